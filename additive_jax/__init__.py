@@ -1,0 +1,31 @@
+"""Additive AI for JAX and Flax: every `+` of a network is a gate, its 2^n structures share one pool of parameters."""
+
+from additive_jax import data, gates, models, samplers
+from additive_jax.errors import UserError
+from additive_jax.evaluate import Evaluation, evaluate_structures
+from additive_jax.models import Additive, measure
+from additive_jax.prefix import shared_prefix
+from additive_jax.run import conditional, masked, static
+from additive_jax.structure import Gate, Space, Structure, all_structures
+from additive_jax.version import __version__
+
+__all__ = [
+  'Additive',
+  'Evaluation',
+  'Gate',
+  'Space',
+  'Structure',
+  'UserError',
+  '__version__',
+  'all_structures',
+  'conditional',
+  'data',
+  'evaluate_structures',
+  'gates',
+  'masked',
+  'measure',
+  'models',
+  'samplers',
+  'shared_prefix',
+  'static',
+]

@@ -1,0 +1,11 @@
+"""Real data as a train and a test split, and the order in which training visits it.
+
+`load('digits')` needs no file and no network; the other kinds are listed in
+`additive_jax.data.sources`.
+"""
+
+from additive_jax.data.order import Order
+from additive_jax.data.sources import KINDS, load
+from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
+
+__all__ = ['KINDS', 'ArraySplit', 'Data', 'Order', 'SourceSplit', 'Split', 'load']

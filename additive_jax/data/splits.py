@@ -1,0 +1,138 @@
+"""A set of examples, in memory or read from its source, and the pair that makes a data set."""
+
+import abc
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+log = logging.getLogger('additive_jax')
+
+Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Split(abc.ABC):
+  """Numbered examples. `len(split)` is their number and `split[indices]` gathers some of them.
+
+  `in_memory` is true for `ArraySplit`, whose `x` and `y` are whole arrays, fit to be put on a
+  device once.
+  """
+
+  in_memory: bool
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """The number of examples."""
+
+  @abc.abstractmethod
+  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the examples `indices`, a flat integer array already known to be in range."""
+
+  def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gathers examples.
+
+    Args:
+      indices: integers of any shape in [0, len(self)), for example [steps, batch].
+
+    Returns:
+      x of shape `indices.shape + (shape of one x)` and y of shape `indices.shape + (shape of one
+      y)`.
+
+    Raises:
+      TypeError: `indices` are not integers.
+      IndexError: an index is negative or not below `len(self)`.
+    """
+    indices = np.asarray(indices)
+    if indices.dtype.kind not in 'iu':
+      raise TypeError(f'indices of type {indices.dtype}; expected an array of integers')
+    if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+      raise IndexError(
+        f'indices from {indices.min()} to {indices.max()}; expected 0 to {len(self) - 1}'
+      )
+    x, y = self._gather(indices.ravel())
+    return x.reshape(indices.shape + x.shape[1:]), y.reshape(indices.shape + y.shape[1:])
+
+
+class ArraySplit(Split):
+  """Examples held as two arrays, `x` and `y`, with the example as leading axis."""
+
+  in_memory = True
+
+  def __init__(self, x: np.ndarray, y: np.ndarray):
+    if len(x) != len(y):
+      raise ValueError(f'{len(x)} x and {len(y)} y; expected as many')
+    self.x = x
+    self.y = y
+
+  def __len__(self) -> int:
+    return len(self.x)
+
+  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return self.x[indices], self.y[indices]
+
+
+class SourceSplit(Split):
+  """Examples that stay where they are, in files or a tfds source, and are read when asked for.
+
+  Args:
+    num_examples: how many there are.
+    gather: reads x and y for a flat, non-empty array of indices in range.
+  """
+
+  in_memory = False
+
+  def __init__(self, num_examples: int, gather: Gather):
+    self._num_examples = num_examples
+    self._read = gather
+
+  def __len__(self) -> int:
+    return self._num_examples
+
+  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(indices):
+      return self._read(indices)
+    x, y = self._read(np.zeros(1, np.int64))
+    return x[:0], y[:0]
+
+
+def fit(num_examples: int, num_bytes: int, gather: Gather, memory_limit: int) -> Split:
+  """An `ArraySplit` when `num_bytes`, the size of x, fits the limit, else a `SourceSplit`."""
+  if num_bytes <= memory_limit:
+    return ArraySplit(*gather(np.arange(num_examples)))
+  log.info(
+    '%d examples of %d bytes in all exceed the memory limit of %d: read as they are needed',
+    num_examples,
+    num_bytes,
+    memory_limit,
+  )
+  return SourceSplit(num_examples, gather)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A data set.
+
+  Attributes:
+    name: the text it was loaded by, such as `digits` or `text:book.txt`.
+    task: `classification` (y int32, one class per example), `language` (x and y uint8, y the next
+      bytes) or `regression` (y float32, one row of targets per example).
+    train: examples to learn from.
+    test: examples to judge by; none of them is in `train`.
+    num_outputs: classes, 256 for bytes, or the number of regression targets.
+    class_names: the name of every class, where the source has them.
+  """
+
+  name: str
+  task: str
+  train: Split
+  test: Split
+  num_outputs: int
+  class_names: tuple[str, ...] | None = None
+
+  @property
+  def example_shape(self) -> tuple[int, ...]:
+    """The shape of one x, without a batch axis."""
+    if self.train.in_memory:
+      return self.train.x.shape[1:]
+    return self.train[np.zeros(1, np.int64)][0].shape[1:]

@@ -1,0 +1,160 @@
+"""The gradient of several structures in one pool: each from its own slot, averaged over slots and devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from additive_jax import placement, run
+from additive_jax.errors import UserError
+from additive_jax.models.additive import gate_names, parts
+
+AVERAGES = ('mean', 'coverage')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a pool is trained: static and hashable, one compiled program per recipe.
+
+  Attributes:
+    model: an additive model.
+    objective: from outputs and targets to per-example loss and accuracy, see `objectives`.
+    optimizer: an Optax transformation.
+    average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each parameter's by the
+      number of slots whose structure read it, so that rarely chosen sites are not held back.
+    collective: 'psum' or 'ring'.
+    distill: weight α of in-place distillation: the loss of a structure other than all-on is
+      (1 − α)·loss + α·KL(all-on ‖ structure). Source: Yu & Huang 2019 (arXiv:1903.05134), section 3.2.
+  """
+
+  model: Any
+  objective: Callable
+  optimizer: optax.GradientTransformation
+  average: str = 'mean'
+  collective: str = 'psum'
+  distill: float = 0.0
+
+  def __post_init__(self):
+    if self.average not in AVERAGES:
+      raise UserError(f'average {self.average!r}: expected one of {", ".join(AVERAGES)}')
+    if self.collective not in placement.COLLECTIVES:
+      known = ', '.join(placement.COLLECTIVES)
+      raise UserError(f'collective {self.collective!r}: expected one of {known}')
+    if not 0 <= self.distill <= 1:
+      raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
+
+
+def structure_loss(
+  recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array
+) -> jax.Array:
+  """Mean loss of one traced structure, bool [n], on a batch; distilled from all-on if the recipe says so."""
+  variables = {'params': params}
+  outputs = run.conditional(recipe.model, variables, x, bits)
+  loss = recipe.objective(outputs, y)[0].mean()
+  if not recipe.distill:
+    return loss
+  full = (True,) * len(bits)
+  teacher = jax.lax.stop_gradient(run.static(recipe.model, variables, x, full))
+  divergence = optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
+  ).mean()
+  return jnp.where(bits.all(), loss, (1 - recipe.distill) * loss + recipe.distill * divergence)
+
+
+def usage(model, x):
+  """Which parts of the model read each leaf of the pool.
+
+  Returns:
+    A pytree like the pool, of bool [n + 1]: one per site, and a last one for embed and readout.
+  """
+  found = parts(model, x)
+
+  def paths(tree):
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+  readers = [paths(site) for site in found.sites]
+  readers.append(paths(found.embed) | paths(found.readout))
+  pool = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: np.array([jax.tree_util.keystr(path) in reader for reader in readers]), pool
+  )
+
+
+def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=(), reads=None):
+  """The gradient of one step, averaged over its K slots, which P devices may share.
+
+  Args:
+    params: the pool, the same on every device.
+    bits: the structures of this device's slots, bool [K/P, n].
+    batch: (x, y) with leading axes [K/P, B]: this device's examples for each of its slots.
+    axes: the names of the mesh axes inside `shard_map`; () outside.
+    reads: for 'coverage', what `usage` gave.
+
+  Returns:
+    gradient, the same on every device; loss [K/P]; finite, bool [K/P]. A slot whose loss or gradient is not finite on
+    any device is left out of the average.
+  """
+  split = placement.DATA in axes
+
+  def slot(total, inputs):
+    bits, (x, y) = inputs
+    loss, gradient = jax.value_and_grad(lambda params: structure_loss(recipe, params, bits, x, y))(
+      params
+    )
+    finite = jnp.isfinite(loss)
+    for leaf in jax.tree.leaves(gradient):
+      finite &= jnp.isfinite(leaf).all()
+    if split:  # the devices along this axis run the same structure, so they arrive here together
+      finite = jax.lax.pmin(finite.astype(jnp.int32), placement.DATA) > 0
+      loss = jax.lax.pmean(loss, placement.DATA)
+      gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(placement.DATA), gradient)
+    gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
+    if total is None:
+      return gradient, (loss, finite)
+    return jax.tree.map(jnp.add, total, gradient), (loss, finite)
+
+  if len(bits) == 1:
+    alone = jax.tree.map(lambda a: a[0], (bits, batch))
+    total, seen = slot(None, alone)
+    loss, finite = jax.tree.map(lambda a: a[None], seen)
+  else:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, (loss, finite) = jax.lax.scan(slot, zeros, (bits, batch))
+  total = placement.all_reduce_sum(total, axes, recipe.collective)
+
+  def over_slots(count):
+    count = jax.lax.psum(count, placement.STRUCTURE) if placement.STRUCTURE in axes else count
+    return jnp.maximum(count, 1)
+
+  if recipe.average == 'mean':
+    count = over_slots(finite.sum())
+    return jax.tree.map(lambda g: g / count, total), loss, finite
+  on = jnp.pad(bits, ((0, 0), (0, 1)), constant_values=True)
+  count = jax.tree.map(lambda readers: over_slots((finite & (on & readers).any(-1)).sum()), reads)
+  return jax.tree.map(jnp.divide, total, count), loss, finite
+
+
+def cosines(recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+  """Cosine between the gradients of K structures on one batch, [K, K].
+
+  Args:
+    bits: bool [K, n].
+    x, y: one batch for all, [B, ...].
+
+  Where a parameter is read by one of two structures only, it counts as zero in the other's gradient.
+  """
+
+  def flat(bits):
+    gradient = jax.grad(lambda params: structure_loss(recipe, params, bits, x, y))(params)
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
+
+  gradient = jax.lax.map(flat, bits)
+  norm = jnp.linalg.norm(gradient, axis=1, keepdims=True)
+  unit = gradient / jnp.maximum(norm, jnp.finfo(gradient.dtype).tiny)
+  return jnp.matmul(unit, unit.T, precision='highest')

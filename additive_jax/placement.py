@@ -1,0 +1,201 @@
+"""Where things live: the one file that knows the mesh axes, the processes and the collectives.
+
+Mesh axes: `structure` (devices that train different structures) and `data` (devices that split one structure's batch).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from additive_jax.errors import UserError
+
+log = logging.getLogger('additive_jax')
+
+STRUCTURE, DATA = 'structure', 'data'
+COLLECTIVES = ('psum', 'ring')
+
+# On CPU one program of small matmuls gains nothing from a second core, while two programs side by side gain all of it.
+SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
+
+
+def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
+  """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
+
+  As many devices as divide K go to the `structure` axis, the rest to `data` as far as they divide the batch. Devices
+  that fit neither stay idle, which is logged.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  best = max(
+    (
+      (s * d, s)
+      for s in range(1, len(devices) + 1)
+      for d in range(1, len(devices) // s + 1)
+      if num_structures % s == 0 and batch_size % d == 0
+    ),
+  )
+  used, structure = best
+  if jax.process_count() > 1 and used < len(devices):
+    raise UserError(
+      f'{num_structures} structures a step, each on {batch_size} examples, do not divide over {len(devices)} devices: '
+      'expected a multiple of the devices, since every process takes part'
+    )
+  if used < len(devices):
+    log.warning(
+      '%d of %d devices are used: K=%d, batch %d', used, len(devices), num_structures, batch_size
+    )
+  shape = (structure, used // structure)
+  return jax.make_mesh(
+    shape, (STRUCTURE, DATA), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[:used]
+  )
+
+
+def place(tree, mesh: Mesh, spec: PartitionSpec):
+  """Puts host arrays, the same in every process, on the mesh; each process places only its own devices' parts."""
+  sharding = NamedSharding(mesh, spec)
+
+  def put(leaf):
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+  return jax.tree.map(put, tree)
+
+
+def replicate(tree, mesh: Mesh):
+  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the result."""
+  return place(to_host(tree), mesh, PartitionSpec())
+
+
+def to_host(tree):
+  """A NumPy copy of arrays that are whole or replicated, also over the devices of several processes."""
+  return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)
+
+
+def all_reduce_sum(tree, axes: tuple[str, ...], collective: str):
+  """Sums a pytree over mesh axes, inside `shard_map`; the same on every device.
+
+  Args:
+    collective: 'psum', or 'ring' for `ring_all_reduce` along each axis in turn.
+  """
+  if not axes:
+    return tree
+  if collective == 'psum':
+    return jax.lax.psum(tree, axes)
+  vector, unravel = ravel_pytree(tree)
+  for axis in axes:
+    vector = ring_all_reduce(vector, axis)
+  return unravel(vector)
+
+
+def ring_all_reduce(vector: jax.Array, axis: str) -> jax.Array:
+  """Sum of `vector` [N] over the P devices of `axis` by reduce-scatter and all-gather around a ring.
+
+  Each device sends 2·(P−1)/P·N numbers in all, whatever P. Source: Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69.
+  """
+  size = jax.lax.axis_size(axis)
+  if size == 1:
+    return vector
+  rank = jax.lax.axis_index(axis)
+  ring = [(i, (i + 1) % size) for i in range(size)]
+  pieces = jnp.pad(vector, (0, -len(vector) % size)).reshape(size, -1)
+
+  # After step t device r holds the sum of t+2 devices' piece r−t−1; after the last one, piece r+1 in full.
+  moving = pieces[rank]
+  for t in range(size - 1):
+    moving = jax.lax.ppermute(moving, axis, ring) + pieces[(rank - t - 1) % size]
+  pieces = pieces.at[(rank + 1) % size].set(moving)
+  for t in range(size - 1):
+    moving = jax.lax.ppermute(moving, axis, ring)
+    pieces = pieces.at[(rank - t) % size].set(moving)
+  return pieces.reshape(-1)[: len(vector)]
+
+
+def workers(devices=None) -> list[jax.Device]:
+  """The device that each of this process's worker threads drives.
+
+  Accelerators: one thread each. CPU: one thread per core, all on one device, since the devices of a CPU are the same cores
+  and each further device would compile everything again.
+  """
+  if devices is not None:
+    return list(devices)
+  local = jax.local_devices()
+  if local[0].platform != 'cpu':
+    return local
+  return [local[0]] * len(os.sched_getaffinity(0))
+
+
+def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator:
+  """Runs `run(job, device)` for every job on a pool of worker threads; yields (job, result) as they end.
+
+  Args:
+    devices: one per worker thread, see `workers`.
+  """
+  jobs = list(jobs)
+  idle: queue.SimpleQueue = queue.SimpleQueue()
+  for device in devices:
+    idle.put(device)
+
+  def work(job):
+    device = idle.get()
+    try:
+      return job, run(job, device)
+    finally:
+      idle.put(device)
+
+  pool = concurrent.futures.ThreadPoolExecutor(len(devices))
+  try:
+    futures = [pool.submit(work, job) for job in jobs]
+    for future in concurrent.futures.as_completed(futures):
+      yield future.result()
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_primary() -> bool:
+  """Whether this process writes the files of the run."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits until every process is here; nothing on a single process."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(flag: bool) -> bool:
+  """Whether the flag is set on any process: for decisions that all must take alike."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(jnp.asarray(flag)).any())
+
+
+@contextlib.contextmanager
+def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterator[None]:
+  """Joins this process to the others for the length of the block; nothing for an empty coordinator.
+
+  Args:
+    coordinator: `host:port` of process 0, or 'auto' for what SLURM, a TPU pod or Kubernetes tells JAX by itself.
+  """
+  if not coordinator:
+    yield
+    return
+  if coordinator == 'auto':
+    jax.distributed.initialize()
+  else:
+    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=30)
+  multihost_utils.sync_global_devices(
+    'joined'
+  )  # the first collective must come before any long compile
+  yield
+  jax.distributed.shutdown()

@@ -1,0 +1,134 @@
+"""Many networks trained each by itself: one compiled program for every structure, spread over cores or devices.
+
+Each worker thread trains one structure at a time with `train.train_step`, as a program of its own that uses one core: on CPU a network of small matmuls
+gains little from a second core, while two networks side by side gain all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax import placement
+from additive_jax.data import Order
+from additive_jax.evaluate import evaluate_one
+from additive_jax.gradients import Recipe
+from additive_jax.structure import Structure
+from additive_jax.train import State, init_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One trained network.
+
+  Attributes:
+    structure: what was trained.
+    state: its final `State`, on the worker's device.
+    loss, accuracy: on the test split.
+    train_loss: mean over the last tenth of the steps (at least one).
+    skipped: steps whose loss or gradient was not finite.
+  """
+
+  structure: Structure
+  state: State
+  loss: float
+  accuracy: float
+  train_loss: float
+  skipped: int
+
+
+class Population:
+  """Trains structures alone, all from the same init, on the same examples in the same order.
+
+  What one member becomes does not depend on which others are trained, in what order, or on which worker.
+  """
+
+  def __init__(self, recipe: Recipe, data, *, batch_size: int, seed: int, devices=None):
+    """Compiles nothing yet.
+
+    Args:
+      recipe: how to train; its collective and average play no part.
+      data: with `train` and `test` splits that fit in memory.
+      batch_size: B.
+      seed: names the initial pool and the order of the data.
+      devices: one per worker thread, see `placement.workers`.
+    """
+    self.recipe, self.batch_size, self.seed = recipe, batch_size, seed
+    self.devices = placement.workers(devices)
+    self._order = Order(len(data.train), batch_size, seed)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    example = data.train[np.zeros(1, np.int64)][0]
+    self.variables = placement.to_host(recipe.model.init(key, example))
+    arrays = ((data.train.x, data.train.y), (data.test.x, data.test.y))
+    initial = placement.to_host(init_state(recipe, self.variables))
+    self._placed = {
+      device: jax.device_put((initial, *arrays), device) for device in set(self.devices)
+    }
+    self._compiled: set = set()
+    self._locks = {device: threading.Lock() for device in set(self.devices)}
+
+  def train(
+    self,
+    structures: Iterable[Structure],
+    stop: int,
+    *,
+    states: dict[Structure, Any] | None = None,
+    start: int = 0,
+  ) -> Iterator[Member]:
+    """Trains each structure from step `start` to step `stop`; yields members as they end.
+
+    Args:
+      states: where to go on from, by structure, when `start` is not 0.
+    """
+    indices = self._order.indices(start, stop - start)
+
+    def work(structure, device):
+      initial, train, test = self._placed[device]
+      state = jax.device_put(states[structure], device) if states else initial
+      bits = np.array(structure.bits)
+      program = _program(self.recipe, device.platform)
+      if (device, len(indices)) in self._compiled:
+        return self._member(structure, program(state, bits, indices, train, test))
+      with self._locks[device]:  # else every thread would compile the same program
+        member = self._member(structure, program(state, bits, indices, train, test))
+        self._compiled.add((device, len(indices)))
+        return member
+
+    for _, member in placement.spread(structures, work, self.devices):
+      yield member
+
+  def _member(self, structure, result):
+    state, train_loss, (loss, accuracy) = result
+    return Member(
+      structure, state, float(loss), float(accuracy), float(train_loss), int(state.skipped)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _program(recipe: Recipe, platform: str):
+  def train(state, bits, indices, train, test):
+    tail = max(1, len(indices) // 10)
+
+    def body(carry, inputs):
+      state, total = carry
+      t, rows = inputs
+      batch = jax.tree.map(lambda a: a[rows][None], train)
+      state, metrics = train_step(recipe, state, bits[None], batch)
+      total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
+      return (state, total), None
+
+    steps = (jnp.arange(len(indices)), indices)
+    (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
+    variables = {'params': state.params}
+    scores = evaluate_one(recipe.model, variables, test, bits, objective=recipe.objective)
+    return state, total / tail, scores
+
+  options = placement.SINGLE_THREAD if platform == 'cpu' else None
+  return jax.jit(train, compiler_options=options)

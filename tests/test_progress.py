@@ -1,0 +1,212 @@
+"""A live bar on a terminal, plain lines in a log file, and a polite way to stop."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import threading
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from additive_jax.progress import LineHandler, Progress, Stopper, duration, setup_logging
+
+log = logging.getLogger('additive_jax')
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_before():
+  before = log.handlers[:], log.level, log.propagate
+  yield
+  log.handlers[:], log.level, log.propagate = before
+
+
+class Terminal:
+  """A pseudo-terminal: `finish` closes `stream` and returns what was written to it."""
+
+  def __enter__(self):
+    self._master, slave = os.openpty()
+    self.stream = open(slave, 'w', encoding='utf-8')
+    self._chunks = []
+    self._reader = threading.Thread(target=self._read)
+    self._reader.start()
+    return self
+
+  def _read(self):
+    # Linux reports the closed other end as an error.
+    with contextlib.suppress(OSError):
+      while chunk := os.read(self._master, 65536):
+        self._chunks.append(chunk)
+
+  def __exit__(self, *_):
+    self.finish()
+    os.close(self._master)
+
+  def finish(self):
+    self.stream.close()
+    self._reader.join()
+    return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', b''.join(self._chunks).decode())
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm-256color')
+  monkeypatch.setenv('COLUMNS', '120')
+  monkeypatch.setenv('LINES', '40')
+  with Terminal() as made:
+    yield made
+
+
+def test_lines_in_a_log_file():
+  stream = io.StringIO()
+  setup_logging(stream=stream)
+  with Progress(1500, 'cotrain', stream=stream, start=100, interval=0.05) as progress:
+    progress.advance(10, loss=1.0)
+    time.sleep(0.1)
+    progress.advance(290, loss=jnp.float32(0.51234), structure='1011', nonfinite=3)
+    progress.advance(10, loss=0.4)
+    progress.advance(1090, loss=0.25)
+  lines = [line.split(' ', 1) for line in stream.getvalue().splitlines()]
+  assert all(re.fullmatch(r'\d\d:\d\d:\d\d', stamp) for stamp, _ in lines)
+  first, middle, last = [message for _, message in lines]
+  assert first == 'cotrain: 100/1500 steps (7%)'
+  # 300 steps took at least 0.1 s, so the 1,100 that remain at least 0.36 s; had the 100 steps of
+  # the earlier process counted, 0.28 s would have been possible.
+  counts, left, *figures = middle.split(', ')
+  assert counts == 'cotrain: 400/1500 steps (27%)'
+  assert float(re.fullmatch(r'([\d.]+) s left', left)[1]) >= 0.35
+  assert figures == ['loss 0.5123', 'structure 1011', 'nonfinite 3']
+  assert re.fullmatch(
+    r'cotrain: 1500/1500 steps \(100%\), took [\d.]+ s, loss 0.25, .*nonfinite 3', last
+  )
+
+
+def test_an_interrupted_piece_of_work_says_how_far_it_came():
+  stream = io.StringIO()
+  setup_logging(stream=stream)
+
+  def work():
+    with Progress(1000, 'sweep', unit='structure', stream=stream) as progress:
+      progress.advance(999)
+      raise RuntimeError
+
+  with pytest.raises(RuntimeError):
+    work()
+  assert 'sweep: 999/1000 structures (99%), took' in stream.getvalue()
+
+
+def test_nothing_to_do_and_nothing_to_show():
+  stream = io.StringIO()
+  setup_logging(stream=stream)
+  with Progress(1, 'other process', stream=stream, enabled=False) as progress:
+    progress.advance(1, loss=1.0)
+  assert stream.getvalue() == ''
+  with Progress(0, 'empty', stream=stream):
+    pass
+  assert 'empty: 0/0 steps (100%), took 0.0 s' in stream.getvalue()
+
+
+def test_a_live_bar_on_a_terminal_leaves_log_lines_whole(terminal):
+  setup_logging(stream=terminal.stream)
+  with Progress(200, 'co[train]', stream=terminal.stream, start=50) as progress:
+    for i in range(15):
+      progress.advance(10, loss=1 / (i + 1))
+      log.info('line [bold]%d[/bold] of the log, %s', i, 'x' * 150)
+      time.sleep(0.02)
+  assert Progress.display is None
+  log.info('after the bar')
+  text = terminal.finish()
+  for i in range(15):
+    pattern = rf'\d\d:\d\d:\d\d line \[bold\]{i}\[/bold\] of the log, x{{150}}\r?\n'
+    assert len(re.findall(pattern, text)) == 1
+  final = [line for line in re.split(r'[\r\n]+', text) if 'co[train]' in line][-1]
+  assert '200/200' in final
+  assert 'steps/s' in final
+  assert 'loss 0.06667' in final
+  assert text.rstrip().endswith('after the bar')
+
+
+def test_bars_can_be_nested(terminal):
+  with Progress(2, 'outer', stream=terminal.stream) as outer:
+    for _ in range(2):
+      with Progress(3, 'inner', stream=terminal.stream) as inner:
+        inner.advance(3)
+      outer.advance()
+  text = terminal.finish()
+  assert 'inner' in text
+  assert re.search(r'outer .* 2/2', text)
+  assert Progress.display is None
+
+
+def test_setup_logging_twice_writes_each_line_once():
+  stream = io.StringIO()
+  setup_logging(logging.INFO, stream)
+  handler = setup_logging(logging.WARNING, stream)
+  log.info('quiet')
+  log.warning('loud')
+  assert re.fullmatch(r'\d\d:\d\d:\d\d loud\n', stream.getvalue())
+  assert [h for h in log.handlers if isinstance(h, LineHandler)] == [handler]
+
+
+def test_lines_follow_standard_error(capsys):
+  setup_logging()
+  log.info('hello')
+  assert capsys.readouterr().err.endswith(' hello\n')
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [
+    (0.04, '0.0 s'),
+    (59.9, '59.9 s'),
+    (59.97, '1 min 0 s'),
+    (125, '2 min 5 s'),
+    (4800, '1 h 20 min'),
+  ],
+)
+def test_durations(seconds, text):
+  assert duration(seconds) == text
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_a_request(number, caplog):
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with caplog.at_level(logging.INFO, 'additive_jax'), Stopper() as stopper:
+    assert not stopper.stop_requested
+    signal.raise_signal(number)
+    assert stopper.stop_requested
+    assert stopper.stop_requested
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+  assert [r.message for r in caplog.records] == [
+    f'{number.name}: stopping after this step; Ctrl-C stops at once'
+  ]
+
+
+def test_an_ignored_interrupt_stays_ignored():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with Stopper() as stopper:
+      signal.raise_signal(signal.SIGINT)
+      assert not stopper.stop_requested
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+def test_off_the_main_thread_the_stopper_does_nothing():
+  before = signal.getsignal(signal.SIGTERM)
+  seen = []
+
+  def work():
+    with Stopper() as stopper:
+      seen.extend([stopper.stop_requested, signal.getsignal(signal.SIGTERM) is before])
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [False, True]
