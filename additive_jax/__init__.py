@@ -1,4 +1,6 @@
-"""Additive AI for JAX and Flax: every `+` of a network is a gate, its 2^n structures share one pool of parameters."""
+"""Additive AI for JAX and Flax: every `+` of a network is a gate, its 2^n structures share one pool
+of parameters.
+"""
 
 from additive_jax import data, gates, models, samplers
 from additive_jax.errors import UserError

@@ -4,6 +4,6 @@
 class UserError(ValueError):
   """What was asked for cannot be done, and the person who asked can mend it.
 
-  The message is one line: it repeats the offending value and says what was expected. The launcher prints it without a
-  traceback and exits with code 2; in a notebook it is an ordinary `ValueError`.
+  The message is one line: it repeats the offending value and says what was expected. The launcher
+  prints it without a traceback and exits with code 2; in a notebook it is an ordinary `ValueError`.
   """

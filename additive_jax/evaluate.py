@@ -17,7 +17,8 @@ from additive_jax.models.additive import embed, gate_names
 from additive_jax.objectives import objective_of
 from additive_jax.structure import all_bits, bits_of
 
-# Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's cache.
+# Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
+# cache.
 TILE_ROWS = {'cpu': 512}
 DEFAULT_TILE_ROWS = 16384
 # A core's share of the last-level cache on CPU; room for a few thousand structures elsewhere.
@@ -43,17 +44,20 @@ def evaluate_structures(
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
 ) -> Evaluation:
-  """Ranks structures by shared-prefix evaluation: structures that agree on their first gates share that work.
+  """Ranks structures by shared-prefix evaluation: structures that agree on their first gates share
+  that work.
 
-  All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles nothing, whatever the structures.
+  All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
+  nothing, whatever the structures.
 
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]), any number of examples.
-    structures: what to evaluate, in any form (see `Space.parse`) or as bits [S, n], repeats allowed; None is all 2^n in integer
-      order.
-    task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss, accuracy) as in `objectives`.
+    structures: what to evaluate, in any form (see `Space.parse`) or as bits [S, n], repeats
+      allowed; None is all 2^n in integer order.
+    task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss,
+      accuracy) as in `objectives`.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.

@@ -23,7 +23,8 @@ import numpy as np
 
 
 def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], gate) -> jax.Array:
-  """The gated residual `y = x + g·f(x)`; with g = 0 the branch is skipped: no parameters read, no FLOPs.
+  """The gated residual `y = x + g·f(x)`; with g = 0 the branch is skipped: no parameters read, no
+  FLOPs.
 
   Args:
     x: the stream, [B, ..., D].
@@ -37,8 +38,8 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], gate) -> ja
   Raises:
     TypeError: for a gate of another type, such as a traced integer.
 
-  The conditional branch is rematerialised: under reverse mode `lax.cond` otherwise fills the residuals of the
-  skipped branch with zeros, which costs as much memory traffic as running it.
+  The conditional branch is rematerialised: under reverse mode `lax.cond` otherwise fills the
+  residuals of the skipped branch with zeros, which costs as much memory traffic as running it.
   """
   if isinstance(gate, bool | np.bool_):
     return x + branch(x) if gate else x
@@ -50,5 +51,6 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], gate) -> ja
     gate = gate.reshape(gate.shape + (1,) * (x.ndim - gate.ndim))
     return x + gate.astype(x.dtype) * branch(x)
   raise TypeError(
-    f'gate of dtype {gate.dtype} and shape {gate.shape}: expected a Python bool, a bool scalar, or floats'
+    f'gate of dtype {gate.dtype} and shape {gate.shape}: '
+    'expected a Python bool, a bool scalar, or floats'
   )

@@ -1,4 +1,6 @@
-"""The gradient of several structures in one pool: each from its own slot, averaged over slots and devices."""
+"""The gradient of several structures in one pool: each from its own slot, averaged over slots and
+devices.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import optax
 
 from additive_jax import placement, run
 from additive_jax.errors import UserError
-from additive_jax.models.additive import gate_names, parts
+from additive_jax.models.additive import parts
 
 AVERAGES = ('mean', 'coverage')
 
@@ -26,11 +28,13 @@ class Recipe:
     model: an additive model.
     objective: from outputs and targets to per-example loss and accuracy, see `objectives`.
     optimizer: an Optax transformation.
-    average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each parameter's by the
-      number of slots whose structure read it, so that rarely chosen sites are not held back.
+    average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each
+      parameter's by the number of slots whose structure read it, so that rarely chosen sites are
+      not held back.
     collective: 'psum' or 'ring'.
     distill: weight α of in-place distillation: the loss of a structure other than all-on is
-      (1 − α)·loss + α·KL(all-on ‖ structure). Source: Yu & Huang 2019 (arXiv:1903.05134), section 3.2.
+      (1 − α)·loss + α·KL(all-on ‖ structure). Source: Yu & Huang 2019 (arXiv:1903.05134), section
+      3.2.
   """
 
   model: Any
@@ -53,7 +57,9 @@ class Recipe:
 def structure_loss(
   recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array
 ) -> jax.Array:
-  """Mean loss of one traced structure, bool [n], on a batch; distilled from all-on if the recipe says so."""
+  """Mean loss of one traced structure, bool [n], on a batch; distilled from all-on if the recipe
+  says so.
+  """
   variables = {'params': params}
   outputs = run.conditional(recipe.model, variables, x, bits)
   loss = recipe.objective(outputs, y)[0].mean()
@@ -97,8 +103,8 @@ def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=()
     reads: for 'coverage', what `usage` gave.
 
   Returns:
-    gradient, the same on every device; loss [K/P]; finite, bool [K/P]. A slot whose loss or gradient is not finite on
-    any device is left out of the average.
+    gradient, the same on every device; loss [K/P]; finite, bool [K/P]. A slot whose loss or
+    gradient is not finite on any device is left out of the average.
   """
   split = placement.DATA in axes
 
@@ -147,7 +153,8 @@ def cosines(recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array)
     bits: bool [K, n].
     x, y: one batch for all, [B, ...].
 
-  Where a parameter is read by one of two structures only, it counts as zero in the other's gradient.
+  Where a parameter is read by one of two structures only, it counts as zero in the other's
+  gradient.
   """
 
   def flat(bits):

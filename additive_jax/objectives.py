@@ -1,4 +1,4 @@
-"""What a network is trained for and judged by: per-example loss and accuracy of each kind of task."""
+"""What a network is trained for and judged by: loss and accuracy of each example, per task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def language(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Squared error of standardised targets, and one minus it: its mean is the coefficient of determination R².
+  """Squared error of standardised targets, and one minus it: its mean is the coefficient of
+  determination R².
 
   Args:
     outputs: predictions [..., B, C].

@@ -14,9 +14,11 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
   """Clip by global norm, then the named optimizer on the named schedule.
 
   Args:
-    config: has `learning_rate`; `optimizer.name`, a function of Optax, and `optimizer.kwargs`; `schedule.name`, a schedule of Optax or 'constant', and
-      `schedule.kwargs`; `clip_norm`, 0 for none.
-    num_steps: length of the run. A schedule's argument that ends in `_steps` and is given as a float is a share of it.
+    config: has `learning_rate`; `optimizer.name`, a function of Optax, and `optimizer.kwargs`;
+      `schedule.name`, a schedule of Optax or 'constant', and `schedule.kwargs`; `clip_norm`, 0 for
+      none.
+    num_steps: length of the run. A schedule's argument that ends in `_steps` and is given as a
+      float is a share of it.
 
   Raises:
     UserError: for a name that Optax does not have or an argument that its function does not take.
@@ -34,7 +36,9 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
 
 
 def make_schedule(config, num_steps: int) -> optax.Schedule:
-  """The learning rate as a function of the step; `config.learning_rate` is its first or its peak value."""
+  """The learning rate as a function of the step; `config.learning_rate` is its first or its peak
+  value.
+  """
   if not config.learning_rate > 0:
     raise UserError(f'learning_rate {config.learning_rate}: expected a positive number')
   if config.schedule.name == 'constant':
@@ -61,7 +65,8 @@ def make_schedule(config, num_steps: int) -> optax.Schedule:
   missing = [name for name in needed if name not in kwargs]
   if missing:
     raise UserError(
-      f'schedule {config.schedule.name!r} needs {", ".join(missing)}: expected them in schedule.kwargs'
+      f'schedule {config.schedule.name!r} without {", ".join(missing)}: '
+      'expected them in schedule.kwargs'
     )
   return make(**kwargs)
 

@@ -1,6 +1,7 @@
 """Where things live: the one file that knows the mesh axes, the processes and the collectives.
 
-Mesh axes: `structure` (devices that train different structures) and `data` (devices that split one structure's batch).
+Mesh axes: `structure` (devices that train different structures) and `data` (devices that split one
+  structure's batch).
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ log = logging.getLogger('additive_jax')
 STRUCTURE, DATA = 'structure', 'data'
 COLLECTIVES = ('psum', 'ring')
 
-# On CPU one program of small matmuls gains nothing from a second core, while two programs side by side gain all of it.
+# On CPU one program of small matmuls gains nothing from a second core, while two programs side by
+# side gain all of it.
 SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
 
 
 def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
   """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
 
-  As many devices as divide K go to the `structure` axis, the rest to `data` as far as they divide the batch. Devices
-  that fit neither stay idle, which is logged.
+  As many devices as divide K go to the `structure` axis, the rest to `data` as far as they divide
+  the batch. Devices that fit neither stay idle, which is logged.
   """
   devices = list(jax.devices() if devices is None else devices)
   best = max(
@@ -48,8 +50,8 @@ def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
   used, structure = best
   if jax.process_count() > 1 and used < len(devices):
     raise UserError(
-      f'{num_structures} structures a step, each on {batch_size} examples, do not divide over {len(devices)} devices: '
-      'expected a multiple of the devices, since every process takes part'
+      f'{num_structures} structures a step, each on {batch_size} examples, do not divide over '
+      f'{len(devices)} devices: expected a multiple, since every process takes part'
     )
   if used < len(devices):
     log.warning(
@@ -62,7 +64,9 @@ def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
 
 
 def place(tree, mesh: Mesh, spec: PartitionSpec):
-  """Puts host arrays, the same in every process, on the mesh; each process places only its own devices' parts."""
+  """Puts host arrays, the same in every process, on the mesh; each process places only its own
+  devices' parts.
+  """
   sharding = NamedSharding(mesh, spec)
 
   def put(leaf):
@@ -73,12 +77,16 @@ def place(tree, mesh: Mesh, spec: PartitionSpec):
 
 
 def replicate(tree, mesh: Mesh):
-  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the result."""
+  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the
+  result.
+  """
   return place(to_host(tree), mesh, PartitionSpec())
 
 
 def to_host(tree):
-  """A NumPy copy of arrays that are whole or replicated, also over the devices of several processes."""
+  """A NumPy copy of arrays that are whole or replicated, also over the devices of several
+  processes.
+  """
   return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)
 
 
@@ -99,9 +107,11 @@ def all_reduce_sum(tree, axes: tuple[str, ...], collective: str):
 
 
 def ring_all_reduce(vector: jax.Array, axis: str) -> jax.Array:
-  """Sum of `vector` [N] over the P devices of `axis` by reduce-scatter and all-gather around a ring.
+  """Sum of `vector` [N] over the P devices of `axis` by reduce-scatter and all-gather around a
+  ring.
 
-  Each device sends 2·(P−1)/P·N numbers in all, whatever P. Source: Patarasuk & Yuan 2009, J. Parallel Distrib. Comput. 69.
+  Each device sends 2·(P−1)/P·N numbers in all, whatever P. Source: Patarasuk & Yuan 2009, J.
+  Parallel Distrib. Comput. 69.
   """
   size = jax.lax.axis_size(axis)
   if size == 1:
@@ -110,7 +120,8 @@ def ring_all_reduce(vector: jax.Array, axis: str) -> jax.Array:
   ring = [(i, (i + 1) % size) for i in range(size)]
   pieces = jnp.pad(vector, (0, -len(vector) % size)).reshape(size, -1)
 
-  # After step t device r holds the sum of t+2 devices' piece r−t−1; after the last one, piece r+1 in full.
+  # After step t device r holds the sum of t+2 devices' piece r−t−1; after the last one, piece r+1
+  # in full.
   moving = pieces[rank]
   for t in range(size - 1):
     moving = jax.lax.ppermute(moving, axis, ring) + pieces[(rank - t - 1) % size]
@@ -124,8 +135,8 @@ def ring_all_reduce(vector: jax.Array, axis: str) -> jax.Array:
 def workers(devices=None) -> list[jax.Device]:
   """The device that each of this process's worker threads drives.
 
-  Accelerators: one thread each. CPU: one thread per core, all on one device, since the devices of a CPU are the same cores
-  and each further device would compile everything again.
+  Accelerators: one thread each. CPU: one thread per core, all on one device, since the devices of a
+  CPU are the same cores and each further device would compile everything again.
   """
   if devices is not None:
     return list(devices)
@@ -136,7 +147,8 @@ def workers(devices=None) -> list[jax.Device]:
 
 
 def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator:
-  """Runs `run(job, device)` for every job on a pool of worker threads; yields (job, result) as they end.
+  """Runs `run(job, device)` for every job on a pool of worker threads; yields (job, result) as they
+  end.
 
   Args:
     devices: one per worker thread, see `workers`.
@@ -185,7 +197,8 @@ def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterat
   """Joins this process to the others for the length of the block; nothing for an empty coordinator.
 
   Args:
-    coordinator: `host:port` of process 0, or 'auto' for what SLURM, a TPU pod or Kubernetes tells JAX by itself.
+    coordinator: `host:port` of process 0, or 'auto' for what SLURM, a TPU pod or Kubernetes tells
+      JAX by itself.
   """
   if not coordinator:
     yield

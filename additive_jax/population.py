@@ -1,7 +1,9 @@
-"""Many networks trained each by itself: one compiled program for every structure, spread over cores or devices.
+"""Many networks trained each by itself: one compiled program for every structure, spread over cores
+or devices.
 
-Each worker thread trains one structure at a time with `train.train_step`, as a program of its own that uses one core: on CPU a network of small matmuls
-gains little from a second core, while two networks side by side gain all of it.
+Each worker thread trains one structure at a time with `train.train_step`, as a program of its own
+that uses one core: on CPU a network of small matmuls gains little from a second core, while two
+networks side by side gain all of it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Member:
 class Population:
   """Trains structures alone, all from the same init, on the same examples in the same order.
 
-  What one member becomes does not depend on which others are trained, in what order, or on which worker.
+  What one member becomes does not depend on which others are trained, in what order, or on which
+  worker.
   """
 
   def __init__(self, recipe: Recipe, data, *, batch_size: int, seed: int, devices=None):

@@ -1,11 +1,12 @@
 """Shared-prefix evaluation: a whole set of structures at once.
 
-Structures that agree on their first i gates share their first i sites. The set is walked level by level as a binary tree: a node is a
-distinct prefix, and site i runs once per node whose gate i is on somewhere in the set. All 2^n structures cost 2^n − 1 branch evaluations
-in place of n·2^(n−1).
+Structures that agree on their first i gates share their first i sites. The set is walked level by
+level as a binary tree: a node is a distinct prefix, and site i runs once per node whose gate i is
+on somewhere in the set. All 2^n structures cost 2^n − 1 branch evaluations in place of n·2^(n−1).
 
-On the device the nodes of the current level live in a buffer of slots, one stream [B, ..., D] each. An off child keeps its parent's slot, so
-it costs nothing; an on child gets a slot of its own, or its parent's where it is the only child. Which slot feeds which is data (`Plan`), not
+On the device the nodes of the current level live in a buffer of slots, one stream [B, ..., D] each.
+An off child keeps its parent's slot, so it costs nothing; an on child gets a slot of its own, or
+its parent's where it is the only child. Which slot feeds which is data (`Plan`), not
 program: one compiled program serves every set of up to `capacity` structures.
 """
 
@@ -75,9 +76,11 @@ def plan(bits: np.ndarray, capacity: int) -> Plan:
 
 
 def chunks(bits: np.ndarray, capacity: int) -> list[np.ndarray]:
-  """Splits a set [S, n] into index arrays of at most `capacity` structures that share long prefixes.
+  """Splits a set [S, n] into index arrays of at most `capacity` structures that share long
+  prefixes.
 
-  Chunks are ranges of the lexicographic order, so for all 2^n structures and a power of two each fixes the first gates.
+  Chunks are ranges of the lexicographic order, so for all 2^n structures and a power of two each
+  fixes the first gates.
   """
   order = np.lexsort(bits.T[::-1])
   return [order[start : start + capacity] for start in range(0, len(order), capacity)]
@@ -99,11 +102,12 @@ def run_plan(
     x: inputs [B, ...].
     arrays: `Plan.arrays`; may be traced.
     finish: from logits [W, B, ..., C] of W structures to [W, ...].
-    tile: W, how many prefixes share one pass through a branch. Static. The last pass of a level may be partly
-      idle, so a tile should be no wider than fills the machine.
+    tile: W, how many prefixes share one pass through a branch. Static. The last pass of a level may
+      be partly idle, so a tile should be no wider than fills the machine.
 
   Returns:
-    What `finish` gave, [at least capacity, ...], in slot order; slots from `num_leaves` on are undefined.
+    What `finish` gave, [at least capacity, ...], in slot order; slots from `num_leaves` on are
+    undefined.
   """
   count, source, target, num_leaves = arrays
   capacity = source.shape[1]
@@ -145,8 +149,9 @@ def run_plan(
 def shared_prefix(model, variables, x: jax.Array, structures) -> jax.Array:
   """Logits [S, B, ..., C] of a set of structures, in their order, by one walk of their prefix tree.
 
-  The structures are Python values (anything `Space.parse` takes) or an array of bits [S, n]; repeats are evaluated
-  once. Differentiable in forward mode only; for loss and accuracy in bounded memory use `evaluate_structures`.
+  The structures are Python values (anything `Space.parse` takes) or an array of bits [S, n];
+  repeats are evaluated once. Differentiable in forward mode only; for loss and accuracy in bounded
+  memory use `evaluate_structures`.
   """
   bits = bits_of(structures, len(gate_names(model)))
   unique, inverse = np.unique(bits, axis=0, return_inverse=True)

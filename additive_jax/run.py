@@ -1,7 +1,8 @@
-"""Three ways to run one structure of any additive model; `prefix.py` holds the fourth, for many at once.
+"""Three ways to run one structure of any additive model; `prefix.py` holds the fourth, for many at
+once.
 
-`variables` is `{'params': pool}` and `x` a batch of inputs [B, ...]; all return logits [B, ..., C]. They agree to rounding:
-the static form compiles once per structure, the others once for all.
+`variables` is `{'params': pool}` and `x` a batch of inputs [B, ...]; all return logits [B, ..., C].
+They agree to rounding: the static form compiles once per structure, the others once for all.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def conditional(model, variables, x: jax.Array, structure) -> jax.Array:
 
 
 def masked(model, variables, x: jax.Array, structure) -> jax.Array:
-  """Every branch is computed and multiplied by its gate, so gates may be soft and differ per example.
+  """Every branch is computed and multiplied by its gate, so gates may be soft and differ per
+  example.
 
   Args:
     structure: float [n] for the whole batch, [B, n] per example or [B, T, n] per token.
@@ -51,15 +53,15 @@ def masked(model, variables, x: jax.Array, structure) -> jax.Array:
 
 
 def as_bits(structure, num_gates: int) -> jax.Array:
-  """A traced structure as bool [n]: from bool [n], or from an integer scalar whose bit i is gate i."""
+  """A traced structure as bool [n], from bool [n] or an integer scalar whose bit i is gate i."""
   structure = jnp.asarray(structure)
   if structure.dtype == bool and structure.shape == (num_gates,):
     return structure
   if jnp.issubdtype(structure.dtype, jnp.integer) and structure.ndim == 0 and num_gates <= 31:
     return (structure >> jnp.arange(num_gates) & 1).astype(bool)
   raise UserError(
-    f'structure of dtype {structure.dtype} and shape {structure.shape}: expected bool [{num_gates}], '
-    'or an integer scalar for at most 31 gates'
+    f'structure of dtype {structure.dtype} and shape {structure.shape}: '
+    f'expected bool [{num_gates}], or an integer scalar for at most 31 gates'
   )
 
 

@@ -1,7 +1,8 @@
 """Distributions over structures that training draws from.
 
-A sampler is a frozen pytree: its numbers (lists of bits, keep rates) are traced, so that other numbers need no new compile; how many
-structures it draws a step is static. `sampler(key, step)` gives bool [K, n]. What is drawn depends on the key and the step alone, never on devices.
+A sampler is a frozen pytree: its numbers (lists of bits, keep rates) are traced, so that other
+numbers need no new compile; how many structures it draws a step is static. `sampler(key, step)`
+gives bool [K, n]. What is drawn depends on the key and the step alone, never on devices.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Bernoulli:
 
   Attributes:
     keep_rates: float [n], the rates once the ramp is over.
-    ramp_steps: float scalar; over the first `ramp_steps` steps the rates fall linearly from 1 to `keep_rates`.
+    ramp_steps: float scalar; over the first `ramp_steps` steps the rates fall linearly from 1 to
+      `keep_rates`.
     num_structures: K.
 
   Source: stochastic depth, Huang et al. 2016 (arXiv:1603.09382), section 3.
@@ -185,7 +187,8 @@ def make_sampler(
     num_gates: n.
     num_structures: K, structures drawn a step.
     structures: for `fixed` (exactly one, or none for all-on) and `listed`.
-    keep_rate, keep_ramp, gate_keep_rates, ramp_steps: for `bernoulli`; `gate_keep_rates`, one per gate, replaces the ramp over depth.
+    keep_rate, keep_ramp, gate_keep_rates, ramp_steps: for `bernoulli`; `gate_keep_rates`, one per
+      gate, replaces the ramp over depth.
 
   Raises:
     UserError: for an unknown name or options that do not fit.

@@ -39,7 +39,7 @@ class Structure:
 
   @classmethod
   def from_int(cls, value: int, *, num_gates: int) -> Structure:
-    """The structure whose gate i is bit i of `value`. Raises `UserError` outside [0, 2^num_gates)."""
+    """The structure whose gate i is bit i of `value`; `UserError` outside [0, 2^num_gates)."""
     value = int(value)
     if not 0 <= value < 1 << num_gates:
       raise UserError(f'structure {value}: expected an integer in [0, 2^{num_gates})')
@@ -140,7 +140,8 @@ class Gate:
 
   Attributes:
     name: such as `block_03/residual`, unique in its space.
-    flops: floating-point operations of one example's forward pass that the gate switches; None if not measured yet.
+    flops: floating-point operations of one example's forward pass that the gate switches; None if
+      not measured yet.
     params: parameters that are read only when the gate is on; None if not measured yet.
   """
 
@@ -155,7 +156,8 @@ class Space:
 
   Attributes:
     gates: in the order of a structure's bits.
-    fixed_flops: operations of one example's forward pass with every gate off (embed and readout); None if unknown.
+    fixed_flops: operations of one example's forward pass with every gate off (embed and readout);
+      None if unknown.
     fixed_params: parameters that every structure reads; None if unknown.
   """
 
@@ -215,7 +217,8 @@ class Space:
     """FLOPs of one example's forward pass [S] and parameters [S] of many structures.
 
     Raises:
-      UserError: when this space carries no costs; `additive_jax.measure(model, x)` gives one that does.
+      UserError: when this space carries no costs; `additive_jax.measure(model, x)` gives one that
+        does.
     """
     if self.fixed_flops is None or any(gate.flops is None for gate in self.gates):
       raise UserError(

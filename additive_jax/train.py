@@ -1,8 +1,9 @@
 """The trainer: steps on device in compiled chunks, on one device or a mesh.
 
-A step has K slots. Slot k draws its structure from the sampler and its examples from the order of the data; both depend on the seed and the
-step alone. Devices share the slots out (mesh axis `structure`) and may split each slot's batch (axis `data`), so one device gives the
-same numbers as many, to rounding.
+A step has K slots. Slot k draws its structure from the sampler and its examples from the order of
+the data; both depend on the seed and the step alone. Devices share the slots out (mesh axis
+`structure`) and may split each slot's batch (axis `data`), so one device gives the same numbers as
+many, to rounding.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
   """One step of the pool; the arguments are those of `averaged_gradient`.
 
   Returns:
-    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` []. When no slot is finite, the pool and
-    the optimizer stay as they were.
+    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` []. When no slot
+    is finite, the pool and the optimizer stay as they were.
   """
   gradient, loss, finite = averaged_gradient(
     recipe, state.params, bits, batch, axes=axes, reads=reads
@@ -70,7 +71,9 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
 
 @functools.lru_cache(maxsize=32)
 def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool):
-  """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies, is data."""
+  """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies,
+  is data.
+  """
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
 
@@ -114,7 +117,9 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
 
 
 def _rows(shared_batch: bool) -> PartitionSpec:
-  """Placement of a chunk's examples [steps, slots, B]: every device gets its own slots and its share of each batch."""
+  """Placement of a chunk's examples [steps, slots, B]: every device gets its own slots and its
+  share of each batch.
+  """
   return PartitionSpec(None, None if shared_batch else placement.STRUCTURE, placement.DATA)
 
 
@@ -150,7 +155,8 @@ class Trainer:
       state: to continue from; None starts from `model.init` with the seed.
       mesh: default all devices, see `placement.make_mesh`.
       chunk_steps: the most steps that one call of the compiled program takes.
-      shared_batch: all K slots train on the same B examples of a step, instead of on B of their own.
+      shared_batch: all K slots train on the same B examples of a step, instead of on B of their
+        own.
     """
     if batch_size < 1:
       raise UserError(f'batch_size {batch_size}: expected at least 1')

@@ -1,3 +1,5 @@
-"""The version of the package, alone in its file so that the build can read it without importing JAX."""
+"""The version of the package, alone in its file so that the build can read it without importing
+JAX.
+"""
 
 __version__ = '0.1.0'

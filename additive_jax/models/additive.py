@@ -19,11 +19,12 @@ class Additive(nn.Module):
   A subclass provides three things, as methods or as submodules made in `setup`:
 
     embed(x): the input [B, ...] to the stream h [B, ..., D];
-    sites: a list of submodules; site i maps the stream to the value that gate i adds to it, and gives the gate its name;
-    readout(h): the stream to logits [B, ..., C].
+    sites: a list of submodules; site i maps the stream to the value that gate i adds to it, and
+    gives the gate its name; readout(h): the stream to logits [B, ..., C].
 
-  In return it is run as `model.apply(variables, x, structure)`, and `h ← h + g_i·site_i(h)` for each site in order. Branches must treat
-  examples independently (no batch statistics): structures are evaluated side by side along the batch axis.
+  In return it is run as `model.apply(variables, x, structure)`, and `h ← h + g_i·site_i(h)` for
+  each site in order. Branches must treat examples independently (no batch statistics): structures
+  are evaluated side by side along the batch axis.
   """
 
   @property
@@ -36,7 +37,8 @@ class Additive(nn.Module):
 
     Args:
       x: a batch of inputs, [B, ...].
-      structure: a `Structure`, `'1011'`, an integer or a sequence of bits; None is all-on. Not traced.
+      structure: a `Structure`, `'1011'`, an integer or a sequence of bits; None is all-on. Not
+        traced.
 
     Returns:
       logits [B, ..., C].
@@ -64,7 +66,8 @@ class Additive(nn.Module):
     return Space(_measured_gates(self, names, (1, *self.stream_shape), 'float32'))
 
 
-# Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module that has the three parts.
+# Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
+# that has the three parts.
 
 
 def embed(model: nn.Module, variables, x: jax.Array) -> jax.Array:
@@ -109,7 +112,9 @@ class Parts:
 
 
 def parts(model: nn.Module, x) -> Parts:
-  """Finds what each part of `model` reads, by tracing its init on the shapes of `x` [B, ...]. Computes nothing."""
+  """Finds what each part of `model` reads, by tracing its init on the shapes of `x` [B, ...].
+  Computes nothing.
+  """
   key = jax.random.key(0)
 
   def shapes(function, value):
@@ -130,8 +135,10 @@ def parts(model: nn.Module, x) -> Parts:
 def measure(model: nn.Module, x) -> Space:
   """The space of `model` with all its costs, for inputs of the shape of `x` [B, ...].
 
-  FLOPs are XLA's own count for the program of each part, per example of `x`. Parameters shared by several
-  parts are counted once: for embed and readout if they read them, else for the first site that does.
+  FLOPs are XLA's own count for the program of each part, per example of `x`. Parameters shared by
+  several
+  parts are counted once: for embed and readout if they read them, else for the first site that
+    does.
   """
   x = jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
   h = _stream(model, x)
