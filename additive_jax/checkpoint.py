@@ -1,10 +1,8 @@
 """Checkpoints that are whole or not there: Orbax underneath, a checksum for every leaf on top.
 
-Orbax writes a step into a temporary directory and renames it when all is on disk, so a kill leaves
-no half checkpoint. It does not notice bytes that changed on the disk later. So each checkpoint has
-two items: `state`, the pytree as arrays, and `meta`, a JSON object with the identity of the model,
-the caller's own notes, and dtype, shape and CRC-32 of every leaf; the object carries a checksum of
-itself.
+Orbax renames a step into place when all of it is on disk: a kill leaves no half checkpoint. It does
+not notice bytes that change later. So beside the pytree, `state`, a checkpoint has `meta`: JSON
+with a checksum of its own, the model's identity, the caller's notes, and every leaf's CRC-32.
 """
 
 import contextlib
@@ -37,20 +35,18 @@ class Restored(typing.NamedTuple):
 
 
 class DamagedError(Exception):
-  """A checkpoint differs from what was saved; the message says where."""
+  """A part of a checkpoint is not what was saved; the message names it."""
 
 
 class Checkpointer(contextlib.AbstractContextManager):
   """Saves and restores the state of a run under `directory`, one sub-directory a step.
 
-  Reading changes nothing on disk. One run writes into a directory; several may read it. In a run of
-  several processes every process makes the same calls on one shared directory. Also a context
-  manager, which waits for the last save on exit.
+  Reading changes nothing on disk. One run writes into a directory, several may read it; every
+  process of a run makes the same calls. Also a context manager, which waits for the last save.
 
   Args:
     directory: where the steps are kept; made by the first `save`.
-    identity: small dict of JSON values that says which model this is (its name, its gates). A
-      checkpoint with another identity is refused.
+    identity: small dict of JSON values, the model's name and gates; any other is refused.
     max_to_keep: how many of the newest checkpoints stay.
   """
 
@@ -71,16 +67,20 @@ class Checkpointer(contextlib.AbstractContextManager):
 
     Args:
       step: non-negative integer; newer checkpoints have larger ones.
-      state: pytree of JAX or NumPy arrays and numbers, none of zero size. Arrays spread over
-        processes without being fully replicated are gathered first.
+      state: pytree of JAX or NumPy arrays and numbers. Arrays spread over processes without being
+        fully replicated are gathered first.
       meta: dict of JSON values that `restore` hands back.
       wait: return only when the checkpoint is on disk.
 
     Raises:
       UserError: the directory cannot be written.
+      ValueError: no leaves, or leaves of zero size or the same dotted name.
     """
     host_state = jax.tree.map(_to_host, state)
-    _names(host_state)
+    names = _names(host_state)
+    empty = [path for path, array in _leaves(host_state) if array.size == 0]
+    if empty or not names:
+      raise ValueError(f'expected a state with leaves, none of zero size; found {empty or state}')
     body = _through_json(
       {
         'step': step,
@@ -100,18 +100,15 @@ class Checkpointer(contextlib.AbstractContextManager):
   def restore(self, template):
     """The newest sound checkpoint, or None when there is none at all.
 
-    Newest first, each checkpoint is read and every leaf's dtype, shape and checksum compared with
-    what was saved. A damaged one is named in a warning and skipped; the next `save` renames it to
-    `<step>.damaged`.
+    Every leaf's dtype, shape and checksum are compared with what was saved. A damaged checkpoint is
+    named in a warning and skipped for the next older; `save` renames it to `<step>.damaged`.
 
     Args:
-      template: pytree with the structure of the saved state. A JAX array or ShapeDtypeStruct comes
-        back as a JAX array, with its sharding if it is committed to one; NumPy arrays and Python
-        numbers come back as such.
+      template: pytree like the saved state. A JAX array or ShapeDtypeStruct comes back as a JAX
+        array, with its sharding if committed to one; NumPy arrays and Python numbers as such.
 
     Raises:
-      UserError: the checkpoint is of another model (identity, leaves, shapes or dtypes), or all are
-        damaged.
+      UserError: the checkpoint is of another model or of other leaves, or all are damaged.
     """
     self.wait()
     damaged = []
@@ -211,8 +208,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-    mine = np.resize(np.array(steps or [0], np.int32), count)
-    return multihost_utils.broadcast_one_to_all(mine).tolist() if count else []
+    steps = np.resize(np.array(steps or [0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
   def _read(self, step, template):
     """`Restored`, or a text that says what is damaged; the same kind on every process."""
@@ -303,23 +300,21 @@ def _to_host(leaf):
     if not leaf.is_fully_replicated:
       return np.array(multihost_utils.process_allgather(leaf, tiled=True))
     leaf = leaf.addressable_data(0)
-  # Copied: on CPU the NumPy view of a JAX array shares its buffer, which the caller may donate.
+  # Copied: on CPU the view of a JAX array shares its buffer, and a NumPy array is the caller's own.
   return np.array(leaf)
 
 
 def _place(value, leaf):
   """The NumPy array `value` in the kind and sharding of the template's `leaf`."""
   if isinstance(leaf, np.ndarray):
-    return np.array(value)
+    return value
   if isinstance(leaf, np.generic):
-    return np.asarray(value)[()]
+    return value[()]
   if isinstance(leaf, bool | int | float | complex):
-    return np.asarray(value).item()
-  sharding = leaf.sharding if getattr(leaf, 'committed', True) else None
-  if sharding is None:
-    return jnp.array(value)
-  # Each device gets its own copy: shared host memory would be donated under the others' feet.
-  return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
+    return value.item()
+  if leaf.sharding is None or not getattr(leaf, 'committed', True):
+    return jnp.asarray(value)
+  return jax.make_array_from_callback(value.shape, leaf.sharding, lambda index: value[index])
 
 
 def _leaves(tree):

@@ -86,6 +86,7 @@ def evaluate_structures(
   limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
   rows = stream.size // stream.shape[-1]
   tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = 1 << (tile.bit_length() - 1)  # divides the capacity, so that no slot is spent on padding
   fits = max(1, limit // (stream.size * stream.dtype.itemsize) - 1)
   share = -(-len(bits) // len(set(devices)))
   capacity = min(1 << (fits.bit_length() - 1), 1 << (share - 1).bit_length())

@@ -16,6 +16,7 @@ import optax
 from additive_jax import placement, run
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts
+from additive_jax.objectives import regression
 
 AVERAGES = ('mean', 'coverage')
 
@@ -52,6 +53,8 @@ class Recipe:
       raise UserError(f'collective {self.collective!r}: expected one of {known}')
     if not 0 <= self.distill <= 1:
       raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
+    if self.distill and self.objective is regression:
+      raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
 
 
 def structure_loss(

@@ -44,7 +44,14 @@ def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
   Args:
     outputs: predictions [..., B, C].
     y: targets with unit variance over the training set, float [B, C].
+
+  Raises:
+    UserError: when their shapes differ, such as targets [B] for predictions [B, 1].
   """
+  if outputs.shape[-y.ndim :] != y.shape:
+    raise UserError(
+      f'predictions {outputs.shape} and targets {y.shape}: expected targets [batch, outputs]'
+    )
   loss = jnp.square(outputs - y).mean(-1)
   return loss, 1 - loss
 

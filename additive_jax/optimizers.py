@@ -53,7 +53,8 @@ def make_schedule(config, num_steps: int) -> optax.Schedule:
         raise UserError(f'schedule.kwargs.{name} {value}: expected a share of the run in [0, 1]')
       kwargs[name] = max(1, round(value * num_steps))
   if 'peak_value' in takes:
-    kwargs = {'init_value': 0.0, 'peak_value': config.learning_rate} | kwargs
+    start = {'init_value': 0.0} if 'init_value' in takes else {}
+    kwargs = start | {'peak_value': config.learning_rate} | kwargs
   elif 'init_value' in takes:
     kwargs = {'init_value': config.learning_rate} | kwargs
   needed = [

@@ -1,7 +1,7 @@
 """Where things live: the one file that knows the mesh axes, the processes and the collectives.
 
 Mesh axes: `structure` (devices that train different structures) and `data` (devices that split one
-  structure's batch).
+structure's batch).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
 def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
   """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
 
-  As many devices as divide K go to the `structure` axis, the rest to `data` as far as they divide
-  the batch. Devices that fit neither stay idle, which is logged.
+  The size of the `structure` axis divides K, that of `data` the batch, and together they use as
+  many devices as can be; of several such meshes, the one with the longest `structure` axis. Devices
+  left over stay idle, which is logged.
   """
   devices = list(jax.devices() if devices is None else devices)
   best = max(
@@ -74,6 +75,20 @@ def place(tree, mesh: Mesh, spec: PartitionSpec):
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
   return jax.tree.map(put, tree)
+
+
+def pick_devices(count: int) -> list[jax.Device]:
+  """The first `count` devices of all processes; 0 is all of them.
+
+  Raises:
+    UserError: when there are fewer.
+  """
+  devices = jax.devices()
+  if count > len(devices):
+    raise UserError(
+      f'--devices={count}: expected at most {len(devices)}, the {devices[0].platform} devices here'
+    )
+  return devices[:count] if count and jax.process_count() == 1 else devices
 
 
 def replicate(tree, mesh: Mesh):
@@ -143,7 +158,8 @@ def workers(devices=None) -> list[jax.Device]:
   local = jax.local_devices()
   if local[0].platform != 'cpu':
     return local
-  return [local[0]] * len(os.sched_getaffinity(0))
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return [local[0]] * (cores or 1)
 
 
 def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator:
@@ -167,8 +183,8 @@ def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator
 
   pool = concurrent.futures.ThreadPoolExecutor(len(devices))
   try:
-    futures = [pool.submit(work, job) for job in jobs]
-    for future in concurrent.futures.as_completed(futures):
+    # No list of futures is kept: each would hold its result to the end.
+    for future in concurrent.futures.as_completed([pool.submit(work, job) for job in jobs]):
       yield future.result()
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
@@ -177,6 +193,11 @@ def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator
 def is_primary() -> bool:
   """Whether this process writes the files of the run."""
   return jax.process_index() == 0
+
+
+def process() -> tuple[int, int]:
+  """This process's number and how many there are."""
+  return jax.process_index(), jax.process_count()
 
 
 def barrier(name: str) -> None:

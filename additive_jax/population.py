@@ -20,6 +20,7 @@ import numpy as np
 
 from additive_jax import placement
 from additive_jax.data import Order
+from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_one
 from additive_jax.gradients import Recipe
 from additive_jax.structure import Structure
@@ -62,7 +63,15 @@ class Population:
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `placement.workers`.
+
+    Raises:
+      UserError: for splits that stay in their source.
     """
+    if not (data.train.in_memory and data.test.in_memory):
+      raise UserError(
+        f'data {data.name!r} is read from its source as needed: expected a set within '
+        'config.data.memory_limit'
+      )
     self.recipe, self.batch_size, self.seed = recipe, batch_size, seed
     self.devices = placement.workers(devices)
     self._order = Order(len(data.train), batch_size, seed)

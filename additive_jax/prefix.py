@@ -13,12 +13,14 @@ program: one compiled program serves every set of up to `capacity` structures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from additive_jax.errors import UserError
 from additive_jax.models.additive import branch, embed, gate_names, readout
 from additive_jax.structure import bits_of
 
@@ -150,15 +152,23 @@ def shared_prefix(model, variables, x: jax.Array, structures) -> jax.Array:
   """Logits [S, B, ..., C] of a set of structures, in their order, by one walk of their prefix tree.
 
   The structures are Python values (anything `Space.parse` takes) or an array of bits [S, n];
-  repeats are evaluated once. Differentiable in forward mode only; for loss and accuracy in bounded
-  memory use `evaluate_structures`.
+  repeats are evaluated once. One compile for each number of distinct structures. Differentiable in
+  forward mode only; for loss and accuracy in bounded memory use `evaluate_structures`.
+
+  Raises:
+    UserError: for an empty set.
   """
   bits = bits_of(structures, len(gate_names(model)))
+  if not len(bits):
+    raise UserError('an empty list of structures: expected at least one')
   unique, inverse = np.unique(bits, axis=0, return_inverse=True)
   walk = plan(unique, len(unique))
-  logits = run_plan(
-    model, variables, x, walk.arrays, lambda logits: logits, tile=min(4, len(unique))
-  )
+  logits = _logits(model, variables, x, walk.arrays, min(4, len(unique)))
   slot_of = np.empty(len(unique), np.int64)
   slot_of[walk.order] = np.arange(len(unique))
   return logits[slot_of[inverse.reshape(-1)]]
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'tile'))
+def _logits(model, variables, x, arrays, tile):
+  return run_plan(model, variables, x, arrays, lambda logits: logits, tile=tile)

@@ -163,7 +163,11 @@ class RunDir:
   def read_table(self, name):
     """The pandas frame that `write_table` wrote; the column `structure` is text (`0110`)."""
     with _user_errors('read', self.path / name, READABLE):
-      return pd.read_csv(self.path / name, float_precision='round_trip', dtype={'structure': str})
+      frame = pd.read_csv(self.path / name, dtype={'structure': str})
+      text = pd.read_csv(self.path / name, dtype=str)
+    # Python reads floats exactly; pandas 2 does not unless told to, and pandas 3 must not be told.
+    floats = frame.select_dtypes('float').columns
+    return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
 
   def read_json(self, name):
     """The content of the JSON file `name`. Raises UserError when it is missing or not JSON."""
@@ -239,7 +243,6 @@ class Metrics:
       # TensorBoard draws finite numbers only.
       if isinstance(value, int | float) and math.isfinite(value):
         writer.add_scalar(name, value, int(step))
-    writer.flush()
 
   def truncate(self, tag, step):
     """Drops what `tag` recorded after `step`: from the file at once, in TensorBoard by purging."""
@@ -278,6 +281,7 @@ class Metrics:
     if tag not in self._writers:
       self._writers[tag] = tensorboardX.SummaryWriter(
         str(self._folder / tag),
+        flush_secs=1,
         purge_step=self._purge_steps.pop(tag, None),
         # The name has the time in seconds: a run resumed within one would overwrite the file.
         filename_suffix=f'.{time.time_ns()}',

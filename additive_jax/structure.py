@@ -99,7 +99,9 @@ def all_bits(num_gates: int) -> np.ndarray:
       f'{num_gates} gates have 2^{num_gates} structures, too many to enumerate: expected at most '
       f'{ENUMERABLE_GATES} gates, or a list of structures, or a search (config.search.method)'
     )
-  return (np.arange(1 << num_gates)[:, None] >> np.arange(num_gates) & 1).astype(bool)
+  # Unpacked from bytes: 2^24 rows of shifted integers would take eight times the room of the table.
+  values = np.arange(1 << num_gates, dtype='<u4').view(np.uint8).reshape(-1, 4)
+  return np.unpackbits(values, axis=1, count=num_gates, bitorder='little').astype(bool)
 
 
 def bits_of(structures: Iterable, num_gates: int) -> np.ndarray:
@@ -109,6 +111,9 @@ def bits_of(structures: Iterable, num_gates: int) -> np.ndarray:
       raise UserError(
         f'structures of {structures.shape[1]} gates: expected {num_gates}, one per gate'
       )
+    if not np.isin(structures, (0, 1)).all():
+      wrong = structures[~np.isin(structures, (0, 1))][0]
+      raise UserError(f'structure bits with {wrong}: expected only 0 and 1')
     return structures.astype(bool)
   rows = [parse(s, num_gates).bits for s in structures]
   return np.array(rows, dtype=bool).reshape(len(rows), num_gates)

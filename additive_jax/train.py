@@ -158,11 +158,18 @@ class Trainer:
       shared_batch: all K slots train on the same B examples of a step, instead of on B of their
         own.
     """
-    if batch_size < 1:
-      raise UserError(f'batch_size {batch_size}: expected at least 1')
+    for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
+      if value < 1:
+        raise UserError(f'{name} {value}: expected at least 1')
     self.recipe, self.sampler, self.train = recipe, sampler, train
     self.batch_size, self.chunk_steps, self.shared_batch = batch_size, chunk_steps, shared_batch
     self.mesh = mesh or placement.make_mesh(sampler.num_structures, batch_size)
+    structure, data = (self.mesh.shape[axis] for axis in (placement.STRUCTURE, placement.DATA))
+    if sampler.num_structures % structure or batch_size % data:
+      raise UserError(
+        f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
+        f'each on {batch_size} examples: expected numbers that divide'
+      )
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     key = jax.random.key(seed)
@@ -182,7 +189,7 @@ class Trainer:
 
   @property
   def variables(self):
-    """The pool as `{'params': pool}`."""
+    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
     return {'params': self.state.params}
 
   def run(self, num_steps: int) -> dict[str, np.ndarray]:
@@ -191,7 +198,13 @@ class Trainer:
     Returns:
       `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps].
     """
-    collected = []
+    num_slots = self.sampler.num_structures
+    nothing = {
+      'loss': np.zeros((0, num_slots), np.float32),
+      'finite': np.zeros((0, num_slots), bool),
+      'gradient_norm': np.zeros(0, np.float32),
+    }
+    collected = [nothing]
     while num_steps > 0:
       count = min(num_steps, self.chunk_steps)
       inputs = self._inputs(self.step, count)
@@ -200,8 +213,7 @@ class Trainer:
       )
       collected.append({name: value[:count] for name, value in placement.to_host(metrics).items()})
       num_steps -= count
-    names = collected[0] if collected else ()
-    return {name: np.concatenate([chunk[name] for chunk in collected]) for name in names}
+    return {name: np.concatenate([chunk[name] for chunk in collected]) for name in nothing}
 
   def _inputs(self, start, count):
     indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 flags = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in flags:
@@ -9,3 +11,42 @@ if 'xla_force_host_platform_device_count' not in flags:
     f'{flags} --xla_force_host_platform_device_count=8'
     ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
   ).strip()
+
+
+@pytest.fixture
+def compiles():
+  """A list that grows by one with each program that XLA compiles during the test."""
+  import jax  # not before the flags above are set
+
+  seen = []
+
+  def listen(event, duration, **details):
+    if event == '/jax/core/compile/backend_compile_duration':
+      seen.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield seen
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope='session')
+def random_pool():
+  """A function of a model, inputs and a seed: `{'params': pool}` drawn without compiling an init.
+
+  Every leaf is random: the zeros and ones of an init would hide a lost bias or scale.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  def draw(model, x, seed=0):
+    random = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+      centre = float('scale' in jax.tree_util.keystr(path))
+      return jnp.asarray(random.normal(centre, 0.4, shape.shape), shape.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+  return draw

@@ -117,19 +117,21 @@ def test_the_newest_three_stay_and_steps_may_go_back(tmp_path):
     assert (tmp_path / 'd' / '4').is_dir()
 
 
-def test_buffers_may_be_donated_at_once(tmp_path):
+def test_buffers_may_be_reused_at_once(tmp_path):
   step = jax.jit(lambda x: x * 1.5 + 1, donate_argnums=0)
-  x = jnp.zeros((512, 513))
+  x, y = jnp.zeros((512, 513)), np.zeros((512, 513))
   expected = {}
   with open_checkpointer(tmp_path / 'c', max_to_keep=9) as checkpointer:
     for i in range(6):
       expected[i] = np.array(x)
-      checkpointer.save(i, {'x': x})
+      checkpointer.save(i, {'x': x, 'y': y})
       donated, x = x, step(x)
       assert donated.is_deleted()
+      y += 1
   for i in reversed(range(6)):
-    restored = open_checkpointer(tmp_path / 'c').restore({'x': x})
+    restored = open_checkpointer(tmp_path / 'c').restore({'x': x, 'y': y})
     assert restored.step == i
+    assert set(restored.state['y'].flat) == {i}
     np.testing.assert_array_equal(restored.state['x'], expected[i])
     shutil.rmtree(tmp_path / 'c' / str(i))
 
@@ -148,7 +150,7 @@ def test_placement_follows_the_template(tmp_path, spec):
       state = checkpointer.restore({'x': leaf, 'n': jnp.int32(0)}).state
       assert state['x'].sharding == sharding
       assert not state['n'].committed
-      # Donation would spoil the other replicas if they shared the host's memory.
+      # Each device owns or at least never overwrites what it was given.
       step = jax.jit(lambda s: s['x'] * s['n'], donate_argnums=0)
       result = step(state)
       for shard in result.addressable_shards:
@@ -324,6 +326,32 @@ def test_saving_a_step_again(tmp_path):
     np.testing.assert_array_equal(restored.state['x'], np.arange(4))
 
 
+@pytest.mark.parametrize(
+  ('state', 'text'),
+  [
+    ({'a': np.ones(2), 'b': np.ones((0, 3))}, r"zero size; found \[\"\['b'\]\"\]"),
+    ({'a': None}, 'a state with leaves'),
+    ({'a.b': np.ones(1), 'a': {'b': np.ones(1)}}, 'joined by dots'),
+  ],
+)
+def test_a_state_that_cannot_be_saved(tmp_path, state, text):
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    with pytest.raises(ValueError, match=text):
+      checkpointer.save(1, state)
+    checkpointer.save(1, np.arange(3))
+    np.testing.assert_array_equal(checkpointer.restore(np.zeros(3, int)).state, np.arange(3))
+
+
+def test_older_damage_is_nobodys_concern(tmp_path, caplog):
+  save_steps(tmp_path / 'c', [2])
+  (tmp_path / 'c' / '1').mkdir()
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    assert checkpointer.restore(make_state(0)).step == 2
+    checkpointer.save(3, make_state(3), wait=True)
+    assert checkpointer.restore(make_state(0)).step == 3
+  assert not caplog.records
+
+
 def test_a_directory_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write a checkpoint in .*file/c'):
@@ -370,7 +398,9 @@ def test_kill_at_any_moment(tmp_path):
         assert line, process.stderr.read()
       time.sleep(moments.uniform(0, 0.15))
       process.send_signal(signal.SIGKILL)
-      rest, errors = process.communicate()
+      # Not `communicate`, which loses what the line reader has read ahead.
+      rest, errors = process.stdout.read(), process.stderr.read()
+      process.communicate()
       assert process.returncode == -signal.SIGKILL, errors
       handed_over = int((line + rest).split()[-1])
       restored = Checkpointer(path, identity={}).restore({'x': np.zeros((8, 50_000)), 'step': 0})

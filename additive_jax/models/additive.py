@@ -136,9 +136,8 @@ def measure(model: nn.Module, x) -> Space:
   """The space of `model` with all its costs, for inputs of the shape of `x` [B, ...].
 
   FLOPs are XLA's own count for the program of each part, per example of `x`. Parameters shared by
-  several
-  parts are counted once: for embed and readout if they read them, else for the first site that
-    does.
+  several parts are counted once: for embed and readout if they read them, else for the first site
+  that does.
   """
   x = jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
   h = _stream(model, x)

@@ -1,0 +1,68 @@
+"""Trains one pool to its end, through any number of interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from additive_jax import placement
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.experiments.session import Session, Stopped
+from additive_jax.progress import Progress
+from additive_jax.train import Trainer
+
+
+def fit(
+  session: Session,
+  trainer: Trainer,
+  num_steps: int,
+  name: str,
+  *,
+  labels: Sequence[str] = (),
+  probe: Callable[[Trainer], dict] | None = None,
+) -> None:
+  """Runs `trainer` up to step `num_steps`, from its newest checkpoint if there is one.
+
+  Curves go to the run's metrics under `name`, checkpoints to `checkpoints/<name>`.
+
+  Args:
+    labels: one per slot, where a slot always trains the same structure; gives each a curve.
+    probe: gives more values for the curves, from the trainer, at every point.
+
+  Raises:
+    Stopped: when the run was asked to stop; the state is saved.
+    UserError: when all checkpoints are damaged.
+  """
+  options = session.config.train
+  with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
+    restored = checkpoints.restore(trainer.state)
+    if restored is not None:
+      trainer.state = restored.state
+    session.metrics.truncate(name, trainer.step)
+    with Progress(num_steps, name, start=trainer.step, enabled=placement.is_primary()) as progress:
+      while (step := trainer.step) < num_steps:
+        if placement.agree(session.stopper.stop_requested):
+          checkpoints.save(step, trainer.state, wait=True)
+          raise Stopped
+        count = min(options.log_every - step % options.log_every, num_steps - step)
+        values = trainer.run(count)
+        step += count
+        curves = point(values, labels) | (probe(trainer) if probe else {})
+        session.metrics.write(step, curves, name)
+        progress.advance(count, loss=curves['loss'])
+        if step % options.checkpoint_every < count and step < num_steps:
+          checkpoints.save(step, trainer.state)
+    checkpoints.save(num_steps, trainer.state, wait=True)
+
+
+def point(values: dict[str, np.ndarray], labels: Sequence[str] = ()) -> dict:
+  """One point of the curves: means over the finite slots of the steps since the last point."""
+  finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
+  total = np.where(finite, values['loss'], 0).sum(0)
+  curves = {
+    'loss': float(total.sum() / max(finite.sum(), 1)) if finite.any() else float('nan'),
+    'gradient_norm': float(values['gradient_norm'].mean()),
+    'skipped': int((~finite).sum()),
+  }
+  return curves | {f'loss/{label}': float(t / c) for label, t, c in zip(labels, total, count)}

@@ -1,0 +1,264 @@
+"""What every experiment stands on: from a config to data, model, recipe and run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from additive_jax import data as data_
+from additive_jax import models, placement, samplers
+from additive_jax.errors import UserError
+from additive_jax.gradients import Recipe
+from additive_jax.models.additive import gate_names
+from additive_jax.objectives import objective_of
+from additive_jax.optimizers import make_optimizer
+from additive_jax.population import Population
+from additive_jax.progress import Stopper
+from additive_jax.rundir import Metrics, RunDir, default_workdir
+from additive_jax.structure import Space
+from additive_jax.train import Trainer
+
+log = logging.getLogger('additive_jax')
+
+EXCLUDED = ('shard',)  # options that do not make a run another run
+
+
+class Stopped(Exception):
+  """The run was asked to stop; what it had done is saved, and the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """An open run.
+
+  Attributes:
+    config: the resolved options.
+    rundir: where the run's files go.
+    metrics: its curves.
+    data: training and test split.
+    model: the additive model.
+    space: its gates and their costs.
+    objective: see `objectives`.
+    stopper: tells whether the run was asked to stop.
+    devices: those of the mesh that pools are trained on.
+  """
+
+  config: ConfigDict
+  rundir: RunDir
+  metrics: Metrics
+  data: data_.Data
+  model: Any
+  space: Space
+  objective: Any
+  stopper: Stopper
+  devices: list[jax.Device]
+
+  @property
+  def seeds(self) -> list[int]:
+    return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
+
+  @property
+  def test(self) -> tuple[np.ndarray, np.ndarray]:
+    """The test split as arrays."""
+    return self.data.test[np.arange(len(self.data.test))]
+
+  @property
+  def identity(self) -> dict:
+    """What a checkpoint of this model carries."""
+    return {'model': repr(self.model), 'gates': list(self.space.names)}
+
+  def steps(self, epochs: float) -> int:
+    """Steps of `batch_size` examples that pass `epochs` times over the training set."""
+    order = data_.Order(len(self.data.train), self.config.train.batch_size, 0)
+    return order.steps_for(epochs)
+
+  def trainer(self, recipe: Recipe, sampler, seed: int) -> Trainer:
+    """A trainer of one pool on this run's devices."""
+    train = self.config.train
+    mesh = placement.make_mesh(sampler.num_structures, train.batch_size, self.devices)
+    return Trainer(
+      recipe,
+      self.data.train,
+      sampler,
+      batch_size=train.batch_size,
+      seed=seed,
+      mesh=mesh,
+      chunk_steps=train.log_every,
+      shared_batch=train.shared_batch,
+    )
+
+  def population(self, recipe: Recipe, seed: int) -> Population:
+    """Networks trained alone on this run's devices."""
+    local = [device for device in self.devices if device.process_index == jax.process_index()]
+    devices = None if local[0].platform == 'cpu' else local
+    size = self.config.train.batch_size
+    return Population(recipe, self.data, batch_size=size, seed=seed, devices=devices)
+
+  def recipe(self, num_steps: int) -> Recipe:
+    """How pools and lone structures are trained for `num_steps` steps."""
+    train = self.config.train
+    return Recipe(
+      self.model,
+      self.objective,
+      make_optimizer(self.config, num_steps),
+      average=train.average,
+      collective=train.collective,
+      distill=train.distill,
+    )
+
+  def sampler(self, num_steps: int):
+    """The sampler of `config.sampler`, for a run of `num_steps` steps."""
+    options = self.config.sampler
+    if not 0 <= options.ramp <= 1:
+      raise UserError(f'sampler.ramp {options.ramp}: expected a share of the run in [0, 1]')
+    return samplers.make_sampler(
+      options.name,
+      self.space.num_gates,
+      self.config.train.structures_per_step,
+      structures=options.structures,
+      keep_rate=options.keep_rate,
+      keep_ramp=options.keep_ramp,
+      gate_keep_rates=options.gate_keep_rates,
+      ramp_steps=options.ramp * num_steps,
+    )
+
+  def check_stop(self) -> None:
+    """Raises `Stopped` when the run was asked to stop, in all processes alike."""
+    if placement.agree(self.stopper.stop_requested):
+      raise Stopped
+
+
+@contextlib.contextmanager
+def open_session(
+  config: ConfigDict, workdir=None, *, model=None, data=None, name=None, devices: int = 0
+) -> Iterator[Session]:
+  """Checks the config, finds the data, makes the model and opens the run directory.
+
+  Args:
+    config: as in `configs/default.py`.
+    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+    model: an additive model in place of `config.model`.
+    data: a `data.Data` in place of `config.data`.
+    name: of the default run directory; None is the experiment's.
+    devices: how many to use; 0 is all.
+
+  Raises:
+    UserError: for options that make no sense; nothing has been written then.
+  """
+  check_config(config)
+  devices = placement.pick_devices(devices)
+  data = data or load_data(config.data)
+  model = model or make_model(config.model, data)
+  x = data.train[np.zeros(1, np.int64)][0]
+  space = models.measure(model, x)
+  resolved = to_plain_config(config) | {'gates': list(space.names)}
+  resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
+  resolved['model']['fields'] = re.sub(r'\s+', ' ', repr(model))
+  workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
+  rundir = RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=placement.is_primary())
+  with Stopper() as stopper, Metrics(rundir) as metrics:
+    objective = objective_of(data.task)
+    yield Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+
+
+def check_config(config: ConfigDict) -> None:
+  """Raises `UserError` for a number that is out of range, whatever the experiment."""
+  at_least_one = [
+    'num_seeds',
+    'train.batch_size',
+    'train.structures_per_step',
+    'train.log_every',
+    'train.checkpoint_every',
+    'sweep.top_k',
+    'sweep.rungs',
+    'search.budget',
+    'search.population',
+  ]
+  for path in at_least_one:
+    value = _at(config, path)
+    if value < 1:
+      raise UserError(f'config.{path} {value}: expected at least 1')
+  for path in ('train.epochs', 'cotrain.sweep_epochs'):
+    if not _at(config, path) > 0:
+      raise UserError(f'config.{path} {_at(config, path)}: expected a positive number')
+  for path in ('sweep.shared_epochs', 'seed', 'cotrain.top_k'):
+    if _at(config, path) < 0:
+      raise UserError(f'config.{path} {_at(config, path)}: expected 0 or more')
+  parse_shard(config.shard)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+  """`'3/16'` as (3, 16); `''` is (0, 1), the whole."""
+  if not text:
+    return 0, 1
+  match = re.fullmatch(r'(\d+)/(\d+)', text)
+  if not match or not int(match[1]) < int(match[2]):
+    raise UserError(f'config.shard {text!r}: expected I/N with 0 <= I < N, such as 0/4')
+  return int(match[1]), int(match[2])
+
+
+def load_data(options: ConfigDict) -> data_.Data:
+  """The data of `config.data`."""
+  return data_.load(
+    options.name,
+    sequence_length=options.sequence_length,
+    data_dir=options.data_dir or None,
+    download=options.download,
+    memory_limit=options.memory_limit,
+  )
+
+
+def make_model(options: ConfigDict, data: data_.Data):
+  """The model of `config.model`, with as many outputs as the data asks for."""
+  if options.name == 'mlp':
+    if data.task == 'language':
+      raise UserError(f'model mlp on {data.name}: expected images or a table, not text')
+    hidden = tuple(options.hidden)
+    hidden = hidden[0] if len(hidden) == 1 else hidden
+    return models.MLP(options.num_blocks, options.width, hidden, data.num_outputs)
+  module, _, attribute = options.name.partition(':')
+  if not attribute:
+    near = difflib.get_close_matches(options.name, ['mlp'], n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise UserError(f'config.model.name {options.name!r}: expected mlp or module:Class{hint}')
+  try:
+    make = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise UserError(f'config.model.name {options.name!r}: {error}') from error
+  try:
+    model = make(**options.kwargs, num_classes=data.num_outputs)
+    gate_names(model)
+  except (TypeError, AttributeError) as error:
+    raise UserError(
+      f'config.model.name {options.name!r} with {dict(options.kwargs)}: {error}; '
+      'expected an additive module that takes num_classes'
+    ) from error
+  return model
+
+
+def to_plain_config(config: ConfigDict) -> dict:
+  """The config as nested dicts of JSON values."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {key: plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple | list) else value
+
+  return plain(config.to_dict())
+
+
+def _at(config, path):
+  for key in path.split('.'):
+    config = config[key]
+  return config

@@ -1,0 +1,220 @@
+"""Exp 1: ranks the structures of a model, each trained alone and all in one shared pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from additive_jax import analysis, placement
+from additive_jax.errors import UserError
+from additive_jax.experiments import sweep_report
+from additive_jax.experiments.session import Session, open_session, parse_shard
+from additive_jax.experiments.shared import rank_shared, search_shared
+from additive_jax.experiments.standalone import train_standalone
+from additive_jax.structure import Structure, all_bits
+
+log = logging.getLogger('additive_jax')
+
+MODES = ('standalone', 'shared')
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+  """What a sweep found; every part is also a file of the run directory.
+
+  Attributes:
+    table: one row per structure, best first (`structures.csv`).
+    effects: main effect of each gate on the loss, with its interval (`effects.csv`).
+    interactions: pairwise interactions of the gates, [n, n] (`interactions.csv`).
+    agreement: how well the shared pool ranks the standalone losses, and the noise ceiling; empty
+      unless both modes ran.
+    summary: the headline figures (`summary.json`).
+    complete: False for one shard of several, which leaves only its journal.
+  """
+
+  table: pd.DataFrame
+  effects: pd.DataFrame
+  interactions: pd.DataFrame
+  agreement: dict
+  summary: dict
+  complete: bool = True
+
+
+def run(
+  config: ConfigDict, workdir=None, *, model=None, data=None, name=None, devices: int = 0
+) -> SweepResult:
+  """Runs Exp 1, or goes on with it, and writes its run directory.
+
+  Args:
+    config: as in `configs/default.py`; see its sections `train`, `sweep`, `sampler` and `search`.
+    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+    model: an additive model in place of `config.model`.
+    data: a `data.Data` in place of `config.data`.
+    name: of the default run directory.
+    devices: how many to use; 0 is all.
+
+  Raises:
+    UserError: for options that make no sense.
+    Stopped: when the run was asked to stop; the same call goes on.
+  """
+  modes = config.sweep.modes
+  if not modes or set(modes) - set(MODES):
+    raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
+  with open_session(config, workdir, model=model, data=data, name=name, devices=devices) as session:
+    if not session.rundir.finished:
+      _check(session)
+      return _run(session)
+    log.info('%s is finished: %s', session.rundir.path, session.rundir.path / 'report.html')
+    return _read(session)
+
+
+def _check(session):
+  config, num_gates = session.config, session.space.num_gates
+  if not config.search.method:
+    all_bits(num_gates)  # says so if there are too many
+    if config.sweep.top_k > 2**num_gates:
+      raise UserError(
+        f'config.sweep.top_k {config.sweep.top_k}: expected at most 2^{num_gates} = {2**num_gates}'
+      )
+  if config.sweep.halving and not config.sweep.halving >= 2:
+    raise UserError(f'config.sweep.halving {config.sweep.halving}: expected 0 or at least 2')
+  if 'standalone' in config.sweep.modes and not session.data.train.in_memory:
+    raise UserError(
+      f'{session.data.name} is larger than config.data.memory_limit {config.data.memory_limit}: '
+      "expected a set that fits, or config.sweep.modes=('shared',)"
+    )
+
+
+def _run(session: Session) -> SweepResult:
+  config, num_gates = session.config, session.space.num_gates
+  shard, num_shards = parse_shard(config.shard)
+  if num_shards > 1 and placement.process()[1] > 1:
+    raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
+  if num_shards > 1 and config.search.method:
+    raise UserError(f'config.shard {config.shard!r} of a search: expected no shard')
+  shared = None
+  if config.search.method:
+    bits, shared = search_shared(session)
+  else:
+    bits = all_bits(num_gates)
+    if 'shared' in config.sweep.modes:
+      shared = rank_shared(session, bits, shard, num_shards)
+  alone = None
+  if 'standalone' in config.sweep.modes:
+    chosen = _standalone_set(session, bits, shared)
+    parts = (shard, num_shards) if num_shards > 1 else placement.process()
+    alone = train_standalone(session, chosen, *parts)
+  if num_shards > 1:
+    log.info('shard %s is done; run again without config.shard to merge', config.shard)
+    empty = pd.DataFrame()
+    return SweepResult(empty, empty, empty, {}, {}, complete=False)
+  result = _analyse(session, bits, alone, shared)
+  _write(session, result)
+  return result
+
+
+def _standalone_set(session, bits, shared):
+  """All structures; of a searched set the top K found, and as many at random for comparison."""
+  if not session.config.search.method:
+    return [Structure(tuple(row)) for row in bits]
+  order = np.argsort(shared.loss.mean(0), kind='stable')
+  k = min(session.config.sweep.top_k, len(order))
+  rest = np.random.Generator(np.random.PCG64(session.config.seed)).permutation(order[k:])
+  return [Structure(tuple(bits[i])) for i in [*order[:k], *rest[:k]]]
+
+
+def _analyse(session: Session, bits, alone, shared) -> SweepResult:
+  names, config = session.space.names, session.config
+  texts = [str(Structure(tuple(row))) for row in bits]
+  flops, params = session.space.costs(bits)
+  table = pd.DataFrame({'structure': texts})
+  agreement = {}
+  if shared is not None:
+    table['shared_loss'], table['shared_loss_ci95'] = analysis.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = analysis.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = analysis.rank(table['shared_loss'])
+  truth = shared
+  if alone is not None:
+    table = table.merge(alone.table, how='left', on='structure')
+    truth = alone.by_seed(texts)
+    if shared is not None:
+      both = np.isfinite(truth.loss).all(0)
+      k = min(config.sweep.top_k, int(both.sum()))
+      predicted = table['shared_loss'].to_numpy()[both]
+      agreement = analysis.compare_rankings(predicted, truth.loss[:, both], k)
+  else:
+    for column in ('loss', 'accuracy', 'loss_ci95'):
+      table[column] = table[f'shared_{column}']
+  table['flops'], table['params'] = flops, params
+  steps = table.get('steps', 0)
+  table['rank'] = _rank(table['loss'].to_numpy(), steps)
+  table['pareto'] = analysis.pareto_front(flops, table['loss'].to_numpy())
+  # Effects compare structures after the same training: those of successive halving's first rung.
+  even = alone.first_rung(texts) if alone is not None else truth.loss
+  effects, pairs = _effects(bits, even, names)
+  order = np.argsort(table['rank'], kind='stable')
+  table = table.iloc[order].reset_index(drop=True)
+  first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+  table = table[first + [column for column in table if column not in first]]
+  ceiling = analysis.noise_ceiling(truth.loss[:, np.isfinite(truth.loss).all(0)])
+  summary = {
+    'experiment': 'sweep',
+    'data': session.data.name,
+    'num_gates': len(names),
+    'num_structures': len(table),
+    'num_seeds': len(session.seeds),
+    'best_structure': table['structure'][0],
+    'best_loss': table['loss'][0],
+    'best_accuracy': table['accuracy'][0],
+    'all_on_rank': _rank_of(table, '1' * len(names)),
+    'pareto': table.loc[table['pareto'], 'structure'].tolist(),
+    'noise_ceiling': dataclasses.asdict(ceiling),
+    'shared_against_standalone': agreement,
+  }
+  interactions = pd.DataFrame(pairs, columns=list(names))
+  interactions.insert(0, 'gate', names)
+  return SweepResult(table, effects, interactions, agreement, summary)
+
+
+def _rank(loss, steps):
+  """Ranks by loss; after successive halving, structures that were trained longer come first."""
+  order = np.lexsort([loss, -np.broadcast_to(steps, loss.shape)])
+  ranks = np.empty(len(loss), np.int64)
+  ranks[order] = np.arange(1, len(loss) + 1)
+  return ranks
+
+
+def _effects(bits, by_seed, names):
+  usable = np.isfinite(by_seed).all(0)
+  frame = analysis.effect_table(bits[usable], by_seed[:, usable], names)
+  full = len(bits) == 2 ** bits.shape[1] and usable.all()
+  mean = by_seed.mean(0)
+  if full:
+    return frame, analysis.interactions(mean)
+  return frame, analysis.effects_from_sample(bits[usable], mean[usable])[1]
+
+
+def _rank_of(table, structure):
+  found = table.loc[table['structure'] == structure, 'rank']
+  return int(found.iloc[0]) if len(found) else None
+
+
+def _write(session, result):
+  rundir = session.rundir
+  rundir.write_table('structures.csv', result.table)
+  rundir.write_table('effects.csv', result.effects)
+  rundir.write_table('interactions.csv', result.interactions)
+  curves = session.metrics.read(rundir.path)
+  rundir.write_text('report.html', sweep_report.render(session, result, curves))
+  rundir.mark_finished(result.summary)
+
+
+def _read(session):
+  rundir = session.rundir
+  summary = rundir.read_json('summary.json')
+  tables = [rundir.read_table(f'{name}.csv') for name in ('structures', 'effects', 'interactions')]
+  return SweepResult(*tables, summary['shared_against_standalone'], summary)

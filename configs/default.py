@@ -1,0 +1,128 @@
+"""Every option, with its default. Other configs override a few; so does the command line.
+
+  python -m additive_jax.launch --config=configs/exp2.py --config.learning_rate=3e-4
+
+A key that is not in this file is refused, and so is a value of another type.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The default options."""
+  config = ConfigDict()
+
+  # What to run: 'sweep' (Exp 1: rank the structures) or 'cotrain' (Exp 2: train the best together).
+  config.experiment = 'cotrain'
+  # First seed. A seed names the initial pool, the order of the data and the draws of structures.
+  config.seed = 0
+  # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them.
+  config.num_seeds = 3
+
+  # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME
+  config.data = ConfigDict()
+  config.data.name = 'digits'
+  # Tokens of one example of text.
+  config.data.sequence_length = 128
+  # Where TensorFlow Datasets keeps its sets; '' is its own default.
+  config.data.data_dir = ''
+  # Whether a TensorFlow Datasets set that is not there may be downloaded.
+  config.data.download = False
+  # Bytes up to which a set is kept on the device; a larger one is read batch by batch.
+  config.data.memory_limit = 2 * 1024**3
+
+  # 'mlp', or 'module:Class' for a network of your own, which is made with `kwargs` and num_classes.
+  config.model = ConfigDict()
+  config.model.name = 'mlp'
+  config.model.num_blocks = 6
+  config.model.width = 64
+  # Hidden units of the blocks: one number for all, or one per block.
+  config.model.hidden = (128,)
+  config.model.kwargs = ConfigDict()
+
+  # Training of pools and of structures alone.
+  config.train = ConfigDict()
+  # Passes over the training set, at batch_size examples a step; a pool passes K times as many.
+  config.train.epochs = 20.0
+  # Examples of each structure and step.
+  config.train.batch_size = 128
+  # K, structures that a pool trains in each step. Co-training takes its own number of structures.
+  config.train.structures_per_step = 4
+  # Whether the K structures of a step share one batch instead of having one each.
+  config.train.shared_batch = False
+  # 'mean', or 'coverage': divide each parameter's gradient by the structures that used it.
+  config.train.average = 'mean'
+  # 'psum' or 'ring'.
+  config.train.collective = 'psum'
+  # Weight in [0, 1] of in-place distillation from all-on; 0 is none.
+  config.train.distill = 0.0
+  # Steps between two points of the curves, at least; also the most that one device call takes.
+  config.train.log_every = 50
+  # Steps between two checkpoints.
+  config.train.checkpoint_every = 500
+
+  # Peak (or only) learning rate; for any optimizer of Optax that takes one.
+  config.learning_rate = 2e-3
+  config.optimizer = ConfigDict()
+  config.optimizer.name = 'adamw'
+  config.optimizer.kwargs = ConfigDict({'weight_decay': 1e-4}, type_safe=False)
+  # 'constant' or a schedule of Optax; arguments named *_steps may be given as shares of the run.
+  config.schedule = ConfigDict()
+  config.schedule.name = 'cosine_decay_schedule'
+  config.schedule.kwargs = ConfigDict({'decay_steps': 1.0}, type_safe=False)
+  # Global norm that gradients are clipped to; 0 is no clipping.
+  config.clip_norm = 0.0
+
+  # Which structures a shared pool is trained on:
+  # fixed | listed | uniform | bernoulli | sandwich | sorted
+  config.sampler = ConfigDict()
+  config.sampler.name = 'uniform'
+  # For fixed and listed, as text: ('1011', '0011').
+  config.sampler.structures = ()
+  # For bernoulli: keep rate of the last gate, and how rates fall over depth
+  # (uniform | linear | exponential); or one rate per gate, which replaces both.
+  config.sampler.keep_rate = 0.5
+  config.sampler.keep_ramp = 'uniform'
+  config.sampler.gate_keep_rates = ()
+  # For bernoulli: share of the run over which the rates fall from 1.
+  config.sampler.ramp = 0.0
+
+  # Exp 1.
+  config.sweep = ConfigDict()
+  # 'standalone': train every structure alone. 'shared': train one pool, rank all in it.
+  config.sweep.modes = ('standalone', 'shared')
+  # Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
+  # the K structures of a step; 0 is as many as `train.epochs`.
+  config.sweep.shared_epochs = 0.0
+  # How many structures count as the best, in recall, regret and pictures.
+  config.sweep.top_k = 8
+  # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
+  # each rung halving times as long; 0 trains all to the end.
+  config.sweep.halving = 0
+  # Rungs of successive halving, the last one of the full length.
+  config.sweep.rungs = 3
+
+  # A searched set for spaces too large to enumerate: '' (all 2^n), 'evolution' or 'random'.
+  config.search = ConfigDict()
+  config.search.method = ''
+  # Structures evaluated in all, and in each generation.
+  config.search.budget = 2048
+  config.search.population = 128
+
+  # Exp 2.
+  config.cotrain = ConfigDict()
+  # K. 0 with listed structures is all of them.
+  config.cotrain.top_k = 4
+  # Passes over the training set of the short shared sweep that finds the structures, if none are
+  # given below.
+  config.cotrain.sweep_epochs = 10.0
+  # Structures to co-train, as text: ('110111', '111111'); or an Exp 1 run directory whose top K are
+  # taken. With neither, a short shared sweep finds them.
+  config.structures = ()
+  config.structures_from = ''
+
+  # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
+  # without it to merge. Not part of a run's identity.
+  config.shard = ''
+
+  return config

@@ -1,0 +1,371 @@
+"""A run's directory belongs to one config, and every file in it is whole."""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from additive_jax.errors import UserError
+from additive_jax.rundir import Metrics, RunDir, config_hash, default_workdir, differences
+
+CONFIG = {
+  'model': {'num_blocks': 4, 'width': 64},
+  'lr': 1e-3,
+  'structures': ('1011', '0110'),
+  'shard': '0/1',
+}
+
+
+def changed(**changes):
+  return CONFIG | changes
+
+
+def one_line(raised):
+  assert '\n' not in str(raised.value)
+  return str(raised.value)
+
+
+def test_hash_depends_on_content_alone():
+  value = config_hash(CONFIG)
+  assert re.fullmatch('[0-9a-f]{8}', value)
+  # Written down once: directories of earlier versions must be found again.
+  assert value == 'dbe42640'
+  reordered = dict(reversed(CONFIG.items())) | {'structures': ['1011', '0110']}
+  assert config_hash(reordered) == value
+  assert config_hash(changed(shard='1/2')) == value
+  assert config_hash(changed(lr=np.float64(1e-3))) == value
+  others = [changed(lr=2e-3), changed(model={'num_blocks': 4}), changed(extra=None), {}]
+  assert len({value, *map(config_hash, others)}) == 5
+  assert config_hash(changed(lr=1), exclude=['lr']) == config_hash(CONFIG | {'lr': 2}, ['lr'])
+  deep = changed(model={'num_blocks': 4, 'width': 65})
+  assert config_hash(deep, ['model.width']) == config_hash(CONFIG, ['model.width'])
+  assert config_hash(deep, ['model.wid']) != config_hash(CONFIG, ['model.wid'])
+
+
+def test_default_workdir():
+  assert default_workdir('exp1', CONFIG) == Path('runs') / f'exp1-{config_hash(CONFIG)}'
+  assert default_workdir('exp1', CONFIG, root='/data').parent == Path('/data')
+
+
+def test_differences_name_dotted_keys():
+  assert differences(CONFIG, dict(CONFIG)) == []
+  other = changed(lr=math.nan, model={'num_blocks': 8, 'depth': {}})
+  assert differences(CONFIG, other, limit=9) == [
+    'model.num_blocks: 4 there, 8 here',
+    'model.width: 64 there, absent here',
+    'lr: 0.001 there, NaN here',
+    'model.depth: absent there, {} here',
+  ]
+  assert len(differences(CONFIG, other)) == 3
+  assert differences(other, dict(other)) == []
+
+
+def test_first_use_and_coming_back(tmp_path):
+  run = RunDir.open(tmp_path / 'runs' / 'a', CONFIG)
+  assert run.checkpoints.is_dir()
+  assert run.journals.is_dir()
+  assert run.read_json('config.json') == json.loads(json.dumps(CONFIG))
+  before = (run.path / 'config.json').stat().st_mtime_ns
+  again = RunDir.open(run.path, changed(shard='1/2'))
+  assert again.path == run.path
+  assert (run.path / 'config.json').stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  files = sorted(p.name for p in run.path.iterdir())
+  with pytest.raises(UserError) as raised:
+    RunDir.open(run.path, changed(lr=0.1, model={'num_blocks': 8, 'width': 64}))
+  assert one_line(raised) == (
+    f'{run.path} holds a run of another config: model.num_blocks: 4 there, 8 here;'
+    ' lr: 0.001 there, 0.1 here; choose another --workdir'
+  )
+  assert sorted(p.name for p in run.path.iterdir()) == files
+  RunDir.open(run.path, changed(lr=0.1), exclude=('lr',))
+  with pytest.raises(UserError, match='shard: "0/1" there, "1/2" here'):
+    RunDir.open(run.path, changed(shard='1/2'), exclude=())
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('')
+  with pytest.raises(UserError, match=r'holds no run \(no config.json, but thesis.tex\)') as raised:
+    RunDir.open(tmp_path, CONFIG)
+  assert str(tmp_path) in one_line(raised)
+  assert os.listdir(tmp_path) == ['thesis.tex']
+
+
+def test_what_a_kill_during_the_first_use_left_is_no_obstacle(tmp_path):
+  (tmp_path / '.config.json.123.tmp').write_text('{"mod')
+  assert RunDir.open(tmp_path, CONFIG).read_json('config.json')['lr'] == 1e-3
+
+
+def test_a_file_in_the_way(tmp_path):
+  (tmp_path / 'file').write_text('')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+    with pytest.raises(UserError, match=r'cannot use .*; expected a directory') as raised:
+      RunDir.open(path, CONFIG)
+    assert str(path) in one_line(raised)
+
+
+@contextlib.contextmanager
+def without_permission(path):
+  """Nobody may write in `path`, not even root."""
+  path.chmod(0o555)
+  try:
+    if os.geteuid() == 0:
+      for parent in [path, *path.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+      os.seteuid(65534)
+      try:
+        yield
+      finally:
+        os.seteuid(0)
+    else:
+      yield
+  finally:
+    path.chmod(0o755)
+
+
+def test_no_write_permission(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  with without_permission(tmp_path):
+    with pytest.raises(UserError, match=r'cannot use .*/new/run \(Permission denied\)') as raised:
+      RunDir.open(tmp_path / 'new' / 'run', CONFIG)
+    one_line(raised)
+  assert os.listdir(tmp_path) == ['a']
+  with without_permission(run.path):
+    with pytest.raises(UserError, match=r'\(Permission denied\)'):
+      RunDir.open(run.path, CONFIG)
+    with pytest.raises(UserError, match=r'cannot write .*report.html \(Permission denied\)'):
+      run.write_text('report.html', '')
+  run.mark_finished({})
+  with without_permission(run.path):
+    assert RunDir.open(run.path, CONFIG).finished
+
+
+def open_at_once(path, config, barrier, results):
+  barrier.wait()
+  try:
+    RunDir.open(path, config)
+    results.put(config['lr'])
+  except UserError as error:
+    results.put(str(error))
+
+
+def test_processes_that_come_at_the_same_moment_agree_on_one_config(tmp_path):
+  """Shards of one sweep all get in; of two configs one wins, and the other is told."""
+  context = multiprocessing.get_context('spawn')
+  barrier, results = context.Barrier(4), context.Queue()
+  configs = [changed(shard=f'{i}/4', lr=1.0 if i < 2 else 2.0) for i in range(4)]
+  processes = [
+    context.Process(target=open_at_once, args=(tmp_path / 'a', config, barrier, results))
+    for config in configs
+  ]
+  for process in processes:
+    process.start()
+  answers = [results.get(timeout=60) for _ in processes]
+  for process in processes:
+    process.join()
+  winner = json.loads((tmp_path / 'a' / 'config.json').read_text())['lr']
+  assert answers.count(winner) == 2
+  assert sum('holds a run of another config: lr' in str(answer) for answer in answers) == 2
+
+
+def test_environment_names_versions_and_devices_but_no_folders(tmp_path, monkeypatch):
+  flags = '--xla_dump_to=/home/someone/dump --xla_cpu_enable_fast_math=false'
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  environment = RunDir.open(tmp_path / 'a', CONFIG).read_json('environment.json')
+  assert environment['versions']['jax'] == jax.__version__
+  assert environment['versions']['orbax-checkpoint'] != 'absent'
+  assert environment['device_count'] == len(jax.devices())
+  assert environment['process_count'] == 1
+  assert environment['XLA_FLAGS'] == '--xla_dump_to=<path> --xla_cpu_enable_fast_math=false'
+  assert str(Path.home()) not in json.dumps(environment)
+  assert os.uname().nodename not in environment['platform']
+
+
+def test_tables_come_back_exactly(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  rng = np.random.default_rng(0)
+  n = 500
+  frame = pd.DataFrame(
+    {
+      'structure': [f'{i:04b}' for i in rng.integers(16, size=n)],
+      'loss': rng.normal(size=n) * 10.0 ** rng.integers(-300, 300, size=n),
+      'accuracy': rng.random(n).astype(np.float32),
+      'flops': rng.integers(2**60, size=n),
+      'gap': np.where(np.arange(n) % 3, rng.random(n), np.nan),
+      'far': np.where(np.arange(n) % 2, np.inf, -np.inf),
+      'on': rng.random(n) < 0.5,
+    }
+  )
+  run.write_table('structures.csv', frame)
+  first = (run.path / 'structures.csv').read_bytes()
+  assert first.startswith(b'structure,loss,accuracy,flops,gap,far,on\n')
+  back = run.read_table('structures.csv')
+  # A float32 becomes the float64 of the same value.
+  expected = frame.astype({'accuracy': np.float64, 'structure': back['structure'].dtype})
+  pd.testing.assert_frame_equal(back, expected, check_exact=True)
+  run.write_table('structures.csv', back)
+  assert (run.path / 'structures.csv').read_bytes() == first
+  assert frame['accuracy'].dtype == np.float32
+
+
+def test_json_and_the_end_of_a_run(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  assert not run.finished
+  run.mark_finished({'loss': jnp.float32(0.5), 'top': ['1011']})
+  assert run.read_json('summary.json') == {'loss': 0.5, 'top': ['1011'], 'finished': True}
+  assert RunDir.open(run.path, CONFIG).finished
+  with pytest.raises(UserError, match=r'cannot read .*absent.json \(No such file'):
+    run.read_json('absent.json')
+  (run.path / 'config.json').write_text('{"lr": ')
+  with pytest.raises(UserError, match=r'config.json is not JSON') as raised:
+    RunDir.open(run.path, CONFIG)
+  one_line(raised)
+
+
+def test_the_other_processes_write_nothing(tmp_path):
+  other = RunDir.open(tmp_path / 'a', CONFIG, primary=False)
+  assert not other.path.exists()
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  files = sorted(p.name for p in run.path.iterdir())
+  other = RunDir.open(tmp_path / 'a', CONFIG, primary=False)
+  other.write_text('a.txt', '')
+  other.write_json('a.json', {})
+  other.write_table('a.csv', pd.DataFrame())
+  other.mark_finished({})
+  with Metrics(other, start_step=0) as metrics:
+    metrics.write(1, {'loss': 1.0})
+    metrics.truncate('train', 0)
+  assert sorted(p.name for p in run.path.iterdir()) == files
+  with pytest.raises(UserError, match='another config'):
+    RunDir.open(tmp_path / 'a', changed(lr=1.0), primary=False)
+
+
+REWRITER = """
+import sys
+from additive_jax.rundir import RunDir
+run = RunDir.open(sys.argv[1], {})
+print('ready', flush=True)
+while True:
+  for letter in 'ab':
+    run.write_text('big.txt', letter * 3_000_000)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+  path = tmp_path / 'a'
+  process = subprocess.Popen(
+    [sys.executable, '-c', REWRITER, str(path)], stdout=subprocess.PIPE, text=True
+  )
+  process.stdout.readline()
+  while not (path / 'big.txt').exists():
+    pass
+  seen = {(path / 'big.txt').read_text() for _ in range(20)}
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  seen.add((path / 'big.txt').read_text())
+  assert seen <= {letter * 3_000_000 for letter in 'ab'}
+  RunDir.open(path, {})
+
+
+def tensorboard_events(folder):
+  """[(step, {name: value}, purging)] of all event files in `folder`, in the order written."""
+  events = []
+  for path in sorted(folder.glob('events*'), key=lambda p: p.suffix):
+    content = path.read_bytes()
+    while content:
+      length = int.from_bytes(content[:8], 'little')
+      assert int.from_bytes(content[8:12], 'little') == masked_crc32c(content[:8])
+      event = Event.FromString(content[12 : 12 + length])
+      content = content[16 + length :]
+      values = {v.tag: v.simple_value for v in event.summary.value}
+      if values or event.HasField('session_log'):
+        events.append((event.step, values, event.HasField('session_log')))
+  return events
+
+
+def test_metrics_lines_and_events(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  assert Metrics.read(run.path).empty
+  with Metrics(run) as metrics:
+    metrics.write(1, {'loss': jnp.float32(0.5), 'structure': '1011'})
+    metrics.write(2, {'loss': math.inf, 'skipped': np.int32(3)})
+    metrics.write(1, {'accuracy': 0.25}, tag='eval')
+    # Seen before the files are closed: a kill loses no more than a few seconds of the curves.
+    deadline = time.monotonic() + 10
+    while len(tensorboard_events(run.path / 'tensorboard' / 'train')) < 2:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    with pytest.raises(ValueError, match='step and tag'):
+      metrics.write(1, {'step': 3})
+  lines = [json.loads(line) for line in (run.path / 'metrics.jsonl').read_text().splitlines()]
+  assert lines == [
+    {'step': 1, 'tag': 'train', 'loss': 0.5, 'structure': '1011'},
+    {'step': 2, 'tag': 'train', 'loss': math.inf, 'skipped': 3},
+    {'step': 1, 'tag': 'eval', 'accuracy': 0.25},
+  ]
+  frame = Metrics.read(run.path)
+  assert frame['tag'].tolist() == ['train', 'train', 'eval']
+  assert frame['loss'].tolist()[:2] == [0.5, math.inf]
+  assert math.isnan(frame['loss'][2])
+  pd.testing.assert_frame_equal(Metrics.read(run.path / 'metrics.jsonl'), frame)
+  assert tensorboard_events(run.path / 'tensorboard' / 'train') == [
+    (1, {'loss': 0.5}, False),
+    (2, {'skipped': 3.0}, False),
+  ]
+
+
+def test_a_resumed_run_leaves_the_metrics_of_an_uninterrupted_one(tmp_path):
+  def write(metrics, steps):
+    for step in steps:
+      metrics.write(step, {'loss': 1 / step})
+      metrics.write(step, {'accuracy': step / 7}, tag='eval')
+
+  whole = RunDir.open(tmp_path / 'whole', CONFIG)
+  with Metrics(whole) as metrics:
+    write(metrics, range(1, 7))
+  broken = RunDir.open(tmp_path / 'broken', CONFIG)
+  with Metrics(broken) as metrics:
+    write(metrics, range(1, 6))
+  # Killed in the middle of a line.
+  with open(broken.path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 6, "ta')
+  with Metrics(broken, start_step=3) as metrics:
+    write(metrics, range(4, 7))
+  name = 'metrics.jsonl'
+  assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes()
+  events = tensorboard_events(broken.path / 'tensorboard' / 'train')
+  assert [step for step, *_ in events] == [1, 2, 3, 4, 5, 4, 4, 5, 6]
+  assert [step for step, _, purging in events if purging] == [4]
+
+
+def test_one_tag_can_be_truncated_alone(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  with Metrics(run) as metrics:
+    for step in (1, 2, 3):
+      metrics.write(step, {'loss': 1.0}, tag='alone/3')
+      metrics.write(step, {'loss': 1.0}, tag='cotrain')
+    metrics.truncate('cotrain', 1)
+    metrics.write(2, {'loss': 2.0}, tag='cotrain')
+  frame = Metrics.read(run.path)
+  assert frame[frame.tag == 'alone/3'].step.tolist() == [1, 2, 3]
+  assert frame[frame.tag == 'cotrain'].step.tolist() == [1, 2]
+  assert not any(p for *_, p in tensorboard_events(run.path / 'tensorboard' / 'alone' / '3'))
+  assert any(p for *_, p in tensorboard_events(run.path / 'tensorboard' / 'cotrain'))
