@@ -81,14 +81,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     empty = [path for path, array in _leaves(host_state) if array.size == 0]
     if empty or not names:
       raise ValueError(f'expected a state with leaves, none of zero size; found {empty or state}')
-    body = _through_json(
-      {
-        'step': step,
-        'identity': self._identity,
-        'meta': meta or {},
-        'leaves': {path: _describe(array) for path, array in _leaves(host_state)},
-      }
-    )
+    leaves = {path: _describe(array) for path, array in _leaves(host_state)}
+    body = {'step': step, 'identity': self._identity, 'meta': meta or {}, 'leaves': leaves}
+    body = _through_json(body)
     last_step, last_body = self._last
     # Process 0 decides for all: the notes of the others may differ, and are not stored.
     same = multihost_utils.broadcast_one_to_all(np.array(body == last_body))

@@ -25,7 +25,7 @@ class Case:
     model, x, y, objective, max_structures, seed: what `testing.check_model` was given.
     violations, notes: sentences.
     variables: `{'params': pool}` at init, a NumPy copy.
-    pool: the parameters that runs are compared at, a step away from init.
+    moved: the variables that runs are compared at, a step away from init.
     stream: shape and dtype of the stream [B, ..., D].
     independent: whether examples do not influence each other, as far as is known.
   """
@@ -39,7 +39,7 @@ class Case:
   violations: list[str] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
   variables: Any = None
-  pool: Any = None
+  moved: Any = None
   stream: Any = None
   independent: bool = True
 
@@ -78,7 +78,7 @@ def sentence(text: str) -> str:
 def reason(error: Exception) -> str:
   """Why a model's code failed, in words, with the first line of the error itself."""
   first = (str(error).strip().splitlines() or [''])[0]
-  first = first.split(' (https://')[0][:200]
+  first = first.split(' (https://')[0][:200].rstrip('.')
   said = f'{type(error).__name__}: {first}'
   if isinstance(error, flax.errors.InvalidRngError):
     return f'it draws random numbers, but must be deterministic (switch dropout off); {said}'
@@ -145,7 +145,7 @@ def has_its_parts(case: Case) -> bool:
   try:
     jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(case.seed))
   except Exception as error:
-    case.violations.append(f'Its setup fails: {reason(error)}')
+    case.violations.append(f'Its setup fails: {reason(error)}.')
     return False
   say = case.violations.append
   for name, what in (('embed', 'input to stream'), ('readout', 'stream to outputs')):
@@ -196,7 +196,7 @@ def has_one_pool(case: Case) -> bool:
     try:
       variables = case.model.init(key, *arguments)
     except Exception as error:
-      case.violations.append(f'init with {called} fails: {reason(error)}')
+      case.violations.append(f'init with {called} fails: {reason(error)}.')
       return False
     leaves = {
       jax.tree_util.keystr(path): np.asarray(leaf)
@@ -240,7 +240,7 @@ def parts_keep_shapes(case: Case) -> bool:
       try:
         out = jax.eval_shape(function, case.variables, value)
       except Exception as error:
-        say(sentence(f'{name} fails on a batch of {rows}: {reason(error)}'))
+        say(sentence(f'{name} fails on a batch of {rows}: {reason(error)}.'))
         if name == 'embed':
           return False
         continue
@@ -306,5 +306,5 @@ def space_matches(case: Case) -> bool:
       )
     measure(case.model, case.x)
   except Exception as error:
-    case.violations.append(f'Its space or its costs cannot be found: {reason(error)}')
+    case.violations.append(f'Its space or its costs cannot be found: {reason(error)}.')
   return True

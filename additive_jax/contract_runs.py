@@ -5,6 +5,8 @@ Every comparison is between separately traced programs, so hidden state cannot a
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,28 +21,30 @@ from additive_jax.structure import Structure
 # differ by about 1e-6, and a stack of layers multiplies that. bfloat16 has 8 bits: 2^-8 a rounding.
 TOLERANCE, LOW_TOLERANCE = 1e-4, 4e-2
 APPLY = 'model.apply(variables, x, structure)'
+WHAT = ('outputs', 'gradients')
+GRADED = 4  # structures compared in gradients too, the first and the last of the sample among them
 
 
 def parts_are_pure(case: Case) -> bool:
   """Deterministic, finite, and for each example the same whatever the others and their number."""
-  half = len(case.x) // 2
-  mixed = np.concatenate([case.x[:half], _changed(case.x[half:])])
-  twice = np.concatenate([case.x, case.x])
+  half, rows = len(case.x) // 2, len(case.x)
   try:
     program = _all_parts(case)
-    base, repeated, varied, alone, double = (
-      jax.device_get(program(case.variables, x, len(x) - kept))
-      for x, kept in (
-        (case.x, len(case.x)),
-        (case.x, len(case.x)),
-        (mixed, half),
-        (case.x[:1], 1),
-        (twice, len(twice)),
+    x, h = case.x, np.asarray(program(case.variables, case.x)['embed'])
+    mixed = [np.concatenate([a[:half], _changed(a[half:])]) for a in (x, h)]
+    base, *repeated, varied, alone, double = (
+      jax.device_get(run_parts(case.variables, *inputs))
+      for run_parts, inputs in (
+        (program, (x, h)),
+        (program, (x, h)),
+        (_all_parts(case), (x, h)),
+        (program, mixed),
+        (program, (x[:1], h[:1])),
+        (program, (np.concatenate([x, x]), np.concatenate([h, h]))),
       )
     )
-    retraced = jax.device_get(_all_parts(case)(case.variables, case.x, 0))
   except Exception as error:
-    case.violations.append(f'Its parts cannot be compiled together: {reason(error)}')
+    case.violations.append(f'Its parts cannot be compiled together: {reason(error)}.')
     return False
   tolerance = _tolerance(case)
   sound = True
@@ -48,7 +52,7 @@ def parts_are_pure(case: Case) -> bool:
     if not np.isfinite(out).all():
       case.violations.append(sentence(f'{name} gives numbers that are not finite at init.'))
       sound = False
-    elif max(_distance(out, repeated[name]), _distance(out, retraced[name])) > tolerance:
+    elif max(_distance(out, other[name]) for other in repeated) > tolerance:
       case.violations.append(
         sentence(
           f'{name} gives different numbers for the same input and parameters: it must be '
@@ -59,7 +63,7 @@ def parts_are_pure(case: Case) -> bool:
     elif tolerance < max(
       _distance(out[:half], varied[name][:half]),
       _distance(out[:1], alone[name]),
-      _distance(out, double[name][: len(out)]),
+      _distance(out, double[name][:rows]),
     ):
       case.violations.append(
         sentence(
@@ -78,43 +82,51 @@ def ways_agree(case: Case) -> bool:
   """apply = static = conditional = masked in outputs and gradients, and shared-prefix in outputs,
   on the sampled structures."""
   model, structures = case.model, case.sample()
-  case.pool = _moved(case)
+  case.moved = {'params': _moved(case)}
+  graded = {structures[i] for i in np.linspace(0, len(structures) - 1, GRADED).astype(int)}
   bits = np.array([s.bits for s in structures])
   ways = {
-    'static': (lambda v, x, s: run.static(model, v, x, s), structures),
-    APPLY: (lambda v, x, s: model.apply(v, x, s), structures),
-    'conditional': (lambda v, x, s: run.conditional(model, v, x, s), bits),
-    'masked': (lambda v, x, s: run.masked(model, v, x, s), bits.astype(np.float32)),
+    'static': (functools.partial(run.static, model), structures),
+    APPLY: (model.apply, structures),
+    'conditional': (functools.partial(run.conditional, model), bits),
+    'masked': (functools.partial(run.masked, model), bits.astype(np.float32)),
   }
   results = {}
   for name, (forward, forms) in ways.items():
-    program = _judged(case, forward)
+    programs = forward, _gradient(case, forward)
     if forms is not structures:  # traced: one program for all; static ones cost less uncompiled
-      program = jax.jit(program)
+      programs = [jax.jit(program) for program in programs]
     try:
-      results[name] = [jax.device_get(program(case.pool, case.x, case.y, form)) for form in forms]
+      results[name] = [
+        jax.device_get(
+          [
+            program(case.moved, case.x, form)
+            for program in programs[: 2 if structure in graded else 1]
+          ]
+        )
+        for structure, form in zip(structures, forms)
+      ]
     except Exception as error:
-      case.violations.append(f'The {name} run fails: {reason(error)}')
+      case.violations.append(f'The {name} run fails: {reason(error)}.')
       if name == 'static':
         return False
   if case.independent:
     try:
-      outputs = jax.jit(lambda p, x: shared_prefix(model, {'params': p}, x, bits))(
-        case.pool, case.x
-      )
-      results['shared-prefix'] = [(np.asarray(out), None) for out in outputs]
+      program = jax.jit(lambda v, x: shared_prefix(model, v, x, bits))
+      results['shared-prefix'] = [[np.asarray(out)] for out in program(case.moved, case.x)]
     except Exception as error:
-      case.violations.append(f'The shared-prefix run fails: {reason(error)}')
+      case.violations.append(f'The shared-prefix run fails: {reason(error)}.')
   reference = results.pop('static')
-  for structure, result in zip(structures, reference):
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
-      what = 'outputs' if not np.isfinite(result[0]).all() else 'gradients'
-      case.violations.append(f'The {what} of structure {structure} are not finite.')
-      return True
+  for structure, found in zip(structures, reference):
+    for what, tree in zip(WHAT, found):
+      if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
+        case.violations.append(f'The {what} of structure {structure} are not finite.')
+        return True
   worst = [_compare(case, name, structures, reference, found) for name, found in results.items()]
   case.notes.append(
     f'{len(gate_names(model))} gates; {len(structures)} structures compared by static, '
-    f'{", ".join(results)}: largest relative difference {max(worst, default=0):.1e}.'
+    f'{", ".join(results)}, {len(graded)} of them in gradients: largest relative difference '
+    f'{max(worst, default=0):.1e}.'
   )
   return True
 
@@ -122,22 +134,23 @@ def ways_agree(case: Case) -> bool:
 def _compare(case, name, structures, reference, found):
   """Reports the structure where a way to run differs most from the static one, if it does."""
   largest = 0.0
-  for part, what in enumerate(('outputs', 'gradients')):
-    if found[0][part] is None:
-      continue
-    scale = max(_largest(result[part]) for result in reference)
-    distance = [
-      max(_distance(a, b, scale) for a, b in zip(*map(jax.tree.leaves, (one[part], two[part]))))
-      for one, two in zip(reference, found)
+  for part, what in enumerate(WHAT):
+    pairs = [
+      (structure, one[part], two[part])
+      for structure, one, two in zip(structures, reference, found)
+      if part < min(len(one), len(two))
     ]
-    worst = int(np.argmax(distance))
-    largest = max(largest, distance[worst])
-    if distance[worst] > _tolerance(case):
+    scale = max((_largest(one) for _, one, _ in pairs), default=0)
+    for structure, one, two in pairs:
+      leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two))
+      distance = max(_distance(a, b, scale) for a, b in leaves)
+      if distance > largest:
+        largest, worst = distance, structure
+    if largest > _tolerance(case):
       remedy = ': leave __call__ as additive_jax.Additive has it' if name == APPLY else ''
       case.violations.append(
         f'The {what} of {name} differ from those of embed, the sites that are on, and readout, run '
-        f'one after the other, at structure {structures[worst]} by {distance[worst]:.1e} of the '
-        f'largest{remedy}.'
+        f'one after the other, at structure {worst} by {largest:.1e} of the largest{remedy}.'
       )
       break
   return largest
@@ -149,8 +162,8 @@ def off_gates_read_nothing(case: Case) -> bool:
   found = parts(model, case.x)
   always = _paths(found.embed) | _paths(found.readout)
   reads = [_paths(site) for site in found.sites]
-  conditional = jax.jit(lambda p, s: run.conditional(model, {'params': p}, case.x, s))
-  apply = lambda p, s: model.apply({'params': p}, case.x, Structure(tuple(s)))
+  conditional = jax.jit(functools.partial(run.conditional, model))
+  apply = lambda v, x, s: model.apply(v, x, Structure(tuple(s)))
   for way, program in (('conditional', conditional), (APPLY, apply)):
     culprits = []
     for i, name in enumerate(names):
@@ -162,14 +175,14 @@ def off_gates_read_nothing(case: Case) -> bool:
       others = np.arange(len(names)) != i
       for bits in (others, np.zeros_like(others)):
         own = reads[i] - always - set().union(*(reads[j] for j in np.flatnonzero(bits)))
-        results = [program(p, bits) for p in (case.pool, _poison(case.pool, own))]
+        results = [program(v, case.x, bits) for v in (case.moved, _poison(case.moved, own))]
         if _distance(*results) > 0:
           culprits.append(name)
           break
     if culprits:
       case.violations.append(
-        f'The {way} run reads parameters of sites whose gate is off ({", ".join(culprits)}): an off '
-        'gate must skip its site, not multiply it by zero.'
+        f'The {way} run reads parameters of sites whose gate is off ({", ".join(culprits)}): an '
+        'off gate must skip its site, not multiply it by zero.'
       )
   return True
 
@@ -179,32 +192,23 @@ def _paths(tree):
 
 
 def _all_parts(case):
-  """A freshly traced program: every part's output, by name, sites and readout on embed's stream.
+  """A freshly traced program: every part's output by name; of sites and readout on the stream h,
+  where one is given."""
 
-  Of the stream, the last `changed` examples are moved after embed, so that sites and readout see
-  examples of which some changed even where embed itself mixes nothing.
-  """
-
-  def run_parts(variables, x, changed):
+  def run_parts(variables, x, h=None):
     functions = case.part_functions
-    h = functions.pop('embed')(variables, x)
-    rows = jnp.arange(len(h)).reshape((-1,) + (1,) * (h.ndim - 1))
-    moved = jnp.where(rows >= len(h) - changed, 1 - 2 * h, h)
-    return {'embed': h} | {name: part(variables, moved) for name, part in functions.items()}
+    out = {'embed': functions.pop('embed')(variables, x)}
+    h = out['embed'] if h is None else h
+    return out | {name: part(variables, h) for name, part in functions.items()}
 
   return jax.jit(run_parts)
 
 
-def _judged(case, forward):
-  def loss(params, x, y, structure):
-    outputs = forward({'params': params}, x, structure)
-    return case.objective(outputs, y)[0].mean(), outputs
+def _gradient(case, forward):
+  def loss(variables, x, structure):
+    return case.objective(forward(variables, x, structure), case.y)[0].mean()
 
-  def judged(params, x, y, structure):
-    (_, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(params, x, y, structure)
-    return outputs, gradient
-
-  return judged
+  return jax.grad(loss)
 
 
 def _moved(case):
@@ -218,17 +222,17 @@ def _moved(case):
 
   initial = case.variables['params']
   moved = jax.tree.map(move, initial)
-  out = _all_parts(case)({'params': moved}, case.x, 0)
+  out = _all_parts(case)({'params': moved}, case.x)
   return moved if all(np.isfinite(part).all() for part in out.values()) else initial
 
 
-def _poison(params, paths):
+def _poison(variables, paths):
   spoil = lambda path, leaf: (
     np.full_like(leaf, np.nan)
-    if jax.tree_util.keystr(path) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
+    if jax.tree_util.keystr(path[1:]) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
     else leaf
   )
-  return jax.tree_util.tree_map_with_path(spoil, params)
+  return jax.tree_util.tree_map_with_path(spoil, variables)
 
 
 def _changed(x):
@@ -239,7 +243,7 @@ def _changed(x):
 
 
 def _tolerance(case):
-  program = jax.make_jaxpr(_all_parts(case))(case.variables, case.x, 0)
+  program = jax.make_jaxpr(_all_parts(case))(case.variables, case.x)
   low = any(f'{name}[' in str(program) for name in ('bf16', 'f16', 'f8'))
   return LOW_TOLERANCE if low else TOLERANCE
 

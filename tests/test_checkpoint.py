@@ -378,40 +378,35 @@ for step in range(first, 10_000):
 
 
 def test_kill_at_any_moment(tmp_path):
-  """Two runs at a time, each killed in the middle of its saves, continued and killed again."""
-  moments = random.Random()
-  paths = [tmp_path / 'a', tmp_path / 'b']
-  reached = dict.fromkeys(paths, -1)
+  """A run is killed in the middle of its saves, continued, and killed again."""
+  path = tmp_path / 'c'
+  reached = -1
   for _ in range(2):
-    runs = {
-      path: subprocess.Popen(
-        [sys.executable, '-c', SAVER, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for path in paths
-    }
-    for path, process in runs.items():
-      for _ in range(4):
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-      time.sleep(moments.uniform(0, 0.15))
-      process.send_signal(signal.SIGKILL)
-      # Not `communicate`, which loses what the line reader has read ahead.
-      rest, errors = process.stdout.read(), process.stderr.read()
-      process.communicate()
-      assert process.returncode == -signal.SIGKILL, errors
-      handed_over = int((line + rest).split()[-1])
-      restored = Checkpointer(path, identity={}).restore({'x': np.zeros((8, 50_000)), 'step': 0})
-      # The last save handed over may have been under way, and one more may have been whole but for
-      # the line that says so.
-      assert handed_over - 1 <= restored.step <= handed_over + 1
-      assert restored.step > reached[path]
-      assert restored.state['step'] == restored.step
-      expected = np.random.default_rng(restored.step).normal(size=(8, 50_000))
-      np.testing.assert_array_equal(restored.state['x'], expected)
-      reached[path] = restored.step
+    process = subprocess.Popen(
+      [sys.executable, '-c', SAVER, str(path)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(4):
+      line = process.stdout.readline()
+      assert line, process.stderr.read()
+    time.sleep(random.uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    # Not `communicate`, which loses what the line reader has read ahead.
+    rest, errors = process.stdout.read(), process.stderr.read()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    handed_over = int((line + rest).split()[-1])
+    restored = Checkpointer(path, identity={}).restore({'x': np.zeros((8, 50_000)), 'step': 0})
+    # The last save handed over may have been under way, and one more may have been whole but for
+    # the line that says so.
+    assert handed_over - 1 <= restored.step <= handed_over + 1
+    assert restored.step > reached
+    assert restored.state['step'] == restored.step
+    expected = np.random.default_rng(restored.step).normal(size=(8, 50_000))
+    np.testing.assert_array_equal(restored.state['x'], expected)
+    reached = restored.step
 
 
 PROCESS = """

@@ -26,7 +26,8 @@ def variables(model, x, random_pool):
   return random_pool(model, x)
 
 
-def test_pool_does_not_depend_on_the_structure_of_init(model, x):
+def test_pool_does_not_depend_on_the_structure_of_init():
+  model, x = MLP(num_blocks=3, width=4, hidden=4, num_classes=4), jnp.ones((1, 4))
   pools = [model.init(jax.random.key(0), x, structure) for structure in (None, '000', '010')]
   for other in pools[1:]:
     jax.tree.map(np.testing.assert_array_equal, pools[0], other)

@@ -31,6 +31,9 @@ CONFIG = {
 }
 
 
+ROUNDS = 20
+
+
 def changed(**changes):
   return CONFIG | changes
 
@@ -158,32 +161,35 @@ def test_no_write_permission(tmp_path):
     assert RunDir.open(run.path, CONFIG).finished
 
 
-def open_at_once(path, config, barrier, results):
-  barrier.wait()
-  try:
-    RunDir.open(path, config)
-    results.put(config['lr'])
-  except UserError as error:
-    results.put(str(error))
+def open_at_once(folder, index, barrier, results):
+  """Opens one directory after the other, each at the same moment as the sister process."""
+  for turn in range(ROUNDS):
+    # In even rounds two shards of one config, in odd ones two configs.
+    config = changed(shard=f'{index}/2', lr=float(index) if turn % 2 else 1e-3)
+    barrier.wait()
+    try:
+      RunDir.open(folder / str(turn), config)
+      results.put((turn, None))
+    except UserError as error:
+      results.put((turn, str(error)))
 
 
 def test_processes_that_come_at_the_same_moment_agree_on_one_config(tmp_path):
-  """Shards of one sweep all get in; of two configs one wins, and the other is told."""
   context = multiprocessing.get_context('spawn')
-  barrier, results = context.Barrier(4), context.Queue()
-  configs = [changed(shard=f'{i}/4', lr=1.0 if i < 2 else 2.0) for i in range(4)]
+  barrier, results = context.Barrier(2), context.Queue()
   processes = [
-    context.Process(target=open_at_once, args=(tmp_path / 'a', config, barrier, results))
-    for config in configs
+    context.Process(target=open_at_once, args=(tmp_path, index, barrier, results))
+    for index in range(2)
   ]
   for process in processes:
     process.start()
-  answers = [results.get(timeout=60) for _ in processes]
+  answers = [results.get(timeout=60) for _ in range(2 * ROUNDS)]
   for process in processes:
     process.join()
-  winner = json.loads((tmp_path / 'a' / 'config.json').read_text())['lr']
-  assert answers.count(winner) == 2
-  assert sum('holds a run of another config: lr' in str(answer) for answer in answers) == 2
+  for turn in range(ROUNDS):
+    errors = [error for t, error in answers if t == turn and error]
+    assert len(errors) == turn % 2
+    assert all('holds a run of another config: lr: ' in error for error in errors)
 
 
 def test_environment_names_versions_and_devices_but_no_folders(tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ class Session:
     objective: see `objectives`.
     stopper: tells whether the run was asked to stop.
     devices: those of the mesh that pools are trained on.
+    recipes: made so far, by number of steps; see `recipe`.
   """
 
   config: ConfigDict
@@ -63,6 +64,7 @@ class Session:
   objective: Any
   stopper: Stopper
   devices: list[jax.Device]
+  recipes: dict[int, Recipe] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def seeds(self) -> list[int]:
@@ -106,16 +108,21 @@ class Session:
     return Population(recipe, self.data, batch_size=size, seed=seed, devices=devices)
 
   def recipe(self, num_steps: int) -> Recipe:
-    """How pools and lone structures are trained for `num_steps` steps."""
-    train = self.config.train
-    return Recipe(
-      self.model,
-      self.objective,
-      make_optimizer(self.config, num_steps),
-      average=train.average,
-      collective=train.collective,
-      distill=train.distill,
-    )
+    """How pools and lone structures are trained for `num_steps` steps; the same object each time.
+
+    The compiled programs belong to the object: another one, though equal, would compile them anew.
+    """
+    if num_steps not in self.recipes:
+      train = self.config.train
+      self.recipes[num_steps] = Recipe(
+        self.model,
+        self.objective,
+        make_optimizer(self.config, num_steps),
+        average=train.average,
+        collective=train.collective,
+        distill=train.distill,
+      )
+    return self.recipes[num_steps]
 
   def sampler(self, num_steps: int):
     """The sampler of `config.sampler`, for a run of `num_steps` steps."""

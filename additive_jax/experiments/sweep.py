@@ -172,7 +172,7 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
     'best_accuracy': table['accuracy'][0],
     'all_on_rank': _rank_of(table, '1' * len(names)),
     'pareto': table.loc[table['pareto'], 'structure'].tolist(),
-    'noise_ceiling': dataclasses.asdict(ceiling),
+    'noise_ceiling': ceiling._asdict(),
     'shared_against_standalone': agreement,
   }
   interactions = pd.DataFrame(pairs, columns=list(names))

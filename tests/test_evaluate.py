@@ -1,0 +1,228 @@
+"""Evaluation of many structures against a plain loop over static ones."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from additive_jax import Additive, UserError, evaluate_structures, static
+from additive_jax.evaluate import evaluate_one
+from additive_jax.models import MLP
+from additive_jax.objectives import classification, language, regression
+from additive_jax.structure import all_bits, all_structures
+
+MODEL = MLP(num_blocks=4, width=8, hidden=(3, 8, 5, 6), num_classes=3)
+EXAMPLES = 23
+
+# Means of float32 losses of order one, added up in another order.
+CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+
+
+def plain_loop(model, variables, x, y, objective):
+  """Mean loss and accuracy of every structure, one after the other."""
+  rows = []
+  for structure in all_structures(model.space.num_gates):
+    values = objective(static(model, variables, x, structure), y)
+    rows.append([np.mean(value, dtype=np.float64) for value in values])
+  loss, accuracy = np.transpose(rows)
+  return loss, accuracy
+
+
+@pytest.fixture(scope='module')
+def batch():
+  random = np.random.default_rng(0)
+  x = random.normal(size=(EXAMPLES, 6)).astype(np.float32)
+  return x, random.integers(0, 3, EXAMPLES).astype(np.int32)
+
+
+@pytest.fixture(scope='module')
+def variables(random_pool, batch):
+  return random_pool(MODEL, batch[0])
+
+
+@pytest.fixture(scope='module')
+def table(variables, batch):
+  """loss [16] and accuracy [16] of the plain loop."""
+  return plain_loop(MODEL, variables, *batch, classification)
+
+
+def assert_rows(evaluation, table, values):
+  loss, accuracy = (column[values] for column in table)
+  assert evaluation.loss.dtype == evaluation.accuracy.dtype == np.float64
+  np.testing.assert_allclose(evaluation.loss, loss, **CLOSE)
+  np.testing.assert_allclose(evaluation.accuracy, accuracy, **CLOSE)
+
+
+def test_structures_differ(table):
+  loss, accuracy = table
+  assert np.diff(np.sort(loss)).min() > 1e-4
+  assert len(set(accuracy)) > 4
+
+
+def test_all_structures_in_integer_order(variables, batch, table):
+  assert_rows(evaluate_structures(MODEL, variables, batch), table, np.arange(16))
+
+
+@pytest.mark.parametrize(
+  'values', [[15], [0], [3, 3], [9, 2, 14, 2, 0, 9, 7], [15, 8, 4, 2, 1, 0]], ids=str
+)
+def test_any_set_in_any_order_with_repeats(variables, batch, table, values):
+  assert_rows(evaluate_structures(MODEL, variables, batch, values), table, values)
+
+
+def test_forms_of_structures(variables, batch, table):
+  for form in (['1001', '0100'], all_bits(4)[[9, 2]], [(1, 0, 0, 1), 2]):
+    assert_rows(evaluate_structures(MODEL, variables, batch, form), table, [9, 2])
+  assert_rows(evaluate_structures(MODEL, variables, batch, all_structures(4)), table, np.arange(16))
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 23, 1000])
+def test_batches_that_do_not_divide(variables, batch, table, batch_size):
+  got = evaluate_structures(MODEL, variables, batch, batch_size=batch_size)
+  assert_rows(got, table, np.arange(16))
+
+
+STREAM = 7 * 8 * 4  # bytes of the stream of one structure at batch size 7
+
+
+@pytest.mark.parametrize('memory_limit', [1, 3 * STREAM, 5 * STREAM, 8 * STREAM])
+def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
+  """However little is allowed; and no worker holds more streams than that, but for the two that it
+  cannot do without.
+  """
+  from additive_jax import prefix
+
+  held = []
+  run_plan = prefix.run_plan
+
+  def watched(model, variables, x, arrays, finish, *, tile):
+    held.append(-(-arrays[1].shape[1] // tile) * tile + 1)
+    return run_plan(model, variables, x, arrays, finish, tile=tile)
+
+  monkeypatch.setattr(prefix, 'run_plan', watched)
+  got = evaluate_structures(
+    MODEL,
+    variables,
+    batch,
+    batch_size=7,
+    memory_limit=memory_limit,
+    task=lambda outputs, y: classification(outputs, y),  # its own program, hence its own trace
+  )
+  assert_rows(got, table, np.arange(16))
+  assert held[0] <= max(2, memory_limit // STREAM)
+
+
+def test_explicit_devices(variables, batch, table):
+  """Three workers on three devices; bitwise what one worker on one device of the same plan gives."""
+  devices = jax.devices()[1:4]
+  options = {'batch_size': 5, 'memory_limit': 5 * 5 * 8 * 4}
+  got = evaluate_structures(MODEL, variables, batch, devices=devices, **options)
+  assert_rows(got, table, np.arange(16))
+  one = evaluate_structures(MODEL, variables, batch, devices=devices[:1], **options)
+  np.testing.assert_array_equal(got.loss, one.loss)
+  np.testing.assert_array_equal(got.accuracy, one.accuracy)
+
+
+def test_second_call_compiles_nothing(variables, batch, table, compiles):
+  evaluate_structures(MODEL, variables, batch, [1, 2, 3, 4, 5], batch_size=8)
+  assert len(compiles) > 0
+  del compiles[:]
+  changed = jax.tree.map(lambda leaf: leaf + 1, jax.device_get(variables))
+  got = evaluate_structures(MODEL, variables, batch, [9, 8, 15, 0, 6], batch_size=8)
+  other = evaluate_structures(MODEL, changed, batch, [9, 8, 15, 0, 6], batch_size=8)
+  assert len(compiles) == 0
+  assert_rows(got, table, [9, 8, 15, 0, 6])
+  assert np.abs(other.loss - got.loss).min() > 1e-3
+
+
+def test_a_bad_structure_stays_alone(variables, batch):
+  """A structure whose loss is not a number spoils no other."""
+  pool = jax.tree.map(np.array, variables)
+  pool['params']['block_02']['out']['bias'][:] = np.nan
+  loss, accuracy = evaluate_structures(MODEL, pool, batch)
+  np.testing.assert_array_equal(np.isnan(loss), all_bits(4)[:, 2])
+  assert not np.isnan(accuracy).any()
+
+
+def test_regression(batch, random_pool):
+  model = MLP(num_blocks=2, width=8, hidden=4, num_classes=2)
+  x = batch[0]
+  y = np.random.default_rng(1).normal(size=(EXAMPLES, 2)).astype(np.float32)
+  variables = random_pool(model, x)
+  got = evaluate_structures(model, variables, (x, y), task='regression', batch_size=10)
+  want = plain_loop(model, variables, x, y, regression)
+  np.testing.assert_allclose(got.loss, want[0], rtol=1e-5)
+  np.testing.assert_allclose(got.accuracy, 1 - got.loss, rtol=1e-5, atol=1e-5)
+  with pytest.raises(UserError, match=r'targets \(10,\): expected targets \[batch, outputs\]'):
+    evaluate_structures(model, variables, (x, y[:, 0]), task='regression', batch_size=10)
+
+
+class Bytes(Additive):
+  """Two sites over tokens, one of which looks at the neighbour before."""
+
+  def setup(self):
+    self.table = nn.Embed(11, 8, name='table')
+    self.sites = [Before(name='before'), nn.Dense(8, name='plain')]
+    self.readout = nn.Dense(11, name='head')
+
+  def embed(self, x):
+    return self.table(x)
+
+
+class Before(nn.Module):
+  @nn.compact
+  def __call__(self, h):  # [B, T, D]
+    return jnp.tanh(nn.Dense(h.shape[-1], name='in')(jnp.roll(h, 1, axis=-2)))
+
+
+def test_language(random_pool):
+  text = np.random.default_rng(2).integers(0, 11, (9, 6)).astype(np.uint8)
+  x, y = text[:, :-1], text[:, 1:]
+  variables = random_pool(Bytes(), x)
+  for batch_size in (4, 9):
+    got = evaluate_structures(Bytes(), variables, (x, y), task='language', batch_size=batch_size)
+    loss, accuracy = plain_loop(Bytes(), variables, x, y, language)
+    np.testing.assert_allclose(got.loss, loss, **CLOSE)
+    np.testing.assert_allclose(got.accuracy, accuracy, **CLOSE)
+  assert np.diff(np.sort(loss)).min() > 1e-3
+
+
+def test_empty_set(variables, batch):
+  loss, accuracy = evaluate_structures(MODEL, variables, batch, [])
+  assert loss.shape == accuracy.shape == (0,)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'message'),
+  [
+    ((23, 22), {}, '23 inputs and 22 targets: expected the same number, at least one'),
+    ((0, 0), {}, '0 inputs and 0 targets: expected the same number'),
+    ((23, 23), {'batch_size': 0}, 'batch_size 0: expected at least 1'),
+    ((23, 23), {'task': 'ranking'}, "task 'ranking': expected one of classification"),
+    ((23, 23), {'structures': ['101']}, 'structure 101 has 3 gates: expected 4'),
+  ],
+)
+def test_bad_arguments(variables, batch, arguments, options, message):
+  x, y = batch
+  with pytest.raises(UserError, match=message):
+    evaluate_structures(MODEL, variables, (x[: arguments[0]], y[: arguments[1]]), **options)
+
+
+def test_too_many_structures_to_enumerate(batch):
+  with pytest.raises(UserError, match=r'^25 gates have 2\^25 structures, too many to enumerate'):
+    evaluate_structures(MLP(25, 2, 2, 3), None, batch)
+
+
+@pytest.mark.parametrize('batch_size', [7, 23, 512])
+def test_evaluate_one(variables, batch, table, batch_size):
+  evaluate = jax.jit(
+    lambda variables, bits: evaluate_one(
+      MODEL, variables, batch, bits, objective=classification, batch_size=batch_size
+    )
+  )
+  batch = jax.tree.map(jnp.asarray, batch)
+  for value in (0, 5, 15):
+    loss, accuracy = evaluate(variables, jnp.asarray(all_bits(4)[value]))
+    np.testing.assert_allclose([loss, accuracy], [table[0][value], table[1][value]], **CLOSE)
+  assert evaluate._cache_size() == 1

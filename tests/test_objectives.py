@@ -1,0 +1,85 @@
+"""Losses and accuracies against a few lines of NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from additive_jax import UserError
+from additive_jax.objectives import OBJECTIVES, classification, language, objective_of, regression
+
+
+def cross_entropy(logits, y):
+  """In nats, in float64."""
+  logits = np.asarray(logits, np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return -np.take_along_axis(log_p, y[..., None], -1)[..., 0]
+
+
+# A logarithm and a sum of five float32 exponentials.
+CLOSE = {'rtol': 1e-5, 'atol': 1e-6}
+
+
+@pytest.mark.parametrize('leading', [(), (7,), (2, 3)])
+def test_classification(leading):
+  logits = np.asarray(jax.random.normal(jax.random.key(0), (*leading, 6, 5)))
+  y = logits.reshape(-1, 6, 5)[0].argmax(-1)
+  y[:3] = (y[:3] + 1) % 5  # half of them wrong, in the first structure
+  loss, accuracy = classification(jnp.asarray(logits), jnp.asarray(y))
+  labels = np.broadcast_to(y, (*leading, 6))
+  np.testing.assert_allclose(loss, cross_entropy(logits, labels), **CLOSE)
+  np.testing.assert_array_equal(accuracy, logits.argmax(-1) == labels)
+  assert 0 < np.mean(accuracy) < 1
+  assert accuracy.dtype == jnp.float32
+
+
+def test_classification_takes_labels_of_any_integer_type():
+  logits = jax.random.normal(jax.random.key(0), (3, 5))
+  want = classification(logits, jnp.array([4, 0, 2]))
+  got = classification(logits, jnp.array([4, 0, 2], jnp.uint8))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize('leading', [(), (4,)])
+def test_language_is_the_mean_over_tokens(leading):
+  logits = np.asarray(jax.random.normal(jax.random.key(1), (*leading, 2, 3, 5)))
+  y = np.array([[0, 3, 4], [2, 2, 1]])
+  loss, accuracy = language(jnp.asarray(logits), jnp.asarray(y))
+  labels = np.broadcast_to(y, (*leading, 2, 3))
+  np.testing.assert_allclose(loss, cross_entropy(logits, labels).mean(-1), **CLOSE)
+  np.testing.assert_allclose(accuracy, (logits.argmax(-1) == labels).mean(-1), **CLOSE)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_classes():
+  loss, _ = classification(jnp.zeros((1, 256)), jnp.array([7]))
+  np.testing.assert_allclose(loss, np.log(256), rtol=1e-6)
+
+
+def test_regression_accuracy_is_r_squared():
+  random = np.random.default_rng(0)
+  y = random.normal(size=(500, 1))
+  y = (y - y.mean()) / y.std()
+  predicted = y + random.normal(0, 0.5, y.shape)
+  loss, accuracy = regression(jnp.asarray(predicted), jnp.asarray(y))
+  np.testing.assert_allclose(loss, ((predicted - y) ** 2)[:, 0], **CLOSE)
+  r_squared = 1 - ((predicted - y) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+  np.testing.assert_allclose(accuracy.mean(), r_squared, rtol=1e-5)  # a float32 mean of 500
+
+
+def test_regression_averages_over_targets():
+  loss, accuracy = regression(jnp.ones((3, 2, 2)), jnp.array([[1.0, 3.0], [0.0, 1.0]]))
+  np.testing.assert_allclose(loss, np.tile([2.0, 0.5], (3, 1)))
+  np.testing.assert_allclose(accuracy, np.tile([-1.0, 0.5], (3, 1)))
+
+
+def test_regression_does_not_broadcast_targets():
+  with pytest.raises(UserError, match=r'predictions \(4, 1\) and targets \(4,\): expected'):
+    regression(jnp.ones((4, 1)), jnp.ones(4))
+
+
+def test_names():
+  assert {name: objective_of(name) for name in OBJECTIVES} == OBJECTIVES
+  own = lambda outputs, y: (outputs, y)
+  assert objective_of(own) is own
+  with pytest.raises(UserError, match="task 'segmentation': expected one of classification"):
+    objective_of('segmentation')
