@@ -65,7 +65,7 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
   keep = lambda new, old: jnp.where(count > 0, new, old)
   params, opt_state = jax.tree.map(keep, moved, (state.params, state.opt_state))
   skipped = state.skipped + (slots - count).astype(jnp.int32)
-  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': optax.global_norm(gradient)}
+  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': optax.tree.norm(gradient)}
   return State(params, opt_state, state.step + 1, skipped), metrics
 
 

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   # Training of pools and of structures alone.
   config.train = ConfigDict()
   # Passes over the training set, at batch_size examples a step; a pool passes K times as many.
-  config.train.epochs = 20.0
+  config.train.epochs = 10.0
   # Examples of each structure and step.
   config.train.batch_size = 128
   # K, structures that a pool trains in each step. Co-training takes its own number of structures.
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
   config.train.checkpoint_every = 500
 
   # Peak (or only) learning rate; for any optimizer of Optax that takes one.
-  config.learning_rate = 2e-3
+  config.learning_rate = 1e-3
   config.optimizer = ConfigDict()
   config.optimizer.name = 'adamw'
   config.optimizer.kwargs = ConfigDict({'weight_decay': 1e-4}, type_safe=False)

@@ -24,7 +24,7 @@ def plain_loop(model, variables, x, y, objective):
   rows = []
   for structure in all_structures(model.space.num_gates):
     values = objective(static(model, variables, x, structure), y)
-    rows.append([np.mean(value, dtype=np.float64) for value in values])
+    rows.append([np.asarray(value, np.float64).mean() for value in values])
   loss, accuracy = np.transpose(rows)
   return loss, accuracy
 
@@ -114,7 +114,7 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
 
 
 def test_explicit_devices(variables, batch, table):
-  """Three workers on three devices; bitwise what one worker on one device of the same plan gives."""
+  """Three workers on three devices; bitwise what one worker gives that follows the same plans."""
   devices = jax.devices()[1:4]
   options = {'batch_size': 5, 'memory_limit': 5 * 5 * 8 * 4}
   got = evaluate_structures(MODEL, variables, batch, devices=devices, **options)

@@ -22,7 +22,7 @@ from additive_jax.models import MLP
 from additive_jax.objectives import classification, regression
 from additive_jax.structure import all_bits
 
-MODEL = MLP(num_blocks=3, width=8, hidden=(5, 8, 4), num_classes=3)
+MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 SLOTS, BATCH = 8, 8
 BITS = all_bits(3)[[5, 1, 6, 0, 7, 1, 4, 2]]  # 3 is missing, 1 comes twice
 
@@ -46,12 +46,12 @@ def params(random_pool, batch):
   return random_pool(MODEL, batch[0][0])['params']
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def static_loss(params, x, y, bits):
   return classification(static(MODEL, {'params': params}, x, bits), y)[0].mean()
 
 
-static_gradient = jax.jit(jax.value_and_grad(static_loss), static_argnums=3)
+# Not under jit: seven small compiles would take longer than the operations one by one.
+static_gradient = jax.value_and_grad(static_loss)
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +110,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (1, 4)], ids=str)
+@pytest.mark.parametrize('shape', [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2)], ids=str)
 def test_is_the_average_of_the_static_gradients(shape, params, batch, alone):
   reads = usage(MODEL, batch[0][0])
 
@@ -145,7 +145,8 @@ def test_oracle_distinguishes(params, batch, alone):
   )
   assert gap(mean(own), coverage(own, BITS)) > 0.01
   assert min(gap(a, b) for i, a in enumerate(own) for b in own[:i]) > 0.01
-  text = static_gradient.lower(params, batch[0][0], batch[1][0], (True,) * 3).as_text()
+  program = jax.jit(static_gradient, static_argnums=3)
+  text = program.lower(params, batch[0][0], batch[1][0], (True,) * 3).as_text()
   assert 'stablehlo.case' not in text
 
 
@@ -174,7 +175,6 @@ def treacherous_steps():
   return functools.cache(lambda shape: on_mesh(shape, step))
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def treacherous_gradient(params, x, y, bits):
   loss = lambda params: treacherous(static(MODEL, {'params': params}, x, bits), y)[0].mean()
   return jax.value_and_grad(loss)(params)
@@ -221,9 +221,9 @@ def test_usage():
   assert set(reads) == {'block_00', 'block_01', 'block_02', 'embed', 'readout'}
 
 
-@pytest.mark.parametrize('alpha', [0.3, 1.0])
-def test_distillation_from_all_on(params, batch, alpha):
+def test_distillation_from_all_on(params, batch):
   """(1 − α)·cross-entropy + α·KL(all-on ‖ structure), written out with a constant teacher."""
+  alpha = 0.3
   x, y = batch[0][0], batch[1][0]
   teacher = np.asarray(static(MODEL, {'params': params}, x, '111'), np.float64)
   teacher = teacher - np.log(np.exp(teacher).sum(-1, keepdims=True))
@@ -231,7 +231,7 @@ def test_distillation_from_all_on(params, batch, alpha):
   def by_hand(params, bits):
     outputs = static(MODEL, {'params': params}, x, bits)
     log_p = outputs - jnp.log(jnp.exp(outputs).sum(-1, keepdims=True))
-    cross_entropy = -log_p[jnp.arange(BATCH), y].mean()
+    cross_entropy = -(log_p * np.eye(3)[y]).sum(-1).mean()
     if all(bits):
       return cross_entropy
     divergence = (np.exp(teacher) * (teacher - log_p)).sum(-1).mean()

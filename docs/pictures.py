@@ -1,0 +1,30 @@
+"""Draws the README's picture from two finished runs: `python docs/pictures.py RUN_OF_EXP1 RUN_OF_EXP2`."""
+
+import sys
+from pathlib import Path
+
+from additive_jax import figures
+from additive_jax.rundir import RunDir
+
+IMAGES = Path(__file__).parent / 'images'
+
+
+def main(sweep_path, cotrain_path):
+  sweep, cotrain = RunDir(sweep_path), RunDir(cotrain_path)
+  table, names = sweep.read_table('structures.csv'), sweep.read_json('config.json')['gates']
+  top = table.head(8)
+  labels = [f'{loss:.3f}' for loss in top['loss']]
+  pictures = {
+    'structures': figures.structures(top['structure'].tolist(), names, labels),
+    'effects': figures.gate_effects(sweep.read_table('effects.csv')),
+    'agreement': figures.agreement(table['shared_loss'], table['loss']),
+    'cotrain': figures.comparison(cotrain.read_table('comparison.csv')),
+  }
+  for name, figure in pictures.items():
+    figure.savefig(IMAGES / f'{name}.png', dpi=110, metadata={'Software': None})
+
+
+if __name__ == '__main__':
+  if len(sys.argv) != 3:
+    sys.exit(f'usage: {sys.argv[0]} RUN_OF_EXP1 RUN_OF_EXP2')
+  main(*sys.argv[1:])
