@@ -2,12 +2,14 @@
 
   --config=FILE          an experiment's options; --config.KEY=VALUE after it overrides one
   --workdir=DIR          the run directory (default: runs/<config>-<hash of the options>)
-  --devices=N            on CPU, N host devices (default: one per core); elsewhere, the first N
-  --coordinator=ADDRESS  host:port of process 0 of several, or auto under SLURM, TPU pods,
-  Kubernetes --num_processes, --process_id   with a coordinator that is not auto
+  --devices=N            on CPU, N host devices (default: one per core, at most 8);
+                         elsewhere, the first N
+  --coordinator=ADDRESS  host:port of process 0 of several processes that train together, or auto
+                         where SLURM, a TPU pod or Kubernetes tells
+  --num_processes=N, --process_id=I   with a coordinator that is not auto
 
-Exit codes: 0 done, stopped by a signal with everything saved, or done before; 2 a mistake in what
-  was asked, told in one line.
+Exit codes: 0 done, done before, or stopped by a signal with everything saved; 2 a mistake in what
+was asked, told in one line.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from additive_jax.errors import UserError
+
+DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
 
 def define_flags(values: flags.FlagValues) -> config_flags.config_flags.ConfigFileFlagHolder:
@@ -67,8 +71,8 @@ def _one_line(error: Exception) -> str:
 
 
 def set_up_devices(count: int) -> None:
-  """Asks for `count` host devices, 0 for one per core; before JAX's backend starts."""
-  count = count or len(os.sched_getaffinity(0))
+  """Asks for `count` host devices, 0 for one per core up to 8; before JAX's backend starts."""
+  count = count or min(len(os.sched_getaffinity(0)), DEFAULT_DEVICES)
   given = os.environ.get('XLA_FLAGS', '')
   wanted = {
     'xla_force_host_platform_device_count': count,
@@ -81,6 +85,9 @@ def set_up_devices(count: int) -> None:
 
 def main(argv: list[str]) -> int:
   """Runs one experiment; returns the exit code."""
+  if {'--help', '-h'} & set(argv):
+    print(__doc__)
+    return 0
   try:
     values, config, name = parse(argv)
     set_up_devices(values.devices)

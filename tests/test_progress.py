@@ -212,3 +212,27 @@ def test_off_the_main_thread_the_stopper_does_nothing():
   thread.start()
   thread.join()
   assert seen == [False, True]
+
+
+def test_brief_work_is_not_mentioned_in_a_log(caplog):
+  caplog.set_level(logging.INFO, 'additive_jax')
+  with Progress(4, 'reading', unit='byte', stream=io.StringIO(), brief=True) as progress:
+    progress.advance(4)
+  assert not caplog.messages
+  with Progress(
+    4, 'reading', unit='byte', stream=io.StringIO(), brief=True, interval=0
+  ) as progress:
+    progress.advance(1)
+  assert caplog.messages[0].startswith('reading: 1/4 bytes (25%)')
+  assert len(caplog.messages) == 2
+
+
+def test_an_unknown_total_is_counted_up(caplog):
+  caplog.set_level(logging.INFO, 'additive_jax')
+  with Progress(None, 'downloading', unit='byte', stream=io.StringIO(), interval=0) as progress:
+    progress.advance(7)
+  assert [message.split(',')[0] for message in caplog.messages] == [
+    'downloading: 0 bytes',
+    'downloading: 7 bytes',
+    'downloading: 7 bytes',
+  ]

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from additive_jax.data.progress import progress
 from additive_jax.data.splits import Data, Split, fit
 from additive_jax.errors import UserError
+from additive_jax.progress import Progress
 
 NUM_DIGITS_TRAIN = 1437
 CHUNK_BYTES = 1 << 20
@@ -157,11 +157,11 @@ def _read_body(file: BinaryIO, path: pathlib.Path, at_most: int) -> bytearray:
   """Up to `at_most` bytes."""
   # Read in chunks, so that a header which promises too much allocates nothing.
   body = bytearray()
-  with progress(f'decoding {path.name}', total=at_most) as advance:
+  with Progress(at_most, f'decoding {path.name}', unit='byte', brief=True) as progress:
     while len(body) < at_most:
       chunk = file.read(min(CHUNK_BYTES, at_most - len(body)))
       if not chunk:
         break
       body += chunk
-      advance(len(chunk))
+      progress.advance(len(chunk))
   return body

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from additive_jax.data.progress import progress
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
 from additive_jax.errors import UserError
+from additive_jax.progress import Progress
 
 log = logging.getLogger('additive_jax')
 
@@ -151,8 +151,8 @@ def _window_split(
   count = (end - begin - 1) // sequence_length
   used = count * sequence_length
   if 2 * used <= memory_limit:
-    with progress(f'reading {spec}', total=used + 1) as advance:
-      data = stream.bytes_between(begin, begin + used + 1, advance)
+    with Progress(used + 1, f'reading {spec}', unit='byte', brief=True) as progress:
+      data = stream.bytes_between(begin, begin + used + 1, progress.advance)
     shape = count, sequence_length
     return ArraySplit(data[:-1].reshape(shape), data[1:].reshape(shape))
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from additive_jax.data.progress import progress
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
 from additive_jax.data.text import ByteStream, language_data
 from additive_jax.data.tfds_find import check_name, find, undamaged
 from additive_jax.data.tfds_prepare import command, prepare
 from additive_jax.errors import UserError
+from additive_jax.progress import Progress
 
 log = logging.getLogger('additive_jax')
 
@@ -183,8 +183,8 @@ class _Reader:
     if count * first.size * np.dtype(np.float32).itemsize > self.memory_limit:
       log.info('%s: %d examples exceed the memory limit: read as needed', self.spec, count)
       return SourceSplit(count, gather)
-    with progress(f'reading {self.spec}', total=count) as advance:
-      return ArraySplit(*gather(np.arange(count), advance))
+    with Progress(count, f'reading {self.spec}', unit='example', brief=True) as progress:
+      return ArraySplit(*gather(np.arange(count), progress.advance))
 
   def language(self, text_name: str, sequence_length: int) -> Data:
     """The set's documents as one stream of bytes a split."""
@@ -199,7 +199,7 @@ class _Reader:
       return np.frombuffer(example[text_name] + b'\n', np.uint8)
 
     sizes, kept, num_bytes = [], [], 0
-    with progress(f'reading {self.spec}', total=len(source)) as advance:
+    with Progress(len(source), f'reading {self.spec}', unit='example', brief=True) as progress:
       for begin in range(0, len(source), EXAMPLES_PER_READ):
         keys = list(range(begin, min(begin + EXAMPLES_PER_READ, len(source))))
         documents = [document(example) for example in source.__getitems__(keys)]
@@ -209,7 +209,7 @@ class _Reader:
           kept = None
         if kept is not None:
           kept += documents
-        advance(len(keys))
+        progress.advance(len(keys))
     if kept is not None:
       return ByteStream(sizes, kept.__getitem__)
     return ByteStream(sizes, lambda i: document(source[i]))

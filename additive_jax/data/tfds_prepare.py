@@ -14,8 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from additive_jax.data.progress import progress
 from additive_jax.errors import UserError
+from additive_jax.progress import Progress
 
 log = logging.getLogger('additive_jax')
 
@@ -105,13 +105,13 @@ def _watched(tfds: Any, description: str, builder: Any) -> Iterator[None]:
   folders = [pathlib.Path(builder.data_dir_root, 'downloads'), set_folder]
   before = sum(map(_folder_bytes, folders))
   stop = threading.Event()
-  with progress(description, total=total or None) as advance:
+  with Progress(total or None, description, unit='byte') as progress:
 
     def look() -> None:
       seen = before
       while not stop.wait(SECONDS_BETWEEN_LOOKS):
         now = sum(map(_folder_bytes, folders))
-        advance(max(now - seen, 0))
+        progress.advance(max(now - seen, 0))
         seen = max(now, seen)
 
     thread = threading.Thread(target=look, daemon=True)
