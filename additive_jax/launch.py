@@ -6,15 +6,18 @@
                          elsewhere, the first N
   --coordinator=ADDRESS  host:port of process 0 of several processes that train together, or auto
                          where SLURM, a TPU pod or Kubernetes tells
-  --num_processes=N, --process_id=I   with a coordinator that is not auto
+  --num_processes=N      how many processes there are, with a coordinator that is not auto
+  --process_id=I         which of them this is, from 0
 
 Exit codes: 0 done, done before, or stopped by a signal with everything saved; 2 a mistake in what
-was asked, told in one line.
+was asked, told in one line; 130 ended by a second Ctrl-C.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,14 +29,16 @@ from additive_jax.errors import UserError
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
 
-def define_flags(values: flags.FlagValues) -> config_flags.config_flags.ConfigFileFlagHolder:
+def define_flags(
+  values: flags.FlagValues, argv: list[str]
+) -> config_flags.config_flags.ConfigFileFlagHolder:
   """The command line's options."""
   flags.DEFINE_string('workdir', '', 'Run directory.', flag_values=values)
   flags.DEFINE_integer('devices', 0, 'Devices; 0 is all.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', flag_values=values)
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', flag_values=values)
-  return config_flags.DEFINE_config_file('config', flag_values=values)
+  return config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
 
 
 def parse(argv: list[str]):
@@ -43,10 +48,14 @@ def parse(argv: list[str]):
     UserError: for an unknown flag or key, a value of another type, or a config that is not there.
   """
   values = flags.FlagValues()
-  holder = define_flags(values)
-  path = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), None)
-  if path is None:
-    raise UserError('no config: expected --config=configs/exp2.py, say')
+  holder = define_flags(values, argv)
+  given = [a.split('=', 1)[1] for a in argv if a.startswith('--config=')]
+  given += [after for a, after in itertools.pairwise(argv) if a == '--config']
+  if len(given) != 1:
+    raise UserError(
+      f'{", ".join(given) or "no config"}: expected one --config=configs/exp2.py, say'
+    )
+  path = given[0]
   file = Path(path.split(':')[0])
   if not file.is_file():
     raise UserError(f'--config={path}: expected a Python file, and there is none')
@@ -54,15 +63,29 @@ def parse(argv: list[str]):
   sys.path.insert(0, str(file.resolve().parent.parent))
   try:
     rest = values(argv)[1:]
+    config = holder.value
   except UserError:
     raise
   except Exception as error:
-    raise UserError(_one_line(error)) from error
+    raise UserError(_unknown_option(error, argv) or _one_line(error)) from error
   finally:
     sys.path.pop(0)
   if rest:
     raise UserError(f'argument {rest[0]!r}: expected --name=value')
-  return values, holder.value, file.stem
+  return values, config, file.stem
+
+
+def _unknown_option(error: Exception, argv: list[str]) -> str | None:
+  """What ml_collections says of a key the config lacks, as a sentence; None for another error."""
+  if not isinstance(error, KeyError | AttributeError):
+    return None
+  text = str(error)
+  missing = re.match(r"\W*'(\w+)", text)
+  options = [a.split('=')[0].lstrip('-') for a in argv if a.startswith('--config.')]
+  option = next((o for o in options if missing and missing[1] in o.split('.')), None)
+  near = re.search(r'Did you mean "(\w+)"', text)
+  hint = f'; did you mean {near[1]!r}?' if near else ''
+  return option and f'unknown option {option!r}: expected one that the config has{hint}'
 
 
 def _one_line(error: Exception) -> str:
@@ -72,7 +95,9 @@ def _one_line(error: Exception) -> str:
 
 def set_up_devices(count: int) -> None:
   """Asks for `count` host devices, 0 for one per core up to 8; before JAX's backend starts."""
-  count = count or min(len(os.sched_getaffinity(0)), DEFAULT_DEVICES)
+  # Not every platform can say which cores a process may use.
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  count = count or min(cores or 1, DEFAULT_DEVICES)
   given = os.environ.get('XLA_FLAGS', '')
   wanted = {
     'xla_force_host_platform_device_count': count,
@@ -95,6 +120,8 @@ def main(argv: list[str]) -> int:
   except UserError as error:
     print(f'error: {_one_line(error)}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    return 130
 
 
 def _run(values, config, name: str) -> int:

@@ -28,8 +28,8 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
   kwargs = dict(config.optimizer.kwargs)
   if 'learning_rate' in kwargs:
     raise UserError(
-      f"'learning_rate' {kwargs['learning_rate']} is no argument of optimizer.kwargs: expected it as "
-      'config.learning_rate'
+      f"'learning_rate' {kwargs['learning_rate']} is no argument of optimizer.kwargs: "
+      'expected it as config.learning_rate'
     )
   _check_kwargs(make, kwargs, config.optimizer.name)
   optimizer = make(learning_rate=schedule, **kwargs)

@@ -224,10 +224,10 @@ def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterat
   if not coordinator:
     yield
     return
-  if coordinator == 'auto':
-    jax.distributed.initialize()
-  else:
-    jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=30)
+  # Seconds until a process that is gone, or that failed while the others did not, ends the rest.
+  patience = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 120}
+  address = () if coordinator == 'auto' else (coordinator, num_processes, process_id)
+  jax.distributed.initialize(*address, **patience)
   multihost_utils.sync_global_devices(
     'joined'
   )  # the first collective must come before any long compile

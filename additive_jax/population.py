@@ -35,7 +35,7 @@ class Member:
     structure: what was trained.
     state: its final `State`, on the worker's device.
     loss, accuracy: on the test split.
-    train_loss: mean over the last tenth of the steps (at least one).
+    train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
   """
 
@@ -100,6 +100,8 @@ class Population:
       states: where to go on from, by structure, when `start` is not 0.
     """
     indices = self._order.indices(start, stop - start)
+    # Counted from step 0, so that it does not tell whether the training was taken up again.
+    tail = np.int32(max(1, min(stop // 10, len(indices))))
 
     def work(structure, device):
       initial, train, test = self._placed[device]
@@ -107,9 +109,9 @@ class Population:
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
       if (device, len(indices)) in self._compiled:
-        return self._member(structure, program(state, bits, indices, train, test))
+        return self._member(structure, program(state, bits, indices, tail, train, test))
       with self._locks[device]:  # else every thread would compile the same program
-        member = self._member(structure, program(state, bits, indices, train, test))
+        member = self._member(structure, program(state, bits, indices, tail, train, test))
         self._compiled.add((device, len(indices)))
         return member
 
@@ -125,9 +127,7 @@ class Population:
 
 @functools.lru_cache(maxsize=16)
 def _program(recipe: Recipe, platform: str):
-  def train(state, bits, indices, train, test):
-    tail = max(1, len(indices) // 10)
-
+  def train(state, bits, indices, tail, train, test):
     def body(carry, inputs):
       state, total = carry
       t, rows = inputs

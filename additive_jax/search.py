@@ -69,7 +69,7 @@ def search(
     UserError: the budget is smaller than a population or larger than 2^n, or the method is unknown,
       or the shapes of `known` do not fit.
   """
-  _check(num_gates, budget, method, population)
+  check_search(num_gates, budget, method, population)
   bits, loss, accuracy = _start(known, num_gates, population)
   while len(bits) < budget:
     generation = len(bits) // population
@@ -98,7 +98,8 @@ def _ranked(loss):
   return np.argsort(np.where(np.isfinite(loss), loss, np.inf), kind='stable')
 
 
-def _check(num_gates, budget, method, population):
+def check_search(num_gates: int, budget: int, method: str, population: int) -> None:
+  """Raises `UserError` for arguments that `search` does not take."""
   if method not in METHODS:
     raise UserError(f'search method {method!r}: expected one of {", ".join(METHODS)}')
   least = 4 if method == 'evolution' else 2

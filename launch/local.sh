@@ -17,17 +17,19 @@ pids=()
 stop() {
   kill -TERM "${pids[@]}" 2>/dev/null
   # A process that lost its peers may wait for them: give it time to save, then end it.
-  (sleep 40 && kill -KILL "${pids[@]}" 2>/dev/null) &
+  (sleep 40 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
   reserve=$!
 }
 trap stop TERM INT
 
 for ((rank = 0; rank < count; rank++)); do
-  output=$logs/local-$rank.log
-  [ "$rank" -gt 0 ] || output=/dev/stdout
-  "$python" -m additive_jax.launch --devices=1 "$@" \
-    --coordinator="127.0.0.1:$port" --num_processes="$count" --process_id="$rank" \
-    >"$output" 2>&1 &
+  command=("$python" -m additive_jax.launch --devices=1 "$@"
+    --coordinator="127.0.0.1:$port" --num_processes="$count" --process_id="$rank")
+  if [ "$rank" -eq 0 ]; then
+    "${command[@]}" &
+  else
+    "${command[@]}" >"$logs/local-$rank.log" 2>&1 &
+  fi
   pids+=($!)
 done
 

@@ -4,15 +4,27 @@
 #   launch/shards.sh 2 --config=configs/exp1.py --workdir=runs/exp1
 #
 # The processes share nothing but the run directory: one that dies loses only its shard, and the same command goes on.
-set -euo pipefail
+set -uo pipefail
 count=${1:?"usage: launch/shards.sh SHARDS --config=FILE --workdir=DIR [options]"}
 shift
 python=${PYTHON:-python}
 pids=()
-trap 'for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done' TERM INT
+stopped=
+trap 'stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
 for ((shard = 0; shard < count; shard++)); do
-  "$python" -m additive_jax.launch "$@" --config.shard="$shard/$count" --devices=1 &
+  "$python" -m additive_jax.launch --devices=1 "$@" --config.shard="$shard/$count" &
   pids+=($!)
 done
-for pid in "${pids[@]}"; do wait "$pid"; done
-exec "$python" -m additive_jax.launch "$@"
+
+code=0
+for pid in "${pids[@]}"; do
+  wait "$pid"
+  status=$?
+  while kill -0 "$pid" 2>/dev/null; do # a signal came, not the end of the process
+    wait "$pid"
+    status=$?
+  done
+  [ "$status" -eq 0 ] || code=$status
+done
+[ -z "$stopped" ] && [ "$code" -eq 0 ] || exit "$code"
+exec "$python" -m additive_jax.launch --devices=1 "$@"

@@ -12,7 +12,7 @@ from additive_jax.models import MLP
 from additive_jax.objectives import classification, language, regression
 from additive_jax.structure import all_bits, all_structures
 
-MODEL = MLP(num_blocks=4, width=8, hidden=(3, 8, 5, 6), num_classes=3)
+MODEL = MLP(num_blocks=4, width=8, hidden=6, num_classes=3)
 EXAMPLES = 23
 
 # Means of float32 losses of order one, added up in another order.

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from additive_jax import UserError, placement, static
+from additive_jax import UserError, static
 from additive_jax.gradients import (
   AVERAGES,
   Recipe,

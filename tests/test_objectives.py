@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import UserError
-from additive_jax.objectives import OBJECTIVES, classification, language, objective_of, regression
+from additive_jax import UserError, objectives
+from additive_jax.objectives import OBJECTIVES, objective_of, regression
+
+classification, language = jax.jit(objectives.classification), jax.jit(objectives.language)
 
 
 def cross_entropy(logits, y):
@@ -20,9 +22,9 @@ def cross_entropy(logits, y):
 CLOSE = {'rtol': 1e-5, 'atol': 1e-6}
 
 
-@pytest.mark.parametrize('leading', [(), (7,), (2, 3)])
+@pytest.mark.parametrize('leading', [(), (2, 3)])
 def test_classification(leading):
-  logits = np.asarray(jax.random.normal(jax.random.key(0), (*leading, 6, 5)))
+  logits = np.random.default_rng(0).normal(size=(*leading, 6, 5)).astype(np.float32)
   y = logits.reshape(-1, 6, 5)[0].argmax(-1)
   y[:3] = (y[:3] + 1) % 5  # half of them wrong, in the first structure
   loss, accuracy = classification(jnp.asarray(logits), jnp.asarray(y))
@@ -34,18 +36,17 @@ def test_classification(leading):
 
 
 def test_classification_takes_labels_of_any_integer_type():
-  logits = jax.random.normal(jax.random.key(0), (3, 5))
+  logits = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
   want = classification(logits, jnp.array([4, 0, 2]))
   got = classification(logits, jnp.array([4, 0, 2], jnp.uint8))
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize('leading', [(), (4,)])
-def test_language_is_the_mean_over_tokens(leading):
-  logits = np.asarray(jax.random.normal(jax.random.key(1), (*leading, 2, 3, 5)))
+def test_language_is_the_mean_over_tokens():
+  logits = np.random.default_rng(1).normal(size=(4, 2, 3, 5)).astype(np.float32)
   y = np.array([[0, 3, 4], [2, 2, 1]])
   loss, accuracy = language(jnp.asarray(logits), jnp.asarray(y))
-  labels = np.broadcast_to(y, (*leading, 2, 3))
+  labels = np.broadcast_to(y, (4, 2, 3))
   np.testing.assert_allclose(loss, cross_entropy(logits, labels).mean(-1), **CLOSE)
   np.testing.assert_allclose(accuracy, (logits.argmax(-1) == labels).mean(-1), **CLOSE)
 

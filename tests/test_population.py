@@ -85,18 +85,6 @@ def test_members_are_trained_the_ordinary_way(population, members):
   assert np.diff(values).min() > 1e-3  # ten times the tolerance
 
 
-def test_program_of_all_structures_has_real_branches(population):
-  """What ran above is not the static program: it holds both values of every gate."""
-  from additive_jax.population import _program
-
-  device = population.devices[0]
-  initial, train, test = population._placed[device]
-  indices = np.zeros((STEPS, BATCH), np.int32)
-  program = _program(RECIPE, 'cpu')
-  lowered = program.lower(initial, np.zeros(2, bool), indices, train, test)
-  assert lowered.as_text().count('stablehlo.case') >= 2
-
-
 def assert_same(got, want):
   jax.tree.map(np.testing.assert_array_equal, placement.to_host(got), placement.to_host(want))
 
@@ -118,6 +106,7 @@ def test_others_and_workers_change_no_bit(members, devices, compiles):
 
 
 def test_compiles_once_for_all_structures(population, members, compiles):
+  """So the structure is data to the program, unlike in the plain training above."""
   del compiles[:]
   again = list(population.train([STRUCTURES[1], STRUCTURES[3]], STEPS))
   assert len(compiles) == 0

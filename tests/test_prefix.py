@@ -98,7 +98,7 @@ def test_chunks_of_all_structures_fix_the_first_gates():
 
 @pytest.fixture(scope='module')
 def model():
-  return MLP(num_blocks=5, width=8, hidden=(3, 8, 5, 6, 4), num_classes=3)
+  return MLP(num_blocks=5, width=8, hidden=6, num_classes=3)
 
 
 @pytest.fixture(scope='module')

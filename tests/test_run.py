@@ -120,7 +120,8 @@ def test_conditional(case):
   assert run._cache_size() == 1
 
 
-def test_conditional_takes_an_integer(case):
+def test_conditional_takes_an_integer(case_of):
+  case = case_of('sites of different kinds')
   run = jax.jit(lambda v, value: conditional(case.model, v, case.x, value))
   for value, want in enumerate(case.outputs):
     np.testing.assert_allclose(run(case.variables, value), want, **CLOSE)
@@ -176,16 +177,25 @@ def test_gradients(case):
 
 def test_ways_are_different_programs(case):
   n = case.bits.shape[1]
-  text = lambda run, s: (
-    jax.jit(lambda v, s: run(case.model, v, case.x, s)).lower(case.variables, s).compile().as_text()
-  )
+
+  def conditionals(run, structure):
+    program = jax.jit(lambda v, s: run(case.model, v, case.x, s))
+    return program.lower(case.variables, structure).as_text().count('stablehlo.case')
+
   all_on = lambda model, v, x, s: static(model, v, x, (True,) * n)
-  branches = {
-    'static': text(all_on, None).count(' conditional('),
-    'conditional': text(conditional, jnp.ones(n, bool)).count(' conditional('),
-    'masked': text(masked, jnp.ones(n)).count(' conditional('),
-  }
-  assert branches == {'static': 0, 'conditional': n, 'masked': 0}
+  assert conditionals(all_on, None) == 0
+  assert conditionals(masked, jnp.ones(n)) == 0
+  assert conditionals(conditional, jnp.ones(n, bool)) == n
+
+
+def test_compiled_program_keeps_its_conditionals(case_of):
+  """XLA does not turn them into selections, which would compute every branch."""
+  case = case_of('mlp of one gate')
+  program = jax.jit(lambda v, bits: conditional(case.model, v, case.x, bits))
+  assert ' conditional(' in program.lower(case.variables, jnp.ones(1, bool)).compile().as_text()
+  vmapped = jax.jit(lambda v, bits: jax.vmap(lambda b: conditional(case.model, v, case.x, b))(bits))
+  text = vmapped.lower(case.variables, jnp.ones((2, 1), bool)).compile().as_text()
+  assert ' conditional(' not in text  # as the docstring of `conditional` warns
 
 
 def test_soft_gates_interpolate(case_of):

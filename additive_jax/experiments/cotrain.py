@@ -14,14 +14,19 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement
+from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain_report
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
 from additive_jax.experiments.ensemble import ensemble
 from additive_jax.experiments.fit import fit
-from additive_jax.experiments.session import Session, Stopped, open_session
-from additive_jax.experiments.shared import evaluate_pool, train_shared
+from additive_jax.experiments.session import Session, open_session
+from additive_jax.experiments.shared import (
+  check_shared,
+  evaluate_pool,
+  search_pools,
+  train_shared,
+)
 from additive_jax.gradients import cosines
 from additive_jax.journal import Journal, read_all, replace_file
 from additive_jax.progress import Progress
@@ -68,9 +73,11 @@ def run(
     )
   if config.shard:
     raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  with open_session(config, workdir, model=model, data=data, name=name, devices=devices) as session:
+  opening = open_session(
+    config, workdir, check=_check, model=model, data=data, name=name, devices=devices
+  )
+  with opening as session:
     if not session.rundir.finished:
-      _check(session)
       return _run(session)
     log.info('%s is finished: %s', session.rundir.path, session.rundir.path / 'report.html')
     return _read(session.rundir)
@@ -96,7 +103,8 @@ def _check(session):
   elif config.structures_from:
     _from_sweep(session)
   else:
-    all_bits(num_gates)
+    check_shared(session, config.cotrain.sweep_epochs)
+  session.recipe(session.steps(config.train.epochs))
   if not session.data.train.in_memory:
     raise UserError(
       f'{session.data.name} is larger than config.data.memory_limit '
@@ -125,6 +133,7 @@ def _run(session: Session) -> CotrainResult:
   tables = make_tables(session, texts, [done[seed] for seed in session.seeds], num_steps)
   result = CotrainResult(*tables)
   _write(session, result)
+  log.info('report: %s', session.rundir.path / 'report.html')
   return result
 
 
@@ -134,10 +143,14 @@ def _structures(session: Session) -> list[Structure]:
     return [session.space.parse(text) for text in config.structures][: k or None]
   if config.structures_from:
     return _from_sweep(session)
-  bits = all_bits(session.space.num_gates)
   trainer = train_shared(session, config.seed, config.cotrain.sweep_epochs, 'sweep')
-  loss = evaluate_pool(session, trainer, bits).loss
-  best = np.argsort(loss, kind='stable')[:k]
+  if config.search.method:
+    bits, found = search_pools(session, [trainer])
+    loss = found.loss[0]
+  else:
+    bits = all_bits(session.space.num_gates)
+    loss = evaluate_pool(session, trainer, bits).loss
+  best = np.argsort(analysis.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
 
@@ -219,8 +232,9 @@ def _train_alone(session, recipe, structures, seed, num_steps):
       journal.append({'seed': seed, 'structure': name, 'crc32': zlib.crc32(content), **scores})
       progress.advance(1, loss=member.loss)
       if session.stopper.stop_requested:
-        raise Stopped
+        break
   placement.barrier(f'alone-seed{seed}')
+  session.check_stop()
   done = _alone_records(session, seed)
   template, pools = population.variables['params'], []
   for structure in structures:

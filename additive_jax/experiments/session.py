@@ -8,7 +8,7 @@ import difflib
 import importlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Session:
   @property
   def identity(self) -> dict:
     """What a checkpoint of this model carries."""
-    return {'model': repr(self.model), 'gates': list(self.space.names)}
+    return {'model': describe(self.model), 'gates': list(self.space.names)}
 
   def steps(self, epochs: float) -> int:
     """Steps of `batch_size` examples that pass `epochs` times over the training set."""
@@ -100,12 +100,17 @@ class Session:
       shared_batch=train.shared_batch,
     )
 
-  def population(self, recipe: Recipe, seed: int) -> Population:
-    """Networks trained alone on this run's devices."""
+  @property
+  def workers(self) -> list[jax.Device] | None:
+    """This process's devices for work without a mesh; None on CPU, where cores count."""
     local = [device for device in self.devices if device.process_index == jax.process_index()]
-    devices = None if local[0].platform == 'cpu' else local
+    return None if local[0].platform == 'cpu' else local
+
+  def population(self, recipe: Recipe, seed: int) -> Population:
+    """Networks trained alone on this run's devices; alone, none has a teacher to distill from."""
+    recipe = dataclasses.replace(recipe, distill=0.0)
     size = self.config.train.batch_size
-    return Population(recipe, self.data, batch_size=size, seed=seed, devices=devices)
+    return Population(recipe, self.data, batch_size=size, seed=seed, devices=self.workers)
 
   def recipe(self, num_steps: int) -> Recipe:
     """How pools and lone structures are trained for `num_steps` steps; the same object each time.
@@ -148,13 +153,22 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-  config: ConfigDict, workdir=None, *, model=None, data=None, name=None, devices: int = 0
+  config: ConfigDict,
+  workdir=None,
+  *,
+  check: Callable[[Session], None],
+  model=None,
+  data=None,
+  name=None,
+  devices: int = 0,
 ) -> Iterator[Session]:
   """Checks the config, finds the data, makes the model and opens the run directory.
 
   Args:
     config: as in `configs/default.py`.
     workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+    check: raises `UserError` for what the experiment cannot do; called before anything is written,
+      and not for a run that is finished.
     model: an additive model in place of `config.model`.
     data: a `data.Data` in place of `config.data`.
     name: of the default run directory; None is the experiment's.
@@ -171,12 +185,29 @@ def open_session(
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
-  resolved['model']['fields'] = re.sub(r'\s+', ' ', repr(model))
+  resolved['model']['fields'] = describe(model)
   workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
-  rundir = RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=placement.is_primary())
+  rundir = RunDir(workdir, primary=placement.is_primary())
   with Stopper() as stopper, Metrics(rundir) as metrics:
     objective = objective_of(data.task)
-    yield Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+    session = Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+    if not rundir.finished:
+      check(session)
+    _open(workdir, resolved)
+    yield session
+
+
+def _open(workdir, resolved):
+  """Opens the run directory in the first process, then in the others; all fail together."""
+  primary, problem = placement.is_primary(), None
+  for turn in (True, False):
+    if primary == turn:
+      try:
+        RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary)
+      except UserError as error:
+        problem = error
+    if placement.agree(problem is not None):
+      raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
 def check_config(config: ConfigDict) -> None:
@@ -231,6 +262,8 @@ def make_model(options: ConfigDict, data: data_.Data):
   if options.name == 'mlp':
     if data.task == 'language':
       raise UserError(f'model mlp on {data.name}: expected images or a table, not text')
+    if options.kwargs:
+      raise UserError(f'config.model.kwargs {dict(options.kwargs)} for mlp: expected none')
     hidden = tuple(options.hidden)
     hidden = hidden[0] if len(hidden) == 1 else hidden
     return models.MLP(options.num_blocks, options.width, hidden, data.num_outputs)
@@ -241,7 +274,7 @@ def make_model(options: ConfigDict, data: data_.Data):
     raise UserError(f'config.model.name {options.name!r}: expected mlp or module:Class{hint}')
   try:
     make = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
+  except (ImportError, AttributeError, ValueError) as error:
     raise UserError(f'config.model.name {options.name!r}: {error}') from error
   try:
     model = make(**options.kwargs, num_classes=data.num_outputs)
@@ -252,6 +285,12 @@ def make_model(options: ConfigDict, data: data_.Data):
       'expected an additive module that takes num_classes'
     ) from error
   return model
+
+
+def describe(model) -> str:
+  """The fields of a model on one line, the same in every process."""
+  # Functions among the fields show where in memory they lie.
+  return re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', repr(model)))
 
 
 def to_plain_config(config: ConfigDict) -> dict:

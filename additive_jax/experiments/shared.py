@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from additive_jax.search import search
 
 from additive_jax import placement
-from additive_jax.errors import UserError
 from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.session import Session
 from additive_jax.journal import Journal, read_all
+from additive_jax.search import check_search, search
+from additive_jax.structure import all_bits
 from additive_jax.train import Trainer
 
 
@@ -25,7 +25,9 @@ def train_shared(session: Session, seed: int, epochs: float, name: str) -> Train
 def evaluate_pool(session: Session, trainer: Trainer, bits: np.ndarray) -> Evaluation:
   """Test loss and accuracy of structures [S, n] of a pool."""
   pool = placement.to_host(trainer.variables)
-  return evaluate_structures(session.model, pool, session.test, bits, task=session.objective)
+  return evaluate_structures(
+    session.model, pool, session.test, bits, task=session.objective, devices=session.workers
+  )
 
 
 def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int):
@@ -34,7 +36,7 @@ def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int)
   Returns:
     An `Evaluation`, or None for one shard of several: shard i takes every num_shards-th seed.
   """
-  epochs = session.config.sweep.shared_epochs or session.config.train.epochs
+  epochs = shared_epochs(session)
   folder = session.rundir.journals
   done = {record['seed']: record for record in read_all(folder, 'shared-*.jsonl')}
   for i, seed in enumerate(session.seeds):
@@ -51,19 +53,19 @@ def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int)
 
 
 def search_shared(session: Session) -> tuple[np.ndarray, Evaluation]:
-  """Searches the pools of all seeds for the structures of lowest mean loss.
+  """Trains a pool per seed and searches them as `search_pools` does."""
+  epochs = shared_epochs(session)
+  pools = [train_shared(session, seed, epochs, f'shared-seed{seed}') for seed in session.seeds]
+  return search_pools(session, pools)
+
+
+def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Evaluation]:
+  """Searches pools for the structures of lowest mean loss, as `config.search` says.
 
   Returns:
-    What was evaluated, bool [S, n], and loss and accuracy [seeds, S].
+    What was evaluated, bool [S, n], and loss and accuracy [pools, S].
   """
   options = session.config.search
-  if 'shared' not in session.config.sweep.modes:
-    raise UserError(
-      f"config.search.method {options.method!r} needs 'shared' in config.sweep.modes: "
-      f'got {tuple(session.config.sweep.modes)}'
-    )
-  epochs = session.config.sweep.shared_epochs or session.config.train.epochs
-  pools = [train_shared(session, seed, epochs, f'shared-seed{seed}') for seed in session.seeds]
   seen = {}
 
   def evaluate(bits):
@@ -82,5 +84,22 @@ def search_shared(session: Session) -> tuple[np.ndarray, Evaluation]:
     population=options.population,
     seed=session.config.seed,
   )
-  by_seed = np.array([seen[row.tobytes()] for row in found.bits])  # [S, 2, seeds]
-  return found.bits, Evaluation(by_seed[:, 0].T, by_seed[:, 1].T)
+  by_pool = np.array([seen[row.tobytes()] for row in found.bits])  # [S, 2, pools]
+  return found.bits, Evaluation(by_pool[:, 0].T, by_pool[:, 1].T)
+
+
+def shared_epochs(session: Session) -> float:
+  """Passes over the training set of a sweep's shared pool."""
+  return session.config.sweep.shared_epochs or session.config.train.epochs
+
+
+def check_shared(session: Session, epochs: float) -> None:
+  """Raises `UserError` for a sampler that cannot be, or a search when one is asked for."""
+  num_steps = session.steps(epochs)
+  session.sampler(num_steps)
+  session.recipe(num_steps)
+  options, num_gates = session.config.search, session.space.num_gates
+  if options.method:
+    check_search(num_gates, options.budget, options.method, options.population)
+  else:
+    all_bits(num_gates)  # says so if there are too many

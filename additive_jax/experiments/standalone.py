@@ -10,7 +10,7 @@ import pandas as pd
 
 from additive_jax import analysis, placement
 from additive_jax.evaluate import Evaluation
-from additive_jax.experiments.session import Session, Stopped
+from additive_jax.experiments.session import Session
 from additive_jax.journal import Journal, read_all
 from additive_jax.progress import Progress
 from additive_jax.structure import Structure
@@ -92,6 +92,7 @@ def train_standalone(
     units = [(seed, structure) for seed in session.seeds for structure in structures]
     trainees.train(units[shard::num_shards], rung, stop)
     placement.barrier(f'standalone rung {rung}')
+    session.check_stop()
     records = read_records(session)
     missing = sum((seed, str(structure), rung) not in records for seed, structure in units)
     if missing:
@@ -124,6 +125,8 @@ class _Trainees:
   def train(self, units, rung, stop):
     """Trains those (seed, structure) pairs that no journal has yet, up to step `stop`."""
     records, config = read_records(self.session), self.session.config
+    going_on = set(units)
+    self.states = {unit: state for unit, state in self.states.items() if unit in going_on}
     missing = [(seed, s) for seed, s in units if (seed, str(s), rung) not in records]
     title = f'standalone rung {rung}' if config.sweep.halving else 'standalone'
     bar = Progress(len(units), title, unit='structure', start=len(units) - len(missing))
@@ -139,7 +142,7 @@ class _Trainees:
             self.journal.append(_record(seed, rung, stop, member))
             progress.advance(1, loss=member.loss)
             if self.session.stopper.stop_requested:
-              raise Stopped
+              return
 
   def _by_start(self, seed, structures):
     """Structures grouped by the step to go on from; what another process began starts at 0."""

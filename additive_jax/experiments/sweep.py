@@ -13,7 +13,12 @@ from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep_report
 from additive_jax.experiments.session import Session, open_session, parse_shard
-from additive_jax.experiments.shared import rank_shared, search_shared
+from additive_jax.experiments.shared import (
+  check_shared,
+  rank_shared,
+  search_shared,
+  shared_epochs,
+)
 from additive_jax.experiments.standalone import train_standalone
 from additive_jax.structure import Structure, all_bits
 
@@ -64,25 +69,55 @@ def run(
   modes = config.sweep.modes
   if not modes or set(modes) - set(MODES):
     raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
-  with open_session(config, workdir, model=model, data=data, name=name, devices=devices) as session:
+  opening = open_session(
+    config, workdir, check=_check, model=model, data=data, name=name, devices=devices
+  )
+  with opening as session:
     if not session.rundir.finished:
-      _check(session)
       return _run(session)
     log.info('%s is finished: %s', session.rundir.path, session.rundir.path / 'report.html')
     return _read(session)
 
 
 def _check(session):
+  """Everything that can be said before any training."""
+  config, num_gates = session.config, session.space.num_gates
+  modes, sharded = config.sweep.modes, parse_shard(config.shard)[1] > 1
+  if config.sweep.top_k > 2**num_gates:
+    raise UserError(
+      f'config.sweep.top_k {config.sweep.top_k}: expected at most 2^{num_gates} = {2**num_gates} '
+      'structures'
+    )
+  if config.search.method and 'shared' not in modes:
+    raise UserError(
+      f"config.search.method {config.search.method!r} needs 'shared' in config.sweep.modes: "
+      f'got {tuple(modes)}'
+    )
+  if config.search.method and sharded:
+    raise UserError(f'config.shard {config.shard!r} of a search: expected no shard')
+  if sharded and placement.process()[1] > 1:
+    raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
+  if 'shared' in modes:
+    check_shared(session, shared_epochs(session))
+  if 'standalone' in modes:
+    _check_standalone(session)
+
+
+def _check_standalone(session):
   config, num_gates = session.config, session.space.num_gates
   if not config.search.method:
     all_bits(num_gates)  # says so if there are too many
-    if config.sweep.top_k > 2**num_gates:
-      raise UserError(
-        f'config.sweep.top_k {config.sweep.top_k}: expected at most 2^{num_gates} = {2**num_gates}'
-      )
-  if config.sweep.halving and not config.sweep.halving >= 2:
-    raise UserError(f'config.sweep.halving {config.sweep.halving}: expected 0 or at least 2')
-  if 'standalone' in config.sweep.modes and not session.data.train.in_memory:
+  num_steps = session.steps(config.train.epochs)
+  session.recipe(num_steps)
+  halving, rungs = config.sweep.halving, config.sweep.rungs
+  if halving and halving < 2:
+    raise UserError(f'config.sweep.halving {halving}: expected 0 or at least 2')
+  if halving and num_steps < halving ** (rungs - 1):
+    raise UserError(
+      f'config.sweep.rungs {rungs} of halving {halving} in {num_steps} steps: expected at least '
+      f'{halving ** (rungs - 1)} steps, one for the first rung'
+    )
+  if not session.data.train.in_memory:
     raise UserError(
       f'{session.data.name} is larger than config.data.memory_limit {config.data.memory_limit}: '
       "expected a set that fits, or config.sweep.modes=('shared',)"
@@ -92,10 +127,6 @@ def _check(session):
 def _run(session: Session) -> SweepResult:
   config, num_gates = session.config, session.space.num_gates
   shard, num_shards = parse_shard(config.shard)
-  if num_shards > 1 and placement.process()[1] > 1:
-    raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
-  if num_shards > 1 and config.search.method:
-    raise UserError(f'config.shard {config.shard!r} of a search: expected no shard')
   shared = None
   if config.search.method:
     bits, shared = search_shared(session)
@@ -114,6 +145,7 @@ def _run(session: Session) -> SweepResult:
     return SweepResult(empty, empty, empty, {}, {}, complete=False)
   result = _analyse(session, bits, alone, shared)
   _write(session, result)
+  log.info('report: %s', session.rundir.path / 'report.html')
   return result
 
 
@@ -150,11 +182,11 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
     for column in ('loss', 'accuracy', 'loss_ci95'):
       table[column] = table[f'shared_{column}']
   table['flops'], table['params'] = flops, params
-  steps = table.get('steps', 0)
-  table['rank'] = _rank(table['loss'].to_numpy(), steps)
+  table['rank'] = _rank(table)
   table['pareto'] = analysis.pareto_front(flops, table['loss'].to_numpy())
-  # Effects compare structures after the same training: those of successive halving's first rung.
-  even = alone.first_rung(texts) if alone is not None else truth.loss
+  # Effects compare structures after the same training: that of successive halving's first rung.
+  # Of a searched set only few are trained alone.
+  even = shared.loss if alone is None or config.search.method else alone.first_rung(texts)
   effects, pairs = _effects(bits, even, names)
   order = np.argsort(table['rank'], kind='stable')
   table = table.iloc[order].reset_index(drop=True)
@@ -180,11 +212,16 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
   return SweepResult(table, effects, interactions, agreement, summary)
 
 
-def _rank(loss, steps):
-  """Ranks by loss; after successive halving, structures that were trained longer come first."""
-  order = np.lexsort([loss, -np.broadcast_to(steps, loss.shape)])
-  ranks = np.empty(len(loss), np.int64)
-  ranks[order] = np.arange(1, len(loss) + 1)
+def _rank(table):
+  """Ranks by loss, what was not trained alone by its loss in the shared pool, behind the rest.
+
+  After successive halving, structures that were trained longer come first.
+  """
+  keys = [table[key].to_numpy() for key in ('shared_loss', 'loss') if key in table]
+  if 'steps' in table:
+    keys.append(-table['steps'].to_numpy())
+  ranks = np.empty(len(table), np.int64)
+  ranks[np.lexsort(keys)] = np.arange(1, len(table) + 1)
   return ranks
 
 
