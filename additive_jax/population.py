@@ -99,8 +99,13 @@ class Population:
     Args:
       states: where to go on from, by structure, when `start` is not 0.
     """
+    if bool(start) != bool(states) or not start < stop:
+      raise UserError(
+        f'training from step {start} to {stop} with {len(states or {})} states: expected a later '
+        'end, and states if and only if the start is not 0'
+      )
     indices = self._order.indices(start, stop - start)
-    # Counted from step 0, so that it does not tell whether the training was taken up again.
+    # A share of all steps, so that training taken up again reports the same.
     tail = np.int32(max(1, min(stop // 10, len(indices))))
 
     def work(structure, device):

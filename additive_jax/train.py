@@ -50,7 +50,7 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
 
   Returns:
     The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` []. When no slot
-    is finite, the pool and the optimizer stay as they were.
+    is finite, or their average is not, the pool and the optimizer stay as they were.
   """
   gradient, loss, finite = averaged_gradient(
     recipe, state.params, bits, batch, axes=axes, reads=reads
@@ -62,10 +62,14 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
 
   updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
   moved = (optax.apply_updates(state.params, updates), opt_state)
-  keep = lambda new, old: jnp.where(count > 0, new, old)
+  norm = optax.tree.norm(gradient)
+  sound = (count > 0) & jnp.isfinite(
+    norm
+  )  # gradients that are each finite may overflow in their sum
+  keep = lambda new, old: jnp.where(sound, new, old)
   params, opt_state = jax.tree.map(keep, moved, (state.params, state.opt_state))
-  skipped = state.skipped + (slots - count).astype(jnp.int32)
-  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': optax.tree.norm(gradient)}
+  skipped = state.skipped + jnp.where(sound, slots - count, slots).astype(jnp.int32)
+  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': norm}
   return State(params, opt_state, state.step + 1, skipped), metrics
 
 

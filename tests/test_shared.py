@@ -1,0 +1,104 @@
+"""Shared pools: trained, resumed, sharded by seed, and what cannot be."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from additive_jax.errors import UserError
+from additive_jax.experiments import sweep
+from additive_jax.experiments.session import open_session
+from additive_jax.experiments.shared import check_shared
+
+SHARED = {'sweep.modes': ('shared',)}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def pools(tmp_path_factory):
+  """Pools of two seeds: result and run directory."""
+  workdir = tmp_path_factory.mktemp('pools') / 'run'
+  return sweep.run(tiny.config('sweep', SHARED), workdir, devices=2), workdir
+
+
+def curves(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return sorted(lines)
+
+
+def test_curves_have_a_point_every_log_every_steps(pools):
+  points = [json.loads(line) for line in curves(pools[1])]
+  for seed in (0, 1):
+    own = [p for p in points if p['tag'] == f'shared-seed{seed}']
+    assert [p['step'] for p in own] == [10, 15, 5]
+    assert all(np.isfinite(p['loss']) and p['skipped'] == 0 for p in own)
+
+
+@pytest.mark.parametrize('steps', [5, 10])
+def test_a_pool_goes_on_from_its_newest_checkpoint(pools, tmp_path, steps):
+  workdir = tmp_path / 'run'
+  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  checkpoints = workdir / 'checkpoints' / 'shared-seed1'
+  for step in (5, 10, 15):
+    if step > steps:
+      (checkpoints / str(step)).rename(tmp_path / f'later{step}')
+  sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
+  assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
+  assert curves(workdir) == curves(pools[1])
+
+
+def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
+  workdir = tmp_path / 'run'
+  for shard in ('1/2', '0/2'):
+    config = tiny.config('sweep', SHARED | {'shard': shard})
+    assert not sweep.run(config, workdir, devices=2).complete
+  for shard in range(2):
+    lines = (workdir / 'journals' / f'shared-{shard}-of-2.jsonl').read_text().splitlines()
+    assert [json.loads(line)['seed'] for line in lines] == [shard]
+  sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
+  assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
+  assert not (workdir / 'journals' / 'shared-0-of-1.jsonl').exists()
+
+
+def test_one_device_and_two_agree(pools, tmp_path):
+  result = sweep.run(tiny.config('sweep', SHARED), tmp_path / 'run', devices=1)
+  one = result.table.set_index('structure').sort_index()
+  two = pools[0].table.set_index('structure').sort_index()
+  # The same gradients, added up in another order, over 15 float32 steps.
+  np.testing.assert_allclose(one['loss'], two['loss'], rtol=2e-5)
+
+
+def test_damaged_checkpoints_end_the_run_in_one_line(pools, tmp_path):
+  workdir = tmp_path / 'run'
+  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  for path in (workdir / 'checkpoints' / 'shared-seed1').rglob('metadata'):
+    path.write_bytes(path.read_bytes()[:-20])
+  with pytest.raises(UserError, match='every checkpoint in .*shared-seed1 is damaged') as caught:
+    sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
+  assert 'remove the directory to start afresh' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4 gates'),
+    ({'sampler.name': 'listed', 'sampler.structures': ('1x1',)}, "structure '1x1': expected"),
+    ({'sampler.ramp': 2.0}, 'sampler.ramp 2.0: expected a share of the run'),
+    ({'train.collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
+    ({'train.average': 'median'}, "average 'median': expected one of mean, coverage"),
+    ({'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
+  ],
+)
+def test_what_cannot_be(tmp_path, options, message):
+  check = lambda session: check_shared(session, 1.0)
+  config = tiny.config('sweep', options)
+  with pytest.raises(UserError) as caught, open_session(config, tmp_path / 'run', check=check):
+    pass
+  assert message in str(caught.value)
+  assert not (tmp_path / 'run').exists()

@@ -1,0 +1,130 @@
+"""Training every structure alone: halved, sharded, killed and continued."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from additive_jax.experiments import sweep
+
+ALONE = {'sweep.modes': ('standalone',)}
+HALVED = ALONE | {'sweep.halving': 2, 'sweep.rungs': 3}
+JOURNAL = 'standalone-0-of-1.jsonl'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run without halving: result and run directory."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  return sweep.run(tiny.config('sweep', ALONE), workdir, devices=1), workdir
+
+
+@pytest.fixture(scope='module')
+def halved(tmp_path_factory):
+  """A run with three rungs: result and run directory."""
+  workdir = tmp_path_factory.mktemp('halved') / 'run'
+  return sweep.run(tiny.config('sweep', HALVED), workdir, devices=1), workdir
+
+
+def records(workdir, name=JOURNAL):
+  lines = (workdir / 'journals' / name).read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_survivors_of_each_rung(halved):
+  result, workdir = halved
+  found = records(workdir)
+  rungs = [{r['structure'] for r in found if r['rung'] == rung} for rung in range(3)]
+  assert [len(rung) for rung in rungs] == [8, 4, 2]
+  assert [{r['steps'] for r in found if r['rung'] == rung} for rung in range(3)] == [{4}, {8}, {15}]
+  for rung in range(2):
+    losses = {
+      structure: np.mean(
+        [r['loss'] for r in found if (r['structure'], r['rung']) == (structure, rung)]
+      )
+      for structure in rungs[rung]
+    }
+    best = sorted(losses, key=losses.get)[: len(rungs[rung + 1])]
+    assert set(best) == rungs[rung + 1]
+  assert result.table['steps'].tolist() == [15] * 2 + [8] * 2 + [4] * 4
+  for steps, group in result.table.groupby('steps'):
+    assert group['loss'].is_monotonic_increasing, steps
+
+
+def test_survivors_end_as_without_halving(halved, whole):
+  table = whole[0].table.set_index('structure')
+  survivors = halved[0].table[halved[0].table['steps'] == 15]
+  assert len(survivors) == 2
+  for row in survivors.itertuples():
+    # Trained in three pieces or in one: the same float32 steps, in programs of other lengths.
+    assert row.loss == pytest.approx(table['loss'][row.structure], rel=1e-6)
+    # Mean over the last step.
+    assert row.train_loss == pytest.approx(table['train_loss'][row.structure], rel=1e-6)
+
+
+def test_effects_of_a_halved_sweep_compare_equal_training(halved):
+  found = [r for r in records(halved[1]) if r['rung'] == 0]
+  on = np.mean([r['loss'] for r in found if r['structure'][1] == '1'])
+  off = np.mean([r['loss'] for r in found if r['structure'][1] == '0'])
+  assert halved[0].effects['effect'][1] == pytest.approx(on - off, rel=1e-9)
+
+
+@pytest.mark.parametrize('lines', [0, 9, 19, 25])
+def test_killed_and_continued_halving_ends_the_same(halved, tmp_path, lines):
+  workdir = tmp_path / 'run'
+  tiny.killed_copy(halved[1], workdir, JOURNAL, lines, torn=b'{"seed": 0, "stru')
+  sweep.run(tiny.config('sweep', HALVED), workdir, devices=1)
+  for name in ('structures.csv', 'effects.csv', 'interactions.csv'):
+    assert (workdir / name).read_bytes() == (halved[1] / name).read_bytes()
+  assert len(records(workdir)) == len(records(halved[1])) == 28
+
+
+@pytest.mark.parametrize('kind', ['whole', 'halved'])
+def test_shards_in_any_order_merge_to_the_undivided_run(kind, whole, halved, tmp_path):
+  options, (_, undivided) = {'whole': (ALONE, whole), 'halved': (HALVED, halved)}[kind]
+  workdir = tmp_path / 'run'
+  for shard in ('2/3', '0/3', '1/3'):
+    config = tiny.config('sweep', options | {'shard': shard})
+    part = sweep.run(config, workdir, devices=1)
+    assert not part.complete
+    assert not (workdir / 'structures.csv').exists()
+    if shard == '0/3':  # killed before its last three structures, and continued
+      journal = workdir / 'journals' / 'standalone-0-of-3.jsonl'
+      done = journal.read_bytes()
+      journal.write_bytes(b''.join(done.splitlines(keepends=True)[:3]) + b'{"seed')
+      sweep.run(config, workdir, devices=1)
+      first_rung = [r for r in records(workdir, journal.name) if r['rung'] == 0]
+      assert len(first_rung) == len({(r['seed'], r['structure']) for r in first_rung}) == 6
+  parts = [records(workdir, f'standalone-{i}-of-3.jsonl') for i in range(3)]
+  assert all(parts)
+  result = sweep.run(tiny.config('sweep', options), workdir, devices=1)
+  assert result.complete
+  for name in ('structures.csv', 'effects.csv', 'interactions.csv'):
+    assert (workdir / name).read_bytes() == (undivided / name).read_bytes()
+  if kind == 'whole':  # merging trained nothing
+    assert not (workdir / 'journals' / JOURNAL).exists()
+    assert sum(map(len, parts)) == 16
+
+
+def test_members_do_not_depend_on_the_number_of_devices(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  sweep.run(tiny.config('sweep', ALONE), workdir, devices=4)
+  assert (workdir / 'structures.csv').read_bytes() == (whole[1] / 'structures.csv').read_bytes()
+
+
+def test_a_line_damaged_later_is_named(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[1], workdir)
+  (workdir / 'summary.json').unlink()
+  journal = workdir / 'journals' / JOURNAL
+  journal.write_bytes(journal.read_bytes().replace(b'{"seed": 0', b'{"se#d": 0x', 1))
+  with pytest.raises(Exception, match='line 1: damaged, expected a JSON object'):
+    sweep.run(tiny.config('sweep', ALONE), workdir, devices=1)

@@ -1,0 +1,154 @@
+"""Small runs of the experiments, in this process and in others, for their tests."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = {'sweep': ROOT / 'configs' / 'exp1.py', 'cotrain': ROOT / 'configs' / 'exp2.py'}
+
+# A table of 120 + 30 rows, 8 structures, 15 steps, 2 seeds.
+SMALL = {
+  'num_seeds': 2,
+  'learning_rate': 2e-3,
+  'data.name': 'tabular:iris',
+  'model.num_blocks': 3,
+  'model.width': 8,
+  'model.hidden': (8,),
+  'train.epochs': 2.0,
+  'train.batch_size': 16,
+  'train.structures_per_step': 4,
+  'train.log_every': 5,
+  'train.checkpoint_every': 5,
+  'sweep.shared_epochs': 2.0,
+  'sweep.top_k': 3,
+  'sampler.name': 'uniform',
+  'cotrain.top_k': 2,
+  'cotrain.sweep_epochs': 2.0,
+}
+
+
+def load_config(path):
+  """What `get_config()` of the config file at `path` returns."""
+  sys.path.insert(0, str(ROOT))
+  try:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+  finally:
+    sys.path.pop(0)
+
+
+def config(experiment, options=()):
+  """The default config made small, with the given dotted options on top."""
+  found = load_config(ROOT / 'configs' / 'default.py')
+  found.update_from_flattened_dict({'experiment': experiment, **SMALL, **dict(options)})
+  return found
+
+
+def arguments(experiment, workdir=None, options=(), *, small=True, devices=1):
+  """The launcher's arguments for the same."""
+  chosen = {**(SMALL if small else {}), **dict(options)}
+  values = {key: repr(v) if isinstance(v, tuple) else str(v) for key, v in chosen.items()}
+  where = [f'--workdir={workdir}'] if workdir else []
+  return [
+    f'--config={EXPERIMENTS[experiment]}',
+    *(f'--config.{key}={value}' for key, value in values.items()),
+    *where,
+    f'--devices={devices}',
+  ]
+
+
+@contextlib.contextmanager
+def cached_programs(folder):
+  """Keeps what XLA compiles in `folder`: each run makes its programs anew, and most are the same."""
+  names = {
+    'jax_compilation_cache_dir': str(folder),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_enable_xla_caches': 'none',
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  compilation_cache.reset_cache()
+  for name, value in names.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def environment(cache):
+  """Of a launcher's process: no devices forced from here, programs kept in the folder `cache`."""
+  kept = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+  return kept | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
+  }
+
+
+def start(args, cache, **options):
+  """A launcher's process with its output in pipes."""
+  command = [sys.executable, '-m', 'additive_jax.launch', *args]
+  pipe = subprocess.PIPE
+  return subprocess.Popen(
+    command, stdout=pipe, stderr=pipe, text=True, env=environment(cache), **options
+  )
+
+
+def finish(args, cache, **options):
+  """Runs the launcher to its end: exit code, standard output, standard error."""
+  process = start(args, cache, **options)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def interrupt(args, cache, ready, delay, number=signal.SIGKILL):
+  """Starts the launcher, sends it a signal `delay` s after the path `ready` is there, and waits.
+
+  Returns:
+    exit code and standard error.
+  """
+  process = start(args, cache)
+  while not ready.exists() and process.poll() is None:
+    time.sleep(0.02)
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    process.wait(delay)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=300)
+  return process.returncode, err
+
+
+def contents(folder):
+  """{path: (bytes, time of last change)} of every file under `folder`."""
+  files = [path for path in Path(folder).rglob('*') if path.is_file()]
+  return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def killed_copy(source, target, journal, lines, torn=b''):
+  """The run directory that a kill would have left: a copy of a finished one up to some journal line.
+
+  Args:
+    journal: name of the journal that ends early.
+    lines: how many of its lines stay.
+    torn: what follows them.
+  """
+  for path in Path(source).rglob('*'):
+    if path.is_file():
+      copy = Path(target) / path.relative_to(source)
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      copy.write_bytes(path.read_bytes())
+  for name in ('summary.json', 'structures.csv', 'report.html'):
+    (Path(target) / name).unlink()
+  path = Path(target) / 'journals' / journal
+  path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:lines]) + torn)
