@@ -22,6 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
+_SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+
 def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], gate) -> jax.Array:
   """The gated residual `y = x + g·f(x)`; with g = 0 the branch is skipped: no parameters read, no
   FLOPs.
@@ -38,14 +41,15 @@ def residual(x: jax.Array, branch: Callable[[jax.Array], jax.Array], gate) -> ja
   Raises:
     TypeError: for a gate of another type, such as a traced integer.
 
-  The conditional branch is rematerialised: under reverse mode `lax.cond` otherwise fills the
-  residuals of the skipped branch with zeros, which costs as much memory traffic as running it.
+  The conditional branch is rematerialised but for its matmuls: under reverse mode `lax.cond` fills
+  the residuals of a skipped branch with zeros, which for all intermediates costs about as much as
+  running it, while matmuls are dear to repeat.
   """
   if isinstance(gate, bool | np.bool_):
     return x + branch(x) if gate else x
   gate = jnp.asarray(gate)
   if gate.dtype == bool and gate.ndim == 0:
-    on = jax.checkpoint(lambda x: x + branch(x), prevent_cse=False)
+    on = jax.checkpoint(lambda x: x + branch(x), prevent_cse=False, policy=_SAVED)
     return jax.lax.cond(gate, on, lambda x: x, x)
   if jnp.issubdtype(gate.dtype, jnp.floating):
     gate = gate.reshape(gate.shape + (1,) * (x.ndim - gate.ndim))

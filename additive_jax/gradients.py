@@ -116,21 +116,21 @@ def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=()
     loss, gradient = jax.value_and_grad(lambda params: structure_loss(recipe, params, bits, x, y))(
       params
     )
-    finite = jnp.isfinite(loss)
-    for leaf in jax.tree.leaves(gradient):
-      finite &= jnp.isfinite(leaf).all()
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if split:  # the devices along this axis run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), placement.DATA) > 0
       loss = jax.lax.pmean(loss, placement.DATA)
       gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(placement.DATA), gradient)
-    gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0), gradient)
     if total is None:
       return gradient, (loss, finite)
-    return jax.tree.map(jnp.add, total, gradient), (loss, finite)
+    add = lambda t, g: t + jnp.where(finite, g, 0)
+    return jax.tree.map(add, total, gradient), (loss, finite)
 
   if len(bits) == 1:
     alone = jax.tree.map(lambda a: a[0], (bits, batch))
     total, seen = slot(None, alone)
+    if axes:  # without others to add to, the caller drops the whole step instead
+      total = jax.tree.map(lambda g: jnp.where(seen[1], g, 0), total)
     loss, finite = jax.tree.map(lambda a: a[None], seen)
   else:
     zeros = jax.tree.map(jnp.zeros_like, params)

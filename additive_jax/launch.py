@@ -77,12 +77,13 @@ def parse(argv: list[str]):
 
 def _unknown_option(error: Exception, argv: list[str]) -> str | None:
   """What ml_collections says of a key the config lacks, as a sentence; None for another error."""
-  if not isinstance(error, KeyError | AttributeError):
-    return None
   text = str(error)
-  missing = re.match(r"\W*'(\w+)", text)
+  # Of a key that the config's file sets, or of one on the command line.
+  missing = re.match(r"""\W*Key "(\w+)" does not exist|\W*'(\w+)""", text)
+  if not isinstance(error, KeyError | AttributeError) or not missing:
+    return None
   options = [a.split('=')[0].lstrip('-') for a in argv if a.startswith('--config.')]
-  option = next((o for o in options if missing and missing[1] in o.split('.')), None)
+  option = missing[1] or next((o for o in options if missing[2] in o.split('.')), None)
   near = re.search(r'Did you mean "(\w+)"', text)
   hint = f'; did you mean {near[1]!r}?' if near else ''
   return option and f'unknown option {option!r}: expected one that the config has{hint}'

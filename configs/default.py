@@ -125,4 +125,8 @@ def get_config() -> ConfigDict:
   # without it to merge. Not part of a run's identity.
   config.shard = ''
 
+  # A misspelt option is refused; what Optax or a model of your own takes is not known here.
+  config.lock()
+  for part in (config.model, config.optimizer, config.schedule):
+    part.kwargs.unlock()
   return config

@@ -40,14 +40,16 @@ def test_curves_have_a_point_every_log_every_steps(pools):
     assert all(np.isfinite(p['loss']) and p['skipped'] == 0 for p in own)
 
 
-@pytest.mark.parametrize('steps', [5, 10])
-def test_a_pool_goes_on_from_its_newest_checkpoint(pools, tmp_path, steps):
+@pytest.mark.parametrize('lost', ['missing', 'damaged'])
+def test_a_pool_goes_on_from_its_newest_sound_checkpoint(pools, tmp_path, lost):
   workdir = tmp_path / 'run'
   tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
   checkpoints = workdir / 'checkpoints' / 'shared-seed1'
-  for step in (5, 10, 15):
-    if step > steps:
+  for step in (10, 15):
+    if lost == 'missing':
       (checkpoints / str(step)).rename(tmp_path / f'later{step}')
+    else:
+      (checkpoints / str(step) / 'meta' / 'metadata').write_bytes(b'{}')
   sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
   assert curves(workdir) == curves(pools[1])
@@ -79,7 +81,7 @@ def test_damaged_checkpoints_end_the_run_in_one_line(pools, tmp_path):
   tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
   for path in (workdir / 'checkpoints' / 'shared-seed1').rglob('metadata'):
     path.write_bytes(path.read_bytes()[:-20])
-  with pytest.raises(UserError, match='every checkpoint in .*shared-seed1 is damaged') as caught:
+  with pytest.raises(UserError, match=r'every checkpoint in .*shared-seed1 is damaged') as caught:
     sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert 'remove the directory to start afresh' in str(caught.value)
 

@@ -9,7 +9,8 @@ import tiny
 
 from additive_jax.experiments import sweep
 
-ALONE = {'sweep.modes': ('standalone',)}
+# Forty steps, so that the last tenth of them is more than one.
+ALONE = {'sweep.modes': ('standalone',), 'train.epochs': 5.3}
 HALVED = ALONE | {'sweep.halving': 2, 'sweep.rungs': 3}
 JOURNAL = 'standalone-0-of-1.jsonl'
 
@@ -44,7 +45,8 @@ def test_survivors_of_each_rung(halved):
   found = records(workdir)
   rungs = [{r['structure'] for r in found if r['rung'] == rung} for rung in range(3)]
   assert [len(rung) for rung in rungs] == [8, 4, 2]
-  assert [{r['steps'] for r in found if r['rung'] == rung} for rung in range(3)] == [{4}, {8}, {15}]
+  steps = [{r['steps'] for r in found if r['rung'] == rung} for rung in range(3)]
+  assert steps == [{10}, {20}, {40}]
   for rung in range(2):
     losses = {
       structure: np.mean(
@@ -54,19 +56,19 @@ def test_survivors_of_each_rung(halved):
     }
     best = sorted(losses, key=losses.get)[: len(rungs[rung + 1])]
     assert set(best) == rungs[rung + 1]
-  assert result.table['steps'].tolist() == [15] * 2 + [8] * 2 + [4] * 4
+  assert result.table['steps'].tolist() == [40] * 2 + [20] * 2 + [10] * 4
   for steps, group in result.table.groupby('steps'):
     assert group['loss'].is_monotonic_increasing, steps
 
 
 def test_survivors_end_as_without_halving(halved, whole):
   table = whole[0].table.set_index('structure')
-  survivors = halved[0].table[halved[0].table['steps'] == 15]
+  survivors = halved[0].table[halved[0].table['steps'] == 40]
   assert len(survivors) == 2
   for row in survivors.itertuples():
     # Trained in three pieces or in one: the same float32 steps, in programs of other lengths.
     assert row.loss == pytest.approx(table['loss'][row.structure], rel=1e-6)
-    # Mean over the last step.
+    # Mean over the last four steps.
     assert row.train_loss == pytest.approx(table['train_loss'][row.structure], rel=1e-6)
 
 

@@ -1,5 +1,6 @@
 """Exp 1 against brute force, plain loops and itself."""
 
+import functools
 import itertools
 import json
 import logging
@@ -254,7 +255,7 @@ def test_search(tmp_path, method):
 
 class Narrow(nn.Module):
   width: int
-  activation: object = nn.tanh
+  activation: object = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
   @nn.compact
   def __call__(self, h):
@@ -266,7 +267,7 @@ class Own(additive_jax.models.Additive):
 
   num_classes: int
   width: int = 4
-  activation: object = nn.tanh
+  activation: object = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
   def setup(self):
     self.embed = nn.Dense(6)
@@ -292,7 +293,7 @@ def test_own_model_by_name_or_as_an_object_on_own_data(tmp_path):
   assert saved['model']['name'] == 'Own'
   assert 'width = 5' in saved['model']['fields']
   # The same model as an object is the same run, whose functions lie anywhere in memory.
-  again = sweep.run(config, tmp_path / 'run', model=Own(1, 5, nn.tanh), data=data, devices=2)
+  again = sweep.run(config, tmp_path / 'run', model=Own(1, 5), data=data, devices=2)
   pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
   assert ' at 0x' in repr(Own(1, 5))
   with pytest.raises(UserError, match='width'):

@@ -70,7 +70,7 @@ def arguments(experiment, workdir=None, options=(), *, small=True, devices=1):
 
 @contextlib.contextmanager
 def cached_programs(folder):
-  """Keeps what XLA compiles in `folder`: each run makes its programs anew, and most are the same."""
+  """Keeps what XLA compiles in `folder`, since each run makes its programs anew."""
   names = {
     'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
@@ -136,7 +136,7 @@ def contents(folder):
 
 
 def killed_copy(source, target, journal, lines, torn=b''):
-  """The run directory that a kill would have left: a copy of a finished one up to some journal line.
+  """What a kill would have left of a run: a copy of its directory up to some journal line.
 
   Args:
     journal: name of the journal that ends early.

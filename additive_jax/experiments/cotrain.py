@@ -138,6 +138,17 @@ def _run(session: Session) -> CotrainResult:
 
 
 def _structures(session: Session) -> list[Structure]:
+  """The K structures, as chosen when the run began."""
+  journal = Journal(session.rundir.journals / 'structures.jsonl')
+  for record in journal.records():
+    return [session.space.parse(text) for text in record['structures']]
+  structures = _choose(session)
+  if placement.is_primary():
+    journal.append({'structures': [str(s) for s in structures]})
+  return structures
+
+
+def _choose(session):
   config, k = session.config, session.config.cotrain.top_k
   if config.structures:
     return [session.space.parse(text) for text in config.structures][: k or None]

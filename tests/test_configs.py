@@ -1,0 +1,102 @@
+"""Every option is there, has a comment, is read, and is refused when misspelt."""
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from additive_jax.experiments import cotrain, session, sweep
+
+DEFAULT = tiny.ROOT / 'configs' / 'default.py'
+
+
+def options(config, path=''):
+  """Dotted names of all options; what Optax or a model takes counts as one."""
+  for key in config:
+    value, name = config[key], f'{path}{key}'
+    if isinstance(value, ConfigDict) and key != 'kwargs':
+      yield from options(value, f'{name}.')
+    else:
+      yield name
+
+
+@pytest.mark.parametrize('path', sorted((tiny.ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
+def test_config_overrides_known_options_and_says_what_it_is(path):
+  config, default = tiny.load_config(path), tiny.load_config(DEFAULT)
+  assert set(options(config)) == set(options(default))
+  session.check_config(config)
+  assert config.experiment in ('sweep', 'cotrain')
+  assert path.read_text().startswith('"""')
+
+
+def test_every_default_has_a_comment():
+  """Each option stands below a comment, alone or in a group that one comment introduces."""
+  lines = DEFAULT.read_text().splitlines()
+  for number, line in enumerate(lines):
+    if line.startswith('  config.'):
+      above = number - 1
+      while lines[above].startswith('  config.'):
+        above -= 1
+      assert lines[above].lstrip().startswith('#'), line
+
+
+def test_misspelt_options_are_refused():
+  config = tiny.config('sweep')
+  with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+    config.learnin_rate = 1.0
+  with pytest.raises(AttributeError, match='Did you mean "epochs"'):
+    config.train.epocs = 1.0
+  config.model.kwargs.width = 8
+  config.optimizer.kwargs.b1 = 0.8
+  config.schedule.kwargs.alpha = 0.1
+  with pytest.raises(TypeError):
+    config.num_seeds = 'two'
+
+
+def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
+  """By some run, apart from checking its range and writing it down."""
+  read, watched, paused = set(), {}, []
+
+  def watch(config, path=''):
+    watched[id(config)] = path
+    for key in config:
+      if isinstance(config[key], ConfigDict):
+        watch(config[key], f'{path}{key}.')
+    return config
+
+  def recording(name):
+    original = getattr(ConfigDict, name)
+
+    def get(self, key):
+      if not paused and id(self) in watched:
+        read.add(f'{watched[id(self)]}{key}')
+      return original(self, key)
+
+    monkeypatch.setattr(ConfigDict, name, get)
+
+  def unseen(name):
+    original = getattr(session, name)
+
+    def call(config):
+      paused.append(name)
+      try:
+        return original(config)
+      finally:
+        paused.pop()
+
+    monkeypatch.setattr(session, name, call)
+
+  recording('__getattr__')
+  recording('__getitem__')
+  unseen('check_config')
+  unseen('to_plain_config')
+  halved = {'num_seeds': 1, 'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
+  searched = {'num_seeds': 1, 'search.method': 'random', 'search.budget': 8}
+  searched['search.population'] = 4
+  configs = [watch(tiny.config('sweep', halved)), watch(tiny.config('cotrain', searched))]
+  known = set(options(configs[0]))
+  read.clear()
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    sweep.run(configs[0], tmp_path / 'sweep', devices=2)
+    cotrain.run(configs[1], tmp_path / 'cotrain', devices=2)
+  # The launcher reads this one.
+  assert known - read == {'experiment'}

@@ -1,0 +1,313 @@
+"""Exp 2 against oracles, and the same on one device, on several, and in two processes."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+import tiny
+
+import additive_jax
+from additive_jax import data as data_
+from additive_jax import run as run_
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.errors import UserError
+from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.session import open_session
+
+LISTED = {'structures': ('011', '111')}
+TEXTS = ['011', '111']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Two listed structures on two devices: result and run directory."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  return cotrain.run(tiny.config('cotrain', LISTED), workdir, devices=2), workdir
+
+
+@pytest.fixture(scope='module')
+def pools(trained):
+  """The pools of both seeds, co-trained and alone: [({'params': …}, [{'params': …}, …]), …]."""
+  workdir, found = trained[1], []
+  opening = open_session(tiny.config('cotrain', LISTED), workdir, check=lambda session: None)
+  with opening as session:
+    for seed in session.seeds:
+      sampler = additive_jax.samplers.listed(TEXTS, 3)
+      trainer = session.trainer(session.recipe(15), sampler, seed)
+      folder = workdir / 'checkpoints' / f'pool-seed{seed}'
+      with Checkpointer(folder, identity=session.identity) as checkpoints:
+        together = jax.device_get(checkpoints.restore(trainer.state).state.params)
+      files = [workdir / 'checkpoints' / f'alone-seed{seed}' / f'{s}.msgpack' for s in TEXTS]
+      alone = [flax.serialization.from_bytes(together, path.read_bytes()) for path in files]
+      found.append(({'params': together}, [{'params': params} for params in alone]))
+  return found
+
+
+@pytest.fixture(scope='module')
+def model():
+  return additive_jax.models.MLP(3, 8, 8, 3)
+
+
+@pytest.fixture(scope='module')
+def iris():
+  return data_.load('tabular:iris')
+
+
+def losses(model, pools, iris):
+  return np.array(
+    [
+      optax.softmax_cross_entropy_with_integer_labels(
+        run_.static(model, pool, iris.test.x, text), jnp.asarray(iris.test.y)
+      ).mean()
+      for pool, text in zip(pools, TEXTS)
+    ]
+  )
+
+
+def test_directory(trained):
+  result, workdir = trained
+  table = pd.read_csv(workdir / 'structures.csv', dtype={'structure': str})
+  first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+  alone = ['alone_loss', 'alone_loss_ci95', 'alone_accuracy', 'alone_accuracy_ci95']
+  assert list(table) == [*first, 'accuracy_ci95', *alone]
+  assert sorted(table['structure']) == TEXTS
+  assert table['rank'].tolist() == [1, 2]
+  assert table['loss'].is_monotonic_increasing
+  comparison = result.comparison
+  assert set(zip(comparison['label'], comparison['variant'])) == {
+    (label, variant) for label in [*TEXTS, 'ensemble'] for variant in ('cotrained', 'alone')
+  }
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= {
+    'config.json',
+    'environment.json',
+    'metrics.jsonl',
+    'tensorboard',
+    'checkpoints',
+    'comparison.csv',
+    'cosines.csv',
+    'summary.json',
+    'report.html',
+  }
+  assert '<script src' not in (workdir / 'report.html').read_text()
+
+
+def test_summary(trained, model, iris):
+  result, workdir = trained
+  summary = json.loads((workdir / 'summary.json').read_text())
+  space = additive_jax.measure(model, iris.train.x[:1])
+  flops = sum(space.flops(text) for text in TEXTS)
+  # Three times a forward pass, of 15 steps of 16 examples, on each side.
+  assert summary['training_flops_of_each_side'] == pytest.approx(3 * 15 * 16 * flops)
+  assert summary['pool_params'] == space.params('111')
+  assert summary['alone_params'] == space.params('011') + space.params('111')
+  assert summary['best_structure'] == result.table['structure'][0]
+  assert summary['loss'] == pytest.approx(result.table['loss'].mean())
+  gain = result.table['loss'].mean() - result.table['alone_loss'].mean()
+  assert summary['cotrained_minus_alone_loss'] == pytest.approx(gain)
+
+
+def test_losses_are_those_of_the_pools(trained, pools, model, iris):
+  table = trained[0].table.set_index('structure')
+  together = np.mean([losses(model, [pool] * 2, iris) for pool, _ in pools], 0)
+  alone = np.mean([losses(model, own, iris) for _, own in pools], 0)
+  # Thirty examples' float32 losses, added up in another order.
+  np.testing.assert_allclose(table['loss'][TEXTS], together, rtol=1e-5)
+  np.testing.assert_allclose(table['alone_loss'][TEXTS], alone, rtol=1e-5)
+  assert abs(together - alone).min() > 1e-3
+
+
+def test_alone_equals_exp_1(trained, tmp_path):
+  config = tiny.config('sweep', {'sweep.modes': ('standalone',)})
+  table = sweep.run(config, tmp_path / 'run', devices=2).table.set_index('structure')
+  alone = trained[0].table.set_index('structure')['alone_loss']
+  assert alone[TEXTS].tolist() == table['loss'][TEXTS].tolist()
+
+
+def test_ensembles_against_numpy(trained, pools, model, iris):
+  comparison = trained[0].comparison.set_index(['label', 'variant'])
+  for variant in ('cotrained', 'alone'):
+    of_seeds = []
+    for pool, alone in pools:
+      members = [pool] * 2 if variant == 'cotrained' else alone
+      logits = np.array(
+        [run_.static(model, m, iris.test.x, text) for m, text in zip(members, TEXTS)], np.float64
+      )
+      odds = np.exp(logits - logits.max(-1, keepdims=True))
+      mean = (odds / odds.sum(-1, keepdims=True)).mean(0)
+      chosen = mean[np.arange(30), iris.test.y]
+      of_seeds.append((-np.log(chosen).mean(), (mean.argmax(-1) == iris.test.y).mean()))
+    loss, accuracy = np.mean(of_seeds, 0)
+    row = comparison.loc['ensemble', variant]
+    assert row['loss'] == pytest.approx(loss, rel=1e-5)  # float32 against float64
+    assert row['accuracy'] == pytest.approx(accuracy, rel=1e-6)
+
+
+def test_cosines(trained, pools, model, iris):
+  matrix = trained[0].cosines
+  assert matrix['structure'].tolist() == list(matrix)[1:] == TEXTS
+  got = matrix[TEXTS].to_numpy()
+  np.testing.assert_array_equal(got, got.T)
+  np.testing.assert_allclose(got.diagonal(), 1, atol=1e-6)  # of a float32 unit vector with itself
+  want = []
+  for pool, _ in pools:
+    flat = []
+    for text in TEXTS:
+
+      def loss(params, text=text):
+        logits = run_.static(model, {'params': params}, iris.train.x, text)
+        return optax.softmax_cross_entropy_with_integer_labels(
+          logits, jnp.asarray(iris.train.y)
+        ).mean()
+
+      gradient = jax.grad(loss)(pool['params'])
+      flat.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]))
+    want.append(flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1]))
+  assert got[0, 1] == pytest.approx(np.mean(want), abs=1e-4)  # float32 sums over all parameters
+  points = [json.loads(line) for line in (trained[1] / 'metrics.jsonl').read_text().splitlines()]
+  last = [p for p in points if p['step'] == 15]
+  assert np.mean([p['cosine/111~011'] for p in last]) == pytest.approx(got[0, 1], abs=1e-4)
+
+
+def test_finished_run_changes_nothing(trained):
+  result, workdir = trained
+  before = tiny.contents(workdir)
+  again = cotrain.run(tiny.config('cotrain', LISTED), workdir, devices=2)
+  assert tiny.contents(workdir) == before
+  for name in ('table', 'comparison', 'cosines'):
+    pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_exact=True)
+  assert again.summary == result.summary | {'finished': True}
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_number_of_devices(trained, tmp_path, devices):
+  """One trains the structures in turn; four split each structure's batch in two as well."""
+  result = cotrain.run(tiny.config('cotrain', LISTED), tmp_path / 'run', devices=devices)
+  got, want = result.table.set_index('structure'), trained[0].table.set_index('structure')
+  # The same gradients, added up in another order, over 15 float32 steps.
+  np.testing.assert_allclose(got['loss'][TEXTS], want['loss'][TEXTS], rtol=2e-5)
+  assert got['alone_loss'][TEXTS].tolist() == want['alone_loss'][TEXTS].tolist()
+
+
+def test_two_processes(trained, tmp_path):
+  """`launch/local.sh` joins two; what one of them finds wrong ends both."""
+  environment = tiny.environment(tmp_path / 'programs') | {'PYTHON': sys.executable}
+
+  def local(workdir):
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = str(free.getsockname()[1])
+    args = tiny.arguments('cotrain', workdir, LISTED)
+    command = ['bash', str(tiny.ROOT / 'launch' / 'local.sh'), '2', *args]
+    more = {'PORT': port, 'LOGS': str(tmp_path)}
+    return subprocess.run(
+      command, env=environment | more, capture_output=True, text=True, timeout=300
+    )
+
+  done = local(tmp_path / 'run')
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.splitlines()[-1].endswith(f'report: {tmp_path / "run" / "report.html"}')
+  described = json.loads((tmp_path / 'run' / 'environment.json').read_text())
+  assert (described['process_count'], described['device_count']) == (2, 2)
+  table = pd.read_csv(tmp_path / 'run' / 'structures.csv', dtype={'structure': str})
+  got, want = table.set_index('structure'), trained[0].table.set_index('structure')
+  # Gradients cross between processes by another reduction, over 15 float32 steps.
+  np.testing.assert_allclose(got['loss'][TEXTS], want['loss'][TEXTS], rtol=2e-5)
+  # Each process trained one of the structures alone.
+  np.testing.assert_allclose(got['alone_loss'][TEXTS], want['alone_loss'][TEXTS], rtol=1e-6)
+  journals = {path.name for path in (tmp_path / 'run' / 'journals').iterdir()}
+  assert {'alone-0-of-2.jsonl', 'alone-1-of-2.jsonl'} < journals
+
+  (tmp_path / 'file').touch()
+  failed = local(tmp_path / 'file' / 'run')
+  assert failed.returncode == 2
+  errors = [line for line in failed.stderr.splitlines() if line.startswith('error:')]
+  assert errors == [
+    f'error: cannot use {tmp_path / "file" / "run"} (Not a directory); '
+    'expected a directory that may be written'
+  ]
+  assert 'Traceback' not in failed.stderr + (tmp_path / 'local-1.log').read_text()
+
+
+def test_structures_from_a_sweep_or_from_a_short_one(tmp_path):
+  shared = tiny.config('sweep', {'sweep.modes': ('shared',), 'num_seeds': 1})
+  table = sweep.run(shared, tmp_path / 'sweep', devices=2).table
+  best = table['structure'][:2].tolist()
+  once = {'num_seeds': 1}
+  short = cotrain.run(tiny.config('cotrain', once), tmp_path / 'short', devices=2)
+  assert sorted(short.table['structure']) == sorted(best)
+  # The sweep is as long as the one before, with the same seed: the same pool.
+  options = once | {'structures_from': str(tmp_path / 'sweep')}
+  taken = cotrain.run(tiny.config('cotrain', options), tmp_path / 'from', devices=2)
+  pd.testing.assert_frame_equal(taken.table, short.table, check_exact=True)
+  # Once begun, a run keeps its structures, whatever becomes of the sweep.
+  (tmp_path / 'from' / 'summary.json').unlink()
+  (tmp_path / 'from' / 'journals' / 'cotrain.jsonl').unlink()
+  turned = table.assign(rank=table['rank'].to_numpy()[::-1])
+  turned.to_csv(tmp_path / 'sweep' / 'structures.csv', index=False)
+  again = cotrain.run(tiny.config('cotrain', options), tmp_path / 'from', devices=2)
+  pd.testing.assert_frame_equal(again.table, short.table, check_exact=True)
+  # Searched: all of the 8 structures but some.
+  options = once | {'search.method': 'random', 'search.budget': 8, 'search.population': 4}
+  found = cotrain.run(tiny.config('cotrain', options), tmp_path / 'searched', devices=2)
+  assert sorted(found.table['structure']) == sorted(best)
+
+
+def test_regression(tmp_path):
+  options = {'data.name': 'tabular:diabetes', 'structures': ('100', '010', '110')}
+  options |= {'cotrain.top_k': 0, 'num_seeds': 1, 'train.epochs': 0.5}
+  result = cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=3)
+  assert len(result.table) == 3
+  for prefix in ('', 'alone_'):
+    loss, accuracy = result.table[f'{prefix}loss'], result.table[f'{prefix}accuracy']
+    # R² is one minus the loss; both are sums of float32.
+    np.testing.assert_allclose(accuracy, 1 - loss, atol=1e-5)
+  ensemble = result.comparison.query('label == "ensemble" and variant == "alone"')
+  # Squared error is convex.
+  assert ensemble['loss'].item() < result.table['alone_loss'].mean()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
+    ({'structures': ('1x1', '111')}, "structure '1x1': expected a string of 0 and 1"),
+    ({'structures': ('111', '111')}, 'structure 111 occurs twice in config.structures'),
+    ({'structures': ('111',)}, 'config.cotrain.top_k 2: expected at most the 1 listed'),
+    ({'cotrain.top_k': 9}, 'config.cotrain.top_k 9: expected at most 2^3 = 8 structures'),
+    ({'cotrain.top_k': 0}, 'config.cotrain.top_k 0: expected at least 1'),
+    ({'shard': '0/2'}, "config.shard '0/2': expected none"),
+    ({'structures_from': '/nowhere'}, "config.structures_from '/nowhere': expected the directory"),
+    ({'structures_from': 'a', 'structures': ('111',)}, 'expected one of the two'),
+    ({'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
+    ({'train.distill': 2.0}, 'distill 2.0: expected a weight in [0, 1]'),
+    ({'data.name': 'tabular:diabetes', 'train.distill': 0.5}, 'distill 0.5 in a regression'),
+    ({'data.memory_limit': 100}, 'is larger than config.data.memory_limit 100'),
+  ],
+)
+def test_what_cannot_be_leaves_no_file(tmp_path, options, message):
+  with pytest.raises(UserError) as caught:
+    cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
+  assert message in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_sweep_of_other_gates(trained, tmp_path):
+  options = {'structures_from': str(trained[1]), 'model.num_blocks': 2}
+  with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'"):
+    cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)

@@ -1,0 +1,275 @@
+"""The launcher: what it refuses and how, signals, kills, directories, devices."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from additive_jax import launch, placement
+from additive_jax.errors import UserError
+
+# ml_collections loads configs in a way that Python is about to drop.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+
+LINE = re.compile(r'\d\d:\d\d:\d\d .*')
+# Long enough to be killed at any stage.
+LONG = {
+  'model.num_blocks': 4,
+  'train.epochs': 40.0,
+  'sweep.shared_epochs': 40.0,
+  'train.checkpoint_every': 20,
+}
+FIGURES = {
+  'sweep': ('structures.csv', 'effects.csv', 'interactions.csv'),
+  'cotrain': ('structures.csv', 'comparison.csv', 'cosines.csv'),
+}
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  """Where the launcher's processes keep their compiled programs."""
+  return tmp_path_factory.mktemp('programs')
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+  """The launcher takes the package's log for itself; other tests want it back."""
+  log = logging.getLogger('additive_jax')
+  before = log.handlers[:], log.level, log.propagate
+  yield
+  log.handlers[:], log.level, log.propagate = before
+
+
+def launched(args):
+  """Exit code and standard error of the launcher in this process; standard output stays empty."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = launch.main(['launch', *args])
+  assert out.getvalue() == ''
+  return code, err.getvalue()
+
+
+def refused(args):
+  """What the launcher writes to standard error when it refuses `args`."""
+  code, err = launched(args)
+  assert code == 2, err
+  return err
+
+
+@pytest.mark.parametrize(
+  ('experiment', 'options', 'message'),
+  [
+    ('cotrain', {'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
+    ('cotrain', {'structures': ('1a1',)}, "structure '1a1': expected a string of 0 and 1"),
+    ('sweep', {'sampler.name': 'listed', 'sampler.structures': ('11',)}, 'structure 11 has 2'),
+    ('cotrain', {'cotrain.top_k': 9}, 'config.cotrain.top_k 9: expected at most 2^3 = 8'),
+    ('sweep', {'sweep.top_k': 9}, 'config.sweep.top_k 9: expected at most 2^3 = 8 structures'),
+    ('sweep', {'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
+    ('cotrain', {'model.num_blocks': 30}, 'or a search (config.search.method)'),
+    (
+      'sweep',
+      {'learnin_rate': 1},
+      "unknown option 'config.learnin_rate': expected one that the config has; "
+      "did you mean 'learning_rate'?",
+    ),
+    ('sweep', {'train.epocs': 1}, "option 'config.train.epocs': expected one that the config has"),
+    ('sweep', {'num_seeds': 'two'}, '--config.num_seeds=two: invalid literal for int()'),
+    ('sweep', {'train.epochs': 'x'}, '--config.train.epochs=x: could not convert string to float'),
+    ('sweep', {'data.name': 'idx:/nowhere'}, "idx:/nowhere: '/nowhere' does not exist; expected"),
+    ('sweep', {'data.name': 'text:/nowhere'}, "text:/nowhere: '/nowhere' does not exist; expected"),
+    ('sweep', {'data.name': 'idx:/proc'}, 'idx:/proc: no train-images file; expected'),
+    ('sweep', {'data.name': 'tabular:irs'}, 'tabular:irs: unknown table; expected one of iris'),
+    ('sweep', {'experiment': 'swep'}, "config.experiment 'swep': expected one of sweep, cotrain"),
+    ('sweep', {'shard': '3/3'}, "config.shard '3/3': expected I/N with 0 <= I < N"),
+  ],
+)
+def test_bad_input(tmp_path, experiment, options, message):
+  error = refused(tiny.arguments(experiment, tmp_path / 'run', options, devices=0))
+  assert message in error
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ([], 'no config: expected one --config=configs/exp2.py, say'),
+    (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file, and there is none'),
+    (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one --config='),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], "'wrkdir'. Did you mean: workdir ?"),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', 'exp2'], "argument 'exp2': expected --name=value"),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'], '--devices=two'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'], '--devices=-1'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'], '--config.train=5'),
+    (['--config.seed=1', f'--config={tiny.EXPERIMENTS["sweep"]}'], '--config.seed=1'),
+  ],
+)
+def test_bad_arguments(args, message):
+  error = refused(args)
+  assert message in error
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+
+
+def test_misspelt_option_in_a_config_file(tmp_path):
+  text = 'from configs import default\ndef get_config():\n  config = default.get_config()\n'
+  (tmp_path / 'mine.py').write_text(f'{text}  config.num_seds = 5\n  return config\n')
+  assert refused([f'--config={tmp_path / "mine.py"}']) == (
+    "error: unknown option 'num_seds': expected one that the config has; "
+    "did you mean 'num_seeds'?\n"
+  )
+
+
+def test_data_that_is_not_what_it_claims(tmp_path):
+  (tmp_path / 'data').mkdir()
+  for name in ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'):
+    (tmp_path / 'data' / name).write_bytes(b'no images at all')
+  options = {'data.name': f'idx:{tmp_path / "data"}'}
+  error = refused(tiny.arguments('sweep', tmp_path / 'run', options, devices=0))
+  assert error.startswith(f'error: idx:{tmp_path / "data"}') or 'train-images' in error
+  assert error.count('\n') == 1
+
+
+def test_tfds_set_that_is_not_prepared(tmp_path):
+  options = {'data.name': 'tfds:mnist', 'data.data_dir': str(tmp_path / 'sets')}
+  start = time.monotonic()
+  error = refused(tiny.arguments('sweep', tmp_path / 'run', options, devices=0))
+  assert time.monotonic() - start < 5  # a second on an idle machine; a try at the network takes 200
+  assert error.startswith(f"error: tfds:mnist is not prepared in '{tmp_path / 'sets'}'")
+  assert "run: python -c 'from additive_jax import data; data.load(" in error
+  assert error.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+def test_directories_that_cannot_be_used(tmp_path):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'thesis.tex').touch()
+  for path, message in {
+    tmp_path / 'file' / 'run': '(Not a directory); expected a directory that may be written',
+    '/proc/run': 'cannot use /proc/run (No such file or directory)',
+    tmp_path / 'full': 'is not empty and holds no run (no config.json, but thesis.tex)',
+  }.items():
+    error = refused(tiny.arguments('sweep', path, devices=0))
+    assert message in error
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+  assert [path.name for path in (tmp_path / 'full').iterdir()] == ['thesis.tex']
+
+
+def test_more_devices_than_there_are():
+  with pytest.raises(UserError, match='--devices=9: expected at most 8, the cpu devices here'):
+    placement.pick_devices(9)
+
+
+def test_help(capsys):
+  assert launch.main(['launch', '--help']) == 0
+  assert '--workdir=DIR' in capsys.readouterr().out
+
+
+def test_process_of_a_mistake(tmp_path, cache):
+  args = tiny.arguments('cotrain', tmp_path / 'run', {'cotrain.top_k': 9})
+  code, out, err = tiny.finish(args, cache)
+  assert (code, out) == (2, '')
+  assert err == 'error: config.cotrain.top_k 9: expected at most 2^3 = 8 structures\n'
+  assert not (tmp_path / 'run').exists()
+
+
+def test_default_directory_devices_and_log(tmp_path, cache, monkeypatch):
+  """Same options, same directory; other options another; a shard is no other run."""
+  options = {'sweep.modes': ('shared',), 'num_seeds': 1}
+  args = tiny.arguments('sweep', options=options, devices=3)
+  code, out, err = tiny.finish([*args, '--config.shard=0/1'], cache, cwd=tmp_path)
+  assert (code, out) == (0, '')
+  (workdir,) = (tmp_path / 'runs').iterdir()
+  assert re.fullmatch(r'exp1-[0-9a-f]{8}', workdir.name)
+  described = json.loads((workdir / 'environment.json').read_text())
+  assert described['device_count'] == 3
+  lines = err.splitlines()
+  assert all(LINE.fullmatch(line) for line in lines)
+  report = f'runs/{workdir.name}/report.html'
+  assert lines[-1].endswith(f' report: {report}')
+
+  monkeypatch.chdir(tmp_path)
+  before = tiny.contents(workdir)
+  code, err = launched(args)
+  assert code == 0
+  assert err[9:] == f'runs/{workdir.name} is finished: {report}\n'
+  assert refused([*args, '--config.seed=1', f'--workdir={workdir}']) == (
+    f'error: {workdir} holds a run of another config: seed: 0 there, 1 here; '
+    'choose another --workdir\n'
+  )
+  assert tiny.contents(workdir) == before
+
+  (workdir / 'summary.json').unlink()
+  (workdir / 'journals' / 'shared-0-of-1.jsonl').unlink()
+  checkpoints = workdir / 'checkpoints' / 'shared-seed0'
+  for metadata in checkpoints.glob('*/meta/metadata'):
+    metadata.write_bytes(b'')
+  *warnings, error = refused(args).splitlines()
+  assert error == (
+    f'error: every checkpoint in {checkpoints} is damaged (15, 10, 5); '
+    'expected at least one sound: remove the directory to start afresh'
+  )
+  assert all(LINE.fullmatch(line) for line in warnings)
+
+
+@pytest.mark.parametrize('experiment', ['sweep', 'cotrain'])
+def test_stopped_and_killed_ends_the_same(tmp_path, cache, experiment):
+  """SIGTERM in training, SIGKILL at two random moments, against a run that nothing disturbed."""
+  start = time.monotonic()
+  whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+  code, _, err = tiny.finish(tiny.arguments(experiment, whole, LONG), cache)
+  took = time.monotonic() - start
+  assert code == 0, err
+  args = tiny.arguments(experiment, workdir, LONG)
+  code, err = tiny.interrupt(args, cache, workdir / 'metrics.jsonl', 0.05, signal.SIGTERM)
+  assert code == 0, err
+  assert 'SIGTERM: stopping after this step' in err
+  assert err.splitlines()[-1].endswith('stopped; everything is saved, the same command goes on')
+  assert any((workdir / 'checkpoints').glob('*/*/commit_success.txt'))
+  for _ in range(2):
+    assert not (workdir / 'report.html').exists()
+    moment = random.uniform(0.4, 0.7) * took  # before that it is still starting
+    code, err = tiny.interrupt(args, cache, workdir, moment)
+    print(f'killed after {moment:.1f} of {took:.1f} s: {err.splitlines()[-1:]}')
+    if code == 0:
+      break
+    assert code == -signal.SIGKILL, err
+  code, _, err = tiny.finish(args, cache)
+  assert code == 0, err
+  for name in FIGURES[experiment]:
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+  curves = [sorted((run / 'metrics.jsonl').read_text().splitlines()) for run in (workdir, whole)]
+  assert curves[0] == curves[1]
+
+
+def test_shards_script(tmp_path, cache):
+  """Two processes and their merge; one mistake ends all, told by its code."""
+  options = {'sweep.modes': ('standalone',), 'num_seeds': 1}
+  environment = tiny.environment(cache) | {'PYTHON': sys.executable}
+
+  def script(workdir, **more):
+    args = tiny.arguments('sweep', workdir, options | more)
+    command = ['bash', str(tiny.ROOT / 'launch' / 'shards.sh'), '2', *args]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+  done = script(tmp_path / 'run')
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.splitlines()[-1].endswith(f'report: {tmp_path / "run" / "report.html"}')
+  names = os.listdir(tmp_path / 'run' / 'journals')
+  assert sorted(names) == ['standalone-0-of-2.jsonl', 'standalone-1-of-2.jsonl']
+  failed = script(tmp_path / 'other', **{'sweep.top_k': 9})
+  assert failed.returncode == 2
+  assert 'is done; run again' not in failed.stderr

@@ -1,0 +1,174 @@
+"""From a config to data, model and run directory."""
+
+import dataclasses
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import additive_jax
+from additive_jax import data as data_
+from additive_jax.errors import UserError
+from additive_jax.experiments import session as session_
+from additive_jax.experiments.fit import point
+from additive_jax.experiments.session import open_session
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+def opened(options=(), workdir=None, **kwargs):
+  kwargs = {'check': lambda session: None, 'devices': 2} | kwargs
+  return open_session(tiny.config('sweep', options), workdir, **kwargs)
+
+
+def test_session(tmp_path):
+  with opened({'seed': 3, 'train.batch_size': 32}, tmp_path / 'run') as session:
+    assert session.seeds == [3, 4]
+    assert session.steps(1.0) == 4  # of 120 examples
+    assert session.space.num_gates == 3
+    assert session.space.flops('111') > session.space.flops('000') > 0
+    assert len(session.test[0]) == len(session.test[1]) == 30
+    assert session.devices == jax.devices()[:2]
+    assert session.recipe(4) is session.recipe(4)
+    assert session.recipe(4) is not session.recipe(5)
+    trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+    assert dict(trainer.mesh.shape) == {'structure': 2, 'data': 1}
+    assert trainer.batch_size == 32
+  assert (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_nothing_is_written_when_the_check_fails(tmp_path):
+  def check(session):
+    assert session.space.num_gates == 3
+    assert not (tmp_path / 'run').exists()
+    raise UserError('no')
+
+  with pytest.raises(UserError, match='no'), opened((), tmp_path / 'run', check=check):
+    pass
+  assert not (tmp_path / 'run').exists()
+
+
+def test_default_directory_is_named_by_the_options(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for options in ({}, {'shard': '1/2'}, {'seed': 5}, {'learning_rate': 0.5}):
+    with opened(options, name='mine'):
+      pass
+  names = sorted(path.name for path in (tmp_path / 'runs').iterdir())
+  assert len(names) == 3  # the shard is no other run
+  assert all(re.fullmatch(r'mine-[0-9a-f]{8}', name) for name in names)
+
+
+def test_directory_of_another_config(tmp_path):
+  with opened((), tmp_path / 'run'):
+    pass
+  message = r'holds a run of another config: seed: 0 there, 1 here; choose another --workdir'
+  with pytest.raises(UserError, match=message), opened({'seed': 1}, tmp_path / 'run'):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_seeds': 0}, 'config.num_seeds 0: expected at least 1'),
+    ({'train.batch_size': 0}, 'config.train.batch_size 0: expected at least 1'),
+    ({'train.structures_per_step': -1}, 'config.train.structures_per_step -1'),
+    ({'train.log_every': 0}, 'config.train.log_every 0: expected at least 1'),
+    ({'train.checkpoint_every': 0}, 'config.train.checkpoint_every 0: expected at least 1'),
+    ({'train.epochs': 0.0}, 'config.train.epochs 0.0: expected a positive number'),
+    ({'train.epochs': float('nan')}, 'config.train.epochs nan: expected a positive number'),
+    ({'cotrain.sweep_epochs': -1.0}, 'config.cotrain.sweep_epochs -1.0: expected a positive'),
+    ({'sweep.shared_epochs': -1.0}, 'config.sweep.shared_epochs -1.0: expected 0 or more'),
+    ({'sweep.rungs': 0}, 'config.sweep.rungs 0: expected at least 1'),
+    ({'seed': -1}, 'config.seed -1: expected 0 or more'),
+    ({'cotrain.top_k': -1}, 'config.cotrain.top_k -1: expected 0 or more'),
+    ({'shard': '2/2'}, "config.shard '2/2': expected I/N with 0 <= I < N, such as 0/4"),
+    ({'shard': 'a'}, "config.shard 'a': expected I/N"),
+    ({'data.name': 'iris'}, "unknown data 'iris'; expected digits, stdlib"),
+    ({'data.name': 'tabular:irs'}, 'tabular:irs: unknown table; expected one of iris'),
+    ({'data.name': 'stdlib'}, 'model mlp on stdlib: expected images or a table, not text'),
+    ({'model.hidden': (8, 8)}, 'hidden (8, 8) has 2 sizes: expected 1 or 3'),
+    ({'model.width': 0}, 'width 0: expected at least 1'),
+    ({'model.name': 'mpl'}, "config.model.name 'mpl': expected mlp or module:Class; did you mean"),
+    ({'model.name': 'nowhere:Net'}, "config.model.name 'nowhere:Net': No module named 'nowhere'"),
+    ({'model.name': 'math:Net'}, "config.model.name 'math:Net': module 'math' has no attribute"),
+    ({'model.name': ':Net'}, "config.model.name ':Net': Empty module name"),
+    ({'model.name': 'math:sqrt'}, 'expected an additive module that takes num_classes'),
+  ],
+)
+def test_what_cannot_be(tmp_path, options, message):
+  with pytest.raises(UserError) as caught, opened(options, tmp_path / 'run'):
+    pass
+  assert message in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_mlp_takes_no_kwargs(tmp_path):
+  config = tiny.config('sweep')
+  config.model.kwargs.depth = 3
+  with (
+    pytest.raises(UserError, match=r"kwargs {'depth': 3} for mlp: expected none"),
+    open_session(config, tmp_path / 'run', check=lambda session: None),
+  ):
+    pass
+
+
+def test_model_of_the_config():
+  options = tiny.config('sweep', {'model.hidden': (4, 5, 6)}).model
+  model = session_.make_model(options, data_.load('digits'))
+  assert model == additive_jax.models.MLP(3, 8, (4, 5, 6), 10)
+
+
+def test_unknown_gate():
+  space = additive_jax.models.MLP(3, 8, 8, 3).space
+  with pytest.raises(UserError, match="unknown gate 'block_3/residual': expected one of block_00"):
+    space.index('block_3/residual')
+  with pytest.raises(UserError, match="did you mean 'block_02/residual'"):
+    space.structure(on=['blok_02/residual'])
+
+
+def test_structures_alone_are_not_distilled(tmp_path):
+  """All-on of a network trained alone is half untrained: no teacher."""
+  losses = []
+  for i, distill in enumerate((0.0, 0.9)):
+    with opened({'train.distill': distill}, tmp_path / str(i)) as session:
+      recipe = session.recipe(15)
+      assert recipe.distill == distill
+      population = session.population(recipe, 0)
+      member = next(population.train([session.space.parse('010')], 15))
+      losses.append(member.loss)
+  assert losses[0] == losses[1]
+
+
+def test_a_models_description_is_the_same_in_every_process():
+  class Own(nn.Module):
+    activation: object = dataclasses.field(default=functools.partial(nn.leaky_relu))
+
+  assert ' at 0x' in repr(Own())
+  found = session_.describe(Own())
+  assert '\n' not in found
+  assert ' at 0x' not in found
+  assert 'leaky_relu' in found
+
+
+def test_point_leaves_out_what_is_not_finite():
+  values = {
+    'loss': np.array([[1.0, np.nan], [3.0, 5.0]]),
+    'finite': np.array([[True, False], [True, True]]),
+    'gradient_norm': np.array([2.0, 4.0]),
+  }
+  assert point(values, ['a', 'b']) == {
+    'loss': 3.0,
+    'gradient_norm': 3.0,
+    'skipped': 1,
+    'loss/a': 2.0,
+    'loss/b': 5.0,
+  }
