@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 _SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 

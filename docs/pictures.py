@@ -1,4 +1,7 @@
-"""Draws the README's picture from two finished runs: `python docs/pictures.py RUN_OF_EXP1 RUN_OF_EXP2`."""
+"""Draws the README's pictures from finished runs of Exp 1 and Exp 2.
+
+python docs/pictures.py RUN_OF_EXP1 RUN_OF_EXP2
+"""
 
 import sys
 from pathlib import Path
