@@ -53,7 +53,7 @@ def evaluate_structures(
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), any number of examples.
+    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
     structures: what to evaluate, in any form (see `Space.parse`) or as bits [S, n], repeats
       allowed; None is all 2^n in integer order.
     task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss,
@@ -68,7 +68,7 @@ def evaluate_structures(
   Raises:
     UserError: when 2^n is too large to enumerate, or x and y differ in length.
   """
-  x, y = (np.asarray(part) for part in batch)
+  x, y = (np.asarray(part) for part in as_batch(batch))
   if len(x) != len(y) or not len(x):
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
   if batch_size < 1:
@@ -122,6 +122,11 @@ def evaluate_structures(
     total[chunks[chunk][walk.order]] += results[start, chunk][: len(walk.order)]
   loss, accuracy = total[inverse.reshape(-1)].T / len(x)
   return Evaluation(loss, accuracy)
+
+
+def as_batch(batch):
+  """A pair (x, y), or the two arrays of a split."""
+  return (batch.x, batch.y) if hasattr(batch, 'in_memory') else batch
 
 
 def evaluate_one(model, variables, batch, structure, *, objective: Callable, batch_size: int = 512):

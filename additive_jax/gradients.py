@@ -16,7 +16,7 @@ import optax
 from additive_jax import placement, run
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts
-from additive_jax.objectives import regression
+from additive_jax.objectives import objective_of, regression
 
 AVERAGES = ('mean', 'coverage')
 
@@ -27,7 +27,8 @@ class Recipe:
 
   Attributes:
     model: an additive model.
-    objective: from outputs and targets to per-example loss and accuracy, see `objectives`.
+    objective: from outputs and targets to per-example loss and accuracy, or a task's name; see
+      `objectives`.
     optimizer: an Optax transformation.
     average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each
       parameter's by the number of slots whose structure read it, so that rarely chosen sites are
@@ -46,6 +47,7 @@ class Recipe:
   distill: float = 0.0
 
   def __post_init__(self):
+    object.__setattr__(self, 'objective', objective_of(self.objective))
     if self.average not in AVERAGES:
       raise UserError(f'average {self.average!r}: expected one of {", ".join(AVERAGES)}')
     if self.collective not in placement.COLLECTIVES:

@@ -137,6 +137,11 @@ def _run(values, config, name: str) -> int:
     raise UserError(
       f'config.experiment {config.experiment!r}: expected one of {", ".join(experiments)}'
     )
+  if not values.coordinator and (values.num_processes > 1 or values.process_id):
+    raise UserError(
+      f'--num_processes={values.num_processes} without --coordinator: expected the host:port of '
+      'process 0'
+    )
   with placement.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
       experiments[config.experiment](

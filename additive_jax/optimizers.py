@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from additive_jax.errors import UserError
@@ -32,9 +34,17 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
       'expected it as config.learning_rate'
     )
   _check_kwargs(make, kwargs, config.optimizer.name)
-  optimizer = make(learning_rate=schedule, **kwargs)
   if config.clip_norm < 0:
     raise UserError(f'clip_norm {config.clip_norm}: expected 0 (no clipping) or a positive number')
+  try:
+    optimizer = make(learning_rate=schedule, **kwargs)
+    jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), {'w': jnp.zeros((2, 2))})
+  except (TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:160]
+    raise UserError(
+      f'optimizer.kwargs {kwargs} of {config.optimizer.name!r}: expected values that Optax takes '
+      f'({reason})'
+    ) from error
   if config.clip_norm:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
   return optimizer
@@ -74,7 +84,16 @@ def make_schedule(config, num_steps: int) -> optax.Schedule:
       f'schedule {config.schedule.name!r} without {", ".join(missing)}: '
       'expected them in schedule.kwargs'
     )
-  return make(**kwargs)
+  try:
+    schedule = make(**kwargs)
+    jax.eval_shape(schedule, jnp.int32(0))
+  except (TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:160]
+    raise UserError(
+      f'schedule.kwargs {kwargs} of {config.schedule.name!r}: expected values that Optax takes '
+      f'({reason})'
+    ) from error
+  return schedule
 
 
 def _find(name: str, kind: str):

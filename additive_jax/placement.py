@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -227,9 +228,16 @@ def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterat
   # Seconds until a process that is gone, or that failed while the others did not, ends the rest.
   patience = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 120}
   address = () if coordinator == 'auto' else (coordinator, num_processes, process_id)
-  jax.distributed.initialize(*address, **patience)
-  multihost_utils.sync_global_devices(
-    'joined'
-  )  # the first collective must come before any long compile
+  if address and not re.fullmatch(r'[^:]+:\d+', coordinator):
+    raise UserError(f'--coordinator={coordinator}: expected host:port, or auto')
+  try:
+    jax.distributed.initialize(*address, **patience)
+  except ValueError as error:
+    raise UserError(
+      f'--coordinator={coordinator}: {error} Expected SLURM, a TPU pod or Kubernetes for auto, '
+      'else also --num_processes and --process_id'
+    ) from error
+  # The first collective must come before any long compile.
+  multihost_utils.sync_global_devices('joined')
   yield
   jax.distributed.shutdown()

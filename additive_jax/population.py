@@ -23,7 +23,8 @@ from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_one
 from additive_jax.gradients import Recipe
-from additive_jax.structure import Structure
+from additive_jax.models.additive import gate_names
+from additive_jax.structure import Structure, parse
 from additive_jax.train import State, init_state, train_step
 
 
@@ -58,7 +59,7 @@ class Population:
     """Compiles nothing yet.
 
     Args:
-      recipe: how to train; its collective and average play no part.
+      recipe: how to train; its average, collective and distillation play no part.
       data: with `train` and `test` splits that fit in memory.
       batch_size: B.
       seed: names the initial pool and the order of the data.
@@ -72,7 +73,9 @@ class Population:
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
       )
-    self.recipe, self.batch_size, self.seed = recipe, batch_size, seed
+    # Alone there is nothing to average with, and no teacher to distill from.
+    self.recipe = dataclasses.replace(recipe, average='mean', distill=0.0)
+    recipe, self.batch_size, self.seed = self.recipe, batch_size, seed
     self.devices = placement.workers(devices)
     self._order = Order(len(data.train), batch_size, seed)
     key = jax.random.fold_in(jax.random.key(seed), 0)
@@ -97,6 +100,7 @@ class Population:
     """Trains each structure from step `start` to step `stop`; yields members as they end.
 
     Args:
+      structures: in any form, see `Space.parse`.
       states: where to go on from, by structure, when `start` is not 0.
     """
     if bool(start) != bool(states) or not start < stop:
@@ -104,6 +108,7 @@ class Population:
         f'training from step {start} to {stop} with {len(states or {})} states: expected a later '
         'end, and states if and only if the start is not 0'
       )
+    structures = [parse(s, len(gate_names(self.recipe.model))) for s in structures]
     indices = self._order.indices(start, stop - start)
     # A share of all steps, so that training taken up again reports the same.
     tail = np.int32(max(1, min(stop // 10, len(indices))))

@@ -147,9 +147,13 @@ class RunDir:
         replace_file(self.path / name, text.encode())
 
   def write_json(self, name, obj):
-    """Writes `obj`, of values that `to_plain` accepts, as indented JSON."""
+    """Writes `obj`, of values that `to_plain` accepts, as indented JSON.
+
+    What is not finite becomes null: JSON has no NaN.
+    """
     if self.primary:
-      self.write_text(name, json.dumps(to_plain(obj), indent=2) + '\n')
+      text = json.dumps(_without_nan(to_plain(obj)), indent=2, allow_nan=False)
+      self.write_text(name, text + '\n')
 
   def write_table(self, name, frame):
     """Writes the pandas `frame` as CSV, without its index; `read_table` gives the same floats."""
@@ -287,6 +291,14 @@ class Metrics:
         filename_suffix=f'.{time.time_ns()}',
       )
     return self._writers[tag]
+
+
+def _without_nan(value):
+  if isinstance(value, dict):
+    return {key: _without_nan(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment():

@@ -78,6 +78,9 @@ class Structure:
   def __str__(self) -> str:
     return ''.join('01'[bit] for bit in self.bits)
 
+  def __repr__(self) -> str:
+    return f"Structure('{self}')"
+
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self.bits, dtype=dtype or bool)
 

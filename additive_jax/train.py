@@ -202,6 +202,8 @@ class Trainer:
     Returns:
       `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps].
     """
+    if num_steps < 0:
+      raise UserError(f'num_steps {num_steps}: expected 0 or more')
     num_slots = self.sampler.num_structures
     nothing = {
       'loss': np.zeros((0, num_slots), np.float32),

@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
   # How many structures count as the best, in recall, regret and pictures.
   config.sweep.top_k = 8
   # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
-  # each rung halving times as long; 0 trains all to the end.
+  # each rung halving times as long; 0 trains all to the end. With shards, give each shard's command
+  # again once all have finished a rung.
   config.sweep.halving = 0
   # Rungs of successive halving, the last one of the full length.
   config.sweep.rungs = 3

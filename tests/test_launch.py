@@ -239,14 +239,12 @@ def test_stopped_and_killed_ends_the_same(tmp_path, cache, experiment):
   assert 'SIGTERM: stopping after this step' in err
   assert err.splitlines()[-1].endswith('stopped; everything is saved, the same command goes on')
   assert any((workdir / 'checkpoints').glob('*/*/commit_success.txt'))
+  assert not (workdir / 'report.html').exists()
   for _ in range(2):
-    assert not (workdir / 'report.html').exists()
-    moment = random.uniform(0.4, 0.7) * took  # before that it is still starting
+    moment = random.uniform(0.2, 0.5) * took
     code, err = tiny.interrupt(args, cache, workdir, moment)
     print(f'killed after {moment:.1f} of {took:.1f} s: {err.splitlines()[-1:]}')
-    if code == 0:
-      break
-    assert code == -signal.SIGKILL, err
+    assert code in (-signal.SIGKILL, 0), err  # 0: it was quicker
   code, _, err = tiny.finish(args, cache)
   assert code == 0, err
   for name in FIGURES[experiment]:

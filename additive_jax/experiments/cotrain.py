@@ -133,8 +133,9 @@ def _run(session: Session) -> CotrainResult:
   tables = make_tables(session, texts, [done[seed] for seed in session.seeds], num_steps)
   result = CotrainResult(*tables)
   _write(session, result)
+  placement.barrier('written')
   log.info('report: %s', session.rundir.path / 'report.html')
-  return result
+  return _read(session.rundir)
 
 
 def _structures(session: Session) -> list[Structure]:
@@ -168,12 +169,11 @@ def _choose(session):
 def _from_sweep(session):
   """The top K of an Exp 1 run directory of a model with the same gates."""
   path = Path(session.config.structures_from)
-  if not (path / 'structures.csv').exists():
-    raise UserError(
-      f'config.structures_from {str(path)!r}: expected the directory of a finished sweep, '
-      'with structures.csv'
-    )
   sweep = RunDir(path)
+  if not sweep.finished or sweep.read_json('summary.json').get('experiment') != 'sweep':
+    raise UserError(
+      f'config.structures_from {str(path)!r}: expected the directory of a finished sweep (Exp 1)'
+    )
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
     raise UserError(

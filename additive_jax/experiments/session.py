@@ -107,8 +107,7 @@ class Session:
     return None if local[0].platform == 'cpu' else local
 
   def population(self, recipe: Recipe, seed: int) -> Population:
-    """Networks trained alone on this run's devices; alone, none has a teacher to distill from."""
-    recipe = dataclasses.replace(recipe, distill=0.0)
+    """Networks trained alone on this run's devices."""
     size = self.config.train.batch_size
     return Population(recipe, self.data, batch_size=size, seed=seed, devices=self.workers)
 
@@ -181,6 +180,11 @@ def open_session(
   devices = placement.pick_devices(devices)
   data = data or load_data(config.data)
   model = model or make_model(config.model, data)
+  if config.train.batch_size > len(data.train):
+    raise UserError(
+      f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
+      f'training examples of {data.name}'
+    )
   x = data.train[np.zeros(1, np.int64)][0]
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}

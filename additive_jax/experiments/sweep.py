@@ -145,8 +145,9 @@ def _run(session: Session) -> SweepResult:
     return SweepResult(empty, empty, empty, {}, {}, complete=False)
   result = _analyse(session, bits, alone, shared)
   _write(session, result)
+  placement.barrier('written')
   log.info('report: %s', session.rundir.path / 'report.html')
-  return result
+  return _read(session)
 
 
 def _standalone_set(session, bits, shared):
@@ -169,30 +170,31 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
     table['shared_loss'], table['shared_loss_ci95'] = analysis.mean_and_ci(shared.loss)
     table['shared_accuracy'] = analysis.mean_and_ci(shared.accuracy)[0]
     table['shared_rank'] = analysis.rank(table['shared_loss'])
-  truth = shared
+  truth = None if shared is None else shared.loss
   if alone is not None:
     table = table.merge(alone.table, how='left', on='structure')
-    truth = alone.by_seed(texts)
+    # Structures are compared after the same training: that of successive halving's first rung.
+    truth = alone.first_rung(texts)
     if shared is not None:
-      both = np.isfinite(truth.loss).all(0)
-      k = min(config.sweep.top_k, int(both.sum()))
+      both = np.isfinite(truth).all(0)
+      k = min(config.sweep.top_k, max(1, int(both.sum()) // 4))
       predicted = table['shared_loss'].to_numpy()[both]
-      agreement = analysis.compare_rankings(predicted, truth.loss[:, both], k)
+      agreement = analysis.compare_rankings(predicted, truth[:, both], k)
   else:
     for column in ('loss', 'accuracy', 'loss_ci95'):
       table[column] = table[f'shared_{column}']
   table['flops'], table['params'] = flops, params
   table['rank'] = _rank(table)
-  table['pareto'] = analysis.pareto_front(flops, table['loss'].to_numpy())
-  # Effects compare structures after the same training: that of successive halving's first rung.
+  steps = table.get('steps', pd.Series(0, table.index))
+  longest = (steps == steps.max()).to_numpy()  # those that successive halving dropped stand apart
+  table['pareto'] = analysis.pareto_front(flops, table['loss'].where(longest).to_numpy())
   # Of a searched set only few are trained alone.
-  even = shared.loss if alone is None or config.search.method else alone.first_rung(texts)
-  effects, pairs = _effects(bits, even, names)
+  effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
   order = np.argsort(table['rank'], kind='stable')
   table = table.iloc[order].reset_index(drop=True)
   first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   table = table[first + [column for column in table if column not in first]]
-  ceiling = analysis.noise_ceiling(truth.loss[:, np.isfinite(truth.loss).all(0)])
+  ceiling = analysis.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
   summary = {
     'experiment': 'sweep',
     'data': session.data.name,

@@ -26,22 +26,37 @@ def render(session, result, curves: pd.DataFrame) -> str:
     ),
     f'The {len(top)} best structures: a filled + is performed. Right: mean loss.',
   )
-  report.figure(figures.ranking(table), 'Loss by rank, with 95 % intervals over the seeds.')
+  alone = 'standalone' in session.config.sweep.modes
+  ranked = table if alone else table.drop(columns=[c for c in table if c.startswith('shared_')])
+  report.figure(figures.ranking(ranked), 'Loss by rank, with 95 % intervals over the seeds.')
+  longest = table[table['steps'] == table['steps'].max()] if 'steps' in table else table
   report.figure(
-    figures.pareto(table),
+    figures.pareto(longest),
     'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
   )
   report.section('What each + does')
-  report.figure(
-    figures.gate_effects(result.effects),
-    'Main effect of each gate: mean loss with it on minus mean loss with it off.',
-  )
+  n, terms = len(names), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  how = 'mean loss with it on minus mean loss with it off'
+  if len(table) < 2**n:
+    how = f'least-squares fit of {terms} terms to the {len(table)} structures evaluated'
+  report.figure(figures.gate_effects(result.effects), f'Main effect of each gate: {how}.')
+  if len(table) < terms:
+    report.text(
+      f'Pairwise interactions are not drawn: {terms} terms cannot be told from {len(table)} '
+      'structures. The main effects are those of the smallest fit.'
+    )
+    return _rest(report, result, curves)
   report.figure(
     figures.interaction_heatmap(
       result.interactions.drop(columns='gate').to_numpy(float), list(names)
     ),
     'Pairwise interactions: positive where two gates can stand in for each other.',
   )
+  return _rest(report, result, curves)
+
+
+def _rest(report, result, curves):
+  table = result.table
   if result.agreement:
     _agreement(report, table, result.agreement)
   if len(curves):
