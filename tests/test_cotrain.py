@@ -307,7 +307,17 @@ def test_what_cannot_be_leaves_no_file(tmp_path, options, message):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_sweep_of_other_gates(trained, tmp_path):
-  options = {'structures_from': str(trained[1]), 'model.num_blocks': 2}
-  with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'"):
+def test_a_run_that_is_no_sweep(trained, tmp_path):
+  options = {'structures_from': str(trained[1])}
+  with pytest.raises(UserError, match='expected the directory of a finished sweep'):
+    cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
+
+
+def test_a_sweep_of_other_gates(tmp_path):
+  folder = tmp_path / 'sweep'
+  folder.mkdir()
+  (folder / 'config.json').write_text('{"gates": ["block_00/residual"]}')
+  (folder / 'summary.json').write_text('{"experiment": "sweep", "finished": true}')
+  with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'\]: expected"):
+    options = {'structures_from': str(folder)}
     cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)

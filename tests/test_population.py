@@ -158,5 +158,5 @@ def test_streamed_data_is_refused():
 
 
 def test_structures_of_another_length(population):
-  with pytest.raises(UserError, match=r'shape \(3,\): expected bool \[2\]'):
+  with pytest.raises(UserError, match='structure 101 has 3 gates: expected 2'):
     list(population.train([Structure.from_string('101')], STEPS))

@@ -131,7 +131,7 @@ def without_permission(path):
   path.chmod(0o555)
   try:
     if os.geteuid() == 0:
-      for parent in [path, *path.parents][:3]:
+      for parent in [path, *path.parents][:5]:
         parent.chmod(parent.stat().st_mode | 0o055)
       os.seteuid(65534)
       try:
