@@ -22,7 +22,7 @@ from additive_jax.structure import all_bits, bits_of
 TILE_ROWS = {'cpu': 512}
 DEFAULT_TILE_ROWS = 16384
 # A core's share of the last-level cache on CPU; room for a few thousand structures elsewhere.
-SLOT_BYTES = {'cpu': 16 * 2**20}
+SLOT_BYTES = {'cpu': 24 * 2**20}
 DEFAULT_SLOT_BYTES = 2**30
 
 
