@@ -318,6 +318,6 @@ def test_a_sweep_of_other_gates(tmp_path):
   folder.mkdir()
   (folder / 'config.json').write_text('{"gates": ["block_00/residual"]}')
   (folder / 'summary.json').write_text('{"experiment": "sweep", "finished": true}')
+  options = {'structures_from': str(folder)}
   with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'\]: expected"):
-    options = {'structures_from': str(folder)}
     cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
