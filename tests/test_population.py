@@ -1,5 +1,7 @@
 """Members of a population against plain training of their structures alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +162,9 @@ def test_streamed_data_is_refused():
 def test_structures_of_another_length(population):
   with pytest.raises(UserError, match='structure 101 has 3 gates: expected 2'):
     list(population.train([Structure.from_string('101')], STEPS))
+
+
+def test_average_and_distillation_play_no_part():
+  other = dataclasses.replace(RECIPE, average='coverage', distill=0.5)
+  assert other != RECIPE
+  assert Population(other, DATA, batch_size=BATCH, seed=SEED).recipe == RECIPE
