@@ -25,7 +25,18 @@ def _sampler(*static: str):
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     data = [name for name in names if name not in static]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=list(static))
+
+    # The class is part of the static data: JAX 0.10.2 calls the tree structures of two registered
+    # dataclasses equal when their static fields are, and then one may run as the other's program.
+    def flatten(sampler):
+      values = tuple(getattr(sampler, name) for name in data)
+      return values, (cls, *(getattr(sampler, name) for name in static))
+
+    def unflatten(fixed, values):
+      return cls(**dict(zip(data, values)), **dict(zip(static, fixed[1:])))
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls
 
   return register
 

@@ -216,3 +216,11 @@ def test_keep_rates(ramp, want):
 def test_bad_options(arguments, options, message):
   with pytest.raises(UserError, match=message):
     samplers.make_sampler(*arguments, **options)
+
+
+def test_samplers_are_different_trees():
+  # Compiled programs are kept by tree structure: equal ones would run as each other.
+  alike = [samplers.Uniform(3, 4), samplers.Sandwich(3, 4)]
+  first, second = (jax.tree.structure(sampler) for sampler in alike)
+  assert first != second
+  assert first == jax.tree.structure(samplers.Uniform(3, 4))
