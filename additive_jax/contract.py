@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.models.additive import Additive, branch, embed, gate_names, measure, readout
+from additive_jax.models.additive import (
+  Additive,
+  branch,
+  embed,
+  gate_names,
+  measure,
+  readout,
+  sites_of,
+)
 from additive_jax.structure import Structure
 
 
@@ -47,10 +56,9 @@ class Case:
   def part_functions(self) -> dict[str, Callable]:
     """Each part as a function of variables and input or stream, by the name to call it in a
     sentence."""
-    names = [name.removesuffix('/residual') for name in gate_names(self.model)]
     sites = {
-      f'site {name!r}': lambda v, h, i=i: branch(self.model, v, i, h)
-      for i, name in enumerate(names)
+      f'site {site.label!r}': functools.partial(_all_on, self.model, i)
+      for i, site in enumerate(sites_of(self.model))
     }
     return {
       'embed': lambda v, x: embed(self.model, v, x),
@@ -68,6 +76,14 @@ class Case:
     while len(found) < self.max_structures:
       found.add(Structure(tuple(rng.random(num_gates) < 0.5)))
     return sorted(found, key=str)
+
+
+def _all_on(model, index, variables, h):
+  """What a site adds, or, for one that names its gates, the stream after it, with all of them on."""
+  inner = (True,) * sites_of(model)[index].num_inner
+  if sites_of(model)[index].adds:
+    return branch(model, variables, index, h)
+  return branch(model, variables, index, h, inner)
 
 
 def sentence(text: str) -> str:
@@ -257,7 +273,12 @@ def parts_keep_shapes(case: Case) -> bool:
           say(f'The stream that embed gives is {out.dtype}: expected floats.')
           return False
       elif name != 'readout':
-        if out.shape != value.shape:
+        skippable = skips[name]
+        if not skippable:
+          if rows == len(case.x):
+            case.streams[name] = value
+          value = out
+        elif out.shape != value.shape:
           say(
             f'{sentence(name)} maps a stream of shape {value.shape} to {out.shape}: a gated + '
             'needs the same shape.'

@@ -13,7 +13,7 @@ import numpy as np
 
 from additive_jax import placement, prefix, run
 from additive_jax.errors import UserError
-from additive_jax.models.additive import embed, gate_names
+from additive_jax.models.additive import canonical, embed, gate_names, sites_of
 from additive_jax.objectives import objective_of
 from additive_jax.structure import all_bits, bits_of
 
@@ -77,7 +77,7 @@ def evaluate_structures(
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
-  bits, inverse = np.unique(bits, axis=0, return_inverse=True)
+  bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = placement.workers(devices)
   platform = devices[0].platform
 
@@ -87,14 +87,14 @@ def evaluate_structures(
   rows = stream.size // stream.shape[-1]
   tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
   tile = 1 << (tile.bit_length() - 1)  # divides the capacity, so that no slot is spent on padding
-  fits = max(1, limit // (stream.size * stream.dtype.itemsize) - 1)
+  fits = max(1, limit // prefix.largest_stream(model, variables, x[:batch_size]) - 1)
   share = -(-len(bits) // len(set(devices)))
   capacity = min(1 << (fits.bit_length() - 1), 1 << (share - 1).bit_length())
   tile = min(tile, capacity)
 
   program = _program(model, objective_of(task), tile, platform)
   chunks = prefix.chunks(bits, capacity)
-  plans = [prefix.plan(bits[chunk], capacity) for chunk in chunks]
+  plans = [prefix.plan(bits[chunk], capacity, sites_of(model)) for chunk in chunks]
   starts = range(0, len(x), batch_size)
   placed = {device: jax.device_put(placement.to_host(variables), device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
@@ -114,12 +114,9 @@ def evaluate_structures(
   total = np.zeros((len(bits), 2))
   jobs = [(start, chunk) for start in starts for chunk in range(len(plans))]
   results = dict(placement.spread(jobs, work, devices))
-  for (
-    start,
-    chunk,
-  ) in jobs:  # added up in this order whoever was first, so that the sum is the same each time
-    walk = plans[chunk]
-    total[chunks[chunk][walk.order]] += results[start, chunk][: len(walk.order)]
+  # Added up in this order whoever was first, so that the sum is the same each time.
+  for start, chunk in jobs:
+    total[chunks[chunk]] += results[start, chunk][plans[chunk].slot]
   loss, accuracy = total[inverse.reshape(-1)].T / len(x)
   return Evaluation(loss, accuracy)
 

@@ -15,7 +15,7 @@ import optax
 
 from additive_jax import placement, run
 from additive_jax.errors import UserError
-from additive_jax.models.additive import parts
+from additive_jax.models.additive import parts, sites_of
 from additive_jax.objectives import objective_of, regression
 
 AVERAGES = ('mean', 'coverage')
@@ -82,15 +82,23 @@ def usage(model, x):
   """Which parts of the model read each leaf of the pool.
 
   Returns:
-    A pytree like the pool, of bool [n + 1]: one per site, and a last one for embed and readout.
+    A pytree like the pool, of bool [n + 1]: one per residual gate for its site (False for other
+    gates), and a last one for embed, readout and the sites that no gate skips.
   """
   found = parts(model, x)
 
   def paths(tree):
     return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
-  readers = [paths(site) for site in found.sites]
-  readers.append(paths(found.embed) | paths(found.readout))
+  always = paths(found.embed) | paths(found.readout)
+  readers = []
+  for site, tree in zip(sites_of(model), found.sites):
+    if site.has_residual:
+      readers += [paths(tree), *[set()] * site.num_inner]
+    else:
+      always |= paths(tree)
+      readers += [set()] * site.num_inner
+  readers.append(always)
   pool = jax.eval_shape(model.init, jax.random.key(0), x)['params']
   return jax.tree_util.tree_map_with_path(
     lambda path, _: np.array([jax.tree_util.keystr(path) in reader for reader in readers]), pool

@@ -10,10 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates
 from additive_jax.errors import UserError
-from additive_jax.models.additive import branch, embed, gate_names, readout
-from additive_jax.structure import parse
+from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
+from additive_jax.structure import Structure, parse
 
 
 def static(model, variables, x: jax.Array, structure) -> jax.Array:
@@ -26,15 +25,16 @@ def static(model, variables, x: jax.Array, structure) -> jax.Array:
   return _run(model, variables, x, structure.bits)
 
 
-def conditional(model, variables, x: jax.Array, structure) -> jax.Array:
-  """The structure is traced; an off gate skips its branch at run time, forward and backward.
+def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
+  """The structure is traced; an off residual gate skips its site at run time, forward and backward.
 
   Args:
     structure: bool [n], or an integer scalar whose bit i is gate i (n ≤ 31).
+    scales: float [n]; what a site with residual gate i adds is multiplied by `scales[i]`; None: 1.
 
   Under `vmap` over structures every branch would run; map over them with `lax.map` or `lax.scan`.
   """
-  return _run(model, variables, x, as_bits(structure, len(gate_names(model))))
+  return _run(model, variables, x, as_bits(structure, len(gate_names(model))), scales)
 
 
 def masked(model, variables, x: jax.Array, structure) -> jax.Array:
@@ -53,7 +53,10 @@ def masked(model, variables, x: jax.Array, structure) -> jax.Array:
 
 
 def as_bits(structure, num_gates: int) -> jax.Array:
-  """A traced structure as bool [n], from bool [n] or an integer scalar whose bit i is gate i."""
+  """A structure as bool [n]: a traced bool [n], a traced integer scalar whose bit i is gate i, or
+  any Python form that `Space.parse` takes."""
+  if isinstance(structure, str | Structure | tuple | list):
+    return jnp.asarray(parse(structure, num_gates).bits)
   structure = jnp.asarray(structure)
   if structure.dtype == bool and structure.shape == (num_gates,):
     return structure
@@ -65,8 +68,11 @@ def as_bits(structure, num_gates: int) -> jax.Array:
   )
 
 
-def _run(model, variables, x, structure):
+def _run(model, variables, x, structure, scales=None):
   h = embed(model, variables, x)
-  for i, gate in enumerate(structure):
-    h = gates.residual(h, lambda h, i=i: branch(model, variables, i, h), gate)
+  for i, site in enumerate(sites_of(model)):
+    scale = scales[site.start] if scales is not None and site.has_residual else None
+    h = step(
+      model, variables, i, h, [structure[k] for k in range(site.own.start, site.own.stop)], scale
+    )
   return readout(model, variables, h)

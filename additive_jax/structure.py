@@ -151,11 +151,16 @@ class Gate:
     flops: floating-point operations of one example's forward pass that the gate switches; None if
       not measured yet.
     params: parameters that are read only when the gate is on; None if not measured yet.
+    within: name of the residual gate that skips this one with its whole site, or None. Where that
+      is off, this gate has no effect.
+
+  Joining chunks of a sub-activation saves an activation: its FLOPs are below zero.
   """
 
   name: str
   flops: float | None = None
   params: int | None = None
+  within: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +238,9 @@ class Space:
         'this space carries no costs: expected one from additive_jax.measure(model, x)'
       )
     bits = bits_of(structures, self.num_gates)
+    for i, gate in enumerate(self.gates):
+      if gate.within is not None:
+        bits[:, i] &= bits[:, self.index(gate.within)]
     flops = self.fixed_flops + bits @ np.array([gate.flops for gate in self.gates], float)
     params = self.fixed_params + bits @ np.array([gate.params for gate in self.gates], np.int64)
     return flops, params

@@ -30,14 +30,38 @@ def get_config() -> ConfigDict:
   config.data.download = False
   # Bytes up to which a set is kept on the device; a larger one is read batch by batch.
   config.data.memory_limit = 2 * 1024**3
+  # Examples used of each split, spaced evenly over it; 0 is all.
+  config.data.train_examples = 0
+  config.data.test_examples = 0
 
-  # 'mlp', or 'module:Class' for a network of your own, which is made with `kwargs` and num_classes.
+  # 'mlp', 'transformer' (a classifier of image patches, or a causal model of text), 'convnet',
+  # 'lenet', 'vgg'; or 'module:Class' for a network of your own, which is made with `kwargs` and
+  # num_classes alone.
   config.model = ConfigDict()
   config.model.name = 'mlp'
+  # Kinds of gates: residual | sub_activation | lane. Those not chosen stay on.
+  config.model.gates = ('residual',)
+  # Chunks that the sub-activation gates of a branch join: one gate less than chunks.
+  config.model.num_chunks = 4
+  # Lanes that lane gates join; hidden units and attention heads are split over them.
+  config.model.num_lanes = 2
+  # Residual blocks of mlp, layers of transformer (an attention and a feed-forward site each).
   config.model.num_blocks = 6
   config.model.width = 64
-  # Hidden units of the blocks: one number for all, or one per block.
+  # Hidden units of a feed-forward branch; for mlp one number for all, or one per block.
   config.model.hidden = (128,)
+  # Of transformer.
+  config.model.num_heads = 4
+  # Side of the square patches that images are cut into.
+  config.model.patch_size = 2
+  # learned | rope
+  config.model.positions = 'learned'
+  # gelu | swiglu
+  config.model.unit = 'gelu'
+  # Of convnet and vgg: channels of each stage.
+  config.model.channels = (16, 32)
+  # Of convnet: residual blocks of each stage.
+  config.model.blocks_per_stage = 2
   config.model.kwargs = ConfigDict()
 
   # Training of pools and of structures alone.

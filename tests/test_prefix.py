@@ -10,6 +10,7 @@ import pytest
 
 from additive_jax import Additive, prefix, shared_prefix, static
 from additive_jax.models import MLP
+from additive_jax.models.additive import Site
 from additive_jax.structure import all_bits
 
 
@@ -32,6 +33,15 @@ SETS = {
   'thirteen of 128': random_set(4, 7, 13),
   'forty of 128': random_set(5, 7, 40),
 }
+
+
+def sites(num_gates):
+  """That many sites of a residual gate each."""
+  return tuple(Site(f'site_{i}', ('residual',), i, True) for i in range(num_gates))
+
+
+def plan_of(bits, capacity):
+  return prefix.plan(bits, capacity, sites(bits.shape[1]))
 
 
 def prefixes(bits):
@@ -59,22 +69,56 @@ def walk_by_hand(plan, tile):
 @pytest.mark.parametrize('tile', [1, 3])
 @pytest.mark.parametrize('bits', SETS.values(), ids=SETS)
 def test_plan_reaches_each_structure_once(bits, tile, spare):
-  plan = prefix.plan(bits, len(bits) + spare)
+  plan = plan_of(bits, len(bits) + spare)
   assert plan.capacity == len(bits) + spare
   assert plan.num_leaves == len(bits)
   slots, done = walk_by_hand(plan, tile)
   assert len(slots) == len(bits)
-  for slot, index in enumerate(plan.order):
-    assert slots[slot] == tuple(bits[index])
+  for row, slot in zip(bits, plan.slot):
+    assert slots[slot] == tuple(row)
   assert len(done) == plan.count.sum()
   assert len(set(done)) == len(done)
   assert set(done) == prefixes(bits)
 
 
+# A skippable site with two inner gates, one that no gate switches, one with inner gates alone.
+MIXED = (
+  Site('a', ('residual', 'join_1', 'join_2'), 0, False),
+  Site('b', (), 3, False),
+  Site('c', ('join_1',), 3, False),
+  Site('d', ('residual',), 4, True),
+)
+
+
+@pytest.mark.parametrize('tile', [1, 3])
+@pytest.mark.parametrize('seed', [None, 0, 1, 2])
+def test_plan_of_sites_with_several_gates(seed, tile):
+  bits = all_bits(5) if seed is None else random_set(seed, 5, 11)
+  bits[:, 1:3] &= bits[:, :1]  # inner gates of a site that is off
+  bits = np.unique(bits, axis=0)
+  plan = prefix.plan(bits, len(bits) + 2, MIXED)
+  slots, total = {0: ()}, 0
+  for i, site in enumerate(MIXED):
+    skipped = {slot: (*path, (0,) * len(site.names)) for slot, path in slots.items()}
+    new = dict(skipped) if site.has_residual else {}
+    for start in range(0, plan.count[i], tile):
+      step = range(start, min(start + tile, plan.count[i]))
+      reads = [slots[int(plan.source[i, k])] for k in step]
+      for k, before in zip(step, reads):
+        value = (1,) * site.has_residual + tuple(plan.values[i][k].astype(int))
+        slots.pop(int(plan.target[i, k]), None)  # what is overwritten can be read no more
+        new[int(plan.target[i, k])] = (*before, value)
+    slots, total = new, total + plan.count[i]
+  for row, slot in zip(bits, plan.slot):
+    assert sum(slots[slot], ()) == tuple(row)
+  ran = lambda stop, rows: len({tuple(row[:stop]) for row in rows})
+  assert total == ran(3, bits[bits[:, 0]]) + ran(3, bits) + ran(4, bits) + ran(5, bits[bits[:, 4]])
+
+
 @pytest.mark.parametrize('num_gates', [1, 2, 5, 8])
 def test_all_structures_take_one_evaluation_each_but_one(num_gates):
   bits = all_bits(num_gates)
-  plan = prefix.plan(bits, len(bits))
+  plan = plan_of(bits, len(bits))
   assert plan.count.sum() == 2**num_gates - 1
   assert list(plan.count) == [2**i for i in range(num_gates)]
   assert bits.sum() == num_gates * 2 ** (num_gates - 1)  # what a loop over structures runs
@@ -159,10 +203,10 @@ def test_tiles_and_spare_capacity(model, variables, x, outputs, tile):
   run = jax.jit(lambda arrays: prefix.run_plan(model, variables, x, arrays, finish, tile=tile))
   for name in ('all', 'one', 'all-off alone', 'nested', 'eleven of 32'):
     bits = SETS[name]
-    plan = prefix.plan(bits, 32)
-    got = np.asarray(run(plan.arrays))[: len(bits)]
+    plan = plan_of(bits, 32)
+    got = np.asarray(run(plan.arrays))[plan.slot]
     values = bits @ (1 << np.arange(5))
-    np.testing.assert_allclose(got, finish(outputs[values[plan.order]]), **CLOSE)
+    np.testing.assert_allclose(got, finish(outputs[values]), **CLOSE)
   assert run._cache_size() == 1
 
 
@@ -194,7 +238,7 @@ def test_branches_that_really_run(name, tile):
   rows = []
   model = Counter(lambda count: rows.append(int(count)))
   bits = SETS[name]
-  plan = prefix.plan(bits, 32)
+  plan = plan_of(bits, 32)
   x = jnp.ones((2, 3))
   walk = functools.partial(prefix.run_plan, model, {}, x, finish=lambda logits: logits, tile=tile)
   got = jax.block_until_ready(jax.jit(walk)(plan.arrays))
@@ -203,9 +247,9 @@ def test_branches_that_really_run(name, tile):
   assert len(rows) == sum(-(-count // tile) for count in plan.count)
   if tile == 1:
     assert len(rows) == len(prefixes(bits))
-  for slot, index in enumerate(plan.order):
+  for row, slot in zip(bits, plan.slot):
     h = 1.0
-    for _ in range(bits[index].sum()):
+    for _ in range(row.sum()):
       h += np.sin(h)
     np.testing.assert_allclose(got[slot], h, rtol=1e-5)  # five sines in float32
 

@@ -2,5 +2,6 @@
 
 from additive_jax.models.additive import Additive, measure
 from additive_jax.models.mlp import MLP
+from additive_jax.models.transformer import Transformer
 
-__all__ = ['MLP', 'Additive', 'measure']
+__all__ = ['MLP', 'Additive', 'Transformer', 'measure']

@@ -1,29 +1,27 @@
-"""A multilayer perceptron of pre-norm residual blocks, one gate each."""
+"""A multilayer perceptron of pre-norm residual blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from additive_jax import gates as gates_
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
-
-
-class MLPBranch(nn.Module):
-  """`f(h) = W_2 act(W_1 LayerNorm(h))`, from [B, D] to [B, D] through H hidden units."""
-
-  hidden: int
-  activation: Callable = nn.gelu
-
-  @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
-    width = h.shape[-1]
-    h = nn.LayerNorm(name='norm')(h)
-    h = self.activation(nn.Dense(self.hidden, name='in')(h))
-    return nn.Dense(width, name='out')(h)
+from additive_jax.models.feed_forward import FeedForward
+from additive_jax.models.kinds import (
+  KINDS,
+  LANE,
+  RESIDUAL,
+  SUB_ACTIVATION,
+  Lanes,
+  check_divides,
+  check_kinds,
+  check_sizes,
+)
 
 
 class Head(nn.Module):
@@ -40,10 +38,15 @@ class MLP(Additive):
   """Residual MLP: flatten, embed to D, `num_blocks` gated blocks, LayerNorm and readout.
 
   Attributes:
-    num_blocks: number of residual blocks, and of gates; named `block_00/residual` and so on.
+    num_blocks: number of residual blocks, named `block_00` and so on.
     width: D, the width of the stream.
     hidden: H, the hidden units of each block; one number for all, or one per block.
     num_classes: C, the number of logits.
+    gates: the kinds of gates that each block has: 'residual', 'sub_activation', 'lane'. Those not
+      chosen stay on.
+    num_chunks: m, chunks of D that sub-activation gates join.
+    num_lanes: P, lanes that lane gates join; each block's H is split over them.
+    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
 
   Inputs are float [B, ...]: images are flattened, rows of a table pass through.
   """
@@ -52,33 +55,56 @@ class MLP(Additive):
   width: int
   hidden: int | Sequence[int]
   num_classes: int
+  gates: Sequence[str] = (RESIDUAL,)
+  num_chunks: int = 4
+  num_lanes: int = 2
+  lane_devices: int = 1
+  lane_axis: str | None = None
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
       self.hidden = tuple(self.hidden)  # a module's fields must be hashable
+    self.gates = check_kinds('mlp', self.gates, KINDS)
     super().__post_init__()
-    hidden = self.hidden
-    sizes = (hidden,) * max(self.num_blocks, 0) if isinstance(hidden, int) else hidden
-    if self.num_blocks < 1:
-      raise UserError(f'num_blocks {self.num_blocks}: expected at least 1')
+    check_sizes(num_blocks=self.num_blocks)
+    sizes = self.sizes
     if len(sizes) != self.num_blocks:
       raise UserError(f'hidden {sizes} has {len(sizes)} sizes: expected 1 or {self.num_blocks}')
-    for name, value in [('width', self.width), ('num_classes', self.num_classes)] + [
-      ('hidden', size) for size in sizes
-    ]:
-      if value < 1:
-        raise UserError(f'{name} {value}: expected at least 1')
+    check_sizes(width=self.width, num_classes=self.num_classes, hidden=min(sizes))
+    if SUB_ACTIVATION in self.gates:
+      gates_.chunks(self.width, self.num_chunks)
+    if LANE in self.gates:
+      check_sizes(num_lanes=self.num_lanes)
+      for size in sizes:
+        check_divides('hidden units', size, 'lanes', self.num_lanes)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """H of each block."""
+    return (self.hidden,) * self.num_blocks if isinstance(self.hidden, int) else self.hidden
+
+  @property
+  def lanes(self) -> Lanes:
+    return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
 
   @property
   def stream_shape(self) -> tuple[int, ...]:
-    return (self.width,)
+    return (self.lanes.local, self.width) if LANE in self.gates else (self.width,)
 
   def setup(self):
-    sizes = (self.hidden,) * self.num_blocks if isinstance(self.hidden, int) else self.hidden
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
-    self.sites = [MLPBranch(size, name=f'block_{i:0{digits}}') for i, size in enumerate(sizes)]
-    self.readout = Head(self.num_classes, name='readout')
+    self.sites = [
+      FeedForward(size, self.gates, self.num_chunks, self.lanes, name=f'block_{i:0{digits}}')
+      for i, size in enumerate(self.sizes)
+    ]
+    self.head = Head(self.num_classes, name='readout')
 
   def embed(self, x: jax.Array) -> jax.Array:
-    return self.stem(x.reshape(x.shape[0], -1).astype(jnp.float32))
+    h = self.stem(x.reshape(x.shape[0], -1).astype(jnp.float32))
+    return self.lanes.split(h) if LANE in self.gates else h
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    if LANE in self.gates:
+      h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+    return self.head(h)

@@ -1,0 +1,109 @@
+"""The network that a config asks for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from ml_collections import ConfigDict
+
+from additive_jax import data as data_
+from additive_jax import models
+from additive_jax.errors import UserError
+from additive_jax.models.additive import gate_names
+
+TASKS = {
+  'mlp': 'images or a table',
+  'transformer': 'images or text',
+  'convnet': 'images',
+  'lenet': 'images',
+  'vgg': 'images',
+}
+
+
+def make_model(options: ConfigDict, data: data_.Data):
+  """The model of `config.model`, with as many outputs as the data asks for.
+
+  Raises:
+    UserError: for a model that is not there, or options or data that it does not take.
+  """
+  if ':' in options.name:
+    return _own_model(options, data)
+  if options.name not in TASKS:
+    near = difflib.get_close_matches(options.name, TASKS, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise UserError(
+      f'config.model.name {options.name!r}: expected one of {", ".join(TASKS)}, '
+      f'or module:Class{hint}'
+    )
+  if options.kwargs:
+    raise UserError(f'config.model.kwargs {dict(options.kwargs)} for {options.name}: expected none')
+  if _kind(data) not in TASKS[options.name]:
+    raise UserError(
+      f'model {options.name} on {data.name}, {_kind(data)}: expected {TASKS[options.name]}'
+    )
+  common = {
+    'num_classes': data.num_outputs,
+    'gates': tuple(options.gates),
+    'num_chunks': options.num_chunks,
+  }
+  hidden = tuple(options.hidden)
+  if options.name == 'mlp':
+    hidden = hidden[0] if len(hidden) == 1 else hidden
+    return models.MLP(
+      options.num_blocks, options.width, hidden, num_lanes=options.num_lanes, **common
+    )
+  if options.name == 'transformer':
+    if len(hidden) != 1:
+      raise UserError(f'config.model.hidden {hidden} for transformer: expected one number')
+    text = data.task == 'language'
+    return models.Transformer(
+      options.num_blocks,
+      options.width,
+      options.num_heads,
+      hidden[0],
+      num_tokens=data.num_outputs if text else 0,
+      patch_size=options.patch_size,
+      causal=text,
+      positions=options.positions,
+      max_tokens=_tokens(data, options.patch_size),
+      unit=options.unit,
+      num_lanes=options.num_lanes,
+      **common,
+    )
+  channels = tuple(options.channels)
+  if options.name == 'convnet':
+    return models.ConvNet(channels, options.blocks_per_stage, **common)
+  return models.VGG(channels, **common) if options.name == 'vgg' else models.LeNet(**common)
+
+
+def _kind(data):
+  """What the examples are, in a word."""
+  if data.task == 'language':
+    return 'text'
+  return 'images' if len(data.example_shape) > 1 else 'a table'
+
+
+def _tokens(data, patch_size):
+  """How many tokens the data's examples have as the transformer sees them."""
+  if data.task == 'language':
+    return data.example_shape[0]
+  height, width = data.example_shape[:2]
+  return max(1, (height // max(1, patch_size)) * (width // max(1, patch_size)))
+
+
+def _own_model(options, data):
+  module, _, attribute = options.name.partition(':')
+  try:
+    make = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise UserError(f'config.model.name {options.name!r}: {error}') from error
+  try:
+    model = make(**options.kwargs, num_classes=data.num_outputs)
+    gate_names(model)
+  except (TypeError, AttributeError) as error:
+    raise UserError(
+      f'config.model.name {options.name!r} with {dict(options.kwargs)}: {error}; '
+      'expected an additive module that takes num_classes'
+    ) from error
+  return model

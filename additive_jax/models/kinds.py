@@ -1,0 +1,76 @@
+"""Which kinds of gates a model carries, and what its branches must know to carry them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from additive_jax.errors import UserError
+
+RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+  """How a model's lanes are laid out.
+
+  Attributes:
+    count: P, in all.
+    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
+      this device's shard: `1/devices` of the hidden units and heads.
+    mesh_axis: the name of that mesh axis; None on one device.
+  """
+
+  count: int = 1
+  devices: int = 1
+  mesh_axis: str | None = None
+
+  @property
+  def local(self) -> int:
+    """Lanes on this device."""
+    return self.count // self.devices
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """A stream [B, ..., D] as its copies [B, lanes of this device, ..., D]."""
+    copies = jnp.broadcast_to(x[:, None], (len(x), self.local, *x.shape[1:]))
+    if self.mesh_axis is None:
+      return copies
+    return jax.lax.pcast(copies, self.mesh_axis, to='varying')
+
+
+def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
+  """The kinds of gates chosen for a model.
+
+  Raises:
+    UserError: for a kind the model does not have, one given twice, or none.
+  """
+  chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+  for kind in chosen:
+    if kind not in known:
+      raise UserError(f'gate kind {kind!r} for {model}: expected some of {", ".join(known)}')
+  if not chosen or len(set(chosen)) < len(chosen):
+    raise UserError(f'gate kinds {chosen} for {model}: expected some of {", ".join(known)}, once')
+  return chosen
+
+
+def check_sizes(**sizes: int) -> None:
+  """Raises `UserError` for a size below 1."""
+  for name, value in sizes.items():
+    if value < 1:
+      raise UserError(f'{name} {value}: expected at least 1')
+
+
+def check_divides(name: str, value: int, by: str, count: int) -> None:
+  """Raises `UserError` where `count` does not divide `value`."""
+  if value % count:
+    raise UserError(f'{value} {name} over {count} {by}: expected a multiple of {count}')
+
+
+def gate_names(kinds: tuple[str, ...], num_chunks: int) -> tuple[str, ...]:
+  """Names of a branch's gates in order: `residual`, then `join_1` … of chunks, then `lane`."""
+  names = [RESIDUAL] if RESIDUAL in kinds else []
+  if SUB_ACTIVATION in kinds:
+    names += [f'join_{k}' for k in range(1, num_chunks)]
+  return (*names, LANE) if LANE in kinds else tuple(names)

@@ -1,0 +1,164 @@
+"""A pre-norm transformer: a classifier of images, or a causal language model of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from additive_jax import gates as gates_
+from additive_jax.errors import UserError
+from additive_jax.models.additive import Additive
+from additive_jax.models.attention import Attention
+from additive_jax.models.feed_forward import FeedForward
+from additive_jax.models.kinds import (
+  KINDS,
+  LANE,
+  RESIDUAL,
+  SUB_ACTIVATION,
+  Lanes,
+  check_divides,
+  check_kinds,
+  check_sizes,
+)
+from additive_jax.models.mlp import Head
+
+POSITIONS = ('learned', 'rope')
+UNITS = {'gelu': (nn.gelu, False), 'swiglu': (nn.silu, True)}
+
+
+class Transformer(Additive):
+  """`num_layers` layers of an attention site and a feed-forward site each.
+
+  Inputs: images float [B, height, width] or [B, height, width, channels], cut into square patches
+  (ViT, Dosovitskiy et al. 2020, arXiv:2010.11929, with the mean over tokens in place of a class
+  token); or tokens int [B, T], one logit vector per token.
+
+  Attributes:
+    num_layers: layers; their sites are `block_00/attention`, `block_00/mlp` and so on.
+    width: D.
+    num_heads: attention heads.
+    hidden: H of the feed-forward branch.
+    num_classes: C, the number of logits.
+    num_tokens: how many different tokens there are; 0 for images.
+    patch_size: pixels of a patch's side, for images.
+    causal: whether token t sees the tokens up to t alone.
+    positions: 'learned' (for at most `max_tokens` tokens) or 'rope'.
+    max_tokens: the longest input of learned positions.
+    unit: 'gelu' or 'swiglu'.
+    gates: the kinds of gates: 'residual', 'sub_activation' (feed-forward sites only), 'lane'. Those
+      not chosen stay on.
+    num_chunks: m, chunks of D that sub-activation gates join.
+    num_lanes: P, lanes that lane gates join; heads and H are split over them.
+    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
+  """
+
+  num_layers: int
+  width: int
+  num_heads: int
+  hidden: int
+  num_classes: int
+  num_tokens: int = 0
+  patch_size: int = 2
+  causal: bool = False
+  positions: str = 'learned'
+  max_tokens: int = 256
+  unit: str = 'gelu'
+  gates: Sequence[str] = (RESIDUAL,)
+  num_chunks: int = 4
+  num_lanes: int = 2
+  lane_devices: int = 1
+  lane_axis: str | None = None
+
+  def __post_init__(self):
+    self.gates = check_kinds('transformer', self.gates, KINDS)
+    super().__post_init__()
+    check_sizes(
+      num_layers=self.num_layers,
+      width=self.width,
+      num_heads=self.num_heads,
+      hidden=self.hidden,
+      num_classes=self.num_classes,
+      patch_size=self.patch_size,
+      max_tokens=self.max_tokens,
+    )
+    for name, value, known in (
+      ('positions', self.positions, POSITIONS),
+      ('unit', self.unit, tuple(UNITS)),
+    ):
+      if value not in known:
+        raise UserError(f'{name} {value!r}: expected one of {", ".join(known)}')
+    check_divides('units of width', self.width, 'heads', self.num_heads)
+    if self.positions == 'rope':
+      check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
+    if SUB_ACTIVATION in self.gates:
+      gates_.chunks(self.width, self.num_chunks)
+    if LANE in self.gates:
+      check_sizes(num_lanes=self.num_lanes)
+      check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
+      check_divides('hidden units', self.hidden, 'lanes', self.num_lanes)
+
+  @property
+  def lanes(self) -> Lanes:
+    return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
+
+  def setup(self):
+    if self.num_tokens:
+      self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
+    else:
+      self.stem = nn.Dense(self.width, name='embed')
+    if self.positions == 'learned':
+      init = nn.initializers.normal(0.02)
+      self.position = self.param('position', init, (self.max_tokens, self.width))
+    activation, gated = UNITS[self.unit]
+    lanes = self.lanes
+    whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
+    sites, digits = [], max(2, len(str(self.num_layers - 1)))
+    for i in range(self.num_layers):
+      name = f'block_{i:0{digits}}'
+      rope = self.positions == 'rope'
+      sites += [
+        Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
+        FeedForward(
+          self.hidden, self.gates, self.num_chunks, lanes, activation, gated, name=f'{name}__mlp'
+        ),
+      ]
+    self.sites = sites
+    self.head = Head(self.num_classes, name='readout')
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    if not self.num_tokens:
+      x = patches(x.astype(jnp.float32), self.patch_size)
+    tokens = x.shape[1]
+    h = self.stem(x)
+    if self.positions == 'learned':
+      if tokens > self.max_tokens:
+        raise UserError(f'{tokens} tokens: expected at most {self.max_tokens}, max_tokens')
+      h = h + self.position[:tokens]
+    return self.lanes.split(h) if LANE in self.gates else h
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    if LANE in self.gates:
+      h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+    return self.head(h if self.num_tokens else h.mean(1))
+
+
+def patches(x: jax.Array, size: int) -> jax.Array:
+  """Images [B, height, width(, channels)] as rows of square patches, [B, T, size²·channels].
+
+  Raises:
+    UserError: for anything else, or sides that the patch does not divide.
+  """
+  if x.ndim == 3:
+    x = x[..., None]
+  if x.ndim != 4:
+    raise UserError(f'inputs of shape {x.shape}: expected images [B, height, width, channels]')
+  batch, height, width, channels = x.shape
+  if height % size or width % size:
+    raise UserError(
+      f'patch_size {size} of images of {height} × {width}: expected a size that divides both'
+    )
+  x = x.reshape(batch, height // size, size, width // size, size, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
