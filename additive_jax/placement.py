@@ -1,7 +1,7 @@
 """Where things live: the one file that knows the mesh axes, the processes and the collectives.
 
-Mesh axes: `structure` (devices that train different structures) and `data` (devices that split one
-structure's batch).
+Mesh axes: `structure` (devices that train different structures), `data` (devices that split one
+structure's batch) and `lane` (devices that hold different lanes of one network; see `lanes.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
-STRUCTURE, DATA = 'structure', 'data'
+STRUCTURE, DATA, LANE = 'structure', 'data', 'lane'
 COLLECTIVES = ('psum', 'ring')
 
 # On CPU one program of small matmuls gains nothing from a second core, while two programs side by

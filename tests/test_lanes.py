@@ -1,0 +1,150 @@
+"""Lanes over a mesh: the same numbers as on one device, and one all-reduce for each gate that is on."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from additive_jax import UserError, lanes, run
+from additive_jax.models import MLP, Transformer
+from additive_jax.models.additive import gate_names, sites_of
+from additive_jax.structure import all_bits
+
+# Sums over lanes in another order, through at most four branches in float32.
+TOLERANCE = 5e-6
+RNG = np.random.default_rng(0)
+ROWS = {
+  'mlp': (
+    MLP(3, 8, 8, 3, gates=('lane',), num_lanes=4),
+    RNG.normal(size=(4, 5)).astype(np.float32),
+  ),
+  'mlp, all kinds': (
+    MLP(1, 8, 8, 3, gates=('residual', 'sub_activation', 'lane'), num_lanes=4, num_chunks=2),
+    RNG.normal(size=(4, 5)).astype(np.float32),
+  ),
+  'text': (
+    Transformer(
+      1,
+      16,
+      4,
+      8,
+      11,
+      gates=('residual', 'lane'),
+      num_lanes=4,
+      num_tokens=11,
+      causal=True,
+      positions='rope',
+      unit='swiglu',
+    ),
+    RNG.integers(0, 11, (4, 6)),
+  ),
+  'images': (
+    Transformer(1, 8, 4, 8, 3, gates=('lane',), num_lanes=4),
+    RNG.normal(size=(4, 4, 4)).astype(np.float32),
+  ),
+}
+WAYS = {'conditional': run.conditional, 'masked': run.masked}
+
+
+def loss(outputs):
+  return jnp.sin(outputs).sum()  # another slope for each output
+
+
+def apart(tree, other):
+  """Largest difference between two pytrees, relative to the largest number in them."""
+  pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
+  scale = max(np.abs(a).max() for a, _ in pairs)
+  return max(np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs) / scale
+
+
+def num_reduced(model, bits):
+  """Lane gates that are on in sites that are run."""
+  return sum(
+    bool(bits[site.start + site.names.index('lane')])
+    for site in sites_of(model)
+    if not site.has_residual or bits[site.start]
+  )
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_one_all_reduce_for_each_gate_that_is_on(row, random_pool):
+  model, x = ROWS[row]
+  variables = random_pool(model, x)
+  mesh = lanes.lane_mesh(4, jax.devices()[:4])
+  placed = lanes.place_pool(model, variables, mesh, x)
+  way = lanes.over_mesh(run.static, model, mesh)
+  structures = all_bits(len(gate_names(model)))
+  counts = set()
+  for bits in structures[:: max(1, len(structures) // 8)]:
+    structure = tuple(map(bool, bits))
+    program = jax.jit(lambda v, x, s=structure: way(v, x, s)).lower(placed, x).compile()
+    found = len(re.findall(r' all-reduce(?:-start)?\(', program.as_text()))
+    assert found == num_reduced(model, bits) + 1, (bits, 'one more for the readout')
+    assert 'all-gather' not in program.as_text()
+    assert apart(run.static(model, variables, x, structure), program(placed, x)) < TOLERANCE
+    counts.add(found)
+  assert len(counts) > 1
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('devices', [4, 2])
+def test_outputs_and_gradients_of_one_device(row, way, devices, random_pool):
+  model, x = ROWS[row]
+  variables = random_pool(model, x)
+  mesh = lanes.lane_mesh(devices, jax.devices()[:4])
+  placed = lanes.place_pool(model, variables, mesh, x)
+  over = lanes.over_mesh(WAYS[way], model, mesh)
+  alone = jax.jit(jax.value_and_grad(lambda v, s: loss(run.conditional(model, v, x, s))))
+  spread = jax.jit(jax.value_and_grad(lambda v, s: loss(over(v, x, s))))
+  structures = all_bits(len(gate_names(model)))
+  gradients = []
+  for bits in structures[:: max(1, len(structures) // 5)]:
+    form = jnp.asarray(bits if way == 'conditional' else bits.astype(np.float32))
+    got = spread(placed, form)
+    gradients.append(alone(variables, bits))
+    assert apart(gradients[-1], got) < TOLERANCE
+  assert max(apart(gradients[0], other) for other in gradients) > 1e-2
+
+
+def test_a_structure_for_each_example(random_pool):
+  model, x = ROWS['mlp']
+  variables = random_pool(model, x)
+  mesh = lanes.lane_mesh(2, jax.devices()[:4])  # and two halves of the batch
+  placed = lanes.place_pool(model, variables, mesh, x)
+  gates = jnp.asarray(RNG.random((4, 3)), jnp.float32)
+  got = jax.jit(lanes.over_mesh(run.masked, model, mesh))(placed, x, gates)
+  want = jax.jit(lambda v, x, g: run.masked(model, v, x, g))(variables, x, gates)
+  assert apart(want, got) < TOLERANCE
+
+
+def test_each_device_holds_its_share(random_pool):
+  model, x = ROWS['text']
+  mesh = lanes.lane_mesh(4, jax.devices()[:4])
+  placed = lanes.place_pool(model, random_pool(model, x), mesh, x)['params']
+  kernels = {
+    'block_00__attention': {'qkv': (None, None, 'lane'), 'out': ('lane',)},
+    'block_00__mlp': {'in': (None, 'lane'), 'gate': (None, 'lane'), 'out': ('lane',)},
+  }
+  for site, names in kernels.items():
+    for name, spec in names.items():
+      kernel = placed[site][name]['kernel']
+      assert tuple(kernel.sharding.spec)[: len(spec)] == spec
+      assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+  assert placed['embed']['embedding'].sharding.spec == PartitionSpec()
+
+
+@pytest.mark.parametrize('count', [0, 3, 5])
+def test_axis_that_does_not_divide_the_devices(count):
+  with pytest.raises(UserError, match=f'a lane axis of {count} on 4 devices: expected a number'):
+    lanes.lane_mesh(count, jax.devices()[:4])
+
+
+def test_model_that_does_not_divide():
+  with pytest.raises(UserError, match='4 lanes over 3 devices: expected a multiple of 3'):
+    lanes.local_model(ROWS['mlp'][0], 3)
+  with pytest.raises(UserError, match=r"MLP with gates \('residual',\) on a lane axis"):
+    lanes.local_model(MLP(1, 8, 8, 3), 2)
