@@ -12,7 +12,7 @@ from additive_jax.errors import UserError
 
 
 def classification(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats, and 1 where the largest logit is the label.
+  """Cross-entropy in nats, and 1 where the label's logit is larger than every other.
 
   Args:
     outputs: logits [..., B, C]; the leading axes are structures.
@@ -23,7 +23,10 @@ def classification(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Arr
   """
   y = jnp.broadcast_to(y.astype(jnp.int32), outputs.shape[:-1])
   loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
-  return loss, (outputs.argmax(-1) == y).astype(jnp.float32)
+  # An argmax takes ten times as long on CPU, where it is not vectorised.
+  own = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
+  others = jnp.where(jnp.arange(outputs.shape[-1]) == y[..., None], -jnp.inf, outputs).max(-1)
+  return loss, (own > others).astype(jnp.float32)
 
 
 def language(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

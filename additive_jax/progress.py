@@ -68,7 +68,9 @@ class Progress:
         ...
         progress.advance(10, loss=0.512)
 
-  The bar shows description, completed and total, rate, time left and the latest figures. In a log
+  The bar shows description, completed and total, rate, time left and the latest figures. Rate and
+  time left are measured from the first advance on, since what comes before it is often the compile
+  of the program that all the rest reuses; until the second advance they are not known. In a log
   file the first line comes at once, the last one at the end, and between them at most one every
   `interval` seconds: `cotrain: 400/1500 steps (27%), 3.1 s left, loss 0.512`. Bars may be nested;
   the inner one stands below the outer.
@@ -78,8 +80,7 @@ class Progress:
     description: what is being done, in a word or two.
     unit: the noun of one unit, singular.
     stream: decides between bar and lines by whether it is a terminal; None is `sys.stderr`.
-    start: units done before this process started. Rate and time left count only what this process
-      did.
+    start: units done before this process started.
     interval: seconds between two lines in a log file.
     enabled: False shows nothing (processes other than the first of several).
     brief: in a log file, work that ends within `interval` is not mentioned.
@@ -109,6 +110,8 @@ class Progress:
     self._enabled = enabled
     self._brief = brief
     self._figures = {}
+    self._first = None  # when the first advance came, and what was completed then
+    self._latest = None
     self._task = None
     self._owns_display = False
 
@@ -123,7 +126,7 @@ class Progress:
         Progress.display.start()
         self._owns_display = True
       self._task = Progress.display.add_task(
-        self.description, total=self.total, completed=self.start, unit=self.unit, figures=''
+        self.description, total=self.total, completed=self.start, bar=self, figures=''
       )
     elif not self._brief:
       log.info('%s', self._counts())
@@ -133,13 +136,17 @@ class Progress:
     """Counts `n` more units as done and shows `figures`, the latest numbers or strings by name."""
     self.completed += n
     self._figures |= figures
+    now = time.monotonic(), self.completed
+    self._first = self._first or now
+    self._latest = now
     if not self._enabled:
       return
     if self._task is not None:
       Progress.display.update(self._task, advance=n, figures=', '.join(self._figure_texts()))
     elif self.completed != self.total and time.monotonic() - self._shown >= self.interval:
       self._shown = time.monotonic()
-      log.info('%s', ', '.join([self._counts(), *self._time_left(), *self._figure_texts()]))
+      left = [] if self.time_left is None else [f'{duration(self.time_left)} left']
+      log.info('%s', ', '.join([self._counts(), *left, *self._figure_texts()]))
 
   def __exit__(self, *_):
     if not self._enabled:
@@ -155,6 +162,23 @@ class Progress:
     elif Progress.display is not None:
       Progress.display.remove_task(self._task)
 
+  @property
+  def rate(self):
+    """Units a second between the first advance and the latest; None until the second."""
+    # Read once: the thread that draws the bar asks while the other counts.
+    first, latest = self._first, self._latest
+    if latest is None or latest == first:
+      return None
+    return (latest[1] - first[1]) / max(latest[0] - first[0], 1e-9)
+
+  @property
+  def time_left(self):
+    """Seconds until the total is reached at this rate, None while that is not known."""
+    rate, latest = self.rate, self._latest
+    if not rate or self.total is None:
+      return None
+    return max((self.total - latest[1]) / rate - (time.monotonic() - latest[0]), 0.0)
+
   def _counts(self):
     if self.total is None:
       return f'{self.description}: {self.completed} {self.unit}'
@@ -162,13 +186,6 @@ class Progress:
     if self.completed < self.total:
       percent = min(percent, 99)
     return f'{self.description}: {self.completed}/{self.total} {self.unit} ({percent}%)'
-
-  def _time_left(self):
-    done = self.completed - self.start
-    if done <= 0 or self.total is None:
-      return []
-    elapsed = time.monotonic() - self._began
-    return [f'{duration(elapsed * (self.total - self.completed) / done)} left']
 
   def _figure_texts(self):
     return [f'{name} {_figure(value)}' for name, value in self._figures.items()]
@@ -191,12 +208,22 @@ def _figure(value):
 
 
 class _RateColumn(rich.progress.ProgressColumn):
-  """Units a second, from what this process did."""
+  """Units a second."""
 
   def render(self, task):
-    if not task.speed:
-      return rich.text.Text('')
-    return rich.text.Text(f'{task.speed:.3g} {task.fields["unit"]}/s')
+    bar = task.fields['bar']
+    rate = bar.rate
+    return rich.text.Text(f'{rate:.3g} {bar.unit}/s' if rate else '')
+
+
+class _TimeLeftColumn(rich.progress.ProgressColumn):
+  """Time left, as in a log file."""
+
+  max_refresh = 0.5
+
+  def render(self, task):
+    left = task.fields['bar'].time_left
+    return rich.text.Text(f'{duration(left)} left' if left else '')
 
 
 def _make_display(stream):
@@ -205,7 +232,7 @@ def _make_display(stream):
     rich.progress.BarColumn(bar_width=24),
     rich.progress.MofNCompleteColumn(),
     _RateColumn(),
-    rich.progress.TimeRemainingColumn(),
+    _TimeLeftColumn(),
     rich.progress.TextColumn('{task.fields[figures]}', markup=False),
     console=rich.console.Console(file=stream),
   )

@@ -75,6 +75,10 @@ class Report:
     note = f'First {len(shown):,} of {len(frame):,} rows.' if len(shown) < len(frame) else ''
     return self._add('table', columns=columns, rows=cells, caption=caption, note=note)
 
+  def details(self, summary, texts):
+    """Adds a line that opens to `texts`, a dict of headings to lines that are shown as they are."""
+    return self._add('details', summary=summary, parts=list(texts.items()))
+
   def render(self):
     """The page as a string."""
     contents = self._sections if len(self._sections) > _TOC_SECTIONS else []
@@ -107,6 +111,11 @@ def format_value(value):
     digits, exponent = text.split('e')
     text = f'{digits}×{power_of_ten(int(exponent))}'
   return text.rstrip('.').replace('-', '−')
+
+
+def counted(number, noun):
+  """A number with its noun: `1 seed`, `5 seeds`."""
+  return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
 
 
 def count_marks(figure):

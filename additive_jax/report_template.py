@@ -28,16 +28,27 @@ dd { margin: .2rem 0 0; font-size: 1.35rem; font-weight: 600; line-height: 1.25;
 dd.long { font-size: 1rem; }
 figure { margin: 1.6rem 0 2rem; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
-figcaption, caption { color: #5b626b; font-size: .88rem; line-height: 1.45; text-align: left; }
+figcaption { color: #5b626b; font-size: .88rem; line-height: 1.45; text-align: left; }
 figcaption { margin-top: .5rem; max-width: 44rem; }
-.scroll { margin: 1.6rem 0 2rem; overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-caption { padding-bottom: .5rem; }
+figure.table figcaption { margin: 0 0 .5rem; }
+/* A shade at the right edge, where columns are out of sight, that moves away with the last one. */
+.scroll { overflow-x: auto; border-bottom: 1.5px solid #e3e6ea;
+  background: linear-gradient(to left, #fff 40%, #fff0) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, #22262b2e, #22262b00) right / 1.2rem 100% no-repeat scroll; }
+table { border-collapse: separate; border-spacing: 0; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }
 th { border-bottom: 1.5px solid #8a9099; font-weight: 600; vertical-align: bottom; }
 th, td { padding: .28rem .9rem .28rem 0; text-align: left; white-space: nowrap; }
 td { border-bottom: 1px solid #eceef1; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 .number { text-align: right; }
 td.bits { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+details { margin: 3rem 0 0; padding-top: 1.2rem; border-top: 1px solid #e3e6ea; }
+summary { cursor: pointer; font-weight: 600; }
+h3 { margin: 1.2rem 0 .4rem; font-size: .95rem; }
+pre { margin: 0; padding: .8rem 1rem; background: #f6f7f9; border-radius: 6px;
+  white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .82rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 </style>
 </head>
@@ -73,8 +84,9 @@ td.bits { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monosp
 {% endif %}
 </div><figcaption>{{ item.caption }}</figcaption></figure>
 {% elif item.kind == 'table' %}
-<div class="scroll"><table>
-<caption>{{ item.caption }}{% if item.note %} {{ item.note }}{% endif %}</caption>
+<figure class="table">
+<figcaption>{{ item.caption }}{% if item.note %} {{ item.note }}{% endif %}</figcaption>
+<div class="scroll" role="region" tabindex="0" aria-label="{{ item.caption }}"><table>
 <thead><tr>
 {% for column in item.columns %}
 <th scope="col" class="{{ column.align }}">{{ column.name }}</th>
@@ -88,7 +100,14 @@ td.bits { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monosp
 {%- endfor -%}
 </tr>
 {% endfor %}
-</tbody></table></div>
+</tbody></table></div></figure>
+{% elif item.kind == 'details' %}
+<details><summary>{{ item.summary }}</summary>
+{% for name, text in item.parts %}
+<h3>{{ name }}</h3>
+<pre>{{ text }}</pre>
+{% endfor %}
+</details>
 {% endif %}
 {% endfor %}
 </body>

@@ -12,16 +12,14 @@ import math
 import os
 import platform
 import re
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
-import tensorboardX
 
 from additive_jax.errors import UserError
-from additive_jax.journal import Journal, replace_file, to_plain
+from additive_jax.journal import replace_file, to_plain
 
 PACKAGES = (
   'additive_jax',
@@ -47,7 +45,7 @@ def config_hash(config, exclude=('shard',)):
     exclude: dotted names of keys that do not change what the run computes together with its sister
       processes.
   """
-  text = json.dumps(_flatten(config, exclude), sort_keys=True)
+  text = json.dumps(flatten(config, exclude), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -58,7 +56,7 @@ def default_workdir(config_name, config, root='runs', exclude=('shard',)):
 
 def differences(there, here, limit=3):
   """What tells two nested dicts apart: at most `limit` texts `key: 1 there, 2 here`."""
-  there, here = _flatten(there), _flatten(here)
+  there, here = flatten(there), flatten(here)
   texts = []
   for key in [*there, *(k for k in here if k not in there)]:
     values = [json.dumps(side[key]) if key in side else 'absent' for side in (there, here)]
@@ -67,8 +65,8 @@ def differences(there, here, limit=3):
   return texts[:limit]
 
 
-def _flatten(config, exclude=()):
-  """{dotted key: value} of a nested dict, without the excluded keys."""
+def flatten(config, exclude=()):
+  """{dotted key: value} of a nested dict of JSON values, without the keys in `exclude`."""
   flat = {}
 
   def walk(keys, value):
@@ -100,7 +98,7 @@ class RunDir:
     self.primary = primary
 
   @classmethod
-  def open(cls, path, config, *, exclude=('shard',), primary=True):
+  def open(cls, path, config, *, exclude=('shard',), primary=True, hold=None):
     """Makes the directory, or goes on with the run of the same config that it holds.
 
     Writes `config.json` on first use and `environment.json` (versions and devices) until the run is
@@ -113,20 +111,22 @@ class RunDir:
         made with.
       primary: False in every process but the first of several: nothing is written, a config that is
         there is compared.
+      hold: called with the path once the directory is known to be this config's, unless the run is
+        finished or this is no primary process; what it raises leaves everything as it was.
 
     Raises:
       UserError: the directory holds a run of another config or files of something else, or cannot
         be written.
     """
     run = cls(path, primary)
-    with _user_errors('use', run.path, WRITABLE):
+    with user_errors('use', run.path, WRITABLE):
       if primary:
         run.path.mkdir(parents=True, exist_ok=True)
         run._claim(config)
       claimed = (run.path / 'config.json').exists()
     if claimed:
       different = differences(
-        _flatten(run.read_json('config.json'), exclude), _flatten(config, exclude)
+        flatten(run.read_json('config.json'), exclude), flatten(config, exclude)
       )
       if different:
         raise UserError(
@@ -134,7 +134,9 @@ class RunDir:
           ' choose another --workdir'
         )
     if primary and not run.finished:
-      with _user_errors('use', run.path, WRITABLE):
+      if hold is not None:
+        hold(run.path)
+      with user_errors('use', run.path, WRITABLE):
         run.checkpoints.mkdir(exist_ok=True)
         run.journals.mkdir(exist_ok=True)
       run.write_json('environment.json', environment())
@@ -143,7 +145,7 @@ class RunDir:
   def write_text(self, name, text):
     """Writes the string `text` to the file `name` of the directory, whole or not at all."""
     if self.primary:
-      with _user_errors('write', self.path / name, WRITABLE):
+      with user_errors('write', self.path / name, WRITABLE):
         replace_file(self.path / name, text.encode())
 
   def write_json(self, name, obj):
@@ -166,7 +168,7 @@ class RunDir:
 
   def read_table(self, name):
     """The pandas frame that `write_table` wrote; the column `structure` is text (`0110`)."""
-    with _user_errors('read', self.path / name, READABLE):
+    with user_errors('read', self.path / name, READABLE):
       frame = pd.read_csv(self.path / name, dtype={'structure': str})
       text = pd.read_csv(self.path / name, dtype=str)
     # Python reads floats exactly; pandas 2 does not unless told to, and pandas 3 must not be told.
@@ -176,7 +178,7 @@ class RunDir:
   def read_json(self, name):
     """The content of the JSON file `name`. Raises UserError when it is missing or not JSON."""
     path = self.path / name
-    with _user_errors('read', path, READABLE):
+    with user_errors('read', path, READABLE):
       content = path.read_bytes()
     try:
       return json.loads(content)
@@ -210,87 +212,6 @@ class RunDir:
       )
     text = json.dumps(to_plain(config), indent=2) + '\n'
     replace_file(path, text.encode(), keep_existing=True)
-
-
-class Metrics:
-  """Curves of a run, as lines of `metrics.jsonl` and as TensorBoard events.
-
-  The events are in `tensorboard/<tag>`. A line is `{"step": 10, "tag": "train", "loss": 0.5}`. In
-  every process but the first it writes nothing. Also a context manager.
-
-  Args:
-    rundir: the `RunDir`.
-    start_step: the step a resumed run goes on from; what any tag recorded after it is dropped,
-      since it will be recorded again. None drops nothing.
-  """
-
-  def __init__(self, rundir, start_step=None):
-    self._primary = rundir.primary
-    self._journal = Journal(rundir.path / 'metrics.jsonl')
-    self._folder = rundir.path / 'tensorboard'
-    self._writers = {}
-    self._purge_steps = {}
-    if start_step is not None and self._primary:
-      for tag in {record['tag'] for record in self._journal.records()}:
-        self.truncate(tag, start_step)
-
-  def write(self, step, values, tag='train'):
-    """Records the dict `values` (name: number, or any other JSON value) at `step` under `tag`."""
-    if not self._primary:
-      return
-    if values.keys() & {'step', 'tag'}:
-      raise ValueError(f'step and tag are no names for values; found {sorted(values)}')
-    values = to_plain(values)
-    self._journal.append({'step': step, 'tag': tag, **values})
-    writer = self._writer(tag)
-    for name, value in values.items():
-      # TensorBoard draws finite numbers only.
-      if isinstance(value, int | float) and math.isfinite(value):
-        writer.add_scalar(name, value, int(step))
-
-  def truncate(self, tag, step):
-    """Drops what `tag` recorded after `step`: from the file at once, in TensorBoard by purging."""
-    if not self._primary:
-      return
-    with _user_errors('write', self._journal.path, WRITABLE):
-      dropped = self._journal.keep(lambda r: r['tag'] != tag or r['step'] <= step)
-    if dropped:
-      self._purge_steps[tag] = step + 1
-      if tag in self._writers:
-        self._writers.pop(tag).close()
-
-  @staticmethod
-  def read(path):
-    """The pandas frame of `metrics.jsonl`: step, tag, and every name; NaN where a line lacks it.
-
-    Args:
-      path: the run's directory or the file itself. A missing file gives an empty frame.
-    """
-    path = Path(path)
-    return pd.DataFrame(Journal(path / 'metrics.jsonl' if path.is_dir() else path).records())
-
-  def close(self):
-    """Closes the TensorBoard files."""
-    for writer in self._writers.values():
-      writer.close()
-    self._writers.clear()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
-
-  def _writer(self, tag):
-    if tag not in self._writers:
-      self._writers[tag] = tensorboardX.SummaryWriter(
-        str(self._folder / tag),
-        flush_secs=1,
-        purge_step=self._purge_steps.pop(tag, None),
-        # The name has the time in seconds: a run resumed within one would overwrite the file.
-        filename_suffix=f'.{time.time_ns()}',
-      )
-    return self._writers[tag]
 
 
 def _without_nan(value):
@@ -331,7 +252,8 @@ def _is_temporary(name):
 
 
 @contextlib.contextmanager
-def _user_errors(action, path, expected):
+def user_errors(action, path, expected):
+  """Turns an OSError into one line: what could not be done to which path, and what was expected."""
   try:
     yield
   except OSError as error:

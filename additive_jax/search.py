@@ -63,14 +63,14 @@ def search(
     seed: names the draws; each generation's depend on the seed and its number alone.
     known: (bits, loss, accuracy), in order of evaluation, of a search with the same arguments that
       was interrupted or had a smaller budget: it goes on after the last whole generation and ends
-      as if never interrupted.
+      as if never interrupted. What fills the budget is evaluated no more.
 
   Raises:
     UserError: the budget is smaller than a population or larger than 2^n, or the method is unknown,
       or the shapes of `known` do not fit.
   """
   check_search(num_gates, budget, method, population)
-  bits, loss, accuracy = _start(known, num_gates, population)
+  bits, loss, accuracy = _start(known, num_gates, population, budget)
   while len(bits) < budget:
     generation = len(bits) // population
     rng = np.random.default_rng([seed, generation])
@@ -114,7 +114,7 @@ def check_search(num_gates: int, budget: int, method: str, population: int) -> N
     )
 
 
-def _start(known, num_gates, population):
+def _start(known, num_gates, population, budget):
   """What an interrupted search had in whole generations; nothing for None."""
   if known is None:
     return np.zeros((0, num_gates), bool), np.zeros(0), np.zeros(0)
@@ -126,7 +126,7 @@ def _start(known, num_gates, population):
       f'known structures {bits.shape}, losses {loss.shape} and accuracies {accuracy.shape}: '
       f'expected [S, {num_gates}], [S] and [S]'
     )
-  whole = len(bits) // population * population
+  whole = len(bits) if len(bits) == budget else len(bits) // population * population
   return bits[:whole].astype(bool), loss[:whole].astype(float), accuracy[:whole].astype(float)
 
 

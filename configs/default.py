@@ -5,14 +5,26 @@
 A key that is not in this file is refused, and so is a value of another type.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+# Where the Debian package dataset-fashion-mnist puts its files.
+FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')
+
+
+def images() -> tuple[str, int]:
+  """The images to use, and a patch size that suits them: Fashion-MNIST where it is installed, else
+  digits."""
+  return (f'idx:{FASHION_MNIST}', 4) if FASHION_MNIST.is_dir() else ('digits', 2)
 
 
 def get_config() -> ConfigDict:
   """The default options."""
   config = ConfigDict()
 
-  # What to run: 'sweep' (Exp 1: rank the structures) or 'cotrain' (Exp 2: train the best together).
+  # What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together) or
+  # 'stochastic' (Exp 3: random structures as a regulariser).
   config.experiment = 'cotrain'
   # First seed. A seed names the initial pool, the order of the data and the draws of structures.
   config.seed = 0
@@ -103,13 +115,15 @@ def get_config() -> ConfigDict:
   config.sampler.name = 'uniform'
   # For fixed and listed, as text: ('1011', '0011').
   config.sampler.structures = ()
-  # For bernoulli: keep rate of the last gate, and how rates fall over depth
-  # (uniform | linear | exponential); or one rate per gate, which replaces both.
+  # For bernoulli: keep rate of the last site, and how rates fall over depth, all gates of a site
+  # alike (uniform | linear | exponential); or one rate per gate, which replaces both.
   config.sampler.keep_rate = 0.5
   config.sampler.keep_ramp = 'uniform'
   config.sampler.gate_keep_rates = ()
-  # For bernoulli: share of the run over which the rates fall from 1.
+  # For bernoulli: share of the run over which the rates fall from 1, and how (linear | cosine:
+  # slowly at both ends | step: at its end).
   config.sampler.ramp = 0.0
+  config.sampler.ramp_shape = 'linear'
 
   # Exp 1.
   config.sweep = ConfigDict()
@@ -145,6 +159,21 @@ def get_config() -> ConfigDict:
   # taken. With neither, a short shared sweep finds them.
   config.structures = ()
   config.structures_from = ''
+
+  # Exp 3. Keep rates are those of `sampler`, uniform or bernoulli; `train.distill` above 0 trains
+  # each variant with random structures a second time, distilled from all-on.
+  config.stochastic = ConfigDict()
+  # How structures are drawn: 'conditional' (one for each slot and step) and 'per_sample' (one for
+  # each example: every gate runs on a random subset of fixed size of the batch).
+  config.stochastic.modes = ('conditional', 'per_sample')
+  # 'none', or 'inverse': in training what a gate adds is divided by its keep probability.
+  config.stochastic.rescale = 'none'
+  # For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage.
+  config.stochastic.stages = 4
+  # For per_sample: equal parts of a batch with a subset each. As many devices may split a batch.
+  config.stochastic.parts = 1
+  # Structures that each pool is judged by: all, or that many drawn at random and all-on.
+  config.stochastic.num_structures = 1024
 
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. Not part of a run's identity.

@@ -19,7 +19,7 @@ from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.checkpoint import Checkpointer
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments import cotrain, shared, sweep
 from additive_jax.experiments.session import open_session
 
 LISTED = {'structures': ('011', '111')}
@@ -159,8 +159,10 @@ def test_ensembles_against_numpy(trained, pools, model, iris):
 
 def test_cosines(trained, pools, model, iris):
   matrix = trained[0].cosines
-  assert matrix['structure'].tolist() == list(matrix)[1:] == TEXTS
-  got = matrix[TEXTS].to_numpy()
+  order = trained[0].table['structure'].tolist()
+  assert matrix['structure'].tolist() == list(matrix)[1:] == order
+  assert sorted(order) == sorted(TEXTS)
+  got = matrix.set_index('structure').loc[TEXTS, TEXTS].to_numpy()
   np.testing.assert_array_equal(got, got.T)
   np.testing.assert_allclose(got.diagonal(), 1, atol=1e-6)  # of a float32 unit vector with itself
   want = []
@@ -181,6 +183,61 @@ def test_cosines(trained, pools, model, iris):
   points = [json.loads(line) for line in (trained[1] / 'metrics.jsonl').read_text().splitlines()]
   last = [p for p in points if p['step'] == 15]
   assert np.mean([p['cosine/111~011'] for p in last]) == pytest.approx(got[0, 1], abs=1e-4)
+
+
+def test_one_order_for_all(tmp_path):
+  """The best co-trained structure first, in every table, however the structures were listed."""
+  options = {'structures': ('000', '111', '010', '101'), 'cotrain.top_k': 0, 'num_seeds': 1}
+  result = cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
+  order = result.table['structure'].tolist()
+  assert order != list(options['structures'])
+  assert result.table['loss'].is_monotonic_increasing
+  assert result.table['rank'].tolist() == [1, 2, 3, 4]
+  labels = [*order, 'ensemble']
+  assert result.comparison['label'].tolist() == labels * 2
+  assert result.cosines['structure'].tolist() == list(result.cosines)[1:] == order
+  record = json.loads((tmp_path / 'run' / 'journals' / 'cotrain.jsonl').read_text())
+  listed = list(options['structures'])
+  rows = result.comparison.set_index(['variant', 'label'])
+  matrix = result.cosines.set_index('structure')
+  for i, structure in enumerate(listed):
+    for variant in ('cotrained', 'alone'):
+      assert rows.loc[(variant, structure), 'loss'] == record[variant]['loss'][i]
+    for j, other in enumerate(listed):
+      assert matrix.loc[structure, other] == record['cosines'][i][j]
+  space = additive_jax.measure(
+    additive_jax.models.MLP(3, 8, 8, 3), data_.load('tabular:iris').train.x[:1]
+  )
+  for row in result.table.itertuples():
+    assert (row.flops, row.params) == (space.flops(row.structure), space.params(row.structure))
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert '3 gates, 1 seed;' in page
+  assert '95 %' not in page
+  assert 'over the seeds' not in page
+
+
+def test_a_search_is_continued(tmp_path, monkeypatch):
+  options = {'num_seeds': 1, 'model.num_blocks': 4, 'search.method': 'evolution'}
+  options |= {'search.budget': 12, 'search.population': 4, 'train.epochs': 0.5}
+  config = tiny.config('cotrain', options)
+  want = cotrain.run(config, tmp_path / 'whole', devices=2)
+  workdir, evaluated = tmp_path / 'run', []
+  tiny.killed_copy(tmp_path / 'whole', workdir, 'search.jsonl', 2, torn=b'{"struc')
+  for name in ('structures.jsonl', 'cotrain.jsonl'):
+    (workdir / 'journals' / name).unlink()
+  original = shared.evaluate_pool
+
+  def evaluate_pool(session, trainer, bits):
+    evaluated.append(len(bits))
+    return original(session, trainer, bits)
+
+  monkeypatch.setattr(shared, 'evaluate_pool', evaluate_pool)
+  found = cotrain.run(config, workdir, devices=2)
+  assert evaluated == [4]
+  for name in ('structures.jsonl', 'search.jsonl', 'cotrain.jsonl'):
+    paths = [folder / 'journals' / name for folder in (workdir, tmp_path / 'whole')]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+  pd.testing.assert_frame_equal(found.table, want.table, check_exact=True)
 
 
 def test_finished_run_changes_nothing(trained):

@@ -76,6 +76,17 @@ def assert_same_examples(one: data.Split, other: data.Split) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+def test_data_says_what_it_is():
+  assert repr(data.load('tabular:iris')) == (
+    "Data('tabular:iris', classification, 3 outputs, "
+    'train=ArraySplit(120 examples, x [4] float32, y [] int32), '
+    'test=ArraySplit(30 examples, x [4] float32, y [] int32))'
+  )
+  read = data.load('digits', memory_limit=0)
+  assert repr(read.train) == 'SourceSplit(1437 examples, read as needed)'
+  assert ' at 0x' not in repr(read)
+
+
 def test_digits_are_split_in_order():
   digits = data.load('digits')
   raw = sklearn.datasets.load_digits()
@@ -374,6 +385,16 @@ def test_a_path_of_the_wrong_kind(tmp_path):
 @pytest.mark.parametrize('spec', ['text:{}/file', 'text:{}/folder', 'idx:{}/folder', 'text:{}'])
 def test_no_permission_to_read(unreadable, spec):
   assert re.search(r'cannot read .*: Permission denied', error_of(spec.format(unreadable)))
+
+
+def test_a_folder_without_a_file(tmp_path):
+  expected = 'the folder holds no readable file; expected at least one file of text, not hidden'
+  (tmp_path / 'empty' / 'deeper').mkdir(parents=True)
+  assert expected in error_of(f'text:{tmp_path}/empty')
+  (tmp_path / 'empty' / '.hidden').write_bytes(b'x' * 1000)
+  assert expected in error_of(f'text:{tmp_path}/empty')
+  (tmp_path / 'empty' / 'deeper' / 'nothing').touch()
+  assert 'the text is empty' in error_of(f'text:{tmp_path}/empty')
 
 
 def test_unknown_table():

@@ -15,7 +15,7 @@ import time
 import pytest
 import tiny
 
-from additive_jax import launch, placement
+from additive_jax import arguments, launch, placement
 from additive_jax.errors import UserError
 
 # ml_collections loads configs in a way that Python is about to drop.
@@ -83,8 +83,8 @@ def refused(args):
       "did you mean 'learning_rate'?",
     ),
     ('sweep', {'train.epocs': 1}, "option 'config.train.epocs': expected one that the config has"),
-    ('sweep', {'num_seeds': 'two'}, '--config.num_seeds=two: invalid literal for int()'),
-    ('sweep', {'train.epochs': 'x'}, '--config.train.epochs=x: could not convert string to float'),
+    ('sweep', {'num_seeds': 'two'}, '--config.num_seeds=two: expected an integer\n'),
+    ('sweep', {'train.epochs': 'x'}, '--config.train.epochs=x: expected a number\n'),
     ('sweep', {'data.name': 'idx:/nowhere'}, "idx:/nowhere: '/nowhere' does not exist; expected"),
     ('sweep', {'data.name': 'text:/nowhere'}, "text:/nowhere: '/nowhere' does not exist; expected"),
     ('sweep', {'data.name': 'idx:/proc'}, 'idx:/proc: no train-images file; expected'),
@@ -107,11 +107,29 @@ def test_bad_input(tmp_path, experiment, options, message):
     ([], 'no config: expected one --config=configs/exp2.py, say'),
     (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file, and there is none'),
     (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one --config='),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], "'wrkdir'. Did you mean: workdir ?"),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], 'flag --wrkdir: expected one of --c'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], '; did you mean --workdir?\n'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--foo'], 'or --config.KEY=VALUE\n'),
     ([f'--config={tiny.EXPERIMENTS["sweep"]}', 'exp2'], "argument 'exp2': expected --name=value"),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'], '--devices=two'),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'], '--devices=-1'),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'], '--config.train=5'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'], ': expected a non-neg'),
+    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'], '--devices=-1: expected a n'),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'],
+      '--config.train=5: expected one option at a time, --config.train.KEY=VALUE\n',
+    ),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train.shared_batch=7'],
+      '--config.train.shared_batch=7: expected true or false\n',
+    ),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.model.hidden=(8,'],
+      '--config.model.hidden=(8,: expected a list of values, such as (1, 2)\n',
+    ),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.optimizer.kwargs.foo=1'],
+      "'config.optimizer.kwargs.foo': expected one that the config has; set a new one together "
+      'with the rest: --config.optimizer.kwargs=\'{"foo": VALUE, …}\'\n',
+    ),
     (['--config.seed=1', f'--config={tiny.EXPERIMENTS["sweep"]}'], '--config.seed=1'),
   ],
 )
@@ -129,6 +147,14 @@ def test_misspelt_option_in_a_config_file(tmp_path):
     "error: unknown option 'num_seds': expected one that the config has; "
     "did you mean 'num_seeds'?\n"
   )
+
+
+def test_command_of_a_run():
+  """As typed; the processes of a run are no part of it."""
+  joined = ['--coordinator', 'a:1', '--num_processes=2', '--process_id', '1']
+  argv = ['launch.py', '--config=a.py', *joined, '--config.model.hidden=(8, 8)', '--workdir', 'b']
+  command = "python -m additive_jax.launch --config=a.py '--config.model.hidden=(8, 8)' --workdir b"
+  assert arguments.command_of(argv) == command
 
 
 def test_data_that_is_not_what_it_claims(tmp_path):
@@ -223,6 +249,27 @@ def test_default_directory_devices_and_log(tmp_path, cache, monkeypatch):
     'expected at least one sound: remove the directory to start afresh'
   )
   assert all(LINE.fullmatch(line) for line in warnings)
+
+
+def test_the_same_command_twice_at_once(tmp_path, cache):
+  """The second ends at once; a killed first one leaves no lock behind."""
+  workdir = tmp_path / 'run'
+  options = {'sweep.modes': ('shared',), 'num_seeds': 1, 'sweep.shared_epochs': 2000.0}
+  args = tiny.arguments('sweep', workdir, options)
+  first = tiny.start(args, cache)
+  while not (workdir / 'metrics.jsonl').exists():
+    assert first.poll() is None
+    time.sleep(0.05)
+  before = (workdir / 'environment.json').stat().st_mtime_ns
+  code, out, err = tiny.finish(args, cache)
+  assert (code, out) == (2, '')
+  assert err == f'error: {workdir} is in use by process {first.pid}: expected it to end first\n'
+  assert (workdir / 'environment.json').stat().st_mtime_ns == before
+  first.kill()
+  first.communicate()
+  (workdir / 'environment.json').unlink()  # written again as soon as the lock is held
+  code, err = tiny.interrupt(args, cache, workdir / 'environment.json', 0.5, signal.SIGTERM)
+  assert code == 0, err
 
 
 @pytest.mark.parametrize('experiment', ['sweep', 'cotrain'])

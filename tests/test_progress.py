@@ -236,3 +236,45 @@ def test_an_unknown_total_is_counted_up(caplog):
     'downloading: 7 bytes',
     'downloading: 7 bytes',
   ]
+
+
+class Clock:
+  """Time that passes when told to."""
+
+  def __init__(self, monkeypatch):
+    self.now = 100.0
+    monkeypatch.setattr('additive_jax.progress.time.monotonic', lambda: self.now)
+
+  def wait(self, seconds):
+    self.now += seconds
+
+
+def test_the_compile_before_the_first_item_is_not_in_the_time_left(monkeypatch, caplog):
+  caplog.set_level(logging.INFO, 'additive_jax')
+  clock = Clock(monkeypatch)
+  with Progress(10, 'alone', unit='structure', stream=io.StringIO(), start=2) as progress:
+    clock.wait(60)  # compiles
+    progress.advance(1)
+    assert progress.time_left is None
+    clock.wait(15)
+    progress.advance(3)
+    assert progress.rate == pytest.approx(0.2)
+    assert progress.time_left == pytest.approx(20)
+    clock.wait(5)
+    assert progress.time_left == pytest.approx(15)
+  assert caplog.messages[1] == 'alone: 3/10 structures (30%)'
+  # By the average of all 75 s it would be 75 s.
+  assert caplog.messages[2] == 'alone: 6/10 structures (60%), 20.0 s left'
+
+
+def test_the_live_bar_tells_the_same_time_left(terminal, monkeypatch):
+  clock = Clock(monkeypatch)
+  with Progress(10, 'alone', unit='structure', stream=terminal.stream) as progress:
+    clock.wait(60)
+    progress.advance(1)
+    clock.wait(100)  # longer than the display's own memory of half a minute
+    progress.advance(1)
+    Progress.display.refresh()
+  text = terminal.finish()
+  assert '0.01 structures/s' in text
+  assert '13 min 20 s left' in text

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from additive_jax import analysis, figures
 from additive_jax.errors import UserError
 from additive_jax.plot_style import power_of_thousand, short_names
-from additive_jax.report import Report, count_marks, format_value
+from additive_jax.report import Report, count_marks, counted, format_value
 
 
 def sweep(num_gates, size=None, seeds=3, gaps=False):
@@ -147,7 +147,7 @@ def test_many_and_long_curves():
   steps = np.arange(5000)
   frame = pd.concat([pd.DataFrame({'step': steps, 'tag': i, 'loss': 1.0 + i}) for i in range(15)])
   axes = figures.training_curves(frame).axes[0]
-  assert len(axes.lines) == 15
+  assert len(axes.lines) == 16
   assert axes.get_legend() is None
   assert all(len(line.get_xdata()) == 300 for line in axes.lines)
   assert axes.lines[2].get_ydata() == pytest.approx(3.0)
@@ -261,9 +261,9 @@ def test_everything_is_escaped():
   frame = pd.DataFrame({bad: [bad]})
   figure = figures.cosines([[1.0]], ['1'])
   page = Report(bad, bad).section(bad).text(bad).facts({bad: bad})
-  text = page.table(frame, bad).figure(figure, bad).render()
+  text = page.table(frame, bad).figure(figure, bad).details(bad, {bad: bad}).render()
   assert '<b>' not in text
-  assert text.count('&lt;b&gt;&amp;&#34;bold&#34;&lt;/b&gt;') == 12
+  assert text.count('&lt;b&gt;&amp;&#34;bold&#34;&lt;/b&gt;') == 16
   assert Page(text).open == []
 
 
@@ -288,6 +288,30 @@ def test_table_shows_its_first_rows_and_says_so():
     ('number', '–'),
   ]
   assert 'First' not in Report('t').table(frame, 'All.').render()
+
+
+def test_a_wide_table_scrolls_in_its_box_and_keeps_its_first_column():
+  frame = pd.DataFrame({'structure': ['01'], **{f'column {i}': [i] for i in range(30)}})
+  text = Report('t').table(frame, 'Wide.').render()
+  assert re.search(r'\.scroll \{ overflow-x: auto;', text)
+  assert re.search(r'th:first-child, td:first-child \{ position: sticky; left: 0;', text)
+  # The caption stands outside the box, so that it does not scroll away.
+  assert text.index('Wide.') < text.index('<div class="scroll"')
+  assert re.search(r'<div class="scroll" [^>]*tabindex="0"[^>]*><table>', text)
+
+
+def test_details_are_closed_and_keep_their_lines():
+  text = Report('t').details('More', {'Options': 'a  1\nb  2'}).render()
+  assert '<details><summary>More</summary>' in text
+  assert '<h3>Options</h3>\n<pre>a  1\nb  2</pre>' in text
+  assert Page(text).open == []
+
+
+@pytest.mark.parametrize(
+  ('number', 'text'), [(0, '0 seeds'), (1, '1 seed'), (2, '2 seeds'), (4096, '4,096 seeds')]
+)
+def test_counted(number, text):
+  assert counted(number, 'seed') == text
 
 
 def test_contents_only_for_more_than_four_sections():

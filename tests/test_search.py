@@ -107,6 +107,19 @@ def test_resumed_equals_uninterrupted(method, evaluated):
   assert len(again.asked) == 256 - evaluated // 64 * 64
 
 
+def test_what_fills_the_budget_is_not_evaluated_again():
+  whole = search(Landscape(), NUM_GATES, budget=100, population=32)
+  again = Landscape()
+  known = search(again, NUM_GATES, budget=100, population=32, known=whole)
+  assert not again.asked
+  for one, other in zip(whole, known):
+    np.testing.assert_array_equal(one, other)
+  # Of a larger budget only the whole generations count.
+  longer = search(again, NUM_GATES, budget=128, population=32, known=whole)
+  assert len(again.asked) == 32
+  assert len(longer.bits) == distinct(longer.bits) == 128
+
+
 def test_losses_that_are_not_finite_have_no_children():
   # Half the space is NaN, the half with gate 0 on; NumPy alone would sort NaN last but -inf first.
   def evaluate(bits):

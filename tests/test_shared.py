@@ -1,15 +1,18 @@
 """Shared pools: trained, resumed, sharded by seed, and what cannot be."""
 
 import json
+import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import sweep
+from additive_jax.experiments import shared, sweep
 from additive_jax.experiments.session import open_session
 from additive_jax.experiments.shared import check_shared
+from additive_jax.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
 
@@ -55,17 +58,72 @@ def test_a_pool_goes_on_from_its_newest_sound_checkpoint(pools, tmp_path, lost):
   assert curves(workdir) == curves(pools[1])
 
 
+SEARCHED = SHARED | {
+  'model.num_blocks': 4,
+  'search.method': 'evolution',
+  'search.budget': 14,  # the last of four generations is not whole
+  'search.population': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def searched(tmp_path_factory):
+  """A search in the pools of two seeds: result and run directory."""
+  workdir = tmp_path_factory.mktemp('searched') / 'run'
+  return sweep.run(tiny.config('sweep', SEARCHED), workdir, devices=2), workdir
+
+
+def test_generations_are_journalled(searched):
+  result, workdir = searched
+  lines = (workdir / 'journals' / 'search.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert [len(record['structures']) for record in records] == [4, 4, 4, 2]
+  table = result.table.set_index('structure')
+  for record in records:
+    for structure, loss in zip(record['structures'], record['loss'], strict=True):
+      assert len(loss) == 2
+      assert np.mean(loss) == pytest.approx(table['shared_loss'][structure], rel=1e-12)
+
+
+@pytest.mark.parametrize('lines', [0, 1, 3, 4])
+def test_a_killed_search_goes_on_after_its_last_generation(
+  searched, tmp_path, monkeypatch, caplog, lines
+):
+  monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
+  workdir, evaluated = tmp_path / 'run', []
+  tiny.killed_copy(searched[1], workdir, 'search.jsonl', lines, torn=b'{"structures": ["01')
+  original = shared.evaluate_pool
+
+  def evaluate_pool(session, trainer, bits):
+    evaluated.append(len(bits))
+    return original(session, trainer, bits)
+
+  monkeypatch.setattr(shared, 'evaluate_pool', evaluate_pool)
+  with caplog.at_level(logging.INFO, 'additive_jax'):
+    sweep.run(tiny.config('sweep', SEARCHED), workdir, devices=2)
+  assert len(evaluated) == 2 * (4 - lines)  # two pools
+  for name in ('structures.csv', 'effects.csv', 'journals/search.jsonl'):
+    if lines < 4 or name != 'journals/search.jsonl':  # a torn line stays until the next append
+      assert (workdir / name).read_bytes() == (searched[1] / name).read_bytes()
+  done = min(4 * lines, 14)
+  assert any(m.startswith(f'search: {done}/14 structures') for m in caplog.messages)
+
+
 def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
   workdir = tmp_path / 'run'
   for shard in ('1/2', '0/2'):
     config = tiny.config('sweep', SHARED | {'shard': shard})
     assert not sweep.run(config, workdir, devices=2).complete
+  assert not (workdir / 'metrics.jsonl').exists()
   for shard in range(2):
     lines = (workdir / 'journals' / f'shared-{shard}-of-2.jsonl').read_text().splitlines()
     assert [json.loads(line)['seed'] for line in lines] == [shard]
   sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
   assert not (workdir / 'journals' / 'shared-0-of-1.jsonl').exists()
+  read = [Metrics.read(path) for path in (workdir, pools[1])]
+  pd.testing.assert_frame_equal(*read, check_exact=True)
+  assert (workdir / 'report.html').read_bytes() == (pools[1] / 'report.html').read_bytes()
 
 
 def test_one_device_and_two_agree(pools, tmp_path):

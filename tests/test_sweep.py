@@ -1,9 +1,11 @@
 """Exp 1 against brute force, plain loops and itself."""
 
 import functools
+import html
 import itertools
 import json
 import logging
+import re
 
 import flax.linen as nn
 import jax
@@ -73,6 +75,43 @@ def test_directory(swept):
   assert summary['finished']
   assert summary['noise_ceiling'].keys() == set(additive_jax.analysis.NoiseCeiling._fields)
   assert '<script src' not in (workdir / 'report.html').read_text()
+
+
+def details(workdir):
+  """What the collapsed part of a report opens to."""
+  page = (workdir / 'report.html').read_text()
+  found = re.search(r'<details><summary>(.*?)</summary>(.*?)</details>', page, re.DOTALL)
+  assert page.count('<details') == 1
+  return [html.unescape(text) for text in re.findall(r'<(?:h3|pre)>(.*?)<', found[2], re.DOTALL)]
+
+
+def test_report_tells_the_options(swept, tmp_path):
+  heading, options = details(swept[1])
+  assert heading == 'Options'
+  lines = dict(line.split(maxsplit=1) for line in options.splitlines())
+  assert lines['train.epochs'] == '2.0'
+  assert lines['data.name'] == '"tabular:iris"'
+  assert lines['sweep.modes'] == '["standalone", "shared"]'
+  assert 'shard' not in lines
+  saved = json.loads((swept[1] / 'config.json').read_text())
+  assert json.loads(lines['gates']) == saved['gates']
+
+
+def test_report_of_one_seed_claims_no_interval_and_tells_the_command(tmp_path):
+  config = tiny.config('sweep', {'num_seeds': 1})
+  command = 'python -m additive_jax.launch --config=a.py'
+  sweep.run(config, tmp_path / 'run', devices=2, command=command)
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert '3 gates, 1 seed;' in page
+  assert '95 %' not in page
+  assert 'nan' not in re.sub(r'<svg.*?</svg>', '', page, flags=re.DOTALL)
+  assert details(tmp_path / 'run')[1] == command
+
+
+def test_report_of_several_seeds_tells_of_intervals(swept):
+  page = (swept[1] / 'report.html').read_text()
+  assert '3 gates, 2 seeds;' in page
+  assert 'Loss by rank, with 95 % intervals over the seeds.' in page
 
 
 def test_table_is_in_rank_order(swept):

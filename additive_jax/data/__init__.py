@@ -6,6 +6,6 @@
 
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
-from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
+from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, take
 
-__all__ = ['KINDS', 'ArraySplit', 'Data', 'Order', 'SourceSplit', 'Split', 'load']
+__all__ = ['KINDS', 'ArraySplit', 'Data', 'Order', 'SourceSplit', 'Split', 'load', 'take']

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from additive_jax.errors import UserError
+
 log = logging.getLogger('additive_jax')
 
 Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -68,6 +70,10 @@ class ArraySplit(Split):
   def __len__(self) -> int:
     return len(self.x)
 
+  def __repr__(self) -> str:
+    parts = [f'{name} {list(a.shape[1:])} {a.dtype}' for name, a in (('x', self.x), ('y', self.y))]
+    return f'ArraySplit({len(self)} examples, {", ".join(parts)})'
+
   def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return self.x[indices], self.y[indices]
 
@@ -89,6 +95,9 @@ class SourceSplit(Split):
   def __len__(self) -> int:
     return self._num_examples
 
+  def __repr__(self) -> str:
+    return f'SourceSplit({len(self)} examples, read as needed)'
+
   def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(indices):
       return self._read(indices)
@@ -107,6 +116,22 @@ def fit(num_examples: int, num_bytes: int, gather: Gather, memory_limit: int) ->
     memory_limit,
   )
   return SourceSplit(num_examples, gather)
+
+
+def take(split: Split, count: int) -> Split:
+  """`count` examples of a split, spaced evenly over it; all of them for 0.
+
+  Raises:
+    UserError: for more than there are.
+  """
+  if not 0 <= count <= len(split):
+    raise UserError(f'{count} examples: expected 0, for all, to {len(split)}')
+  if count in (0, len(split)):
+    return split
+  chosen = np.arange(count) * len(split) // count
+  if split.in_memory:
+    return ArraySplit(*split[chosen])
+  return SourceSplit(count, lambda indices: split[chosen[indices]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +154,12 @@ class Data:
   test: Split
   num_outputs: int
   class_names: tuple[str, ...] | None = None
+
+  def __repr__(self) -> str:
+    return (
+      f'Data({self.name!r}, {self.task}, {self.num_outputs} outputs, train={self.train!r}, '
+      f'test={self.test!r})'
+    )
 
   @property
   def example_shape(self) -> tuple[int, ...]:

@@ -173,9 +173,15 @@ def _from_files(
   memory_limit: int,
 ) -> Data:
   """Files below `root` in the order of their relative paths, split by whole files if possible."""
+  paths = [path for path in paths if path.is_file()]
+  if not paths:
+    raise UserError(
+      f'{spec}: the folder holds no readable file; expected at least one file of text, not hidden, '
+      'in it or below it'
+    )
   sizes = {}
   for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
-    if path.is_file() and (size := path.stat().st_size):
+    if size := path.stat().st_size:
       sizes[path] = size
   train, test = [], []
   for path in sizes:

@@ -20,7 +20,8 @@ from additive_jax.experiments import cotrain_report
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
 from additive_jax.experiments.ensemble import ensemble
 from additive_jax.experiments.fit import fit
-from additive_jax.experiments.session import Session, open_session
+from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
   check_shared,
   evaluate_pool,
@@ -30,12 +31,14 @@ from additive_jax.experiments.shared import (
 from additive_jax.gradients import cosines
 from additive_jax.journal import Journal, read_all, replace_file
 from additive_jax.progress import Progress
+from additive_jax.report import counted
 from additive_jax.rundir import RunDir
 from additive_jax.samplers import listed
 from additive_jax.structure import Structure, all_bits
 
 log = logging.getLogger('additive_jax')
 
+TABLES = ('structures', 'comparison', 'cosines')
 COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 
@@ -59,7 +62,14 @@ class CotrainResult:
 
 
 def run(
-  config: ConfigDict, workdir=None, *, model=None, data=None, name=None, devices: int = 0
+  config: ConfigDict,
+  workdir=None,
+  *,
+  model=None,
+  data=None,
+  name=None,
+  devices: int = 0,
+  command: str = '',
 ) -> CotrainResult:
   """Runs Exp 2, or goes on with it, and writes its run directory.
 
@@ -73,14 +83,8 @@ def run(
     )
   if config.shard:
     raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  opening = open_session(
-    config, workdir, check=_check, model=model, data=data, name=name, devices=devices
-  )
-  with opening as session:
-    if not session.rundir.finished:
-      return _run(session)
-    log.info('%s is finished: %s', session.rundir.path, session.rundir.path / 'report.html')
-    return _read(session.rundir)
+  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
 def _check(session):
@@ -115,7 +119,7 @@ def _check(session):
 def _run(session: Session) -> CotrainResult:
   structures = _structures(session)
   texts = [str(s) for s in structures]
-  log.info('co-training %d structures: %s', len(texts), ' '.join(texts))
+  log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
   num_steps = session.steps(session.config.train.epochs)
   recipe = session.recipe(num_steps)
   done = {record['seed']: record for record in read_all(session.rundir.journals, 'cotrain.jsonl')}
@@ -130,11 +134,11 @@ def _run(session: Session) -> CotrainResult:
     if placement.is_primary():
       Journal(session.rundir.journals / 'cotrain.jsonl').append(record)
     done[seed] = record
-  tables = make_tables(session, texts, [done[seed] for seed in session.seeds], num_steps)
-  result = CotrainResult(*tables)
-  _write(session, result)
-  placement.barrier('written')
-  log.info('report: %s', session.rundir.path / 'report.html')
+  records = [done[seed] for seed in session.seeds]
+  result = CotrainResult(*make_tables(session, texts, records, num_steps))
+  page = cotrain_report.render(session, result, session.metrics.read(session.rundir.path))
+  tables = dict(zip(TABLES, (result.table, result.comparison, result.cosines)))
+  write_results(session, tables, result.summary, page)
   return _read(session.rundir)
 
 
@@ -279,16 +283,6 @@ def _judge(session, pool, alone, structures):
   }
 
 
-def _write(session, result):
-  rundir = session.rundir
-  rundir.write_table('structures.csv', result.table)
-  rundir.write_table('comparison.csv', result.comparison)
-  rundir.write_table('cosines.csv', result.cosines)
-  curves = session.metrics.read(rundir.path)
-  rundir.write_text('report.html', cotrain_report.render(session, result, curves))
-  rundir.mark_finished(result.summary)
-
-
 def _read(rundir):
-  tables = [rundir.read_table(f'{name}.csv') for name in ('structures', 'comparison', 'cosines')]
-  return CotrainResult(*tables, rundir.read_json('summary.json'))
+  tables, summary = read_results(rundir, TABLES)
+  return CotrainResult(*tables, summary)

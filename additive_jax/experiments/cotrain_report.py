@@ -5,16 +5,18 @@ from __future__ import annotations
 import pandas as pd
 
 from additive_jax import figures
-from additive_jax.report import Report
+from additive_jax.experiments.results import end_page, start_page
+from additive_jax.report import counted
 
 
 def render(session, result, curves: pd.DataFrame) -> str:
   """The report of a `CotrainResult` as HTML; `curves` is the run's metrics."""
   table, summary, names = result.table, result.summary, session.space.names
-  report = Report(
-    f'{len(table)} structures of {type(session.model).__name__} in one pool, '
+  several = summary['num_seeds'] > 1
+  report = start_page(
+    session,
+    f'{counted(len(table), "structure")} of {type(session.model).__name__} in one pool, '
     f'on {session.data.name}',
-    f'{len(names)} gates, {summary["num_seeds"]} seeds; loss is on the test split',
   )
   report.facts(
     {
@@ -30,8 +32,9 @@ def render(session, result, curves: pd.DataFrame) -> str:
   report.figure(
     figures.comparison(result.comparison),
     'Test loss of each structure, trained in one pool and trained alone for as many steps on as '
-    'many examples, with 95 % intervals over the seeds. Both sides spend the same FLOPs: '
-    f'{summary["training_flops_of_each_side"]:.3g} a seed. Ensembles average probabilities.',
+    f'many examples{", with 95 % intervals over the seeds" if several else ""}. Both sides spend '
+    f'the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. Ensembles average '
+    'probabilities.',
   )
   report.figure(
     figures.structures(
@@ -43,7 +46,8 @@ def render(session, result, curves: pd.DataFrame) -> str:
   labels = result.cosines['structure'].tolist()
   report.figure(
     figures.cosines(result.cosines.drop(columns='structure').to_numpy(float), labels),
-    'Cosine between the gradients of the structures in the trained pool, mean over the seeds.',
+    'Cosine between the gradients of the structures in the trained pool'
+    f'{", mean over the seeds" if several else ""}.',
   )
   pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
   if len(pools):
@@ -58,4 +62,4 @@ def render(session, result, curves: pd.DataFrame) -> str:
   report.section('Tables')
   report.table(table, 'Each structure, co-trained and alone.')
   report.table(result.comparison, 'With the ensembles.')
-  return report.render()
+  return end_page(report, session)

@@ -13,7 +13,7 @@ VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 
 
 def make_tables(session, texts: list[str], records: list[dict], num_steps: int):
-  """Means and 95 % intervals over the seeds.
+  """Means and 95 % intervals over the seeds; in all of them the best structures come first.
 
   Args:
     texts: the K structures.
@@ -23,31 +23,38 @@ def make_tables(session, texts: list[str], records: list[dict], num_steps: int):
   Returns:
     (table, comparison, cosines, summary), see `CotrainResult`.
   """
-  flops, params = session.space.costs(texts)
+  scores = {variant: _scores(records, variant) for variant in VARIANTS}
+  order = np.argsort(analysis.rank(scores['cotrained']['loss'][:-1]))
+  texts = [texts[i] for i in order]
   table, rows = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
-    scores = {}
-    for key in SCORES:
-      of_each = np.array([record[variant][key] for record in records])
-      of_all = np.array([[record[ENSEMBLE][variant][key]] for record in records])
-      mean, half_width = analysis.mean_and_ci(np.concatenate([of_each, of_all], axis=1))
-      scores |= {key: mean, f'{key}_ci95': half_width}
-    for name, values in scores.items():
+    columns = {name: values[[*order, -1]] for name, values in scores[variant].items()}
+    for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
     for i, label in enumerate([*texts, ENSEMBLE]):
-      values = {name: column[i] for name, column in scores.items()}
+      values = {name: column[i] for name, column in columns.items()}
       rows.append({'label': label, 'variant': variant, **values})
-  table['flops'], table['params'] = flops, params
-  table['rank'] = analysis.rank(table['loss'].to_numpy())
-  table = table.sort_values('rank', kind='stable').reset_index(drop=True)
+  table['flops'], table['params'] = session.space.costs(texts)
+  table['rank'] = np.arange(1, len(texts) + 1)
   first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   table = table[first + [column for column in table if column not in first]]
   comparison = pd.DataFrame(rows)
-  cosines = np.mean([record['cosines'] for record in records], axis=0)
+  cosines = np.mean([record['cosines'] for record in records], axis=0)[np.ix_(order, order)]
   frame = pd.DataFrame(cosines, columns=texts)
   frame.insert(0, 'structure', texts)
   summary = _summary(session, table, comparison, cosines, records, num_steps)
   return table, comparison, frame, summary
+
+
+def _scores(records, variant):
+  """Mean and interval of each score, [K+1]: the structures as they were trained, the ensemble."""
+  found = {}
+  for key in SCORES:
+    of_each = np.array([record[variant][key] for record in records])
+    of_all = np.array([[record[ENSEMBLE][variant][key]] for record in records])
+    mean, half_width = analysis.mean_and_ci(np.concatenate([of_each, of_all], axis=1))
+    found |= {key: mean, f'{key}_ci95': half_width}
+  return found
 
 
 def _summary(session, table, comparison, cosines, records, num_steps):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import importlib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -19,13 +17,16 @@ from ml_collections import ConfigDict
 from additive_jax import data as data_
 from additive_jax import models, placement, samplers
 from additive_jax.errors import UserError
+from additive_jax.experiments.network import make_model
 from additive_jax.gradients import Recipe
-from additive_jax.models.additive import gate_names
+from additive_jax.lock import locked
+from additive_jax.metrics import Metrics
+from additive_jax.models.additive import sites_of
 from additive_jax.objectives import objective_of
 from additive_jax.optimizers import make_optimizer
 from additive_jax.population import Population
 from additive_jax.progress import Stopper
-from additive_jax.rundir import Metrics, RunDir, default_workdir
+from additive_jax.rundir import RunDir, default_workdir
 from additive_jax.structure import Space
 from additive_jax.train import Trainer
 
@@ -52,6 +53,7 @@ class Session:
     objective: see `objectives`.
     stopper: tells whether the run was asked to stop.
     devices: those of the mesh that pools are trained on.
+    command: the command line that started the run, '' for none.
     recipes: made so far, by number of steps; see `recipe`.
   """
 
@@ -64,6 +66,7 @@ class Session:
   objective: Any
   stopper: Stopper
   devices: list[jax.Device]
+  command: str = ''
   recipes: dict[int, Recipe] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
@@ -88,7 +91,8 @@ class Session:
   def trainer(self, recipe: Recipe, sampler, seed: int) -> Trainer:
     """A trainer of one pool on this run's devices."""
     train = self.config.train
-    mesh = placement.make_mesh(sampler.num_structures, train.batch_size, self.devices)
+    splits = recipe.subsets.parts if recipe.subsets else train.batch_size
+    mesh = placement.make_mesh(sampler.num_structures, splits, self.devices)
     return Trainer(
       recipe,
       self.data.train,
@@ -142,6 +146,8 @@ class Session:
       keep_ramp=options.keep_ramp,
       gate_keep_rates=options.gate_keep_rates,
       ramp_steps=options.ramp * num_steps,
+      ramp_shape=options.ramp_shape,
+      sites=[i for i, site in enumerate(sites_of(self.model)) for _ in site.names],
     )
 
   def check_stop(self) -> None:
@@ -160,6 +166,7 @@ def open_session(
   data=None,
   name=None,
   devices: int = 0,
+  command: str = '',
 ) -> Iterator[Session]:
   """Checks the config, finds the data, makes the model and opens the run directory.
 
@@ -172,9 +179,11 @@ def open_session(
     data: a `data.Data` in place of `config.data`.
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
+    command: the command line that started the run, for its report.
 
   Raises:
-    UserError: for options that make no sense; nothing has been written then.
+    UserError: for options that make no sense, or while another process is at work in the directory;
+      nothing has been written then.
   """
   check_config(config)
   devices = placement.pick_devices(devices)
@@ -192,22 +201,26 @@ def open_session(
   resolved['model']['fields'] = describe(model)
   workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
   rundir = RunDir(workdir, primary=placement.is_primary())
-  with Stopper() as stopper, Metrics(rundir) as metrics:
+  shard, num_shards = parse_shard(config.shard)
+  curves = Metrics(rundir, shard=shard, num_shards=num_shards)
+  with contextlib.ExitStack() as held, Stopper() as stopper, curves as metrics:
     objective = objective_of(data.task)
-    session = Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+    session = Session(
+      config, rundir, metrics, data, model, space, objective, stopper, devices, command
+    )
     if not rundir.finished:
       check(session)
-    _open(workdir, resolved)
+    _open(workdir, resolved, lambda path: held.enter_context(locked(path, shard, num_shards)))
     yield session
 
 
-def _open(workdir, resolved):
+def _open(workdir, resolved, hold):
   """Opens the run directory in the first process, then in the others; all fail together."""
   primary, problem = placement.is_primary(), None
   for turn in (True, False):
     if primary == turn:
       try:
-        RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary)
+        RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary, hold=hold)
       except UserError as error:
         problem = error
     if placement.agree(problem is not None):
@@ -226,6 +239,9 @@ def check_config(config: ConfigDict) -> None:
     'sweep.rungs',
     'search.budget',
     'search.population',
+    'stochastic.stages',
+    'stochastic.parts',
+    'stochastic.num_structures',
   ]
   for path in at_least_one:
     value = _at(config, path)
@@ -252,43 +268,21 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def load_data(options: ConfigDict) -> data_.Data:
   """The data of `config.data`."""
-  return data_.load(
+  data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
     data_dir=options.data_dir or None,
     download=options.download,
     memory_limit=options.memory_limit,
   )
-
-
-def make_model(options: ConfigDict, data: data_.Data):
-  """The model of `config.model`, with as many outputs as the data asks for."""
-  if options.name == 'mlp':
-    if data.task == 'language':
-      raise UserError(f'model mlp on {data.name}: expected images or a table, not text')
-    if options.kwargs:
-      raise UserError(f'config.model.kwargs {dict(options.kwargs)} for mlp: expected none')
-    hidden = tuple(options.hidden)
-    hidden = hidden[0] if len(hidden) == 1 else hidden
-    return models.MLP(options.num_blocks, options.width, hidden, data.num_outputs)
-  module, _, attribute = options.name.partition(':')
-  if not attribute:
-    near = difflib.get_close_matches(options.name, ['mlp'], n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise UserError(f'config.model.name {options.name!r}: expected mlp or module:Class{hint}')
-  try:
-    make = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(f'config.model.name {options.name!r}: {error}') from error
-  try:
-    model = make(**options.kwargs, num_classes=data.num_outputs)
-    gate_names(model)
-  except (TypeError, AttributeError) as error:
-    raise UserError(
-      f'config.model.name {options.name!r} with {dict(options.kwargs)}: {error}; '
-      'expected an additive module that takes num_classes'
-    ) from error
-  return model
+  splits = {}
+  for name in ('train', 'test'):
+    count = options[f'{name}_examples']
+    try:
+      splits[name] = data_.take(getattr(data, name), count)
+    except UserError as error:
+      raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
+  return dataclasses.replace(data, **splits)
 
 
 def describe(model) -> str:

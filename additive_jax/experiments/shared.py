@@ -9,9 +9,12 @@ from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.session import Session
 from additive_jax.journal import Journal, read_all
+from additive_jax.progress import Progress
 from additive_jax.search import check_search, search
-from additive_jax.structure import all_bits
+from additive_jax.structure import Structure, all_bits, bits_of
 from additive_jax.train import Trainer
+
+SCORES = ('loss', 'accuracy')
 
 
 def train_shared(session: Session, seed: int, epochs: float, name: str) -> Trainer:
@@ -62,30 +65,58 @@ def search_shared(session: Session) -> tuple[np.ndarray, Evaluation]:
 def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Evaluation]:
   """Searches pools for the structures of lowest mean loss, as `config.search` says.
 
+  Each generation is journalled, so that a search goes on after the last one that was evaluated.
+
   Returns:
     What was evaluated, bool [S, n], and loss and accuracy [pools, S].
   """
-  options = session.config.search
-  seen = {}
+  options, num_gates = session.config.search, session.space.num_gates
+  journal = Journal(session.rundir.journals / 'search.jsonl')
+  records = journal.records()
+  texts = _joined(records, 'structures')
+  bar = Progress(
+    options.budget,
+    'search',
+    unit='structure',
+    start=len(texts),
+    enabled=placement.is_primary(),
+  )
 
   def evaluate(bits):
     session.check_stop()
     found = [evaluate_pool(session, pool, bits) for pool in pools]
-    loss, accuracy = (np.array([evaluation[i] for evaluation in found]) for i in range(2))
-    for s, row in enumerate(bits):
-      seen[row.tobytes()] = loss[:, s], accuracy[:, s]
-    return Evaluation(loss.mean(0), accuracy.mean(0))
+    # The last generation may be filled up with what is not asked for.
+    fresh = min(len(bits), options.budget - progress.completed)
+    record = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
+    for key in SCORES:
+      record[key] = np.array([getattr(one, key)[:fresh] for one in found]).T.tolist()
+    if placement.is_primary():
+      journal.append(record)
+    records.append(record)
+    loss = _means(records, 'loss')
+    progress.advance(fresh, loss=loss.min(where=np.isfinite(loss), initial=np.inf))
+    return Evaluation(*(_means([record], key) for key in SCORES))
 
-  found = search(
-    evaluate,
-    session.space.num_gates,
-    budget=options.budget,
-    method=options.method,
-    population=options.population,
-    seed=session.config.seed,
-  )
-  by_pool = np.array([seen[row.tobytes()] for row in found.bits])  # [S, 2, pools]
-  return found.bits, Evaluation(by_pool[:, 0].T, by_pool[:, 1].T)
+  with bar as progress:
+    found = search(
+      evaluate,
+      num_gates,
+      budget=options.budget,
+      method=options.method,
+      population=options.population,
+      seed=session.config.seed,
+      known=(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES)),
+    )
+  return found.bits, Evaluation(*(np.array(_joined(records, key)).T for key in SCORES))
+
+
+def _joined(records, key):
+  return [value for record in records for value in record[key]]
+
+
+def _means(records, key):
+  """Over the pools, of every structure of the records, [S]."""
+  return np.array([np.mean(values) for values in _joined(records, key)])
 
 
 def shared_epochs(session: Session) -> float:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep_report
-from additive_jax.experiments.session import Session, open_session, parse_shard
+from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments.session import Session, parse_shard
 from additive_jax.experiments.shared import (
   check_shared,
   rank_shared,
@@ -25,6 +26,7 @@ from additive_jax.structure import Structure, all_bits
 log = logging.getLogger('additive_jax')
 
 MODES = ('standalone', 'shared')
+TABLES = ('structures', 'effects', 'interactions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,14 @@ class SweepResult:
 
 
 def run(
-  config: ConfigDict, workdir=None, *, model=None, data=None, name=None, devices: int = 0
+  config: ConfigDict,
+  workdir=None,
+  *,
+  model=None,
+  data=None,
+  name=None,
+  devices: int = 0,
+  command: str = '',
 ) -> SweepResult:
   """Runs Exp 1, or goes on with it, and writes its run directory.
 
@@ -61,6 +70,7 @@ def run(
     data: a `data.Data` in place of `config.data`.
     name: of the default run directory.
     devices: how many to use; 0 is all.
+    command: the command line, for the report.
 
   Raises:
     UserError: for options that make no sense.
@@ -69,14 +79,8 @@ def run(
   modes = config.sweep.modes
   if not modes or set(modes) - set(MODES):
     raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
-  opening = open_session(
-    config, workdir, check=_check, model=model, data=data, name=name, devices=devices
-  )
-  with opening as session:
-    if not session.rundir.finished:
-      return _run(session)
-    log.info('%s is finished: %s', session.rundir.path, session.rundir.path / 'report.html')
-    return _read(session)
+  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
 def _check(session):
@@ -144,10 +148,10 @@ def _run(session: Session) -> SweepResult:
     empty = pd.DataFrame()
     return SweepResult(empty, empty, empty, {}, {}, complete=False)
   result = _analyse(session, bits, alone, shared)
-  _write(session, result)
-  placement.barrier('written')
-  log.info('report: %s', session.rundir.path / 'report.html')
-  return _read(session)
+  page = sweep_report.render(session, result, session.metrics.read(session.rundir.path))
+  tables = dict(zip(TABLES, (result.table, result.effects, result.interactions)))
+  write_results(session, tables, result.summary, page)
+  return _read(session.rundir)
 
 
 def _standalone_set(session, bits, shared):
@@ -242,18 +246,6 @@ def _rank_of(table, structure):
   return int(found.iloc[0]) if len(found) else None
 
 
-def _write(session, result):
-  rundir = session.rundir
-  rundir.write_table('structures.csv', result.table)
-  rundir.write_table('effects.csv', result.effects)
-  rundir.write_table('interactions.csv', result.interactions)
-  curves = session.metrics.read(rundir.path)
-  rundir.write_text('report.html', sweep_report.render(session, result, curves))
-  rundir.mark_finished(result.summary)
-
-
-def _read(session):
-  rundir = session.rundir
-  summary = rundir.read_json('summary.json')
-  tables = [rundir.read_table(f'{name}.csv') for name in ('structures', 'effects', 'interactions')]
+def _read(rundir):
+  tables, summary = read_results(rundir, TABLES)
   return SweepResult(*tables, summary['shared_against_standalone'], summary)

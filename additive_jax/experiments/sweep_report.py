@@ -6,16 +6,17 @@ import numpy as np
 import pandas as pd
 
 from additive_jax import figures
-from additive_jax.report import Report
+from additive_jax.experiments.results import end_page, start_page
+from additive_jax.report import counted
 
 
 def render(session, result, curves: pd.DataFrame) -> str:
   """The report of a `SweepResult` as HTML; `curves` is the run's metrics."""
   table, summary, names = result.table, result.summary, session.space.names
-  report = Report(
-    f'Which + matter: {summary["num_structures"]} structures of {type(session.model).__name__} '
+  report = start_page(
+    session,
+    f'Which + matter: {counted(len(table), "structure")} of {type(session.model).__name__} '
     f'on {session.data.name}',
-    f'{len(names)} gates, {summary["num_seeds"]} seeds; loss is on the test split',
   )
   report.facts(_facts(summary))
   top = table.head(session.config.sweep.top_k)
@@ -24,11 +25,12 @@ def render(session, result, curves: pd.DataFrame) -> str:
     figures.structures(
       top['structure'].tolist(), list(names), [f'{loss:.4f}' for loss in top['loss']]
     ),
-    f'The {len(top)} best structures: a filled + is performed. Right: mean loss.',
+    f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
   )
   alone = 'standalone' in session.config.sweep.modes
   ranked = table if alone else table.drop(columns=[c for c in table if c.startswith('shared_')])
-  report.figure(figures.ranking(ranked), 'Loss by rank, with 95 % intervals over the seeds.')
+  intervals = ', with 95 % intervals over the seeds' if summary['num_seeds'] > 1 else ''
+  report.figure(figures.ranking(ranked), f'Loss by rank{intervals}.')
   longest = table[table['steps'] == table['steps'].max()] if 'steps' in table else table
   report.figure(
     figures.pareto(longest),
@@ -45,17 +47,17 @@ def render(session, result, curves: pd.DataFrame) -> str:
       f'Pairwise interactions are not drawn: {terms} terms cannot be told from {len(table)} '
       'structures. The main effects are those of the smallest fit.'
     )
-    return _rest(report, result, curves)
+    return _rest(report, session, result, curves)
   report.figure(
     figures.interaction_heatmap(
       result.interactions.drop(columns='gate').to_numpy(float), list(names)
     ),
     'Pairwise interactions: positive where two gates can stand in for each other.',
   )
-  return _rest(report, result, curves)
+  return _rest(report, session, result, curves)
 
 
-def _rest(report, result, curves):
+def _rest(report, session, result, curves):
   table = result.table
   if result.agreement:
     _agreement(report, table, result.agreement)
@@ -67,7 +69,7 @@ def _rest(report, result, curves):
     )
   report.section('Table')
   report.table(table, 'The best structures; structures.csv has all.', max_rows=30)
-  return report.render()
+  return end_page(report, session)
 
 
 def _facts(summary):
@@ -94,7 +96,7 @@ def _agreement(report, table, agreement):
   )
   k = agreement['k']
   rows = [
-    ('Kendall τ', agreement['tau'], f'{agreement["tau_low"]:.3f} to {agreement["tau_high"]:.3f}'),
+    ('Kendall τ', agreement['tau'], _interval(agreement, 'tau', 3)),
     ('noise ceiling of the mean', agreement['tau_ceiling'], ''),
     ('τ between single seeds', agreement['tau_between_seeds'], ''),
     ('τ over the ceiling', agreement['tau_over_ceiling'], ''),
@@ -102,8 +104,9 @@ def _agreement(report, table, agreement):
     (
       f'regret of the top {k}',
       agreement['regret'],
-      f'{agreement["regret_low"]:.4f} to {agreement["regret_high"]:.4f}; '
-      f'random: {agreement["random_regret"]:.4f}',
+      '; '.join(
+        filter(None, [_interval(agreement, 'regret'), f'random: {agreement["random_regret"]:.4f}'])
+      ),
     ),
   ]
   frame = pd.DataFrame(rows, columns=['measure', 'value', 'interval or baseline'])
@@ -112,3 +115,9 @@ def _agreement(report, table, agreement):
     'Agreement. The ceiling is the τ to expect between this mean over seeds and that of as many '
     'other seeds; random is K structures drawn at random.',
   )
+
+
+def _interval(agreement, name, digits=4):
+  """`low to high`, or nothing where there are too few seeds or structures for one."""
+  low, high = agreement[f'{name}_low'], agreement[f'{name}_high']
+  return f'{low:.{digits}f} to {high:.{digits}f}' if np.isfinite([low, high]).all() else ''

@@ -1,0 +1,76 @@
+"""What every experiment does at its end: tables, a page and a summary, written and read back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from additive_jax import placement
+from additive_jax.experiments.session import EXCLUDED, Session, open_session
+from additive_jax.report import Report, counted
+from additive_jax.rundir import RunDir, flatten
+
+log = logging.getLogger('additive_jax')
+
+PAGE = 'report.html'
+
+
+def run_once(
+  config: ConfigDict,
+  workdir,
+  *,
+  work: Callable[[Session], Any],
+  read: Callable[[RunDir], Any],
+  **opening,
+) -> Any:
+  """What `work` gives of a session, or `read` of the directory where the run is finished.
+
+  Args:
+    config, workdir, opening: as `open_session` takes them.
+  """
+  with open_session(config, workdir, **opening) as session:
+    rundir = session.rundir
+    if not rundir.finished:
+      return work(session)
+    log.info('%s is finished: %s', rundir.path, rundir.path / PAGE)
+    return read(rundir)
+
+
+def write_results(
+  session: Session, tables: dict[str, pd.DataFrame], summary: dict, page: str
+) -> None:
+  """Writes the tables by name, the page, and last the summary: the run is finished."""
+  rundir = session.rundir
+  for name, table in tables.items():
+    rundir.write_table(f'{name}.csv', table)
+  rundir.write_text(PAGE, page)
+  rundir.mark_finished(summary)
+  placement.barrier('written')
+  log.info('report: %s', rundir.path / PAGE)
+
+
+def read_results(rundir: RunDir, names: tuple[str, ...]) -> tuple[list[pd.DataFrame], dict]:
+  """The tables of these names, and the summary, of a finished run."""
+  tables = [rundir.read_table(f'{name}.csv') for name in names]
+  return tables, rundir.read_json('summary.json')
+
+
+def start_page(session: Session, title: str) -> Report:
+  """The head of a report on a run; `title` is what was done."""
+  gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
+  return Report(title, f'{gates}, {seeds}; loss is on the test split')
+
+
+def end_page(report: Report, session: Session) -> str:
+  """The page, with the command and the options of the run at its foot."""
+  options = flatten(session.rundir.read_json('config.json'), EXCLUDED)
+  width = max(map(len, options))
+  lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
+  texts = {'Command, which also continues the run': session.command} if session.command else {}
+  texts['Options'] = '\n'.join(lines)
+  return report.details('How this run was made', texts).render()
