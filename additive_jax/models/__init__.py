@@ -1,7 +1,9 @@
 """Additive networks, in Flax Linen."""
 
 from additive_jax.models.additive import Additive, measure
+from additive_jax.models.convnet import ConvNet
 from additive_jax.models.mlp import MLP
+from additive_jax.models.plain import VGG, LeNet
 from additive_jax.models.transformer import Transformer
 
-__all__ = ['MLP', 'Additive', 'Transformer', 'measure']
+__all__ = ['MLP', 'VGG', 'Additive', 'ConvNet', 'LeNet', 'Transformer', 'measure']

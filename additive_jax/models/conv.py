@@ -1,0 +1,201 @@
+"""Convolutions whose sums over channels are gates, and what models of images share.
+
+Beside the letters of `gates`: kh, kw are the sides of a kernel; C, H and E are input, hidden and
+output channels. Images are [B, height, width, channels], kernels [kh, kw, in, out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from additive_jax import gates as gates_
+from additive_jax.errors import UserError
+from additive_jax.models.feed_forward import Linear
+from additive_jax.models.kinds import check_sizes
+
+# Up to this many input channels a matmul of patches is faster than a convolution on CPU; above it
+# the patches, kh·kw times the image, cost more than they save.
+FEW_CHANNELS = 7
+
+
+class Conv(nn.Module):
+  """`conv` with parameters of its own, named and shaped as those of `nn.Conv`.
+
+  Attributes:
+    features: output channels.
+    side: of the kernel, odd.
+  """
+
+  features: int
+  side: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.side, self.side, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    return conv(x, kernel) + self.param('bias', nn.initializers.zeros, shape[-1:])
+
+
+def conv_kernel(shape: tuple[int, ...], name: str):
+  """In a compact module: a kernel [kh, kw, in, out] and its bias [out], in a submodule `name`."""
+  return Linear(shape, in_axis=(0, 1, 2), bias=shape[-1:], name=name)()
+
+
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The convolution of images [B, height, width, C] with a kernel [kh, kw, C, H] of odd sides,
+  borders padded with zeros: [B, height, width, H]."""
+  return _conv_for(kernel.shape[2])(x, kernel)
+
+
+def _conv_for(channels: int) -> Callable:
+  """What computes `conv` for that many input channels in all."""
+  return _patches_conv if channels <= FEW_CHANNELS else _convolve
+
+
+def _patches_conv(x, kernel):
+  (kh, kw, channels, _), (height, width) = kernel.shape, x.shape[1:3]
+  padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+  patches = jnp.concatenate(
+    [padded[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)], axis=-1
+  )
+  return patches @ kernel.reshape(kh * kw * channels, -1)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, borders: Sequence[int]) -> jax.Array:
+  """A convolution in the layout that is fast everywhere, with this many zeros around the image."""
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), [(n, n) for n in borders], dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+@jax.custom_jvp
+def _convolve(x, kernel):
+  return _plain(x, kernel, [side // 2 for side in kernel.shape[:2]])
+
+
+@_convolve.defjvp
+def _convolve_jvp(primals, tangents):
+  # JAX's own gradients are convolutions in other layouts. In the body of a loop or a conditional,
+  # where all training happens, XLA on CPU runs those 30 times slower (jax-ml/jax#12868). Each
+  # derivative is therefore given as the transpose of what reverse mode shall compute.
+  x, kernel = primals
+  y = _convolve(x, kernel)
+  borders = [side // 2 for side in kernel.shape[:2]]
+  mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  swapped = x.transpose(3, 1, 2, 0)
+
+  def to_x(g):
+    return _convolve(g, mirrored)
+
+  def to_kernel(g):
+    return _plain(swapped, g.transpose(1, 2, 0, 3), borders).transpose(1, 2, 0, 3)
+
+  (from_x,) = jax.linear_transpose(to_x, y)(tangents[0])
+  (from_kernel,) = jax.linear_transpose(to_kernel, y)(tangents[1])
+  return y, from_x + from_kernel
+
+
+def conv_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The convolution of images [B, height, width, C] with a kernel [kh, kw, C, H] at windows that do
+  not overlap: [B, height/kh, width/kw, H], rounded down. A kernel of the image's size makes it a
+  dense layer."""
+  return jnp.einsum('bhiwjc,ijcd->bhwd', tiles(x, *kernel.shape[:2]), kernel)
+
+
+def tiles(x: jax.Array, tile_height: int = 2, tile_width: int = 2) -> jax.Array:
+  """Images [B, height, width, C] as windows side by side, [B, height/a, a, width/b, b, C] for tiles
+  of a × b; rows and columns that are over are left out."""
+  batch, height, width, channels = x.shape
+  rows, columns = height // tile_height, width // tile_width
+  x = x[:, : rows * tile_height, : columns * tile_width]
+  return x.reshape(batch, rows, tile_height, columns, tile_width, channels)
+
+
+def conv_sub_activation(
+  x: jax.Array,
+  in_kernel: jax.Array,
+  out_kernel: jax.Array,
+  structure: Sequence,
+  activation: Callable,
+  *,
+  in_bias: jax.Array | None = None,
+  out_bias: jax.Array | None = None,
+  out_conv: Callable = conv,
+) -> jax.Array:
+  """`conv → act → conv` whose sums over input channels are gates: `gates.sub_activation` with
+  convolutions in place of matrices.
+
+  Input and output channels are split into m contiguous chunks each, sizes differing by at most one,
+  larger first. With partial convolutions `P_i = x_i * A_i`, gate k joins chunks k and k+1; for a
+  maximal run G of joined chunks `h_G = act(Σ_{i∈G} P_i)`, and output chunk j is `h_{G(j)} * B_j`.
+
+  Args:
+    x: [B, height, width, C].
+    in_kernel: A, [kh, kw, C, H].
+    out_kernel: B, [kh, kw, H, E], of the same or another size.
+    structure: the m − 1 gates, static (a `Structure` or Python bools) or traced (bools [], or
+      floats [] or [B]), as `gates.compose` takes them.
+    activation: act, from [B, height, width, H] to hidden channels; it may pool as well.
+    in_bias: [H]; each chunk has the share b/m.
+    out_bias: [E].
+    out_conv: how the second kernel is applied, `conv` or `conv_tiles`.
+
+  Returns:
+    y [B, height, width, E], of the sides that the convolutions and `activation` leave.
+
+  Raises:
+    UserError: when there are more chunks than input or output channels.
+
+  The mask form runs one convolution for each chunk. A grouped convolution would compute the same at
+  once, but its gradient is far slower on CPU.
+  """
+  gates = tuple(structure)
+  m = len(gates) + 1
+  inputs = gates_.chunks(in_kernel.shape[2], m)
+  outputs = gates_.chunks(out_kernel.shape[3], m)
+  in_conv = _conv_for(in_kernel.shape[2])  # one way for all groups, or costs would not add up
+
+  def first(lo, hi):
+    part = slice(inputs[lo].start, inputs[hi - 1].stop)
+    value = in_conv(x[..., part], in_kernel[:, :, part])
+    return value if in_bias is None else value + in_bias * ((hi - lo) / m)
+
+  def second(h, lo, hi):
+    return out_conv(h, out_kernel[..., outputs[lo].start : outputs[hi - 1].stop])
+
+  y = gates_.compose(gates, first, activation, second)
+  return y if out_bias is None else y + out_bias
+
+
+def as_images(x: jax.Array, *, least: int = 1) -> jax.Array:
+  """Inputs [B, height, width] or [B, height, width, channels] as float32 images with channels.
+
+  Args:
+    least: pixels that each side must have, so that something is left after all poolings.
+
+  Raises:
+    UserError: for inputs of another shape, or too small.
+  """
+  if x.ndim not in (3, 4):
+    raise UserError(f'inputs of shape {x.shape}: expected images [B, height, width(, channels)]')
+  height, width = x.shape[1:3]
+  if min(height, width) < least:
+    raise UserError(f'images of {height} × {width}: expected at least {least} × {least}')
+  return (x if x.ndim == 4 else x[..., None]).astype(jnp.float32)
+
+
+def check_channels(channels: int | Sequence[int]) -> tuple[int, ...]:
+  """The channels of each stage; one number is one stage.
+
+  Raises:
+    UserError: for no stage, or a stage without channels.
+  """
+  channels = (channels,) if isinstance(channels, int) else tuple(channels)
+  if not channels:
+    raise UserError('channels (): expected a number for each stage, at least one')
+  check_sizes(channels=min(channels))
+  return channels

@@ -1,0 +1,205 @@
+"""Plain stacks of convolutions, whose channels carry sub-activation gates: LeNet-5 and VGG style.
+
+Without residual adds, each site owns sub-activation gates alone and gives a stream of a new shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from additive_jax import gates as gates_
+from additive_jax.models.additive import Additive
+from additive_jax.models.conv import (
+  Conv,
+  as_images,
+  check_channels,
+  conv_kernel,
+  conv_sub_activation,
+  conv_tiles,
+  tiles,
+)
+from additive_jax.models.feed_forward import Linear
+from additive_jax.models.kinds import SUB_ACTIVATION, check_kinds, check_sizes, gate_names
+
+KINDS = (SUB_ACTIVATION,)
+C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
+
+
+def _squash(x: jax.Array) -> jax.Array:
+  """LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
+  return tiles(nn.tanh(x)).mean((2, 4))
+
+
+class C3C5(nn.Module):
+  """From [B, height, width, 6] to [B, 120]: a 5 × 5 convolution to 16 channels, tanh, 2 × 2 means,
+  the dense layer C5 as a convolution with a kernel of the whole map, and tanh.
+
+  Attributes:
+    num_chunks: m, chunks of the 6 channels and of the 120 units.
+  """
+
+  num_chunks: int
+
+  @property
+  def gates(self) -> tuple[str, ...]:
+    return gate_names(KINDS, self.num_chunks)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    _, height, width, channels = h.shape
+    shape = (5, 5, channels, C3_CHANNELS)
+    whole = (height // 2, width // 2, C3_CHANNELS, C5_UNITS)
+    first, first_bias = conv_kernel(shape, 'c3')
+    second, second_bias = conv_kernel(whole, 'c5')
+    y = conv_sub_activation(
+      h,
+      first,
+      second,
+      values,
+      _squash,
+      in_bias=first_bias,
+      out_bias=second_bias,
+      out_conv=conv_tiles,
+    )
+    return nn.tanh(y[:, 0, 0])
+
+
+class F6Out(nn.Module):
+  """From [B, 120] to the logits [B, classes] through 84 units of tanh.
+
+  Attributes:
+    num_classes: the number of logits.
+    num_chunks: m, chunks of the 120 units and of the logits.
+  """
+
+  num_classes: int
+  num_chunks: int
+
+  @property
+  def gates(self) -> tuple[str, ...]:
+    return gate_names(KINDS, self.num_chunks)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    first, first_bias = Linear((h.shape[-1], F6_UNITS), bias=(F6_UNITS,), name='f6')()
+    second, second_bias = Linear(
+      (F6_UNITS, self.num_classes), bias=(self.num_classes,), name='out'
+    )()
+    return gates_.sub_activation(
+      h, first, second, tuple(values), nn.tanh, in_bias=first_bias, out_bias=second_bias
+    )
+
+
+class LeNet(Additive):
+  """LeNet-5: C1, then the sites `c3_c5` and `f6_out`, whose stream is the logits; the readout does
+  nothing. Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
+
+  As usual today, C3 sees all channels, windows are averaged without parameters, and the logits
+  are linear. All convolutions but C5 pad their borders, so that 8 × 8 images pass.
+
+  Inputs: images float [B, height, width] or [B, height, width, channels], with sides of at least 4.
+
+  Attributes:
+    num_classes: the number of logits.
+    gates: ('sub_activation',), the one kind that a plain stack has.
+    num_chunks: m, chunks that sub-activation gates join: in `c3_c5` of the 6 channels and the 120
+      units, in `f6_out` of the 120 units and the logits.
+  """
+
+  num_classes: int
+  gates: Sequence[str] = KINDS
+  num_chunks: int = 4
+
+  def __post_init__(self):
+    self.gates = check_kinds('lenet', self.gates, KINDS)
+    super().__post_init__()
+    check_sizes(num_classes=self.num_classes)
+    for width in (C1_CHANNELS, self.num_classes):
+      gates_.chunks(width, self.num_chunks)
+
+  def setup(self):
+    self.stem = Conv(C1_CHANNELS, 5, name='embed')
+    self.sites = [
+      C3C5(self.num_chunks, name='c3_c5'),
+      F6Out(self.num_classes, self.num_chunks, name='f6_out'),
+    ]
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    return _squash(self.stem(as_images(x, least=4)))
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    return h
+
+
+class ConvPair(nn.Module):
+  """From [B, height, width, C] to [B, height/2, width/2, channels]: two 3 × 3 convolutions, relu
+  after each, and the largest of 2 × 2 windows.
+
+  Attributes:
+    channels: of both convolutions.
+    num_chunks: m, chunks of the input and output channels.
+  """
+
+  channels: int
+  num_chunks: int
+
+  @property
+  def gates(self) -> tuple[str, ...]:
+    return gate_names(KINDS, self.num_chunks)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    shapes = (3, 3, h.shape[-1], self.channels), (3, 3, self.channels, self.channels)
+    (first, first_bias), (second, second_bias) = (
+      conv_kernel(shape, name) for shape, name in zip(shapes, ('in', 'out'))
+    )
+    y = conv_sub_activation(
+      h, first, second, values, nn.relu, in_bias=first_bias, out_bias=second_bias
+    )
+    return tiles(nn.relu(y)).max((2, 4))
+
+
+class VGG(Additive):
+  """A 3 × 3 stem, one pair of convolutions per stage, each halving the image, and a readout of the
+  mean over pixels. Source: Simonyan and Zisserman 2014 (arXiv:1409.1556).
+
+  Inputs: images float [B, height, width] or [B, height, width, channels], with sides of at least
+  2^stages.
+
+  Attributes:
+    channels: of each stage; the stem has those of the first. The sites are `stage_00` and so on.
+    num_classes: the number of logits.
+    gates: ('sub_activation',), the one kind that a plain stack has.
+    num_chunks: m, chunks of a stage's input and output channels that sub-activation gates join.
+  """
+
+  channels: Sequence[int] = (16, 32)
+  num_classes: int = dataclasses.field(kw_only=True)
+  gates: Sequence[str] = KINDS
+  num_chunks: int = 4
+
+  def __post_init__(self):
+    self.channels = check_channels(self.channels)
+    self.gates = check_kinds('vgg', self.gates, KINDS)
+    super().__post_init__()
+    check_sizes(num_classes=self.num_classes)
+    gates_.chunks(min(self.channels), self.num_chunks)
+
+  def setup(self):
+    self.stem = Conv(self.channels[0], 3, name='embed')
+    digits = max(2, len(str(len(self.channels) - 1)))
+    self.sites = [
+      ConvPair(channels, self.num_chunks, name=f'stage_{i:0{digits}}')
+      for i, channels in enumerate(self.channels)
+    ]
+    self.head = nn.Dense(self.num_classes, name='readout')
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    return nn.relu(self.stem(as_images(x, least=2 ** len(self.channels))))
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    return self.head(h.mean((1, 2)))
