@@ -75,14 +75,8 @@ def choose(x: jax.Array, update: Callable[[jax.Array], jax.Array], gate, scale=N
     return scaled(x) if gate else x
   if _is_soft(gate):
     return x + _aligned(gate, x) * (scaled(x) - x)
-  gate = jnp.asarray(gate)
-  if gate.dtype != bool or gate.ndim:
-    raise TypeError(
-      f'gate of dtype {gate.dtype} and shape {gate.shape}: '
-      'expected a Python bool, a bool scalar, or floats'
-    )
   on = jax.checkpoint(scaled, prevent_cse=False, policy=_SAVED)
-  return jax.lax.cond(gate, on, lambda x: x, x)
+  return jax.lax.cond(_switch(gate), on, lambda x: x, x)
 
 
 def chunks(width: int, num_chunks: int) -> tuple[slice, ...]:
@@ -199,9 +193,12 @@ def sub_activation(
     y [..., E].
 
   Raises:
-    UserError: when there are more chunks than units of the input or the output.
+    UserError: when x does not fit the kernel, or there are more chunks than units of the input or
+      the output.
   """
   gates = _inner(structure)
+  if x.shape[-1] != in_kernel.shape[0]:
+    raise UserError(f'x of width {x.shape[-1]}: expected {in_kernel.shape[0]}, as in_kernel has')
   m = len(gates) + 1
   inputs = chunks(in_kernel.shape[0], m)
   outputs = chunks(out_kernel.shape[1], m)
@@ -240,6 +237,7 @@ def lane(x: jax.Array, z: jax.Array, gate, *, axis: int = 0, mesh_axis: str | No
   Returns:
     The stream, of the shape of `x`.
   """
+  axis %= x.ndim
   size = x.shape[axis] * (1 if mesh_axis is None else jax.lax.axis_size(mesh_axis))
 
   def reduced(x, z):
@@ -257,7 +255,7 @@ def lane(x: jax.Array, z: jax.Array, gate, *, axis: int = 0, mesh_axis: str | No
       gate = jnp.expand_dims(gate, axis)
     apart = x + z
     return apart + _aligned(gate, x) * (reduced(x, z) - apart)
-  return jax.lax.cond(jnp.asarray(gate), reduced, jnp.add, x, z)
+  return jax.lax.cond(_switch(gate), reduced, jnp.add, x, z)
 
 
 def lane_mean(x: jax.Array, *, axis: int = 0, mesh_axis: str | None = None) -> jax.Array:
@@ -275,11 +273,27 @@ def _inner(structure) -> tuple:
     return tuple(structure[..., k] for k in range(structure.shape[-1]))
   if isinstance(structure, Structure):
     return structure.bits
-  return tuple(structure)
+  try:
+    return tuple(structure)
+  except TypeError:
+    raise UserError(
+      f'structure {structure!r}: expected a Structure, its text, or m − 1 gates'
+    ) from None
 
 
 def _is_soft(gate) -> bool:
   return not is_static(gate) and jnp.issubdtype(jnp.asarray(gate).dtype, jnp.floating)
+
+
+def _switch(gate) -> jax.Array:
+  """A gate that `lax.cond` can decide on."""
+  gate = jnp.asarray(gate)
+  if gate.dtype != bool or gate.ndim:
+    raise TypeError(
+      f'gate of dtype {gate.dtype} and shape {gate.shape}: '
+      'expected a Python bool, a bool scalar, or floats'
+    )
+  return gate
 
 
 def _like(scale, x: jax.Array) -> jax.Array:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import gates
+from additive_jax.models.kinds import LANE, RESIDUAL
 from additive_jax.structure import Gate, Space, Structure, parse
-
-RESIDUAL = 'residual'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,10 @@ class Site:
     if self.adds:
       return gates.residual(h, call, values[0], scale)
     if self.has_residual:
-      return gates.choose(h, lambda h: call(h, tuple(values[1:])), values[0], scale)
+      gate = values[0]
+      if LANE in self.names and getattr(gate, 'ndim', 0) > 1:
+        gate = jnp.expand_dims(gate, 1)  # lanes stand between examples and tokens
+      return gates.choose(h, lambda h: call(h, tuple(values[1:])), gate, scale)
     return call(h, tuple(values))
 
 

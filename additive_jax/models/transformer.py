@@ -84,6 +84,8 @@ class Transformer(Additive):
       patch_size=self.patch_size,
       max_tokens=self.max_tokens,
     )
+    if self.num_tokens < 0:
+      raise UserError(f'num_tokens {self.num_tokens}: expected 0, for images, or more')
     for name, value, known in (
       ('positions', self.positions, POSITIONS),
       ('unit', self.unit, tuple(UNITS)),
