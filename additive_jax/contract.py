@@ -1,4 +1,5 @@
-"""Clauses of the contract about a model's form: fields, parts, pool, shapes, names."""
+"""What the contract of an additive network is checked with, and its clauses about a module's form:
+fields, parts, names of sites and gates."""
 
 from __future__ import annotations
 
@@ -11,19 +12,46 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.models.additive import (
-  Additive,
-  branch,
-  embed,
-  gate_names,
-  measure,
-  readout,
-  sites_of,
-)
+from additive_jax.models.additive import RESIDUAL, Additive, Site, gate_names, sites_of
 from additive_jax.structure import Structure
+
+# XLA optimises for many fast runs of one program. Here each runs a few times, and these cut what
+# compiling takes to a third, and to a tenth where random numbers are drawn.
+CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One part of a model.
+
+  Attributes:
+    name: what to call it in a sentence: embed, site 'block_00', readout.
+    method: from the module and an input or stream to what the part gives.
+    site: its site, where it is one.
+    index: number of that site.
+  """
+
+  name: str
+  method: Callable
+  site: Site | None = None
+  index: int = 0
+
+  def run(self, variables, value, *, model):
+    """What the part gives for an input or stream, as a pure function of the variables."""
+    return model.apply(variables, value, method=self.method)
+
+  def after(self, value, out):
+    """The stream after the part, from what it was given and what it gave."""
+    return value + out if self.site is not None and self.site.adds else out
+
+
+def site_part(site: Site, index: int, inner: tuple = ()) -> Part:
+  """A site with values for its inner gates; () is all of them on."""
+  inner = inner or (True,) * site.num_inner
+  given = () if site.adds else (inner,)
+  return Part(f'site {site.label!r}', lambda module, h: module.sites[index](h, *given), site, index)
 
 
 @dataclasses.dataclass
@@ -31,17 +59,22 @@ class Case:
   """What is checked and what was found; each clause adds to it.
 
   Attributes:
-    model, x, y, objective, max_structures, seed: what `testing.check_model` was given.
+    model, objective, max_structures, seed: what `testing.check_model` was given.
+    x, y: a few examples of the batch it was given.
+    targets: y of all of them.
     violations, notes: sentences.
     variables: `{'params': pool}` at init, a NumPy copy.
     moved: the variables that runs are compared at, a step away from init.
-    stream: shape and dtype of the stream [B, ..., D].
+    streams: shape and dtype of the stream that each site takes, and readout, [B, ..., D].
+    tolerance: how far apart, relative to the largest, numbers may be that should be equal.
     independent: whether examples do not influence each other, as far as is known.
+    programs: by way to run and structure, the outputs as a compiled function of variables and x.
   """
 
   model: Any
   x: np.ndarray
   y: np.ndarray
+  targets: np.ndarray
   objective: Callable
   max_structures: int
   seed: int
@@ -49,41 +82,61 @@ class Case:
   notes: list[str] = dataclasses.field(default_factory=list)
   variables: Any = None
   moved: Any = None
-  stream: Any = None
+  streams: tuple[jax.ShapeDtypeStruct, ...] = ()
+  tolerance: float = 0.0
   independent: bool = True
+  programs: dict[str, dict[Structure, Callable]] = dataclasses.field(default_factory=dict)
 
   @property
-  def part_functions(self) -> dict[str, Callable]:
-    """Each part as a function of variables and input or stream, by the name to call it in a
-    sentence."""
-    sites = {
-      f'site {site.label!r}': functools.partial(_all_on, self.model, i)
-      for i, site in enumerate(sites_of(self.model))
-    }
-    return {
-      'embed': lambda v, x: embed(self.model, v, x),
-      **sites,
-      'readout': lambda v, h: readout(self.model, v, h),
-    }
+  def sites(self) -> tuple[Site, ...]:
+    return sites_of(self.model)
+
+  @property
+  def parts(self) -> tuple[Part, ...]:
+    """embed, the sites with all their gates on, and readout."""
+    return (
+      Part('embed', lambda module, x: module.embed(x)),
+      *(site_part(site, i) for i, site in enumerate(self.sites)),
+      Part('readout', lambda module, h: module.readout(h)),
+    )
 
   def sample(self) -> list[Structure]:
-    """The structures to compare: all if few, else all-on, all-off and a random sample."""
+    """The structures to compare: all if few, else all-on, all-off, inner gates alone off, and
+    random pairs in which each gate is on in one and off in the other."""
     num_gates = len(gate_names(self.model))
     if num_gates < 31 and 1 << num_gates <= self.max_structures:
       return [Structure.from_int(v, num_gates=num_gates) for v in range(1 << num_gates)]
-    found = {Structure.all_on(num_gates), Structure((False,) * num_gates)}
+    inner = np.zeros(num_gates, bool)
+    for site in self.sites:
+      inner[site.inner] = True
+    wanted = [np.ones(num_gates, bool), np.zeros(num_gates, bool), ~inner]
     rng = np.random.default_rng(self.seed)
+    found = []
     while len(found) < self.max_structures:
-      found.add(Structure(tuple(rng.random(num_gates) < 0.5)))
+      if not wanted:
+        bits = rng.random(num_gates) < 0.5
+        wanted = [bits, ~bits]
+      structure = Structure(tuple(wanted.pop(0)))
+      if structure not in found:
+        found.append(structure)
     return sorted(found, key=str)
 
 
-def _all_on(model, index, variables, h):
-  """What a site adds, or, for one that names its gates, the stream after it, with all of them on."""
-  inner = (True,) * sites_of(model)[index].num_inner
-  if sites_of(model)[index].adds:
-    return branch(model, variables, index, h)
-  return branch(model, variables, index, h, inner)
+def compiled(function: Callable) -> Callable:
+  """`jax.jit` for programs that run a few times."""
+  return jax.jit(function, compiler_options=_quick_options())
+
+
+@functools.cache
+def _quick_options():
+  """Options that make compiling quick, where this backend and version of XLA has them; or None."""
+  if jax.default_backend() != 'cpu':
+    return None
+  try:
+    jax.jit(lambda: 0, compiler_options=CPU_OPTIONS)()
+  except jax.errors.JaxRuntimeError:
+    return None
+  return CPU_OPTIONS
 
 
 def sentence(text: str) -> str:
@@ -157,6 +210,7 @@ def has_its_parts(case: Case) -> bool:
     sites = found['sites']
     if isinstance(sites, list | tuple):
       found['names'] = [site.name if isinstance(site, nn.Module) else None for site in sites]
+      found['gates'] = [getattr(site, 'gates', None) for site in sites]
 
   try:
     jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(case.seed))
@@ -171,20 +225,12 @@ def has_its_parts(case: Case) -> bool:
         'parts of a module with @nn.compact cannot be called one by one).'
       )
   if found['sites'] is None:
-    say('It has no sites: in setup, make self.sites a list of submodules, one per gate.')
+    say('It has no sites: in setup, make self.sites a list of submodules, which own the gates.')
   elif 'names' not in found:
     say(f'Its sites are a {type(found["sites"]).__name__}: expected a list of submodules.')
   elif not found['names']:
     say('Its list of sites is empty: expected at least one submodule.')
-  for i, name in enumerate(found.get('names', ())):
-    if name is None:
-      kind = type(found['sites'][i]).__name__
-      say(f'Site {i} is a {kind}: expected a flax.linen.Module made in setup, which has a name.')
-    elif found['names'].index(name) < i:
-      say(
-        f'Sites {found["names"].index(name)} and {i} are both called {name!r}, so their gates '
-        'could not be told apart: give every site a name of its own.'
-      )
+  case.violations += _wrong_sites(**found) if 'names' in found else []
   if not isinstance(model, Additive):
     if not hasattr(type(model), 'space'):
       say('It has no space: subclass additive_jax.Additive, which provides it.')
@@ -201,131 +247,39 @@ def has_its_parts(case: Case) -> bool:
   return not case.violations
 
 
-def has_one_pool(case: Case) -> bool:
-  """init gives the same parameters, and nothing else, whatever structure it is called with."""
-  key = jax.random.key(case.seed)
-  reference = None
-  structures = case.sample()
-  for structure in (None, structures[0], structures[-1], *structures[1:-1][:2]):
-    arguments = (case.x,) if structure is None else (case.x, structure)
-    called = 'no structure' if structure is None else f'structure {structure}'
-    try:
-      variables = case.model.init(key, *arguments)
-    except Exception as error:
-      case.violations.append(f'init with {called} fails: {reason(error)}.')
-      return False
-    leaves = {
-      jax.tree_util.keystr(path): np.asarray(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(variables.get('params', {}))
-    }
-    if reference is None:
-      reference, case.variables = leaves, {'params': jax.tree.map(np.asarray, variables['params'])}
-      for collection in sorted(set(variables) - {'params'}):
-        case.violations.append(
-          f'It has a collection {collection!r} beside the parameters: the pool must be parameters '
-          'alone (in place of BatchNorm take LayerNorm, GroupNorm or RMSNorm).'
-        )
-      continue
-    case.violations += _differences(reference, leaves, called)
-    if case.violations:
-      break
-  return not case.violations
-
-
-def _differences(reference, leaves, called):
-  pools = f'The pool that init gives with {called} is not the one it gives with none: '
-  remedy = '; create every site at init, on or off, with explicit names.'
-  missing = sorted(set(reference) ^ set(leaves))
-  if missing:
-    return [f'{pools}only one of them has {missing[0]} ({len(missing)} such leaves){remedy}']
-  for path, leaf in reference.items():
-    if leaf.shape != leaves[path].shape or leaf.dtype != leaves[path].dtype:
-      return [f'{pools}{path} has shape {leaf.shape} and {leaves[path].shape}{remedy}']
-    if not np.array_equal(leaf, leaves[path]):
-      return [f'{pools}{path} has other values{remedy}']
-  return []
-
-
-def parts_keep_shapes(case: Case) -> bool:
-  """embed gives a float stream [B, ..., D], sites keep its shape and dtype, and the objective can
-  judge what readout gives; for the batch, for one example and for twice the batch."""
-  shape = lambda rows: jax.ShapeDtypeStruct((rows, *case.x.shape[1:]), case.x.dtype)
-  for rows in (len(case.x), 1, 2 * len(case.x)):
-    value, say = shape(rows), case.violations.append
-    for name, function in case.part_functions.items():
-      try:
-        out = jax.eval_shape(function, case.variables, value)
-      except Exception as error:
-        say(sentence(f'{name} fails on a batch of {rows}: {reason(error)}.'))
-        if name == 'embed':
-          return False
-        continue
-      if not hasattr(out, 'shape') or out.shape[:1] != (rows,):
-        got = getattr(out, 'shape', type(out).__name__)
-        say(sentence(f'{name} gives {got} for a batch of {rows}: expected [B, ...].'))
-        if name == 'embed':
-          return False
-      elif name == 'embed':
-        value = out
-        if rows == len(case.x):
-          case.stream = out
-        if not jnp.issubdtype(out.dtype, jnp.floating):
-          say(f'The stream that embed gives is {out.dtype}: expected floats.')
-          return False
-      elif name != 'readout':
-        skippable = skips[name]
-        if not skippable:
-          if rows == len(case.x):
-            case.streams[name] = value
-          value = out
-        elif out.shape != value.shape:
-          say(
-            f'{sentence(name)} maps a stream of shape {value.shape} to {out.shape}: a gated + '
-            'needs the same shape.'
-          )
-        elif jnp.promote_types(out.dtype, value.dtype) != value.dtype:
-          say(
-            f'{sentence(name)} gives {out.dtype}, which turns the {value.dtype} stream into '
-            'another dtype: cast its result to the dtype of its input.'
-          )
-      elif rows == len(case.x):
-        _judge(case, out)
-    if case.violations:
-      return False
-  return True
-
-
-def _judge(case, outputs):
-  try:
-    loss, accuracy = jax.eval_shape(case.objective, outputs, case.y)
-    fits = loss.shape == accuracy.shape == (len(case.x),)
-    why = f'it gives {loss.shape} and {accuracy.shape}, expected one number per example'
-  except Exception as error:
-    fits, why = False, reason(error)
-  if not fits:
-    case.violations.append(
-      f'The objective cannot judge outputs of shape {outputs.shape} by targets of shape '
-      f'{case.y.shape}: {why}.'
-    )
-
-
-def space_matches(case: Case) -> bool:
-  """`space` names the gates in order, and the cost of every part can be found."""
-  names = gate_names(case.model)
-  declared = getattr(case.model, 'stream_shape', None)
-  if declared is not None and tuple(declared) != case.stream.shape[1:]:
-    case.violations.append(
-      f'stream_shape is {tuple(declared)}, but embed gives {case.stream.shape[1:]} per example.'
-    )
-    return True
-  try:
-    found = case.model.space.names
-    if found != names:
-      case.violations.append(
-        f'space names the gates {found}, but the sites in order are {names}: leave space as '
-        'additive_jax.Additive has it.'
+def _wrong_sites(sites, names, gates, **others):
+  """Sentences about sites that are no modules, have no name of their own, or misname gates."""
+  found = []
+  for i, name in enumerate(names):
+    if name is None:
+      kind = type(sites[i]).__name__
+      found.append(
+        f'Site {i} is a {kind}: expected a flax.linen.Module made in setup, which has a name.'
       )
-    measure(case.model, case.x)
-  except Exception as error:
-    case.violations.append(f'Its space or its costs cannot be found: {reason(error)}.')
-  return True
+    elif names.index(name) < i:
+      found.append(
+        f'Sites {names.index(name)} and {i} are both called {name!r}, so their gates could not be '
+        'told apart: give every site a name of its own.'
+      )
+    elif wrong := _wrong_gates(gates[i]):
+      found.append(f'Site {name!r} has gates {gates[i]!r}: {wrong}.')
+  if not found and names and not any(own is None or own for own in gates):
+    found.append('None of its sites has a gate: expected at least one gate in all.')
+  return found
+
+
+def _wrong_gates(gates):
+  """What is wrong with the attribute `gates` of a site; None if nothing is."""
+  if gates is None:
+    return None
+  sound = isinstance(gates, tuple) and all(isinstance(name, str) for name in gates)
+  if not sound or not all(name and '/' not in name for name in gates):
+    return (
+      "expected a tuple of the names of the gates it owns, not empty and without '/' (call the "
+      'attribute something else if it is about something else)'
+    )
+  if len(set(gates)) < len(gates):
+    return 'expected different names'
+  if RESIDUAL in gates[1:]:
+    return f'expected {RESIDUAL!r} first, since it skips the whole site'
+  return None

@@ -231,8 +231,8 @@ def lane(x: jax.Array, z: jax.Array, gate, *, axis: int = 0, mesh_axis: str | No
       other than its lanes.
     axis: the axis of the lanes.
     mesh_axis: inside `shard_map`, the mesh axis that the lanes are spread over; each device holds
-      an equal number on `axis`. The sum is then one all-reduce of `x_q/P + z_q`, taken only when the
-      gate is on (all devices along the axis share the gate).
+      an equal number on `axis`. The sum is then one all-reduce of `x_q/P + z_q`, taken only when
+      the gate is on (all devices along the axis share the gate).
 
   Returns:
     The stream, of the shape of `x`.

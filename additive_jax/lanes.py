@@ -1,5 +1,5 @@
-"""Lanes over a mesh: every device holds some lanes of the stream, and of the parameters the heads and
-hidden units of those lanes.
+"""Lanes over a mesh: every device holds some lanes of the stream, and of the parameters the heads
+and hidden units of those lanes.
 
 The forward pass has one all-reduce for each lane gate that is on, and one for the mean that the
 readout takes; a gate that is off moves nothing. The backward pass has one more for each on gate,

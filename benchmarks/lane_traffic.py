@@ -1,13 +1,13 @@
 """Bytes that lanes on a mesh all-reduce, by the number of lane gates that are off.
 
-Claim: on 4 devices the bytes fall in exact proportion to the gates off: one all-reduce of the stream
-for each gate that is on, and the readout's.
+Claim: on 4 devices the bytes fall in exact proportion to the gates off: one all-reduce of the
+stream for each gate that is on, and the readout's.
 
 Method: transformer of 4 layers with lane gates on attention and feed-forward branches (8 gates),
-D=128, 4 heads, H=512, T=64, B=8, 4 forced host devices. The bytes are those of the operands of every
-all-reduce in the compiled text of the forward pass and of the gradient. The time of a forward pass is
-given beside them: forced host devices share the cores and their memory, so it says little of a mesh of
-machines.
+D=128, 4 heads, H=512, T=64, B=8, 4 forced host devices. The bytes are those of the operands of
+every all-reduce in the compiled text of the forward pass and of the gradient. The time of a
+forward pass is given beside them: forced host devices share the cores and their memory, so it
+says little of a mesh of machines.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def main():
       'best, ms forward',
     ],
     rows,
-    f'Beside the gates: {stream / 1e6:.2f} MB for the readout, and {(gradient[0] - stream) / 1e6:.2f} '
-    'MB for the gradients of replicated parameters.',
+    f'Beside the gates: {stream / 1e6:.2f} MB for the readout, and '
+    f'{(gradient[0] - stream) / 1e6:.2f} MB for the gradients of replicated parameters.',
   )
 
 

@@ -3,9 +3,9 @@
 Claim: the mask form, whose gates are data, takes at most 1.5 times the dense layer (m times the
 activations, the same matmuls); the static form is never slower than dense by more than 5 %.
 
-Method: m = 4 chunks, D=512, H=2048, 1,024 random tokens, GELU (tanh form), biases; value and gradient
-of a sum of squares with respect to the input and all parameters. The dense layer is two matmuls
-written out. All are compiled, then timed in turn.
+Method: m = 4 chunks, D=512, H=2048, 1,024 random tokens, GELU (tanh form), biases; value and
+gradient of a sum of squares with respect to the input and all parameters. The dense layer is two
+matmuls written out. All are compiled, then timed in turn.
 """
 
 from __future__ import annotations

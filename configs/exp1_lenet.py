@@ -1,6 +1,6 @@
 """Exp 1 on LeNet-5: the 32 structures of the sub-activation gates of its two pairs of layers.
 
-  python -m additive_jax.launch --config=configs/exp1_lenet.py
+python -m additive_jax.launch --config=configs/exp1_lenet.py
 """
 
 from configs import default

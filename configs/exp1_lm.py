@@ -1,6 +1,6 @@
 """Exp 1 on a byte language model: all 64 structures of 3 layers, attention and feed-forward gates.
 
-  python -m additive_jax.launch --config=configs/exp1_lm.py
+python -m additive_jax.launch --config=configs/exp1_lm.py
 """
 
 from configs import default
@@ -12,7 +12,7 @@ def get_config():
   config.experiment = 'sweep'
   config.data.name = 'stdlib'
   config.data.sequence_length = 32
-  config.data.train_examples = 16384
+  config.data.train_examples = 8192
   config.data.test_examples = 1024
   config.model.name = 'transformer'
   config.model.num_blocks = 3

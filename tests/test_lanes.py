@@ -1,4 +1,4 @@
-"""Lanes over a mesh: the same numbers as on one device, and one all-reduce for each gate that is on."""
+"""Lanes over a mesh: the numbers of one device, and one all-reduce for each gate that is on."""
 
 import re
 

@@ -1,12 +1,21 @@
 """The models' own promises: the pool, the names, the arithmetic of the MLP, and its costs."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import Additive, UserError, all_structures, measure, static
+from additive_jax import (
+  Additive,
+  UserError,
+  all_structures,
+  evaluate_structures,
+  measure,
+  static,
+)
 from additive_jax.models import MLP
 from additive_jax.models.additive import gate_names, parts
 
@@ -202,3 +211,17 @@ def test_shared_parameters_count_once():
   found = parts(Tied(), x)
   assert set(found.embed) == set(found.readout) == {'table'}
   assert set(found.sites[0]) == set(found.sites[1]) == {'shared'}
+
+
+def test_variables_and_inputs_that_do_not_fit():
+  model = MLP(2, 8, 8, 3)
+  x = np.zeros((4, 5), np.float32)
+  variables = model.init(jax.random.key(0), x)
+  pool_alone = r"variables \[.*'block_00', .*\]: expected \{'params': pool\}, which model.init gives"
+  for way in (model.apply, functools.partial(static, model)):
+    with pytest.raises(UserError, match=pool_alone):
+      way(variables['params'], x, '11')
+    with pytest.raises(UserError, match=r'MLP on inputs of shape \(4, 6\): expected inputs and a'):
+      way(variables, np.zeros((4, 6), np.float32), '11')
+  with pytest.raises(UserError, match=pool_alone):
+    evaluate_structures(model, variables['params'], (x, np.zeros(4, int)))

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import gates
+from additive_jax.errors import UserError
 from additive_jax.models.kinds import LANE, RESIDUAL
 from additive_jax.structure import Gate, Space, Structure, parse
 
@@ -131,6 +133,25 @@ class Additive(nn.Module):
         site.step(module, h, (True,) * len(values))
       h = site.step(module, h, values)
     return self.readout(h)
+
+  def apply(self, variables, *args, **kwargs):
+    """Flax's `apply`.
+
+    Raises:
+      UserError: for variables that are not `{'params': pool}`, or a pool or inputs that do not fit
+        the model.
+    """
+    if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
+      given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
+      raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+    try:
+      return super().apply(variables, *args, **kwargs)
+    except flax.errors.ScopeParamShapeError as error:
+      shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(args) if hasattr(leaf, 'shape')]
+      raise UserError(
+        f'{type(self).__name__} on inputs of shape {", ".join(map(str, shapes)) or "()"}: expected '
+        f'inputs and a pool that fit each other ({str(error).split(" (https")[0]})'
+      ) from error
 
   @property
   def space(self) -> Space:

@@ -1,0 +1,77 @@
+"""The whole contract on every model of the library with every mix of its gate kinds: a new model
+joins by a row."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from additive_jax.models import MLP, VGG, ConvNet, LeNet, Transformer
+from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
+from additive_jax.testing import check_model
+
+RANDOM = np.random.default_rng(0)
+LABELS = np.array([0, 1, 2, 0])
+TABLE = RANDOM.normal(size=(4, 3)).astype(np.float32), LABELS
+IMAGES = RANDOM.normal(size=(4, 4, 4, 1)).astype(np.float32), LABELS
+DIGITS = RANDOM.normal(size=(4, 8, 8)).astype(np.float32), LABELS
+TOKENS = RANDOM.integers(0, 5, (4, 3), np.uint8), RANDOM.integers(0, 5, (4, 3), np.uint8)
+
+
+def vit(**options):
+  return Transformer(1, 4, 2, 4, 3, patch_size=2, **options)
+
+
+def language_model(**options):
+  return Transformer(
+    1, 4, 2, 4, 5, num_tokens=5, causal=True, positions='rope', unit='swiglu', **options
+  )
+
+
+# What makes the model of a gate mix, its kinds of gates, a batch, the task, and how many gates it
+# has of each kind.
+MODELS = {
+  'mlp': (lambda **o: MLP(2, 4, (2, 4), 3, **o), KINDS, TABLE, 'classification', (2, 2, 2)),
+  'vit': (vit, KINDS, IMAGES, 'classification', (2, 1, 2)),
+  'language model': (language_model, KINDS, TOKENS, 'language', (2, 1, 2)),
+  'convnet': (
+    lambda **o: ConvNet((2, 4), 1, num_classes=3, **o),
+    (RESIDUAL, SUB_ACTIVATION),
+    IMAGES,
+    'classification',
+    (2, 2),
+  ),
+  'lenet': (
+    lambda **o: LeNet(num_classes=3, **o),
+    (SUB_ACTIVATION,),
+    DIGITS,
+    'classification',
+    (2,),
+  ),
+  'vgg': (
+    lambda **o: VGG((2, 3), num_classes=3, **o),
+    (SUB_ACTIVATION,),
+    IMAGES,
+    'classification',
+    (2,),
+  ),
+}
+ROWS = [
+  pytest.param(
+    make,
+    mix,
+    batch,
+    task,
+    sum(counts[kinds.index(kind)] for kind in mix),
+    id=f'{name}-{"+".join(mix)}',
+  )
+  for name, (make, kinds, batch, task, counts) in MODELS.items()
+  for size in range(1, len(kinds) + 1)
+  for mix in itertools.combinations(kinds, size)
+]
+
+
+@pytest.mark.parametrize(('make', 'mix', 'batch', 'task', 'num_gates'), ROWS)
+def test_the_contract(make, mix, batch, task, num_gates):
+  said = check_model(make(gates=mix, num_chunks=2), batch, task=task, max_structures=3)
+  assert f'\n{num_gates} gates; {min(3, 1 << num_gates)} structures' in said
