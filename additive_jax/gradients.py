@@ -5,20 +5,23 @@ devices.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from additive_jax import placement, run
+from additive_jax import placement, run, subsets
 from additive_jax.errors import UserError
-from additive_jax.models.additive import parts, sites_of
+from additive_jax.models.additive import gate_names, parts, sites_of
 from additive_jax.objectives import objective_of, regression
+from additive_jax.samplers import inverse
 
 AVERAGES = ('mean', 'coverage')
+RESCALES = ('none', 'inverse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Recipe:
     distill: weight α of in-place distillation: the loss of a structure other than all-on is
       (1 − α)·loss + α·KL(all-on ‖ structure). Source: Yu & Huang 2019 (arXiv:1903.05134), section
       3.2.
+    rescale: 'none', or 'inverse': in training what a gate adds is divided by the probability p that
+      it is on, so that the mean over its draws is what it adds with the gate always on; with p = 0
+      it adds nothing. All structures are judged without scales.
+    subsets: None for structures of whole slots (conditional), or how many examples each residual
+      gate runs on (per sample); the structures of slots are then all-on.
   """
 
   model: Any
@@ -45,6 +53,8 @@ class Recipe:
   average: str = 'mean'
   collective: str = 'psum'
   distill: float = 0.0
+  rescale: str = 'none'
+  subsets: subsets.Subsets | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -53,29 +63,102 @@ class Recipe:
     if self.collective not in placement.COLLECTIVES:
       known = ', '.join(placement.COLLECTIVES)
       raise UserError(f'collective {self.collective!r}: expected one of {known}')
+    if self.rescale not in RESCALES:
+      raise UserError(f'rescale {self.rescale!r}: expected one of {", ".join(RESCALES)}')
     if not 0 <= self.distill <= 1:
       raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
     if self.distill and self.objective is regression:
       raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
 
 
+class Draw(NamedTuple):
+  """What is random in a step beside its structures and examples.
+
+  Attributes:
+    keys: of this device's slots, [K/P]; the same for all devices that split a slot's batch.
+    step: of the training.
+    rates: float [n], the probability that each gate of a structure is on; for 'inverse' rescaling
+      of structures.
+  """
+
+  keys: jax.Array
+  step: jax.Array
+  rates: jax.Array | None = None
+
+
 def structure_loss(
-  recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array
+  recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array, *, scales=None
 ) -> jax.Array:
   """Mean loss of one traced structure, bool [n], on a batch; distilled from all-on if the recipe
   says so.
+
+  Args:
+    scales: float [n]; what residual gate i adds is multiplied by `scales[i]`; None: 1.
   """
-  variables = {'params': params}
-  outputs = run.conditional(recipe.model, variables, x, bits)
+  outputs = run.conditional(recipe.model, {'params': params}, x, bits, scales=scales)
   loss = recipe.objective(outputs, y)[0].mean()
   if not recipe.distill:
     return loss
-  full = (True,) * len(bits)
-  teacher = jax.lax.stop_gradient(run.static(recipe.model, variables, x, full))
-  divergence = optax.losses.kl_divergence_with_log_targets(
-    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
-  ).mean()
+  divergence = _divergence(recipe, params, outputs, x).mean()
   return jnp.where(bits.all(), loss, (1 - recipe.distill) * loss + recipe.distill * divergence)
+
+
+def subsets_loss(
+  recipe: Recipe, params, key: jax.Array, x: jax.Array, y: jax.Array, *, stage: int, split=False
+) -> jax.Array:
+  """Mean loss of a batch whose examples each have a random structure, drawn as `recipe.subsets`
+  says; distilled from all-on if the recipe says so, but for examples that drew all-on.
+
+  Args:
+    stage: which of `recipe.subsets` applies.
+    split: whether the batch is this device's share, by whole parts, along the mesh axis `data`.
+  """
+  plan, parts, first = recipe.subsets, recipe.subsets.parts, 0
+  if split:
+    parts //= jax.lax.axis_size(placement.DATA)
+    first = jax.lax.axis_index(placement.DATA) * parts
+  rows = len(x) // parts
+  chosen = subsets.draw(key, plan.keep_rates[stage], rows, parts=parts, first=first)
+  scales = None
+  if recipe.rescale == 'inverse':
+    scales = inverse(np.array([len(own) / len(x) for own in chosen], np.float32))
+  outputs = run.gathered(recipe.model, {'params': params}, x, chosen, scales=scales)
+  loss = recipe.objective(outputs, y)[0]
+  if not recipe.distill:
+    return loss.mean()
+  divergence = _divergence(recipe, params, outputs, x)
+  divergence = divergence.reshape(len(x), -1).mean(-1)  # of text, over the tokens
+  all_on = subsets.as_gates(chosen, len(x)).all(-1)
+  mixed = (1 - recipe.distill) * loss + recipe.distill * divergence
+  return jnp.where(all_on, loss, mixed).mean()
+
+
+def _divergence(recipe, params, outputs, x):
+  """KL(all-on ‖ outputs), of each example, or each token of it."""
+  full = (True,) * len(gate_names(recipe.model))
+  teacher = jax.lax.stop_gradient(run.static(recipe.model, {'params': params}, x, full))
+  return optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
+  )
+
+
+def _slot_gradient(recipe, params, bits, x, y, key, draw, split):
+  """Loss of one slot, and its gradient."""
+  if recipe.subsets is None:
+    scales = None
+    if recipe.rescale == 'inverse':
+      scales = inverse(draw.rates)
+    loss = lambda params: structure_loss(recipe, params, bits, x, y, scales=scales)
+    return jax.value_and_grad(loss)(params)
+
+  def gradient(stage, params):
+    loss = functools.partial(subsets_loss, recipe, stage=stage, split=split)
+    return jax.value_and_grad(loss)(params, key, x, y)
+
+  stages = [functools.partial(gradient, stage) for stage in range(len(recipe.subsets.starts))]
+  if len(stages) == 1:
+    return stages[0](params)
+  return jax.lax.switch(recipe.subsets.stage(draw.step), stages, params)
 
 
 def usage(model, x):
@@ -105,7 +188,9 @@ def usage(model, x):
   )
 
 
-def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=(), reads=None):
+def averaged_gradient(
+  recipe: Recipe, params, bits: jax.Array, batch, *, axes=(), reads=None, draw=None
+):
   """The gradient of one step, averaged over its K slots, which P devices may share.
 
   Args:
@@ -114,6 +199,7 @@ def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=()
     batch: (x, y) with leading axes [K/P, B]: this device's examples for each of its slots.
     axes: the names of the mesh axes inside `shard_map`; () outside.
     reads: for 'coverage', what `usage` gave.
+    draw: a `Draw`, for recipes with subsets or a rescaling.
 
   Returns:
     gradient, the same on every device; loss [K/P]; finite, bool [K/P]. A slot whose loss or
@@ -122,10 +208,8 @@ def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=()
   split = placement.DATA in axes
 
   def slot(total, inputs):
-    bits, (x, y) = inputs
-    loss, gradient = jax.value_and_grad(lambda params: structure_loss(recipe, params, bits, x, y))(
-      params
-    )
+    bits, (x, y), key = inputs
+    loss, gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if split:  # the devices along this axis run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), placement.DATA) > 0
@@ -136,15 +220,16 @@ def averaged_gradient(recipe: Recipe, params, bits: jax.Array, batch, *, axes=()
     add = lambda t, g: t + jnp.where(finite, g, 0)
     return jax.tree.map(add, total, gradient), (loss, finite)
 
+  slots = bits, batch, None if draw is None else draw.keys
   if len(bits) == 1:
-    alone = jax.tree.map(lambda a: a[0], (bits, batch))
+    alone = jax.tree.map(lambda a: a[0], slots)
     total, seen = slot(None, alone)
     if axes:  # without others to add to, the caller drops the whole step instead
       total = jax.tree.map(lambda g: jnp.where(seen[1], g, 0), total)
     loss, finite = jax.tree.map(lambda a: a[None], seen)
   else:
     zeros = jax.tree.map(jnp.zeros_like, params)
-    total, (loss, finite) = jax.lax.scan(slot, zeros, (bits, batch))
+    total, (loss, finite) = jax.lax.scan(slot, zeros, slots)
   total = placement.all_reduce_sum(total, axes, recipe.collective)
 
   def over_slots(count):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from additive_jax import subsets
 from additive_jax.errors import UserError
 from additive_jax.structure import Structure, bits_of, parse
 
@@ -66,6 +68,11 @@ class Uniform:
   num_gates: int
   num_structures: int
 
+  def rates(self, step: jax.Array) -> jax.Array:
+    """The probability that each gate is on at a step, float [n]."""
+    del step
+    return jnp.full(self.num_gates, 0.5)
+
   def __call__(self, key: jax.Array, step: jax.Array) -> jax.Array:
     del step
     return jax.random.bernoulli(key, 0.5, (self.num_structures, self.num_gates))
@@ -77,8 +84,9 @@ class Bernoulli:
 
   Attributes:
     keep_rates: float [n], the rates once the ramp is over.
-    ramp_steps: float scalar; over the first `ramp_steps` steps the rates fall linearly from 1 to
+    ramp_steps: float scalar; over the first `ramp_steps` steps the rates fall from 1 to
       `keep_rates`.
+    shape: int scalar, how they fall: which of `RAMP_SHAPES`.
     num_structures: K.
 
   Source: stochastic depth, Huang et al. 2016 (arXiv:1603.09382), section 3.
@@ -86,13 +94,19 @@ class Bernoulli:
 
   keep_rates: jax.Array
   ramp_steps: jax.Array
+  shape: jax.Array
   num_structures: int
 
+  def rates(self, step: jax.Array) -> jax.Array:
+    """The probability that each gate is on at a step, float [n]."""
+    share = jnp.clip(step / jnp.maximum(self.ramp_steps, 1e-6), 0, 1)
+    share = jnp.where(self.ramp_steps > 0, share, 1.0)
+    done = jnp.stack([share, (1 - jnp.cos(jnp.pi * share)) / 2, jnp.floor(share)])[self.shape]
+    return 1 - done * (1 - self.keep_rates)
+
   def __call__(self, key: jax.Array, step: jax.Array) -> jax.Array:
-    done = jnp.clip(step / jnp.maximum(self.ramp_steps, 1e-6), 0, 1)
-    done = jnp.where(self.ramp_steps > 0, done, 1.0)
-    rates = 1 - done * (1 - self.keep_rates)
-    return jax.random.bernoulli(key, rates, (self.num_structures, len(self.keep_rates)))
+    shape = (self.num_structures, len(self.keep_rates))
+    return jax.random.bernoulli(key, self.rates(step), shape)
 
 
 @_sampler('num_gates', 'num_structures')
@@ -148,16 +162,20 @@ def listed(structures, num_gates: int, num_structures: int | None = None) -> Lis
   return Listed(jnp.asarray(bits), num_structures or len(bits))
 
 
-def keep_rates(num_gates: int, rate: float, ramp: str) -> np.ndarray:
-  """Keep rates [n] over depth that end at `rate` for the last gate.
+def keep_rates(
+  num_gates: int, rate: float, ramp: str, sites: Sequence[int] | None = None
+) -> np.ndarray:
+  """Keep rates [n] over depth that end at `rate` for the last site.
 
   Args:
-    ramp: 'uniform' (all gates `rate`), 'linear' (gate i of n: 1 − (i+1)/n·(1 − rate)) or
-      'exponential' (rate^((i+1)/n)).
+    ramp: 'uniform' (all gates `rate`), 'linear' (site i of S: 1 − (i+1)/S·(1 − rate)) or
+      'exponential' (rate^((i+1)/S)).
+    sites: number of the site that each gate belongs to, in rising order: all gates of a site have
+      the rate of its depth. None: each gate has a site of its own.
   """
-  if not 0 <= rate <= 1:
-    raise UserError(f'keep rate {rate}: expected a number in [0, 1]')
-  depth = np.arange(1, num_gates + 1) / num_gates
+  subsets.check_rates([rate])
+  sites = np.arange(num_gates) if sites is None else np.asarray(sites)
+  depth = (sites + 1) / (sites[-1] + 1)
   ramps = {
     'uniform': np.full(num_gates, rate, float),
     'linear': 1 - depth * (1 - rate),
@@ -168,16 +186,28 @@ def keep_rates(num_gates: int, rate: float, ramp: str) -> np.ndarray:
   return ramps[ramp].astype(np.float32)
 
 
-def _bernoulli(num_gates, num_structures, *, rate, ramp, rates, ramp_steps):
+def inverse(rates):
+  """`1/p` for each probability p that a gate is on, [n], and 0 where p is 0."""
+  return jnp.where(rates > 0, 1 / jnp.where(rates > 0, rates, 1), 0)
+
+
+def _bernoulli(num_gates, num_structures, *, rate, ramp, rates, ramp_steps, shape, sites):
   if len(rates):
     if len(rates) != num_gates:
       raise UserError(f'{len(rates)} keep rates {tuple(rates)}: expected {num_gates}, one per gate')
-    for value in rates:
-      keep_rates(1, value, 'uniform')
-  values = np.asarray(rates, np.float32) if len(rates) else keep_rates(num_gates, rate, ramp)
-  return Bernoulli(jnp.asarray(values), jnp.float32(ramp_steps), num_structures)
+    subsets.check_rates(rates)
+  if shape not in RAMP_SHAPES:
+    raise UserError(f'ramp shape {shape!r}: expected one of {", ".join(RAMP_SHAPES)}')
+  if len(rates):
+    values = np.asarray(rates, np.float32)
+  else:
+    values = keep_rates(num_gates, rate, ramp, sites)
+  index = jnp.int32(RAMP_SHAPES.index(shape))
+  return Bernoulli(jnp.asarray(values), jnp.float32(ramp_steps), index, num_structures)
 
 
+# How keep rates fall over time: evenly, slowly at both ends, all at once at the end of the ramp.
+RAMP_SHAPES = ('linear', 'cosine', 'step')
 SAMPLERS = ('fixed', 'listed', 'uniform', 'bernoulli', 'sandwich', 'sorted')
 
 
@@ -191,6 +221,8 @@ def make_sampler(
   keep_ramp: str = 'uniform',
   gate_keep_rates=(),
   ramp_steps: float = 0,
+  ramp_shape: str = 'linear',
+  sites: Sequence[int] | None = None,
 ):
   """The sampler called `name`, for the options of `config.sampler`.
 
@@ -198,8 +230,8 @@ def make_sampler(
     num_gates: n.
     num_structures: K, structures drawn a step.
     structures: for `fixed` (exactly one, or none for all-on) and `listed`.
-    keep_rate, keep_ramp, gate_keep_rates, ramp_steps: for `bernoulli`; `gate_keep_rates`, one per
-      gate, replaces the ramp over depth.
+    keep_rate, keep_ramp, gate_keep_rates, ramp_steps, ramp_shape, sites: for `bernoulli`;
+      `gate_keep_rates`, one per gate, replaces the ramp over depth, for which see `keep_rates`.
 
   Raises:
     UserError: for an unknown name or options that do not fit.
@@ -222,6 +254,8 @@ def make_sampler(
       ramp=keep_ramp,
       rates=gate_keep_rates,
       ramp_steps=ramp_steps,
+      shape=ramp_shape,
+      sites=sites,
     ),
     'sandwich': functools.partial(Sandwich, num_gates, num_structures),
     'sorted': functools.partial(Sorted, jnp.arange(num_gates), num_structures),

@@ -3,7 +3,8 @@
 A step has K slots. Slot k draws its structure from the sampler and its examples from the order of
 the data; both depend on the seed and the step alone. Devices share the slots out (mesh axis
 `structure`) and may split each slot's batch (axis `data`), so one device gives the same numbers as
-many, to rounding.
+many, to rounding. So does what is drawn per example: each slot has a key of its own, and devices
+that split a batch hold whole parts of it, see `subsets`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 from additive_jax import placement
 from additive_jax.data import Order
 from additive_jax.errors import UserError
-from additive_jax.gradients import Recipe, averaged_gradient, usage
+from additive_jax.gradients import Draw, Recipe, averaged_gradient, usage
+from additive_jax.models.additive import gate_names
+from additive_jax.samplers import Listed
 
 
 class State(NamedTuple):
@@ -45,7 +48,9 @@ def init_state(recipe: Recipe, variables) -> State:
   return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
-def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(), reads=None):
+def train_step(
+  recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(), reads=None, draw=None
+):
   """One step of the pool; the arguments are those of `averaged_gradient`.
 
   Returns:
@@ -53,7 +58,7 @@ def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(),
     is finite, or their average is not, the pool and the optimizer stay as they were.
   """
   gradient, loss, finite = averaged_gradient(
-    recipe, state.params, bits, batch, axes=axes, reads=reads
+    recipe, state.params, bits, batch, axes=axes, reads=reads, draw=draw
   )
   count, slots = finite.sum(), finite.size
   if placement.STRUCTURE in axes:
@@ -80,11 +85,13 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
   """
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+  rescaled = recipe.rescale != 'none' and recipe.subsets is None
 
   def steps(state, sampler, key, num_steps, inputs, data):
     key = jax.random.wrap_key_data(key)
     per_device = sampler.num_structures // mesh.shape[placement.STRUCTURE]
     first = jax.lax.axis_index(placement.STRUCTURE) * per_device
+    slots = jnp.arange(per_device)
     limit = jax.tree.leaves(inputs)[0].shape[0]
     metrics = {
       'loss': jnp.zeros((limit, per_device)),
@@ -94,15 +101,19 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
 
     def body(t, carry):
       state, metrics = carry
-      bits = sampler(jax.random.fold_in(key, state.step), state.step)
+      now = jax.random.fold_in(key, state.step)
+      bits = sampler(now, state.step)
       bits = jax.lax.dynamic_slice_in_dim(bits, first, per_device)
+      draw = Draw(jax.vmap(lambda slot: jax.random.fold_in(now, slot))(first + slots), state.step)
+      if rescaled:
+        draw = draw._replace(rates=sampler.rates(state.step))
       batch = jax.tree.map(lambda a: a[t], inputs)
       if gathered:
         batch = jax.tree.map(lambda a: a[batch], data)
       if shared_batch:
         repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
         batch = jax.tree.map(repeat, batch)
-      state, values = train_step(recipe, state, bits, batch, axes=axes, reads=reads)
+      state, values = train_step(recipe, state, bits, batch, axes=axes, reads=reads, draw=draw)
       return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
 
     state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, metrics))
@@ -125,6 +136,31 @@ def _rows(shared_batch: bool) -> PartitionSpec:
   share of each batch.
   """
   return PartitionSpec(None, None if shared_batch else placement.STRUCTURE, placement.DATA)
+
+
+def _check_draws(recipe, sampler, batch_size, data_devices):
+  """Raises `UserError` where sampler, batch and devices do not suit what the recipe draws."""
+  plan, num_gates = recipe.subsets, len(gate_names(recipe.model))
+  if plan is None:
+    if recipe.rescale != 'none' and not hasattr(sampler, 'rates'):
+      raise UserError(
+        f'rescale {recipe.rescale!r} of the structures of {type(sampler).__name__}: expected a '
+        'sampler of gates with keep rates, uniform or bernoulli'
+      )
+    return
+  if not isinstance(sampler, Listed) or not np.all(placement.to_host(sampler.bits)):
+    raise UserError(
+      f'structures of {type(sampler).__name__} for subsets per sample: expected the sampler fixed '
+      'to all-on'
+    )
+  plan.rows(batch_size)
+  if len(plan.keep_rates[0]) != num_gates:
+    raise UserError(f'{len(plan.keep_rates[0])} keep rates: expected {num_gates}, one per gate')
+  if plan.parts % data_devices:
+    raise UserError(
+      f'{data_devices} devices split a batch of {plan.parts} parts with a subset each: expected '
+      'devices that divide the parts'
+    )
 
 
 class Trainer:
@@ -174,6 +210,7 @@ class Trainer:
         f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
         f'each on {batch_size} examples: expected numbers that divide'
       )
+    _check_draws(recipe, sampler, batch_size, data)
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     key = jax.random.key(seed)

@@ -12,17 +12,18 @@ def get_config():
   config.experiment = 'sweep'
   config.data.name = 'stdlib'
   config.data.sequence_length = 32
-  config.data.train_examples = 8192
+  config.data.train_examples = 16384
   config.data.test_examples = 1024
   config.model.name = 'transformer'
   config.model.num_blocks = 3
   config.model.width = 32
-  config.model.num_heads = 2
+  config.model.num_heads = 4
   config.model.hidden = (64,)
   config.model.positions = 'rope'
   config.model.unit = 'swiglu'
-  config.learning_rate = 5e-3
+  config.learning_rate = 4e-3
   config.train.epochs = 1.0
   config.train.batch_size = 32
   config.train.structures_per_step = 2
+  config.sweep.shared_epochs = 4.0
   return config

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from additive_jax.experiments import cotrain, session, sweep
+from additive_jax.experiments import cotrain, session, stochastic, sweep
 
 DEFAULT = tiny.ROOT / 'configs' / 'default.py'
 
@@ -24,7 +24,7 @@ def test_config_overrides_known_options_and_says_what_it_is(path):
   config, default = tiny.load_config(path), tiny.load_config(DEFAULT)
   assert set(options(config)) == set(options(default))
   session.check_config(config)
-  assert config.experiment in ('sweep', 'cotrain')
+  assert config.experiment in ('sweep', 'cotrain', 'stochastic')
   assert path.read_text().startswith('"""')
 
 
@@ -92,11 +92,17 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   halved = {'num_seeds': 1, 'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
   searched = {'num_seeds': 1, 'search.method': 'random', 'search.budget': 8}
   searched['search.population'] = 4
-  configs = [watch(tiny.config('sweep', halved)), watch(tiny.config('cotrain', searched))]
+  random = {'num_seeds': 1, 'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)}
+  configs = [
+    watch(tiny.config('sweep', halved)),
+    watch(tiny.config('cotrain', searched)),
+    watch(tiny.config('stochastic', random)),
+  ]
   known = set(options(configs[0]))
   read.clear()
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
     sweep.run(configs[0], tmp_path / 'sweep', devices=2)
     cotrain.run(configs[1], tmp_path / 'cotrain', devices=2)
+    stochastic.run(configs[2], tmp_path / 'stochastic', devices=2)
   # The launcher reads this one.
   assert known - read == {'experiment'}

@@ -130,7 +130,7 @@ def test_other_numbers_compile_nothing():
   for sampler in (
     make_bernoulli(keep_rate=0.1),
     make_bernoulli(keep_rate=0.9, keep_ramp='linear', ramp_steps=10),
-    make_bernoulli(gate_keep_rates=(0.1, 0.2, 0.3)),
+    make_bernoulli(gate_keep_rates=(0.1, 0.2, 0.3), ramp_steps=5, ramp_shape='cosine'),
   ):
     program(sampler, key, jnp.int32(0))
   assert program._cache_size() == 1
@@ -177,13 +177,25 @@ def test_sorted_follows_its_order():
   assert set((bits @ [1, 2, 4]).tolist()) == {0b000, 0b100, 0b101, 0b111}
 
 
-def test_bernoulli_ramp_over_time():
-  """At step s of a ramp of R, a rate r is still 1 − (s/R)·(1 − r)."""
-  sampler = samplers.make_sampler('bernoulli', 2, 20000, gate_keep_rates=(0.2, 0.6), ramp_steps=10)
-  for step, done in [(0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)]:
+@pytest.mark.parametrize(
+  ('shape', 'done'),
+  [
+    ('linear', [0, 0.2, 0.5, 1, 1]),
+    ('cosine', [0, (1 - np.cos(0.2 * np.pi)) / 2, 0.5, 1, 1]),
+    ('step', [0, 0, 0, 1, 1]),
+  ],
+)
+def test_bernoulli_ramp_over_time(shape, done):
+  """When a share d of the fall is done, a rate r is still 1 − d·(1 − r); ramp of 10 steps."""
+  sampler = samplers.make_sampler(
+    'bernoulli', 2, 20000, gate_keep_rates=(0.2, 0.6), ramp_steps=10, ramp_shape=shape
+  )
+  for step, share_done in zip((0, 2, 5, 10, 99), done):
+    want = 1 - share_done * np.array([0.8, 0.4])
+    np.testing.assert_allclose(sampler.rates(jnp.int32(step)), want, rtol=1e-5)
     share = np.asarray(sampler(jax.random.key(step), jnp.int32(step))).mean(0)
     # Five standard deviations of a share among 20,000 draws.
-    np.testing.assert_allclose(share, 1 - done * np.array([0.8, 0.4]), atol=0.018)
+    np.testing.assert_allclose(share, want, atol=0.018)
   assert bool(sampler(jax.random.key(0), jnp.int32(0)).all())
 
 
@@ -199,6 +211,15 @@ def test_keep_rates(ramp, want):
   np.testing.assert_allclose(samplers.keep_rates(4, 0.5, ramp), want, rtol=1e-6)  # float32
 
 
+def test_all_gates_of_a_site_have_the_rate_of_its_depth():
+  rates = samplers.keep_rates(5, 0.4, 'linear', sites=[0, 0, 1, 2, 2])
+  np.testing.assert_allclose(rates, [0.8, 0.8, 0.6, 0.4, 0.4], rtol=1e-6)  # float32
+
+
+def test_rates_of_uniform():
+  np.testing.assert_array_equal(samplers.Uniform(3, 2).rates(jnp.int32(7)), [0.5] * 3)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'options', 'message'),
   [
@@ -209,6 +230,8 @@ def test_keep_rates(ramp, want):
     (('listed', 3, 1), {}, 'an empty list of structures: expected at least one'),
     (('bernoulli', 3, 1), {'keep_rate': 1.5}, r'keep rate 1.5: expected a number in \[0, 1\]'),
     (('bernoulli', 3, 1), {'keep_ramp': 'cubic'}, "keep-rate ramp 'cubic': expected one of"),
+    (('bernoulli', 3, 1), {'keep_rate': float('nan')}, 'keep rate nan: expected a number'),
+    (('bernoulli', 3, 1), {'ramp_shape': 'cubic'}, "ramp shape 'cubic': expected one of linear"),
     (('bernoulli', 3, 1), {'gate_keep_rates': (0.5, 0.5)}, '2 keep rates .*: expected 3'),
     (('bernoulli', 2, 1), {'gate_keep_rates': (0.5, -0.1)}, 'keep rate -0.1: expected'),
   ],

@@ -13,7 +13,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = {'sweep': ROOT / 'configs' / 'exp1.py', 'cotrain': ROOT / 'configs' / 'exp2.py'}
+EXPERIMENTS = {
+  'sweep': ROOT / 'configs' / 'exp1.py',
+  'cotrain': ROOT / 'configs' / 'exp2.py',
+  'stochastic': ROOT / 'configs' / 'exp3.py',
+}
 
 # A table of 120 + 30 rows, 8 structures, 15 steps, 2 seeds.
 SMALL = {

@@ -1,0 +1,50 @@
+"""Exp 3 on bytes: random structures as a regulariser of a small causal transformer.
+
+  python -m additive_jax.launch --config=configs/exp3_lm.py
+
+4 layers (8 gates), D=32, on 256 sequences of 32 bytes of the standard library; otherwise as exp3.
+
+Time: 10 min on 2 CPU cores that much other work shared, compile included (25 trainings; 6 min 33 s
+of CPU time).
+Result (seeds 5–9, 512 test sequences, nats a byte; ± is half the 95 % interval over the seeds;
+differences from all gates on are paired by seed; last column: mean accuracy of all 256 structures):
+
+  variant                   test loss      difference       accuracy  difference      structures
+  all gates on              2.700 ± 0.034                   0.363                     0.245
+  conditional               2.724 ± 0.062  +0.024 ± 0.056   0.350     −0.013 ± 0.009  0.310
+    at equal FLOPs          2.647 ± 0.028  −0.053 ± 0.033   0.362     −0.001 ± 0.007  0.318
+  per sample                2.661 ± 0.024  −0.039 ± 0.022   0.360     −0.003 ± 0.007  0.326
+    at equal FLOPs          2.633 ± 0.015  −0.068 ± 0.024   0.367     +0.004 ± 0.007  0.332
+
+Per sample gains in loss at 0.75 of the FLOPs, and more at equal FLOPs; conditional needs the longer
+run. The train–test gap falls from 0.65 to 0.20 and 0.29. No other rates were tried.
+"""
+
+from configs import default
+
+
+def get_config():
+  """The options of Exp 3 on bytes."""
+  config = default.get_config()
+  config.experiment = 'stochastic'
+  config.seed = 5
+  config.num_seeds = 5
+  config.learning_rate = 3e-3
+  config.data.name = 'stdlib'
+  config.data.sequence_length = 32
+  config.data.train_examples = 256
+  config.data.test_examples = 512
+  config.model.name = 'transformer'
+  config.model.num_blocks = 4
+  config.model.width = 32
+  config.model.hidden = (128,)
+  config.model.num_heads = 2
+  config.train.epochs = 30.0
+  config.train.batch_size = 32
+  config.train.structures_per_step = 1
+  config.train.log_every = 40
+  config.sampler.name = 'bernoulli'
+  config.sampler.keep_rate = 0.5
+  config.sampler.keep_ramp = 'linear'
+  config.stochastic.rescale = 'inverse'
+  return config
