@@ -4,7 +4,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from additive_jax.experiments import cotrain, session, stochastic, sweep
+from additive_jax import data
+from additive_jax.experiments import cotrain, network, session, stochastic, sweep
 
 DEFAULT = tiny.ROOT / 'configs' / 'default.py'
 
@@ -98,11 +99,20 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     watch(tiny.config('cotrain', searched)),
     watch(tiny.config('stochastic', random)),
   ]
+  kinds = {
+    name: ('sub_activation' if name in ('lenet', 'vgg') else 'residual',) for name in network.TASKS
+  }
+  networks = [
+    watch(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
+    for name, gates in kinds.items()
+  ]
   known = set(options(configs[0]))
   read.clear()
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
     sweep.run(configs[0], tmp_path / 'sweep', devices=2)
     cotrain.run(configs[1], tmp_path / 'cotrain', devices=2)
     stochastic.run(configs[2], tmp_path / 'stochastic', devices=2)
+  for config in networks:
+    network.make_model(config.model, data.load('digits'))
   # The launcher reads this one.
   assert known - read == {'experiment'}

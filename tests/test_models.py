@@ -217,7 +217,7 @@ def test_variables_and_inputs_that_do_not_fit():
   model = MLP(2, 8, 8, 3)
   x = np.zeros((4, 5), np.float32)
   variables = model.init(jax.random.key(0), x)
-  pool_alone = r"variables \[.*'block_00', .*\]: expected \{'params': pool\}, which model.init gives"
+  pool_alone = r"variables \[.*'block_00', .*\]: expected \{'params': pool\}, which model\.init"
   for way in (model.apply, functools.partial(static, model)):
     with pytest.raises(UserError, match=pool_alone):
       way(variables['params'], x, '11')
