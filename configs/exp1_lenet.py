@@ -1,6 +1,14 @@
-"""Exp 1 on LeNet-5: the 32 structures of the sub-activation gates of its two pairs of layers.
+"""Exp 1 on LeNet-5: the 16 structures of the sub-activation gates of its two pairs of layers.
 
-python -m additive_jax.launch --config=configs/exp1_lenet.py
+  python -m additive_jax.launch --config=configs/exp1_lenet.py
+
+Two gates join three chunks in each pair, so 16 structures; 1,437 training and 360 test images.
+
+Time: 10 min on 2 CPU cores that much other work shared, compile included (48 trainings, 3 pools; 5
+min 17 s of CPU time).
+Result (Fashion-MNIST, seeds 0–2): best 1111, which is all-on, loss 0.474, accuracy 0.843. Noise
+ceiling of the mean over the seeds τ 0.68 (0.51 between single seeds). Shared against standalone: τ
+0.600 (0.310 to 0.823), 0.88 of the ceiling; top-4 recall 1 (random 0.25), regret 0 (random 0.004).
 """
 
 from configs import default

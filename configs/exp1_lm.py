@@ -1,6 +1,13 @@
 """Exp 1 on a byte language model: all 64 structures of 3 layers, attention and feed-forward gates.
 
-python -m additive_jax.launch --config=configs/exp1_lm.py
+  python -m additive_jax.launch --config=configs/exp1_lm.py
+
+Time: 15 min on 2 CPU cores that much other work shared, compile included (192 trainings, 3 pools).
+Result (seeds 0–2): best 011111, loss 1.983 nats a byte, accuracy 0.493; all-on ranks 5th. Noise
+ceiling of the mean over the seeds τ 0.88 (0.80 between single seeds). Shared against standalone: τ
+0.542 (0.384 to 0.694), 0.61 of the ceiling; top-8 recall 0.125, which is that of chance; regret of
+the top 8 0.043 (0.014 to 0.062; random 0.041). A pool that long does not rank this space well:
+alone, attention in the first layer hurts, and in the pool it helps.
 """
 
 from configs import default

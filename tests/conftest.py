@@ -1,4 +1,5 @@
-"""Eight host devices on CPU for every test, decided before JAX's backend starts."""
+"""Eight host devices on CPU for every test, and programs that compile fast rather than run fast;
+decided before JAX's backend starts."""
 
 import os
 
@@ -10,6 +11,9 @@ if 'xla_force_host_platform_device_count' not in flags:
   os.environ['XLA_FLAGS'] = (
     f'{flags} --xla_force_host_platform_device_count=8'
     ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
+    # Most of a test's time is XLA's. Processes of the launcher, which tests start without these
+    # flags, run what a user runs.
+    ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
   ).strip()
 
 

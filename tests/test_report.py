@@ -147,7 +147,7 @@ def test_many_and_long_curves():
   steps = np.arange(5000)
   frame = pd.concat([pd.DataFrame({'step': steps, 'tag': i, 'loss': 1.0 + i}) for i in range(15)])
   axes = figures.training_curves(frame).axes[0]
-  assert len(axes.lines) == 16
+  assert len(axes.lines) == 15
   assert axes.get_legend() is None
   assert all(len(line.get_xdata()) == 300 for line in axes.lines)
   assert axes.lines[2].get_ydata() == pytest.approx(3.0)
