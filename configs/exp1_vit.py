@@ -1,6 +1,6 @@
 """Exp 1 on a vision transformer: all 64 structures of 3 layers, attention and feed-forward gates.
 
-  python -m additive_jax.launch --config=configs/exp1_vit.py
+python -m additive_jax.launch --config=configs/exp1_vit.py
 """
 
 from configs import default

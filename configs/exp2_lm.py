@@ -1,6 +1,6 @@
 """Exp 2 on a byte language model: the best 4 of 64 structures of 3 layers, trained in one pool.
 
-  python -m additive_jax.launch --config=configs/exp2_lm.py
+python -m additive_jax.launch --config=configs/exp2_lm.py
 """
 
 from configs import exp1_lm
