@@ -173,8 +173,8 @@ def test_streamed_examples_are_the_same(trainer_of):
   streamed = SourceSplit(len(TRAIN), lambda indices: (TRAIN.x[indices], TRAIN.y[indices]))
   assert not streamed.in_memory
   far, near = (trainer_of(ramped(), (2, 2), train=train) for train in (streamed, TRAIN))
-  jax.tree.map(np.testing.assert_array_equal, far.run(8), near.run(8))
-  assert_same(far.state, near.state)
+  assert_close(far.run(8), near.run(8))  # two programs, whose sums may be ordered differently
+  assert_close(far.state, near.state)
 
 
 def test_shared_batch(trainer_of, initial):
