@@ -147,7 +147,7 @@ def run_plan(
 
   for i in range(len(sites_of(model))):
     before = slots
-    after = jax.eval_shape(lambda h, i=i: _all_on(model, variables, i, h), before[0])
+    after = jax.eval_shape(lambda h, i=i: update(model, variables, i, h), before[0])
     same = after.shape == before.shape[1:] and after.dtype == before.dtype
     tables = pad(source[i]), pad(target[i]), pad(values[i])
 
@@ -187,7 +187,7 @@ def largest_stream(model, variables, x) -> int:
   h = jax.eval_shape(lambda v, x: embed(model, v, x), variables, x)
   largest = h.size * h.dtype.itemsize
   for i in range(len(sites_of(model))):
-    h = jax.eval_shape(lambda v, h, i=i: _all_on(model, v, i, h), variables, h)
+    h = jax.eval_shape(lambda v, h, i=i: update(model, v, i, h), variables, h)
     largest = max(largest, h.size * h.dtype.itemsize)
   return largest
 
@@ -209,10 +209,6 @@ def shared_prefix(model, variables, x: jax.Array, structures) -> jax.Array:
   walk = plan(unique, len(unique), sites_of(model))
   logits = _logits(model, variables, x, walk.arrays, min(4, len(unique)))
   return logits[walk.slot[inverse.reshape(-1)]]
-
-
-def _all_on(model, variables, i, h):
-  return update(model, variables, i, h, (True,) * sites_of(model)[i].num_inner)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'tile'))

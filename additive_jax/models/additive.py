@@ -182,9 +182,12 @@ def branch(model: nn.Module, variables, index: int, h: jax.Array, *values) -> ja
   return model.apply(variables, h, *values, method=_call(index))
 
 
-def update(model: nn.Module, variables, index: int, h: jax.Array, values: Sequence = ()):
-  """The stream after site `index` with its residual gate on and `values` for its inner gates."""
-  return step(model, variables, index, h, _on(sites_of(model)[index], values))
+def update(model: nn.Module, variables, index: int, h: jax.Array, values: Sequence | None = None):
+  """The stream after site `index` with its residual gate on and `values` for its inner gates; None
+  is all-on."""
+  site = sites_of(model)[index]
+  values = (True,) * site.num_inner if values is None else tuple(values)
+  return step(model, variables, index, h, (True,) * site.has_residual + values)
 
 
 def step(model: nn.Module, variables, index: int, h: jax.Array, values: Sequence, scale=None):
@@ -271,11 +274,6 @@ def measure(model: nn.Module, x) -> Space:
 
 def _call(index):
   return lambda module, h, *values: module.sites[index](h, *values)
-
-
-def _on(site: Site, values: Sequence) -> tuple:
-  """Values for all gates of a site, with its residual gate on."""
-  return (True, *values) if site.has_residual else tuple(values)
 
 
 def _shapes(model, function, value):

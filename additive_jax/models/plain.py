@@ -34,12 +34,11 @@ def _squash(x: jax.Array) -> jax.Array:
   return tiles(nn.tanh(x)).mean((2, 4))
 
 
-class C3C5(nn.Module):
-  """From [B, height, width, 6] to [B, 120]: a 5 × 5 convolution to 16 channels, tanh, 2 × 2 means,
-  the dense layer C5 as a convolution with a kernel of the whole map, and tanh.
+class Pair(nn.Module):
+  """A site of two linear maps whose sums over channels or units are gates.
 
   Attributes:
-    num_chunks: m, chunks of the 6 channels and of the 120 units.
+    num_chunks: m, chunks of its input and output.
   """
 
   num_chunks: int
@@ -47,6 +46,13 @@ class C3C5(nn.Module):
   @property
   def gates(self) -> tuple[str, ...]:
     return gate_names(KINDS, self.num_chunks)
+
+
+class C3C5(Pair):
+  """From [B, height, width, 6] to [B, 120]: a 5 × 5 convolution to 16 channels, tanh, 2 × 2 means,
+  the dense layer C5 as a convolution with a kernel of the whole map, and tanh. Its gates join
+  chunks of the 6 channels and of the 120 units.
+  """
 
   @nn.compact
   def __call__(self, h: jax.Array, values=()) -> jax.Array:
@@ -68,20 +74,14 @@ class C3C5(nn.Module):
     return nn.tanh(y[:, 0, 0])
 
 
-class F6Out(nn.Module):
+class F6Out(Pair):
   """From [B, 120] to the logits [B, classes] through 84 units of tanh.
 
   Attributes:
     num_classes: the number of logits.
-    num_chunks: m, chunks of the 120 units and of the logits.
   """
 
   num_classes: int
-  num_chunks: int
-
-  @property
-  def gates(self) -> tuple[str, ...]:
-    return gate_names(KINDS, self.num_chunks)
 
   @nn.compact
   def __call__(self, h: jax.Array, values=()) -> jax.Array:
@@ -125,7 +125,7 @@ class LeNet(Additive):
     self.stem = Conv(C1_CHANNELS, 5, name='embed')
     self.sites = [
       C3C5(self.num_chunks, name='c3_c5'),
-      F6Out(self.num_classes, self.num_chunks, name='f6_out'),
+      F6Out(self.num_chunks, self.num_classes, name='f6_out'),
     ]
 
   def embed(self, x: jax.Array) -> jax.Array:
@@ -135,21 +135,15 @@ class LeNet(Additive):
     return h
 
 
-class ConvPair(nn.Module):
+class ConvPair(Pair):
   """From [B, height, width, C] to [B, height/2, width/2, channels]: two 3 × 3 convolutions, relu
   after each, and the largest of 2 × 2 windows.
 
   Attributes:
     channels: of both convolutions.
-    num_chunks: m, chunks of the input and output channels.
   """
 
   channels: int
-  num_chunks: int
-
-  @property
-  def gates(self) -> tuple[str, ...]:
-    return gate_names(KINDS, self.num_chunks)
 
   @nn.compact
   def __call__(self, h: jax.Array, values=()) -> jax.Array:
@@ -193,7 +187,7 @@ class VGG(Additive):
     self.stem = Conv(self.channels[0], 3, name='embed')
     digits = max(2, len(str(len(self.channels) - 1)))
     self.sites = [
-      ConvPair(channels, self.num_chunks, name=f'stage_{i:0{digits}}')
+      ConvPair(self.num_chunks, channels, name=f'stage_{i:0{digits}}')
       for i, channels in enumerate(self.channels)
     ]
     self.head = nn.Dense(self.num_classes, name='readout')
