@@ -13,7 +13,7 @@ import numpy as np
 
 from additive_jax import placement, prefix, run
 from additive_jax.errors import UserError
-from additive_jax.models.additive import canonical, embed, gate_names, sites_of
+from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.objectives import objective_of
 from additive_jax.structure import all_bits, bits_of
 
@@ -24,6 +24,7 @@ DEFAULT_TILE_ROWS = 16384
 # A core's share of the last-level cache on CPU; room for a few thousand structures elsewhere.
 SLOT_BYTES = {'cpu': 24 * 2**20}
 DEFAULT_SLOT_BYTES = 2**30
+MOST_ROUNDS = 64
 
 
 class Evaluation(NamedTuple):
@@ -82,41 +83,42 @@ def evaluate_structures(
   platform = devices[0].platform
 
   batch_size = min(batch_size, len(x))
-  stream = jax.eval_shape(lambda v, x: embed(model, v, x), variables, x[:batch_size])
   limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
-  rows = stream.size // stream.shape[-1]
-  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
-  tile = 1 << (tile.bit_length() - 1)  # divides the capacity, so that no slot is spent on padding
-  fits = max(1, limit // prefix.largest_stream(model, variables, x[:batch_size]) - 1)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  bytes_, rows = prefix.slot_size(model, (batch_size, *x.shape[1:]), dtype)
   share = -(-len(bits) // len(set(devices)))
-  capacity = min(1 << (fits.bit_length() - 1), 1 << (share - 1).bit_length())
-  tile = min(tile, capacity)
+  rounds, width, keep = _rounds(max(1, limit // bytes_ - 1), share, len(sites_of(model)))
+  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
 
-  program = _program(model, objective_of(task), tile, platform)
-  chunks = prefix.chunks(bits, capacity)
-  plans = [prefix.plan(bits[chunk], capacity, sites_of(model)) for chunk in chunks]
+  slots = prefix.num_slots(width, keep)
+  program = _program(model, objective_of(task), tile, slots, platform)
+  chunks = [slice(i, i + rounds * width) for i in range(0, len(bits), rounds * width)]
+  plans = [prefix.plan(bits[c], rounds, width, sites_of(model), keep=keep) for c in chunks]
   starts = range(0, len(x), batch_size)
   placed = {device: jax.device_put(placement.to_host(variables), device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
+  nothing = jax.tree.map(np.zeros_like, plans[0].arrays)
   compiled = set()
 
   def work(job, device):
     start, chunk = job
-    x_b, y_b, weight = _padded(x, y, start, batch_size)
-    arguments = jax.device_put((x_b, y_b, weight, plans[chunk].arrays), device)
-    if device not in compiled:
-      with compiling[device]:  # else every thread would compile the same program
-        result = np.asarray(program(placed[device], *arguments))
+    batch = jax.device_put(_padded(x, y, start, batch_size), device)
+    call = lambda arrays: np.asarray(
+      program(placed[device], *batch, jax.device_put(arrays, device))
+    )
+    with compiling[device]:  # else every thread would compile the same program
+      if device not in compiled:
+        call(nothing)
         compiled.add(device)
-        return result
-    return np.asarray(program(placed[device], *arguments))
+    return call(plans[chunk].arrays)
 
   total = np.zeros((len(bits), 2))
   jobs = [(start, chunk) for start in starts for chunk in range(len(plans))]
   results = dict(placement.spread(jobs, work, devices))
   # Added up in this order whoever was first, so that the sum is the same each time.
   for start, chunk in jobs:
-    total[chunks[chunk]] += results[start, chunk][plans[chunk].slot]
+    total[chunks[chunk]] += results[start, chunk][: plans[chunk].size]
   loss, accuracy = total[inverse.reshape(-1)].T / len(x)
   return Evaluation(loss, accuracy)
 
@@ -153,14 +155,38 @@ def evaluate_one(model, variables, batch, structure, *, objective: Callable, bat
   return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / len(x)
 
 
+def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
+  """How to cut a worker's share of structures: rounds of a plan, their width, and the levels of a
+  path that may stay from one to the next.
+
+  One round where the slots hold the share, else the widest rounds whose slots leave room for a
+  path, and about four plans for each worker, so that none idles for long at the end.
+  """
+  width = _power(slots)
+  if width >= share:
+    return 1, _power(2 * share - 1), -1
+  room = 2 * num_sites + 1
+  if slots - width < room and width > 2 * room:
+    width //= 2
+  keep = min(num_sites, (slots - width - 1) // 2)
+  if keep < 0:
+    return 1, width, -1
+  return min(MOST_ROUNDS, _power(-(-share // (4 * width)))), width, keep
+
+
+def _power(number: int) -> int:
+  """The largest power of two that is not above `number`."""
+  return 1 << (number.bit_length() - 1)
+
+
 @functools.lru_cache(maxsize=32)
-def _program(model, objective, tile, platform):
+def _program(model, objective, tile, slots, platform):
   def evaluate(variables, x, y, weight, arrays):
     def finish(outputs):
       values = jnp.stack(objective(outputs, y), axis=-1)  # [W, B, 2]
       return jnp.where(weight[:, None] > 0, values, 0).sum(1)
 
-    return prefix.run_plan(model, variables, x, arrays, finish, tile=tile)
+    return prefix.run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)
 
   options = placement.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(evaluate, compiler_options=options)

@@ -86,7 +86,7 @@ def test_batches_that_do_not_divide(variables, batch, table, batch_size):
 STREAM = 7 * 8 * 4  # bytes of the stream of one structure at batch size 7
 
 
-@pytest.mark.parametrize('memory_limit', [1, 8 * STREAM])
+@pytest.mark.parametrize('memory_limit', [1, 5 * STREAM, 8 * STREAM, 14 * STREAM, 99 * STREAM])
 def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   """However little is allowed; and no worker holds more streams than that, but for the two that it
   cannot do without.
@@ -96,9 +96,9 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   held = []
   run_plan = prefix.run_plan
 
-  def watched(model, variables, x, arrays, finish, *, tile):
-    held.append(-(-arrays[1].shape[1] // tile) * tile + 1)
-    return run_plan(model, variables, x, arrays, finish, tile=tile)
+  def watched(model, variables, x, arrays, finish, *, tile, slots):
+    held.append(slots + 1)
+    return run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)
 
   monkeypatch.setattr(prefix, 'run_plan', watched)
   got = evaluate_structures(

@@ -40,45 +40,9 @@ def sites(num_gates):
   return tuple(Site(f'site_{i}', ('residual',), i, True) for i in range(num_gates))
 
 
-def plan_of(bits, capacity):
-  return prefix.plan(bits, capacity, sites(bits.shape[1]))
-
-
-def prefixes(bits):
-  """The distinct beginnings of the set that end with a gate that is on."""
-  return {tuple(row[: i + 1]) for row in bits for i in range(len(row)) if row[i]}
-
-
-def walk_by_hand(plan, tile):
-  """Follows a plan in Python, a tile at a time; each slot holds the prefix it stands for."""
-  slots = {0: ()}
-  done = []
-  for i in range(len(plan.count)):
-    for start in range(0, plan.count[i], tile):
-      step = range(start, min(start + tile, plan.count[i]))
-      reads = [slots[int(plan.source[i, k])] for k in step]
-      for k, before in zip(step, reads):
-        after = before + (0,) * (i - len(before)) + (1,)
-        done.append(after)
-        slots[int(plan.target[i, k])] = after
-  # A slot that no evaluation touched any more stands for its prefix followed by zeros.
-  return {slot: p + (0,) * (len(plan.count) - len(p)) for slot, p in slots.items()}, done
-
-
-@pytest.mark.parametrize('spare', [0, 9])
-@pytest.mark.parametrize('tile', [1, 3])
-@pytest.mark.parametrize('bits', SETS.values(), ids=SETS)
-def test_plan_reaches_each_structure_once(bits, tile, spare):
-  plan = plan_of(bits, len(bits) + spare)
-  assert plan.capacity == len(bits) + spare
-  assert plan.num_leaves == len(bits)
-  slots, done = walk_by_hand(plan, tile)
-  assert len(slots) == len(bits)
-  for row, slot in zip(bits, plan.slot):
-    assert slots[slot] == tuple(row)
-  assert len(done) == plan.count.sum()
-  assert len(set(done)) == len(done)
-  assert set(done) == prefixes(bits)
+def ordered(bits):
+  """The distinct rows in the order in which a plan takes them."""
+  return np.unique(bits, axis=0)
 
 
 # A skippable site with two inner gates, one that no gate switches, one with inner gates alone.
@@ -90,54 +54,124 @@ MIXED = (
 )
 
 
-@pytest.mark.parametrize('tile', [1, 3])
-@pytest.mark.parametrize('seed', [None, 0, 1, 2])
-def test_plan_of_sites_with_several_gates(seed, tile):
+def random_mixed(seed):
+  """Structures of `MIXED`, the inner gates of its first site cleared where that is off."""
   bits = all_bits(5) if seed is None else random_set(seed, 5, 11)
-  bits[:, 1:3] &= bits[:, :1]  # inner gates of a site that is off
-  bits = np.unique(bits, axis=0)
-  plan = prefix.plan(bits, len(bits) + 2, MIXED)
-  slots, total = {0: ()}, 0
-  for i, site in enumerate(MIXED):
-    skipped = {slot: (*path, (0,) * len(site.names)) for slot, path in slots.items()}
-    new = dict(skipped) if site.has_residual else {}
-    for start in range(0, plan.count[i], tile):
-      step = range(start, min(start + tile, plan.count[i]))
-      reads = [slots[int(plan.source[i, k])] for k in step]
-      for k, before in zip(step, reads):
-        value = (1,) * site.has_residual + tuple(plan.values[i][k].astype(int))
-        slots.pop(int(plan.target[i, k]), None)  # what is overwritten can be read no more
-        new[int(plan.target[i, k])] = (*before, value)
-    slots, total = new, total + plan.count[i]
-  for row, slot in zip(bits, plan.slot):
-    assert sum(slots[slot], ()) == tuple(row)
-  ran = lambda stop, rows: len({tuple(row[:stop]) for row in rows})
-  assert total == ran(3, bits[bits[:, 0]]) + ran(3, bits) + ran(4, bits) + ran(5, bits[bits[:, 4]])
+  bits[:, 1:3] &= bits[:, :1]
+  return ordered(bits)
+
+
+def walk_by_hand(plan, tile, sites, slots):
+  """Follows a plan in Python, a tile at a time.
+
+  A stream is the list of (site, values) that ran on it, which is the whole of what it depends on.
+
+  Returns:
+    The stream of each structure, and every stream that was computed, with repeats.
+  """
+  streams, done, leaves = {0: ()}, [], []
+  for r in range(-(-plan.size // plan.leaf.shape[1])):
+    for i in range(len(sites)):
+      for start in range(0, plan.count[r, i], tile):
+        step = range(start, min(start + tile, plan.count[r, i]))
+        reads = [streams[int(plan.source[r, i, k])] for k in step]
+        for k, before in zip(step, reads):
+          after = (*before, (i, *plan.values[i][r, k].astype(bool).tolist()))
+          done.append(after)
+          assert 0 <= plan.target[r, i, k] < slots
+          streams[int(plan.target[r, i, k])] = after
+    left = plan.size - r * plan.leaf.shape[1]
+    leaves += [streams[int(slot)] for slot in plan.leaf[r][:left]]
+  return leaves, done
+
+
+def expected(row, sites):
+  """What a structure's stream depends on, site by site."""
+  return tuple(
+    (i, *row[site.inner].tolist())
+    for i, site in enumerate(sites)
+    if not site.has_residual or row[site.start]
+  )
+
+
+def check_plan(bits, sites, *, rounds, width, keep, tile):
+  plan = prefix.plan(bits, rounds, width, sites, keep=keep)
+  assert plan.capacity == rounds * width
+  assert plan.size == len(bits)
+  slots = prefix.num_slots(width, len(sites) if keep is None else keep)
+  leaves, done = walk_by_hand(plan, tile, sites, slots)
+  assert len(done) == plan.count.sum()
+  want = [expected(row, sites) for row in bits]
+  assert leaves == want
+  # A stream that ended at site i is computed anew for no structure that shares it.
+  needed = {stream[: k + 1] for stream in want for k in range(len(stream))}
+  assert set(done) == needed
+  return plan, len(done) - len(needed)
+
+
+@pytest.mark.parametrize('tile', [1, 3])
+@pytest.mark.parametrize('width', [1, 2, 3, 8, 64])
+@pytest.mark.parametrize('bits', SETS.values(), ids=SETS)
+def test_plan_computes_each_prefix_once(bits, width, tile):
+  """Whatever the width of a round: the next one begins where this one ends."""
+  bits = ordered(bits)
+  rounds = -(-len(bits) // width)
+  for spare in (0, 2):
+    options = {'rounds': rounds + spare, 'width': width, 'keep': None, 'tile': tile}
+    assert check_plan(bits, sites(bits.shape[1]), **options)[1] == 0
+
+
+@pytest.mark.parametrize('tile', [1, 3])
+@pytest.mark.parametrize('width', [1, 4, 32])
+@pytest.mark.parametrize('seed', [None, 0, 1, 2])
+def test_plan_of_sites_with_several_gates(seed, width, tile):
+  bits = random_mixed(seed)
+  options = {'rounds': -(-len(bits) // width), 'width': width, 'keep': None, 'tile': tile}
+  assert check_plan(bits, MIXED, **options)[1] == 0
+
+
+@pytest.mark.parametrize('keep', [0, 1, 3])
+@pytest.mark.parametrize('width', [1, 4])
+def test_with_little_room_deeper_prefixes_are_computed_again(width, keep):
+  bits = ordered(all_bits(5))
+  repeats = check_plan(bits, sites(5), rounds=32 // width, width=width, keep=keep, tile=1)[1]
+  assert repeats > 0 or keep + np.log2(width) >= 5
+  check_plan(random_mixed(None), MIXED, rounds=32 // width, width=width, keep=keep, tile=1)
+
+
+@pytest.mark.parametrize('keep', [None, 2])
+@pytest.mark.parametrize('width', [2, 8, 16])
+def test_plans_of_large_random_sets(width, keep):
+  """Many shapes of tree: three kinds of site in turn, and sparse and dense sets."""
+  chain = []
+  for i in range(9):
+    names = (('residual',), ('residual', 'join_1'), ('join_1',))[i % 3]
+    chain.append(Site(f's{i}', names, chain[-1].own.stop if chain else 0, False))
+  rng = np.random.default_rng(width)
+  for share in (0.1, 0.5, 0.9):
+    bits = rng.random((150, chain[-1].own.stop)) < share
+    for site in chain:
+      if site.has_residual:
+        bits[:, site.inner] &= bits[:, site.start, None]
+    bits = ordered(bits)
+    rounds = -(-len(bits) // width)
+    repeats = check_plan(bits, chain, rounds=rounds, width=width, keep=keep, tile=2)[1]
+    assert keep is not None or repeats == 0
 
 
 @pytest.mark.parametrize('num_gates', [1, 2, 5, 8])
 def test_all_structures_take_one_evaluation_each_but_one(num_gates):
-  bits = all_bits(num_gates)
-  plan = plan_of(bits, len(bits))
-  assert plan.count.sum() == 2**num_gates - 1
-  assert list(plan.count) == [2**i for i in range(num_gates)]
+  bits = ordered(all_bits(num_gates))
+  whole = prefix.plan(bits, 1, len(bits), sites(num_gates), keep=-1)
+  assert list(whole.count[0]) == [2**i for i in range(num_gates)]
+  in_rounds = prefix.plan(bits, len(bits), 1, sites(num_gates))
+  assert whole.count.sum() == in_rounds.count.sum() == 2**num_gates - 1
   assert bits.sum() == num_gates * 2 ** (num_gates - 1)  # what a loop over structures runs
 
 
-@pytest.mark.parametrize('capacity', [1, 2, 3, 4, 8, 100])
-def test_chunks_divide_a_set(capacity):
-  bits = random_set(6, 6, 29)
-  parts = prefix.chunks(bits, capacity)
-  assert sorted(np.concatenate(parts)) == list(range(29))
-  assert max(map(len, parts)) <= capacity
-  assert len(parts) == -(-29 // capacity)
-
-
-def test_chunks_of_all_structures_fix_the_first_gates():
-  bits = all_bits(6)
-  for chunk in prefix.chunks(bits, 8):
-    assert len(np.unique(bits[chunk][:, :3], axis=0)) == 1
-    assert len(np.unique(bits[chunk][:, 3:], axis=0)) == 8
+def test_several_rounds_need_room_for_the_embedding():
+  with pytest.raises(ValueError, match='keep -1 with 2 rounds'):
+    prefix.plan(ordered(all_bits(2)), 2, 2, sites(2), keep=-1)
 
 
 @pytest.fixture(scope='module')
@@ -196,17 +230,18 @@ def test_another_set_of_the_same_size_compiles_nothing(model, variables, x, outp
   np.testing.assert_allclose(got, outputs[[30, 29, 27, 23, 15, 0]], **CLOSE)
 
 
-@pytest.mark.parametrize('tile', [1, 3, 8])
-def test_tiles_and_spare_capacity(model, variables, x, outputs, tile):
-  """One program serves every set up to its capacity, whether or not the tile divides it."""
+@pytest.mark.parametrize(('tile', 'width'), [(1, 32), (1, 4), (3, 6), (8, 8)])
+def test_tiles_rounds_and_spare_capacity(model, variables, x, outputs, tile, width):
+  """One program serves every set up to its capacity."""
+  rounds, slots = -(-32 // width), prefix.num_slots(width, 5)
   finish = lambda logits: jax.nn.softmax(logits).max(-1)
-  run = jax.jit(lambda arrays: prefix.run_plan(model, variables, x, arrays, finish, tile=tile))
+  walk = functools.partial(prefix.run_plan, finish=finish, tile=tile, slots=slots)
+  run = jax.jit(lambda arrays: walk(model, variables, x, arrays))
   for name in ('all', 'one', 'all-off alone', 'nested', 'eleven of 32'):
-    bits = SETS[name]
-    plan = plan_of(bits, 32)
-    got = np.asarray(run(plan.arrays))[plan.slot]
+    bits = ordered(SETS[name])
+    got = run(prefix.plan(bits, rounds, width, sites(5)).arrays)
     values = bits @ (1 << np.arange(5))
-    np.testing.assert_allclose(got, finish(outputs[values]), **CLOSE)
+    np.testing.assert_allclose(got[: len(bits)], finish(outputs[values]), **CLOSE)
   assert run._cache_size() == 1
 
 
@@ -233,25 +268,29 @@ class Counter(Additive):
     return h
 
 
-@pytest.mark.parametrize(('name', 'tile'), [('all', 1), ('eleven of 32', 1), ('all', 4)])
-def test_branches_that_really_run(name, tile):
+@pytest.mark.parametrize(
+  ('name', 'tile', 'width'),
+  [('all', 1, 32), ('all', 1, 2), ('eleven of 32', 1, 4), ('all', 4, 16)],
+)
+def test_branches_that_really_run(name, tile, width):
   rows = []
   model = Counter(lambda count: rows.append(int(count)))
-  bits = SETS[name]
-  plan = plan_of(bits, 32)
+  bits = ordered(SETS[name])
+  plan = prefix.plan(bits, -(-32 // width), width, sites(5))
   x = jnp.ones((2, 3))
-  walk = functools.partial(prefix.run_plan, model, {}, x, finish=lambda logits: logits, tile=tile)
+  options = {'tile': tile, 'slots': prefix.num_slots(width, 5)}
+  walk = functools.partial(prefix.run_plan, model, {}, x, finish=lambda logits: logits, **options)
   got = jax.block_until_ready(jax.jit(walk)(plan.arrays))
   jax.effects_barrier()
   assert set(rows) == {2 * tile}
-  assert len(rows) == sum(-(-count // tile) for count in plan.count)
+  assert len(rows) == (-(-plan.count // tile)).sum()
   if tile == 1:
-    assert len(rows) == len(prefixes(bits))
-  for row, slot in zip(bits, plan.slot):
+    assert len(rows) == len({tuple(row[: i + 1]) for row in bits for i in range(5) if row[i]})
+  for row, outputs in zip(bits, got):
     h = 1.0
     for _ in range(row.sum()):
       h += np.sin(h)
-    np.testing.assert_allclose(got[slot], h, rtol=1e-5)  # five sines in float32
+    np.testing.assert_allclose(outputs, h, rtol=1e-5)  # five sines in float32
 
 
 def test_differentiable_forwards(model, variables, x, outputs):
