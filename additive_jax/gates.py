@@ -139,8 +139,11 @@ def compose(gates: Sequence, first: Callable, activate: Callable, second: Callab
   """
   num_chunks = len(gates) + 1
   if all(is_static(gate) for gate in gates):
+    # With several groups there are several times the hidden values; computing the activation again
+    # costs less than keeping what its gradient needs.
+    again = jax.checkpoint(activate) if not all(gates) else activate
     parts = [
-      second(activate(first(group.start, group.stop)), group.start, group.stop)
+      second(again(first(group.start, group.stop)), group.start, group.stop)
       for group in groups(gates)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
@@ -150,9 +153,11 @@ def compose(gates: Sequence, first: Callable, activate: Callable, second: Callab
   def mix(row, *values):
     return sum(_aligned(weight, value) * value for weight, value in zip(row, values))
 
-  hidden = [
-    activate(jax.tree.map(lambda *p, j=j: mix(table[j], *p), *partial)) for j in range(num_chunks)
-  ]
+  @jax.checkpoint
+  def mixed(row, partial):
+    return activate(jax.tree.map(lambda *values: mix(row, *values), *partial))
+
+  hidden = [mixed(row, partial) for row in table]
   return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
 
 

@@ -151,10 +151,10 @@ def test_a_network_of_your_own(sets):
     ('images', {'gates': (LANE,), 'num_lanes': 5}, '12 hidden units over 5 lanes: expected a mul'),
     (
       'images',
-      {'name': 'transformer', 'hidden': (4, 4)},
-      'config.model.hidden (4, 4) for transformer: expected one number',
+      {'name': 'transformer', 'hidden': (4, 4, 4)},
+      'hidden (4, 4, 4) has 3 sizes: expected 1 or 2',
     ),
-    ('images', {'name': 'transformer', 'hidden': ()}, 'hidden () for transformer: expected one'),
+    ('images', {'name': 'transformer', 'hidden': ()}, 'hidden () has 0 sizes: expected 1 or 2'),
     ('images', {'name': 'transformer', 'patch_size': 0}, 'patch_size 0: expected at least 1'),
     ('text', {'name': 'transformer', 'num_heads': 3}, '8 units of width over 3 heads: expected a'),
     (

@@ -47,21 +47,18 @@ def make_model(options: ConfigDict, data: data_.Data):
     'gates': tuple(options.gates),
     'num_chunks': options.num_chunks,
   }
-  hidden = tuple(options.hidden)
+  hidden = options.hidden[0] if len(options.hidden) == 1 else tuple(options.hidden)
   if options.name == 'mlp':
-    hidden = hidden[0] if len(hidden) == 1 else hidden
     return models.MLP(
       options.num_blocks, options.width, hidden, num_lanes=options.num_lanes, **common
     )
   if options.name == 'transformer':
-    if len(hidden) != 1:
-      raise UserError(f'config.model.hidden {hidden} for transformer: expected one number')
     text = data.task == 'language'
     return models.Transformer(
       options.num_blocks,
       options.width,
       options.num_heads,
-      hidden[0],
+      hidden,
       num_tokens=data.num_outputs if text else 0,
       patch_size=options.patch_size,
       causal=text,

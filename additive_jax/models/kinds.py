@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,18 @@ def check_sizes(**sizes: int) -> None:
   for name, value in sizes.items():
     if value < 1:
       raise UserError(f'{name} {value}: expected at least 1')
+
+
+def block_sizes(hidden: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
+  """H of each block, from one number for all or one per block.
+
+  Raises:
+    UserError: for another number of sizes.
+  """
+  sizes = (hidden,) * num_blocks if isinstance(hidden, int) else tuple(hidden)
+  if len(sizes) != num_blocks:
+    raise UserError(f'hidden {sizes} has {len(sizes)} sizes: expected 1 or {num_blocks}')
+  return sizes
 
 
 def check_divides(name: str, value: int, by: str, count: int) -> None:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from additive_jax import gates as gates_
-from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
@@ -18,6 +17,7 @@ from additive_jax.models.kinds import (
   RESIDUAL,
   SUB_ACTIVATION,
   Lanes,
+  block_sizes,
   check_divides,
   check_kinds,
   check_sizes,
@@ -68,8 +68,6 @@ class MLP(Additive):
     super().__post_init__()
     check_sizes(num_blocks=self.num_blocks)
     sizes = self.sizes
-    if len(sizes) != self.num_blocks:
-      raise UserError(f'hidden {sizes} has {len(sizes)} sizes: expected 1 or {self.num_blocks}')
     check_sizes(width=self.width, num_classes=self.num_classes, hidden=min(sizes))
     if SUB_ACTIVATION in self.gates:
       gates_.chunks(self.width, self.num_chunks)
@@ -81,7 +79,7 @@ class MLP(Additive):
   @property
   def sizes(self) -> tuple[int, ...]:
     """H of each block."""
-    return (self.hidden,) * self.num_blocks if isinstance(self.hidden, int) else self.hidden
+    return block_sizes(self.hidden, self.num_blocks)
 
   @property
   def lanes(self) -> Lanes:

@@ -19,6 +19,7 @@ from additive_jax.models.kinds import (
   RESIDUAL,
   SUB_ACTIVATION,
   Lanes,
+  block_sizes,
   check_divides,
   check_kinds,
   check_sizes,
@@ -40,7 +41,7 @@ class Transformer(Additive):
     num_layers: layers; their sites are `block_00/attention`, `block_00/mlp` and so on.
     width: D.
     num_heads: attention heads.
-    hidden: H of the feed-forward branch.
+    hidden: H of the feed-forward branches; one number for all layers, or one per layer.
     num_classes: C, the number of logits.
     num_tokens: how many different tokens there are; 0 for images.
     patch_size: pixels of a patch's side, for images.
@@ -58,7 +59,7 @@ class Transformer(Additive):
   num_layers: int
   width: int
   num_heads: int
-  hidden: int
+  hidden: int | Sequence[int]
   num_classes: int
   num_tokens: int = 0
   patch_size: int = 2
@@ -73,13 +74,15 @@ class Transformer(Additive):
   lane_axis: str | None = None
 
   def __post_init__(self):
+    if not isinstance(self.hidden, int):
+      self.hidden = tuple(self.hidden)  # a module's fields must be hashable
     self.gates = check_kinds('transformer', self.gates, KINDS)
     super().__post_init__()
+    check_sizes(num_layers=self.num_layers)
     check_sizes(
-      num_layers=self.num_layers,
       width=self.width,
       num_heads=self.num_heads,
-      hidden=self.hidden,
+      hidden=min(self.sizes),
       num_classes=self.num_classes,
       patch_size=self.patch_size,
       max_tokens=self.max_tokens,
@@ -100,7 +103,13 @@ class Transformer(Additive):
     if LANE in self.gates:
       check_sizes(num_lanes=self.num_lanes)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
-      check_divides('hidden units', self.hidden, 'lanes', self.num_lanes)
+      for size in self.sizes:
+        check_divides('hidden units', size, 'lanes', self.num_lanes)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """H of each layer's feed-forward branch."""
+    return block_sizes(self.hidden, self.num_layers)
 
   @property
   def lanes(self) -> Lanes:
@@ -118,13 +127,13 @@ class Transformer(Additive):
     lanes = self.lanes
     whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
     sites, digits = [], max(2, len(str(self.num_layers - 1)))
-    for i in range(self.num_layers):
+    for i, size in enumerate(self.sizes):
       name = f'block_{i:0{digits}}'
       rope = self.positions == 'rope'
       sites += [
         Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
         FeedForward(
-          self.hidden, self.gates, self.num_chunks, lanes, activation, gated, name=f'{name}__mlp'
+          size, self.gates, self.num_chunks, lanes, activation, gated, name=f'{name}__mlp'
         ),
       ]
     self.sites = sites
