@@ -14,15 +14,21 @@ and no token is dropped.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from additive_jax.errors import UserError
 from additive_jax.gates import chunks, joins
 
 Span = tuple[int, int]
+
+# Hidden values of all spans that are computed together: about what a core's cache holds.
+BLOCK_BYTES = {'cpu': 2**21}
+DEFAULT_BLOCK_BYTES = 2**28
 
 
 def spans(num_chunks: int) -> list[Span]:
@@ -159,28 +165,35 @@ def _activate(values, activation, gated):
 def _mix_spans(partial, weights, activation, gated):
   """`H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j.
 
-  With running sums over b from the right and over a from the left, each span costs one activation
-  and three additions. All of it is computed again in the backward pass, so that only the partial
-  products are kept.
+  Sums over the chunks of a span, and over the spans of a chunk, are products with one small matrix
+  of 0 and 1. Tokens go in blocks whose hidden values of all spans stay in the cache, and those are
+  computed again in the backward pass, so that only the partial products are kept.
   """
+  num_chunks, shape = len(partial), partial[0][0].shape
+  member = np.array([[a <= j <= b for j in range(num_chunks)] for a, b in spans(num_chunks)])
+  member = jnp.asarray(member, weights.dtype)
+  tokens, hidden = math.prod(shape[:-1]), shape[-1]
+  budget = BLOCK_BYTES.get(jax.default_backend(), DEFAULT_BLOCK_BYTES)
+  rows = budget // (len(member) * hidden * weights.dtype.itemsize)
+  rows = min(max(8, 1 << max(rows, 1).bit_length() - 1), tokens)
+  blocks = -(-tokens // rows)
+
+  def cut(value):
+    """[..., F] as [blocks, rows, F]."""
+    value = value.reshape(tokens, -1)
+    return jnp.pad(value, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, -1)
 
   @jax.checkpoint
-  def mix(partial, weights):
-    num_chunks = len(partial)
-    hidden, k = [0] * num_chunks, 0
-    for a in range(num_chunks):
-      total, weighted = None, []
-      for b in range(a, num_chunks):
-        total = partial[b] if total is None else tuple(map(jnp.add, total, partial[b]))
-        weighted.append(weights[..., k, None] * _activate(total, activation, gated))
-        k += 1
-      tail = 0
-      for b in reversed(range(a, num_chunks)):
-        tail = tail + weighted[b - a]
-        hidden[b] = hidden[b] + tail
-    return hidden
+  def mix(block):
+    sums, weights = block
+    sums = [(member @ part.reshape(num_chunks, -1)).reshape(-1, rows, hidden) for part in sums]
+    weighted = weights.T[..., None] * _activate(sums, activation, gated)
+    return (member.T @ weighted.reshape(len(member), -1)).reshape(num_chunks, rows, hidden)
 
-  return mix(partial, weights)
+  stacked = [jnp.stack(list(map(cut, parts)), axis=1) for parts in zip(*partial, strict=True)]
+  mixed = jax.lax.map(mix, (stacked, cut(weights)))
+  whole = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
+  return list(map(whole, range(num_chunks)))
 
 
 def _mix_structures(partial, gates, weights, activation, gated):
