@@ -149,6 +149,99 @@ def k_best(logits: jax.Array, k: int, *, renormalise: bool = False, bias=None) -
   return Choice(bits, jnp.exp(log_probability))
 
 
+class ListFacts(NamedTuple):
+  """What a router over a list of S structures did with a batch.
+
+  Attributes:
+    load: share of the choices that fell on each structure, [S]; sums to 1.
+    importance: mean probability of each under the softmax, [S]; it carries the gradient.
+    z: mean over the tokens of (logsumexp of the logits)².
+    entropy: of the softmax, mean over the tokens, in nats.
+  """
+
+  load: jax.Array
+  importance: jax.Array
+  z: jax.Array
+  entropy: jax.Array
+
+
+class GateFacts(NamedTuple):
+  """What a router with one logit for each of n gates did with a batch.
+
+  Attributes:
+    load: share of the chosen structures in which each gate is on, [n]; of the probability for the
+      mixture of all structures.
+    importance: mean probability that each gate is on, [n]; it carries the gradient.
+    z: mean over the tokens of (log-normaliser of all structures)², `Σ_i log(2 cosh(logit_i / 2))`.
+    entropy: of the distribution over structures, mean over the tokens, in nats.
+    structures: share of the choices that fell on each of the 2^n structures in integer order;
+      empty for the mixture of all, or more than 2^16.
+  """
+
+  load: jax.Array
+  importance: jax.Array
+  z: jax.Array
+  entropy: jax.Array
+  structures: jax.Array
+
+
+def facts_of_list(logits, choice: Choice, count: int) -> ListFacts:
+  """Of a choice among `count` structures; without logits (at random) only the load is known."""
+  load = _histogram(choice.index, count)
+  if logits is None:
+    zero = jnp.zeros(())
+    return ListFacts(load, jnp.full(count, 1 / count), zero, jnp.log(jnp.float32(count)))
+  log_p = jax.nn.log_softmax(logits)
+  axes = tuple(range(logits.ndim - 1))
+  entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
+  z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
+  return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy)
+
+
+def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
+  """Of a choice by `k_best`, or, without one, of the mixture of all structures."""
+  axes = tuple(range(logits.ndim - 1))
+  on = jax.nn.sigmoid(logits)
+  importance = on.mean(axes)
+  z = jnp.square(jnp.logaddexp(logits / 2, -logits / 2).sum(-1)).mean()
+  entropy = -(on * jax.nn.log_sigmoid(logits) + (1 - on) * jax.nn.log_sigmoid(-logits))
+  load, structures = jax.lax.stop_gradient(importance), jnp.zeros(0)
+  if choice is not None:
+    load = choice.bits.astype(logits.dtype).mean((*axes, logits.ndim - 1))
+    if logits.shape[-1] <= MOST_ENUMERATED:
+      codes = (choice.bits * (1 << np.arange(logits.shape[-1]))).sum(-1)
+      structures = _histogram(codes, 1 << logits.shape[-1])
+  return GateFacts(load, importance, z, entropy.sum(-1).mean(), structures)
+
+
+def load_balance(facts: ListFacts | GateFacts) -> jax.Array:
+  """A loss that is least, 1, where every choice is as likely as any other.
+
+  `S Σ_s load_s · importance_s` over a list (Fedus et al. 2021, arXiv:2101.03961, equation 4); for
+  gates the same over the two values of each gate, averaged over the gates.
+  """
+  load = jax.lax.stop_gradient(facts.load)
+  if isinstance(facts, ListFacts):
+    return len(load) * (load * facts.importance).sum()
+  both = load * facts.importance + (1 - load) * (1 - facts.importance)
+  return 2 * both.mean()
+
+
+def rebalanced(bias: jax.Array, facts: ListFacts | GateFacts, rate: float) -> jax.Array:
+  """The next selection bias: up by `rate` where the load is below its share, down where above.
+
+  Outside the gradient; the share is 1/S of a list and 1/2 of a gate. Source: Wang et al. 2024
+  (arXiv:2408.15664).
+  """
+  share = 1 / len(bias) if isinstance(facts, ListFacts) else 0.5
+  return bias + rate * jnp.sign(share - facts.load)
+
+
+def _histogram(index: jax.Array, count: int) -> jax.Array:
+  """Share of each of `count` values among integers of any shape."""
+  return jnp.zeros(count).at[index.reshape(-1)].add(1) / index.size
+
+
 def log_probabilities(logits: jax.Array, bits: jax.Array) -> jax.Array:
   """Of structures [..., k, n] whose gate i is on with probability σ(logit_i), logits [..., n]."""
   signed = jnp.where(bits, logits[..., None, :], -logits[..., None, :])

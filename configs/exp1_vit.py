@@ -1,6 +1,13 @@
 """Exp 1 on a vision transformer: all 64 structures of 3 layers, attention and feed-forward gates.
 
-python -m additive_jax.launch --config=configs/exp1_vit.py
+  python -m additive_jax.launch --config=configs/exp1_vit.py
+
+Time: 5 min 10 s on 2 CPU cores, compile included (192 trainings, 3 pools).
+Result (seeds 0–2, 1,437 images of Fashion-MNIST, 360 for the test): best 111100, loss 0.625,
+accuracy 0.776; all-on ranks 21st. Three seeds hardly tell these structures apart: noise ceiling of
+the mean τ 0.56 (0.37 between single seeds). Shared against standalone: τ 0.459 (0.298 to 0.616),
+0.82 of the ceiling; top-8 recall 0.375 (chance 0.125); regret of the top 8 0 (0 to 0.029; random
+0.019).
 """
 
 from configs import default
