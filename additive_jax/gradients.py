@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from additive_jax import placement, run, subsets
+from additive_jax.balance import Balance, penalty
 from additive_jax.errors import UserError
 from additive_jax.models.additive import gate_names, parts, sites_of
 from additive_jax.objectives import objective_of, regression
@@ -45,6 +46,8 @@ class Recipe:
       it adds nothing. All structures are judged without scales.
     subsets: None for structures of whole slots (conditional), or how many examples each residual
       gate runs on (per sample); the structures of slots are then all-on.
+    balance: how the routers of a model of experts are kept balanced; None for models without. The
+      structures of slots are then all-on.
   """
 
   model: Any
@@ -55,6 +58,7 @@ class Recipe:
   distill: float = 0.0
   rescale: str = 'none'
   subsets: subsets.Subsets | None = None
+  balance: Balance | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -69,6 +73,24 @@ class Recipe:
       raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
     if self.distill and self.objective is regression:
       raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
+    if self.balance and (self.distill or self.subsets or self.rescale != 'none'):
+      raise UserError('a balance of routers with random structures or distillation: expected one')
+
+
+class Averaged(NamedTuple):
+  """The gradient of a step.
+
+  Attributes:
+    gradient: a pytree like the pool, the same on every device.
+    loss: of each slot of this device, [K/P].
+    finite: bool [K/P], False for slots that were left out.
+    facts: of the routers by site, averaged over all slots that are finite; {} without routers.
+  """
+
+  gradient: Any
+  loss: jax.Array
+  finite: jax.Array
+  facts: dict
 
 
 class Draw(NamedTuple):
@@ -142,8 +164,31 @@ def _divergence(recipe, params, outputs, x):
   )
 
 
+def routed_loss(recipe: Recipe, params, key, x: jax.Array, y: jax.Array, *, split=False):
+  """Mean loss of all-on on a batch with the penalties of its routers, and what they did.
+
+  Args:
+    key: for routers that draw at random.
+    split: whether the batch is this device's share along the mesh axis `data`; loads are then those
+      of the whole batch, since the load-balance loss is a product of two means.
+  """
+  outputs, facts = run.routed(recipe.model, {'params': params}, x, key)
+  if split:
+    whole = lambda load: jax.lax.pmean(jax.lax.stop_gradient(load), placement.DATA)
+    facts = {name: site._replace(load=whole(site.load)) for name, site in facts.items()}
+  return recipe.objective(outputs, y)[0].mean() + penalty(recipe.balance, facts), facts
+
+
 def _slot_gradient(recipe, params, bits, x, y, key, draw, split):
-  """Loss of one slot, and its gradient."""
+  """Loss of one slot with what its routers did, and its gradient."""
+  if recipe.balance is not None:
+    loss = lambda params: routed_loss(recipe, params, key, x, y, split=split)
+    return jax.value_and_grad(loss, has_aux=True)(params)
+  loss, gradient = _plain_gradient(recipe, params, bits, x, y, key, draw, split)
+  return (loss, {}), gradient
+
+
+def _plain_gradient(recipe, params, bits, x, y, key, draw, split):
   if recipe.subsets is None:
     scales = None
     if recipe.rescale == 'inverse':
@@ -202,23 +247,22 @@ def averaged_gradient(
     draw: a `Draw`, for recipes with subsets or a rescaling.
 
   Returns:
-    gradient, the same on every device; loss [K/P]; finite, bool [K/P]. A slot whose loss or
-    gradient is not finite on any device is left out of the average.
+    An `Averaged`. A slot whose loss or gradient is not finite on any device is left out.
   """
   split = placement.DATA in axes
 
   def slot(total, inputs):
     bits, (x, y), key = inputs
-    loss, gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
+    (loss, facts), gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if split:  # the devices along this axis run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), placement.DATA) > 0
-      loss = jax.lax.pmean(loss, placement.DATA)
+      loss, facts = jax.lax.pmean((loss, facts), placement.DATA)
       gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(placement.DATA), gradient)
     if total is None:
-      return gradient, (loss, finite)
+      return gradient, (loss, finite, facts)
     add = lambda t, g: t + jnp.where(finite, g, 0)
-    return jax.tree.map(add, total, gradient), (loss, finite)
+    return jax.tree.map(add, total, gradient), (loss, finite, facts)
 
   slots = bits, batch, None if draw is None else draw.keys
   if len(bits) == 1:
@@ -226,10 +270,10 @@ def averaged_gradient(
     total, seen = slot(None, alone)
     if axes:  # without others to add to, the caller drops the whole step instead
       total = jax.tree.map(lambda g: jnp.where(seen[1], g, 0), total)
-    loss, finite = jax.tree.map(lambda a: a[None], seen)
+    loss, finite, facts = jax.tree.map(lambda a: a[None], seen)
   else:
     zeros = jax.tree.map(jnp.zeros_like, params)
-    total, (loss, finite) = jax.lax.scan(slot, zeros, slots)
+    total, (loss, finite, facts) = jax.lax.scan(slot, zeros, slots)
   total = placement.all_reduce_sum(total, axes, recipe.collective)
 
   def over_slots(count):
@@ -238,10 +282,21 @@ def averaged_gradient(
 
   if recipe.average == 'mean':
     count = over_slots(finite.sum())
-    return jax.tree.map(lambda g: g / count, total), loss, finite
-  on = jnp.pad(bits, ((0, 0), (0, 1)), constant_values=True)
-  count = jax.tree.map(lambda readers: over_slots((finite & (on & readers).any(-1)).sum()), reads)
-  return jax.tree.map(jnp.divide, total, count), loss, finite
+    gradient = jax.tree.map(lambda g: g / count, total)
+  else:
+    on = jnp.pad(bits, ((0, 0), (0, 1)), constant_values=True)
+    used = lambda readers: over_slots((finite & (on & readers).any(-1)).sum())
+    gradient = jax.tree.map(jnp.divide, total, jax.tree.map(used, reads))
+  return Averaged(gradient, loss, finite, _mean_facts(facts, finite, axes))
+
+
+def _mean_facts(facts, finite, axes):
+  """Facts [K/P, ...] averaged over the finite slots of all devices."""
+  kept = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
+  total, count = jax.tree.map(kept, facts), finite.sum()
+  if placement.STRUCTURE in axes and facts:
+    total, count = jax.lax.psum((total, count), placement.STRUCTURE)
+  return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), total)
 
 
 def cosines(recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from additive_jax import gates
 from additive_jax import subsets as subsets_
 from additive_jax.errors import UserError
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
+from additive_jax.models.experts import ROUTING
 from additive_jax.structure import Structure, parse
 
 
@@ -131,6 +132,21 @@ def _inner_gates(subsets, batch) -> tuple:
   if all(len(rows) in (0, batch) for rows in subsets):
     return tuple(len(rows) == batch for rows in subsets)
   return tuple(jnp.moveaxis(subsets_.as_gates(subsets, batch), -1, 0))
+
+
+def routed(model, variables, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
+  """All gates on, with what the model's routers did.
+
+  Args:
+    key: for routers that draw at random; None gives them the draw that evaluation has.
+
+  Returns:
+    logits [B, ..., C], and the facts of each site with a router by the name of its module; see
+    `models.experts`.
+  """
+  rngs = {} if key is None else {ROUTING: key}
+  outputs, left = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
+  return outputs, {name: site['facts'] for name, site in left.get(ROUTING, {}).items()}
 
 
 def as_bits(structure, num_gates: int) -> jax.Array:

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from additive_jax import placement
+from additive_jax import placement, run
+from additive_jax.balance import move_biases
 from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.gradients import Draw, Recipe, averaged_gradient, usage
@@ -54,10 +55,11 @@ def train_step(
   """One step of the pool; the arguments are those of `averaged_gradient`.
 
   Returns:
-    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` []. When no slot
-    is finite, or their average is not, the pool and the optimizer stay as they were.
+    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` [], and for models
+    with routers `facts`, by site. When no slot is finite, or their average is not, the pool and the
+    optimizer stay as they were.
   """
-  gradient, loss, finite = averaged_gradient(
+  gradient, loss, finite, facts = averaged_gradient(
     recipe, state.params, bits, batch, axes=axes, reads=reads, draw=draw
   )
   count, slots = finite.sum(), finite.size
@@ -66,7 +68,10 @@ def train_step(
     slots *= jax.lax.axis_size(placement.STRUCTURE)
 
   updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
-  moved = (optax.apply_updates(state.params, updates), opt_state)
+  params = optax.apply_updates(state.params, updates)
+  if recipe.balance is not None:
+    params = move_biases(recipe.balance, params, state.params, facts)
+  moved = (params, opt_state)
   norm = optax.tree.norm(gradient)
   sound = (count > 0) & jnp.isfinite(
     norm
@@ -74,7 +79,7 @@ def train_step(
   keep = lambda new, old: jnp.where(sound, new, old)
   params, opt_state = jax.tree.map(keep, moved, (state.params, state.opt_state))
   skipped = state.skipped + jnp.where(sound, slots - count, slots).astype(jnp.int32)
-  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': norm}
+  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': norm, 'facts': facts}
   return State(params, opt_state, state.step + 1, skipped), metrics
 
 
@@ -86,6 +91,10 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
   rescaled = recipe.rescale != 'none' and recipe.subsets is None
+  facts = {}
+  if recipe.balance is not None:
+    variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+    facts = jax.eval_shape(lambda v, x: run.routed(recipe.model, v, x)[1], variables, example)
 
   def steps(state, sampler, key, num_steps, inputs, data):
     key = jax.random.wrap_key_data(key)
@@ -97,6 +106,7 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
       'loss': jnp.zeros((limit, per_device)),
       'finite': jnp.zeros((limit, per_device), bool),
       'gradient_norm': jnp.zeros(limit),
+      'facts': jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), facts),
     }
 
     def body(t, carry):
@@ -141,6 +151,8 @@ def _rows(shared_batch: bool) -> PartitionSpec:
 def _check_draws(recipe, sampler, batch_size, data_devices):
   """Raises `UserError` where sampler, batch and devices do not suit what the recipe draws."""
   plan, num_gates = recipe.subsets, len(gate_names(recipe.model))
+  if recipe.balance is not None:
+    _check_all_on(sampler, 'a model with routers')
   if plan is None:
     if recipe.rescale != 'none' and not hasattr(sampler, 'rates'):
       raise UserError(
@@ -148,11 +160,7 @@ def _check_draws(recipe, sampler, batch_size, data_devices):
         'sampler of gates with keep rates, uniform or bernoulli'
       )
     return
-  if not isinstance(sampler, Listed) or not np.all(placement.to_host(sampler.bits)):
-    raise UserError(
-      f'structures of {type(sampler).__name__} for subsets per sample: expected the sampler fixed '
-      'to all-on'
-    )
+  _check_all_on(sampler, 'subsets per sample')
   plan.rows(batch_size)
   if len(plan.keep_rates[0]) != num_gates:
     raise UserError(f'{len(plan.keep_rates[0])} keep rates: expected {num_gates}, one per gate')
@@ -160,6 +168,13 @@ def _check_draws(recipe, sampler, batch_size, data_devices):
     raise UserError(
       f'{data_devices} devices split a batch of {plan.parts} parts with a subset each: expected '
       'devices that divide the parts'
+    )
+
+
+def _check_all_on(sampler, what):
+  if not isinstance(sampler, Listed) or not np.all(placement.to_host(sampler.bits)):
+    raise UserError(
+      f'structures of {type(sampler).__name__} for {what}: expected the sampler fixed to all-on'
     )
 
 
@@ -237,7 +252,8 @@ class Trainer:
     """Takes steps; the length of the last chunk needs no other program.
 
     Returns:
-      `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps].
+      `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a model
+      with routers `facts`, by site, each leaf [num_steps, ...].
     """
     if num_steps < 0:
       raise UserError(f'num_steps {num_steps}: expected 0 or more')
@@ -247,16 +263,22 @@ class Trainer:
       'finite': np.zeros((0, num_slots), bool),
       'gradient_norm': np.zeros(0, np.float32),
     }
-    collected = [nothing]
+    collected, seen = [nothing], []
     while num_steps > 0:
       count = min(num_steps, self.chunk_steps)
       inputs = self._inputs(self.step, count)
       self.state, metrics = self._program(
         self.state, self._sampler, self._key, np.int32(count), inputs, self._data
       )
+      facts = metrics.pop('facts')
       collected.append({name: value[:count] for name, value in placement.to_host(metrics).items()})
+      if facts:
+        seen.append(jax.tree.map(lambda leaf, count=count: leaf[:count], placement.to_host(facts)))
       num_steps -= count
-    return {name: np.concatenate([chunk[name] for chunk in collected]) for name in nothing}
+    values = {name: np.concatenate([chunk[name] for chunk in collected]) for name in nothing}
+    if seen:
+      values['facts'] = jax.tree.map(lambda *chunks: np.concatenate(chunks), *seen)
+    return values
 
   def _inputs(self, start, count):
     indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)

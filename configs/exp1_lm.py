@@ -28,10 +28,10 @@ def get_config():
   config.model.hidden = (192, 48, 12)
   config.model.positions = 'rope'
   config.model.unit = 'swiglu'
-  config.learning_rate = 4e-3
+  config.learning_rate = 1.2e-2
   config.train.epochs = 1.0
   config.train.batch_size = 32
   config.train.structures_per_step = 2
-  config.sweep.shared_epochs = 2.0
+  config.sweep.shared_epochs = 4.0
   config.sweep.top_k = 5
   return config

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from additive_jax.models import MLP, VGG, ConvNet, LeNet, Transformer
+from additive_jax.models.experts import Routing
 from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
 from additive_jax.testing import check_model
 
@@ -56,6 +57,13 @@ MODELS = {
     (2,),
   ),
 }
+# Feed-forward sites whose tokens choose their structures: residual gates around them.
+ROUTED = {
+  'vit, k best of all': Routing('factorised', 2),
+  'language model, top 2 of a list': Routing('softmax', 2, True, ('11', '01', '00')),
+  'language model, all': Routing('marginal'),
+  'vit, at random': Routing('random', 1),
+}
 ROWS = [
   pytest.param(
     make,
@@ -75,3 +83,13 @@ ROWS = [
 def test_the_contract(make, mix, batch, task, num_gates):
   said = check_model(make(gates=mix, num_chunks=2), batch, task=task, max_structures=3)
   assert f'\n{num_gates} gates; {min(3, 1 << num_gates)} structures' in said
+
+
+@pytest.mark.parametrize('name', ROUTED)
+def test_the_contract_with_routers(name):
+  make, batch, task = (
+    (vit, IMAGES, 'classification') if 'vit' in name else (language_model, TOKENS, 'language')
+  )
+  model = make(num_chunks=3, routing=ROUTED[name])
+  said = check_model(model, batch, task=task, max_structures=4)
+  assert '\n2 gates; 4 structures' in said

@@ -129,9 +129,8 @@ def test_is_the_average_of_the_static_gradients(shape, collectives, params, batc
       name: averaged_gradient(r, params, bits, batch, axes=axes, reads=reads)
       for name, r in recipes.items()
     }
-    gradients = {name: gradient for name, (gradient, _, _) in found.items()}
-    _, loss, finite = found['mean']
-    return gradients, (loss, finite)
+    gradients = {name: values.gradient for name, values in found.items()}
+    return gradients, (found['mean'].loss, found['mean'].finite)
 
   program = on_mesh(shape, step)
   gradients, (loss, finite) = program(params, BITS, batch)
@@ -176,8 +175,8 @@ def treacherous_step():
   mean_, coverage_ = (recipe(objective=treacherous, average=average) for average in AVERAGES)
 
   def step(params, bits, batch, axes):
-    first, loss, finite = averaged_gradient(mean_, params, bits, batch, axes=axes)
-    second, _, _ = averaged_gradient(coverage_, params, bits, batch, axes=axes, reads=reads)
+    first, loss, finite, _ = averaged_gradient(mean_, params, bits, batch, axes=axes)
+    second = averaged_gradient(coverage_, params, bits, batch, axes=axes, reads=reads).gradient
     return (first, second), (loss, finite)
 
   return on_mesh((2, 2), step)

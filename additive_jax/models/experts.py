@@ -108,7 +108,8 @@ class StructureExperts(nn.Module):
     options = {'gate_kernel': gate, 'in_bias': first_bias, 'out_bias': second_bias}
 
     weights, facts = self._route(x, num_gates)
-    self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    if not self.is_initializing():  # the pool is parameters alone
+      self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     if isinstance(weights, routers.Choice):
       y = mixtures.structure_mixture(
         x, *layer, weights.bits, weights.weights, self.activation, **options

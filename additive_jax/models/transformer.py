@@ -12,6 +12,7 @@ from additive_jax import gates as gates_
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention
+from additive_jax.models.experts import Routing, StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
   KINDS,
@@ -53,6 +54,8 @@ class Transformer(Additive):
       not chosen stay on.
     num_chunks: m, chunks of D that sub-activation gates join.
     num_lanes: P, lanes that lane gates join; heads and H are split over them.
+    routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch;
+      its sites are then `experts.StructureExperts`, and the only gates are residual.
     lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
   """
 
@@ -70,6 +73,7 @@ class Transformer(Additive):
   gates: Sequence[str] = (RESIDUAL,)
   num_chunks: int = 4
   num_lanes: int = 2
+  routing: Routing | None = None
   lane_devices: int = 1
   lane_axis: str | None = None
 
@@ -98,8 +102,12 @@ class Transformer(Additive):
     check_divides('units of width', self.width, 'heads', self.num_heads)
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
-    if SUB_ACTIVATION in self.gates:
+    if SUB_ACTIVATION in self.gates or self.routing is not None:
       gates_.chunks(self.width, self.num_chunks)
+    if self.routing is not None:
+      if self.gates != (RESIDUAL,):
+        raise UserError(f'gate kinds {self.gates} with routers: expected residual alone')
+      self.routing.check(self.num_chunks - 1)
     if LANE in self.gates:
       check_sizes(num_lanes=self.num_lanes)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
@@ -123,7 +131,6 @@ class Transformer(Additive):
     if self.positions == 'learned':
       init = nn.initializers.normal(0.02)
       self.position = self.param('position', init, (self.max_tokens, self.width))
-    activation, gated = UNITS[self.unit]
     lanes = self.lanes
     whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
     sites, digits = [], max(2, len(str(self.num_layers - 1)))
@@ -132,12 +139,16 @@ class Transformer(Additive):
       rope = self.positions == 'rope'
       sites += [
         Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
-        FeedForward(
-          size, self.gates, self.num_chunks, lanes, activation, gated, name=f'{name}__mlp'
-        ),
+        self._feed_forward(size, f'{name}__mlp'),
       ]
     self.sites = sites
     self.head = Head(self.num_classes, name='readout')
+
+  def _feed_forward(self, size, name):
+    activation, gated = UNITS[self.unit]
+    if self.routing is not None:
+      return StructureExperts(size, self.num_chunks, self.routing, activation, gated, name=name)
+    return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:
     if not self.num_tokens:
