@@ -10,6 +10,7 @@ import pytest
 from additive_jax import UserError, placement, routers, run, samplers
 from additive_jax.balance import Balance, summary
 from additive_jax.data import ArraySplit
+from additive_jax.experiments.fit import point
 from additive_jax.gradients import Recipe
 from additive_jax.models import Transformer
 from additive_jax.models.experts import SELECTION_BIAS, Routing
@@ -132,6 +133,15 @@ def test_summary_of_facts():
   }
   everything = routers.GateFacts(np.ones(2), np.ones(2), 0.0, 0.5, np.zeros(0))
   assert summary(everything) == {'entropy': 0.5}
+
+
+def test_curves_tell_of_routers(random_pool):
+  values = trainer_of(recipe_of('softmax'), random_pool, slots=2).run(STEPS)
+  curves = point(values)
+  load = values['facts']['block_00__mlp'].load.mean(0)
+  assert curves['block_00/mlp/utilisation_max'] == pytest.approx(load.max() * 4)
+  assert curves['block_00/mlp/dead'] == (load == 0).sum()
+  assert 0 < curves['block_00/mlp/entropy'] <= np.log(4) + 1e-5
 
 
 def test_bad_input(random_pool):

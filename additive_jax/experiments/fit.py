@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from additive_jax import placement
+from additive_jax.balance import summary
 from additive_jax.checkpoint import Checkpointer
 from additive_jax.experiments.session import Session, Stopped
 from additive_jax.progress import Progress
@@ -56,8 +58,10 @@ def fit(
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def point(values: dict[str, np.ndarray], labels: Sequence[str] = ()) -> dict:
-  """One point of the curves: means over the finite slots of the steps since the last point."""
+def point(values: dict, labels: Sequence[str] = ()) -> dict:
+  """One point of the curves: means over the finite slots of the steps since the last point, and for
+  each site with a router what `balance.summary` says of its mean facts.
+  """
   finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
   total = np.where(finite, values['loss'], 0).sum(0)
   curves = {
@@ -65,4 +69,8 @@ def point(values: dict[str, np.ndarray], labels: Sequence[str] = ()) -> dict:
     'gradient_norm': float(values['gradient_norm'].mean()),
     'skipped': int((~finite).sum()),
   }
-  return curves | {f'loss/{label}': float(t / c) for label, t, c in zip(labels, total, count)}
+  curves |= {f'loss/{label}': float(t / c) for label, t, c in zip(labels, total, count)}
+  for site, facts in values.get('facts', {}).items():
+    said = summary(jax.tree.map(lambda leaf: leaf.mean(0), facts))
+    curves |= {f'{site.replace("__", "/")}/{name}': value for name, value in said.items()}
+  return curves
