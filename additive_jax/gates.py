@@ -183,11 +183,12 @@ def sub_activation(
     x: [..., D].
     in_kernel: A, [D, H].
     out_kernel: B, [H, E].
-    structure: the m − 1 gates. Static (a `Structure`, its text, or Python bools): merged groups, no
-      work twice, the FLOPs of the dense matmuls whatever the structure. Traced (an array
-      [..., m − 1] of bools or floats whose leading axes are leading axes of x, such as [B, m − 1]
-      per example; or m − 1 arrays): the mask form, the same matmuls and m activations, with
-      `h_j = act(Σ_i M[j,i] P_i)`, M[j,i] the product of the gates between chunks i and j.
+    structure: the m − 1 gates. Static (a `Structure`, its text, or a row of Python or NumPy bools
+      or of integers 0 and 1): merged groups, no work twice, the FLOPs of the dense matmuls whatever
+      the structure. Traced (a JAX array [..., m − 1], or NumPy with more axes, of bools or floats
+      whose leading axes are leading axes of x, such as [B, m − 1] per example; or m − 1 arrays):
+      the mask form, the same matmuls and m activations, with `h_j = act(Σ_i M[j,i] P_i)`, M[j,i]
+      the product of the gates between chunks i and j.
     activation: act, elementwise.
     gate_kernel: [D, H]; with it, as in SwiGLU, `h_G = act(Σ x_i C_i) · (Σ x_i A_i)`, both sums over
       the group.
@@ -198,12 +199,17 @@ def sub_activation(
     y [..., E].
 
   Raises:
-    UserError: when x does not fit the kernel, or there are more chunks than units of the input or
-      the output.
+    UserError: when the arrays or the gates do not fit each other, or there are more chunks than
+      units of the input or the output.
   """
   gates = _inner(structure)
-  if x.shape[-1] != in_kernel.shape[0]:
-    raise UserError(f'x of width {x.shape[-1]}: expected {in_kernel.shape[0]}, as in_kernel has')
+  check_layer(x, in_kernel, out_kernel, gate_kernel, in_bias, out_bias)
+  for gate in gates:
+    axes = np.shape(gate)
+    if axes != x.shape[: len(axes)] or len(axes) >= x.ndim:
+      raise UserError(
+        f'gates of shape {axes} for x of shape {x.shape}: expected leading axes of x, or none'
+      )
   m = len(gates) + 1
   inputs = chunks(in_kernel.shape[0], m)
   outputs = chunks(out_kernel.shape[1], m)
@@ -223,6 +229,21 @@ def sub_activation(
 
   y = compose(gates, first, activate, second)
   return y if out_bias is None else y + out_bias
+
+
+def check_layer(x, in_kernel, out_kernel, gate_kernel=None, in_bias=None, out_bias=None) -> None:
+  """Raises `UserError` where the arrays of `linear → act → linear` do not fit each other."""
+  if x.shape[-1] != in_kernel.shape[0]:
+    raise UserError(f'x of width {x.shape[-1]}: expected {in_kernel.shape[0]}, as in_kernel has')
+  hidden, out = in_kernel.shape[1], out_kernel.shape[1]
+  for name, value, want in (
+    ('out_kernel', out_kernel, (hidden, out)),
+    ('gate_kernel', gate_kernel, in_kernel.shape),
+    ('in_bias', in_bias, (hidden,)),
+    ('out_bias', out_bias, (out,)),
+  ):
+    if value is not None and value.shape != want:
+      raise UserError(f'{name} of shape {value.shape}: expected {want}, to fit the other arrays')
 
 
 def lane(x: jax.Array, z: jax.Array, gate, *, axis: int = 0, mesh_axis: str | None = None):
@@ -273,8 +294,12 @@ def _inner(structure) -> tuple:
   """Inner gates as a tuple: of Python bools, or of arrays."""
   if isinstance(structure, str):
     structure = Structure.from_string(structure) if structure else ()
+  if isinstance(structure, list | tuple | np.ndarray) and _is_plain(structure):
+    return tuple(bool(bit) for bit in structure)
   if isinstance(structure, jax.Array | np.ndarray):
     structure = jnp.asarray(structure)
+    if not structure.ndim:
+      raise UserError(f'structure {structure}: expected m − 1 gates, not a number')
     return tuple(structure[..., k] for k in range(structure.shape[-1]))
   if isinstance(structure, Structure):
     return structure.bits
@@ -284,6 +309,16 @@ def _inner(structure) -> tuple:
     raise UserError(
       f'structure {structure!r}: expected a Structure, its text, or m − 1 gates'
     ) from None
+
+
+def _is_plain(structure) -> bool:
+  """Whether it is a row of Python or NumPy bools, or of integers 0 and 1."""
+  if isinstance(structure, np.ndarray) and (
+    structure.ndim != 1 or structure.dtype.kind not in 'biu'
+  ):
+    return False
+  whole = bool | np.bool_ | int | np.integer
+  return all(isinstance(bit, whole) and bit in (0, 1) for bit in structure)
 
 
 def _is_soft(gate) -> bool:

@@ -92,12 +92,17 @@ def over_mesh(way: Callable, model, mesh: Mesh) -> Callable:
     where a static structure must be a static argument.
 
   Raises:
-    UserError: see `local_model`.
+    UserError: see `local_model`; and for a mesh without the axis, or, when the result is called, a
+      batch that its data axis does not divide.
   """
+  if LANE not in mesh.axis_names:
+    raise UserError(f'a mesh of axes {mesh.axis_names}: expected one with the axis {LANE!r}')
   part = local_model(model, mesh.shape[LANE])
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
 
   def run(variables, x, structure):
+    splits = mesh.shape.get(DATA, 1)
+    check_divides('examples', len(x), 'devices along the data axis', splits)
     specs = {'params': _specs(model, mesh, x)}
     if isinstance(structure, jax.Array):
       by_example = structure.ndim > 1

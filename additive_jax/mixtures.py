@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax.errors import UserError
-from additive_jax.gates import chunks, joins
+from additive_jax.gates import check_layer, chunks, joins
 
 Span = tuple[int, int]
 
@@ -86,6 +86,7 @@ def span_mixture(
     UserError: when there is no m with as many spans, or the shapes do not fit.
   """
   num_chunks = _chunks_of(weights.shape[-1])
+  check_layer(x, in_kernel, out_kernel, gate_kernel, in_bias, out_bias)
   partial = _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks)
   hidden = _mix_spans(partial, weights, activation, gate_kernel is not None)
   total = sum(weights[..., k] for k, (a, _) in enumerate(spans(num_chunks)) if a == 0)
@@ -131,6 +132,7 @@ def structure_mixture(
       in_bias=in_bias,
       out_bias=out_bias,
     )
+  check_layer(x, in_kernel, out_kernel, gate_kernel, in_bias, out_bias)
   partial = _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks)
   hidden = _mix_structures(partial, gates, weights, activation, gate_kernel is not None)
   return _second_layer(hidden, out_kernel, out_bias, weights.sum(-1))
@@ -146,8 +148,6 @@ def _chunks_of(num_spans: int) -> int:
 
 def _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks):
   """Of each chunk, a tuple: of the first layer and, for a gated unit, of its gate before it."""
-  if x.shape[-1] != in_kernel.shape[0]:
-    raise UserError(f'x of width {x.shape[-1]}: expected {in_kernel.shape[0]}, as in_kernel has')
   parts = []
   for chunk in chunks(in_kernel.shape[0], num_chunks):
     value = x[..., chunk] @ in_kernel[chunk]

@@ -57,7 +57,11 @@ def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
     )
   if used < len(devices):
     log.warning(
-      '%d of %d devices are used: K=%d, batch %d', used, len(devices), num_structures, batch_size
+      '%d of %d devices are used: %d structures a step and a batch of %d parts allow no more',
+      used,
+      len(devices),
+      num_structures,
+      batch_size,
     )
   shape = (structure, used // structure)
   return jax.make_mesh(

@@ -57,6 +57,8 @@ def masked(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Arr
   structure = jnp.asarray(structure)
   if structure.shape[-1:] != (num_gates,):
     raise UserError(f'gates of shape {structure.shape}: expected {num_gates} on the last axis')
+  if structure.ndim > 1 and structure.shape[0] != len(x):
+    raise UserError(f'gates of shape {structure.shape}: expected {len(x)} rows, one per example')
   structure = structure.astype(jnp.promote_types(structure.dtype, jnp.float32))
   return _run(model, variables, x, [structure[..., i] for i in range(num_gates)], scales)
 

@@ -146,5 +146,17 @@ def test_axis_that_does_not_divide_the_devices(count):
 def test_model_that_does_not_divide():
   with pytest.raises(UserError, match='4 lanes over 3 devices: expected a multiple of 3'):
     lanes.local_model(ROWS['mlp'][0], 3)
+  plain = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+  with pytest.raises(
+    UserError, match=r"a mesh of axes \('data',\): expected one with the axis 'la"
+  ):
+    lanes.over_mesh(run.static, MLP(1, 4, 4, 3, gates=('lane',)), plain)
+  two = lanes.over_mesh(
+    run.static, MLP(1, 4, 4, 3, gates=('lane',)), lanes.lane_mesh(2, jax.devices()[:4])
+  )
+  with pytest.raises(UserError, match='3 examples over 2 devices along the data axis: expected a'):
+    two({}, jnp.ones((3, 4)), '1')
+  with pytest.raises(UserError, match='2 lanes over 3 devices: expected a multiple of 3'):
+    MLP(1, 4, 6, 3, gates=('lane',), lane_devices=3)
   with pytest.raises(UserError, match=r"MLP with gates \('residual',\) on a lane axis"):
     lanes.local_model(MLP(1, 8, 8, 3), 2)

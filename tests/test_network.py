@@ -148,6 +148,11 @@ def test_a_network_of_your_own(sets):
     ('images', {'width': 0}, 'width 0: expected at least 1'),
     ('images', {'num_blocks': 0}, 'num_blocks 0: expected at least 1'),
     ('images', {'gates': (JOINS,), 'num_chunks': 9}, '9 chunks of a width of 8: expected 1 to 8'),
+    (
+      'images',
+      {'gates': (JOINS,), 'num_chunks': 1},
+      'num_chunks 1 with sub_activation gates: expected at least 2',
+    ),
     ('images', {'gates': (LANE,), 'num_lanes': 5}, '12 hidden units over 5 lanes: expected a mul'),
     (
       'images',

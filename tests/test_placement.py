@@ -46,7 +46,9 @@ def test_idle_devices_are_logged(caplog):
     placement.make_mesh(4, 64, jax.devices()[:4])
     assert not caplog.messages
     placement.make_mesh(5, 1, jax.devices()[:8])
-  assert caplog.messages == ['5 of 8 devices are used: K=5, batch 1']
+  assert caplog.messages == [
+    '5 of 8 devices are used: 5 structures a step and a batch of 1 parts allow no more'
+  ]
 
 
 LENGTHS = (1, 5, 16, 17)

@@ -265,3 +265,10 @@ def test_integers_end_at_31_gates():
   assert run(jnp.ones(32, bool)).shape == (1, 2)
   with pytest.raises(UserError, match='or an integer scalar for at most 31 gates'):
     run(jnp.int32(1))
+
+
+def test_gates_of_another_batch():
+  model = MLP(2, 4, 4, 3)
+  x = jnp.ones((4, 5))
+  with pytest.raises(UserError, match=r'gates of shape \(3, 2\): expected 4 rows, one per example'):
+    masked(model, model.init(jax.random.key(0), x), x, np.ones((3, 2)))

@@ -266,6 +266,40 @@ def test_gradient_of_soft_gates_is_the_finite_difference(leading):
   assert abs(want[0]) > 2e-3
 
 
+def arrays(**changed):
+  """x [2, 4] and a layer of 4, 5 and 4 units, with some arrays changed."""
+  found = {'x': (2, 4), 'in_kernel': (4, 5), 'out_kernel': (5, 4)} | changed
+  return {name: jnp.ones(shape) for name, shape in found.items()}
+
+
+@pytest.mark.parametrize(
+  ('changed', 'structure', 'message'),
+  [
+    ({'gate_kernel': (4, 1)}, '1', r'gate_kernel of shape \(4, 1\): expected \(4, 5\), to fit'),
+    ({'out_kernel': (6, 4)}, '1', r'out_kernel of shape \(6, 4\): expected \(5, 4\)'),
+    ({'in_bias': (4,)}, '1', r'in_bias of shape \(4,\): expected \(5,\)'),
+    ({'out_bias': (5,)}, '1', r'out_bias of shape \(5,\): expected \(4,\)'),
+    ({}, jnp.bool_(True), 'structure True: expected m − 1 gates, not a number'),
+    ({}, jnp.ones((3, 1)), r'gates of shape \(3,\) for x of shape \(2, 4\): expected leading axes'),
+  ],
+)
+def test_arrays_that_do_not_fit(changed, structure, message):
+  with pytest.raises(UserError, match=message):
+    sub_activation(**arrays(**changed), structure=structure, activation=jnp.tanh)
+
+
+@pytest.mark.parametrize('form', [np.array, list, lambda bits: [np.bool_(b) for b in bits]])
+def test_rows_of_plain_bits_are_static(form):
+  text = lambda s: str(
+    jax.make_jaxpr(
+      lambda x: sub_activation(**{**arrays(), 'x': x}, structure=s, activation=jnp.tanh)
+    )(jnp.ones((2, 4)))
+  )
+  assert text(form([1, 0])) == text('10')
+  assert text(form([True, False])) == text('10')
+  assert text(jnp.array([True, False])) != text('10')
+
+
 def matmul_flops(function, *arguments):
   """2 × multiplications of every dot in the lowered program, and how many dots it has."""
   text = jax.jit(function).lower(*arguments).as_text()

@@ -317,7 +317,7 @@ def test_learned_positions_take_shorter_inputs_and_refuse_longer(random_pool):
       'gate kinds () for transformer: expected some of residual, sub_activation, lane, once',
     ),
     ({'num_chunks': 9}, '9 chunks of a width of 8: expected 1 to 8'),
-    ({'num_chunks': 0}, '0 chunks of a width of 8: expected 1 to 8'),
+    ({'num_chunks': 0}, 'num_chunks 0 with sub_activation gates: expected at least 2'),
     ({'num_lanes': 0}, 'num_lanes 0: expected at least 1'),
     ({'num_layers': 0}, 'num_layers 0: expected at least 1'),
     ({'patch_size': 0}, 'patch_size 0: expected at least 1'),
@@ -342,3 +342,9 @@ def test_images_that_patches_do_not_fit(shape, message):
   with pytest.raises(UserError) as error:
     make('vit').init(jax.random.key(0), jnp.zeros(shape))
   assert str(error.value) == message
+
+
+@pytest.mark.parametrize('x', [np.ones((2, 3), np.float32), np.ones((2, 3, 1), np.int32)])
+def test_what_are_not_tokens(x):
+  with pytest.raises(UserError, match=r'inputs of dtype .* expected tokens, integers \[B, T\]'):
+    Transformer(**TEXT).init(jax.random.key(0), x)

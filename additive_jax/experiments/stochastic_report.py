@@ -29,6 +29,10 @@ def render(session, result, variants, curves: pd.DataFrame) -> str:
       'difference in accuracy': _signed(first, 'accuracy_minus_none'),
       'FLOPs of a step, of all-on': variants[1].forward_flops / variants[0].forward_flops,
     }
+    | {
+      f'{_words(variant.name)}, test loss': summary['variants'][variant.name]['loss']
+      for variant in variants[2:]
+    }
   )
   report.section('The full network, trained with and without random structures')
   report.figure(
@@ -103,4 +107,4 @@ def _signed(figures_of, key):
 
 
 def _words(name):
-  return name.replace('_', ' ')
+  return 'all gates on' if name == NONE else name.replace('_', ' ')

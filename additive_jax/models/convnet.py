@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from additive_jax import gates as gates_
 from additive_jax.models.additive import Additive
 from additive_jax.models.conv import (
   Conv,
@@ -21,6 +20,7 @@ from additive_jax.models.conv import (
 from additive_jax.models.kinds import (
   RESIDUAL,
   SUB_ACTIVATION,
+  check_chunks,
   check_kinds,
   check_sizes,
   gate_names,
@@ -115,7 +115,7 @@ class ConvNet(Additive):
     super().__post_init__()
     check_sizes(blocks_per_stage=self.blocks_per_stage, num_classes=self.num_classes)
     if SUB_ACTIVATION in self.gates:
-      gates_.chunks(min(self.channels), self.num_chunks)
+      check_chunks(min(self.channels), self.num_chunks)
 
   def setup(self):
     self.stem = Conv(self.channels[0], 3, name='embed')

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from additive_jax.errors import UserError
+from additive_jax.gates import chunks
 
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
 
@@ -54,6 +55,19 @@ def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
   if not chosen or len(set(chosen)) < len(chosen):
     raise UserError(f'gate kinds {chosen} for {model}: expected some of {", ".join(known)}, once')
   return chosen
+
+
+def check_chunks(width: int, num_chunks: int) -> None:
+  """Raises `UserError` where sub-activation gates cannot join `num_chunks` chunks of a width."""
+  if num_chunks < 2:
+    raise UserError(f'num_chunks {num_chunks} with sub_activation gates: expected at least 2')
+  chunks(width, num_chunks)
+
+
+def check_lanes(num_lanes: int, lane_devices: int) -> None:
+  """Raises `UserError` where lanes do not divide over devices."""
+  check_sizes(num_lanes=num_lanes, lane_devices=lane_devices)
+  check_divides('lanes', num_lanes, 'devices', lane_devices)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -18,8 +18,10 @@ from additive_jax.models.kinds import (
   SUB_ACTIVATION,
   Lanes,
   block_sizes,
+  check_chunks,
   check_divides,
   check_kinds,
+  check_lanes,
   check_sizes,
 )
 
@@ -70,9 +72,9 @@ class MLP(Additive):
     sizes = self.sizes
     check_sizes(width=self.width, num_classes=self.num_classes, hidden=min(sizes))
     if SUB_ACTIVATION in self.gates:
-      gates_.chunks(self.width, self.num_chunks)
+      check_chunks(self.width, self.num_chunks)
     if LANE in self.gates:
-      check_sizes(num_lanes=self.num_lanes)
+      check_lanes(self.num_lanes, self.lane_devices)
       for size in sizes:
         check_divides('hidden units', size, 'lanes', self.num_lanes)
 

@@ -23,7 +23,13 @@ from additive_jax.models.conv import (
   tiles,
 )
 from additive_jax.models.feed_forward import Linear
-from additive_jax.models.kinds import SUB_ACTIVATION, check_kinds, check_sizes, gate_names
+from additive_jax.models.kinds import (
+  SUB_ACTIVATION,
+  check_chunks,
+  check_kinds,
+  check_sizes,
+  gate_names,
+)
 
 KINDS = (SUB_ACTIVATION,)
 C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
@@ -119,7 +125,7 @@ class LeNet(Additive):
     super().__post_init__()
     check_sizes(num_classes=self.num_classes)
     for width in (C1_CHANNELS, self.num_classes):
-      gates_.chunks(width, self.num_chunks)
+      check_chunks(width, self.num_chunks)
 
   def setup(self):
     self.stem = Conv(C1_CHANNELS, 5, name='embed')
@@ -181,7 +187,7 @@ class VGG(Additive):
     self.gates = check_kinds('vgg', self.gates, KINDS)
     super().__post_init__()
     check_sizes(num_classes=self.num_classes)
-    gates_.chunks(min(self.channels), self.num_chunks)
+    check_chunks(min(self.channels), self.num_chunks)
 
   def setup(self):
     self.stem = Conv(self.channels[0], 3, name='embed')

@@ -21,8 +21,10 @@ from additive_jax.models.kinds import (
   SUB_ACTIVATION,
   Lanes,
   block_sizes,
+  check_chunks,
   check_divides,
   check_kinds,
+  check_lanes,
   check_sizes,
 )
 from additive_jax.models.mlp import Head
@@ -103,13 +105,13 @@ class Transformer(Additive):
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
     if SUB_ACTIVATION in self.gates or self.routing is not None:
-      gates_.chunks(self.width, self.num_chunks)
+      check_chunks(self.width, self.num_chunks)
     if self.routing is not None:
       if self.gates != (RESIDUAL,):
         raise UserError(f'gate kinds {self.gates} with routers: expected residual alone')
       self.routing.check(self.num_chunks - 1)
     if LANE in self.gates:
-      check_sizes(num_lanes=self.num_lanes)
+      check_lanes(self.num_lanes, self.lane_devices)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
       for size in self.sizes:
         check_divides('hidden units', size, 'lanes', self.num_lanes)
@@ -151,6 +153,10 @@ class Transformer(Additive):
     return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:
+    if self.num_tokens and (x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer)):
+      raise UserError(
+        f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
+      )
     if not self.num_tokens:
       x = patches(x.astype(jnp.float32), self.patch_size)
     tokens = x.shape[1]
