@@ -28,7 +28,7 @@ import numpy as np
 from additive_jax.errors import UserError
 from additive_jax.structure import Structure
 
-_SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def is_static(gate) -> bool:
@@ -75,7 +75,7 @@ def choose(x: jax.Array, update: Callable[[jax.Array], jax.Array], gate, scale=N
     return scaled(x) if gate else x
   if _is_soft(gate):
     return x + _aligned(gate, x) * (scaled(x) - x)
-  on = jax.checkpoint(scaled, prevent_cse=False, policy=_SAVED)
+  on = jax.checkpoint(scaled, prevent_cse=False, policy=SAVED)
   return jax.lax.cond(_switch(gate), on, lambda x: x, x)
 
 
