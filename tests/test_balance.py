@@ -14,6 +14,7 @@ from additive_jax.experiments.fit import point
 from additive_jax.gradients import Recipe
 from additive_jax.models import Transformer
 from additive_jax.models.experts import SELECTION_BIAS, Routing
+from additive_jax.models.moe import Experts
 from additive_jax.objectives import language
 from additive_jax.train import Trainer, init_state
 
@@ -27,6 +28,7 @@ ROUTINGS = {
   'factorised': Routing('factorised', 2, True),
   'marginal': Routing('marginal'),
   'random': Routing('random', 2),
+  'experts': Experts(3, 2),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from additive_jax.models import MLP, VGG, ConvNet, LeNet, Transformer
 from additive_jax.models.experts import Routing
 from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
+from additive_jax.models.moe import Experts
 from additive_jax.testing import check_model
 
 RANDOM = np.random.default_rng(0)
@@ -63,6 +64,7 @@ ROUTED = {
   'language model, top 2 of a list': Routing('softmax', 2, True, ('11', '01', '00')),
   'language model, all': Routing('marginal'),
   'vit, at random': Routing('random', 1),
+  'language model, standard experts': Experts(3, 2),
 }
 ROWS = [
   pytest.param(

@@ -28,6 +28,7 @@ from additive_jax.models.kinds import (
   check_sizes,
 )
 from additive_jax.models.mlp import Head
+from additive_jax.models.moe import Experts, MixtureOfExperts
 
 POSITIONS = ('learned', 'rope')
 UNITS = {'gelu': (nn.gelu, False), 'swiglu': (nn.silu, True)}
@@ -56,8 +57,9 @@ class Transformer(Additive):
       not chosen stay on.
     num_chunks: m, chunks of D that sub-activation gates join.
     num_lanes: P, lanes that lane gates join; heads and H are split over them.
-    routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch;
-      its sites are then `experts.StructureExperts`, and the only gates are residual.
+    routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
+      (`experts.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
+      then residual.
     lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
   """
 
@@ -75,7 +77,7 @@ class Transformer(Additive):
   gates: Sequence[str] = (RESIDUAL,)
   num_chunks: int = 4
   num_lanes: int = 2
-  routing: Routing | None = None
+  routing: Routing | Experts | None = None
   lane_devices: int = 1
   lane_axis: str | None = None
 
@@ -104,12 +106,14 @@ class Transformer(Additive):
     check_divides('units of width', self.width, 'heads', self.num_heads)
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
-    if SUB_ACTIVATION in self.gates or self.routing is not None:
+    if SUB_ACTIVATION in self.gates or isinstance(self.routing, Routing):
       check_chunks(self.width, self.num_chunks)
-    if self.routing is not None:
-      if self.gates != (RESIDUAL,):
-        raise UserError(f'gate kinds {self.gates} with routers: expected residual alone')
+    if self.routing is not None and self.gates != (RESIDUAL,):
+      raise UserError(f'gate kinds {self.gates} with routers: expected residual alone')
+    if isinstance(self.routing, Routing):
       self.routing.check(self.num_chunks - 1)
+    elif self.routing is not None:
+      self.routing.check()
     if LANE in self.gates:
       check_lanes(self.num_lanes, self.lane_devices)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
@@ -148,6 +152,8 @@ class Transformer(Additive):
 
   def _feed_forward(self, size, name):
     activation, gated = UNITS[self.unit]
+    if isinstance(self.routing, Experts):
+      return MixtureOfExperts(size, self.routing, activation, gated, name=name)
     if self.routing is not None:
       return StructureExperts(size, self.num_chunks, self.routing, activation, gated, name=name)
     return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)

@@ -1,0 +1,105 @@
+"""The standard mixture of experts: separate weights for every expert, top k of a softmax, and no
+token dropped. The baseline of mixtures of structures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax import routers
+from additive_jax.dispatch import packed
+from additive_jax.models.experts import ROUTING, SELECTION_BIAS
+from additive_jax.models.feed_forward import Linear
+from additive_jax.models.kinds import RESIDUAL, check_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """How many experts of their own weights there are, and how tokens choose.
+
+  Attributes:
+    num_experts: E.
+    top_k: k, experts of each token.
+    renormalise: the weights of a token's k experts sum to 1; otherwise they are the softmax over
+      all E.
+  """
+
+  num_experts: int = 8
+  top_k: int = 2
+  renormalise: bool = False
+
+  def check(self) -> None:
+    """Raises `UserError` for fewer than one expert, or k over their number."""
+    check_sizes(num_experts=self.num_experts)
+    routers.check_k(self.top_k, self.num_experts, 'experts')
+
+
+class MixtureOfExperts(nn.Module):
+  """`h + Σ_e w_e(x) f_e(x)` with `x = LayerNorm(h)`, [B, ..., D], over the k experts that a linear
+  router chose for each token; f_e is a feed-forward layer as in `FeedForward`.
+
+  Experts run one after the other, each on its own tokens, see `dispatch.packed`. Source: Shazeer et
+  al. 2017 (arXiv:1701.06538). Parameters have a leading axis of experts; facts are left as by
+  `experts.StructureExperts`.
+
+  Attributes:
+    hidden: H of each expert.
+    experts: how many, and how tokens choose.
+    activation, gated: as in `FeedForward`.
+  """
+
+  hidden: int
+  experts: Experts = Experts()
+  activation: Callable = nn.gelu
+  gated: bool = False
+
+  gates = (RESIDUAL,)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    self.experts.check()
+    width, count, how = h.shape[-1], self.experts.num_experts, self.experts
+    x = nn.LayerNorm(name='norm')(h)
+    bias = lambda size: None if self.gated else (count, size)
+    weights = {
+      'in': Linear((count, width, self.hidden), 1, bias(self.hidden), name='in')(),
+      'out': Linear((count, self.hidden, width), 1, bias(width), name='out')(),
+    }
+    if self.gated:
+      weights['gate'] = Linear((count, width, self.hidden), 1, name='gate')()
+    logits = nn.Dense(count, use_bias=False, name='router')(x)
+    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
+    nothing = np.zeros((count, 0), bool)  # experts have no gates
+    choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
+    if not self.is_initializing():
+      facts = routers.facts_of_list(logits, choice, count)
+      self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+    tokens = x.reshape(1, -1, width)
+    index, weight = (part.reshape(1, -1, how.top_k) for part in (choice.index, choice.weights))
+
+    @jax.checkpoint
+    def add_expert(total, expert):
+      number, own = expert
+      mine = index == number
+      layer = lambda x, positions, valid: self._layer(own, x)
+      y = packed(layer, tokens, mine.any(-1))
+      return total + jnp.where(mine, weight, 0).sum(-1)[..., None] * y, None
+
+    y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (jnp.arange(count), weights))
+    return h + y.reshape(h.shape)
+
+  def _layer(self, weights, x):
+    affine = lambda x, kernel, bias: x @ kernel if bias is None else x @ kernel + bias
+    value = affine(x, *weights['in'])
+    if self.gated:
+      value = self.activation(affine(x, *weights['gate'])) * value
+    else:
+      value = self.activation(value)
+    return affine(value, *weights['out'])

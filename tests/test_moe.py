@@ -1,0 +1,91 @@
+"""The standard mixture of experts against computing every expert for every token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from additive_jax import UserError
+from additive_jax.models import Transformer
+from additive_jax.models.experts import ROUTING, SELECTION_BIAS
+from additive_jax.models.moe import Experts, MixtureOfExperts
+
+STREAM = (2, 6, 5)
+
+
+def stream():
+  return jax.random.normal(jax.random.key(0), STREAM)
+
+
+def pool_of(site):
+  """A pool whose every leaf is random, so that no bias or scale hides."""
+  leaves, tree = jax.tree.flatten(site.init(jax.random.key(1), stream())['params'])
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  draw = [leaf + jax.random.normal(k, leaf.shape) / 3 for k, leaf in zip(keys, leaves)]
+  return jax.tree.unflatten(tree, draw)
+
+
+def dense(site, params, h):
+  """Every expert on every token, weighted by the router: JAX, so that it has gradients."""
+  mean, var = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
+  x = (h - mean) / jnp.sqrt(var + 1e-6) * params['norm']['scale'] + params['norm']['bias']
+  value = jnp.einsum('btd,edh->bteh', x, params['in']['kernel'])
+  if site.gated:
+    value = jax.nn.gelu(jnp.einsum('btd,edh->bteh', x, params['gate']['kernel'])) * value
+  else:
+    value = jax.nn.gelu(value + params['in']['bias'])
+  y = jnp.einsum('bteh,ehd->bted', value, params['out']['kernel'])
+  y = y if site.gated else y + params['out']['bias']
+  logits = x @ params['router']['kernel']
+  order = jnp.argsort(-(logits + params[SELECTION_BIAS]), axis=-1)[..., : site.experts.top_k]
+  on = jax.nn.one_hot(order, logits.shape[-1]).sum(-2)
+  weights = jax.nn.softmax(logits) * on
+  if site.experts.renormalise:
+    weights = weights / weights.sum(-1, keepdims=True)
+  return h + (weights[..., None] * y).sum(-2), on
+
+
+CASES = [Experts(4, 2), Experts(4, 1), Experts(3, 3, True), Experts(1, 1)]
+
+
+@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('how', CASES, ids=str)
+def test_output_and_gradients_are_those_of_all_experts(how, gated):
+  site = MixtureOfExperts(7, how, gated=gated)
+  params, h = pool_of(site), stream()
+  run = jax.jit(lambda p, h: site.apply({'params': p}, h))
+  np.testing.assert_allclose(run(params, h), dense(site, params, h)[0], rtol=1e-4, atol=1e-5)
+  slope = lambda form: jax.jit(jax.grad(lambda p, h: jnp.sin(form(p, h)).sum(), (0, 1)))(params, h)
+  found, want = slope(run), slope(lambda p, h: dense(site, p, h)[0])
+  # Sums over twelve tokens in float32.
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, found, want)
+
+
+def test_load_counts_the_tokens_of_each_expert():
+  site = MixtureOfExperts(7, Experts(4, 2))
+  params, h = pool_of(site), stream()
+  _, state = site.apply({'params': params}, h, mutable=[ROUTING])
+  load = dense(site, params, h)[1].sum((0, 1)) / 24
+  np.testing.assert_allclose(state[ROUTING]['facts'].load, load, rtol=1e-6)
+
+
+def test_nothing_is_dropped_when_all_choose_one_expert():
+  site = MixtureOfExperts(7, Experts(4, 1))
+  params, h = pool_of(site), stream()
+  params[SELECTION_BIAS] = jnp.array([0.0, 0, 1e3, 0])
+  found, want = site.apply({'params': params}, h), dense(site, params, h)[0]
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+  assert (np.abs(found - h).max(-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+  ('how', 'message'),
+  [
+    (Experts(4, 5), 'top 5 of 4 experts: expected 1 to 4'),
+    (Experts(0), 'num_experts 0: expected at least 1'),
+  ],
+)
+def test_bad_experts(how, message):
+  with pytest.raises(UserError, match=message):
+    Transformer(1, 4, 2, 4, 5, num_tokens=5, routing=how)
