@@ -7,11 +7,12 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import routers
 from additive_jax.errors import UserError
-from additive_jax.models.experts import SELECTION_BIAS
+from additive_jax.models.experts import KEEP_BIAS, SELECTION_BIAS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,15 @@ class Balance:
     z: weight of the z-loss, the mean squared log-normaliser of the logits. Source: Zoph et al. 2022
       (arXiv:2202.08906), equation 5.
     bias_rate: by how much the selection biases move a step, see `routers.rebalanced`; 0 leaves them
-      at zero.
+      where they are.
+    keep_rate: by how much the biases of tokens' own gates move a step, towards the share that
+      `experts.Routing.keep` asks for.
   """
 
   auxiliary: float = 0.0
   z: float = 0.0
   bias_rate: float = 0.0
+  keep_rate: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -54,9 +58,12 @@ def move_biases(balance: Balance, params, before, facts: dict):
   """
   moved = dict(params)
   for name, site in facts.items():
-    if SELECTION_BIAS in params[name]:
-      bias = routers.rebalanced(before[name][SELECTION_BIAS], site, balance.bias_rate)
-      moved[name] = {**params[name], SELECTION_BIAS: bias}
+    old, new = before[name], dict(params[name])
+    if SELECTION_BIAS in new:
+      new[SELECTION_BIAS] = routers.rebalanced(old[SELECTION_BIAS], site, balance.bias_rate)
+    if KEEP_BIAS in new:
+      new[KEEP_BIAS] = old[KEEP_BIAS] + balance.keep_rate * jnp.sign(site.keep - site.kept)
+    moved[name] = new
   return moved
 
 
@@ -64,13 +71,13 @@ def summary(facts) -> dict[str, float]:
   """What users look at, of one site's facts averaged over some steps, as NumPy arrays.
 
   Returns:
-    `entropy`, in nats; where choices are counted also `utilisation_max` and `utilisation_min`, the
-    load over the ideal even one, of the most and the least used structure (of gates: of all 2^n);
-    `max_violation`, how far the most used is above the ideal (MaxVio); `dead`, the structures that
-    no token chose.
+    `entropy`, in nats; `kept`, the share of tokens that were computed; where choices are counted
+    also `utilisation_max` and `utilisation_min`, the load over the ideal even one, of the most and
+    the least used structure (of gates: of all 2^n); `max_violation`, how far the most used is above
+    the ideal (MaxVio); `dead`, the structures that no token chose.
   """
   load = facts.structures if isinstance(facts, routers.GateFacts) else facts.load
-  found = {'entropy': float(facts.entropy)}
+  found = {'entropy': float(facts.entropy), 'kept': float(facts.kept)}
   if load.size:
     share = np.asarray(load) * load.size
     found |= {

@@ -157,12 +157,15 @@ class ListFacts(NamedTuple):
     importance: mean probability of each under the softmax, [S]; it carries the gradient.
     z: mean over the tokens of (logsumexp of the logits)².
     entropy: of the softmax, mean over the tokens, in nats.
+    kept, keep: share of the tokens that the branch computed, and the share it is to compute.
   """
 
   load: jax.Array
   importance: jax.Array
   z: jax.Array
   entropy: jax.Array
+  kept: jax.Array | float = 1.0
+  keep: jax.Array | float = 1.0
 
 
 class GateFacts(NamedTuple):
@@ -176,6 +179,7 @@ class GateFacts(NamedTuple):
     entropy: of the distribution over structures, mean over the tokens, in nats.
     structures: share of the choices that fell on each of the 2^n structures in integer order;
       empty for the mixture of all, or more than 2^16.
+    kept, keep: share of the tokens that the branch computed, and the share it is to compute.
   """
 
   load: jax.Array
@@ -183,6 +187,8 @@ class GateFacts(NamedTuple):
   z: jax.Array
   entropy: jax.Array
   structures: jax.Array
+  kept: jax.Array | float = 1.0
+  keep: jax.Array | float = 1.0
 
 
 def facts_of_list(logits, choice: Choice, count: int) -> ListFacts:
@@ -190,12 +196,13 @@ def facts_of_list(logits, choice: Choice, count: int) -> ListFacts:
   load = _histogram(choice.index, count)
   if logits is None:
     zero = jnp.zeros(())
-    return ListFacts(load, jnp.full(count, 1 / count), zero, jnp.log(jnp.float32(count)))
+    entropy = jnp.log(jnp.float32(count))
+    return ListFacts(load, jnp.full(count, 1 / count), zero, entropy, *jnp.ones(2))
   log_p = jax.nn.log_softmax(logits)
   axes = tuple(range(logits.ndim - 1))
   entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
   z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
-  return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy)
+  return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy, *jnp.ones(2))
 
 
 def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
@@ -211,7 +218,7 @@ def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
     if logits.shape[-1] <= MOST_ENUMERATED:
       codes = (choice.bits * (1 << np.arange(logits.shape[-1]))).sum(-1)
       structures = _histogram(codes, 1 << logits.shape[-1])
-  return GateFacts(load, importance, z, entropy.sum(-1).mean(), structures)
+  return GateFacts(load, importance, z, entropy.sum(-1).mean(), structures, *jnp.ones(2))
 
 
 def load_balance(facts: ListFacts | GateFacts) -> jax.Array:

@@ -124,17 +124,30 @@ def test_random_routes_anew_each_step(random_pool):
   np.testing.assert_allclose(np.sum(loads, axis=-1), 1, rtol=1e-6)
 
 
+def test_the_share_of_computed_tokens_settles(random_pool):
+  """At the target, whatever it is before the biases move."""
+  model = Transformer(
+    1, 6, 2, 8, 5, num_tokens=5, causal=True, num_chunks=3, routing=Routing('softmax', 1, keep=0.3)
+  )
+  recipe = Recipe(model, language, optax.sgd(0.01), balance=Balance(keep_rate=0.02))
+  values = trainer_of(recipe, random_pool, slots=2).run(300)
+  kept = values['facts']['block_00__mlp'].kept
+  assert abs(kept[:10].mean() - 0.3) > 0.1
+  assert abs(kept[-100:].mean() - 0.3) < 0.03
+
+
 def test_summary_of_facts():
   facts = routers.ListFacts(np.array([0.5, 0.25, 0.25, 0]), np.ones(4) / 4, 0.0, 1.2)
   assert summary(facts) == {
     'entropy': 1.2,
+    'kept': 1.0,
     'utilisation_max': 2.0,
     'utilisation_min': 0.0,
     'max_violation': 1.0,
     'dead': 1,
   }
   everything = routers.GateFacts(np.ones(2), np.ones(2), 0.0, 0.5, np.zeros(0))
-  assert summary(everything) == {'entropy': 0.5}
+  assert summary(everything) == {'entropy': 0.5, 'kept': 1.0}
 
 
 def test_curves_tell_of_routers(random_pool):

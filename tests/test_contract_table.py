@@ -64,6 +64,7 @@ ROUTED = {
   'language model, top 2 of a list': Routing('softmax', 2, True, ('11', '01', '00')),
   'language model, all': Routing('marginal'),
   'vit, at random': Routing('random', 1),
+  'vit, gates of tokens': Routing('marginal', keep=0.5),
   'language model, standard experts': Experts(3, 2),
 }
 ROWS = [

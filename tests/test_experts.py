@@ -1,5 +1,7 @@
 """The site whose experts are its own structures: weights, routers, and what it reports."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 
 from additive_jax import UserError, routers
 from additive_jax.gates import sub_activation
-from additive_jax.models.experts import ROUTING, SELECTION_BIAS, Routing, StructureExperts
+from additive_jax.models.experts import (
+  KEEP_BIAS,
+  ROUTING,
+  SELECTION_BIAS,
+  Routing,
+  StructureExperts,
+)
 from additive_jax.structure import all_bits
 
 WIDTH, HIDDEN, CHUNKS = 10, 12, 4
@@ -201,6 +209,7 @@ def test_balance_pushes_towards_even_choices():
   ('how', 'message'),
   [
     (Routing('top'), "router 'top': expected one of softmax, factorised, marginal, random"),
+    (Routing(keep=0.0), r'keep 0.0: expected a share of tokens in \(0, 1\]'),
     (Routing('softmax', 9), 'top 9 of 8 structures: expected 1 to 8'),
     (Routing('factorised', 9), 'top 9 of 8 structures: expected 1 to 8'),
     (Routing('random', 3, structures=('111', '000')), 'top 3 of 2 structures: expected 1 to 2'),
@@ -218,3 +227,31 @@ def test_too_many_structures_to_list():
   site = StructureExperts(HIDDEN, 20, Routing('softmax', 1))
   with pytest.raises(UserError, match="routers 'factorised' and 'marginal' do not enumerate"):
     site.init(jax.random.key(0), jnp.ones((1, 2, 20)))
+
+
+@pytest.mark.parametrize('name', ['softmax', 'factorised, renormalised', 'marginal'])
+def test_tokens_with_gates_of_their_own(name):
+  """Those that are off keep their stream to the bit; the others add their share."""
+  how, own = CASES[name], dataclasses.replace(CASES[name], keep=0.5)
+  site, h = StructureExperts(HIDDEN, CHUNKS, own), stream()
+  params = pool_of(site)
+  run = lambda p, h: site.apply({'params': p}, h, mutable=[ROUTING])
+  (found, left), full = jax.jit(run)(params, h), StructureExperts(HIDDEN, CHUNKS, how)
+  x = normed(params, h)
+  score = np.asarray(x @ params['keep']['kernel'])[..., 0]
+  on = score + np.asarray(params[KEEP_BIAS]) > 0
+  assert 0 < on.mean() < 1
+  np.testing.assert_array_equal(found[~on], h[~on])
+  every = full.apply({'params': {k: v for k, v in params.items() if 'keep' not in k}}, h) - h
+  want = h + on[..., None] / (1 + np.exp(-score))[..., None] * every
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(left[ROUTING]['facts'].kept, on.mean(), rtol=1e-6)
+  slope = jax.grad(lambda p: jnp.sin(run(p, h)[0]).sum())(params)
+  assert np.abs(slope['keep']['kernel']).max() > 1e-4
+  assert slope[KEEP_BIAS] == 0
+
+
+def test_all_tokens_off_adds_nothing():
+  site = StructureExperts(HIDDEN, CHUNKS, Routing('factorised', 2, keep=0.5))
+  params = {**pool_of(site), KEEP_BIAS: jnp.float32(-1e3)}
+  np.testing.assert_array_equal(site.apply({'params': params}, stream()), stream())

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import mixtures, routers
+from additive_jax.dispatch import packed
 from additive_jax.errors import UserError
 from additive_jax.gates import chunks
 from additive_jax.models.feed_forward import Linear
@@ -28,6 +29,7 @@ ROUTERS = ('softmax', 'factorised', 'marginal', 'random')
 # choice without entering its weights.
 ROUTING = 'routing'
 SELECTION_BIAS = 'selection_bias'
+KEEP_BIAS = 'keep_bias'  # likewise, of the gates that tokens have of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +45,24 @@ class Routing:
     renormalise: the weights of a token's k structures sum to 1; otherwise they are probabilities
       under the router.
     structures: the list, as texts of m − 1 gates; () is all 2^(m−1). For 'softmax' and 'random'.
+    keep: the target share of tokens that the branch computes. Below 1 a second router gives each
+      token a residual gate of its own: on where its score, moved by a bias that steers the share
+      (`balance`), is positive; what the branch adds is then weighted by the sigmoid of the score,
+      and tokens that are off are not computed.
   """
 
   router: str = 'softmax'
   top_k: int = 2
   renormalise: bool = False
   structures: tuple[str, ...] = ()
+  keep: float = 1.0
 
   def check(self, num_gates: int) -> None:
     """Raises `UserError` where router, k and list do not suit m − 1 gates."""
     if self.router not in ROUTERS:
       raise UserError(f'router {self.router!r}: expected one of {", ".join(ROUTERS)}')
+    if not 0 < self.keep <= 1:
+      raise UserError(f'keep {self.keep}: expected a share of tokens in (0, 1]')
     if self.router in ('factorised', 'marginal') and self.structures:
       raise UserError(
         f'{len(self.structures)} listed structures for the router {self.router!r}: expected none, '
@@ -76,7 +85,7 @@ class StructureExperts(nn.Module):
   feed-forward layer that the router chose for each token.
 
   Parameters are named as in `FeedForward`, and the router's `router`. Under `mutable=['routing']`
-  the site leaves what `routing_facts` says.
+  the site leaves its facts, a `routers.ListFacts` or `GateFacts`.
 
   Attributes:
     hidden: H.
@@ -107,15 +116,24 @@ class StructureExperts(nn.Module):
     layer = (first, second)
     options = {'gate_kernel': gate, 'in_bias': first_bias, 'out_bias': second_bias}
 
-    weights, facts = self._route(x, num_gates)
+    routed, facts = self._route(x, num_gates)
+
+    def experts(x, routed):
+      if isinstance(routed, routers.Choice):
+        chosen = routed.bits, routed.weights
+        return mixtures.structure_mixture(x, *layer, *chosen, self.activation, **options)
+      return mixtures.span_mixture(x, *layer, routed, self.activation, **options)
+
+    if self.routing.keep < 1:
+      score = nn.Dense(1, use_bias=False, name='keep')(x)
+      bias = jax.lax.stop_gradient(self.param(KEEP_BIAS, nn.initializers.zeros, ()))
+      on = score[..., 0] + bias > 0
+      facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
+      y = jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
+    else:
+      y = experts(x, routed)
     if not self.is_initializing():  # the pool is parameters alone
       self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
-    if isinstance(weights, routers.Choice):
-      y = mixtures.structure_mixture(
-        x, *layer, weights.bits, weights.weights, self.activation, **options
-      )
-    else:
-      y = mixtures.span_mixture(x, *layer, weights, self.activation, **options)
     return h + y
 
   def _route(self, x, num_gates):
@@ -141,3 +159,16 @@ class StructureExperts(nn.Module):
     listed = how.listed(num_gates)
     choice = routers.top_k(logits, listed, how.top_k, renormalise=how.renormalise, bias=bias)
     return choice, routers.facts_of_list(logits, choice, len(listed))
+
+
+def _of_tokens(function, x, routed, on):
+  """`function(x, routed)` of the tokens [B, ..., D] that are on alone, zero for the others."""
+  flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
+  routed = jax.tree.map(flat, routed)
+
+  def of_part(part, positions, valid):
+    here = jax.tree.map(lambda a: a[positions[0]], routed)
+    return function(part[0], here)[None]
+
+  y = packed(of_part, flat(x)[None], on.reshape(1, -1))
+  return y.reshape(x.shape)
