@@ -287,8 +287,11 @@ def load_data(options: ConfigDict) -> data_.Data:
 
 def describe(model) -> str:
   """The fields of a model on one line, the same in every process."""
-  # Functions among the fields show where in memory they lie.
-  return re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', repr(model)))
+  fields = [f.name for f in dataclasses.fields(model) if f.name not in ('parent', 'name')]
+  said = ', '.join(f'{name}={getattr(model, name)!r}' for name in fields)
+  # Functions among the fields show where in memory they lie, and modules take several lines.
+  said = re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', said))
+  return f'{type(model).__name__}({said})'
 
 
 def to_plain_config(config: ConfigDict) -> dict:
