@@ -158,6 +158,8 @@ class ListFacts(NamedTuple):
     z: mean over the tokens of (logsumexp of the logits)².
     entropy: of the softmax, mean over the tokens, in nats.
     kept, keep: share of the tokens that the branch computed, and the share it is to compute.
+    share: the load that each structure should have, see `rebalanced`; [S], below 0 where any will
+      do.
   """
 
   load: jax.Array
@@ -166,6 +168,7 @@ class ListFacts(NamedTuple):
   entropy: jax.Array
   kept: jax.Array | float = 1.0
   keep: jax.Array | float = 1.0
+  share: jax.Array | float = 0.0
 
 
 class GateFacts(NamedTuple):
@@ -197,12 +200,14 @@ def facts_of_list(logits, choice: Choice, count: int) -> ListFacts:
   if logits is None:
     zero = jnp.zeros(())
     entropy = jnp.log(jnp.float32(count))
-    return ListFacts(load, jnp.full(count, 1 / count), zero, entropy, *jnp.ones(2))
+    even = jnp.full(count, 1 / count)
+    return ListFacts(load, even, zero, entropy, *jnp.ones(2), even)
   log_p = jax.nn.log_softmax(logits)
   axes = tuple(range(logits.ndim - 1))
   entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
   z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
-  return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy, *jnp.ones(2))
+  even = jnp.full(count, 1 / count)
+  return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy, *jnp.ones(2), even)
 
 
 def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
@@ -237,11 +242,11 @@ def load_balance(facts: ListFacts | GateFacts) -> jax.Array:
 def rebalanced(bias: jax.Array, facts: ListFacts | GateFacts, rate: float) -> jax.Array:
   """The next selection bias: up by `rate` where the load is below its share, down where above.
 
-  Outside the gradient; the share is 1/S of a list and 1/2 of a gate. Source: Wang et al. 2024
-  (arXiv:2408.15664).
+  Outside the gradient; the share is `facts.share` of a list, 1/S by default, and 1/2 of a gate.
+  Source: Wang et al. 2024 (arXiv:2408.15664).
   """
-  share = 1 / len(bias) if isinstance(facts, ListFacts) else 0.5
-  return bias + rate * jnp.sign(share - facts.load)
+  share = jnp.asarray(facts.share if isinstance(facts, ListFacts) else 0.5)
+  return bias + rate * jnp.where(share >= 0, jnp.sign(share - facts.load), 0)
 
 
 def _histogram(index: jax.Array, count: int) -> jax.Array:

@@ -70,12 +70,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
   return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
 
 
-def rotate(x: jax.Array) -> jax.Array:
-  """Rotary positions: the pair (i, i + d/2) of token t's [B, T, heads, d] is turned by
-  t·base^(−2i/d)."""
-  tokens, size = x.shape[1], x.shape[-1]
+def rotate(x: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+  """Rotary positions: the pair (i, i + d/2) of a token [B, T, heads, d] at position t is turned by
+  t·base^(−2i/d). Positions are int [B, T]; None is 0 to T − 1.
+  """
+  size = x.shape[-1]
+  positions = jnp.arange(x.shape[1]) if positions is None else positions
   rate = ROPE_BASE ** (-jnp.arange(size // 2) / (size // 2))
-  angle = (jnp.arange(tokens)[:, None] * rate)[:, None, :]  # [T, 1, d/2]
+  angle = (positions[..., None] * rate)[..., None, :]  # [..., T, 1, d/2]
   cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

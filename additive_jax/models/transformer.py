@@ -159,24 +159,37 @@ class Transformer(Additive):
     return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:
-    if self.num_tokens and (x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer)):
-      raise UserError(
-        f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
-      )
-    if not self.num_tokens:
-      x = patches(x.astype(jnp.float32), self.patch_size)
-    tokens = x.shape[1]
-    h = self.stem(x)
-    if self.positions == 'learned':
-      if tokens > self.max_tokens:
-        raise UserError(f'{tokens} tokens: expected at most {self.max_tokens}, max_tokens')
-      h = h + self.position[:tokens]
+    position = self.position if self.positions == 'learned' else None
+    h = embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
     return self.lanes.split(h) if LANE in self.gates else h
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
       h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
     return self.head(h if self.num_tokens else h.mean(1))
+
+
+def embed_inputs(stem, position, x: jax.Array, num_tokens: int, patch_size: int) -> jax.Array:
+  """Images, or tokens if `num_tokens` is not 0, as a stream [B, T, D].
+
+  Args:
+    stem: the module that embeds tokens or patches.
+    position: of learned positions, [max_tokens, D], or None.
+
+  Raises:
+    UserError: for anything else, or more tokens than positions.
+  """
+  if num_tokens and (x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer)):
+    raise UserError(
+      f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
+    )
+  h = stem(x if num_tokens else patches(x.astype(jnp.float32), patch_size))
+  if position is None:
+    return h
+  tokens, most = h.shape[1], len(position)
+  if tokens > most:
+    raise UserError(f'{tokens} tokens: expected at most {most}, max_tokens')
+  return h + position[:tokens]
 
 
 def patches(x: jax.Array, size: int) -> jax.Array:

@@ -1,0 +1,292 @@
+"""Distributed neural architectures: at every step each token chooses its modules from one shared
+pool.
+
+Source: Cowsik, He & Gromov 2025 (arXiv:2506.22389). With M modules, one linear router without bias
+for each step and `ρ = softmax(R(h))`, a step is
+
+  h ← h + Σ_{i ∈ top-k(ρ)} ρ_i (M_i(h) − h).
+
+Modules are attention, feed-forward, whole transformer blocks, and identities, which compute
+nothing. Attention goes among the tokens of a sequence that chose that module at that step, with
+their positions kept. No token is dropped, see `dispatch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax import routers
+from additive_jax.dispatch import packed
+from additive_jax.errors import UserError
+from additive_jax.models.additive import Additive
+from additive_jax.models.attention import Attention, rotate
+from additive_jax.models.experts import ROUTING, SELECTION_BIAS
+from additive_jax.models.feed_forward import FeedForward, Linear
+from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
+from additive_jax.models.mlp import Head
+from additive_jax.models.transformer import UNITS, embed_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+  """What the pool holds and how tokens choose from it.
+
+  Attributes:
+    attention, mlp, block, identity: how many modules of each kind, numbered in this order.
+    top_k: k, modules of each token and step.
+    renormalise: the weights of a token's k modules sum to 1; otherwise they are the softmax over
+      all M.
+    skip: r, the target share of choices that fall on identities, each the same; a bias of the
+      identities in the choice, not in the weights, steers it (`balance`). 0 leaves it free.
+  """
+
+  attention: int = 4
+  mlp: int = 4
+  block: int = 0
+  identity: int = 2
+  top_k: int = 2
+  renormalise: bool = False
+  skip: float = 0.0
+
+  @property
+  def count(self) -> int:
+    """M."""
+    return self.attention + self.mlp + self.block + self.identity
+
+  def check(self) -> None:
+    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
+    for name in ('attention', 'mlp', 'block', 'identity'):
+      if getattr(self, name) < 0:
+        raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
+    routers.check_k(self.top_k, self.count, 'modules')
+    if not 0 <= self.skip < 1:
+      raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
+    if self.skip and not self.identity:
+      raise UserError(f'skip {self.skip} without identity modules: expected at least one')
+
+
+class Pool(nn.Module):
+  """The modules: for tokens and their chosen modules, `Σ_i ρ_i (M_i(h) − h)`.
+
+  Parameters of the modules of a kind have a leading axis. Modules of a kind run one after the
+  other, each on its own tokens.
+
+  Attributes:
+    modules: how many of each kind.
+    num_heads, hidden: of attention, and H of the feed-forward modules.
+    causal, rope: as in `Attention`.
+    unit: 'gelu' or 'swiglu'.
+  """
+
+  modules: Modules
+  num_heads: int
+  hidden: int
+  causal: bool = False
+  rope: bool = False
+  unit: str = 'gelu'
+
+  @nn.compact
+  def __call__(self, h: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
+    width, how = h.shape[-1], self.modules
+    total, first = jnp.zeros_like(h), 0
+    kinds = (
+      ('attention', how.attention, self._attention, True),
+      ('mlp', how.mlp, self._mlp, False),
+      ('block', how.block, self._block, True),
+    )
+    for name, count, apply, by_sequence in kinds:
+      if not count:
+        continue
+      parameters = {}
+      if name != 'mlp':
+        parameters |= self._attention_parameters(f'{name}_attention', count, width)
+      if name != 'attention':
+        parameters |= self._mlp_parameters(f'{name}_mlp', count, width)
+      view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
+      streams, chosen, share = view(h), view(index), view(weights)
+
+      @jax.checkpoint
+      def add(total, one, apply=apply, streams=streams, chosen=chosen, share=share):
+        number, own = one
+        mine = chosen == number
+        layer = lambda x, positions, valid: apply(own, x, positions, valid)
+        y = packed(layer, streams, mine.any(-1))
+        return total + jnp.where(mine, share, 0).sum(-1)[..., None] * y, None
+
+      numbers = first + jnp.arange(count)
+      found, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
+      total, first = total + found.reshape(h.shape), first + count
+    return total
+
+  def _norm_parameters(self, name, count, width):
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    shape = (count, width)
+    return self.param(f'{name}_scale', ones, shape), self.param(f'{name}_bias', zeros, shape)
+
+  def _attention_parameters(self, name, count, width):
+    heads, size = self.num_heads, width // self.num_heads
+    qkv = Linear((count, width, 3, heads, size), 1, (count, 3, heads, size), name=f'{name}_qkv')
+    out = Linear((count, heads, size, width), (1, 2), (count, width), name=f'{name}_out')
+    norm = self._norm_parameters(f'{name}_norm', count, width)
+    return {'attention_norm': norm, 'qkv': qkv(), 'attention_out': out()}
+
+  def _mlp_parameters(self, name, count, width):
+    gated = UNITS[self.unit][1]
+    bias = lambda size: None if gated else (count, size)
+    into = Linear((count, width, self.hidden), 1, bias(self.hidden), name=f'{name}_in')
+    out = Linear((count, self.hidden, width), 1, bias(width), name=f'{name}_out')
+    norm = self._norm_parameters(f'{name}_norm', count, width)
+    found = {'mlp_norm': norm, 'mlp_in': into(), 'mlp_out': out()}
+    if gated:
+      gate = Linear((count, width, self.hidden), 1, name=f'{name}_gate')
+      found['mlp_gate'] = gate()
+    return found
+
+  def _attention(self, own, h, positions, valid):
+    """Attention among the valid tokens [B, c, D] of each sequence, at their positions."""
+    x = _norm(h, own['attention_norm'])
+    kernel, bias = own['qkv']
+    q, k, v = jnp.moveaxis(jnp.einsum('btd,dshk->btshk', x, kernel) + bias, 2, 0)
+    if self.rope:
+      q, k = rotate(q, positions), rotate(k, positions)
+    allowed = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
+    if self.causal:
+      allowed &= positions[:, :, None] >= positions[:, None, :]
+    scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k)
+    scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
+    mixed = jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
+    kernel, bias = own['attention_out']
+    return jnp.einsum('bthk,hkd->btd', mixed, kernel) + bias
+
+  def _mlp(self, own, h, positions, valid):
+    del positions, valid
+    x, (activation, gated) = _norm(h, own['mlp_norm']), UNITS[self.unit]
+    affine = lambda x, kernel, bias: x @ kernel if bias is None else x @ kernel + bias
+    value = affine(x, *own['mlp_in'])
+    value = activation(affine(x, *own['mlp_gate'])) * value if gated else activation(value)
+    return affine(value, *own['mlp_out'])
+
+  def _block(self, own, h, positions, valid):
+    """A transformer layer less its input."""
+    after = self._attention(own, h, positions, valid)
+    return after + self._mlp(own, h + after, positions, valid)
+
+
+def _norm(x, parameters):
+  """LayerNorm, as Flax's."""
+  scale, bias = parameters
+  mean = x.mean(-1, keepdims=True)
+  variance = jnp.maximum(0, jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean))
+  return (x - mean) * (jax.lax.rsqrt(variance + 1e-6) * scale) + bias
+
+
+class Step(nn.Module):
+  """One step: a router, and the shared pool.
+
+  Attributes:
+    pool: the modules, shared by all steps.
+    modules: how many, and how tokens choose.
+  """
+
+  pool: Pool
+  modules: Modules
+
+  gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    how = self.modules
+    logits = nn.Dense(how.count, use_bias=False, name='router')(h)
+    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
+    nothing = np.zeros((how.count, 0), bool)  # modules have no gates
+    choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
+    if not self.is_initializing():
+      facts = routers.facts_of_list(logits, choice, how.count)
+      identity = jnp.arange(how.count) >= how.count - how.identity
+      facts = facts._replace(
+        share=jnp.where(identity & (how.skip > 0), how.skip / max(how.identity, 1), -1.0),
+        kept=1 - jnp.where(identity, facts.load, 0).sum(),
+        keep=jnp.float32(1 - how.skip),
+      )
+      self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    return h + self.pool(h, choice.index, choice.weights)
+
+
+class DNA(Additive):
+  """Dense sublayers first, then `num_steps` steps over one pool of modules; a residual gate each.
+
+  Inputs are those of `Transformer`: images, or tokens int [B, T] with one logit vector per token.
+
+  Attributes:
+    num_steps: S.
+    width: D.
+    num_heads: attention heads.
+    hidden: H of every feed-forward module.
+    num_classes: C, the number of logits.
+    modules: the pool, and how tokens choose.
+    num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
+    num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
+  """
+
+  num_steps: int
+  width: int
+  num_heads: int
+  hidden: int
+  num_classes: int
+  modules: Modules = Modules()
+  num_backbone: int = 0
+  num_tokens: int = 0
+  patch_size: int = 2
+  causal: bool = False
+  positions: str = 'learned'
+  max_tokens: int = 256
+  unit: str = 'gelu'
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_sizes(
+      num_steps=self.num_steps,
+      width=self.width,
+      num_heads=self.num_heads,
+      hidden=self.hidden,
+      num_classes=self.num_classes,
+    )
+    if self.num_backbone < 0:
+      raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
+    check_divides('units of width', self.width, 'heads', self.num_heads)
+    self.modules.check()
+
+  def setup(self):
+    if self.num_tokens:
+      self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
+    else:
+      self.stem = nn.Dense(self.width, name='embed')
+    if self.positions == 'learned':
+      init = nn.initializers.normal(0.02)
+      self.position = self.param('position', init, (self.max_tokens, self.width))
+    rope = self.positions == 'rope'
+    activation, gated = UNITS[self.unit]
+    backbone = []
+    for i in range(self.num_backbone):
+      if i % 2 == 0:
+        site = Attention(self.num_heads, causal=self.causal, rope=rope, name=f'dense_{i:02}')
+      else:
+        site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
+      backbone.append(site)
+    self.pool = Pool(self.modules, self.num_heads, self.hidden, self.causal, rope, self.unit)
+    steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
+    self.sites = [*backbone, *steps]
+    self.head = Head(self.num_classes, name='readout')
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    position = self.position if self.positions == 'learned' else None
+    return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    return self.head(h if self.num_tokens else h.mean(1))

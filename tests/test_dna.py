@@ -1,0 +1,214 @@
+"""Distributed neural architectures against computing every module for every token and masking."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from additive_jax import UserError, run, samplers
+from additive_jax.balance import Balance
+from additive_jax.data import ArraySplit
+from additive_jax.gradients import Recipe
+from additive_jax.models.additive import branch, embed, readout
+from additive_jax.models.dna import DNA, Modules
+from additive_jax.models.experts import SELECTION_BIAS
+from additive_jax.objectives import language
+from additive_jax.testing import check_model
+from additive_jax.train import Trainer
+
+TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
+TOKENS = np.random.default_rng(0).integers(0, 7, (3, 8)).astype(np.uint8)
+CASES = {
+  'learned, gelu': DNA(2, 8, modules=Modules(2, 2, 1, 1, 2), **TEXT),
+  'rope, swiglu': DNA(
+    2, 8, modules=Modules(2, 1, 1, 2, 3, True), positions='rope', unit='swiglu', **TEXT
+  ),
+  'one module': DNA(3, 8, modules=Modules(2, 2, 0, 0, 1), num_backbone=2, **TEXT),
+}
+
+
+def norm(x, scale, bias):
+  variance = ((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True)
+  return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(variance + 1e-6) * scale + bias
+
+
+def turned(x):
+  """Rotary positions, a pair at a time."""
+  size = x.shape[-1]
+  out = [None] * size
+  for i in range(size // 2):
+    angle = (np.arange(x.shape[1]) * 10_000.0 ** (-2 * i / size))[None, :, None]
+    a, b = x[..., i], x[..., i + size // 2]
+    out[i], out[i + size // 2] = (
+      a * np.cos(angle) - b * np.sin(angle),
+      a * np.sin(angle) + b * np.cos(angle),
+    )
+  return jnp.stack(out, -1)
+
+
+def attention(model, p, name, i, h, chosen):
+  """Of all tokens, over the keys of those that chose the module."""
+  x = norm(h, p[f'{name}_norm_scale'][i], p[f'{name}_norm_bias'][i])
+  qkv = jnp.einsum('btd,dshk->sbthk', x, p[f'{name}_qkv']['kernel'][i])
+  q, k, v = qkv + p[f'{name}_qkv']['bias'][i][:, None, None]
+  if model.positions == 'rope':
+    q, k = turned(q), turned(k)
+  scores = jnp.einsum('bqhk,bthk->bhqt', q, k) / np.sqrt(q.shape[-1])
+  allowed = chosen[:, None, None, :] & np.tri(h.shape[1], dtype=bool)
+  weights = jnp.where(allowed, jnp.exp(scores), 0)
+  weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+  mixed = jnp.einsum('bhqt,bthk->bqhk', weights, v)
+  return (
+    jnp.einsum('bqhk,hkd->bqd', mixed, p[f'{name}_out']['kernel'][i]) + p[f'{name}_out']['bias'][i]
+  )
+
+
+def mlp(model, p, name, i, h):
+  x = norm(h, p[f'{name}_norm_scale'][i], p[f'{name}_norm_bias'][i])
+  value = x @ p[f'{name}_in']['kernel'][i]
+  if model.unit == 'swiglu':
+    return (jax.nn.silu(x @ p[f'{name}_gate']['kernel'][i]) * value) @ p[f'{name}_out']['kernel'][i]
+  value = jax.nn.gelu(value + p[f'{name}_in']['bias'][i])
+  return value @ p[f'{name}_out']['kernel'][i] + p[f'{name}_out']['bias'][i]
+
+
+def step_by_masks(model, params, step, h):
+  """One step, every module on every token."""
+  how, pool, own = model.modules, params['pool'], params[f'step_{step:02}']
+  logits = h @ own['router']['kernel']
+  order = jnp.argsort(-(logits + own[SELECTION_BIAS]), axis=-1)[..., : how.top_k]
+  on = jax.nn.one_hot(order, how.count).sum(-2)
+  rho = jax.nn.softmax(logits) * on
+  if how.renormalise:
+    rho = rho / rho.sum(-1, keepdims=True)
+  total, number = h, 0
+  for kind in ('attention', 'mlp', 'block'):
+    for i in range(getattr(how, kind)):
+      chosen = on[..., number] > 0
+      if kind == 'attention':
+        y = attention(model, pool, 'attention_attention', i, h, chosen)
+      elif kind == 'mlp':
+        y = mlp(model, pool, 'mlp_mlp', i, h)
+      else:
+        y = attention(model, pool, 'block_attention', i, h, chosen)
+        y = y + mlp(model, pool, 'block_mlp', i, h + y)
+      total = total + rho[..., number, None] * y
+      number += 1
+  return total
+
+
+def by_masks(model, variables, x):
+  h = embed(model, variables, x)
+  for i in range(model.num_backbone):
+    h = branch(model, variables, i, h)
+  for step in range(model.num_steps):
+    h = step_by_masks(model, variables['params'], step, h)
+  return readout(model, variables, h)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_outputs_and_gradients_are_those_of_all_modules(name, random_pool):
+  model = CASES[name]
+  variables = random_pool(model, TOKENS)
+  found = jax.jit(lambda v: model.apply(v, TOKENS))(variables)
+  np.testing.assert_allclose(found, by_masks(model, variables, TOKENS), rtol=1e-4, atol=1e-4)
+  loss = lambda form: jax.jit(jax.grad(lambda v: jnp.sin(form(v)).mean()))(variables)
+  found = loss(lambda v: model.apply(v, TOKENS))
+  want = loss(lambda v: by_masks(model, v, TOKENS))
+  # Sums over 24 tokens through three steps in float32.
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, found, want)
+  assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(want)) > 0.01
+
+
+@pytest.mark.parametrize('favourite', [0, 2, 4])
+def test_nothing_is_dropped_when_all_tokens_choose_one_module(favourite, random_pool):
+  """An attention, a feed-forward module and a block, with every token of every sequence."""
+  model = DNA(1, 8, modules=Modules(2, 2, 1, 1, 1), **TEXT)
+  variables = random_pool(model, TOKENS)
+  bias = 1e3 * jnp.eye(6)[favourite]
+  variables['params']['step_00'][SELECTION_BIAS] = bias
+  found = model.apply(variables, TOKENS)
+  np.testing.assert_allclose(found, by_masks(model, variables, TOKENS), rtol=1e-4, atol=1e-4)
+  _, facts = run.routed(model, variables, TOKENS)
+  assert facts['step_00'].load[favourite] == 1
+
+
+def test_identities_compute_nothing(random_pool):
+  model = DNA(2, 8, modules=Modules(1, 1, 0, 2, 1), **TEXT)
+  variables = random_pool(model, TOKENS)
+  h = embed(model, variables, TOKENS)
+  for step in ('step_00', 'step_01'):
+    variables['params'][step][SELECTION_BIAS] = jnp.array([-1e3, -1e3, 0, 0])
+  np.testing.assert_array_equal(model.apply(variables, TOKENS), readout(model, variables, h))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_causality(name, random_pool):
+  """At every capacity: choices differ with every token that is changed."""
+  model = CASES[name]
+  variables = random_pool(model, TOKENS)
+  apply = jax.jit(lambda x: model.apply(variables, x))
+  base = apply(TOKENS)
+  for t in range(8):
+    moved = TOKENS.copy()
+    moved[:, t] = (moved[:, t] + 3) % 7
+    gap = np.abs(apply(moved) - base).max((0, 2))
+    # Matmuls of other sizes round differently.
+    assert gap[:t].max(initial=0) < 1e-5
+    assert gap[t] > 1e-3
+
+
+def test_facts_count_the_choices(random_pool):
+  model = CASES['learned, gelu']
+  variables = random_pool(model, TOKENS)
+  _, facts = run.routed(model, variables, TOKENS)
+  h = embed(model, variables, TOKENS)
+  own = variables['params']['step_00']
+  scores = h @ own['router']['kernel'] + own[SELECTION_BIAS]
+  best = np.argsort(-scores, axis=-1)[..., :2]
+  load = np.bincount(best.ravel(), minlength=6) / best.size
+  np.testing.assert_allclose(facts['step_00'].load, load, rtol=1e-6)
+  np.testing.assert_allclose(facts['step_00'].kept, 1 - load[5], rtol=1e-6)
+  assert set(facts) == {'step_00', 'step_01'}
+
+
+def test_the_share_of_skipped_compute_settles():
+  """By biases of the identities alone, which no gradient moves."""
+  model = DNA(2, 8, modules=Modules(1, 2, 0, 2, 2, skip=0.3), **TEXT)
+  split = ArraySplit(*np.random.default_rng(1).integers(0, 7, (2, 64, 8)).astype(np.uint8))
+  recipe = Recipe(model, language, optax.adam(0.003), balance=Balance(bias_rate=0.01))
+  trainer = Trainer(recipe, split, samplers.fixed('11', 2), batch_size=8, seed=0)
+  facts = trainer.run(400)['facts']
+  for step in ('step_00', 'step_01'):
+    assert abs(1 - facts[step].kept[-100:].mean() - 0.3) < 0.02
+    bias = np.asarray(trainer.variables['params'][step][SELECTION_BIAS])
+    np.testing.assert_array_equal(bias[:3], 0)
+    assert np.abs(bias[3:]).max() > 0
+
+
+def test_the_contract():
+  """Of a small one: every size of a dispatch is a branch that each of its programs compiles."""
+  model = DNA(1, 4, modules=Modules(1, 1, 0, 1, 1), **TEXT | {'hidden': 4})
+  x, y = np.random.default_rng(2).integers(0, 7, (2, 4, 2)).astype(np.uint8)
+  said = check_model(model, (x, y), task='language', max_structures=2)
+  assert '\n1 gates; 2 structures' in said or '\n1 gate; 2 structures' in said
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'modules': Modules(1, 1, 0, 1, 4)}, 'top 4 of 3 modules: expected 1 to 3'),
+    ({'modules': Modules(skip=1.0)}, r'skip 1.0: expected a share in \[0, 1\)'),
+    ({'modules': Modules(identity=0, skip=0.5)}, 'skip 0.5 without identity modules: expected at'),
+    ({'modules': Modules(mlp=-1)}, '-1 modules of mlp: expected 0 or more'),
+    ({'num_backbone': -1}, 'num_backbone -1: expected 0 or more'),
+    ({'num_heads': 3}, '8 units of width over 3 heads: expected a multiple of 3'),
+  ],
+)
+def test_bad_options(options, message):
+  with pytest.raises(UserError, match=message):
+    DNA(2, 8, **TEXT | options)
