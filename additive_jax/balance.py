@@ -42,8 +42,14 @@ class Balance:
 
 
 def penalty(balance: Balance, facts: dict) -> jax.Array:
-  """What is added to the loss, from the facts of each site by name; see `run.routed`."""
+  """What is added to the loss, from the facts of each site by name; see `run.routed`.
+
+  Raises:
+    UserError: for a model without routers.
+  """
   found = list(facts.values())
+  if not found:
+    raise UserError('a balance of routers for a model without any: expected one with routers')
   loads = sum(routers.load_balance(site) for site in found)
   return (balance.auxiliary * loads + balance.z * sum(site.z for site in found)) / len(found)
 

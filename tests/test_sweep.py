@@ -330,7 +330,7 @@ def test_own_model_by_name_or_as_an_object_on_own_data(tmp_path):
   saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert saved['data']['name'] == 'products'
   assert saved['model']['name'] == 'Own'
-  assert 'width = 5' in saved['model']['fields']
+  assert 'width=5' in saved['model']['fields']
   # The same model as an object is the same run, whose functions lie anywhere in memory.
   again = sweep.run(config, tmp_path / 'run', model=Own(1, 5), data=data, devices=2)
   pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
