@@ -23,6 +23,7 @@ from additive_jax.errors import UserError
 from additive_jax.structure import all_bits
 
 MOST_ENUMERATED = 16  # gates whose structures may be listed
+WORD = 31  # bits of an int32 beside its sign
 
 
 class Choice(NamedTuple):
@@ -138,11 +139,15 @@ def k_best(logits: jax.Array, k: int, *, renormalise: bool = False, bias=None) -
   totals = sum((c[..., None] * s for c, s in zip(cheapest, jnp.asarray(sets.T, cost.dtype))), 0.0)
   totals = jnp.broadcast_to(totals, (*cost.shape[:-1], len(sets)))
   place = _ranks(totals)
-  codes = jnp.asarray(sets @ (1 << np.arange(sets.shape[1])), jnp.int32)
-  flips = jnp.stack([jnp.where(place == r, codes, 0).sum(-1) for r in range(k)], axis=-1)
-  in_reach = rank < sets.shape[1]
-  flipped = (flips[..., None] >> jnp.where(in_reach, rank, 0)[..., None, :]) % 2 == 1
-  bits = (scores > 0)[..., None, :] ^ (flipped & in_reach[..., None, :])
+  bits = jnp.broadcast_to((scores > 0)[..., None, :], (*scores.shape[:-1], k, num_gates))
+  for start in range(0, sets.shape[1], WORD):  # a set as the bits of integers
+    some = sets[:, start : start + WORD]
+    codes = jnp.asarray(some @ (1 << np.arange(some.shape[1])), jnp.int32)
+    flips = jnp.stack([jnp.where(place == r, codes, 0).sum(-1) for r in range(k)], axis=-1)
+    here = rank - start
+    in_reach = (here >= 0) & (here < some.shape[1])
+    flipped = (flips[..., None] >> jnp.where(in_reach, here, 0)[..., None, :]) % 2 == 1
+    bits ^= flipped & in_reach[..., None, :]
   log_probability = log_probabilities(logits, bits)
   if renormalise:
     return Choice(bits, jax.nn.softmax(log_probability, axis=-1))
@@ -196,17 +201,14 @@ class GateFacts(NamedTuple):
 
 def facts_of_list(logits, choice: Choice, count: int) -> ListFacts:
   """Of a choice among `count` structures; without logits (at random) only the load is known."""
-  load = _histogram(choice.index, count)
+  load, even = _histogram(choice.index, count), jnp.full(count, 1 / count)
   if logits is None:
-    zero = jnp.zeros(())
     entropy = jnp.log(jnp.float32(count))
-    even = jnp.full(count, 1 / count)
-    return ListFacts(load, even, zero, entropy, *jnp.ones(2), even)
+    return ListFacts(load, even, jnp.zeros(()), entropy, *jnp.ones(2), even)
   log_p = jax.nn.log_softmax(logits)
   axes = tuple(range(logits.ndim - 1))
   entropy = -(jnp.exp(log_p) * log_p).sum(-1).mean()
   z = jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()
-  even = jnp.full(count, 1 / count)
   return ListFacts(load, jnp.exp(log_p).mean(axes), z, entropy, *jnp.ones(2), even)
 
 

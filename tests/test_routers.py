@@ -78,6 +78,17 @@ def test_k_best_of_many_gates_flips_the_cheapest_alone():
   np.testing.assert_allclose(cost, sums, rtol=1e-5, atol=1e-6)
 
 
+def test_k_best_flips_beyond_the_bits_of_one_integer():
+  """Costs are nearly equal, so that the cheapest sets are those of one gate."""
+  logits = np.random.default_rng(0).uniform(1, 1.5, (5, 40)).astype(np.float32)
+  bits = np.asarray(routers.k_best(logits, 40).bits)
+  cost = ((bits != (logits > 0)[:, None]) * np.abs(logits)[:, None].astype(np.float64)).sum(-1)
+  # The sum of any two is above every single one.
+  want = np.concatenate([np.zeros((5, 1)), np.sort(logits.astype(np.float64), axis=-1)[:, :39]], -1)
+  np.testing.assert_allclose(cost, want, rtol=1e-6)
+  assert all(len(np.unique(rows, axis=0)) == 40 for rows in bits)
+
+
 @pytest.mark.parametrize('k', [2, 4, 8, 16])
 def test_flip_sets_are_enough_and_all_needed(k):
   """For random costs the k cheapest of all sets are in the family, and each member is needed."""
