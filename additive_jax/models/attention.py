@@ -60,13 +60,18 @@ class Attention(nn.Module):
     return gates_.lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-  """Softmax attention of queries, keys and values [B, T, heads, d]; the same shape."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, allowed=None) -> jax.Array:
+  """Softmax attention of queries, keys and values [B, T, heads, d]; the same shape.
+
+  Args:
+    allowed: in place of `causal`, which keys each query sees, bool [B, T, T].
+  """
   scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k)
-  if causal:
+  if allowed is None and causal:
     tokens = q.shape[1]
-    allowed = jnp.tril(jnp.ones((tokens, tokens), bool))
-    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    allowed = jnp.tril(jnp.ones((1, tokens, tokens), bool))
+  if allowed is not None:
+    scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
   return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
 
 

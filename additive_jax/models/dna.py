@@ -25,9 +25,9 @@ from additive_jax import routers
 from additive_jax.dispatch import packed
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
-from additive_jax.models.attention import Attention, rotate
+from additive_jax.models.attention import Attention, attend, rotate
 from additive_jax.models.experts import ROUTING, SELECTION_BIAS
-from additive_jax.models.feed_forward import FeedForward, Linear
+from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
 from additive_jax.models.mlp import Head
 from additive_jax.models.transformer import UNITS, embed_inputs
@@ -158,19 +158,14 @@ class Pool(nn.Module):
     allowed = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       allowed &= positions[:, :, None] >= positions[:, None, :]
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k)
-    scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
-    mixed = jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
+    mixed = attend(q, k, v, self.causal, allowed)
     kernel, bias = own['attention_out']
     return jnp.einsum('bthk,hkd->btd', mixed, kernel) + bias
 
   def _mlp(self, own, h, positions, valid):
     del positions, valid
-    x, (activation, gated) = _norm(h, own['mlp_norm']), UNITS[self.unit]
-    affine = lambda x, kernel, bias: x @ kernel if bias is None else x @ kernel + bias
-    value = affine(x, *own['mlp_in'])
-    value = activation(affine(x, *own['mlp_gate'])) * value if gated else activation(value)
-    return affine(value, *own['mlp_out'])
+    x, activation = _norm(h, own['mlp_norm']), UNITS[self.unit][0]
+    return dense_layer(x, own['mlp_in'], own['mlp_out'], own.get('mlp_gate'), activation)
 
   def _block(self, own, h, positions, valid):
     """A transformer layer less its input."""
@@ -179,11 +174,9 @@ class Pool(nn.Module):
 
 
 def _norm(x, parameters):
-  """LayerNorm, as Flax's."""
+  """LayerNorm with the parameters of one module."""
   scale, bias = parameters
-  mean = x.mean(-1, keepdims=True)
-  variance = jnp.maximum(0, jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean))
-  return (x - mean) * (jax.lax.rsqrt(variance + 1e-6) * scale) + bias
+  return nn.LayerNorm(parent=None).apply({'params': {'scale': scale, 'bias': bias}}, x)
 
 
 class Step(nn.Module):

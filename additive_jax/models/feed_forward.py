@@ -87,6 +87,21 @@ class FeedForward(nn.Module):
     return gates_.lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
 
 
+def dense_layer(x: jax.Array, first, second, gate, activation: Callable) -> jax.Array:
+  """`linear → act → linear` of pairs (kernel, bias or None), as `Linear` gives; `gate` may be None,
+  and has no bias."""
+  return gates_.sub_activation(
+    x,
+    first[0],
+    second[0],
+    (),
+    activation,
+    gate_kernel=None if gate is None else gate[0],
+    in_bias=first[1],
+    out_bias=second[1],
+  )
+
+
 def in_lanes(kernel: jax.Array, axis: int, lanes: int) -> jax.Array:
   """Splits an axis of a kernel into equal contiguous shards, [lanes, ...]."""
   shape = (*kernel.shape[:axis], lanes, -1, *kernel.shape[axis + 1 :])

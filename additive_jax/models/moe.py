@@ -15,7 +15,7 @@ import numpy as np
 from additive_jax import routers
 from additive_jax.dispatch import packed
 from additive_jax.models.experts import ROUTING, SELECTION_BIAS
-from additive_jax.models.feed_forward import Linear
+from additive_jax.models.feed_forward import Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 
 
@@ -88,18 +88,11 @@ class MixtureOfExperts(nn.Module):
     def add_expert(total, expert):
       number, own = expert
       mine = index == number
-      layer = lambda x, positions, valid: self._layer(own, x)
+      layer = lambda x, positions, valid: dense_layer(
+        x, own['in'], own['out'], own.get('gate'), self.activation
+      )
       y = packed(layer, tokens, mine.any(-1))
       return total + jnp.where(mine, weight, 0).sum(-1)[..., None] * y, None
 
     y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (jnp.arange(count), weights))
     return h + y.reshape(h.shape)
-
-  def _layer(self, weights, x):
-    affine = lambda x, kernel, bias: x @ kernel if bias is None else x @ kernel + bias
-    value = affine(x, *weights['in'])
-    if self.gated:
-      value = self.activation(affine(x, *weights['gate'])) * value
-    else:
-      value = self.activation(value)
-    return affine(value, *weights['out'])
