@@ -30,7 +30,7 @@ from additive_jax.models.experts import ROUTING, SELECTION_BIAS
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
 from additive_jax.models.mlp import Head
-from additive_jax.models.transformer import UNITS, embed_inputs
+from additive_jax.models.transformer import UNITS, check_choices, embed_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,10 @@ class DNA(Additive):
     )
     if self.num_backbone < 0:
       raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
+    check_choices(self.positions, self.unit)
     check_divides('units of width', self.width, 'heads', self.num_heads)
+    if self.positions == 'rope':
+      check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
     self.modules.check()
 
   def setup(self):

@@ -97,12 +97,7 @@ class Transformer(Additive):
     )
     if self.num_tokens < 0:
       raise UserError(f'num_tokens {self.num_tokens}: expected 0, for images, or more')
-    for name, value, known in (
-      ('positions', self.positions, POSITIONS),
-      ('unit', self.unit, tuple(UNITS)),
-    ):
-      if value not in known:
-        raise UserError(f'{name} {value!r}: expected one of {", ".join(known)}')
+    check_choices(self.positions, self.unit)
     check_divides('units of width', self.width, 'heads', self.num_heads)
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
@@ -167,6 +162,16 @@ class Transformer(Additive):
     if LANE in self.gates:
       h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
     return self.head(h if self.num_tokens else h.mean(1))
+
+
+def check_choices(positions: str, unit: str) -> None:
+  """Raises `UserError` for unknown positions or units."""
+  for name, value, known in (
+    ('positions', positions, POSITIONS),
+    ('unit', unit, tuple(UNITS)),
+  ):
+    if value not in known:
+      raise UserError(f'{name} {value!r}: expected one of {", ".join(known)}')
 
 
 def embed_inputs(stem, position, x: jax.Array, num_tokens: int, patch_size: int) -> jax.Array:
