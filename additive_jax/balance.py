@@ -12,7 +12,7 @@ import numpy as np
 
 from additive_jax import routers
 from additive_jax.errors import UserError
-from additive_jax.models.experts import KEEP_BIAS, SELECTION_BIAS
+from additive_jax.models.routing import KEEP_BIAS, SELECTION_BIAS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Balance:
     bias_rate: by how much the selection biases move a step, see `routers.rebalanced`; 0 leaves them
       where they are.
     keep_rate: by how much the biases of tokens' own gates move a step, towards the share that
-      `experts.Routing.keep` asks for.
+      `routing.Routing.keep` asks for.
   """
 
   auxiliary: float = 0.0

@@ -57,12 +57,18 @@ def main(argv: list[str]) -> int:
 
 def _run(values, config, name: str, command: str) -> int:
   from additive_jax import placement
-  from additive_jax.experiments import cotrain, stochastic, sweep
+  from additive_jax.experiments import cotrain, dna, experts, stochastic, sweep
   from additive_jax.experiments.session import Stopped
   from additive_jax.progress import setup_logging
 
   setup_logging()
-  experiments = {'sweep': sweep.run, 'cotrain': cotrain.run, 'stochastic': stochastic.run}
+  experiments = {
+    'sweep': sweep.run,
+    'cotrain': cotrain.run,
+    'stochastic': stochastic.run,
+    'experts': experts.run,
+    'dna': dna.run,
+  }
   if config.experiment not in experiments:
     raise UserError(
       f'config.experiment {config.experiment!r}: expected one of {", ".join(experiments)}'

@@ -23,7 +23,7 @@ from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_one
 from additive_jax.gradients import Recipe
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import gate_names, initial
 from additive_jax.structure import Structure, parse
 from additive_jax.train import State, init_state, train_step
 
@@ -80,11 +80,11 @@ class Population:
     self._order = Order(len(data.train), batch_size, seed)
     key = jax.random.fold_in(jax.random.key(seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
-    self.variables = placement.to_host(recipe.model.init(key, example))
+    self.variables = placement.to_host(initial(recipe.model, key, example))
     arrays = ((data.train.x, data.train.y), (data.test.x, data.test.y))
-    initial = placement.to_host(init_state(recipe, self.variables))
+    first = placement.to_host(init_state(recipe, self.variables))
     self._placed = {
-      device: jax.device_put((initial, *arrays), device) for device in set(self.devices)
+      device: jax.device_put((first, *arrays), device) for device in set(self.devices)
     }
     self._compiled: set = set()
     self._locks = {device: threading.Lock() for device in set(self.devices)}
@@ -114,8 +114,8 @@ class Population:
     tail = np.int32(max(1, min(stop // 10, len(indices))))
 
     def work(structure, device):
-      initial, train, test = self._placed[device]
-      state = jax.device_put(states[structure], device) if states else initial
+      first, train, test = self._placed[device]
+      state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
       if (device, len(indices)) in self._compiled:

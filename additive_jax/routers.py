@@ -223,8 +223,7 @@ def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
   if choice is not None:
     load = choice.bits.astype(logits.dtype).mean((*axes, logits.ndim - 1))
     if logits.shape[-1] <= MOST_ENUMERATED:
-      codes = (choice.bits * (1 << np.arange(logits.shape[-1]))).sum(-1)
-      structures = _histogram(codes, 1 << logits.shape[-1])
+      structures = _histogram(codes(choice.bits), 1 << logits.shape[-1])
   return GateFacts(load, importance, z, entropy.sum(-1).mean(), structures, *jnp.ones(2))
 
 
@@ -254,6 +253,14 @@ def rebalanced(bias: jax.Array, facts: ListFacts | GateFacts, rate: float) -> ja
 def _histogram(index: jax.Array, count: int) -> jax.Array:
   """Share of each of `count` values among integers of any shape."""
   return jnp.zeros(count).at[index.reshape(-1)].add(1) / index.size
+
+
+def codes(bits: jax.Array) -> jax.Array | None:
+  """Structures [..., n] as integers, int32 [...]; None for more gates than an int32 holds."""
+  num_gates = bits.shape[-1]
+  if num_gates > WORD:
+    return None
+  return (bits * (1 << np.arange(num_gates, dtype=np.int32))).sum(-1, dtype=jnp.int32)
 
 
 def log_probabilities(logits: jax.Array, bits: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from additive_jax import gates
 from additive_jax import subsets as subsets_
 from additive_jax.errors import UserError
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
-from additive_jax.models.experts import ROUTING
+from additive_jax.models.routing import CHOICES, ROUTING
 from additive_jax.structure import Structure, parse
 
 
@@ -144,11 +144,25 @@ def routed(model, variables, x: jax.Array, key: jax.Array | None = None) -> tupl
 
   Returns:
     logits [B, ..., C], and the facts of each site with a router by the name of its module; see
-    `models.experts`.
+    `models.routing`.
   """
   rngs = {} if key is None else {ROUTING: key}
   outputs, left = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
-  return outputs, {name: site['facts'] for name, site in left.get(ROUTING, {}).items()}
+  return outputs, _left(left, ROUTING)
+
+
+def chosen(model, variables, x: jax.Array) -> tuple[jax.Array, dict, dict]:
+  """All gates on, with what the model's routers did and what every token chose.
+
+  Returns:
+    logits and facts as `routed` gives them, and the `models.routing.Chosen` of each site.
+  """
+  outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES])
+  return outputs, _left(left, ROUTING), _left(left, CHOICES)
+
+
+def _left(collections, name) -> dict:
+  return {site: value['left'] for site, value in collections.get(name, {}).items()}
 
 
 def as_bits(structure, num_gates: int) -> jax.Array:

@@ -23,7 +23,7 @@ from additive_jax.balance import move_biases
 from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.gradients import Draw, Recipe, averaged_gradient, usage
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import gate_names, initial
 from additive_jax.samplers import Listed
 
 
@@ -232,7 +232,7 @@ class Trainer:
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     example = train[np.zeros(1, np.int64)][0]
     if state is None:
-      state = init_state(recipe, recipe.model.init(jax.random.fold_in(key, 0), example))
+      state = init_state(recipe, initial(recipe.model, jax.random.fold_in(key, 0), example))
     self.state = placement.replicate(state, self.mesh)
     self._sampler = placement.replicate(sampler, self.mesh)
     self._data = placement.replicate((train.x, train.y), self.mesh) if train.in_memory else ()

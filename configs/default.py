@@ -23,8 +23,9 @@ def get_config() -> ConfigDict:
   """The default options."""
   config = ConfigDict()
 
-  # What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together) or
-  # 'stochastic' (Exp 3: random structures as a regulariser).
+  # What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together),
+  # 'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
+  # structures) or 'dna' (tokens choose modules in any order).
   config.experiment = 'cotrain'
   # First seed. A seed names the initial pool, the order of the data and the draws of structures.
   config.seed = 0
@@ -174,6 +175,61 @@ def get_config() -> ConfigDict:
   config.stochastic.parts = 1
   # Structures that each pool is judged by: all, or that many drawn at random and all-on.
   config.stochastic.num_structures = 1024
+
+  # Exp 4. The dense network is `model`, a transformer, and the others are made from it.
+  config.experts = ConfigDict()
+  # Networks beside the dense one: softmax | factorised | marginal | random (routers over the
+  # structures of the feed-forward layers, of `model.num_chunks` chunks), 'single' (the best static
+  # structure in a pool trained with `sampler`) and 'moe' (experts of their own weights).
+  config.experts.variants = ('softmax', 'factorised', 'marginal', 'random', 'single', 'moe')
+  # What each has as much of as the dense network: 'flops' (active) and 'params', one network each.
+  config.experts.budgets = ('flops', 'params')
+  # Structures of each token, and whether their weights sum to 1 or are the router's probabilities.
+  config.experts.top_k = 2
+  config.experts.renormalise = False
+  # For softmax and random: structures to choose from, as text of num_chunks − 1 gates; none is all.
+  config.experts.structures = ()
+  # Share of tokens that each feed-forward layer computes; below 1 tokens get gates of their own.
+  config.experts.keep = 1.0
+  # One router for all layers instead of one for each.
+  config.experts.shared_router = False
+  # Of moe: experts in each layer, and experts of each token.
+  config.experts.num_experts = 8
+  config.experts.expert_top_k = 2
+  # Static structures among which the best single one is found: all, or that many at random.
+  config.experts.num_structures = 1024
+
+  # How routers are kept balanced, in Exp 4 and DNA: weights of the load-balance loss and of the
+  # z-loss, and by how much a step moves the biases of choices (in DNA: of the identities, towards
+  # `dna.skip`) and those of tokens' own gates (towards `experts.keep`); 0 is none.
+  config.balance = ConfigDict()
+  config.balance.auxiliary = 0.01
+  config.balance.z = 0.001
+  config.balance.bias_rate = 0.0
+  config.balance.keep_rate = 0.01
+
+  # DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
+  # num_blocks are the layers of the dense network it is compared with.
+  config.dna = ConfigDict()
+  # Dense sublayers first (attention and feed-forward in turn), then steps over one pool.
+  config.dna.num_backbone = 2
+  config.dna.num_steps = 4
+  # Modules in the pool; a block is a whole transformer layer, an identity computes nothing.
+  config.dna.attention = 4
+  config.dna.mlp = 4
+  config.dna.block = 0
+  config.dna.identity = 2
+  # Modules of each token and step, and whether their weights sum to 1 or are the router's
+  # probabilities.
+  config.dna.top_k = 2
+  config.dna.renormalise = False
+  # Whether the weight of a block scales each of its two branches instead of their sum.
+  config.dna.rescale_inside = False
+  # Target share of choices that fall on identities, for a second DNA and a shallow dense network;
+  # 0 trains neither. `balance.bias_rate` must be above 0 for it.
+  config.dna.skip = 0.3
+  # Test examples whose tokens' paths are analysed.
+  config.dna.examples = 256
 
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. Not part of a run's identity.

@@ -13,8 +13,8 @@ from additive_jax.data import ArraySplit
 from additive_jax.experiments.fit import point
 from additive_jax.gradients import Recipe
 from additive_jax.models import Transformer
-from additive_jax.models.experts import SELECTION_BIAS, Routing
 from additive_jax.models.moe import Experts
+from additive_jax.models.routing import SELECTION_BIAS, Routing
 from additive_jax.objectives import language
 from additive_jax.train import Trainer, init_state
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from additive_jax.models import MLP, VGG, ConvNet, LeNet, Transformer
-from additive_jax.models.experts import Routing
 from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
 from additive_jax.models.moe import Experts
+from additive_jax.models.routing import Routing
 from additive_jax.testing import check_model
 
 RANDOM = np.random.default_rng(0)

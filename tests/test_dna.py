@@ -14,7 +14,7 @@ from additive_jax.data import ArraySplit
 from additive_jax.gradients import Recipe
 from additive_jax.models.additive import branch, embed, readout
 from additive_jax.models.dna import DNA, Modules
-from additive_jax.models.experts import SELECTION_BIAS
+from additive_jax.models.routing import SELECTION_BIAS
 from additive_jax.objectives import language
 from additive_jax.testing import check_model
 from additive_jax.train import Trainer
@@ -23,8 +23,13 @@ TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal'
 TOKENS = np.random.default_rng(0).integers(0, 7, (3, 8)).astype(np.uint8)
 CASES = {
   'learned, gelu': DNA(1, 8, modules=Modules(2, 2, 1, 1, 2), **TEXT),
-  'rope, swiglu': DNA(
-    2, 8, modules=Modules(2, 1, 1, 2, 3, True), positions='rope', unit='swiglu', **TEXT
+  'rope, swiglu, weights inside': DNA(
+    2,
+    8,
+    modules=Modules(2, 1, 1, 2, 3, True, rescale_inside=True),
+    positions='rope',
+    unit='swiglu',
+    **TEXT,
   ),
   'one module': DNA(2, 8, modules=Modules(2, 2, 0, 0, 1), num_backbone=2, **TEXT),
 }
@@ -87,15 +92,17 @@ def step_by_masks(model, params, step, h):
   total, number = h, 0
   for kind in ('attention', 'mlp', 'block'):
     for i in range(getattr(how, kind)):
-      chosen = on[..., number] > 0
+      chosen, weight = on[..., number] > 0, rho[..., number, None]
       if kind == 'attention':
         y = attention(model, pool, 'attention_attention', i, h, chosen)
       elif kind == 'mlp':
         y = mlp(model, pool, 'mlp_mlp', i, h)
       else:
-        y = attention(model, pool, 'block_attention', i, h, chosen)
-        y = y + mlp(model, pool, 'block_mlp', i, h + y)
-      total = total + rho[..., number, None] * y
+        inside = weight if how.rescale_inside else 1.0
+        y = inside * attention(model, pool, 'block_attention', i, h, chosen)
+        y = y + inside * mlp(model, pool, 'block_mlp', i, h + y)
+        weight = 1.0 if how.rescale_inside else weight
+      total = total + weight * y
       number += 1
   return total
 
@@ -165,7 +172,8 @@ def test_causality(name, random_pool):
 def test_facts_count_the_choices(random_pool):
   model = CASES['learned, gelu']
   variables = random_pool(model, TOKENS)
-  _, facts = run.routed(model, variables, TOKENS)
+  outputs, facts, chosen = run.chosen(model, variables, TOKENS)
+  np.testing.assert_array_equal(outputs, run.routed(model, variables, TOKENS)[0])
   h = embed(model, variables, TOKENS)
   own = variables['params']['step_00']
   scores = h @ own['router']['kernel'] + own[SELECTION_BIAS]
@@ -173,7 +181,8 @@ def test_facts_count_the_choices(random_pool):
   load = np.bincount(best.ravel(), minlength=6) / best.size
   np.testing.assert_allclose(facts['step_00'].load, load, rtol=1e-6)
   np.testing.assert_allclose(facts['step_00'].kept, 1 - load[5], rtol=1e-6)
-  assert set(facts) == {'step_00'}
+  np.testing.assert_array_equal(chosen['step_00'].index, best)
+  assert set(facts) == set(chosen) == {'step_00'}
 
 
 def test_the_share_of_skipped_compute_settles():
@@ -204,6 +213,10 @@ def test_the_contract():
     ({'modules': Modules(1, 1, 0, 1, 4)}, 'top 4 of 3 modules: expected 1 to 3'),
     ({'modules': Modules(skip=1.0)}, r'skip 1.0: expected a share in \[0, 1\)'),
     ({'modules': Modules(identity=0, skip=0.5)}, 'skip 0.5 without identity modules: expected at'),
+    (
+      {'modules': Modules(rescale_inside=True)},
+      'rescale_inside without block modules: exp',
+    ),
     ({'modules': Modules(mlp=-1)}, '-1 modules of mlp: expected 0 or more'),
     ({'positions': 'none'}, "positions 'none': expected one of learned, rope"),
     ({'unit': 'relu'}, "unit 'relu': expected one of gelu, swiglu"),

@@ -9,12 +9,14 @@ import pytest
 
 from additive_jax import UserError, routers
 from additive_jax.gates import sub_activation
-from additive_jax.models.experts import (
+from additive_jax.models import Transformer
+from additive_jax.models.experts import StructureExperts
+from additive_jax.models.routing import (
+  CHOICES,
   KEEP_BIAS,
   ROUTING,
   SELECTION_BIAS,
   Routing,
-  StructureExperts,
 )
 from additive_jax.structure import all_bits
 
@@ -138,7 +140,7 @@ def test_facts_of_a_list():
   site = StructureExperts(HIDDEN, CHUNKS, CASES['softmax of a list'])
   params, h = pool_of(site), stream()
   _, state = site.apply({'params': params}, h, mutable=[ROUTING])
-  facts = state[ROUTING]['facts']
+  facts = state[ROUTING]['left']
   logits = np.asarray(normed(params, h) @ params['router']['kernel'], np.float64)
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   best = np.argsort(-(logits + np.asarray(params[SELECTION_BIAS])), axis=-1)[..., :2]
@@ -157,7 +159,7 @@ def test_facts_of_gates():
   site = StructureExperts(HIDDEN, CHUNKS, CASES['factorised'])
   params, h = pool_of(site), stream()
   _, state = site.apply({'params': params}, h, mutable=[ROUTING])
-  facts = state[ROUTING]['facts']
+  facts = state[ROUTING]['left']
   logits = np.asarray(normed(params, h) @ params['router']['kernel'], np.float64)
   on = 1 / (1 + np.exp(-logits))
   bits = np.asarray(routers.k_best(jnp.float32(logits), 3, bias=params[SELECTION_BIAS]).bits)
@@ -245,7 +247,7 @@ def test_tokens_with_gates_of_their_own(name):
   every = full.apply({'params': {k: v for k, v in params.items() if 'keep' not in k}}, h) - h
   want = h + on[..., None] / (1 + np.exp(-score))[..., None] * every
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(left[ROUTING]['facts'].kept, on.mean(), rtol=1e-6)
+  np.testing.assert_allclose(left[ROUTING]['left'].kept, on.mean(), rtol=1e-6)
   slope = jax.grad(lambda p: jnp.sin(run(p, h)[0]).sum())(params)
   assert np.abs(slope['keep']['kernel']).max() > 1e-4
   assert slope[KEEP_BIAS] == 0
@@ -255,3 +257,49 @@ def test_all_tokens_off_adds_nothing():
   site = StructureExperts(HIDDEN, CHUNKS, Routing('factorised', 2, keep=0.5))
   params = {**pool_of(site), KEEP_BIAS: jnp.float32(-1e3)}
   np.testing.assert_array_equal(site.apply({'params': params}, stream()), stream())
+
+
+@pytest.mark.parametrize('router', ['softmax', 'marginal'])
+def test_one_router_for_all_layers(router):
+  """Equals one router per layer that happen to be the same, and gradients add up in it."""
+  tokens = np.random.default_rng(0).integers(0, 5, (2, 4))
+  model = lambda shared: Transformer(
+    2, 8, 2, 6, 5, num_tokens=5, num_chunks=3, routing=Routing(router, shared=shared)
+  )
+  one = model(True).init(jax.random.key(0), tokens)['params']
+  kernel = 3 * one.pop('router')['kernel']
+  each = dict(one)
+  for name in ('block_00__mlp', 'block_01__mlp'):
+    assert 'router' not in one[name]
+    each[name] = one[name] | {'router': {'kernel': kernel}}
+  one['router'] = {'kernel': kernel}
+  run = lambda shared: jax.jit(
+    jax.value_and_grad(lambda p: jnp.sin(model(shared).apply({'params': p}, tokens)).sum())
+  )
+  value, gradient = run(True)(one)
+  want, parts = run(False)(each)
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  total = sum(parts[f'block_{i:02}__mlp']['router']['kernel'] for i in range(2))
+  np.testing.assert_allclose(gradient['router']['kernel'], total, rtol=1e-4, atol=1e-6)
+  assert np.abs(total).max() > 1e-3
+
+
+def test_choices_of_every_token_are_left():
+  site = StructureExperts(HIDDEN, CHUNKS, Routing('factorised', 3, keep=0.5))
+  params, h = pool_of(site), stream()
+  _, state = site.apply({'params': params}, h, mutable=[CHOICES])
+  chosen = state[CHOICES]['left']
+  x = normed(params, h)
+  best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
+  np.testing.assert_array_equal(chosen.index, best.bits @ (1 << np.arange(3)))
+  on = x @ params['keep']['kernel'][:, 0] + params[KEEP_BIAS] > 0
+  np.testing.assert_array_equal(chosen.on, on)
+  assert 0 < on.mean() < 1
+  marginal = StructureExperts(HIDDEN, CHUNKS, Routing('marginal'))
+  state = marginal.apply({'params': pool_of(marginal)}, h, mutable=[CHOICES])[1]
+  assert state[CHOICES]['left'].index is None
+
+
+def test_structures_beyond_an_int32_have_no_numbers():
+  assert routers.codes(jnp.ones((2, 32), bool)) is None
+  np.testing.assert_array_equal(routers.codes(jnp.ones((2, 31), bool)), 2**31 - 1)

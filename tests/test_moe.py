@@ -7,8 +7,8 @@ import pytest
 
 from additive_jax import UserError
 from additive_jax.models import Transformer
-from additive_jax.models.experts import ROUTING, SELECTION_BIAS
 from additive_jax.models.moe import Experts, MixtureOfExperts
+from additive_jax.models.routing import ROUTING, SELECTION_BIAS
 
 STREAM = (2, 6, 5)
 
@@ -67,7 +67,7 @@ def test_load_counts_the_tokens_of_each_expert():
   params, h = pool_of(site), stream()
   _, state = site.apply({'params': params}, h, mutable=[ROUTING])
   load = dense(site, params, h)[1].sum((0, 1)) / 24
-  np.testing.assert_allclose(state[ROUTING]['facts'].load, load, rtol=1e-6)
+  np.testing.assert_allclose(state[ROUTING]['left'].load, load, rtol=1e-6)
 
 
 def test_nothing_is_dropped_when_all_choose_one_expert():

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement
+from additive_jax import analysis, placement
 from additive_jax.experiments.session import EXCLUDED, Session, open_session
 from additive_jax.report import Report, counted
 from additive_jax.rundir import RunDir, flatten
@@ -58,6 +59,12 @@ def read_results(rundir: RunDir, names: tuple[str, ...]) -> tuple[list[pd.DataFr
   """The tables of these names, and the summary, of a finished run."""
   tables = [rundir.read_table(f'{name}.csv') for name in names]
   return tables, rundir.read_json('summary.json')
+
+
+def with_interval(name: str, values) -> dict[str, float]:
+  """The mean of one value per seed [seeds], and as `<name>_ci95` half its 95 % interval."""
+  mean, half_width = analysis.mean_and_ci(np.asarray(values, float)[:, None])
+  return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 
 def start_page(session: Session, title: str) -> Report:

@@ -83,6 +83,11 @@ class Session:
     """What a checkpoint of this model carries."""
     return {'model': describe(self.model), 'gates': list(self.space.names)}
 
+  def with_model(self, model) -> Session:
+    """This run with another model, for experiments that compare several."""
+    space = models.measure(model, self.data.train[np.zeros(1, np.int64)][0])
+    return dataclasses.replace(self, model=model, space=space, recipes={})
+
   def steps(self, epochs: float) -> int:
     """Steps of `batch_size` examples that pass `epochs` times over the training set."""
     order = data_.Order(len(self.data.train), self.config.train.batch_size, 0)
@@ -242,6 +247,8 @@ def check_config(config: ConfigDict) -> None:
     'stochastic.stages',
     'stochastic.parts',
     'stochastic.num_structures',
+    'experts.num_structures',
+    'dna.examples',
   ]
   for path in at_least_one:
     value = _at(config, path)

@@ -33,6 +33,21 @@ def evaluate_pool(session: Session, trainer: Trainer, bits: np.ndarray) -> Evalu
   )
 
 
+def sampled_structures(session: Session, limit: int) -> np.ndarray:
+  """All structures where they are no more than `limit`, else that many, drawn at random, all-on
+  last; bool [S, n]."""
+  num_gates = session.space.num_gates
+  if num_gates < 63 and 2**num_gates <= limit:
+    return all_bits(num_gates)
+  random = np.random.Generator(np.random.PCG64(session.config.seed))
+  found = {}
+  while len(found) < limit - 1:
+    row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))
+    if not all(row):
+      found[row] = None
+  return np.array([*found, Structure.all_on(num_gates).bits])
+
+
 def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int):
   """Loss and accuracy [seeds, S] of structures [S, n] in one pool per seed; journalled by seed.
 

@@ -17,13 +17,12 @@ from additive_jax.experiments import stochastic_report
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.shared import evaluate_pool
+from additive_jax.experiments.shared import evaluate_pool, sampled_structures
 from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
 from additive_jax.gradients import Recipe
 from additive_jax.journal import Journal, read_all
 from additive_jax.report import counted
 from additive_jax.samplers import listed
-from additive_jax.structure import Structure, all_bits
 from additive_jax.subsets import in_stages
 
 log = logging.getLogger('additive_jax')
@@ -172,7 +171,7 @@ def _variant(session, name, num_steps, sampler, keep_rates, *, distill=0.0, **re
 
 def _run(session: Session) -> StochasticResult:
   variants = make_variants(session)
-  bits = judged_structures(session)
+  bits = sampled_structures(session, session.config.stochastic.num_structures)
   log.info('%s, judged by %s', counted(len(variants), 'variant'), counted(len(bits), 'structure'))
   journal = Journal(session.rundir.journals / JOURNAL)
   done = {(r['seed'], r['variant']): r for r in read_all(session.rundir.journals, JOURNAL)}
@@ -214,21 +213,6 @@ def _train(session, variant, seed, bits):
     'train_accuracy': float(train.accuracy[0]),
     'skipped': int(placement.to_host(trainer.state.skipped)),
   }
-
-
-def judged_structures(session: Session) -> np.ndarray:
-  """Which structures pools are judged by, bool [S, n], all-on last: all if they are no more than
-  `config.stochastic.num_structures`, else that many, drawn at random."""
-  num_gates, limit = session.space.num_gates, session.config.stochastic.num_structures
-  if num_gates < 63 and 2**num_gates <= limit:
-    return all_bits(num_gates)
-  random = np.random.Generator(np.random.PCG64(session.config.seed))
-  found = {}
-  while len(found) < limit - 1:
-    row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))
-    if not all(row):
-      found[row] = None
-  return np.array([*found, Structure.all_on(num_gates).bits])
 
 
 def _read(rundir):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from additive_jax import analysis
+from additive_jax.experiments.results import with_interval
 from additive_jax.structure import Space, Structure
 
 NONE = 'none'
@@ -77,10 +78,10 @@ def _variants(session, variants, all_on, scores):
       'training_flops': variant.training_flops,
     }
     for key, values in by_seed[variant.name].items():
-      row |= _with_interval(key, values)
+      row |= with_interval(key, values)
     for key, values in by_seed[variant.name].items():
       apart = values - by_seed[NONE][key]
-      row |= {} if variant.name == NONE else _with_interval(f'{key}_minus_none', apart)
+      row |= {} if variant.name == NONE else with_interval(f'{key}_minus_none', apart)
     row['skipped'] = sum(record['skipped'] for record in scores[variant.name])
     rows.append(row)
   return pd.DataFrame(rows)
@@ -97,11 +98,6 @@ def _by_seed(records, all_on):
     'accuracy_gap': train['train_accuracy'] - full['accuracy'],
     **{f'structures_{key}': np.array([np.mean(r[key]) for r in records]) for key in SCORES},
   }
-
-
-def _with_interval(name, values):
-  mean, half_width = analysis.mean_and_ci(values[:, None])
-  return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 
 def _summary(session, frame, num_structures, scores):

@@ -2,8 +2,23 @@
 
 from additive_jax.models.additive import Additive, measure
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.mlp import MLP
+from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
+from additive_jax.models.routing import Routing
 from additive_jax.models.transformer import Transformer
 
-__all__ = ['MLP', 'VGG', 'Additive', 'ConvNet', 'LeNet', 'Transformer', 'measure']
+__all__ = [
+  'DNA',
+  'MLP',
+  'VGG',
+  'Additive',
+  'ConvNet',
+  'Experts',
+  'LeNet',
+  'Modules',
+  'Routing',
+  'Transformer',
+  'measure',
+]

@@ -272,6 +272,12 @@ def measure(model: nn.Module, x) -> Space:
   return Space(gates_, flops / x.shape[0], params + sum(taken.values()))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(model: nn.Module, key: jax.Array, x: jax.Array):
+  """What `model.init(key, x)` gives, in one program that leaves out everything but the pool."""
+  return model.init(key, x)
+
+
 def _call(index):
   return lambda module, h, *values: module.sites[index](h, *values)
 
@@ -324,6 +330,13 @@ def _measured_gates(model, streams, trees, taken):
 def _leaves(tree) -> dict[str, int]:
   flat = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): int(np.prod(leaf.shape)) for path, leaf in flat}
+
+
+def module_flops(module: nn.Module, tokens: int, width: int) -> float:
+  """FLOPs of a module on a stream [1, tokens, width], in XLA's own count."""
+  h = jax.ShapeDtypeStruct((1, tokens, width), 'float32')
+  params = jax.eval_shape(module.init, jax.random.key(0), h)['params']
+  return _flops(module.apply, params, h)
 
 
 def _flops(function, params, value) -> float:

@@ -26,10 +26,10 @@ from additive_jax.dispatch import packed
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention, attend, rotate
-from additive_jax.models.experts import ROUTING, SELECTION_BIAS
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
 from additive_jax.models.mlp import Head
+from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, check_choices, embed_inputs
 
 
@@ -44,6 +44,9 @@ class Modules:
       all M.
     skip: r, the target share of choices that fall on identities, each the same; a bias of the
       identities in the choice, not in the weights, steers it (`balance`). 0 leaves it free.
+    rescale_inside: of a block, whether its weight scales both of its residual branches where they
+      are added, `h' = h + ρ·attention(h)`, `h' + ρ·mlp(h')`, instead of their sum at the end; the
+      feed-forward branch then reads what the tokens get.
   """
 
   attention: int = 4
@@ -53,6 +56,7 @@ class Modules:
   top_k: int = 2
   renormalise: bool = False
   skip: float = 0.0
+  rescale_inside: bool = False
 
   @property
   def count(self) -> int:
@@ -67,6 +71,8 @@ class Modules:
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
       raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
+    if self.rescale_inside and not self.block:
+      raise UserError('rescale_inside without block modules: expected at least one')
     if self.skip and not self.identity:
       raise UserError(f'skip {self.skip} without identity modules: expected at least one')
 
@@ -112,12 +118,14 @@ class Pool(nn.Module):
       streams, chosen, share = view(h), view(index), view(weights)
 
       @jax.checkpoint
-      def add(total, one, apply=apply, streams=streams, chosen=chosen, share=share):
+      def add(total, one, name=name, apply=apply, streams=streams, chosen=chosen, share=share):
         number, own = one
         mine = chosen == number
-        layer = lambda x, positions, valid: apply(own, x, positions, valid)
+        weight = jnp.where(mine, share, 0).sum(-1)
+        layer = lambda x, positions, valid: apply(own, x, positions, valid, weight)
         y = packed(layer, streams, mine.any(-1))
-        return total + jnp.where(mine, share, 0).sum(-1)[..., None] * y, None
+        inside = how.rescale_inside and name == 'block'
+        return total + (y if inside else weight[..., None] * y), None
 
       numbers = first + jnp.arange(count)
       found, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
@@ -148,7 +156,7 @@ class Pool(nn.Module):
       found['mlp_gate'] = gate()
     return found
 
-  def _attention(self, own, h, positions, valid):
+  def _attention(self, own, h, positions, valid, weight=None):
     """Attention among the valid tokens [B, c, D] of each sequence, at their positions."""
     x = _norm(h, own['attention_norm'])
     kernel, bias = own['qkv']
@@ -162,15 +170,17 @@ class Pool(nn.Module):
     kernel, bias = own['attention_out']
     return jnp.einsum('bthk,hkd->btd', mixed, kernel) + bias
 
-  def _mlp(self, own, h, positions, valid):
-    del positions, valid
+  def _mlp(self, own, h, positions=None, valid=None, weight=None):
     x, activation = _norm(h, own['mlp_norm']), UNITS[self.unit][0]
     return dense_layer(x, own['mlp_in'], own['mlp_out'], own.get('mlp_gate'), activation)
 
-  def _block(self, own, h, positions, valid):
-    """A transformer layer less its input."""
-    after = self._attention(own, h, positions, valid)
-    return after + self._mlp(own, h + after, positions, valid)
+  def _block(self, own, h, positions, valid, weight):
+    """A transformer layer less its input; weights [B, T] are those of all tokens."""
+    scale = 1.0
+    if self.modules.rescale_inside:
+      scale = jnp.take_along_axis(weight, positions, 1)[..., None]
+    after = scale * self._attention(own, h, positions, valid)
+    return after + scale * self._mlp(own, h + after)
 
 
 def _norm(x, parameters):
@@ -195,19 +205,18 @@ class Step(nn.Module):
   @nn.compact
   def __call__(self, h: jax.Array, values=()) -> jax.Array:
     how = self.modules
-    logits = nn.Dense(how.count, use_bias=False, name='router')(h)
+    logits = linear_router(how.count)(h)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
     nothing = np.zeros((how.count, 0), bool)  # modules have no gates
     choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
-    if not self.is_initializing():
-      facts = routers.facts_of_list(logits, choice, how.count)
-      identity = jnp.arange(how.count) >= how.count - how.identity
-      facts = facts._replace(
-        share=jnp.where(identity & (how.skip > 0), how.skip / max(how.identity, 1), -1.0),
-        kept=1 - jnp.where(identity, facts.load, 0).sum(),
-        keep=jnp.float32(1 - how.skip),
-      )
-      self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    facts = routers.facts_of_list(logits, choice, how.count)
+    identity = jnp.arange(how.count) >= how.count - how.identity
+    facts = facts._replace(
+      share=jnp.where(identity & (how.skip > 0), how.skip / max(how.identity, 1), -1.0),
+      kept=1 - jnp.where(identity, facts.load, 0).sum(),
+      keep=jnp.float32(1 - how.skip),
+    )
+    leave(self, facts, Chosen(choice.index))
     return h + self.pool(h, choice.index, choice.weights)
 
 

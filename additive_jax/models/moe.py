@@ -14,9 +14,9 @@ import numpy as np
 
 from additive_jax import routers
 from additive_jax.dispatch import packed
-from additive_jax.models.experts import ROUTING, SELECTION_BIAS
 from additive_jax.models.feed_forward import Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, check_sizes
+from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +73,11 @@ class MixtureOfExperts(nn.Module):
     }
     if self.gated:
       weights['gate'] = Linear((count, width, self.hidden), 1, name='gate')()
-    logits = nn.Dense(count, use_bias=False, name='router')(x)
+    logits = linear_router(count)(x)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
     nothing = np.zeros((count, 0), bool)  # experts have no gates
     choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
-    if not self.is_initializing():
-      facts = routers.facts_of_list(logits, choice, count)
-      self.sow(ROUTING, 'facts', facts, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    leave(self, routers.facts_of_list(logits, choice, count), Chosen(choice.index))
 
     tokens = x.reshape(1, -1, width)
     index, weight = (part.reshape(1, -1, how.top_k) for part in (choice.index, choice.weights))

@@ -12,7 +12,7 @@ from additive_jax import gates as gates_
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention
-from additive_jax.models.experts import Routing, StructureExperts
+from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
   KINDS,
@@ -29,6 +29,7 @@ from additive_jax.models.kinds import (
 )
 from additive_jax.models.mlp import Head
 from additive_jax.models.moe import Experts, MixtureOfExperts
+from additive_jax.models.routing import Routing, linear_router
 
 POSITIONS = ('learned', 'rope')
 UNITS = {'gelu': (nn.gelu, False), 'swiglu': (nn.silu, True)}
@@ -58,7 +59,7 @@ class Transformer(Additive):
     num_chunks: m, chunks of D that sub-activation gates join.
     num_lanes: P, lanes that lane gates join; heads and H are split over them.
     routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
-      (`experts.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
+      (`routing.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
       then residual.
     lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
   """
@@ -132,6 +133,8 @@ class Transformer(Additive):
     if self.positions == 'learned':
       init = nn.initializers.normal(0.02)
       self.position = self.param('position', init, (self.max_tokens, self.width))
+    if isinstance(self.routing, Routing) and self.routing.shared:
+      self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
     lanes = self.lanes
     whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
     sites, digits = [], max(2, len(str(self.num_layers - 1)))
@@ -150,7 +153,8 @@ class Transformer(Additive):
     if isinstance(self.routing, Experts):
       return MixtureOfExperts(size, self.routing, activation, gated, name=name)
     if self.routing is not None:
-      return StructureExperts(size, self.num_chunks, self.routing, activation, gated, name=name)
+      how, router = self.routing, self.router if self.routing.shared else None
+      return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
     return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:

@@ -1,0 +1,322 @@
+"""Statistics of what tokens chose: paths, a power law, specialisation, compute, reuse, flows.
+
+Everything here is NumPy on plain arrays. N is a number of examples, T of tokens in each, S of steps
+(or of layers with a router), k of modules (or structures, by number) that a token chooses at a
+step, M of modules, C of classes. `chosen` is always `[N, T, S, k]`, whole numbers from 0 to M−1;
+the k of a step differ. All functions raise `UserError` for an array of another shape or range.
+"""
+
+import string
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+
+from additive_jax.errors import UserError
+
+BYTE_CLASSES = (
+  'lower-case letter',
+  'upper-case letter',
+  'digit',
+  'space',
+  'newline',
+  'punctuation',
+  'other',
+)
+_CHARACTERS = (
+  string.ascii_lowercase,
+  string.ascii_uppercase,
+  string.digits,
+  ' \t\v\f',
+  '\n\r',
+  string.punctuation,
+)
+_LARGEST_EXPONENT = 50.0  # e^(50 ln R) is finite up to a million ranks
+
+
+def path_codes(chosen):
+  """A number for each distinct path, `[N, T]`: 0 is the most frequent.
+
+  A path is the sequence over steps of the *set* of the k modules. Paths as frequent as each other
+  are numbered in the order of their modules, smallest first.
+  """
+  sets = np.sort(_checked(chosen), axis=-1)
+  columns = sets.reshape(-1, sets.shape[2] * sets.shape[3]).T
+  codes = np.zeros(columns.shape[1], np.int64)
+  base, bound = int(sets.max(initial=0)) + 1, 1
+  for column in columns:
+    if bound > np.iinfo(np.int64).max // base:
+      values, codes = np.unique(codes, return_inverse=True)
+      bound = values.size
+    codes, bound = codes * base + column, bound * base
+  _, codes, counts = np.unique(codes, return_inverse=True, return_counts=True)
+  place = np.empty(counts.size, np.int64)
+  place[np.argsort(-counts, kind='stable')] = np.arange(counts.size)
+  return place[codes].reshape(sets.shape[:2])
+
+
+def rank_frequency(codes):
+  """How often each distinct one of `codes` (whole numbers, any shape) occurs, descending `[R]`."""
+  return np.sort(np.unique(np.asarray(codes), return_counts=True)[1])[::-1]
+
+
+class PowerLaw(NamedTuple):
+  """A power law of ranks, see `fit_power_law`: NaN where fewer than two ranks could be fitted."""
+
+  exponent: float
+  low: float
+  high: float
+  num_paths: int
+  num_fitted: int
+
+
+def fit_power_law(codes, level=0.95, resamples=200, seed=0, min_count=10):
+  """The exponent s of `p(rank) ∝ rank^−s`, rank = 1…R, by maximum likelihood.
+
+  With c_r tokens on the path of rank r, the log-likelihood `−s Σ c_r ln r − Σ c_r · ln Σ r^−s` is
+  concave in s, and highest where the mean of ln r under the law is that of the tokens. (A straight
+  line through a log–log plot is biased: Clauset, Shalizi & Newman 2009, arXiv:0706.1062, whose
+  likelihood for a tail of values is here that of a head of ranks.)
+
+  Ranks come from the same counts as frequencies: chance sorts rare paths, and the rarest were never
+  seen. Paths with fewer than `min_count` tokens are therefore left out. Simulated with 3,200 and
+  12,800 tokens, 30 to 100,000 paths and exponents of 1 and 1.3, the estimate was off by 0.01 on the
+  mean (at most 0.03, where few examples differ much); fitting all observed ranks, up to 0.07.
+
+  The interval is the percentile bootstrap over *examples*, because tokens of one example depend on
+  each other; ranks stay those of the whole. It knows nothing of the bias above: in that simulation
+  95 % intervals held the truth in 73 to 95 % of the cases (fitting all ranks, in none where there
+  were thousands of paths). Nor does it say whether the law describes the data: look at the plot.
+
+  Args:
+    codes: `[N, T]`, as `path_codes` makes them, or a list of one array for each example.
+    level: coverage of the interval, 0 to 1.
+    resamples: how many bootstrap samples.
+    seed: of the bootstrap.
+    min_count: least number of tokens on a path that is fitted; 1 fits all observed ranks.
+  """
+  if not 0 < level < 1 or resamples < 1:
+    raise UserError(
+      f'level {level} and {resamples} resamples: expected a level between 0 and 1, and at least one'
+    )
+  examples = [np.ravel(example) for example in codes]
+  owner = np.repeat(np.arange(len(examples)), [example.size for example in examples])
+  tokens = np.concatenate([*examples, np.zeros(0, np.int64)])
+  _, path, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+  num_fitted = int((counts >= min_count).sum())
+  if num_fitted < 2:
+    return PowerLaw(np.nan, np.nan, np.nan, counts.size, num_fitted)
+  rank = np.empty(counts.size, np.int64)
+  rank[np.argsort(-counts, kind='stable')] = np.arange(counts.size)
+  rank, logs = rank[path], np.log(np.arange(1, num_fitted + 1))
+  fitted = rank < num_fitted
+  owner, rank = owner[fitted], rank[fitted]
+  # The law depends on the tokens through the mean of ln r alone, so two numbers for each example
+  # are all that a bootstrap sample has to add up.
+  number = np.bincount(owner, minlength=len(examples))
+  total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
+  drawn = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
+  sizes = number[drawn].sum(axis=1)
+  means = total[drawn].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
+  samples = [_exponent(mean, logs) for mean in means]
+  low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+  exponent = _exponent(total.sum() / number.sum(), logs)
+  return PowerLaw(exponent, float(low), float(high), counts.size, num_fitted)
+
+
+class Specialisation(NamedTuple):
+  """What modules were chosen for: `share [M, C]` and `lift [M, C]`, see `specialisation`."""
+
+  share: np.ndarray
+  lift: np.ndarray
+
+
+def specialisation(chosen, classes, num_modules, num_classes):
+  """Which classes each module serves.
+
+  Args:
+    chosen: `[N, T, S, k]`.
+    classes: of each token, `[N, T]`, or of each example, `[N]`; 0 to C−1.
+    num_modules, num_classes: M and C.
+
+  Returns:
+    `share [M, C]`, of each class among the tokens and steps that chose each module: rows add up to
+    1, and are NaN for a module that was never chosen; and `lift [M, C]`, the share over that of the
+    class among all tokens: 1 is indifference, NaN a class without tokens.
+  """
+  chosen = _checked(chosen, num_modules)
+  classes = _per_token(classes, chosen, num_classes)
+  table = _joint(classes[:, :, None, None], chosen, num_classes, num_modules).T
+  base = np.bincount(classes.ravel(), minlength=num_classes) / max(classes.size, 1)
+  share = _divided(table, table.sum(axis=1, keepdims=True))
+  return Specialisation(share, _divided(share, base))
+
+
+class Information(NamedTuple):
+  """Bits that modules and classes share at each step, `[S]`, and by chance; see `information`."""
+
+  bits: np.ndarray
+  shuffled: np.ndarray
+
+
+def information(chosen, classes, num_modules, num_classes, shuffles=8, seed=0):
+  """Mutual information, in bits, between a token's class and its module, at each step.
+
+  `Σ p(c, m) log₂ p(c, m) / (p(c) p(m))`, with p the shares among the tokens and their k modules
+  (each of the k counts alike). An estimate from counts is too high, more so the fewer tokens there
+  are; `shuffled` is the same after the classes were shuffled, where the truth is zero, so what
+  counts is by how much `bits` exceeds it.
+
+  Args:
+    chosen, classes, num_modules, num_classes: as in `specialisation`. Classes of tokens are
+      shuffled among tokens, classes of examples among examples.
+    shuffles: the control is a mean over so many.
+    seed: of the shuffles.
+  """
+  chosen = _checked(chosen, num_modules)
+  given = np.asarray(classes)
+  rng = np.random.default_rng(seed)
+
+  def bits(classes):
+    classes = _per_token(classes, chosen, num_classes)[:, :, None]
+    tables = [
+      _joint(classes, chosen[:, :, step], num_classes, num_modules)
+      for step in range(chosen.shape[2])
+    ]
+    return np.array([_mutual_information(table) for table in tables])
+
+  shuffled = [bits(rng.permutation(given.ravel()).reshape(given.shape)) for _ in range(shuffles)]
+  return Information(bits(given), np.mean(shuffled, axis=0))
+
+
+def compute_share(chosen, identity):
+  """Share of the k·S choices of each token that are not identities, `[N, T]`.
+
+  Args:
+    chosen: `[N, T, S, k]`.
+    identity: bools `[M]`, which modules compute nothing.
+  """
+  identity = np.asarray(identity, bool)
+  return 1 - identity[_checked(chosen, identity.size)].mean(axis=(2, 3))
+
+
+def reuse(chosen, num_modules):
+  """How many tokens use each module 0, 1, … S times, `[M, S+1]`: row m, column u."""
+  chosen = _checked(chosen, num_modules)
+  steps = chosen.shape[2]
+  uses = ((chosen == module).sum(axis=(2, 3)).ravel() for module in range(num_modules))
+  return np.array([np.bincount(found, minlength=steps + 1) for found in uses], np.int64)
+
+
+def mean_uses(counts, identity):
+  """Mean number of times that a token uses a module which it uses at all, identities left out.
+
+  1 is no reuse: a network of as many parameters as are used. NaN where all was identity.
+
+  Args:
+    counts: `[M, S+1]`, as `reuse` makes them.
+    identity: bools `[M]`.
+  """
+  working = np.asarray(counts)[~np.asarray(identity, bool)].sum(axis=0)
+  distinct = working[1:].sum()
+  return float(working @ np.arange(working.size) / distinct) if distinct else np.nan
+
+
+def flows(chosen, num_modules):
+  """Where tokens go, `[S−1, M, M]`: entry (s, i, j) is the share that chose i at step s and j next.
+
+  Each of the k·k pairs of a token counts alike; each step adds up to 1.
+  """
+  chosen = _checked(chosen, num_modules)
+  steps = range(chosen.shape[2] - 1)
+  tables = [
+    _joint(chosen[:, :, s, :, None], chosen[:, :, s + 1, None], num_modules, num_modules)
+    for s in steps
+  ]
+  found = np.array(tables, np.float64).reshape(len(steps), num_modules, num_modules)
+  return _divided(found, found.sum(axis=(1, 2), keepdims=True))
+
+
+def byte_classes(tokens):
+  """The class of each byte, an index into `BYTE_CLASSES`; `tokens` has any shape, 0 to 255."""
+  tokens = np.asarray(tokens)
+  _check_range(tokens, 256, 'bytes')
+  table = np.full(256, len(_CHARACTERS))
+  for number, characters in enumerate(_CHARACTERS):
+    table[np.frombuffer(characters.encode(), np.uint8)] = number
+  return table[tokens]
+
+
+def utilisation(index, count):
+  """Load over the ideal even one of each of `count` experts, `[count]`: mean 1, 0 is a dead one.
+
+  Args:
+    index: the expert of every choice, any shape, 0 to count−1.
+    count: how many experts there are.
+  """
+  index = np.asarray(index)
+  _check_range(index, count, 'experts')
+  loads = np.bincount(index.ravel(), minlength=count) * float(count)
+  return _divided(loads, index.size)
+
+
+def _exponent(mean, logs):
+  """The s at which the law's mean of `logs` is `mean`, as far as it lies within ±50."""
+  excess = lambda s: special.softmax(-s * logs) @ logs - mean
+  if excess(-_LARGEST_EXPONENT) <= 0:
+    return -_LARGEST_EXPONENT
+  if excess(_LARGEST_EXPONENT) >= 0:
+    return _LARGEST_EXPONENT
+  return float(optimize.brentq(excess, -_LARGEST_EXPONENT, _LARGEST_EXPONENT, xtol=1e-9))
+
+
+def _joint(first, second, rows, columns):
+  """How often each pair of two arrays of numbers that broadcast occurs, `[rows, columns]`."""
+  pairs = np.asarray(first, np.int64) * columns + second
+  return np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
+
+
+def _mutual_information(table):
+  joint = _divided(table, table.sum())
+  rows, columns = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
+  return special.rel_entr(joint, rows * columns).sum() / np.log(2)
+
+
+def _divided(numerator, denominator):
+  """The quotient, NaN where the denominator is zero."""
+  empty = np.full(np.shape(numerator), np.nan)
+  return np.divide(numerator, denominator, out=empty, where=np.greater(denominator, 0))
+
+
+def _per_token(classes, chosen, num_classes):
+  classes = np.asarray(classes)
+  if classes.shape not in (chosen.shape[:1], chosen.shape[:2]):
+    raise UserError(
+      f'expected classes {list(chosen.shape[:2])} of tokens or {list(chosen.shape[:1])} of '
+      f'examples, got {classes.shape}'
+    )
+  _check_range(classes, num_classes, 'classes')
+  return np.broadcast_to(classes[:, None] if classes.ndim == 1 else classes, chosen.shape[:2])
+
+
+def _checked(chosen, num_modules=None):
+  chosen = np.asarray(chosen)
+  if chosen.ndim != 4 or not chosen.shape[-1]:
+    raise UserError(f'expected choices [examples, tokens, steps, k], got shape {chosen.shape}')
+  _check_range(chosen, num_modules, 'modules')
+  twice = np.diff(np.sort(chosen, axis=-1), axis=-1) == 0
+  if twice.any():
+    place = tuple(map(int, np.argwhere(twice)[0][:3]))
+    raise UserError(
+      f'choices {chosen[place].tolist()} at {place}: expected modules that differ from each other'
+    )
+  return chosen
+
+
+def _check_range(values, count, what):
+  if values.dtype.kind not in 'iu':
+    raise UserError(f'expected whole numbers for {what}, got {values.dtype}')
+  if values.size and (values.min() < 0 or (count is not None and values.max() >= count)):
+    bad = values.min() if values.min() < 0 else values.max()
+    limit = '' if count is None else f' and under {count}'
+    raise UserError(f'{bad} among the {what}: expected numbers of at least 0{limit}')

@@ -1,0 +1,25 @@
+"""Exp 4 on bytes: tokens choose among the structures of a layer."""
+
+from configs import default
+
+
+def get_config():
+  """The options of Exp 4 on bytes."""
+  config = default.get_config()
+  config.experiment = 'experts'
+  config.num_seeds = 3
+  config.learning_rate = 3e-3
+  config.data.name = 'stdlib'
+  config.data.sequence_length = 64
+  config.data.train_examples = 8192
+  config.data.test_examples = 512
+  config.model.name = 'transformer'
+  config.model.num_blocks = 2
+  config.model.width = 64
+  config.model.hidden = (256,)
+  config.model.num_heads = 4
+  config.model.positions = 'rope'
+  config.train.epochs = 1.0
+  config.train.batch_size = 16
+  config.train.structures_per_step = 1
+  return config
