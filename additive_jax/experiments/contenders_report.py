@@ -17,8 +17,6 @@ SHOWN = {
   'dead': 'choices that no token took',
 }
 MEANING = {'max_violation': ': by how much the largest load is above the ideal one, as a share'}
-  'max_violation': ': by how much the largest load is above the ideal even one, as a share'
-}
 
 
 def words(name: str) -> str:
