@@ -11,15 +11,17 @@ def get_config():
   config.learning_rate = 3e-3
   config.data.name = 'stdlib'
   config.data.sequence_length = 64
-  config.data.train_examples = 8192
+  config.data.train_examples = 6400
   config.data.test_examples = 512
   config.model.name = 'transformer'
   config.model.num_blocks = 2
   config.model.width = 64
-  config.model.hidden = (256,)
+  config.model.hidden = (128,)
+  config.model.num_chunks = 3
   config.model.num_heads = 4
   config.model.positions = 'rope'
   config.train.epochs = 1.0
   config.train.batch_size = 16
   config.train.structures_per_step = 1
+  config.experts.renormalise = True
   return config

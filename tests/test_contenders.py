@@ -1,0 +1,244 @@
+"""Exp 4 and DNA: which networks are compared, what a run leaves, and going on after a kill."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from additive_jax import UserError, paths
+from additive_jax.experiments import contenders, dna, experts
+from additive_jax.experiments.session import open_session
+from additive_jax.models import DNA, MLP, Experts, Routing
+
+# Images of 4 tokens, 6 steps of one structure.
+SHARED = {
+  'data.name': 'digits',
+  'data.train_examples': 48,
+  'data.test_examples': 40,
+  'model.name': 'transformer',
+  'model.patch_size': 4,
+  'model.num_blocks': 1,
+  'model.width': 8,
+  'model.num_heads': 2,
+  'model.hidden': (24,),
+  'model.num_chunks': 3,
+  'train.epochs': 1.0,
+  'train.batch_size': 8,
+  'train.structures_per_step': 1,
+  'train.log_every': 3,
+}
+EXPERTS = SHARED | {
+  'experts.variants': ('softmax', 'single', 'moe'),
+  'experts.budgets': ('params',),
+  'experts.keep': 0.6,
+  'experts.num_experts': 3,
+}
+MODULES = {'num_backbone': 1, 'num_steps': 2, 'attention': 1, 'mlp': 1, 'identity': 1, 'top_k': 2}
+CHOSEN = {f'dna.{name}': value for name, value in MODULES.items()}
+DNAS = SHARED | CHOSEN | {'balance.bias_rate': 0.01, 'dna.examples': 36, 'num_seeds': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('experts') / 'run'
+  return experts.run(tiny.config('experts', EXPERTS), workdir, devices=1), workdir
+
+
+@pytest.fixture(scope='module')
+def distributed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('dna') / 'run'
+  return dna.run(tiny.config('dna', DNAS), workdir, devices=1), workdir
+
+
+def session_of(experiment, options, tmp_path):
+  config = tiny.config(experiment, options)
+  return open_session(config, tmp_path / 'run', check=lambda session: None, devices=1)
+
+
+def test_networks_have_the_budget_of_the_dense_one(tmp_path):
+  options = SHARED | {'experts.num_experts': 4, 'experts.shared_router': True}
+  with session_of('experts', options, tmp_path) as session:
+    found = {c.name: c for c in experts.make_contenders(session)}
+    x = session.test[0][:1]
+    kinds = {'flops': contenders.active_flops, 'params': contenders.num_params}
+    for budget, cost in kinds.items():
+      target = cost(found['dense'].model, x)
+      for router in ('softmax', 'factorised', 'marginal', 'random', 'moe'):
+        model = found[f'{router}_equal_{budget}'].model
+        more = cost(model.clone(hidden=model.hidden + 1), x)
+        assert abs(cost(model, x) - target) <= (more - cost(model, x)) / 2
+    shared = {name: c.model.routing.shared for name, c in found.items() if 'softmax' in name}
+    assert all(shared.values())
+    assert len(found) == 11
+    assert found['moe_equal_flops'].model.routing == Experts(4, 2)
+    assert isinstance(found['random_equal_flops'].model.routing, Routing)
+    single = experts.make_contenders(session, '01')[1]
+    assert (single.name, str(single.structure)) == ('single', '01')
+
+
+def test_what_exp4_leaves(mixed):
+  result, workdir = mixed
+  names = ['dense', 'single', 'softmax_equal_params', 'moe_equal_params']
+  assert result.variants['variant'].tolist() == names
+  assert sorted(result.table['structure']) == ['00', '01', '10', '11']
+  first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+  assert list(result.table)[:7] == first
+  assert result.routers['site'].tolist() == ['block_00/mlp'] * 2
+  assert {'entropy', 'kept', 'utilisation_max', 'max_violation', 'dead'} < set(result.routers)
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert set(summary['variants']) == set(names)
+  below = result.table[result.table['structure'] != '11']
+  best = below.loc[below['train_loss'].idxmin(), 'structure']
+  assert summary['single_structure'] == best
+  assert 'path_exponent' in summary['variants']['softmax_equal_params']
+  page = (workdir / 'report.html').read_text()
+  for text in (
+    'paired by',
+    'What tokens choose',
+    'Tokens that are computed',
+    'MaxVio',
+    'parameters',
+  ):
+    assert text in page
+  assert page.index('<svg') < page.index('<table')
+  metrics = (workdir / 'metrics.jsonl').read_text()
+  assert '"block_00/mlp/max_violation"' in metrics
+  assert '"block_00/mlp/kept"' in metrics
+
+
+def test_differences_are_paired_by_seed(mixed):
+  result, workdir = mixed
+  lines = (workdir / 'journals' / experts.JOURNAL).read_text().splitlines()
+  records = {(r['seed'], r['variant']): r for r in map(json.loads, lines)}
+  rows = result.variants.set_index('variant')
+  for name in rows.index:
+    own = np.array([records[seed, name]['loss'] for seed in (0, 1)])
+    assert rows.loc[name, 'loss'] == pytest.approx(own.mean())
+    if name != 'dense':
+      apart = own - [records[seed, 'dense']['loss'] for seed in (0, 1)]
+      assert rows.loc[name, 'loss_minus_dense'] == pytest.approx(apart.mean())
+  kept = [records[seed, 'softmax_equal_params']['sites']['block_00/mlp']['kept'] for seed in (0, 1)]
+  assert result.routers.loc[0, 'kept'] == pytest.approx(np.mean(kept))
+  assert records[0, 'softmax_equal_params']['flops'] != records[1, 'softmax_equal_params']['flops']
+
+
+def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
+  """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
+  with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
+    contender = experts.make_contenders(session)[1]
+    trainer = contender.session.trainer(contender.recipe, contender.sampler, 0)
+    x, y = session.test
+    found = contenders.inspect(contender, trainer.variables, (x, y))
+    pool = contenders.placement.to_host(trainer.variables)
+    want = contenders.evaluate_structures(contender.model, pool, (x, y), [contender.structure])
+    np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
+    assert found.chosen.shape == (40, 4, 1, 2)
+    whole = found.chosen[:32]  # the last 8 do not fill a batch
+    load = paths.utilisation(whole, 4) / 4
+    np.testing.assert_allclose(found.facts['block_00__mlp'].load, load, atol=1e-6)
+
+
+def test_what_dna_leaves(distributed):
+  result, workdir = distributed
+  names = ['dense', 'shallow', 'dna', 'dna_skipping']
+  assert result.variants['variant'].tolist() == names
+  rows = result.variants.set_index('variant')
+  for dense, free in (('dense', 'dna'), ('shallow', 'dna_skipping')):
+    assert rows.loc[dense, 'flops'] == pytest.approx(rows.loc[free, 'flops'], rel=0.05)
+  assert result.modules['module'].tolist() == ['attention 0', 'mlp 0', 'identity 0']
+  assert result.modules['load'].mean() == pytest.approx(1)
+  assert len(result.paths) == 36 * 4
+  step = result.paths['step_00'].str.split(r' \+ ', expand=True)
+  assert set(step.to_numpy().ravel()) <= set(result.modules['module'])
+  identities = result.paths[['step_00', 'step_01']].apply(lambda c: c.str.count('identity'))
+  np.testing.assert_allclose(result.paths['compute'], 1 - identities.sum(axis=1) / 4)
+  counts = result.paths['path'].value_counts()
+  np.testing.assert_array_equal(result.paths['path_tokens'], counts[result.paths['path']])
+  summary = result.summary['variants']['dna_skipping']
+  assert summary['compute_share'] == pytest.approx(result.paths['compute'].mean())
+  assert {'path_exponent', 'path_exponent_ci95', 'uses_per_module', 'class_bits'} < set(summary)
+  page = (workdir / 'report.html').read_text()
+  for text in ('Paths in dna skipping', 'Specialisation', 'Reuse of parameters', 'power laws'):
+    assert text in page
+
+
+@pytest.mark.parametrize('lines', [1, 3])
+def test_a_killed_run_goes_on_to_the_same_numbers(distributed, tmp_path, lines):
+  """After one DNA, and after the DNAs and one dense network."""
+  _, workdir = distributed
+  tiny.killed_copy(workdir, tmp_path / 'run', dna.JOURNAL, lines, b'{"seed": 0, "vari')
+  dna.run(tiny.config('dna', DNAS), tmp_path / 'run', devices=1)
+  for name in ('variants.csv', 'structures.csv', 'paths.csv', 'modules.csv', 'summary.json'):
+    assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def test_several_devices_give_the_same_numbers(mixed, tmp_path):
+  options = EXPERTS | {'experts.variants': ('softmax',), 'num_seeds': 1}
+  found = experts.run(tiny.config('experts', options), tmp_path / 'run', devices=4)
+  alone = json.loads((mixed[1] / 'journals' / experts.JOURNAL).read_text().splitlines()[2])
+  assert alone['variant'] == 'softmax_equal_params'
+  row = found.variants.set_index('variant').loc['softmax_equal_params']
+  # Adam's first steps turn the rounding of small gradients into steps.
+  assert row['loss'] == pytest.approx(alone['loss'], rel=1e-3)
+  assert found.table['structure'].tolist() == ['11']
+
+
+@pytest.mark.parametrize(
+  ('experiment', 'options', 'message'),
+  [
+    ('experts', {'experts.variants': ('softmax', 'topk')}, 'config.experts.variants .*: expected'),
+    ('experts', {'experts.budgets': ()}, r'config.experts.budgets \(\): expected some of flops'),
+    ('experts', {'experts.top_k': 5}, 'top 5 of 4 structures: expected 1 to 4'),
+    ('experts', {'experts.expert_top_k': 9}, 'top 9 of 3 experts: expected 1 to 3'),
+    ('experts', {'experts.structures': ('11', '01', '11')}, 'structure 11 is listed twice'),
+    ('experts', {'experts.structures': ('110',)}, 'structure 110 has 3 gates: expected 2'),
+    ('experts', {'experts.keep': 0.0}, r'keep 0.0: expected a share of tokens in \(0, 1\]'),
+    (
+      'experts',
+      {'model.width': 36, 'model.num_chunks': 18},
+      r"a router over all 2\^17 structures: .*'factorised' and 'marginal' do not enumerate",
+    ),
+    ('experts', {'balance.auxiliary': -1.0}, 'auxiliary -1.0 of the balance: expected a weight'),
+    ('experts', {'shard': '0/2'}, "config.shard '0/2': expected none"),
+    ('experts', {'model.name': 'mlp'}, 'MLP for networks with routers: expected config.model.name'),
+    ('experts', {'model.gates': ('lane',)}, r"config.model.gates \('lane',\) with routers"),
+    ('experts', {'experts.num_experts': 200}, 'params of moe_equal_params: .* expected a smaller'),
+    ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
+    ('dna', {'dna.skip': 1.0}, r'skip 1.0: expected a share in \[0, 1\)'),
+    ('dna', {'dna.skip': -0.1}, r'skip -0.1: expected a share in \[0, 1\)'),
+    ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0: exp'),
+    ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
+    ('dna', {'dna.num_steps': 0}, 'num_steps 0: expected at least 1'),
+    ('dna', {'dna.examples': 0}, 'config.dna.examples 0: expected at least 1'),
+    ('dna', {'data.memory_limit': 10}, 'is larger than config.data.memory_limit 10'),
+  ],
+)
+def test_bad_options_leave_nothing(experiment, options, message, tmp_path):
+  run, base = {'experts': (experts.run, EXPERTS), 'dna': (dna.run, DNAS)}[experiment]
+  with pytest.raises(UserError, match=message):
+    run(tiny.config(experiment, base | options), tmp_path / 'run', devices=1)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_of_your_own_must_be_a_transformer(tmp_path):
+  model = MLP(1, 8, 8, 10)
+  with pytest.raises(UserError, match='MLP for networks with routers'):
+    dna.run(tiny.config('dna', DNAS), tmp_path / 'run', model=model, devices=1)
+
+
+def test_dnas_are_made_of_the_options(tmp_path):
+  options = {'dna.block': 1, 'dna.rescale_inside': True, 'dna.renormalise': True, 'dna.skip': 0.0}
+  with session_of('dna', DNAS | options, tmp_path) as session:
+    (found,) = dna.make_dnas(session)
+    model = found.model
+    assert isinstance(model, DNA)
+    assert (model.modules.block, model.modules.rescale_inside, model.modules.skip) == (1, True, 0.0)
+    assert model.modules.renormalise
+    assert [c.name for c in dna.make_baselines(session, {'dna': 1e5})] == ['dense']
