@@ -28,7 +28,7 @@ from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention, attend, rotate
 from additive_jax.models.experts import ROUTING, SELECTION_BIAS
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
-from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
+from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.mlp import Head
 from additive_jax.models.transformer import UNITS, check_choices, embed_inputs
 
@@ -59,11 +59,14 @@ class Modules:
     """M."""
     return self.attention + self.mlp + self.block + self.identity
 
-  def check(self) -> None:
-    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
+  def check(self, devices: int = 1) -> None:
+    """Raises `UserError` for numbers below 0, k over M, a share of skips outside [0, 1), or devices
+    that do not divide the modules of every kind but identities."""
     for name in ('attention', 'mlp', 'block', 'identity'):
       if getattr(self, name) < 0:
         raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
+      if name != 'identity':
+        check_divides(f'modules of {name}', getattr(self, name), 'devices', devices)
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
       raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
@@ -82,6 +85,7 @@ class Pool(nn.Module):
     num_heads, hidden: of attention, and H of the feed-forward modules.
     causal, rope: as in `Attention`.
     unit: 'gelu' or 'swiglu'.
+    spread: over which devices the modules of every kind are spread; all leaves.
   """
 
   modules: Modules
@@ -90,6 +94,7 @@ class Pool(nn.Module):
   causal: bool = False
   rope: bool = False
   unit: str = 'gelu'
+  spread: Spread = Spread()
 
   @nn.compact
   def __call__(self, h: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
@@ -103,11 +108,11 @@ class Pool(nn.Module):
     for name, count, apply, by_sequence in kinds:
       if not count:
         continue
-      parameters = {}
+      parameters, local = {}, count // self.spread.devices
       if name != 'mlp':
-        parameters |= self._attention_parameters(f'{name}_attention', count, width)
+        parameters |= self._attention_parameters(f'{name}_attention', local, width)
       if name != 'attention':
-        parameters |= self._mlp_parameters(f'{name}_mlp', count, width)
+        parameters |= self._mlp_parameters(f'{name}_mlp', local, width)
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
@@ -119,10 +124,10 @@ class Pool(nn.Module):
         y = packed(layer, streams, mine.any(-1))
         return total + jnp.where(mine, share, 0).sum(-1)[..., None] * y, None
 
-      numbers = first + jnp.arange(count)
+      numbers = first + self.spread.numbers(count)
       found, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
       total, first = total + found.reshape(h.shape), first + count
-    return total
+    return self.spread.join(total)
 
   def _norm_parameters(self, name, count, width):
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
@@ -225,6 +230,7 @@ class DNA(Additive):
     modules: the pool, and how tokens choose.
     num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
     num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
+    expert_devices, expert_axis: inside `shard_map`, how the modules are spread; see `layout`.
   """
 
   num_steps: int
@@ -240,6 +246,8 @@ class DNA(Additive):
   positions: str = 'learned'
   max_tokens: int = 256
   unit: str = 'gelu'
+  expert_devices: int = 1
+  expert_axis: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -256,7 +264,7 @@ class DNA(Additive):
     check_divides('units of width', self.width, 'heads', self.num_heads)
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
-    self.modules.check()
+    self.modules.check(self.expert_devices)
 
   def setup(self):
     if self.num_tokens:
@@ -275,7 +283,9 @@ class DNA(Additive):
       else:
         site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
       backbone.append(site)
-    self.pool = Pool(self.modules, self.num_heads, self.hidden, self.causal, rope, self.unit)
+    spread = Spread(self.expert_devices, self.expert_axis)
+    options = (self.causal, rope, self.unit, spread)
+    self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
     self.head = Head(self.num_classes, name='readout')
