@@ -104,7 +104,9 @@ def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> St
 
 
 @functools.lru_cache(maxsize=32)
-def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool, lay_out: Callable):
+def _chunk(
+  recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool, lay_out: Callable
+):
   """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies,
   is data. Also the layout of the state that it takes and returns.
   """

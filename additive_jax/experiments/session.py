@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import data as data_
-from additive_jax import models, placement, samplers
+from additive_jax import layout, models, placement, samplers
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
 from additive_jax.gradients import Recipe
@@ -32,7 +32,8 @@ from additive_jax.train import Trainer
 
 log = logging.getLogger('additive_jax')
 
-EXCLUDED = ('shard',)  # options that do not make a run another run
+# Options that do not make a run another run.
+EXCLUDED = ('shard', 'train.expert_devices')
 
 
 class Stopped(Exception):
@@ -92,7 +93,9 @@ class Session:
     """A trainer of one pool on this run's devices."""
     train = self.config.train
     splits = recipe.subsets.parts if recipe.subsets else train.batch_size
-    mesh = placement.make_mesh(sampler.num_structures, splits, self.devices)
+    mesh = placement.make_mesh(
+      sampler.num_structures, splits, self.devices, expert_devices=train.expert_devices
+    )
     return Trainer(
       recipe,
       self.data.train,
@@ -194,6 +197,8 @@ def open_session(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
       f'training examples of {data.name}'
     )
+  placement.check_expert_devices(config.train.expert_devices, len(devices))
+  layout.local_model(model, config.train.expert_devices)
   x = data.train[np.zeros(1, np.int64)][0]
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}
@@ -234,6 +239,7 @@ def check_config(config: ConfigDict) -> None:
     'train.batch_size',
     'train.structures_per_step',
     'train.log_every',
+    'train.expert_devices',
     'train.checkpoint_every',
     'sweep.top_k',
     'sweep.rungs',
