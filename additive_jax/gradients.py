@@ -253,10 +253,10 @@ def averaged_gradient(
   Returns:
     An `Averaged`. A slot whose loss or gradient is not finite on any device is left out.
 
-  Devices along an axis other than `structure` share a slot, and each differentiates the sum of all
-  their losses, because without replication checks (`check_vma=False`) `psum` is its own transpose.
-  Summed over the devices that have copies of a leaf and divided by how many devices share the slot,
-  these are the gradients of the slot's loss, of split leaves as of whole ones.
+  Devices along an axis other than `structure` share a slot. Where a model's `psum` joins them each
+  differentiates the sum of their losses, for without replication checks (`check_vma=False`) `psum`
+  is its own transpose. Summed over the devices that have a copy of a leaf and divided by how many
+  share the slot, these are the gradients of the slot's mean loss, of split leaves as of whole ones.
   """
   split = placement.DATA in axes
   sharing = tuple(axis for axis in axes if axis != placement.STRUCTURE)

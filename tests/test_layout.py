@@ -121,8 +121,12 @@ def test_experts_over_devices_train_as_on_one(name, mesh, trained, random_pool):
 
 @pytest.mark.parametrize(('name', 'mesh'), [('dna', (1, 2, 2)), ('experts', (1, 1, 4))], ids=str)
 def test_each_device_holds_its_experts_alone(name, mesh, trained):
-  """Of the pool and of the momentum, bytes; after steps, so that the program keeps it so."""
-  state, count = trained(name, mesh)[0].state, 0
+  """Of the pool and of the momentum, bytes; and the program never gathers the experts of others."""
+  trainer, count = trained(name, mesh)[0], 0
+  state, now = trainer.state, (trainer._key, np.int32(1), trainer._inputs(0, 1), trainer._data)
+  program = trainer._program.lower(state, trainer._sampler, *now).compile().as_text()
+  assert 'all-reduce' in program
+  assert 'all-gather' not in program
   for path, leaf in jax.tree.leaves_with_path((state.params, state.opt_state)):
     split = any(part in jax.tree_util.keystr(path) for part in SPLIT[name])
     held = [shard.data.nbytes for shard in leaf.addressable_shards]
