@@ -81,16 +81,18 @@ class Averaged(NamedTuple):
   """The gradient of a step.
 
   Attributes:
-    gradient: a pytree like the pool, the same on every device.
+    gradient: a pytree like the pool, or this device's part of it.
     loss: of each slot of this device, [K/P].
     finite: bool [K/P], False for slots that were left out.
     facts: of the routers by site, averaged over all slots that are finite; {} without routers.
+    count: int32 scalar, the finite slots of all devices.
   """
 
   gradient: Any
   loss: jax.Array
   finite: jax.Array
   facts: dict
+  count: jax.Array
 
 
 class Draw(NamedTuple):
@@ -234,31 +236,40 @@ def usage(model, x):
 
 
 def averaged_gradient(
-  recipe: Recipe, params, bits: jax.Array, batch, *, axes=(), reads=None, draw=None
+  recipe: Recipe, params, bits: jax.Array, batch, *, axes=(), reads=None, draw=None, specs=None
 ):
   """The gradient of one step, averaged over its K slots, which P devices may share.
 
   Args:
-    params: the pool, the same on every device.
+    params: the pool, the same on every device but for leaves that are split, see `specs`.
     bits: the structures of this device's slots, bool [K/P, n].
     batch: (x, y) with leading axes [K/P, B]: this device's examples for each of its slots.
     axes: the names of the mesh axes inside `shard_map`; () outside.
     reads: for 'coverage', what `usage` gave.
     draw: a `Draw`, for recipes with subsets or a rescaling.
+    specs: how leaves are split over the axes, a pytree of `PartitionSpec` like the pool, for a
+      model that joins what they give by `psum`; None: every device has the whole pool.
 
   Returns:
     An `Averaged`. A slot whose loss or gradient is not finite on any device is left out.
+
+  Devices along an axis other than `structure` share a slot. Where a model's `psum` joins them each
+  differentiates the sum of their losses, for without replication checks (`check_vma=False`) `psum`
+  is its own transpose. Summed over the devices that have a copy of a leaf and divided by how many
+  share the slot, these are the gradients of the slot's mean loss, of split leaves as of whole ones.
   """
   split = placement.DATA in axes
+  sharing = tuple(axis for axis in axes if axis != placement.STRUCTURE)
 
   def slot(total, inputs):
     bits, (x, y), key = inputs
     (loss, facts), gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    if split:  # the devices along this axis run the same structure, so they arrive here together
-      finite = jax.lax.pmin(finite.astype(jnp.int32), placement.DATA) > 0
+    if sharing:  # these devices run the same structure, so they arrive here together
+      finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
+      gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(sharing), gradient)
+    if split:
       loss, facts = jax.lax.pmean((loss, facts), placement.DATA)
-      gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(placement.DATA), gradient)
     if total is None:
       return gradient, (loss, finite, facts)
     add = lambda t, g: t + jnp.where(finite, g, 0)
@@ -274,29 +285,20 @@ def averaged_gradient(
   else:
     zeros = jax.tree.map(jnp.zeros_like, params)
     total, (loss, finite, facts) = jax.lax.scan(slot, zeros, slots)
-  total = placement.all_reduce_sum(total, axes, recipe.collective)
+  total = placement.all_reduce_sum(total, axes, recipe.collective, specs)
 
-  def over_slots(count):
-    count = jax.lax.psum(count, placement.STRUCTURE) if placement.STRUCTURE in axes else count
-    return jnp.maximum(count, 1)
-
+  over_slots = lambda a: jax.lax.psum(a, placement.STRUCTURE) if placement.STRUCTURE in axes else a
+  kept = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
+  count, facts = over_slots((finite.sum(), jax.tree.map(kept, facts)))
+  facts = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), facts)
   if recipe.average == 'mean':
-    count = over_slots(finite.sum())
-    gradient = jax.tree.map(lambda g: g / count, total)
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1), total)
   else:
     on = jnp.pad(bits, ((0, 0), (0, 1)), constant_values=True)
-    used = lambda readers: over_slots((finite & (on & readers).any(-1)).sum())
-    gradient = jax.tree.map(jnp.divide, total, jax.tree.map(used, reads))
-  return Averaged(gradient, loss, finite, _mean_facts(facts, finite, axes))
-
-
-def _mean_facts(facts, finite, axes):
-  """Facts [K/P, ...] averaged over the finite slots of all devices."""
-  kept = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
-  total, count = jax.tree.map(kept, facts), finite.sum()
-  if placement.STRUCTURE in axes and facts:
-    total, count = jax.lax.psum((total, count), placement.STRUCTURE)
-  return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), total)
+    used = lambda readers: (finite & (on & readers).any(-1)).sum()
+    counts = over_slots(jax.tree.map(used, reads))
+    gradient = jax.tree.map(lambda g, n: g / jnp.maximum(n, 1), total, counts)
+  return Averaged(gradient, loss, finite, facts, count)
 
 
 def cosines(recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

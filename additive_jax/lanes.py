@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from additive_jax.errors import UserError
 from additive_jax.models.kinds import LANE as KIND
 from additive_jax.models.kinds import check_divides
-from additive_jax.placement import DATA, LANE
+from additive_jax.placement import DATA, LANE, split_specs
 
 
 def lane_mesh(num_devices: int, devices=None) -> Mesh:
@@ -63,12 +63,7 @@ def lane_specs(model, num_devices: int, example: jax.ShapeDtypeStruct):
   A leaf is split along the axis that differs between the whole model and one device's.
   """
   shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0), example)['params']
-
-  def spec(whole, part):
-    axes = [LANE if a != b else None for a, b in zip(whole.shape, part.shape)]
-    return PartitionSpec(*axes) if LANE in axes else PartitionSpec()
-
-  return jax.tree.map(spec, shapes(model), shapes(local_model(model, num_devices, None)))
+  return split_specs(shapes(model), shapes(local_model(model, num_devices, None)), LANE)
 
 
 def place_pool(model, variables, mesh: Mesh, x):

@@ -1,7 +1,8 @@
 """Where things live: the one file that knows the mesh axes, the processes and the collectives.
 
 Mesh axes: `structure` (devices that train different structures), `data` (devices that split one
-structure's batch) and `lane` (devices that hold different lanes of one network; see `lanes.py`).
+structure's batch), `lane` (devices that hold different lanes of one network; see `lanes.py`) and
+`expert` (devices that hold different experts or modules of one network; see `layout.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
-STRUCTURE, DATA, LANE = 'structure', 'data', 'lane'
+STRUCTURE, DATA, LANE, EXPERT = 'structure', 'data', 'lane', 'expert'
 COLLECTIVES = ('psum', 'ring')
 
 # On CPU one program of small matmuls gains nothing from a second core, while two programs side by
@@ -33,23 +34,35 @@ COLLECTIVES = ('psum', 'ring')
 SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
 
 
-def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
+def make_mesh(
+  num_structures: int, batch_size: int, devices=None, *, expert_devices: int = 1
+) -> Mesh:
   """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
 
   The size of the `structure` axis divides K, that of `data` the batch, and together they use as
   many devices as can be; of several such meshes, the one with the longest `structure` axis. Devices
   left over stay idle, which is logged.
+
+  Args:
+    expert_devices: over how many devices the experts of one network are spread; above 1 the mesh
+      has a third axis, `expert`, and each place of the other two holds as many devices.
+
+  Raises:
+    UserError: for `expert_devices` that do not divide the devices; of several processes, for
+      devices left over.
   """
   devices = list(jax.devices() if devices is None else devices)
+  check_expert_devices(expert_devices, len(devices))
+  places = len(devices) // expert_devices
   best = max(
     (
       (s * d, s)
-      for s in range(1, len(devices) + 1)
-      for d in range(1, len(devices) // s + 1)
+      for s in range(1, places + 1)
+      for d in range(1, places // s + 1)
       if num_structures % s == 0 and batch_size % d == 0
     ),
   )
-  used, structure = best
+  used, structure = best[0] * expert_devices, best[1]
   if jax.process_count() > 1 and used < len(devices):
     raise UserError(
       f'{num_structures} structures a step, each on {batch_size} examples, do not divide over '
@@ -63,23 +76,37 @@ def make_mesh(num_structures: int, batch_size: int, devices=None) -> Mesh:
       num_structures,
       batch_size,
     )
-  shape = (structure, used // structure)
-  return jax.make_mesh(
-    shape, (STRUCTURE, DATA), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[:used]
-  )
+  axes = {STRUCTURE: structure, DATA: best[0] // structure}
+  if expert_devices > 1:
+    axes[EXPERT] = expert_devices
+  types = (AxisType.Auto,) * len(axes)
+  return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
 
 
-def place(tree, mesh: Mesh, spec: PartitionSpec):
+def check_expert_devices(count: int, num_devices: int) -> None:
+  """Raises `UserError` where an axis of `count` devices for experts does not divide the devices."""
+  if count < 1 or num_devices % count:
+    raise UserError(
+      f'expert_devices {count} on {num_devices} devices: expected a number that divides them'
+    )
+
+
+def place(tree, mesh: Mesh, specs):
   """Puts host arrays, the same in every process, on the mesh; each process places only its own
   devices' parts.
-  """
-  sharding = NamedSharding(mesh, spec)
 
-  def put(leaf):
+  Args:
+    specs: a `PartitionSpec` for all leaves, or a pytree of them like `tree`.
+  """
+  if isinstance(specs, PartitionSpec):
+    specs = jax.tree.map(lambda _, spec=specs: spec, tree)
+
+  def put(leaf, spec):
     leaf = np.asarray(leaf)
+    sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-  return jax.tree.map(put, tree)
+  return jax.tree.map(put, tree, specs)
 
 
 def pick_devices(count: int) -> list[jax.Device]:
@@ -104,18 +131,52 @@ def replicate(tree, mesh: Mesh):
 
 
 def to_host(tree):
-  """A NumPy copy of arrays that are whole or replicated, also over the devices of several
-  processes.
+  """A NumPy copy of whole arrays, however they lie on devices. Those that are split over several
+  processes are gathered, so all of them must call this together.
   """
-  return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)
+
+  def copy(leaf):
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      return np.array(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.array(jax.device_get(leaf))
+
+  return jax.tree.map(copy, tree)
 
 
-def all_reduce_sum(tree, axes: tuple[str, ...], collective: str):
+def split_specs(whole, part, axis: str):
+  """How leaves are split over a mesh axis: a pytree of `PartitionSpec`, which name the axis in
+  which one device's leaf differs in size from the whole one.
+
+  Args:
+    whole, part: pytrees of the same structure, of leaves with a shape.
+  """
+
+  def spec(whole, part):
+    axes = [axis if a != b else None for a, b in zip(whole.shape, part.shape)]
+    return PartitionSpec(*axes) if axis in axes else PartitionSpec()
+
+  return jax.tree.map(spec, whole, part)
+
+
+def all_reduce_sum(tree, axes: tuple[str, ...], collective: str, specs=None):
   """Sums a pytree over mesh axes, inside `shard_map`; the same on every device.
 
   Args:
     collective: 'psum', or 'ring' for `ring_all_reduce` along each axis in turn.
+    specs: a pytree of `PartitionSpec` like `tree`; a leaf is not summed over axes that it is split
+      over. None: no leaf is split.
   """
+  if specs is not None:
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, spec in enumerate(structure.flatten_up_to(specs)):
+      split = jax.tree.leaves(tuple(spec))
+      groups.setdefault(tuple(axis for axis in axes if axis not in split), []).append(i)
+    for over, members in groups.items():
+      summed = all_reduce_sum([leaves[i] for i in members], over, collective)
+      for i, leaf in zip(members, summed):
+        leaves[i] = leaf
+    return structure.unflatten(leaves)
   if not axes:
     return tree
   if collective == 'psum':

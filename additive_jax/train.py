@@ -9,7 +9,9 @@ that split a batch hold whole parts of it, see `subsets`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +20,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from additive_jax import placement, run
+from additive_jax import layout, placement, run
 from additive_jax.balance import move_biases
 from additive_jax.data import Order
 from additive_jax.errors import UserError
-from additive_jax.gradients import Draw, Recipe, averaged_gradient, usage
+from additive_jax.gradients import Averaged, Draw, Recipe, averaged_gradient, usage
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.samplers import Listed
 
@@ -49,45 +51,68 @@ def init_state(recipe: Recipe, variables) -> State:
   return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
-def train_step(
-  recipe: Recipe, state: State, bits: jax.Array, batch, *, axes=(), reads=None, draw=None
-):
-  """One step of the pool; the arguments are those of `averaged_gradient`.
+def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, reads=None, draw=None):
+  """One step of the pool, with all slots on one device and outside of any mesh; the arguments are
+  those of `averaged_gradient`, and what it returns is that of `apply_gradient`.
+  """
+  found = averaged_gradient(recipe, state.params, bits, batch, reads=reads, draw=draw)
+  return apply_gradient(recipe, state, found)
+
+
+def apply_gradient(recipe: Recipe, state: State, found: Averaged):
+  """The optimizer's part of a step, outside of `shard_map`: on whole arrays, however they lie on
+  the mesh, so that norms are those of all of them.
 
   Returns:
-    The new state, and a dict: `loss` [K/P], `finite` bool [K/P], `gradient_norm` [], and for models
+    The new state, and a dict: `loss` [K], `finite` bool [K], `gradient_norm` [], and for models
     with routers `facts`, by site. When no slot is finite, or their average is not, the pool and the
     optimizer stay as they were.
   """
-  gradient, loss, finite, facts = averaged_gradient(
-    recipe, state.params, bits, batch, axes=axes, reads=reads, draw=draw
-  )
-  count, slots = finite.sum(), finite.size
-  if placement.STRUCTURE in axes:
-    count = jax.lax.psum(count, placement.STRUCTURE)
-    slots *= jax.lax.axis_size(placement.STRUCTURE)
-
-  updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
+  updates, opt_state = recipe.optimizer.update(found.gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   if recipe.balance is not None:
-    params = move_biases(recipe.balance, params, state.params, facts)
-  moved = (params, opt_state)
-  norm = optax.tree.norm(gradient)
-  sound = (count > 0) & jnp.isfinite(
-    norm
-  )  # gradients that are each finite may overflow in their sum
+    params = move_biases(recipe.balance, params, state.params, found.facts)
+  norm = optax.tree.norm(found.gradient)
+  # Gradients that are each finite may overflow in their sum.
+  sound = (found.count > 0) & jnp.isfinite(norm)
   keep = lambda new, old: jnp.where(sound, new, old)
-  params, opt_state = jax.tree.map(keep, moved, (state.params, state.opt_state))
-  skipped = state.skipped + jnp.where(sound, slots - count, slots).astype(jnp.int32)
-  metrics = {'loss': loss, 'finite': finite, 'gradient_norm': norm, 'facts': facts}
-  return State(params, opt_state, state.step + 1, skipped), metrics
+  params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
+  skipped = state.skipped + found.finite.size - jnp.where(sound, found.count, 0)
+  metrics = {
+    'loss': found.loss,
+    'finite': found.finite,
+    'gradient_norm': norm,
+    'facts': found.facts,
+  }
+  return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
+
+
+def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
+  """The layout of a state: a `State` of pytrees of `PartitionSpec`.
+
+  Experts are split over the mesh axis `expert`, with what the optimizer keeps of them; all else is
+  on every device.
+
+  Args:
+    example: the shape of a batch of inputs.
+  """
+  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+  shapes = jax.eval_shape(functools.partial(init_state, recipe), variables)
+  specs = layout.expert_specs(recipe.model, mesh.shape.get(placement.EXPERT, 1), example)
+  optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
+  return State(specs, optimizer, PartitionSpec(), PartitionSpec())
 
 
 @functools.lru_cache(maxsize=32)
-def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool):
+def _chunk(
+  recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool, lay_out: Callable
+):
   """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies,
-  is data.
+  is data. Also the layout of the state that it takes and returns.
   """
+  experts = mesh.shape.get(placement.EXPERT, 1)
+  local = dataclasses.replace(recipe, model=layout.local_model(recipe.model, experts))
+  specs = layout.expert_specs(recipe.model, experts, example)
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
   rescaled = recipe.rescale != 'none' and recipe.subsets is None
@@ -95,50 +120,61 @@ def _chunk(recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bo
   if recipe.balance is not None:
     variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
     facts = jax.eval_shape(lambda v, x: run.routed(recipe.model, v, x)[1], variables, example)
+  everywhere, by_slot = PartitionSpec(), PartitionSpec(placement.STRUCTURE)
 
-  def steps(state, sampler, key, num_steps, inputs, data):
-    key = jax.random.wrap_key_data(key)
+  def gradient(params, step, t, sampler, key, inputs, data):
+    """What one device finds for step `step`, the chunk's t-th."""
     per_device = sampler.num_structures // mesh.shape[placement.STRUCTURE]
     first = jax.lax.axis_index(placement.STRUCTURE) * per_device
     slots = jnp.arange(per_device)
-    limit = jax.tree.leaves(inputs)[0].shape[0]
+    now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+    bits = jax.lax.dynamic_slice_in_dim(sampler(now, step), first, per_device)
+    draw = Draw(jax.vmap(lambda slot: jax.random.fold_in(now, slot))(first + slots), step)
+    if rescaled:
+      draw = draw._replace(rates=sampler.rates(step))
+    batch = jax.tree.map(lambda a: a[t], inputs)
+    if gathered:
+      batch = jax.tree.map(lambda a: a[batch], data)
+    if shared_batch:
+      repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
+      batch = jax.tree.map(repeat, batch)
+    return averaged_gradient(
+      local, params, bits, batch, axes=axes, reads=reads, draw=draw, specs=specs
+    )
+
+  gradient = jax.shard_map(
+    gradient,
+    mesh=mesh,
+    in_specs=(specs, *[everywhere] * 4, _rows(shared_batch), everywhere),
+    out_specs=Averaged(specs, by_slot, by_slot, everywhere, everywhere),
+    check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
+  )
+  lies = lay_out(recipe, mesh, example)
+  of_state = layout.shardings(mesh, lies)
+  curves = layout.shardings(mesh, PartitionSpec(None, placement.STRUCTURE))
+
+  def steps(state, sampler, key, num_steps, inputs, data):
+    limit, slots = jax.tree.leaves(inputs)[0].shape[0], sampler.num_structures
     metrics = {
-      'loss': jnp.zeros((limit, per_device)),
-      'finite': jnp.zeros((limit, per_device), bool),
+      'loss': jnp.zeros((limit, slots)),
+      'finite': jnp.zeros((limit, slots), bool),
       'gradient_norm': jnp.zeros(limit),
       'facts': jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), facts),
     }
 
     def body(t, carry):
       state, metrics = carry
-      now = jax.random.fold_in(key, state.step)
-      bits = sampler(now, state.step)
-      bits = jax.lax.dynamic_slice_in_dim(bits, first, per_device)
-      draw = Draw(jax.vmap(lambda slot: jax.random.fold_in(now, slot))(first + slots), state.step)
-      if rescaled:
-        draw = draw._replace(rates=sampler.rates(state.step))
-      batch = jax.tree.map(lambda a: a[t], inputs)
-      if gathered:
-        batch = jax.tree.map(lambda a: a[batch], data)
-      if shared_batch:
-        repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
-        batch = jax.tree.map(repeat, batch)
-      state, values = train_step(recipe, state, bits, batch, axes=axes, reads=reads, draw=draw)
-      return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
+      found = gradient(state.params, state.step, t, sampler, key, inputs, data)
+      state, values = apply_gradient(recipe, state, found)
+      metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
+      for name in ('loss', 'finite'):
+        metrics[name] = jax.lax.with_sharding_constraint(metrics[name], curves)
+      return jax.lax.with_sharding_constraint(state, of_state), metrics
 
-    state, metrics = jax.lax.fori_loop(0, num_steps, body, (state, metrics))
-    gather = lambda m: jax.lax.all_gather(m, placement.STRUCTURE, axis=1, tiled=True)
-    return state, metrics | {name: gather(metrics[name]) for name in ('loss', 'finite')}
+    return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-  everywhere = PartitionSpec()
-  program = jax.shard_map(
-    steps,
-    mesh=mesh,
-    in_specs=(everywhere, everywhere, everywhere, everywhere, _rows(shared_batch), everywhere),
-    out_specs=everywhere,
-    check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
-  )
-  return jax.jit(program, donate_argnums=0)
+  whole = layout.shardings(mesh, everywhere)
+  return jax.jit(steps, donate_argnums=0, out_shardings=(of_state, whole)), lies
 
 
 def _rows(shared_batch: bool) -> PartitionSpec:
@@ -182,8 +218,8 @@ class Trainer:
   """Trains one pool on one mesh.
 
   Attributes:
-    state: the current `State`, replicated over the mesh.
-    mesh: axes `structure` and `data`.
+    state: the current `State`, on the mesh as `specs` says.
+    mesh: axes `structure` and `data`, and `expert` where experts are spread over devices.
   """
 
   def __init__(
@@ -198,6 +234,7 @@ class Trainer:
     mesh: Mesh | None = None,
     chunk_steps: int = 100,
     shared_batch: bool = False,
+    specs: Callable = state_specs,
   ):
     """Places data and state.
 
@@ -212,6 +249,12 @@ class Trainer:
       chunk_steps: the most steps that one call of the compiled program takes.
       shared_batch: all K slots train on the same B examples of a step, instead of on B of their
         own.
+      specs: the layout of the state, a function like `state_specs`. Leaves of the pool that it
+        splits in another way than experts are gathered in each step.
+
+    Raises:
+      UserError: where the slots, their batches or the model's experts do not divide over the mesh,
+        or the recipe does not suit the sampler.
     """
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       if value < 1:
@@ -233,11 +276,11 @@ class Trainer:
     example = train[np.zeros(1, np.int64)][0]
     if state is None:
       state = init_state(recipe, initial(recipe.model, jax.random.fold_in(key, 0), example))
-    self.state = placement.replicate(state, self.mesh)
     self._sampler = placement.replicate(sampler, self.mesh)
     self._data = placement.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
     shape = jax.ShapeDtypeStruct(example.shape, example.dtype)
-    self._program = _chunk(recipe, self.mesh, shape, shared_batch, train.in_memory)
+    self._program, lies = _chunk(recipe, self.mesh, shape, shared_batch, train.in_memory, specs)
+    self.state = placement.place(placement.to_host(state), self.mesh, lies)
 
   @property
   def step(self) -> int:

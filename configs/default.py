@@ -91,6 +91,9 @@ def get_config() -> ConfigDict:
   config.train.average = 'mean'
   # 'psum' or 'ring'.
   config.train.collective = 'psum'
+  # Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
+  # and runs as many of them. A number that divides the devices and the experts; 1: all have all.
+  config.train.expert_devices = 1
   # Weight in [0, 1] of in-place distillation from all-on; 0 is none.
   config.train.distill = 0.0
   # Steps between two points of the curves, at least; also the most that one device call takes.

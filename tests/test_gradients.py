@@ -175,7 +175,7 @@ def treacherous_step():
   mean_, coverage_ = (recipe(objective=treacherous, average=average) for average in AVERAGES)
 
   def step(params, bits, batch, axes):
-    first, loss, finite, _ = averaged_gradient(mean_, params, bits, batch, axes=axes)
+    first, loss, finite, *_ = averaged_gradient(mean_, params, bits, batch, axes=axes)
     second = averaged_gradient(coverage_, params, bits, batch, axes=axes, reads=reads).gradient
     return (first, second), (loss, finite)
 

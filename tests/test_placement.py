@@ -41,6 +41,28 @@ def test_make_mesh(num_structures, batch_size, devices, shape):
   assert set(mesh.axis_types) == {AxisType.Auto}
 
 
+@pytest.mark.parametrize(
+  ('num_structures', 'batch_size', 'devices', 'experts', 'shape'),
+  [
+    (4, 64, 8, 2, (4, 1, 2)),
+    (2, 64, 8, 2, (2, 2, 2)),
+    (4, 64, 8, 8, (1, 1, 8)),
+    (3, 5, 4, 2, (1, 1, 2)),
+  ],
+)
+def test_mesh_with_experts(num_structures, batch_size, devices, experts, shape):
+  devices = jax.devices()[:devices]
+  mesh = placement.make_mesh(num_structures, batch_size, devices, expert_devices=experts)
+  assert dict(mesh.shape) == dict(zip(('structure', 'data', 'expert'), shape))
+  assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize('count', [0, 3, 16])
+def test_experts_that_do_not_divide_the_devices(count):
+  with pytest.raises(UserError, match=f'expert_devices {count} on 8 devices: expected a number'):
+    placement.make_mesh(4, 64, jax.devices(), expert_devices=count)
+
+
 def test_idle_devices_are_logged(caplog):
   with caplog.at_level(logging.WARNING, logger='additive_jax'):
     placement.make_mesh(4, 64, jax.devices()[:4])
@@ -114,6 +136,28 @@ def test_trees_are_summed_over_both_axes(collective):
   assert got['b'].dtype == jnp.int32
 
 
+@pytest.mark.parametrize('collective', placement.COLLECTIVES)
+def test_a_split_leaf_is_summed_over_the_other_axes(collective):
+  mesh = placement.make_mesh(2, 1, jax.devices()[:4], expert_devices=2)
+  specs = {'whole': PartitionSpec(), 'split': PartitionSpec(None, 'expert')}
+  tree = {'whole': np.arange(4.0).reshape(2, 2, 1), 'split': np.arange(4.0).reshape(2, 2, 1)}
+
+  def total(tree):
+    own = jax.tree.map(lambda leaf: leaf[0], tree)
+    return placement.all_reduce_sum(own, ('structure', 'expert'), collective, specs)
+
+  program = jax.shard_map(
+    total,
+    mesh=mesh,
+    in_specs=PartitionSpec('structure', 'expert'),
+    out_specs={'whole': PartitionSpec(), 'split': PartitionSpec('expert')},
+    check_vma=False,
+  )
+  got = jax.jit(program)(tree)
+  np.testing.assert_array_equal(got['whole'], [[6]])
+  np.testing.assert_array_equal(got['split'], [[2], [4]])
+
+
 def test_no_axes_no_sum():
   tree = {'a': jnp.ones(3)}
   assert placement.all_reduce_sum(tree, (), 'ring') is tree
@@ -129,6 +173,15 @@ def test_replicate_copies():
   np.testing.assert_array_equal(double(copy)['a'], [0, 2, 4])
   np.testing.assert_array_equal(source['a'], [0, 1, 2])
   assert source['b'] == 2
+
+
+def test_place_by_a_tree_of_specs():
+  mesh = placement.make_mesh(2, 1, jax.devices()[:2])
+  tree = {'a': np.arange(4), 'b': np.arange(4)}
+  placed = placement.place(tree, mesh, {'a': PartitionSpec('structure'), 'b': PartitionSpec()})
+  assert placed['a'].addressable_shards[1].data.tolist() == [2, 3]
+  assert placed['b'].sharding.is_fully_replicated
+  np.testing.assert_array_equal(placement.to_host(placed)['a'], tree['a'])
 
 
 def test_place_splits_rows():

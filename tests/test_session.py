@@ -16,6 +16,8 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import session as session_
 from additive_jax.experiments.fit import point
 from additive_jax.experiments.session import open_session
+from additive_jax.models import Transformer
+from additive_jax.models.moe import Experts
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -43,6 +45,35 @@ def test_session(tmp_path):
     assert dict(trainer.mesh.shape) == {'structure': 2, 'data': 1}
     assert trainer.batch_size == 32
   assert (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_experts_over_devices_do_not_make_another_run(tmp_path):
+  """The mesh has an axis for them; directory and checkpoints are the same for any number."""
+  model = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
+  identities = []
+  for count in (2, 1):
+    options = {'data.name': 'digits', 'train.expert_devices': count}
+    with opened(options, tmp_path / 'run', model=model, devices=4) as session:
+      trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+      identities.append(session.identity)
+    axes = {'expert': 2} if count == 2 else {}
+    assert dict(trainer.mesh.shape) == {'structure': 4 // count, 'data': 1} | axes
+  assert identities[0] == identities[1]
+  assert 'Transformer' in identities[0]['model']
+
+
+def test_devices_for_experts_of_a_model_without(tmp_path):
+  """In a comparison, networks without experts of their own are trained whole."""
+  with opened({'train.expert_devices': 2}, tmp_path / 'run') as session:
+    with pytest.raises(UserError, match='MLP over 2 expert_devices: expected a model with experts'):
+      session.check_experts([session.model])
+    mixed = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
+    session.check_experts([session.model, mixed])
+    odd = mixed.clone(routing=Experts(3))
+    with pytest.raises(UserError, match='3 experts over 2 devices'):
+      session.check_experts([session.model, odd])
+    trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+    assert 'expert' not in trainer.mesh.shape
 
 
 def test_nothing_is_written_when_the_check_fails(tmp_path):
@@ -82,6 +113,8 @@ def test_directory_of_another_config(tmp_path):
     ({'train.structures_per_step': -1}, 'config.train.structures_per_step -1'),
     ({'train.log_every': 0}, 'config.train.log_every 0: expected at least 1'),
     ({'train.checkpoint_every': 0}, 'config.train.checkpoint_every 0: expected at least 1'),
+    ({'train.expert_devices': 0}, 'config.train.expert_devices 0: expected at least 1'),
+    ({'train.expert_devices': 3}, 'expert_devices 3 on 2 devices: expected a number that divides'),
     ({'train.epochs': 0.0}, 'config.train.epochs 0.0: expected a positive number'),
     ({'train.epochs': float('nan')}, 'config.train.epochs nan: expected a positive number'),
     ({'cotrain.sweep_epochs': -1.0}, 'config.cotrain.sweep_epochs -1.0: expected a positive'),

@@ -89,6 +89,7 @@ def run(
 
 def _check(session):
   """Everything about the structures that can be said before any training."""
+  session.check_experts([session.model])
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if k > 2**num_gates:

@@ -91,7 +91,9 @@ def _check(session):
       f'config.dna.skip {options.skip} with config.balance.bias_rate 0: expected a rate above 0, '
       'by which the skips are steered'
     )
-  make_baselines(session, {c.name: active_flops(c.model, x) for c in make_dnas(session)})
+  dnas = make_dnas(session)
+  session.check_experts([dna.model for dna in dnas])
+  make_baselines(session, {dna.name: active_flops(dna.model, x) for dna in dnas})
 
 
 def make_dnas(session: Session) -> list[Contender]:

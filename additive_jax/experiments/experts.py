@@ -94,7 +94,7 @@ def run(
 
 def _check(session):
   """Everything that can be said before any training."""
-  make_contenders(session)
+  session.check_experts([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
     pool = _pool_session(session)
     pool.sampler(pool.steps(session.config.train.epochs))

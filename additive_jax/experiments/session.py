@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import data as data_
-from additive_jax import models, placement, samplers
+from additive_jax import layout, models, placement, samplers
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
 from additive_jax.gradients import Recipe
@@ -32,7 +32,8 @@ from additive_jax.train import Trainer
 
 log = logging.getLogger('additive_jax')
 
-EXCLUDED = ('shard',)  # options that do not make a run another run
+# Options that do not make a run another run.
+EXCLUDED = ('shard', 'train.expert_devices')
 
 
 class Stopped(Exception):
@@ -88,6 +89,13 @@ class Session:
     space = models.measure(model, self.data.train[np.zeros(1, np.int64)][0])
     return dataclasses.replace(self, model=model, space=space, recipes={})
 
+  def check_experts(self, models) -> None:
+    """Raises `UserError` where `config.train.expert_devices` suits none of the models of a run, or
+    does not divide the experts of one that has some."""
+    spread = [model for model in models if layout.has_experts(model)] or models
+    for model in spread:
+      layout.local_model(model, self.config.train.expert_devices)
+
   def steps(self, epochs: float) -> int:
     """Steps of `batch_size` examples that pass `epochs` times over the training set."""
     order = data_.Order(len(self.data.train), self.config.train.batch_size, 0)
@@ -97,7 +105,8 @@ class Session:
     """A trainer of one pool on this run's devices."""
     train = self.config.train
     splits = recipe.subsets.parts if recipe.subsets else train.batch_size
-    mesh = placement.make_mesh(sampler.num_structures, splits, self.devices)
+    spread = train.expert_devices if layout.has_experts(self.model) else 1
+    mesh = placement.make_mesh(sampler.num_structures, splits, self.devices, expert_devices=spread)
     return Trainer(
       recipe,
       self.data.train,
@@ -199,6 +208,7 @@ def open_session(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
       f'training examples of {data.name}'
     )
+  placement.check_expert_devices(config.train.expert_devices, len(devices))
   x = data.train[np.zeros(1, np.int64)][0]
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}
@@ -239,6 +249,7 @@ def check_config(config: ConfigDict) -> None:
     'train.batch_size',
     'train.structures_per_step',
     'train.log_every',
+    'train.expert_devices',
     'train.checkpoint_every',
     'sweep.top_k',
     'sweep.rungs',

@@ -101,6 +101,7 @@ def run(
 
 def _check(session):
   """Everything that can be said before any training."""
+  session.check_experts([session.model])
   if not session.data.train.in_memory:
     raise UserError(
       f'{session.data.name} is larger than config.data.memory_limit '

@@ -85,6 +85,7 @@ def run(
 
 def _check(session):
   """Everything that can be said before any training."""
+  session.check_experts([session.model])
   config, num_gates = session.config, session.space.num_gates
   modes, sharded = config.sweep.modes, parse_shard(config.shard)[1] > 1
   if config.sweep.top_k > 2**num_gates:

@@ -27,7 +27,7 @@ from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention, attend, rotate
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
-from additive_jax.models.kinds import RESIDUAL, check_divides, check_sizes
+from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.mlp import Head
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, check_choices, embed_inputs
@@ -63,11 +63,14 @@ class Modules:
     """M."""
     return self.attention + self.mlp + self.block + self.identity
 
-  def check(self) -> None:
-    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
+  def check(self, devices: int = 1) -> None:
+    """Raises `UserError` for numbers below 0, k over M, a share of skips outside [0, 1), or devices
+    that do not divide the modules of every kind but identities."""
     for name in ('attention', 'mlp', 'block', 'identity'):
       if getattr(self, name) < 0:
         raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
+      if name != 'identity':
+        check_divides(f'modules of {name}', getattr(self, name), 'devices', devices)
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
       raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
@@ -88,6 +91,7 @@ class Pool(nn.Module):
     num_heads, hidden: of attention, and H of the feed-forward modules.
     causal, rope: as in `Attention`.
     unit: 'gelu' or 'swiglu'.
+    spread: over which devices the modules of every kind are spread; all leaves.
   """
 
   modules: Modules
@@ -96,6 +100,7 @@ class Pool(nn.Module):
   causal: bool = False
   rope: bool = False
   unit: str = 'gelu'
+  spread: Spread = Spread()
 
   @nn.compact
   def __call__(self, h: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
@@ -109,11 +114,11 @@ class Pool(nn.Module):
     for name, count, apply, by_sequence in kinds:
       if not count:
         continue
-      parameters = {}
+      parameters, local = {}, count // self.spread.devices
       if name != 'mlp':
-        parameters |= self._attention_parameters(f'{name}_attention', count, width)
+        parameters |= self._attention_parameters(f'{name}_attention', local, width)
       if name != 'attention':
-        parameters |= self._mlp_parameters(f'{name}_mlp', count, width)
+        parameters |= self._mlp_parameters(f'{name}_mlp', local, width)
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
@@ -127,10 +132,10 @@ class Pool(nn.Module):
         inside = how.rescale_inside and name == 'block'
         return total + (y if inside else weight[..., None] * y), None
 
-      numbers = first + jnp.arange(count)
+      numbers = first + self.spread.numbers(count)
       found, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
       total, first = total + found.reshape(h.shape), first + count
-    return total
+    return self.spread.join(total)
 
   def _norm_parameters(self, name, count, width):
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
@@ -234,6 +239,7 @@ class DNA(Additive):
     modules: the pool, and how tokens choose.
     num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
     num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
+    expert_devices, expert_axis: inside `shard_map`, how the modules are spread; see `layout`.
   """
 
   num_steps: int
@@ -249,6 +255,8 @@ class DNA(Additive):
   positions: str = 'learned'
   max_tokens: int = 256
   unit: str = 'gelu'
+  expert_devices: int = 1
+  expert_axis: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -265,7 +273,7 @@ class DNA(Additive):
     check_divides('units of width', self.width, 'heads', self.num_heads)
     if self.positions == 'rope':
       check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
-    self.modules.check()
+    self.modules.check(self.expert_devices)
 
   def setup(self):
     if self.num_tokens:
@@ -284,7 +292,9 @@ class DNA(Additive):
       else:
         site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
       backbone.append(site)
-    self.pool = Pool(self.modules, self.num_heads, self.hidden, self.causal, rope, self.unit)
+    spread = Spread(self.expert_devices, self.expert_axis)
+    options = (self.causal, rope, self.unit, spread)
+    self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
     self.head = Head(self.num_classes, name='readout')

@@ -42,6 +42,30 @@ class Lanes:
     return jax.lax.pcast(copies, self.mesh_axis, to='varying')
 
 
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """How experts or modules, whose parameters have a leading axis of them, are laid out.
+
+  Attributes:
+    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
+      this device's shard.
+    mesh_axis: the name of that mesh axis; None on one device.
+  """
+
+  devices: int = 1
+  mesh_axis: str | None = None
+
+  def numbers(self, count: int) -> jax.Array:
+    """The numbers of this device's experts among `count`, int32 [count / devices]."""
+    local = count // self.devices
+    first = 0 if self.mesh_axis is None else jax.lax.axis_index(self.mesh_axis) * local
+    return first + jnp.arange(local)
+
+  def join(self, total: jax.Array) -> jax.Array:
+    """The sum over the devices of what their experts gave."""
+    return total if self.mesh_axis is None else jax.lax.psum(total, self.mesh_axis)
+
+
 def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
   """The kinds of gates chosen for a model.
 

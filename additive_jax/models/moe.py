@@ -15,7 +15,7 @@ import numpy as np
 from additive_jax import routers
 from additive_jax.dispatch import packed
 from additive_jax.models.feed_forward import Linear, dense_layer
-from additive_jax.models.kinds import RESIDUAL, check_sizes
+from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 
 
@@ -34,10 +34,12 @@ class Experts:
   top_k: int = 2
   renormalise: bool = False
 
-  def check(self) -> None:
-    """Raises `UserError` for fewer than one expert, or k over their number."""
+  def check(self, devices: int = 1) -> None:
+    """Raises `UserError` for fewer than one expert, k over their number, or devices that do not
+    divide it."""
     check_sizes(num_experts=self.num_experts)
     routers.check_k(self.top_k, self.num_experts, 'experts')
+    check_divides('experts', self.num_experts, 'devices', devices)
 
 
 class MixtureOfExperts(nn.Module):
@@ -52,27 +54,30 @@ class MixtureOfExperts(nn.Module):
     hidden: H of each expert.
     experts: how many, and how tokens choose.
     activation, gated: as in `FeedForward`.
+    spread: over which devices the experts are spread; all leaves but the norm's and the router's.
   """
 
   hidden: int
   experts: Experts = Experts()
   activation: Callable = nn.gelu
   gated: bool = False
+  spread: Spread = Spread()
 
   gates = (RESIDUAL,)
 
   @nn.compact
   def __call__(self, h: jax.Array, values=()) -> jax.Array:
-    self.experts.check()
+    self.experts.check(self.spread.devices)
     width, count, how = h.shape[-1], self.experts.num_experts, self.experts
+    local = count // self.spread.devices
     x = nn.LayerNorm(name='norm')(h)
-    bias = lambda size: None if self.gated else (count, size)
+    bias = lambda size: None if self.gated else (local, size)
     weights = {
-      'in': Linear((count, width, self.hidden), 1, bias(self.hidden), name='in')(),
-      'out': Linear((count, self.hidden, width), 1, bias(width), name='out')(),
+      'in': Linear((local, width, self.hidden), 1, bias(self.hidden), name='in')(),
+      'out': Linear((local, self.hidden, width), 1, bias(width), name='out')(),
     }
     if self.gated:
-      weights['gate'] = Linear((count, width, self.hidden), 1, name='gate')()
+      weights['gate'] = Linear((local, width, self.hidden), 1, name='gate')()
     logits = linear_router(count)(x)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
     nothing = np.zeros((count, 0), bool)  # experts have no gates
@@ -92,5 +97,6 @@ class MixtureOfExperts(nn.Module):
       y = packed(layer, tokens, mine.any(-1))
       return total + jnp.where(mine, weight, 0).sum(-1)[..., None] * y, None
 
-    y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (jnp.arange(count), weights))
-    return h + y.reshape(h.shape)
+    numbers = self.spread.numbers(count)
+    y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (numbers, weights))
+    return h + self.spread.join(y).reshape(h.shape)

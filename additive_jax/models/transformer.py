@@ -20,6 +20,7 @@ from additive_jax.models.kinds import (
   RESIDUAL,
   SUB_ACTIVATION,
   Lanes,
+  Spread,
   block_sizes,
   check_chunks,
   check_divides,
@@ -61,7 +62,8 @@ class Transformer(Additive):
     routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
       (`routing.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
       then residual.
-    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
+    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `lanes`.
+    expert_devices, expert_axis: likewise the experts of `moe.Experts`; see `layout`.
   """
 
   num_layers: int
@@ -81,6 +83,8 @@ class Transformer(Additive):
   routing: Routing | Experts | None = None
   lane_devices: int = 1
   lane_axis: str | None = None
+  expert_devices: int = 1
+  expert_axis: str | None = None
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
@@ -109,7 +113,12 @@ class Transformer(Additive):
     if isinstance(self.routing, Routing):
       self.routing.check(self.num_chunks - 1)
     elif self.routing is not None:
-      self.routing.check()
+      self.routing.check(self.expert_devices)
+    if self.expert_devices > 1 and not isinstance(self.routing, Experts):
+      raise UserError(
+        f'a transformer with routing {self.routing} over {self.expert_devices} expert_devices: '
+        'expected moe.Experts, which have weights of their own, or 1'
+      )
     if LANE in self.gates:
       check_lanes(self.num_lanes, self.lane_devices)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
@@ -151,7 +160,8 @@ class Transformer(Additive):
   def _feed_forward(self, size, name):
     activation, gated = UNITS[self.unit]
     if isinstance(self.routing, Experts):
-      return MixtureOfExperts(size, self.routing, activation, gated, name=name)
+      spread = Spread(self.expert_devices, self.expert_axis)
+      return MixtureOfExperts(size, self.routing, activation, gated, spread, name=name)
     if self.routing is not None:
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)

@@ -1,0 +1,352 @@
+"""Experts over the devices of a mesh, and a state that is split otherwise: the numbers of one
+device, from the parts that each holds."""
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from additive_jax import Additive, UserError, layout, placement, samplers
+from additive_jax.balance import Balance
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.data import ArraySplit
+from additive_jax.gradients import Recipe
+from additive_jax.models import MLP, Transformer
+from additive_jax.models.additive import gate_names
+from additive_jax.models.dna import DNA, Modules
+from additive_jax.models.kinds import Spread
+from additive_jax.models.moe import Experts
+from additive_jax.train import State, Trainer, init_state, state_specs
+
+TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
+MODELS = {
+  'dna': DNA(1, 4, modules=Modules(4, 4, 0, 1, 2, skip=0.2), unit='swiglu', **TEXT),
+  'blocks': DNA(1, 4, modules=Modules(0, 0, 4, 1, 2), num_backbone=1, **TEXT),
+  'experts': Transformer(1, 4, routing=Experts(4, 2), **TEXT),
+}
+# Where in the pool the leaves with an axis of modules or experts lie.
+SPLIT = {
+  'dna': ["['pool']"],
+  'blocks': ["['pool']"],
+  'experts': ["['block_00__mlp']['in']", "['block_00__mlp']['out']"],
+}
+TRAIN = ArraySplit(*np.random.default_rng(1).integers(0, 7, (2, 16, 2)).astype(np.uint8))
+STEPS, SLOTS, BATCH, CLIP = 4, 2, 2, 0.5
+# Not Adam, which turns the rounding of a gradient that is zero, as of keys' biases, into steps.
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(0.3, momentum=0.9))
+WHOLE = (1, 1, 1)
+
+
+@functools.cache
+def mesh_of(structure, data, expert):
+  """Of the given shape; the axis `expert` is there where it is more than one device."""
+  count = structure * data * expert
+  mesh = placement.make_mesh(structure, data, jax.devices()[:count], expert_devices=expert)
+  wanted = {'structure': structure, 'data': data} | ({'expert': expert} if expert > 1 else {})
+  assert dict(mesh.shape) == wanted
+  return mesh
+
+
+@functools.cache
+def recipe_of(name):
+  return Recipe(MODELS[name], 'language', OPTIMIZER, balance=Balance(0.1, 0.01, 0.01))
+
+
+def trainer_of(name, mesh, random_pool, **options):
+  recipe = recipe_of(name)
+  state = init_state(recipe, random_pool(recipe.model, TRAIN.x[:1]))
+  num_gates = len(gate_names(recipe.model))
+  options = {'batch_size': BATCH, 'seed': 0, 'state': state, 'chunk_steps': STEPS} | options
+  sampler = samplers.listed(['1' * num_gates], num_gates, SLOTS)
+  return Trainer(recipe, TRAIN, sampler, mesh=mesh_of(*mesh), **options)
+
+
+@pytest.fixture(scope='module')
+def trained(random_pool):
+  """A function of a model's name and a mesh: the trainer after some steps, and what they gave."""
+
+  @functools.cache
+  def train(name, mesh):
+    trainer = trainer_of(name, mesh, random_pool)
+    return trainer, trainer.run(STEPS)
+
+  return train
+
+
+def assert_close(got, want):
+  """After some steps of float32, each of which multiplies rounding by at most a little."""
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, placement.to_host(got), placement.to_host(want))
+
+
+@pytest.mark.parametrize(
+  ('name', 'mesh'),
+  [
+    ('dna', (1, 1, 4)),
+    ('dna', (1, 2, 2)),
+    ('blocks', (2, 1, 2)),
+    ('experts', (1, 1, 2)),
+    ('experts', (1, 1, 4)),
+    ('experts', (1, 2, 2)),
+    ('experts', (2, 2, 2)),
+  ],
+  ids=str,
+)
+def test_experts_over_devices_train_as_on_one(name, mesh, trained, random_pool):
+  """Losses, facts, biases, the norm that clips, the pool and what the optimizer keeps of it."""
+  (one, want), (many, got) = trained(name, WHOLE), trained(name, mesh)
+  assert_close(got, want)
+  assert_close(many.state, one.state)
+  assert want['gradient_norm'].min() > CLIP
+  initial = random_pool(MODELS[name], TRAIN.x[:1])['params']
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), placement.to_host(one.state.params), initial
+  )
+  seen = set()
+  for path, leaf in jax.tree.leaves_with_path({'params': moved}):
+    place = jax.tree_util.keystr(path)
+    split = any(part in place for part in SPLIT[name])
+    seen.add((split, leaf > 1e-3))
+  assert seen >= {(True, True), (False, True)}
+
+
+@pytest.mark.parametrize(('name', 'mesh'), [('dna', (1, 2, 2)), ('experts', (1, 1, 4))], ids=str)
+def test_each_device_holds_its_experts_alone(name, mesh, trained):
+  """Of the pool and of the momentum, bytes; and the program never gathers the experts of others."""
+  trainer, count = trained(name, mesh)[0], 0
+  state, now = trainer.state, (trainer._key, np.int32(1), trainer._inputs(0, 1), trainer._data)
+  program = trainer._program.lower(state, trainer._sampler, *now).compile().as_text()
+  assert 'all-reduce' in program
+  assert 'all-gather' not in program
+  for path, leaf in jax.tree.leaves_with_path((state.params, state.opt_state)):
+    split = any(part in jax.tree_util.keystr(path) for part in SPLIT[name])
+    held = [shard.data.nbytes for shard in leaf.addressable_shards]
+    assert held == [leaf.nbytes // (mesh[2] if split else 1)] * np.prod(mesh), path
+    count += split
+  assert count >= 8
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path, trained, random_pool):
+  """Two steps on four devices, and two more on one."""
+  with Checkpointer(tmp_path / 'c', identity={}) as checkpoints:
+    first = trainer_of('experts', (1, 1, 4), random_pool)
+    first.run(2)
+    checkpoints.save(2, first.state, wait=True)
+    second = trainer_of('experts', WHOLE, random_pool)
+    second.state = checkpoints.restore(second.state).state
+    assert len(second.state.params['block_00__mlp']['in']['kernel'].addressable_shards) == 1
+    second.run(2)
+    assert second.step == STEPS
+    assert_close(second.state, trained('experts', WHOLE)[0].state)
+    # And back: what one device saved, spread over two.
+    checkpoints.save(STEPS, second.state, wait=True)
+    third = trainer_of('experts', (1, 1, 2), random_pool)
+    third.state = checkpoints.restore(third.state).state
+    jax.tree.map(
+      np.testing.assert_array_equal, *map(placement.to_host, (third.state, second.state))
+    )
+
+
+def test_gates_of_a_model_with_experts(random_pool):
+  """Devices with different structures skip different sites, each with its all-reduce of experts."""
+  model = MODELS['experts']
+  recipe = Recipe(model, 'language', OPTIMIZER, average='coverage', collective='ring', distill=0.3)
+  state = init_state(recipe, random_pool(model, TRAIN.x[:1]))
+  sampler = samplers.make_sampler('bernoulli', 2, SLOTS, keep_rate=0.5)
+  train = lambda mesh: Trainer(
+    recipe, TRAIN, sampler, batch_size=BATCH, seed=0, state=state, mesh=mesh_of(*mesh)
+  )
+  one, many = train(WHOLE), train((2, 1, 2))
+  want, got = one.run(8), many.run(8)
+  assert_close(got, want)
+  assert_close(many.state, one.state)
+  assert np.ptp(want['loss'], axis=1).min() > 1e-3  # the structures of a step differ
+
+
+class Roots(nn.Module):
+  """Adds the roots of its parts, whose gradient is infinite at 0."""
+
+  spread: Spread
+  gates = ('residual',)
+
+  @nn.compact
+  def __call__(self, h, values=()):
+    parts = self.param('parts', nn.initializers.ones, (4 // self.spread.devices,))
+    return h + self.spread.join(jnp.sqrt(parts).sum())
+
+
+class Own(Additive):
+  """A network of a user's with parts that may be spread."""
+
+  num_classes: int = 3
+  expert_devices: int = 1
+  expert_axis: str | None = None
+
+  def setup(self):
+    self.sites = [Roots(Spread(self.expert_devices, self.expert_axis), name='roots')]
+    self.head = nn.Dense(self.num_classes)
+
+  def embed(self, x):
+    return x
+
+  def readout(self, h):
+    return self.head(h)
+
+
+ROWS = ArraySplit(np.ones((8, 2), np.float32), np.arange(8, dtype=np.int32) % 3)
+
+
+def own(devices, **options):
+  recipe = Recipe(Own(), 'classification', OPTIMIZER)
+  mesh = placement.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
+  options = {'batch_size': 2, 'seed': 0} | options
+  return Trainer(recipe, ROWS, samplers.fixed('1', 1), mesh=mesh, **options)
+
+
+def test_a_gradient_that_is_bad_on_one_device_is_left_out_on_all():
+  initial = placement.to_host(own(1).state)
+  initial.params['roots']['parts'][2] = 0.0
+  trainer = own(4, state=State(*initial))
+  values = trainer.run(2)
+  assert np.isfinite(values['loss']).all()
+  assert not values['finite'].any()
+  assert int(trainer.state.skipped) == 2
+  jax.tree.map(
+    np.testing.assert_array_equal, placement.to_host(trainer.state.params), initial.params
+  )
+  initial.params['roots']['parts'][2] = 1.0
+  assert own(4, state=State(*initial)).run(2)['finite'].all()
+
+
+def over_data(recipe, mesh, example):
+  """The rows of every matrix, and of what the optimizer keeps of it, over the axis `data`."""
+  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+  state = jax.eval_shape(functools.partial(init_state, recipe), variables)
+  rows = lambda leaf: PartitionSpec('data') if leaf.ndim == 2 else PartitionSpec()
+  specs = jax.tree.map(rows, state.params)
+  optimizer = layout.like_pool(state.opt_state, state.params, specs)
+  return state_specs(recipe, mesh, example)._replace(params=specs, opt_state=optimizer)
+
+
+def test_any_leaf_may_be_split():
+  """Over another axis than experts': the same steps, norms and clipping on half of each matrix."""
+  rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  train = ArraySplit(rows, ROWS.y)
+  recipe = Recipe(MLP(1, 4, 8, 3), 'classification', OPTIMIZER)
+  sampler = samplers.listed(['1'], 1, SLOTS)
+  make = lambda **options: Trainer(
+    recipe, train, sampler, batch_size=4, seed=0, mesh=mesh_of(2, 2, 1), **options
+  )
+  whole, split = make(), make(specs=over_data)
+  want, got = whole.run(STEPS), split.run(STEPS)
+  assert want['gradient_norm'].max() > CLIP
+  assert_close(got, want)
+  assert_close(split.state, whole.state)
+  kernels = 0
+  for leaf in jax.tree.leaves((split.state.params, split.state.opt_state)):
+    held = {shard.data.nbytes for shard in leaf.addressable_shards}
+    assert held == {leaf.nbytes // (2 if leaf.ndim == 2 else 1)}
+    kernels += leaf.ndim == 2
+  assert kernels == 8
+
+
+def test_what_an_optimizer_keeps_lies_like_the_pool():
+  pool = {'a': {'kernel': jnp.ones((4, 2)), 'bias': jnp.ones(4)}, 'b': {'kernel': jnp.ones((4, 2))}}
+  split, whole = PartitionSpec('expert'), PartitionSpec()
+  specs = {'a': {'kernel': split, 'bias': whole}, 'b': {'kernel': whole}}
+  found = layout.like_pool(optax.adam(0.1).init(pool), pool, specs)
+  assert (found[0].mu, found[0].nu) == (specs, specs)
+  assert found[0].count == whole
+  factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+  found = layout.like_pool(factored.init(pool), pool, specs)
+  assert set(jax.tree.leaves((found.v_row, found.v_col))) == {whole}  # of another shape
+
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+
+rank, port = int(sys.argv[1]), sys.argv[2]
+from additive_jax import placement
+with placement.distributed(f'localhost:{port}', 2, rank):
+  import test_layout
+  trainer = test_layout.own(2)
+  trainer.run(2)
+  parts = trainer.variables['params']['roots']['parts']
+  assert [shard.data.shape for shard in parts.addressable_shards] == [(2,)]
+  for leaf in jax.tree.leaves(placement.to_host(trainer.variables)):
+    print('leaf', *leaf.reshape(-1).tolist())
+"""
+
+
+def test_experts_over_two_processes():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  folder = os.path.dirname(__file__)
+  paths = os.pathsep.join([folder, os.path.dirname(folder)])
+  environment = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': paths, 'JAX_PLATFORMS': 'cpu'}
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  runs = [
+    subprocess.Popen([sys.executable, '-c', PROCESS, str(rank), port], env=environment, **pipes)
+    for rank in range(2)
+  ]
+  try:
+    outputs = [run.communicate(timeout=120) for run in runs]
+  finally:
+    for run in runs:
+      run.kill()
+  alone = own(1)
+  alone.run(2)
+  for run, (output, errors) in zip(runs, outputs):
+    assert run.returncode == 0, errors
+    said = [line.split() for line in output.splitlines()]  # Gloo speaks too
+    got = [np.array(words[1:], float) for words in said if words[0] == 'leaf']
+    want = [np.reshape(leaf, -1) for leaf in jax.tree.leaves(alone.variables)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want)
+
+
+@pytest.mark.parametrize(
+  ('model', 'devices', 'message'),
+  [
+    (MLP(1, 4, 4, 3), 2, 'MLP over 2 expert_devices: expected a model with experts or modules'),
+    (MODELS['experts'], 3, '4 experts over 3 devices: expected a multiple of 3'),
+    (MODELS['dna'], 8, '4 modules of attention over 8 devices: expected a multiple of 8'),
+    (
+      DNA(1, 4, modules=Modules(2, 3, 2), **TEXT),
+      2,
+      '3 modules of mlp over 2 devices: expected a multiple of 2',
+    ),
+    (
+      Transformer(1, 4, **TEXT),
+      2,
+      'a transformer with routing None over 2 expert_devices: expected moe.Experts',
+    ),
+  ],
+)
+def test_models_that_cannot_be_spread(model, devices, message):
+  with pytest.raises(UserError, match=message):
+    layout.local_model(model, devices)
+  recipe = Recipe(model, 'language', OPTIMIZER)
+  num_gates = len(gate_names(model))
+  sampler = samplers.fixed('1' * num_gates, num_gates)
+  mesh = placement.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
+  with pytest.raises(UserError, match=message):
+    Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, mesh=mesh)
+
+
+def test_one_device_has_the_whole_model():
+  assert layout.local_model(MLP(1, 4, 4, 3), 1) == MLP(1, 4, 4, 3)
+  example = jax.ShapeDtypeStruct((1, 2), 'uint8')
+  specs = layout.expert_specs(MODELS['dna'], 1, example)
+  assert set(jax.tree.leaves(specs)) == {PartitionSpec()}
