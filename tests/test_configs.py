@@ -5,7 +5,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from additive_jax import data
-from additive_jax.experiments import cotrain, network, session, stochastic, sweep
+from additive_jax.experiments import cotrain, dna, experts, network, session, stochastic, sweep
 
 DEFAULT = tiny.ROOT / 'configs' / 'default.py'
 
@@ -25,7 +25,7 @@ def test_config_overrides_known_options_and_says_what_it_is(path):
   config, default = tiny.load_config(path), tiny.load_config(DEFAULT)
   assert set(options(config)) == set(options(default))
   session.check_config(config)
-  assert config.experiment in ('sweep', 'cotrain', 'stochastic')
+  assert config.experiment in ('sweep', 'cotrain', 'stochastic', 'experts', 'dna')
   assert path.read_text().startswith('"""')
 
 
@@ -99,6 +99,28 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     watch(tiny.config('cotrain', searched)),
     watch(tiny.config('stochastic', random)),
   ]
+  with_routers = {
+    'num_seeds': 1,
+    'data.name': 'digits',
+    'data.train_examples': 32,
+    'data.test_examples': 32,
+    'model.name': 'transformer',
+    'model.patch_size': 4,
+    'model.num_blocks': 1,
+    'model.num_chunks': 2,
+    'train.epochs': 1.0,
+    'train.structures_per_step': 1,
+    'experts.variants': ('softmax', 'single'),
+    'experts.budgets': ('params',),
+    'dna.num_backbone': 1,
+    'dna.num_steps': 1,
+    'dna.attention': 0,
+    'dna.mlp': 1,
+    'dna.identity': 1,
+    'dna.top_k': 1,
+    'dna.skip': 0.0,
+  }
+  routed = [watch(tiny.config(name, with_routers)) for name in ('experts', 'dna')]
   kinds = {
     name: ('sub_activation' if name in ('lenet', 'vgg') else 'residual',) for name in network.TASKS
   }
@@ -112,6 +134,8 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     sweep.run(configs[0], tmp_path / 'sweep', devices=2)
     cotrain.run(configs[1], tmp_path / 'cotrain', devices=2)
     stochastic.run(configs[2], tmp_path / 'stochastic', devices=2)
+    experts.run(routed[0], tmp_path / 'experts', devices=2)
+    dna.run(routed[1], tmp_path / 'dna', devices=2)
   for config in networks:
     network.make_model(config.model, data.load('digits'))
   # The launcher reads this one.

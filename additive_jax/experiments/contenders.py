@@ -274,7 +274,10 @@ def summarise(session: Session, experiment: str, table: pd.DataFrame, routers) -
   for row in table.to_dict('records'):
     row.pop('family')
     name = row.pop('variant')
-    figures[name] = {key: value for key, value in row.items() if key != 'skipped'}
+    dropped = ('_minus_dense', '_minus_dense_ci95') if name == DENSE else ()
+    figures[name] = {
+      key: value for key, value in row.items() if key != 'skipped' and not key.endswith(dropped)
+    }
   for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
     figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
   return {

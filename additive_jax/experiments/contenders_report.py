@@ -51,30 +51,38 @@ def compare(report: Report, variants: pd.DataFrame, num_seeds: int, note: str) -
   )
 
 
-def over_training(report: Report, curves: pd.DataFrame, names: list[str], more: dict) -> None:
+def over_training(
+  report: Report, curves: pd.DataFrame, groups: dict[str, list[str]], more: dict
+) -> None:
   """The section of curves: training loss, and each measure of the routers, mean over sites and
   seeds.
 
   Args:
+    curves: the run's metrics.
+    groups: the networks that share a picture, by what is said of them.
     more: further measures: by the ending of their columns, a label and the target or None.
   """
   report.section('Training')
   if not len(curves):
     return
-  report.figure(
-    figures.training_curves(_mean(curves, names, ['loss']).rename(columns={'value': 'loss'})),
-    'Training loss, of networks with routers with their penalties, mean over the seeds.',
-  )
+  for said, names in groups.items():
+    frame = _mean(curves, names, ['loss']).rename(columns={'value': 'loss'})
+    report.figure(
+      figures.training_curves(frame),
+      f'Training loss{said}, with the penalties of routers where there are any, mean over the '
+      'seeds.',
+    )
   measures = {ending: (label, None) for ending, label in SHOWN.items()} | more
   for ending, (label, ideal) in measures.items():
     columns = [column for column in curves if column.endswith(f'/{ending}')]
-    frame = _mean(curves, names, columns)
-    if len(frame) and (ending != 'dead' or frame['value'].any()):
-      report.figure(
-        routing_figures.over_time(frame, label, ideal),
-        f'{label[0].upper()}{label[1:]} over training, mean over sites and seeds'
-        f'{MEANING.get(ending, "")}.',
-      )
+    for said, names in groups.items():
+      frame = _mean(curves, names, columns)
+      if len(frame) and (ending != 'dead' or frame['value'].any()):
+        report.figure(
+          routing_figures.over_time(frame, label, ideal),
+          f'{label[0].upper()}{label[1:]} over training{said}, mean over sites and seeds'
+          f'{MEANING.get(ending, "")}.',
+        )
 
 
 def _mean(curves, names, columns):

@@ -47,7 +47,7 @@ def render(session, result, contenders, records, analyses, curves: pd.DataFrame)
   _paths(report, session, words(name), found)
   skip = session.config.dna.skip
   more = {'kept': ('share of choices that compute', 1 - skip if skip else None)}
-  contenders_report.over_training(report, curves, [c.name for c in contenders], more)
+  contenders_report.over_training(report, curves, {'': [c.name for c in contenders]}, more)
   report.section('Tables')
   report.table(result.variants, 'Each network; “minus dense” is paired by seed.')
   report.table(result.routers, 'Each step’s router, mean over the seeds.')

@@ -52,8 +52,12 @@ def render(session, result, contenders, records, paths, curves: pd.DataFrame) ->
       'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
     )
   more = {'kept': ('share of tokens that are computed', config.experts.keep)}
-  names = [contender.name for contender in contenders]
-  contenders_report.over_training(report, curves, names, more if config.experts.keep < 1 else {})
+  static = [contender.name for contender in contenders if not contender.has_routers]
+  groups = {
+    f' at equal {budget}': static + [name for name in routed if name.endswith(f'equal_{budget}')]
+    for budget in config.experts.budgets
+  }
+  contenders_report.over_training(report, curves, groups, more if config.experts.keep < 1 else {})
   if len(result.table) > 1:
     report.section('Static structures of the same layers')
     report.figure(

@@ -1,0 +1,27 @@
+"""DNA on images."""
+
+from configs import default
+
+
+def get_config():
+  """The options of DNA on images."""
+  config = default.get_config()
+  config.experiment = 'dna'
+  config.num_seeds = 3
+  config.learning_rate = 3e-3
+  name, patch_size = default.images()
+  config.data.name = name
+  config.data.train_examples = 6400 if name != 'digits' else 0
+  config.data.test_examples = 1024 if name != 'digits' else 0
+  config.model.name = 'transformer'
+  config.model.patch_size = patch_size
+  config.model.num_blocks = 5
+  config.model.width = 48
+  config.model.hidden = (96,)
+  config.model.num_heads = 4
+  config.train.epochs = 2.0
+  config.train.batch_size = 32
+  config.train.structures_per_step = 1
+  config.balance.auxiliary = 0.0
+  config.balance.bias_rate = 0.01
+  return config
