@@ -7,7 +7,7 @@ from additive_jax.errors import UserError
 from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.models import Additive, measure
 from additive_jax.prefix import shared_prefix
-from additive_jax.run import conditional, masked, static
+from additive_jax.run import chosen, conditional, masked, routed, static
 from additive_jax.structure import Gate, Space, Structure, all_structures
 from additive_jax.version import __version__
 
@@ -20,6 +20,7 @@ __all__ = [
   'UserError',
   '__version__',
   'all_structures',
+  'chosen',
   'conditional',
   'data',
   'evaluate_structures',
@@ -27,6 +28,7 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'routed',
   'samplers',
   'shared_prefix',
   'static',
