@@ -23,6 +23,5 @@ def get_config():
   config.train.epochs = 1.0
   config.train.batch_size = 16
   config.train.structures_per_step = 1
-  config.balance.auxiliary = 0.0
   config.balance.bias_rate = 0.01
   return config

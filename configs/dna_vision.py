@@ -11,17 +11,16 @@ def get_config():
   config.learning_rate = 3e-3
   name, patch_size = default.images()
   config.data.name = name
-  config.data.train_examples = 6400 if name != 'digits' else 0
+  config.data.train_examples = 4800 if name != 'digits' else 0
   config.data.test_examples = 1024 if name != 'digits' else 0
   config.model.name = 'transformer'
   config.model.patch_size = patch_size
   config.model.num_blocks = 5
-  config.model.width = 48
-  config.model.hidden = (96,)
-  config.model.num_heads = 4
+  config.model.width = 32
+  config.model.hidden = (64,)
+  config.model.num_heads = 2
   config.train.epochs = 2.0
   config.train.batch_size = 32
   config.train.structures_per_step = 1
-  config.balance.auxiliary = 0.0
   config.balance.bias_rate = 0.01
   return config

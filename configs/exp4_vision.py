@@ -11,13 +11,13 @@ def get_config():
   config.learning_rate = 3e-3
   name, patch_size = default.images()
   config.data.name = name
-  config.data.train_examples = 6400 if name != 'digits' else 0
+  config.data.train_examples = 4800 if name != 'digits' else 0
   config.data.test_examples = 1024 if name != 'digits' else 0
   config.model.name = 'transformer'
   config.model.patch_size = patch_size
   config.model.num_blocks = 2
-  config.model.width = 64
-  config.model.hidden = (128,)
+  config.model.width = 48
+  config.model.hidden = (96,)
   config.model.num_chunks = 3
   config.model.num_heads = 4
   config.train.epochs = 2.0
