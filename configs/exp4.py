@@ -30,7 +30,7 @@ are level with dense; at equal FLOPs the activations of spans cost them a third 
 and they are not below it. Of the mixtures' intervals only random's exclude zero. The best single
 structure, 1011, beats dense.
 
-Tried on seed 0, loss of softmax at equal parameters less dense: 4 chunks with H=256 +0.030, the same
+Tried on seed 0, loss of softmax at equal parameters less dense: 4 chunks, H=256 +0.030, the same
 without the load-balance loss +0.022, with top 1 +0.073, with 4 of the 8 structures +0.014, and with
 2 chunks +0.004; 2 chunks, D=32, H=128 and 1,000 steps +0.008, there marginal −0.013.
 """
