@@ -14,6 +14,8 @@ from additive_jax import routers
 from additive_jax.errors import UserError
 from additive_jax.models.routing import KEEP_BIAS, SELECTION_BIAS
 
+NEAR = 0.1  # share of tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Balance:
@@ -26,7 +28,7 @@ class Balance:
     bias_rate: by how much the selection biases move a step, see `routers.rebalanced`; 0 leaves them
       where they are.
     keep_rate: by how much the biases of tokens' own gates move a step, towards the share that
-      `routing.Routing.keep` asks for.
+      `routing.Routing.keep` asks for; less within 0.1 of it, in proportion.
   """
 
   auxiliary: float = 0.0
@@ -68,7 +70,9 @@ def move_biases(balance: Balance, params, before, facts: dict):
     if SELECTION_BIAS in new:
       new[SELECTION_BIAS] = routers.rebalanced(old[SELECTION_BIAS], site, balance.bias_rate)
     if KEEP_BIAS in new:
-      new[KEEP_BIAS] = old[KEEP_BIAS] + balance.keep_rate * jnp.sign(site.keep - site.kept)
+      # Smaller steps near the target: scores of tokens may lie close to each other.
+      apart = jnp.clip((site.keep - site.kept) / NEAR, -1, 1)
+      new[KEEP_BIAS] = old[KEEP_BIAS] + balance.keep_rate * apart
     moved[name] = new
   return moved
 

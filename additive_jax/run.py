@@ -151,13 +151,19 @@ def routed(model, variables, x: jax.Array, key: jax.Array | None = None) -> tupl
   return outputs, _left(left, ROUTING)
 
 
-def chosen(model, variables, x: jax.Array) -> tuple[jax.Array, dict, dict]:
+def chosen(
+  model, variables, x: jax.Array, key: jax.Array | None = None
+) -> tuple[jax.Array, dict, dict]:
   """All gates on, with what the model's routers did and what every token chose.
+
+  Args:
+    key: as for `routed`.
 
   Returns:
     logits and facts as `routed` gives them, and the `models.routing.Chosen` of each site.
   """
-  outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES])
+  rngs = {} if key is None else {ROUTING: key}
+  outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
   return outputs, _left(left, ROUTING), _left(left, CHOICES)
 
 

@@ -209,7 +209,7 @@ def get_config() -> ConfigDict:
   config.balance.auxiliary = 0.01
   config.balance.z = 0.001
   config.balance.bias_rate = 0.0
-  config.balance.keep_rate = 0.01
+  config.balance.keep_rate = 0.05
 
   # DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
   # num_blocks are the layers of the dense network it is compared with.

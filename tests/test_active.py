@@ -84,6 +84,17 @@ def test_attention_among_fewer_tokens_costs_less_than_its_share():
   assert active_flops(dna(modules), X) == apart  # without facts loads are even
 
 
+def test_attention_counts_the_tokens_of_each_sequence():
+  """All tokens of one example on module 0 and of another on module 1, against half on each."""
+  modules = Modules(2, 0, 0, 0, 1)
+  even = facts([[0.5, 0.5], [0.5, 0.5]])
+  apart = np.arange(2)[:, None, None, None] + np.zeros((2, TOKENS, 2, 1), int)
+  mixed = np.arange(TOKENS)[None, :, None, None] % 2 + np.zeros((2, TOKENS, 2, 1), int)
+  together = active_flops(dna(modules), X, facts([[1, 0], [1, 0]]))
+  assert active_flops(dna(modules), X, even, apart) == pytest.approx(together)
+  assert active_flops(dna(modules), X, even, mixed) == active_flops(dna(modules), X, even)
+
+
 def test_blocks_cost_both_their_branches():
   one = lambda modules, load: active_flops(dna(modules, 1), X, facts([load]))
   blocks = one(Modules(0, 0, 1, 0, 1), [1.0])

@@ -65,7 +65,7 @@ def host(tree):
   return jax.tree.map(np.array, tree)
 
 
-@pytest.mark.parametrize('router', ROUTINGS)
+@pytest.mark.parametrize('router', ['softmax', 'random', 'experts'])
 def test_devices_agree(router, random_pool):
   """Losses, pools, biases and facts, whether devices take slots or split their batches."""
   recipe = recipe_of(router)

@@ -36,7 +36,12 @@ EXPERTS = SHARED | {
 }
 MODULES = {'num_backbone': 1, 'num_steps': 2, 'attention': 1, 'mlp': 1, 'identity': 1, 'top_k': 2}
 CHOSEN = {f'dna.{name}': value for name, value in MODULES.items()}
-DNAS = SHARED | CHOSEN | {'balance.bias_rate': 0.01, 'dna.examples': 36, 'num_seeds': 1}
+DNAS = (
+  SHARED
+  | CHOSEN
+  | {'model.num_blocks': 2}
+  | {'balance.bias_rate': 0.01, 'dna.examples': 36, 'num_seeds': 1}
+)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -97,7 +102,7 @@ def test_what_exp4_leaves(mixed):
   below = result.table[result.table['structure'] != '11']
   best = below.loc[below['train_loss'].idxmin(), 'structure']
   assert summary['single_structure'] == best
-  assert 'path_exponent' in summary['variants']['softmax_equal_params']
+  assert 'path_exponent' in summary['variants']['softmax_equal_params']['first_seed']
   page = (workdir / 'report.html').read_text()
   for text in (
     'paired by',
@@ -161,7 +166,7 @@ def test_what_dna_leaves(distributed):
   np.testing.assert_allclose(result.paths['compute'], 1 - identities.sum(axis=1) / 4)
   counts = result.paths['path'].value_counts()
   np.testing.assert_array_equal(result.paths['path_tokens'], counts[result.paths['path']])
-  summary = result.summary['variants']['dna_skipping']
+  summary = result.summary['variants']['dna_skipping']['first_seed']
   assert summary['compute_share'] == pytest.approx(result.paths['compute'].mean())
   assert {'path_exponent', 'path_exponent_ci95', 'uses_per_module', 'class_bits'} < set(summary)
   page = (workdir / 'report.html').read_text()
@@ -213,6 +218,14 @@ def test_several_devices_give_the_same_numbers(mixed, tmp_path):
     ('dna', {'dna.skip': 1.0}, r'skip 1.0: expected a share in \[0, 1\)'),
     ('dna', {'dna.skip': -0.1}, r'skip -0.1: expected a share in \[0, 1\)'),
     ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0: exp'),
+    ('dna', {'dna.skip': 0.9}, 'skip 0.9 with 1 identities of 3 modules, top 2: expected a share'),
+    ('dna', {'dna.attention': 0, 'dna.mlp': 0, 'dna.identity': 2}, r'expected a share from 1 to 1'),
+    ('dna', {'model.num_blocks': 1}, 'config.model.num_blocks 1: expected at least 2'),
+    (
+      'experts',
+      {'experts.num_structures': 1},
+      'config.experts.num_structures 1: expected',
+    ),
     ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
     ('dna', {'dna.num_steps': 0}, 'num_steps 0: expected at least 1'),
     ('dna', {'dna.examples': 0}, 'config.dna.examples 0: expected at least 1'),

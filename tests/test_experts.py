@@ -18,6 +18,7 @@ from additive_jax.models.routing import (
   SELECTION_BIAS,
   Routing,
 )
+from additive_jax.run import chosen
 from additive_jax.structure import all_bits
 
 WIDTH, HIDDEN, CHUNKS = 10, 12, 4
@@ -103,6 +104,19 @@ def test_output_is_the_weighted_sum_of_experts(how, gated):
   found = jax.jit(site.apply)({'params': params}, h)
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)  # exponentials of float32 logits
   assert np.abs(found - h).max() > 0.1
+
+
+def test_random_routes_differ_by_site():
+  """Also without a key, as when a network is judged."""
+  model = Transformer(2, 8, 2, 6, 5, num_tokens=5, num_chunks=3, routing=Routing('random', 1))
+  tokens = np.zeros((2, 16), np.int32)
+  variables = model.init(jax.random.key(0), tokens)
+  first, second = chosen(model, variables, tokens)[2].values()
+  assert (first.index != second.index).any()
+  again, _ = chosen(model, variables, tokens)[2].values()
+  np.testing.assert_array_equal(first.index, again.index)
+  drawn, _ = chosen(model, variables, tokens, jax.random.key(1))[2].values()
+  assert (first.index != drawn.index).any()
 
 
 def test_random_routes_by_position_and_key():

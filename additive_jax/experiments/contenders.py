@@ -132,21 +132,20 @@ class Inspection:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _look(model, objective, variables, x, y):
-  outputs, facts, chosen = run.chosen(model, variables, x)
+def _look(model, objective, variables, x, y, key):
+  outputs, facts, chosen = run.chosen(model, variables, x, key)
   return objective(outputs, y), facts, chosen
 
 
 def inspect(contender: Contender, variables, batch) -> Inspection:
   """Runs (x [N, ...], y [N, ...]) in batches; what routers did is averaged over whole ones, of
-  which the last is filled up with repetitions."""
+  which the last is filled up with repetitions. Routers that draw at random draw anew for each."""
   x, y = batch
   size, count = min(BATCH, len(x)), len(x)
   rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-  parts = [
-    placement.to_host(_look(contender.model, contender.session.objective, variables, x[r], y[r]))
-    for r in rows
-  ]
+  keys = jax.random.split(jax.random.key(0), len(rows))
+  look = functools.partial(_look, contender.model, contender.session.objective, variables)
+  parts = [placement.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
   loss, accuracy = (
     float(np.concatenate([part[0][i] for part in parts])[:count].mean(dtype=np.float64))
     for i in range(2)
@@ -195,7 +194,7 @@ def _judged(contender, seed):
   if contender.has_routers:
     sites = {name.replace('__', '/'): _of_site(site) for name, site in test.facts.items()}
     scores['sites'] = sites
-    flops = active_flops(session.model, x, test.facts)
+    flops = active_flops(session.model, x, test.facts, test.chosen)
   skipped = int(placement.to_host(trainer.state.skipped))
   params = num_params(session.model, x)
   return {**scores, 'flops': flops, 'params': params, 'skipped': skipped}
@@ -259,11 +258,13 @@ def router_table(records: dict) -> pd.DataFrame:
 
 
 def loads(records: Sequence[dict]) -> dict[str, np.ndarray]:
-  """By site, the load over the ideal even one of each structure, expert or module, mean over the
-  seeds."""
+  """By site, the load over the ideal even one of the most used structure, expert or module, the
+  next, and so on; means over the seeds, since experts of two seeds have nothing in common but their
+  rank."""
   found = {}
   for site in records[0].get('sites', {}):
-    load = np.mean([record['sites'][site]['load'] for record in records], axis=0)
+    each = [np.sort(record['sites'][site]['load'])[::-1] for record in records]
+    load = np.mean(each, axis=0)
     found[site] = load * load.size
   return found
 

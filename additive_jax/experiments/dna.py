@@ -91,6 +91,11 @@ def _check(session):
       f'config.dna.skip {options.skip} with config.balance.bias_rate 0: expected a rate above 0, '
       'by which the skips are steered'
     )
+  if options.skip and session.model.num_layers < 2:
+    raise UserError(
+      f'config.model.num_blocks {session.model.num_layers}: expected at least 2, since a shallower '
+      'network is compared with the DNA that skips'
+    )
   dnas = make_dnas(session)
   session.check_experts([dna.model for dna in dnas])
   make_baselines(session, {dna.name: active_flops(dna.model, x) for dna in dnas})
@@ -174,7 +179,7 @@ def _run(session: Session) -> DNAResult:
   modules, paths = module_table(judged), path_table(judged)
   summary = summarise(session, 'dna', variants, routers)
   for name, found in analyses.items():
-    summary['variants'][name] |= found.figures()
+    summary['variants'][name]['first_seed'] = found.figures()
   columns = ['variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params']
   table = variants[columns].assign(rank=variants['loss'].rank(method='first').astype(int))
   table.insert(0, 'structure', [str(contender.structure) for contender in contenders])

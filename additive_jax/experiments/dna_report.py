@@ -32,7 +32,12 @@ def render(session, result, contenders, records, analyses, curves: pd.DataFrame)
       for name in rows.index
       if name != DENSE
     }
-    | {f'compute of {words(name)}': found.compute.mean() for name, found in analyses.items()}
+    | {
+      f'{words(name)}, share of choices that compute': result.summary['variants'][name]['routers'][
+        'kept'
+      ]
+      for name in analyses
+    }
   )
   contenders_report.compare(
     report,
@@ -77,8 +82,8 @@ def _choices(report, skip, records, analyses):
       {words(name): found.compute for name, found in analyses.items()},
       {words(SKIPPING): 1 - skip},
     ),
-    'Share of a token’s choices that compute something, over tokens and over examples; dashed: the '
-    'target of the one that is steered.',
+    'Share of a token’s choices that compute something, over tokens and over examples, in the '
+    'first seed; dashed: the target of the one that is steered.',
   )
 
 

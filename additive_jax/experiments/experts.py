@@ -96,6 +96,11 @@ def _check(session):
   """Everything that can be said before any training."""
   session.check_experts([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
+    if session.config.experts.num_structures < 2:
+      raise UserError(
+        f'config.experts.num_structures {session.config.experts.num_structures}: expected at least '
+        '2, all gates on and a structure with some gate off'
+      )
     pool = _pool_session(session)
     pool.sampler(pool.steps(session.config.train.epochs))
 
@@ -164,10 +169,11 @@ def _run(session: Session) -> ExpertsResult:
   for name, found in paths.items():
     if 'fit' not in found:
       continue
-    figures = summary['variants'][name]
-    figures['path_exponent'] = found['fit'].exponent
-    figures['path_exponent_ci95'] = [found['fit'].low, found['fit'].high]
-    figures['paths'] = len(found['counts'])
+    summary['variants'][name]['first_seed'] = {
+      'paths': len(found['counts']),
+      'path_exponent': found['fit'].exponent,
+      'path_exponent_ci95': [found['fit'].low, found['fit'].high],
+    }
   result = ExpertsResult(table, variants, routers, summary)
   curves = session.metrics.read(session.rundir.path)
   page = experts_report.render(session, result, contenders, records, paths, curves)
@@ -218,8 +224,9 @@ def _paths(contenders, seed):
   """What the tokens of the test split choose in all layers together, by network, in one seed."""
   found = {}
   for contender in contenders:
-    if not contender.has_routers:
-      continue
+    routing = contender.model.routing
+    if not contender.has_routers or getattr(routing, 'router', '') == 'random':
+      continue  # what is drawn at random says nothing about tokens
     trainer = contender.trained(seed)
     seen = inspect(contender, placement.to_host(trainer.variables), contender.session.test)
     found[contender.name] = {'on': seen.on}

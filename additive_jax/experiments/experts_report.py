@@ -37,7 +37,8 @@ def render(session, result, contenders, records, paths, curves: pd.DataFrame) ->
     len(session.seeds),
     'All start from the seed’s own init and see the same examples in the same order, for as many '
     'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
-    'FLOPs, or their parameters, are those of the dense one.',
+    'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
+    'the dense one; the single structure has its parameters. What each really uses is below.',
   )
   routed = [c.name for c in contenders if c.has_routers]
   if routed:

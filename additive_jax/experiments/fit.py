@@ -42,6 +42,8 @@ def fit(
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
+    if trainer.step >= num_steps:
+      return
     with Progress(num_steps, name, start=trainer.step, enabled=placement.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
         if placement.agree(session.stopper.stop_requested):

@@ -33,7 +33,9 @@ def num_params(model: nn.Module, x) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
-def active_flops(model: nn.Module, x, facts: dict | None = None) -> float:
+def active_flops(
+  model: nn.Module, x, facts: dict | None = None, chosen: np.ndarray | None = None
+) -> float:
   """FLOPs of one example's forward pass with all gates on, counting only what tokens chose.
 
   Args:
@@ -42,9 +44,12 @@ def active_flops(model: nn.Module, x, facts: dict | None = None) -> float:
     facts: what each site's router did, by the name of its module, averaged over examples (see
       `run.routed`); None takes the shares that routers are steered to, and an even load of the
       modules of a DNA.
+    chosen: for a DNA the choice of every token of N examples, int [N, T, S, k]. Attention among c
+      tokens costs c², so its cost depends on how choices are spread over the examples; without
+      them all count as alike.
   """
   if isinstance(model, DNA):
-    return _of_dna(model, x, facts)
+    return _of_dna(model, x, facts, chosen)
   routing = getattr(model, 'routing', None)
   if isinstance(routing, Experts):
     wide = tuple(size * routing.top_k for size in model.sizes)
@@ -83,7 +88,7 @@ def _named(facts, layer):
   return sorted(facts)[layer]
 
 
-def _of_dna(model: DNA, x, facts):
+def _of_dna(model: DNA, x, facts, every):
   how = model.modules
   streams = parts(model, x).streams
   tokens, width = streams[0].shape[1:]
@@ -117,10 +122,14 @@ def _of_dna(model: DNA, x, facts):
     if facts is not None:
       load = np.asarray(facts[f'step_{i:02}'].load, float)
     chosen = load[: how.count - how.identity] * how.top_k * tokens  # tokens of each module
+    squared = chosen**2
     number = np.arange(len(chosen))
+    if every is not None:
+      counts = (every[:, :, i, :, None] == number).sum((1, 2))
+      chosen, squared = counts.mean(0), (counts.astype(float) ** 2).mean(0)
     mixes = (number < how.attention) | (number >= how.attention + how.mlp)
     feeds = number >= how.attention
-    total += (mixes * (a * chosen + b * chosen**2) + feeds * mlp * chosen).sum()
+    total += (mixes * (a * chosen + b * squared) + feeds * mlp * chosen).sum()
     total += 2 * tokens * width * how.count  # the router
   return float(total)
 

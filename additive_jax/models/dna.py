@@ -71,6 +71,7 @@ class Modules:
         raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
       if name != 'identity':
         check_divides(f'modules of {name}', getattr(self, name), 'devices', devices)
+    check_sizes(modules=self.count)
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
       raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
@@ -78,6 +79,13 @@ class Modules:
       raise UserError('rescale_inside without block modules: expected at least one')
     if self.skip and not self.identity:
       raise UserError(f'skip {self.skip} without identity modules: expected at least one')
+    working = min(self.top_k, self.count - self.identity)
+    least, most = 1 - working / self.top_k, min(self.top_k, self.identity) / self.top_k
+    if self.skip and not least <= self.skip <= most:
+      raise UserError(
+        f'skip {self.skip} with {self.identity} identities of {self.count} modules, top '
+        f'{self.top_k}: expected a share from {least:g} to {most:g}, which tokens can choose'
+      )
 
 
 class Pool(nn.Module):

@@ -7,6 +7,7 @@ is dispatched and no token is dropped, whatever the router chooses.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -93,7 +94,10 @@ class StructureExperts(nn.Module):
     how = self.routing
     if how.router == 'random':
       listed = how.listed(num_gates)
-      key = self.make_rng(ROUTING) if self.has_rng(ROUTING) else jax.random.key(0)
+      if self.has_rng(ROUTING):
+        key = self.make_rng(ROUTING)
+      else:  # one draw for each site, the same at any time
+        key = jax.random.key(zlib.crc32('/'.join(self.path).encode()))
       choice = routers.random(key, x.shape[1:-1], listed, how.top_k)
       choice = jax.tree.map(
         lambda a: jnp.broadcast_to(a, (x.shape[0], *a.shape)), choice
