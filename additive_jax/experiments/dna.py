@@ -91,7 +91,7 @@ def _check(session):
       f'config.dna.skip {options.skip} with config.balance.bias_rate 0: expected a rate above 0, '
       'by which the skips are steered'
     )
-  if options.skip and session.model.num_layers < 2:
+  if options.skip and check_dense(session).num_layers < 2:
     raise UserError(
       f'config.model.num_blocks {session.model.num_layers}: expected at least 2, since a shallower '
       'network is compared with the DNA that skips'
