@@ -183,7 +183,13 @@ def _power(number: int) -> int:
 def _program(model, objective, tile, slots, platform):
   def evaluate(variables, x, y, weight, arrays):
     def finish(outputs):
-      values = jnp.stack(objective(outputs, y), axis=-1)  # [W, B, 2]
+      loss, accuracy = objective(outputs, y)
+      if loss.ndim != 2:
+        raise UserError(
+          f'losses {loss.shape[1:]} of outputs {outputs.shape[1:]} and targets {y.shape}: expected '
+          "one per example; for text, task='language'"
+        )
+      values = jnp.stack((loss, accuracy), axis=-1)  # [W, B, 2]
       return jnp.where(weight[:, None] > 0, values, 0).sum(1)
 
     return prefix.run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)

@@ -185,6 +185,11 @@ def test_language(random_pool):
   np.testing.assert_allclose(got.loss, loss, **CLOSE)
   np.testing.assert_allclose(got.accuracy, accuracy, **CLOSE)
   assert np.diff(np.sort(loss)).min() > 1e-3
+  message = (
+    r'losses \(4, 5\) of outputs \(4, 5, 11\) and targets \(4, 5\): expected one per example'
+  )
+  with pytest.raises(UserError, match=message):
+    evaluate_structures(Bytes(), variables, (x, y), batch_size=4)
 
 
 def test_empty_set(variables, batch):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from additive_jax.models.active import active_flops, num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.samplers import listed
 from additive_jax.structure import Structure
+
+log = logging.getLogger('additive_jax')
 
 DENSE = 'dense'
 SCORES = ('loss', 'accuracy')
@@ -140,6 +143,7 @@ def _look(model, objective, variables, x, y, key):
 def inspect(contender: Contender, variables, batch) -> Inspection:
   """Runs (x [N, ...], y [N, ...]) in batches; what routers did is averaged over whole ones, of
   which the last is filled up with repetitions. Routers that draw at random draw anew for each."""
+  log.info('looking at what the tokens of %s choose', contender.name)
   x, y = batch
   size, count = min(BATCH, len(x)), len(x)
   rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
@@ -173,6 +177,9 @@ def train_all(session: Session, contenders: Sequence[Contender], journal: str) -
   """
   folder = session.rundir.journals
   done = {(r['seed'], r['variant']): r for r in read_all(folder, journal)}
+  log.info(
+    'networks: %s; the first training of each compiles', ', '.join(c.name for c in contenders)
+  )
   for seed in session.seeds:
     for contender in contenders:
       if (seed, contender.name) not in done:
