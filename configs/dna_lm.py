@@ -12,10 +12,10 @@ Result (seeds 0–2, 512 test sequences, nats a byte; ± is half the 95 % interv
 differences from dense are paired by seed; MFLOPs of one sequence forward, thousands of parameters):
 
   network        MFLOPs  params  test loss      difference       accuracy  difference
-  dense            40.7     286  1.929 ± 0.096                   0.502
-  shallow          39.6     287  1.896 ± 0.084  −0.033 ± 0.016   0.510     +0.008 ± 0.004
-  DNA              40.7     366  2.041 ± 0.025  +0.112 ± 0.082   0.470     −0.032 ± 0.029
-  DNA, skips 0.3   39.6     366  2.036 ± 0.010  +0.107 ± 0.093   0.470     −0.032 ± 0.031
+  dense            40.8     287  1.922 ± 0.093                   0.503
+  shallow          39.7     287  1.905 ± 0.117  −0.017 ± 0.027   0.507     +0.005 ± 0.011
+  DNA              40.8     366  2.041 ± 0.025  +0.119 ± 0.085   0.470     −0.033 ± 0.025
+  DNA, skips 0.3   39.7     366  2.036 ± 0.010  +0.114 ± 0.093   0.470     −0.032 ± 0.026
 
 In a training this short DNA is behind dense networks of its compute: each of its modules sees about
 a fifth of the tokens. It skips 0.263 of the choices by itself and 0.297 when steered to 0.3 (test

@@ -40,12 +40,13 @@ def gathered(optimizer, model, variables, x):
 
 def grown_pools(random_pool, small_model, large_model, x, **options):
   small, large = random_pool(small_model, x, 1), random_pool(large_model, x, 2)
+  large = jax.tree.map(lambda leaf: 0.3 * leaf, large)  # nearer to the sizes of an init
   return small, grow(small_model, small, large_model, large, key=KEY, **options)
 
 
 CASES = {
   'mlp': (SMALL, LARGE, ROWS),
-  'mlp, pads': (SMALL, MLP(2, 13, 13, 5), ROWS),
+  'mlp, pads': (MLP(2, 48, 6, 5), MLP(2, 72, 13, 5), ROWS),
   'tokens': (Transformer(1, 8, 2, 12, **LM), Transformer(2, 24, 3, 17, **LM), TOKENS),
   'swiglu': (
     Transformer(1, 8, 2, 12, **LM, unit='swiglu', positions='rope'),
@@ -78,16 +79,15 @@ def test_moments_are_those_gathered_by_the_large_model(case, unequal, random_poo
       axes = [axis and (axis.role, grown.copies[axis.space]) for axis in new.axes[path]]
       known = np.ones(leaf.shape, bool)
       for i, axis in enumerate(axes):
-        known &= axis is None or ~np.moveaxis(
-          np.broadcast_to(axis[1].is_pad, np.moveaxis(leaf, i, -1).shape), -1, i
-        )
+        if axis is not None:
+          np.moveaxis(known, i, -1)[..., axis[1].is_pad] = False
       leaf, goal = np.where(known, leaf, 0), np.where(known, true[path], 0)
       writes_stream = any(axis and axis[0] == 'writes' and axis[1].norm for axis in axes)
       if writes_stream and (unequal or 'pads' in case):
-        # Copies in a stream are tied by its norm, the more so the fewer they are: here 4 to 8.
-        # Measured: 3–27 %, of squares up to 40 %.
+        # Copies in a stream are tied by its norm, the more so the fewer they are. Measured: 5–23 %
+        # (of squares 6–31 %) for streams of 4 to 8 units, 1–7 % for 48.
         error = np.linalg.norm(leaf - goal) / np.linalg.norm(goal)
-        assert error < (0.35 if name == 'mu' else 0.6), path
+        assert error < (0.25 if name == 'mu' else 0.35), path
         assert error > 1e-3, path
       else:
         # Rounding of float32 in sums of both signs; of a key's bias, zero but for rounding, too.
