@@ -2,7 +2,7 @@
 of parameters.
 """
 
-from additive_jax import data, gates, models, samplers
+from additive_jax import data, gates, models, samplers, transplant
 from additive_jax.errors import UserError
 from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.models import Additive, measure
@@ -32,4 +32,5 @@ __all__ = [
   'samplers',
   'shared_prefix',
   'static',
+  'transplant',
 ]

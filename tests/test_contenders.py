@@ -183,17 +183,6 @@ def test_a_killed_run_goes_on_to_the_same_numbers(distributed, tmp_path):
     assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
 
 
-def test_several_devices_give_the_same_numbers(mixed, tmp_path):
-  options = EXPERTS | {'experts.variants': ('softmax',), 'num_seeds': 1}
-  found = experts.run(tiny.config('experts', options), tmp_path / 'run', devices=4)
-  alone = json.loads((mixed[1] / 'journals' / experts.JOURNAL).read_text().splitlines()[2])
-  assert alone['variant'] == 'softmax_equal_params'
-  row = found.variants.set_index('variant').loc['softmax_equal_params']
-  # Adam's first steps turn the rounding of small gradients into steps.
-  assert row['loss'] == pytest.approx(alone['loss'], rel=1e-3)
-  assert found.table['structure'].tolist() == ['11']
-
-
 @pytest.mark.parametrize(
   ('experiment', 'options', 'message'),
   [

@@ -1,0 +1,27 @@
+"""From small models to a large one and back: pure functions on pytrees of parameters.
+
+`grow` is exact, and its `receipt` shows it on a batch; `grow_optimizer` takes the optimizer's state
+along; `merge` is the way back. `average`, `best` and `pack` make one pool of several, `shrink` a
+small one of a large. All of them compute on the host in float64, and are not for tracing.
+"""
+
+from additive_jax.transplant.growth import Receipt, Transplant, grow, merge, receipt
+from additive_jax.transplant.moments import grow_optimizer
+from additive_jax.transplant.selection import average, best, pack, shrink
+from additive_jax.transplant.wiring import Axis, Wiring, wiring_of
+
+__all__ = [
+  'Axis',
+  'Receipt',
+  'Transplant',
+  'Wiring',
+  'average',
+  'best',
+  'grow',
+  'grow_optimizer',
+  'merge',
+  'pack',
+  'receipt',
+  'shrink',
+  'wiring_of',
+]

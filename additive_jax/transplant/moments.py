@@ -1,0 +1,82 @@
+"""What an optimizer knows of a small pool, for the large pool grown from it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from additive_jax.errors import UserError
+from additive_jax.transplant.copies import gradients
+from additive_jax.transplant.growth import Transplant
+from additive_jax.transplant.wiring import flat, flat_shapes, unflat
+
+# What optimizers of Optax keep in the shape of the pool: means of gradients, and of squares.
+FIRST_MOMENTS = ('mu', 'trace', 'ema', 'acc_grads')
+SECOND_MOMENTS = ('nu', 'nu_max', 'sum_of_squares')
+
+
+def grow_optimizer(grown: Transplant, opt_state):
+  """What an optimizer of Optax knows of the small pool, for the large one.
+
+  Gradients change by known factors: where units are read they are the old ones for every copy,
+  where units are written a copy has its share. So means of gradients are multiplied by these, means
+  of squares by their squares, and numbers such as step counts stay. That is exact but for what
+  writes a stream: its copies are tied by the norm as well. There it is exact for equal shares and
+  no pads. Unequal shares and pads bring an error: measured, 1–7 % of a mean of gradients for
+  streams of 48 and more units, up to 23 % for 4 to 8.
+
+  Of pads and new blocks the optimizer knows nothing. Their means of gradients are zero; their means
+  of squares are the mean over what is known of the same leaf, or of that leaf in the block before.
+  Zeros would make Adam's next steps there over six times too long, as the count says that the means
+  have long settled.
+
+  Args:
+    grown: what `grow` returned.
+    opt_state: of the small pool. Moments are found by their shape, the pool's, and their name.
+
+  Raises:
+    UserError: for a state that holds anything else than such moments and numbers.
+  """
+  pairs = grown.pairs
+  whole = {name.split('[')[0]: 0 for name in pairs.shapes[0]}
+  like_pool = jax.tree.structure(unflatten_dict(whole, sep='/'))
+  is_pool = lambda node: jax.tree.structure(node) == like_pool
+
+  def moved(path, node):
+    name = jax.tree_util.keystr(path)
+    if not is_pool(node):
+      if np.ndim(node):
+        raise UserError(
+          f'optimizer state {name} of shape {np.shape(node)}: expected numbers, and moments in the '
+          'shape of the pool'
+        )
+      return node
+    if flat_shapes(node, pairs.old) != pairs.shapes[0]:
+      raise UserError(f'optimizer state {name}: expected leaves in the shapes of the pool')
+    kind = next((getattr(key, 'name', getattr(key, 'key', '')) for key in path[::-1]), '')
+    if kind not in (*FIRST_MOMENTS, *SECOND_MOMENTS):
+      raise UserError(
+        f'optimizer state {name}: expected moments called '
+        f'{", ".join((*FIRST_MOMENTS, *SECOND_MOMENTS))}'
+      )
+    return _moved_moments(grown, node, 1 if kind in FIRST_MOMENTS else 2)
+
+  return jax.tree.map_with_path(moved, opt_state, is_leaf=is_pool)
+
+
+def _moved_moments(grown, moments, power):
+  pairs, old = grown.pairs, flat(moments, grown.pairs.old)
+  new = {}
+  for path, name in pairs.origin.items():
+    if name is None:
+      before = old[pairs.like[path]]
+      moved, known, typical = np.zeros(pairs.shapes[1][path]), False, before.mean()
+    else:
+      before = old[name]
+      moved, known = gradients(before, pairs.new.axes[path], grown.copies, power)
+      typical = moved.mean(where=known)
+    filled = np.where(known, moved, typical if power == 2 else 0)
+    new[path] = filled.astype(before.dtype)
+  return jax.tree.map(jnp.asarray, unflat(new, pairs.new))

@@ -1,0 +1,244 @@
+"""Which units each axis of each leaf of a pool belongs to.
+
+A *space* is a set of like units that may grow together: the stream, the hidden units of a branch,
+its heads, the units of a head. An axis of a leaf writes a space (the columns of a kernel, a bias),
+reads it (the rows of a kernel), is the scale or the bias of a norm of it, or belongs to none:
+classes, pixels of a patch, tokens. Such an axis never changes its size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from additive_jax.errors import UserError
+from additive_jax.models.additive import sites_of
+from additive_jax.models.convnet import ConvNet
+from additive_jax.models.kinds import LANE, SUB_ACTIVATION
+from additive_jax.models.mlp import MLP
+from additive_jax.models.transformer import Transformer
+
+READS, WRITES, SCALE, BIAS = 'reads', 'writes', 'scale', 'bias'
+QUERY, KEY = 'query', 'key'  # what they write is multiplied with each other and by size^(−1/2)
+LAYER, RMS = 'layer', 'rms'
+
+
+class Axis(NamedTuple):
+  """One axis of a leaf.
+
+  Attributes:
+    role: 'reads', 'writes', 'scale', 'bias' (of a norm), 'query' or 'key'.
+    space: the name of the units along it.
+  """
+
+  role: str
+  space: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+  """The axes of all leaves of a model's pool. A network of your own gives it as a method
+  `wiring()`; that of the library's is in `wiring_of`.
+
+  Attributes:
+    axes: for each leaf, named by its path with / between modules, an `Axis` or None for each of
+      its axes. More leaves than the pool has do no harm.
+    streams: the spaces that run through the network, and the norm before everything that reads
+      one: 'layer' (LayerNorm), 'rms' (RMSNorm), or None where nothing normalises it.
+    blocks: groups of blocks that can be repeated in depth; a group is a tuple of blocks in order,
+      and a block the names of its modules.
+    stacked: leaves of several kernels side by side, and the axis that they are stacked along. The
+      axes of slice i, without that axis, are given for the leaf named `path[i]`.
+    nested: spaces that each unit of another space has for itself, such as the units of a head.
+    fixed: what two models must have in common beside the shapes, by name.
+  """
+
+  axes: Mapping[str, tuple[Axis | None, ...]]
+  streams: Mapping[str, str | None]
+  blocks: tuple[tuple[tuple[str, ...], ...], ...] = ()
+  stacked: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  nested: frozenset[str] = frozenset()
+  fixed: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+def wiring_of(model) -> Wiring:
+  """The wiring of an MLP, a Transformer without routers, a ConvNet, or a model that has a method
+  `wiring`.
+
+  Raises:
+    UserError: for any other model.
+  """
+  if hasattr(model, 'wiring'):
+    return model.wiring()
+  if isinstance(model, MLP):
+    return _mlp(model)
+  if isinstance(model, Transformer) and model.routing is None:
+    return _transformer(model)
+  if isinstance(model, ConvNet):
+    return _convnet(model)
+  routed = ' with routers' if isinstance(model, Transformer) else ''
+  raise UserError(
+    f'transplant of {type(model).__name__}{routed}: expected MLP, ConvNet, Transformer without '
+    'routers, or a model with a method `wiring` that gives additive_jax.transplant.Wiring'
+  )
+
+
+def flat(params, wiring: Wiring) -> dict[str, np.ndarray]:
+  """A pool as arrays on the host by name, stacked leaves apart."""
+  leaves = {}
+  for path, leaf in flatten_dict(params, sep='/').items():
+    leaf, axis = np.asarray(leaf), wiring.stacked.get(path)
+    parts = [leaf] if axis is None else np.moveaxis(leaf, axis, 0)
+    leaves |= zip(_names(path, axis), parts)
+  return leaves
+
+
+def flat_shapes(params, wiring: Wiring) -> dict[str, tuple[int, ...]]:
+  """The shapes of `flat`, for a pool of anything that has shapes."""
+  shapes = {}
+  for path, leaf in flatten_dict(params, sep='/').items():
+    axis = wiring.stacked.get(path)
+    if axis is None:
+      shapes[path] = tuple(leaf.shape)
+    else:
+      shape = (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
+      shapes |= zip(_names(path, axis), (shape,) * leaf.shape[axis])
+  return shapes
+
+
+def unflat(leaves: Mapping[str, np.ndarray], wiring: Wiring):
+  """The pool whose `flat` these leaves are."""
+  joined = dict(leaves)
+  for path, axis in wiring.stacked.items():
+    names = itertools.takewhile(joined.__contains__, _names(path, axis))
+    slices = [joined[name] for name in names]
+    if slices:
+      joined = {name: leaf for name, leaf in joined.items() if not name.startswith(f'{path}[')}
+      joined[path] = np.stack(slices, axis)
+  return unflatten_dict(joined, sep='/')
+
+
+def _names(path: str, axis: int | None) -> Iterable[str]:
+  return (path,) if axis is None else (f'{path}[{i}]' for i in itertools.count())
+
+
+def _norm(name: str, stream: str) -> dict:
+  return {f'{name}/scale': (Axis(SCALE, stream),), f'{name}/bias': (Axis(BIAS, stream),)}
+
+
+def _linear(name: str, *axes: Axis | None) -> dict:
+  """A kernel whose last axis is written, and its bias."""
+  return {f'{name}/kernel': axes, f'{name}/bias': axes[-1:]}
+
+
+def _feed_forward(name: str, stream: str) -> dict:
+  hidden = f'{name}/hidden'
+  return {
+    **_norm(f'{name}/norm', stream),
+    **_linear(f'{name}/in', Axis(READS, stream), Axis(WRITES, hidden)),
+    **_linear(f'{name}/gate', Axis(READS, stream), Axis(WRITES, hidden)),
+    **_linear(f'{name}/out', Axis(READS, hidden), Axis(WRITES, stream)),
+  }
+
+
+def _attention(name: str, stream: str, rope: bool) -> dict:
+  # A rotation pairs a query's units by their number, so with it they stay as they are.
+  unit = lambda role, space: None if rope else Axis(role, f'{name}/{space}')
+  heads = lambda role: Axis(role, f'{name}/heads')
+  axes = {
+    **_norm(f'{name}/norm', stream),
+    f'{name}/out/kernel': (heads(READS), unit(READS, 'values'), Axis(WRITES, stream)),
+    f'{name}/out/bias': (Axis(WRITES, stream),),
+  }
+  written = (unit(QUERY, 'queries'), unit(KEY, 'queries'), unit(WRITES, 'values'))
+  for i, units in enumerate(written):
+    axes[f'{name}/qkv/kernel[{i}]'] = (Axis(READS, stream), heads(WRITES), units)
+    axes[f'{name}/qkv/bias[{i}]'] = (heads(WRITES), units)
+  return axes
+
+
+def _head(stream: str) -> dict:
+  return {
+    **_norm('readout/norm', stream),
+    **_linear('readout/out', Axis(READS, stream), None),
+  }
+
+
+def _modules(model) -> list[str]:
+  return [site.label.replace('/', '__') for site in sites_of(model)]
+
+
+def _gates(model) -> dict:
+  """What the gates of two models must have in common."""
+  fixed = {'gates': model.gates}
+  if SUB_ACTIVATION in model.gates:
+    fixed['num_chunks'] = model.num_chunks
+  if LANE in model.gates:
+    fixed['num_lanes'] = model.num_lanes
+  return fixed
+
+
+def _mlp(model: MLP) -> Wiring:
+  stream, modules = 'stream', _modules(model)
+  axes = {**_linear('embed', None, Axis(WRITES, stream)), **_head(stream)}
+  for name in modules:
+    axes |= _feed_forward(name, stream)
+  return Wiring(axes, {stream: LAYER}, (_each(modules),), fixed=_gates(model))
+
+
+def _transformer(model: Transformer) -> Wiring:
+  stream, modules = 'stream', _modules(model)
+  rope = model.positions == 'rope'
+  axes = {
+    **_linear('embed', None, Axis(WRITES, stream)),
+    'embed/embedding': (None, Axis(WRITES, stream)),
+    'position': (None, Axis(WRITES, stream)),
+    **_head(stream),
+  }
+  attention, mlp = modules[::2], modules[1::2]
+  stacked, nested = {}, set()
+  for name in attention:
+    axes |= _attention(name, stream, rope)
+    stacked |= {f'{name}/qkv/kernel': 1, f'{name}/qkv/bias': 0}
+    nested |= {f'{name}/queries', f'{name}/values'}
+  for name in mlp:
+    axes |= _feed_forward(name, stream)
+  fixed = _gates(model) | {
+    name: getattr(model, name) for name in ('unit', 'positions', 'causal', 'patch_size')
+  }
+  fixed['inputs'] = 'tokens' if model.num_tokens else 'images'
+  if model.num_tokens:
+    del fixed['patch_size']
+  blocks = (tuple(zip(attention, mlp)),)
+  return Wiring(axes, {stream: LAYER}, blocks, stacked, frozenset(nested), fixed)
+
+
+def _convnet(model: ConvNet) -> Wiring:
+  stages = {}
+  for name in _modules(model):
+    stages.setdefault(name.split('__')[0], []).append(name)
+  axes, before = _head([*stages][-1]), None
+  pixels = (None, None)
+  for stage, modules in stages.items():
+    written = Axis(WRITES, stage)
+    if before is None:
+      axes |= _linear('embed', *pixels, None, written)
+    else:
+      down = modules.pop(0)
+      axes |= _norm(f'{down}/norm', before)
+      axes |= _linear(f'{down}/conv', *pixels, Axis(READS, before), written)
+    for name in modules:
+      for path, own in _feed_forward(name, stage).items():
+        axes[path] = (*pixels, *own) if path.endswith('/kernel') else own
+    before = stage
+  blocks = tuple(_each(modules) for modules in stages.values())
+  return Wiring(axes, dict.fromkeys(stages, LAYER), blocks, fixed=_gates(model))
+
+
+def _each(modules: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+  return tuple((name,) for name in modules)
