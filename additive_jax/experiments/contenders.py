@@ -18,7 +18,7 @@ from additive_jax import balance as balance_
 from additive_jax import placement, run
 from additive_jax.balance import Balance
 from additive_jax.errors import UserError
-from additive_jax.evaluate import evaluate_structures
+from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.results import with_interval
 from additive_jax.experiments.session import Session
@@ -102,11 +102,7 @@ def check_dense(session: Session) -> Transformer:
     )
   if model.gates != (RESIDUAL,):
     raise UserError(f'config.model.gates {model.gates} with routers: expected residual alone')
-  if not session.data.train.in_memory:
-    raise UserError(
-      f'{session.data.name} is larger than config.data.memory_limit '
-      f'{session.config.data.memory_limit}: expected a set that fits'
-    )
+  session.check_in_memory()
   return model
 
 
@@ -193,26 +189,25 @@ def train_all(session: Session, contenders: Sequence[Contender], journal: str) -
 def _judged(contender, seed):
   session, trainer = contender.session, contender.trained(seed)
   variables, x = placement.to_host(trainer.variables), session.test[0][:1]
+  record = {'params': num_params(session.model, x)}
+  record['skipped'] = int(placement.to_host(trainer.state.skipped))
   seen = session.data.train
-  test, train = (_scores(contender, variables, split) for split in (session.test, (seen.x, seen.y)))
-  scores = {key: float(np.ravel(getattr(test, key))[0]) for key in SCORES}
-  scores['train_loss'] = float(np.ravel(train.loss)[0])
-  flops = session.space.flops(contender.structure)
   if contender.has_routers:
-    sites = {name.replace('__', '/'): _of_site(site) for name, site in test.facts.items()}
-    scores['sites'] = sites
-    flops = active_flops(session.model, x, test.facts, test.chosen)
-  skipped = int(placement.to_host(trainer.state.skipped))
-  params = num_params(session.model, x)
-  return {**scores, 'flops': flops, 'params': params, 'skipped': skipped}
+    test = inspect(contender, variables, session.test)
+    train = inspect(contender, variables, (seen.x, seen.y))
+    record['sites'] = {name.replace('__', '/'): _of_site(f) for name, f in test.facts.items()}
+    record['flops'] = active_flops(session.model, x, test.facts, test.chosen)
+  else:
+    test, train = (_evaluated(contender, variables, split) for split in (session.test, seen))
+    record['flops'] = session.space.flops(contender.structure)
+  record |= {key: getattr(test, key) for key in SCORES}
+  return record | {'train_loss': train.loss}
 
 
-def _scores(contender, variables, batch):
-  """An `Inspection` of networks with routers, else an `Evaluation`."""
-  if contender.has_routers:
-    return inspect(contender, variables, batch)
+def _evaluated(contender, variables, batch) -> Evaluation:
+  """Loss and accuracy of a network without routers, as numbers."""
   session = contender.session
-  return evaluate_structures(
+  found = evaluate_structures(
     session.model,
     variables,
     batch,
@@ -220,6 +215,7 @@ def _scores(contender, variables, batch):
     task=session.objective,
     devices=session.workers,
   )
+  return Evaluation(*(float(values[0]) for values in found))
 
 
 def _of_site(facts):

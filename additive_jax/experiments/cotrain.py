@@ -7,6 +7,7 @@ import functools
 import logging
 import zlib
 from pathlib import Path
+from typing import Unpack
 
 import flax.serialization
 import jax
@@ -21,7 +22,7 @@ from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
 from additive_jax.experiments.ensemble import ensemble
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.experiments.shared import (
   check_shared,
   evaluate_pool,
@@ -61,16 +62,7 @@ class CotrainResult:
   summary: dict
 
 
-def run(
-  config: ConfigDict,
-  workdir=None,
-  *,
-  model=None,
-  data=None,
-  name=None,
-  devices: int = 0,
-  command: str = '',
-) -> CotrainResult:
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> CotrainResult:
   """Runs Exp 2, or goes on with it, and writes its run directory.
 
   Args and errors are those of `sweep.run`; the structures come from `config.structures`, from the
@@ -81,9 +73,7 @@ def run(
       f'config.structures {tuple(config.structures)} and config.structures_from '
       f'{config.structures_from!r}: expected one of the two'
     )
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
@@ -110,11 +100,7 @@ def _check(session):
   else:
     check_shared(session, config.cotrain.sweep_epochs)
   session.recipe(session.steps(config.train.epochs))
-  if not session.data.train.in_memory:
-    raise UserError(
-      f'{session.data.name} is larger than config.data.memory_limit '
-      f'{config.data.memory_limit}: expected a set that fits'
-    )
+  session.check_in_memory()
 
 
 def _run(session: Session) -> CotrainResult:

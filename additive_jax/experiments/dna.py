@@ -5,6 +5,7 @@ same compute.
 from __future__ import annotations
 
 import dataclasses
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from additive_jax.experiments.contenders import (
 )
 from additive_jax.experiments.dna_tables import Analysis, analyse, module_table, path_table
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.dna import DNA, Modules
 
@@ -59,16 +60,7 @@ class DNAResult:
   summary: dict
 
 
-def run(
-  config: ConfigDict,
-  workdir=None,
-  *,
-  model=None,
-  data=None,
-  name=None,
-  devices: int = 0,
-  command: str = '',
-) -> DNAResult:
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> DNAResult:
   """Trains DNAs and dense networks of the same compute, or goes on with it, and writes the run
   directory.
 
@@ -77,9 +69,7 @@ def run(
   DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the DNA that skips.
   Args and errors are those of `sweep.run`.
   """
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 

@@ -5,6 +5,7 @@ structure, experts of their own weights, and a choice at random.
 from __future__ import annotations
 
 import dataclasses
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from additive_jax.experiments.contenders import (
   train_all,
 )
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures, train_shared
 from additive_jax.journal import Journal, read_all
 from additive_jax.models.active import active_flops, fitted, num_params
@@ -64,16 +65,7 @@ class ExpertsResult:
   summary: dict
 
 
-def run(
-  config: ConfigDict,
-  workdir=None,
-  *,
-  model=None,
-  data=None,
-  name=None,
-  devices: int = 0,
-  command: str = '',
-) -> ExpertsResult:
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> ExpertsResult:
   """Runs Exp 4, or goes on with it, and writes its run directory.
 
   The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
@@ -86,9 +78,7 @@ def run(
       raise UserError(
         f'config.experts.{option} {given}: expected some of {", ".join(known)}, each once'
       )
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 

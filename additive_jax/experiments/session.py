@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -88,6 +88,14 @@ class Session:
     """This run with another model, for experiments that compare several."""
     space = models.measure(model, self.data.train[np.zeros(1, np.int64)][0])
     return dataclasses.replace(self, model=model, space=space, recipes={})
+
+  def check_in_memory(self, expected: str = 'a set that fits') -> None:
+    """Raises `UserError` for data that is read batch by batch."""
+    if not self.data.train.in_memory:
+      raise UserError(
+        f'{self.data.name} is larger than config.data.memory_limit '
+        f'{self.config.data.memory_limit}: expected {expected}'
+      )
 
   def check_experts(self, models) -> None:
     """Raises `UserError` where `config.train.expert_devices` suits none of the models of a run, or
@@ -170,6 +178,24 @@ class Session:
       raise Stopped
 
 
+class Opening(TypedDict, total=False):
+  """What an experiment may be given beside its config and run directory.
+
+  Attributes:
+    model: an additive model in place of `config.model`.
+    data: a `data.Data` in place of `config.data`.
+    name: of the default run directory; None is the experiment's.
+    devices: how many to use; 0 is all.
+    command: the command line that started the run, for its report.
+  """
+
+  model: Any
+  data: Any
+  name: str | None
+  devices: int
+  command: str
+
+
 @contextlib.contextmanager
 def open_session(
   config: ConfigDict,
@@ -189,11 +215,7 @@ def open_session(
     workdir: the run directory; None is `runs/<name>-<hash of the config>`.
     check: raises `UserError` for what the experiment cannot do; called before anything is written,
       and not for a run that is finished.
-    model: an additive model in place of `config.model`.
-    data: a `data.Data` in place of `config.data`.
-    name: of the default run directory; None is the experiment's.
-    devices: how many to use; 0 is all.
-    command: the command line that started the run, for its report.
+    model, data, name, devices, command: see `Opening`.
 
   Raises:
     UserError: for options that make no sense, or while another process is at work in the directory;
@@ -272,6 +294,12 @@ def check_config(config: ConfigDict) -> None:
     if _at(config, path) < 0:
       raise UserError(f'config.{path} {_at(config, path)}: expected 0 or more')
   parse_shard(config.shard)
+
+
+def check_unsharded(config: ConfigDict) -> None:
+  """Raises `UserError` for a shard of an experiment that has none."""
+  if config.shard:
+    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
 
 
 def parse_shard(text: str) -> tuple[int, int]:

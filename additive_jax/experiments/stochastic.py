@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments import stochastic_report
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures
 from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
 from additive_jax.gradients import Recipe
@@ -72,16 +73,7 @@ class Variant:
   training_flops: float
 
 
-def run(
-  config: ConfigDict,
-  workdir=None,
-  *,
-  model=None,
-  data=None,
-  name=None,
-  devices: int = 0,
-  command: str = '',
-) -> StochasticResult:
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> StochasticResult:
   """Runs Exp 3, or goes on with it, and writes its run directory.
 
   For each seed, pools are trained from the same init on the same data in the same order: with all
@@ -93,20 +85,14 @@ def run(
     raise UserError(
       f'config.stochastic.modes {tuple(modes)}: expected some of {", ".join(MODES)}, each once'
     )
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
-  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
+  check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
 def _check(session):
   """Everything that can be said before any training."""
   session.check_experts([session.model])
-  if not session.data.train.in_memory:
-    raise UserError(
-      f'{session.data.name} is larger than config.data.memory_limit '
-      f'{session.config.data.memory_limit}: expected a set that fits'
-    )
+  session.check_in_memory()
   make_variants(session)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep_report
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Session, parse_shard
+from additive_jax.experiments.session import Opening, Session, parse_shard
 from additive_jax.experiments.shared import (
   check_shared,
   rank_shared,
@@ -51,26 +52,13 @@ class SweepResult:
   complete: bool = True
 
 
-def run(
-  config: ConfigDict,
-  workdir=None,
-  *,
-  model=None,
-  data=None,
-  name=None,
-  devices: int = 0,
-  command: str = '',
-) -> SweepResult:
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> SweepResult:
   """Runs Exp 1, or goes on with it, and writes its run directory.
 
   Args:
     config: as in `configs/default.py`; see its sections `train`, `sweep`, `sampler` and `search`.
     workdir: the run directory; None is `runs/<name>-<hash of the config>`.
-    model: an additive model in place of `config.model`.
-    data: a `data.Data` in place of `config.data`.
-    name: of the default run directory.
-    devices: how many to use; 0 is all.
-    command: the command line, for the report.
+    opening: what else may be given, see `session.Opening`.
 
   Raises:
     UserError: for options that make no sense.
@@ -79,7 +67,6 @@ def run(
   modes = config.sweep.modes
   if not modes or set(modes) - set(MODES):
     raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
-  opening = {'model': model, 'data': data, 'name': name, 'devices': devices, 'command': command}
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
@@ -122,11 +109,7 @@ def _check_standalone(session):
       f'config.sweep.rungs {rungs} of halving {halving} in {num_steps} steps: expected at least '
       f'{halving ** (rungs - 1)} steps, one for the first rung'
     )
-  if not session.data.train.in_memory:
-    raise UserError(
-      f'{session.data.name} is larger than config.data.memory_limit {config.data.memory_limit}: '
-      "expected a set that fits, or config.sweep.modes=('shared',)"
-    )
+  session.check_in_memory("a set that fits, or config.sweep.modes=('shared',)")
 
 
 def _run(session: Session) -> SweepResult:

@@ -24,13 +24,11 @@ import numpy as np
 from additive_jax import routers
 from additive_jax.dispatch import packed
 from additive_jax.errors import UserError
-from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention, attend, rotate
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
-from additive_jax.models.mlp import Head
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
-from additive_jax.models.transformer import UNITS, check_choices, embed_inputs
+from additive_jax.models.transformer import UNITS, TokenNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +231,7 @@ class Step(nn.Module):
     return h + self.pool(h, choice.index, choice.weights)
 
 
-class DNA(Additive):
+class DNA(TokenNetwork):
   """Dense sublayers first, then `num_steps` steps over one pool of modules; a residual gate each.
 
   Inputs are those of `Transformer`: images, or tokens int [B, T] with one logit vector per token.
@@ -268,29 +266,14 @@ class DNA(Additive):
 
   def __post_init__(self):
     super().__post_init__()
-    check_sizes(
-      num_steps=self.num_steps,
-      width=self.width,
-      num_heads=self.num_heads,
-      hidden=self.hidden,
-      num_classes=self.num_classes,
-    )
+    check_sizes(num_steps=self.num_steps, hidden=self.hidden)
+    self.check_stream()
     if self.num_backbone < 0:
       raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
-    check_choices(self.positions, self.unit)
-    check_divides('units of width', self.width, 'heads', self.num_heads)
-    if self.positions == 'rope':
-      check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
     self.modules.check(self.expert_devices)
 
   def setup(self):
-    if self.num_tokens:
-      self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
-    else:
-      self.stem = nn.Dense(self.width, name='embed')
-    if self.positions == 'learned':
-      init = nn.initializers.normal(0.02)
-      self.position = self.param('position', init, (self.max_tokens, self.width))
+    self.set_up_ends()
     rope = self.positions == 'rope'
     activation, gated = UNITS[self.unit]
     backbone = []
@@ -305,11 +288,3 @@ class DNA(Additive):
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
-    self.head = Head(self.num_classes, name='readout')
-
-  def embed(self, x: jax.Array) -> jax.Array:
-    position = self.position if self.positions == 'learned' else None
-    return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
-
-  def readout(self, h: jax.Array) -> jax.Array:
-    return self.head(h if self.num_tokens else h.mean(1))

@@ -36,7 +36,47 @@ POSITIONS = ('learned', 'rope')
 UNITS = {'gelu': (nn.gelu, False), 'swiglu': (nn.silu, True)}
 
 
-class Transformer(Additive):
+class TokenNetwork(Additive):
+  """What networks over a stream of tokens [B, T, D] share: how images or tokens enter, and how
+  logits leave. A subclass has the fields of `Transformer` that are named here.
+  """
+
+  def check_stream(self) -> None:
+    """Raises `UserError` for sizes or choices that no such network has."""
+    check_sizes(
+      width=self.width,
+      num_heads=self.num_heads,
+      num_classes=self.num_classes,
+      patch_size=self.patch_size,
+      max_tokens=self.max_tokens,
+    )
+    if self.num_tokens < 0:
+      raise UserError(f'num_tokens {self.num_tokens}: expected 0, for images, or more')
+    check_choices(self.positions, self.unit)
+    check_divides('units of width', self.width, 'heads', self.num_heads)
+    if self.positions == 'rope':
+      check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
+
+  def set_up_ends(self) -> None:
+    """Makes the modules of both ends, in `setup`."""
+    if self.num_tokens:
+      self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
+    else:
+      self.stem = nn.Dense(self.width, name='embed')
+    if self.positions == 'learned':
+      init = nn.initializers.normal(0.02)
+      self.position = self.param('position', init, (self.max_tokens, self.width))
+    self.head = Head(self.num_classes, name='readout')
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    position = self.position if self.positions == 'learned' else None
+    return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    return self.head(h if self.num_tokens else h.mean(1))
+
+
+class Transformer(TokenNetwork):
   """`num_layers` layers of an attention site and a feed-forward site each.
 
   Inputs: images float [B, height, width] or [B, height, width, channels], cut into square patches
@@ -92,20 +132,8 @@ class Transformer(Additive):
     self.gates = check_kinds('transformer', self.gates, KINDS)
     super().__post_init__()
     check_sizes(num_layers=self.num_layers)
-    check_sizes(
-      width=self.width,
-      num_heads=self.num_heads,
-      hidden=min(self.sizes),
-      num_classes=self.num_classes,
-      patch_size=self.patch_size,
-      max_tokens=self.max_tokens,
-    )
-    if self.num_tokens < 0:
-      raise UserError(f'num_tokens {self.num_tokens}: expected 0, for images, or more')
-    check_choices(self.positions, self.unit)
-    check_divides('units of width', self.width, 'heads', self.num_heads)
-    if self.positions == 'rope':
-      check_divides('units', self.width // self.num_heads, 'halves of a head', 2)
+    self.check_stream()
+    check_sizes(hidden=min(self.sizes))
     if SUB_ACTIVATION in self.gates or isinstance(self.routing, Routing):
       check_chunks(self.width, self.num_chunks)
     if self.routing is not None and self.gates != (RESIDUAL,):
@@ -135,13 +163,7 @@ class Transformer(Additive):
     return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
 
   def setup(self):
-    if self.num_tokens:
-      self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
-    else:
-      self.stem = nn.Dense(self.width, name='embed')
-    if self.positions == 'learned':
-      init = nn.initializers.normal(0.02)
-      self.position = self.param('position', init, (self.max_tokens, self.width))
+    self.set_up_ends()
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
     lanes = self.lanes
@@ -155,7 +177,6 @@ class Transformer(Additive):
         self._feed_forward(size, f'{name}__mlp'),
       ]
     self.sites = sites
-    self.head = Head(self.num_classes, name='readout')
 
   def _feed_forward(self, size, name):
     activation, gated = UNITS[self.unit]
@@ -168,14 +189,13 @@ class Transformer(Additive):
     return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:
-    position = self.position if self.positions == 'learned' else None
-    h = embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
+    h = super().embed(x)
     return self.lanes.split(h) if LANE in self.gates else h
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
       h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
-    return self.head(h if self.num_tokens else h.mean(1))
+    return super().readout(h)
 
 
 def check_choices(positions: str, unit: str) -> None:
