@@ -92,7 +92,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     if wait:
       self.wait()
 
-  def restore(self, template):
+  def restore(self, template, *, part=False):
     """The newest sound checkpoint, or None when there is none at all.
 
     Every leaf's dtype, shape and checksum are compared with what was saved. A damaged checkpoint is
@@ -101,6 +101,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     Args:
       template: pytree like the saved state. A JAX array or ShapeDtypeStruct comes back as a JAX
         array, with its sharding if committed to one; NumPy arrays and Python numbers as such.
+      part: whether the template may lack leaves of what was saved; these are not read.
 
     Raises:
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
@@ -108,7 +109,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.wait()
     damaged = []
     for step in self._steps():
-      outcome = self._read(step, template)
+      outcome = self._read(step, template, part)
       if isinstance(outcome, Restored):
         self._damaged = damaged
         return outcome
@@ -206,14 +207,14 @@ class Checkpointer(contextlib.AbstractContextManager):
     steps = np.resize(np.array(steps or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
-  def _read(self, step, template):
+  def _read(self, step, template, part):
     """`Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
     wanted = {name: _spec(leaf) for name, leaf in _leaves(template)}
     refused = problem = None
     try:
       body = _read_body(path, step)
-      self._check_fits(path, body, wanted)
+      self._check_fits(path, body, wanted, part)
       values = _read_state(path / 'state', body['leaves'], template)
     except UserError as error:
       refused = error
@@ -226,8 +227,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._last = (step, body)
     return Restored(step, jax.tree.map(_place, values, template), body['meta'])
 
-  def _check_fits(self, path, body, wanted):
-    saved = {name: f'{leaf["dtype"]}{leaf["shape"]}' for name, leaf in body['leaves'].items()}
+  def _check_fits(self, path, body, wanted, part):
+    leaves = {name: leaf for name, leaf in body['leaves'].items() if name in wanted or not part}
+    saved = {name: f'{leaf["dtype"]}{leaf["shape"]}' for name, leaf in leaves.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
       ('state', differences(saved, wanted)),
@@ -235,7 +237,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       if different:
         raise UserError(
           f'{path} is a checkpoint of another {kind}: {"; ".join(different)};'
-          ' choose another --workdir'
+          f' {"expected one of this" if part else "choose another --workdir"}'
         )
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from additive_jax.models import MLP, VGG, ConvNet, LeNet, Transformer
+from additive_jax.models import MLP, VGG, ConvNet, DenseStack, LeNet, Transformer
 from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
@@ -42,6 +42,13 @@ MODELS = {
     IMAGES,
     'classification',
     (2, 2),
+  ),
+  'dense stack': (
+    lambda **o: DenseStack((4, 2), num_classes=3, **o),
+    (SUB_ACTIVATION,),
+    TABLE,
+    'classification',
+    (1,),
   ),
   'lenet': (
     lambda **o: LeNet(num_classes=3, **o),

@@ -49,6 +49,8 @@ FITTING = [
   ('convnet', 'images', (RESIDUAL, JOINS), models.ConvNet, 2 * 3),
   ('lenet', 'images', (JOINS,), models.LeNet, None),
   ('vgg', 'images', (JOINS,), models.VGG, None),
+  ('dense_stack', 'images', (JOINS,), models.DenseStack, None),
+  ('dense_stack', 'a table', (JOINS,), models.DenseStack, None),
 ]
 
 
@@ -115,13 +117,13 @@ def test_a_network_of_your_own(sets):
     (
       'images',
       {'name': 'transfomer'},
-      "config.model.name 'transfomer': expected one of mlp, transformer, convnet, lenet, vgg, "
-      "or module:Class; did you mean 'transformer'?",
+      "config.model.name 'transfomer': expected one of mlp, dense_stack, transformer, convnet, "
+      "lenet, vgg, or module:Class; did you mean 'transformer'?",
     ),
     (
       'images',
       {'name': 'xyz'},
-      "config.model.name 'xyz': expected one of mlp, transformer, convnet, lenet, vgg, "
+      "config.model.name 'xyz': expected one of mlp, dense_stack, transformer, convnet, lenet, vgg, "
       'or module:Class',
     ),
     ('a table', {'name': 'transformer'}, 'tabular:iris, a table: expected images or text'),

@@ -14,6 +14,7 @@ from additive_jax.models.additive import gate_names
 
 TASKS = {
   'mlp': 'images or a table',
+  'dense_stack': 'images or a table',
   'transformer': 'images or text',
   'convnet': 'images',
   'lenet': 'images',
@@ -52,6 +53,8 @@ def make_model(options: ConfigDict, data: data_.Data):
     return models.MLP(
       options.num_blocks, options.width, hidden, num_lanes=options.num_lanes, **common
     )
+  if options.name == 'dense_stack':
+    return models.DenseStack(options.hidden, **common)
   if options.name == 'transformer':
     text = data.task == 'language'
     return models.Transformer(

@@ -2,6 +2,7 @@
 
 from additive_jax.models.additive import Additive, measure
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
@@ -15,6 +16,7 @@ __all__ = [
   'VGG',
   'Additive',
   'ConvNet',
+  'DenseStack',
   'Experts',
   'LeNet',
   'Modules',

@@ -44,11 +44,14 @@ class Attention(nn.Module):
     qkv, qkv_bias = Linear(shape, bias=shape[1:], name='qkv')()
     out, out_bias = Linear((heads, size, width), in_axis=(0, 1), bias=(width,), name='out')()
 
+    # Kernels enter as factors of `@` alone, so that `sparse.noise` can put others in their place.
     def branch(x, qkv, qkv_bias, out):
-      q, k, v = jnp.moveaxis(jnp.einsum('btd,dshk->btshk', x, qkv) + qkv_bias, 2, 0)
+      each = (x @ qkv.reshape(width, -1)).reshape(*x.shape[:-1], *qkv.shape[1:])
+      q, k, v = jnp.moveaxis(each + qkv_bias, 2, 0)
       if self.rope:
         q, k = rotate(q), rotate(k)
-      return jnp.einsum('bthk,hkd->btd', attend(q, k, v, self.causal), out)
+      z = attend(q, k, v, self.causal)
+      return z.reshape(*z.shape[:-2], -1) @ out.reshape(-1, width)
 
     if LANE not in self.kinds:
       return h + branch(x, qkv, qkv_bias, out) + out_bias

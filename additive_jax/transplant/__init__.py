@@ -6,7 +6,8 @@ small one of a large. All of them compute on the host in float64, and are not fo
 """
 
 from additive_jax.transplant.growth import Receipt, Transplant, grow, merge, receipt
-from additive_jax.transplant.moments import grow_optimizer
+from additive_jax.transplant.moments import grow_optimizer, restart_schedules
+from additive_jax.transplant.narrow import narrowed
 from additive_jax.transplant.selection import average, best, pack, shrink
 from additive_jax.transplant.wiring import Axis, Wiring, wiring_of
 
@@ -20,8 +21,10 @@ __all__ = [
   'grow',
   'grow_optimizer',
   'merge',
+  'narrowed',
   'pack',
   'receipt',
+  'restart_schedules',
   'shrink',
   'wiring_of',
 ]

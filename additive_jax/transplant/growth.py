@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def grow(
   *,
   key: jax.Array,
   depth: str = 'zero',
-  place: str = 'spread',
+  place: str | Sequence[int] = 'spread',
   unequal: float = 0.5,
 ) -> Transplant:
   """The pool of a small model in a large one that computes the same logits.
@@ -96,7 +96,8 @@ def grow(
     key: of the shares of copies.
     depth: new blocks start with 'zero' for all that they write to the stream, or as in `large` but
       'gated' off: the result's `structure()` tells which gates are off.
-    place: new blocks are 'spread' evenly between the old, or at the 'end'.
+    place: new blocks are 'spread' evenly between the old, or at the 'end'; or the numbers of the
+      large model's blocks that the old ones become, such as `narrowed` gives.
     unequal: in [0, 1), how far the shares of copies differ: `copies.copied`. With 0, copies stay
       equal for ever.
 
@@ -119,7 +120,8 @@ def grow(
     name: copied(name, *sizes, pairs.new.streams.get(name), key, unequal)
     for name, sizes in pairs.sizes.items()
   }
-  how = f' ({depth}, {place})' if pairs.depths[0] < pairs.depths[1] else ''
+  where = place if isinstance(place, str) else f'at {", ".join(map(str, place))}'
+  how = f' ({depth}, {where})' if pairs.depths[0] < pairs.depths[1] else ''
   leaves, initial = flat(params_of(small), pairs.old), flat(params_of(large), pairs.new)
   pool = new_pool(pairs, copies, leaves, initial, depth)
   return Transplant({'params': pool}, f'grow {pairs}{how}', True, pairs, copies, depth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import unflatten_dict
 
 from additive_jax.errors import UserError
@@ -80,3 +81,13 @@ def _moved_moments(grown, moments, power):
     filled = np.where(known, moved, typical if power == 2 else 0)
     new[path] = filled.astype(before.dtype)
   return jax.tree.map(jnp.asarray, unflat(new, pairs.new))
+
+
+def restart_schedules(opt_state):
+  """An optimizer's state with the steps of its learning-rate schedules at 0: a transplant begins a
+  training of its own. What else it counts, such as the steps of Adam's means, stays."""
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  again = lambda node: (
+    node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
+  )
+  return jax.tree.map(again, opt_state, is_leaf=is_schedule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flax.traverse_util import flatten_dict
 
@@ -97,21 +97,23 @@ class Pairs:
     return ', '.join(parts) or 'same sizes'
 
 
-def pair(old_model, old, new_model, new, *, place: str, grows: bool | None = True) -> Pairs:
+def pair(
+  old_model, old, new_model, new, *, place: str | Sequence[int], grows: bool | None = True
+) -> Pairs:
   """Pairs two models of one kind.
 
   Args:
     old, new: `{'params': pool}` of each, of arrays or shapes.
     place: of the deeper model's further blocks: 'spread' evenly between the others, or at the
-      'end'.
+      'end'; or the numbers of the deeper model's blocks that the others pair with.
     grows: whether the new model is at least as large as the old in all its sizes; False: at most;
       None: either.
 
   Raises:
     UserError: where the one does not fit into the other; it names the leaf and both shapes.
   """
-  if place not in PLACES:
-    raise UserError(f'place {place!r}: expected one of {", ".join(PLACES)}')
+  if isinstance(place, str) and place not in PLACES:
+    raise UserError(f'place {place!r}: expected one of {", ".join(PLACES)}, or numbers of blocks')
   if type(old_model) is not type(new_model):
     names = [type(model).__name__ for model in (old_model, new_model)]
     raise UserError('transplant of {} into {}: expected the same kind of model'.format(*names))
@@ -168,7 +170,7 @@ def _pair_blocks(old: Wiring, new: Wiring, place, grows):
       f'{len(old.blocks)} stages into {len(new.blocks)}: expected as many, of at least as many '
       'blocks and channels'
     )
-  modules, likes = {}, {}
+  modules, likes, start = {}, {}, 0
   for before, after in zip(old.blocks, new.blocks):
     few, many = sorted((len(before), len(after)))
     if grows is not None and few < many and grows != (few == len(before)):
@@ -176,7 +178,16 @@ def _pair_blocks(old: Wiring, new: Wiring, place, grows):
         f'{len(before)} blocks ({before[0][0]} to {before[-1][-1]}) into {len(after)}: expected at '
         f'{"least" if grows else "most"} as many'
       )
-    kept = [i * many // few if place == 'spread' else i for i in range(few)]
+    if isinstance(place, str):
+      kept = [i * many // few if place == 'spread' else i for i in range(few)]
+    else:
+      kept = [i - start for i in place if start <= i < start + many]
+      if len(kept) != few or list(place) != sorted(set(place)):
+        raise UserError(
+          f'place {tuple(place)} of {few} blocks among blocks {start} to {start + many - 1}: '
+          'expected as many different numbers of these, in order'
+        )
+    start += many
     if len(before) > len(after):
       places, before = range(few), [before[i] for i in kept]
     else:
@@ -186,6 +197,11 @@ def _pair_blocks(old: Wiring, new: Wiring, place, grows):
       modules |= zip(block, before[last] if i in places else (None,) * len(block))
       likes |= zip(block, before[last])
   depths = tuple(sum(map(len, wiring.blocks)) for wiring in (old, new))
+  if not isinstance(place, str) and len(place) != min(depths):
+    raise UserError(
+      f'place {tuple(place)} of {min(depths)} blocks among blocks 0 to {max(depths) - 1}: expected '
+      'as many different numbers of these, in order'
+    )
   return modules, likes, depths
 
 

@@ -22,7 +22,7 @@ def shrink(
   small,
   *,
   scores: Mapping[str, Any] | None = None,
-  place: str = 'spread',
+  place: str | Sequence[int] = 'spread',
 ) -> Transplant:
   """The strongest units of a large model in a small one; not exact.
 
@@ -82,7 +82,7 @@ def pack(
   *,
   key: jax.Array,
   scores: Sequence[Mapping[str, Any]] | None = None,
-  place: str = 'spread',
+  place: str | Sequence[int] = 'spread',
   unequal: float = 0.5,
 ) -> Transplant:
   """Several small models side by side in a large one; not exact.

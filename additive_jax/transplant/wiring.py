@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from additive_jax.errors import UserError
 from additive_jax.models.additive import sites_of
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.kinds import LANE, SUB_ACTIVATION
 from additive_jax.models.mlp import MLP
 from additive_jax.models.transformer import Transformer
@@ -67,8 +68,8 @@ class Wiring:
 
 
 def wiring_of(model) -> Wiring:
-  """The wiring of an MLP, a Transformer without routers, a ConvNet, or a model that has a method
-  `wiring`.
+  """The wiring of an MLP, a DenseStack, a Transformer without routers, a ConvNet, or a model that
+  has a method `wiring`.
 
   Raises:
     UserError: for any other model.
@@ -77,6 +78,8 @@ def wiring_of(model) -> Wiring:
     return model.wiring()
   if isinstance(model, MLP):
     return _mlp(model)
+  if isinstance(model, DenseStack):
+    return _dense_stack(model)
   if isinstance(model, Transformer) and model.routing is None:
     return _transformer(model)
   if isinstance(model, ConvNet):
@@ -84,7 +87,8 @@ def wiring_of(model) -> Wiring:
   routed = ' with routers' if isinstance(model, Transformer) else ''
   raise UserError(
     f'transplant of {type(model).__name__}{routed}: expected MLP, ConvNet, Transformer without '
-    'routers, or a model with a method `wiring` that gives additive_jax.transplant.Wiring'
+    'routers, DenseStack, or a model with a method `wiring` that gives '
+    'additive_jax.transplant.Wiring'
   )
 
 
@@ -189,6 +193,24 @@ def _mlp(model: MLP) -> Wiring:
   for name in modules:
     axes |= _feed_forward(name, stream)
   return Wiring(axes, {stream: LAYER}, (_each(modules),), fixed=_gates(model))
+
+
+def dense_layers(model: DenseStack) -> dict[str, str]:
+  """The layers of a DenseStack in order, with the module of each."""
+  names = [f'fc{i + 1}' for i in range(len(model.hidden))] + ['out']
+  modules = {name: name for name in names}
+  for site in sites_of(model):
+    modules |= {name: f'{site.label}/{name}' for name in site.label.split('_')}
+  return modules
+
+
+def _dense_stack(model: DenseStack) -> Wiring:
+  axes, before = {}, None
+  for name, module in dense_layers(model).items():
+    units = None if name == 'out' else Axis(WRITES, name)
+    axes |= _linear(module, before, units)
+    before = Axis(READS, name)
+  return Wiring(axes, {}, fixed=_gates(model))
 
 
 def _transformer(model: Transformer) -> Wiring:

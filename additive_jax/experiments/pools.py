@@ -1,0 +1,106 @@
+"""The pools that a run has left, finished or not, for those who come after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from additive_jax import data as data_
+from additive_jax.errors import UserError
+from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.session import load_data
+from additive_jax.restore import Saved, read_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Pools:
+  """The pools of one run, which is only read.
+
+  Attributes:
+    path: the run directory.
+    config: the run's options.
+    data: its data.
+    model: its additive model.
+    names: of the pools that have checkpoints, folders of `checkpoints`; at least one.
+  """
+
+  path: Path
+  config: ConfigDict
+  data: data_.Data
+  model: Any
+  names: tuple[str, ...]
+
+  def pick(self, name: str = '') -> str:
+    """The name of a pool, checked; '' is the first."""
+    if name and name not in self.names:
+      raise UserError(
+        f'checkpoint {name!r} of {self.path}: expected one of {", ".join(self.names)}'
+      )
+    return name or self.names[0]
+
+  def read(self, name: str, x: jax.Array) -> Saved:
+    """A pool's newest sound checkpoint; `x` is a batch of inputs, of which the shape matters.
+
+    Raises:
+      UserError: when there is none, or it is of another model than the run's config names, as some
+        of a run that compares several are.
+    """
+    try:
+      return read_checkpoint(self.path / 'checkpoints' / name, self.model, x)
+    except UserError as error:
+      raise UserError(f'{error}; the run has {", ".join(self.names)}') from error
+
+
+def open_pools(path, *, own: str = '') -> Pools:
+  """The pools of the run in a directory.
+
+  Args:
+    path: the run directory.
+    own: `module:Class` of the network, where it is not one of the library's.
+
+  Raises:
+    UserError: for a directory that is not that of a run, a run without pools, data that is not
+      there, or a network that cannot be made.
+  """
+  path = Path(path)
+  config = _read_config(path)
+  names = _pool_names(path)
+  known = {name.replace('_', ''): name for name in TASKS}
+  kind = config.model.name
+  if not own and kind.lower() not in known:
+    raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
+  data = load_data(config.data)
+  with config.unlocked():
+    config.model.name = own or known[kind.lower()]
+  return Pools(path, config, data, make_model(config.model, data), names)
+
+
+def _read_config(path):
+  file = path / 'config.json'
+  try:
+    config = json.loads(file.read_bytes())
+  except OSError as error:
+    raise UserError(
+      f'{file} ({error.strerror}): expected a run directory, which has one'
+    ) from error
+  except ValueError as error:
+    raise UserError(f'{file} ({error}): expected the config of a run') from error
+  if not isinstance(config, dict) or not {'data', 'model'} <= config.keys():
+    raise UserError(f'{file} without data and model: expected the config of a run')
+  return ConfigDict(config)
+
+
+def _pool_names(path):
+  """Folders that hold steps, in the order of the numbers in their names."""
+  steps = [step for step in (path / 'checkpoints').glob('*/*') if step.name.isdecimal()]
+  parts = lambda name: [int(p) if p.isdecimal() else p for p in re.split(r'(\d+)', name)]
+  names = sorted({step.parent.name for step in steps}, key=parts)
+  if not names:
+    raise UserError(f'{path}: expected a run that has left checkpoints of a pool')
+  return tuple(names)

@@ -1,0 +1,113 @@
+"""A plain stack of dense layers, such as LeNet-300-100, whose units carry sub-activation gates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from additive_jax import gates as gates_
+from additive_jax.errors import UserError
+from additive_jax.models.additive import Additive
+from additive_jax.models.feed_forward import Linear
+from additive_jax.models.kinds import (
+  SUB_ACTIVATION,
+  check_chunks,
+  check_kinds,
+  check_sizes,
+  gate_names,
+)
+
+KINDS = (SUB_ACTIVATION,)
+
+
+class DensePair(nn.Module):
+  """A site of two dense layers, from [B, D] to [B, E]: `W_2 relu(W_1 x + b_1) + b_2`, and another
+  relu where a layer follows. Its gates join chunks of its input and of its output.
+
+  Attributes:
+    sizes: units of both layers, (H, E).
+    layers: their names.
+    num_chunks: m, chunks of the input and of the output.
+    last: whether its output are the logits.
+  """
+
+  sizes: tuple[int, int]
+  layers: tuple[str, str]
+  num_chunks: int
+  last: bool
+
+  @property
+  def gates(self) -> tuple[str, ...]:
+    return gate_names(KINDS, self.num_chunks)
+
+  @nn.compact
+  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+    shapes = zip((h.shape[-1], self.sizes[0]), self.sizes)
+    (first, first_bias), (second, second_bias) = (
+      Linear(shape, bias=shape[1:], name=name)() for shape, name in zip(shapes, self.layers)
+    )
+    y = gates_.sub_activation(
+      h, first, second, tuple(values), nn.relu, in_bias=first_bias, out_bias=second_bias
+    )
+    return y if self.last else nn.relu(y)
+
+
+class DenseStack(Additive):
+  """Dense layers `fc1`, `fc2`, …, with relu after each, and `out`, whose outputs are the logits.
+  With hidden units (300, 100) it is LeNet-300-100. Source: LeCun et al. 1998, "Gradient-based
+  learning applied to document recognition", section III.
+
+  Sites are pairs of layers, such as `fc2_out`. Where the number of layers is odd, embed is the
+  first of them; otherwise it flattens its input and does no more. The readout does nothing.
+
+  Inputs: float [B, ...]; images are flattened, rows of a table pass through.
+
+  Attributes:
+    hidden: units of each hidden layer; one number for a single layer.
+    num_classes: the number of logits.
+    gates: ('sub_activation',), the one kind that a plain stack has.
+    num_chunks: m, chunks of the input and of the output of each pair that sub-activation gates
+      join; an input that no layer has changed must have as many numbers.
+  """
+
+  hidden: int | Sequence[int] = (300, 100)
+  num_classes: int = dataclasses.field(kw_only=True)
+  gates: Sequence[str] = KINDS
+  num_chunks: int = 4
+
+  def __post_init__(self):
+    self.hidden = (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden)
+    self.gates = check_kinds('dense_stack', self.gates, KINDS)
+    super().__post_init__()
+    if not self.hidden:
+      raise UserError(f'hidden {self.hidden}: expected the units of one layer or more')
+    check_sizes(hidden=min(self.hidden), num_classes=self.num_classes)
+    ends = (*self.hidden, self.num_classes)[::-2]  # where a pair ends, and the next one begins
+    check_chunks(min(ends), self.num_chunks)
+
+  def setup(self):
+    sizes = (*self.hidden, self.num_classes)
+    names = (*(f'fc{i + 1}' for i in range(len(self.hidden))), 'out')
+    first = len(sizes) % 2
+    self.stem = nn.Dense(sizes[0], name=names[0]) if first else None
+    self.sites = [
+      DensePair(
+        sizes[i : i + 2],
+        names[i : i + 2],
+        self.num_chunks,
+        i + 2 == len(sizes),
+        name='_'.join(names[i : i + 2]),
+      )
+      for i in range(first, len(sizes), 2)
+    ]
+
+  def embed(self, x: jax.Array) -> jax.Array:
+    h = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    return h if self.stem is None else nn.relu(self.stem(h))
+
+  def readout(self, h: jax.Array) -> jax.Array:
+    return h
