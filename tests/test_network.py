@@ -123,8 +123,8 @@ def test_a_network_of_your_own(sets):
     (
       'images',
       {'name': 'xyz'},
-      "config.model.name 'xyz': expected one of mlp, dense_stack, transformer, convnet, lenet, vgg, "
-      'or module:Class',
+      "config.model.name 'xyz': expected one of mlp, dense_stack, transformer, convnet, lenet, "
+      'vgg, or module:Class',
     ),
     ('a table', {'name': 'transformer'}, 'tabular:iris, a table: expected images or text'),
     ('a table', {'name': 'convnet'}, 'model convnet on tabular:iris, a table: expected images'),
