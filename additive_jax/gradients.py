@@ -48,6 +48,10 @@ class Recipe:
       gate runs on (per sample); the structures of slots are then all-on.
     balance: how the routers of a model of experts are kept balanced; None for models without. The
       structures of slots are then all-on.
+    loss: None, or what is minimised in place of the objective's mean, for models that are not run
+      as structures: called as `loss(recipe, params, x, y, key=…, step=…, first=…)`, with the slot's
+      key, the step, and the number that the first of these examples has in the slot's batch. The
+      structures of slots are then all-on.
   """
 
   model: Any
@@ -59,6 +63,7 @@ class Recipe:
   rescale: str = 'none'
   subsets: subsets.Subsets | None = None
   balance: Balance | None = None
+  loss: Callable | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -75,6 +80,10 @@ class Recipe:
       raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
     if self.balance and (self.distill or self.subsets or self.rescale != 'none'):
       raise UserError('a balance of routers with random structures or distillation: expected one')
+    if self.loss and (self.distill or self.subsets or self.balance or self.rescale != 'none'):
+      raise UserError(
+        'a loss of its own with random structures, distillation or routers: expected one'
+      )
 
 
 class Averaged(NamedTuple):
@@ -191,6 +200,10 @@ def _slot_gradient(recipe, params, bits, x, y, key, draw, split):
 
 
 def _plain_gradient(recipe, params, bits, x, y, key, draw, split):
+  if recipe.loss is not None:
+    first = jax.lax.axis_index(placement.DATA) * len(x) if split else 0
+    own = lambda params: recipe.loss(recipe, params, x, y, key=key, step=draw.step, first=first)
+    return jax.value_and_grad(own)(params)
   if recipe.subsets is None:
     scales = None
     if recipe.rescale == 'inverse':

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 def _run(values, config, name: str, command: str) -> int:
   from additive_jax import placement
-  from additive_jax.experiments import cotrain, dna, experts, stochastic, sweep
+  from additive_jax.experiments import booster, compress, cotrain, dna, experts, stochastic, sweep
   from additive_jax.experiments.session import Stopped
   from additive_jax.progress import setup_logging
 
@@ -68,6 +68,8 @@ def _run(values, config, name: str, command: str) -> int:
     'stochastic': stochastic.run,
     'experts': experts.run,
     'dna': dna.run,
+    'compress': compress.run,
+    'booster': booster.run,
   }
   if config.experiment not in experiments:
     raise UserError(

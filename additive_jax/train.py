@@ -189,6 +189,8 @@ def _check_draws(recipe, sampler, batch_size, data_devices):
   plan, num_gates = recipe.subsets, len(gate_names(recipe.model))
   if recipe.balance is not None:
     _check_all_on(sampler, 'a model with routers')
+  if recipe.loss is not None:
+    _check_all_on(sampler, 'a loss of its own')
   if plan is None:
     if recipe.rescale != 'none' and not hasattr(sampler, 'rates'):
       raise UserError(
@@ -290,6 +292,13 @@ class Trainer:
   def variables(self):
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
     return {'params': self.state.params}
+
+  def warm_up(self) -> None:
+    """Compiles the program of a chunk, and takes no step."""
+    inputs = self._inputs(self.step, 0)
+    self.state, _ = self._program(
+      self.state, self._sampler, self._key, np.int32(0), inputs, self._data
+    )
 
   def run(self, num_steps: int) -> dict[str, np.ndarray]:
     """Takes steps; the length of the last chunk needs no other program.

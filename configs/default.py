@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
 
   # What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together),
   # 'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
-  # structures) or 'dna' (tokens choose modules in any order).
+  # structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
+  # from small ones) or 'compress' (what a network can do without, by variational dropout).
   config.experiment = 'cotrain'
   # First seed. A seed names the initial pool, the order of the data and the draws of structures.
   config.seed = 0
@@ -48,8 +49,8 @@ def get_config() -> ConfigDict:
   config.data.test_examples = 0
 
   # 'mlp', 'transformer' (a classifier of image patches, or a causal model of text), 'convnet',
-  # 'lenet', 'vgg'; or 'module:Class' for a network of your own, which is made with `kwargs` and
-  # num_classes alone.
+  # 'lenet', 'vgg', 'dense_stack'; or 'module:Class' for a network of your own, which is made with
+  # `kwargs` and num_classes alone.
   config.model = ConfigDict()
   config.model.name = 'mlp'
   # Kinds of gates: residual | sub_activation | lane. Those not chosen stay on.
@@ -61,7 +62,8 @@ def get_config() -> ConfigDict:
   # Residual blocks of mlp, layers of transformer (an attention and a feed-forward site each).
   config.model.num_blocks = 6
   config.model.width = 64
-  # Hidden units of a feed-forward branch; for mlp one number for all, or one per block.
+  # Hidden units of a feed-forward branch; for mlp one number for all, or one per block. Of
+  # dense_stack those of each hidden layer: (300, 100).
   config.model.hidden = (128,)
   # Of transformer.
   config.model.num_heads = 4
@@ -234,12 +236,78 @@ def get_config() -> ConfigDict:
   # Test examples whose tokens' paths are analysed.
   config.dna.examples = 256
 
+  # Exp 5. `model` is trained from scratch for `train.epochs`, and from narrow copies of itself.
+  config.booster = ConfigDict()
+  # Ways to start, beside training from scratch: 'clusters' (a narrow copy on each cluster of the
+  # data), 'random_split' (on each part of a random split), 'one_narrow' (one copy on all data) and
+  # 'untrained' (a copy that was never trained).
+  config.booster.variants = ('clusters', 'random_split', 'one_narrow', 'untrained')
+  # Narrow copies, which share the batch of a step, so that all of them together cost what one does.
+  config.booster.num_models = 4
+  # Share of the width that a copy has; and the structure of `model` that it is, as text: blocks
+  # whose gates are off in it are left out. '' is all-on.
+  config.booster.width = 0.5
+  config.booster.structure = ''
+  # Passes over the training set: of the copies, all together, and then of the large model.
+  config.booster.epochs = 5.0
+  config.booster.large_epochs = 5.0
+  # Their learning rates; 0 is `learning_rate`. The large model follows `schedule`, as from scratch;
+  # the copies one of their own, in which they need not come to rest.
+  config.booster.learning_rate = 0.0
+  config.booster.large_learning_rate = 0.0
+  config.booster.schedule = ConfigDict()
+  config.booster.schedule.name = 'warmup_constant_schedule'
+  config.booster.schedule.kwargs = ConfigDict({'warmup_steps': 0.05}, type_safe=False)
+  # Passes, of all copies together, after which they are replaced by their mean; 0 is never.
+  config.booster.sync_epochs = 0.5
+  # How the copies become one: 'average', 'pack' (their strongest units side by side) or 'best' (on
+  # training examples).
+  config.booster.join = 'average'
+  # Whether the optimizer's state is taken along; not with 'pack', which has none.
+  config.booster.optimizer_state = True
+  # How far the shares of copied units differ, in [0, 1).
+  config.booster.unequal = 0.5
+  # What is clustered: 'inputs' (pixels, columns, or n-grams of text) or 'embedding' (of a narrow
+  # model trained for `embedding_epochs`); and whether clusters are made of equal sizes.
+  config.booster.features = 'inputs'
+  config.booster.embedding_epochs = 0.5
+  config.booster.balanced = True
+  # Whether every copy is a process of its own at its own pace, never synchronised. The large model
+  # begins when the share `quorum` of them are done or all have ended, with the newest checkpoint of
+  # each.
+  config.booster.asynchronous = False
+  config.booster.quorum = 0.75
+
+  # Compression. What starts from the network of `train.epochs` takes `compress.epochs` +
+  # `compress.tune_epochs` more, each time with the learning rate and schedule from their beginning.
+  config.compress = ConfigDict()
+  # What is removed: 'weight', 'unit' (hidden units and attention heads) or 'gate' (residual ones).
+  config.compress.level = 'weight'
+  # Passes over the training set in which variational dropout learns the noise, and those of what it
+  # leaves, without noise; 0 is none. Magnitude pruning tunes what it leaves for both together.
+  config.compress.epochs = 10.0
+  config.compress.tune_epochs = 10.0
+  # Weight of the divergence from the prior, and the share of the run over which it rises from 0.
+  config.compress.kl = 1.0
+  config.compress.ramp = 0.5
+  # log σ² at the start, and how many times faster than the rest it is learnt (by Adam).
+  config.compress.log_variance = -8.0
+  config.compress.variance_rate = 20.0
+  # log α above which a weight, unit or gate is removed.
+  config.compress.threshold = 3.0
+  # Shares that magnitude pruning removes, a network each, beside the one that keeps as many as
+  # variational dropout.
+  config.compress.sparsities = (0.5, 0.8, 0.9, 0.95)
+  # 'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of units
+  # always the latter.
+  config.compress.scope = 'global'
+
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. Not part of a run's identity.
   config.shard = ''
 
   # A misspelt option is refused; what Optax or a model of your own takes is not known here.
   config.lock()
-  for part in (config.model, config.optimizer, config.schedule):
+  for part in (config.model, config.optimizer, config.schedule, config.booster.schedule):
     part.kwargs.unlock()
   return config

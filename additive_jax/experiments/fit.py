@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from additive_jax import placement
 from additive_jax.balance import summary
 from additive_jax.checkpoint import Checkpointer
 from additive_jax.experiments.session import Session, Stopped
+from additive_jax.journal import Journal
 from additive_jax.progress import Progress
 from additive_jax.train import Trainer
 
@@ -23,14 +25,18 @@ def fit(
   *,
   labels: Sequence[str] = (),
   probe: Callable[[Trainer], dict] | None = None,
+  clock: Journal | None = None,
 ) -> None:
   """Runs `trainer` up to step `num_steps`, from its newest checkpoint if there is one.
 
   Curves go to the run's metrics under `name`, checkpoints to `checkpoints/<name>`.
 
   Args:
+    trainer: a `Trainer`, or a `Fleet`.
     labels: one per slot, where a slot always trains the same structure; gives each a curve.
     probe: gives more values for the curves, from the trainer, at every point.
+    clock: takes the seconds of the steps up to every point, without compiling and probing; apart
+      from the curves, which are the same each time. Of a point's records the last one counts.
 
   Raises:
     Stopped: when the run was asked to stop; the state is saved.
@@ -44,16 +50,22 @@ def fit(
     session.metrics.truncate(name, trainer.step)
     if trainer.step >= num_steps:
       return
+    if clock is not None:
+      trainer.warm_up()
     with Progress(num_steps, name, start=trainer.step, enabled=placement.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
         if placement.agree(session.stopper.stop_requested):
           checkpoints.save(step, trainer.state, wait=True)
           raise Stopped
         count = min(options.log_every - step % options.log_every, num_steps - step)
+        started = time.perf_counter()
         values = trainer.run(count)
+        seconds = time.perf_counter() - started
         step += count
         curves = point(values, labels) | (probe(trainer) if probe else {})
         session.metrics.write(step, curves, name)
+        if clock is not None and placement.is_primary():
+          clock.append({'tag': name, 'step': step, 'seconds': seconds})
         progress.advance(count, loss=curves['loss'])
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)

@@ -28,7 +28,7 @@ from additive_jax.population import Population
 from additive_jax.progress import Stopper
 from additive_jax.rundir import RunDir, default_workdir
 from additive_jax.structure import Space
-from additive_jax.train import Trainer
+from additive_jax.train import State, Trainer
 
 log = logging.getLogger('additive_jax')
 
@@ -89,6 +89,15 @@ class Session:
     space = models.measure(model, self.data.train[np.zeros(1, np.int64)][0])
     return dataclasses.replace(self, model=model, space=space, recipes={})
 
+  def with_learning_rate(self, rate: float, schedule: ConfigDict | None = None) -> Session:
+    """This run with another peak learning rate, 0 for its own, and perhaps another schedule."""
+    config = self.config.copy_and_resolve_references()
+    if rate:
+      config.learning_rate = rate
+    if schedule is not None:
+      config.schedule = schedule
+    return dataclasses.replace(self, config=config, recipes={})
+
   def check_in_memory(self, expected: str = 'a set that fits') -> None:
     """Raises `UserError` for data that is read batch by batch."""
     if not self.data.train.in_memory:
@@ -109,8 +118,8 @@ class Session:
     order = data_.Order(len(self.data.train), self.config.train.batch_size, 0)
     return order.steps_for(epochs)
 
-  def trainer(self, recipe: Recipe, sampler, seed: int) -> Trainer:
-    """A trainer of one pool on this run's devices."""
+  def trainer(self, recipe: Recipe, sampler, seed: int, state: State | None = None) -> Trainer:
+    """A trainer of one pool on this run's devices, from `state` or the pool that the seed names."""
     train = self.config.train
     splits = recipe.subsets.parts if recipe.subsets else train.batch_size
     spread = train.expert_devices if layout.has_experts(self.model) else 1
@@ -121,6 +130,7 @@ class Session:
       sampler,
       batch_size=train.batch_size,
       seed=seed,
+      state=state,
       mesh=mesh,
       chunk_steps=train.log_every,
       shared_batch=train.shared_batch,
@@ -282,15 +292,29 @@ def check_config(config: ConfigDict) -> None:
     'stochastic.num_structures',
     'experts.num_structures',
     'dna.examples',
+    'booster.num_models',
   ]
   for path in at_least_one:
     value = _at(config, path)
     if value < 1:
       raise UserError(f'config.{path} {value}: expected at least 1')
-  for path in ('train.epochs', 'cotrain.sweep_epochs'):
+  for path in (
+    'train.epochs',
+    'cotrain.sweep_epochs',
+    'booster.epochs',
+    'booster.large_epochs',
+    'booster.embedding_epochs',
+  ):
     if not _at(config, path) > 0:
       raise UserError(f'config.{path} {_at(config, path)}: expected a positive number')
-  for path in ('sweep.shared_epochs', 'seed', 'cotrain.top_k'):
+  for path in (
+    'sweep.shared_epochs',
+    'seed',
+    'cotrain.top_k',
+    'booster.sync_epochs',
+    'booster.learning_rate',
+    'booster.large_learning_rate',
+  ):
     if _at(config, path) < 0:
       raise UserError(f'config.{path} {_at(config, path)}: expected 0 or more')
   parse_shard(config.shard)

@@ -1,0 +1,276 @@
+"""Exp 5: start a large model from small ones trained in parallel on clusters of the data, and count
+what that saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, Unpack
+
+import jax
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from additive_jax import placement, transplant
+from additive_jax.errors import UserError
+from additive_jax.experiments import booster_report
+from additive_jax.experiments.booster_clusters import cluster_pictures
+from additive_jax.experiments.booster_tables import (
+  CLUSTERS,
+  ONE,
+  RANDOM,
+  SCRATCH,
+  UNTRAINED,
+  cluster_table,
+  compare,
+  curve_table,
+  receipt_table,
+  summarise,
+)
+from additive_jax.experiments.fit import fit
+from additive_jax.experiments.narrow import (
+  CLOCK,
+  FEATURES,
+  JOINS,
+  Narrow,
+  Start,
+  clusters_of,
+  embedding_flops,
+  features_of,
+  join,
+  judged,
+  make_narrow,
+  train_together,
+)
+from additive_jax.experiments.narrow_process import check_processes, newest, train_apart
+from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.fleet import Fleet
+from additive_jax.journal import Journal, read_all
+from additive_jax.models.additive import initial
+from additive_jax.samplers import listed
+
+log = logging.getLogger('additive_jax')
+
+VARIANTS = (CLUSTERS, RANDOM, ONE, UNTRAINED)
+METHODS = {CLUSTERS: 'kmeans', RANDOM: 'random'}
+TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters')
+JOURNAL, TAKEN = 'booster.jsonl', 'narrow.jsonl'
+
+
+@dataclasses.dataclass(frozen=True)
+class BoosterResult:
+  """What Exp 5 gave; every part is also a file of the run directory.
+
+  Attributes:
+    table: the large model as each way of training made it (`structures.csv`).
+    variants: one row per way: scores, FLOPs of the whole training, and what it saves of those of
+      training from scratch at equal loss (`variants.csv`).
+    curves: test loss and accuracy against all FLOPs and seconds spent (`curves.csv`).
+    receipts: one row per way and seed: how the large pool was made, and max |Δlogit|
+      (`receipts.csv`).
+    clusters: sizes of the clusters (`clusters.csv`).
+    summary: the headline figures (`summary.json`).
+  """
+
+  table: pd.DataFrame
+  variants: pd.DataFrame
+  curves: pd.DataFrame
+  receipts: pd.DataFrame
+  clusters: pd.DataFrame
+  summary: dict
+
+
+def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> BoosterResult:
+  """Runs Exp 5, or goes on with it, and writes its run directory.
+
+  `config.model` is trained from scratch for `config.train.epochs`. Each of
+  `config.booster.variants` trains narrow copies of it for `config.booster.epochs`, all together,
+  makes a pool of the large model of them, and trains that for `config.booster.large_epochs`. Args
+  and errors are those of `sweep.run`.
+  """
+  options = config.booster
+  given = tuple(options.variants)
+  if not given or set(given) - set(VARIANTS) or len(set(given)) < len(given):
+    raise UserError(
+      f'config.booster.variants {given}: expected some of {", ".join(VARIANTS)}, each once'
+    )
+  for option, known in (('join', JOINS), ('features', FEATURES)):
+    if options[option] not in known:
+      raise UserError(
+        f'config.booster.{option} {options[option]!r}: expected one of {", ".join(known)}'
+      )
+  if config.train.structures_per_step != 1:
+    raise UserError(
+      f'config.train.structures_per_step {config.train.structures_per_step}: expected 1, since '
+      'large and small models are trained with all gates on'
+    )
+  check_unsharded(config)
+  return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
+
+
+def _check(session: Session) -> None:
+  """Everything that can be said before any training."""
+  options = session.config.booster
+  session.check_in_memory()
+  if not 0 <= options.unequal < 1:
+    raise UserError(f'config.booster.unequal {options.unequal}: expected a number in [0, 1)')
+  for variant in options.variants:
+    narrow = narrow_of(session, variant)
+    _check_grows(session, narrow)
+  if options.asynchronous:
+    check_processes(session)
+
+
+def _check_grows(session, narrow):
+  """Makes the large pool of an untrained copy."""
+  key, x = jax.random.key(0), session.test[0][:1]
+  small, large = (initial(model, key, x) for model in (narrow.model, session.model))
+  grown = transplant.grow(narrow.model, small, session.model, large, key=key, place=narrow.place)
+  if session.config.booster.optimizer_state:
+    transplant.grow_optimizer(grown, narrow.recipe.optimizer.init(small['params']))
+
+
+def narrow_of(session: Session, variant: str) -> Narrow:
+  """The narrow copies of a way of training."""
+  return make_narrow(session, session.config.booster.num_models if variant in METHODS else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+  """How the large model is trained: with what session (for its learning rate), recipe and sampler,
+  and for how many steps."""
+
+  session: Session
+  recipe: Any
+  sampler: Any
+  num_steps: int
+
+
+def _large(session, variant):
+  options = session.config.booster
+  epochs, rate = session.config.train.epochs, 0.0
+  if variant != SCRATCH:
+    epochs, rate = options.large_epochs, options.large_learning_rate
+  own = session.with_learning_rate(rate)
+  num_steps = own.steps(epochs)
+  sampler = listed([own.space.all_on()], own.space.num_gates, 1)
+  return Large(own, own.recipe(num_steps), sampler, num_steps)
+
+
+def _run(session: Session) -> BoosterResult:
+  variants = (SCRATCH, *session.config.booster.variants)
+  narrows = {variant: narrow_of(session, variant) for variant in variants[1:]}
+  larges = {variant: _large(session, variant) for variant in variants}
+  # One recipe is one program: all that start from a transplant share theirs.
+  larges |= dict.fromkeys(variants[1:], larges[variants[1]])
+  narrows = _shared(narrows)
+  folder = session.rundir.journals
+  done = {(r['seed'], r['variant']): r for r in read_all(folder, JOURNAL)}
+  for seed in session.seeds:
+    for variant in variants:
+      if (seed, variant) not in done:
+        record = _trained(session, variant, narrows.get(variant), larges[variant], seed)
+        done[seed, variant] = record = {'seed': seed, 'variant': variant, **record}
+        if placement.is_primary():
+          Journal(folder / JOURNAL).append(record)
+  records = {variant: [done[seed, variant] for seed in session.seeds] for variant in variants}
+  steps = {variant: large.num_steps for variant, large in larges.items()}
+  curves = curve_table(session, records, narrows, steps)
+  table = compare(records, curves)
+  receipts, sizes = receipt_table(records), cluster_table(records)
+  columns = ['variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params']
+  structures = table[columns].assign(rank=table['loss'].rank(method='first').astype(int))
+  structures.insert(0, 'structure', str(session.space.all_on()))
+  structures = structures.sort_values('rank').reset_index(drop=True)
+  summary = summarise(session, table, receipts, narrows)
+  result = BoosterResult(structures, table, curves, receipts, sizes, summary)
+  page = booster_report.render(session, result, narrows, _pictures(session, narrows))
+  tables = (structures, table, curves, receipts, sizes)
+  write_results(session, dict(zip(TABLES, tables)), summary, page)
+  return _read(session.rundir)
+
+
+def _shared(narrows):
+  """The same narrow copies for the ways that have as many."""
+  first = {}
+  return {name: first.setdefault(own.num_models, own) for name, own in narrows.items()}
+
+
+def _trained(session, variant, narrow, large, seed) -> dict:
+  """What one way of training gave in one seed, trained now or restored."""
+  state, record = None, {}
+  if narrow is not None:
+    start, record = _started(session, variant, narrow, large, seed)
+    state = start.state
+    record['receipt'] = start.receipt()
+    record['start'] = judged(session, {'params': state.params})
+  own = large.session
+  trainer = own.trainer(large.recipe, large.sampler, seed, state)
+  probe = lambda trainer: judged(own, placement.to_host(trainer.variables))
+  clock = Journal(session.rundir.journals / CLOCK)
+  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', probe=probe, clock=clock)
+  found = judged(own, placement.to_host(trainer.variables))
+  space = session.space
+  record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
+  record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
+  return record | {'skipped': int(placement.to_host(trainer.state.skipped))}
+
+
+def _started(session, variant, narrow, large, seed) -> tuple[Start, dict]:
+  """What the large model starts from, and what that cost."""
+  name, options = f'{variant}-narrow-seed{seed}', session.config.booster
+  whole = np.arange(len(session.data.train))
+  if variant == UNTRAINED:
+    devices = session.devices[:1]
+    size, train = narrow.batch_size, session.data.train
+    fleet = Fleet(narrow.recipe, train, [whole], batch_size=size, seed=seed, devices=devices)
+    members, taken, spent = fleet.members(), [0], 0.0
+    return join(session, narrow, members, large.recipe, seed), {'narrow_flops': spent}
+  groups, spent, sizes = [whole], 0.0, {}
+  if variant in METHODS:
+    found = clusters_of(session, narrow, METHODS[variant], seed)
+    groups = [found.members(i) for i in range(narrow.num_models)]
+    spent = embedding_flops(session, narrow) if METHODS[variant] == 'kmeans' else 0.0
+    sizes = {'sizes': [len(group) for group in groups]}
+  if options.asynchronous and variant in METHODS:
+    members, taken = _apart(session, narrow, groups, seed, variant, name)
+  else:
+    members = train_together(session, narrow, groups, seed, name)
+    taken = [narrow.num_steps] * len(members)
+  each = narrow.flops_per_step / narrow.num_models
+  record = {'embedding_flops': spent, 'narrow_flops': spent + each * sum(taken), **sizes}
+  return join(session, narrow, members, large.recipe, seed), record | {'taken': taken}
+
+
+def _apart(session, narrow, groups, seed, variant, name):
+  """As `train_apart`; what was taken from each copy is journalled, and taken again after a stop."""
+  journal = Journal(session.rundir.journals / TAKEN)
+  for record in journal.records():
+    if (record['seed'], record['variant']) == (seed, variant):
+      found = [newest(session, narrow, f'{name}-{i}') for i in range(narrow.num_models)]
+      return [state for state, step in found if step], [step for _, step in found if step]
+  members, taken = train_apart(session, narrow, groups, seed, name)
+  journal.append({'seed': seed, 'variant': variant, 'taken': taken})
+  return members, taken
+
+
+def _pictures(session, narrows) -> list:
+  """Of the clusters of the first seed, with their captions."""
+  found = {
+    variant: clusters_of(session, narrow, METHODS[variant], session.config.seed)
+    for variant, narrow in narrows.items()
+    if variant in METHODS
+  }
+  if not found:
+    return []
+  narrow = next(narrows[variant] for variant in found)
+  features = features_of(session, narrow, session.config.seed)
+  return cluster_pictures(session.data, features, list(found.values()))
+
+
+def _read(rundir):
+  tables, summary = read_results(rundir, TABLES)
+  return BoosterResult(*tables, summary)

@@ -1,0 +1,88 @@
+"""The page that Exp 5 leaves: pictures first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from additive_jax import booster_figures
+from additive_jax.experiments.booster_tables import SCRATCH
+from additive_jax.experiments.results import end_page, start_page
+from additive_jax.transplant import wiring_of
+
+
+def render(session, result, narrows, pictures) -> str:
+  """The report of a `BoosterResult` as HTML.
+
+  Args:
+    narrows: by way of training, its `Narrow`.
+    pictures: of the clusters: figures, or tables, with their captions.
+  """
+  rows, summary = result.variants.set_index('variant'), result.summary
+  small, forward = summary['narrow'], session.space.flops(session.space.all_on())
+  first = next(name for name in rows.index if name != SCRATCH)
+  report = start_page(
+    session, f'{type(session.model).__name__} started from small ones, on {session.data.name}'
+  )
+  report.facts(
+    {f'{booster_figures.NAMES[first]}: FLOPs saved at equal loss': _share(rows.loc[first])}
+    | {
+      booster_figures.NAMES[name]: _share(rows.loc[name])
+      for name in rows.index
+      if name not in (SCRATCH, first)
+    }
+    | {
+      'FLOPs of a narrow model, of the large one': small['flops'] / forward,
+      'largest |Δlogit| of a growth': summary['largest_difference'],
+    }
+  )
+  options = session.config.booster
+  report.section('What starting small saves')
+  report.figure(
+    booster_figures.booster(result.curves, result.variants),
+    'Left: test loss against the FLOPs of the whole training, forward and backward, mean over the '
+    'seeds; circles: where the large model begins; dashed: the lowest loss of training from '
+    'scratch. Right: the share of FLOPs saved until that loss, paired by seed, with 95 % '
+    'intervals. Everything counts: all narrow models, and the model whose embedding is clustered.',
+  )
+  report.figure(
+    booster_figures.spent(result.curves, 'seconds', 'seconds of training steps'),
+    'The same against measured time on this run’s devices, without compiling and judging; narrow '
+    'models that share a device take turns.',
+  )
+  apart = 'never' if not options.sync_epochs else f'every {options.sync_epochs:g} epochs'
+  count = next(iter(narrows.values())).num_models
+  joined = f'{count} copies, synchronised {apart}, joined by “{options.join}”'
+  if options.asynchronous:
+    joined = f'{count} processes, each at its own pace, joined by “{options.join}”'
+  report.text(
+    f'Narrow models: {options.width:g} of the width, {len(small["blocks"])} of '
+    f'{_num_blocks(session)} blocks, {small["steps"]} steps; {joined}.'
+  )
+  if pictures:
+    report.section('Clusters')
+    for shown, caption in pictures:
+      add = report.table if isinstance(shown, pd.DataFrame) else report.figure
+      add(shown, caption)
+  report.section('Tables')
+  report.table(result.variants, 'Each way of training; “minus scratch” is paired by seed.')
+  report.table(
+    result.receipts,
+    'Receipts: max |Δlogit| between the large model and the mean of all small ones, and the one '
+    'that was grown.',
+  )
+  if len(result.clusters):
+    report.table(result.clusters, 'Sizes of the clusters.')
+  return end_page(report, session)
+
+
+def _num_blocks(session):
+  return sum(map(len, wiring_of(session.model).blocks))
+
+
+def _share(row) -> str:
+  if not np.isfinite(row['saving']):
+    return 'not reached'
+  half = row['saving_ci95']
+  interval = '' if np.isnan(half) else f' ± {100 * half:.1f}'
+  return f'{100 * row["saving"]:.1f}{interval} %'.replace('-', '−')

@@ -1,0 +1,246 @@
+"""Narrow models as processes of their own: each trains at its own pace and leaves checkpoints; the
+large model takes the newest sound one of each.
+
+A process is `python -m additive_jax.experiments.narrow_process`, told in JSON on its standard input
+what to train, and ends, with everything saved, when that is closed: no process outlives the run
+that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from additive_jax import models
+from additive_jax.arguments import one_line
+from additive_jax.checkpoint import Checkpointer
+from additive_jax.errors import UserError
+from additive_jax.experiments import narrow as narrow_
+from additive_jax.experiments.fit import fit
+from additive_jax.experiments.network import make_model
+from additive_jax.experiments.session import (
+  Session,
+  Stopped,
+  describe,
+  load_data,
+  to_plain_config,
+)
+from additive_jax.journal import Journal
+from additive_jax.lock import locked
+from additive_jax.metrics import Metrics
+from additive_jax.objectives import objective_of
+from additive_jax.placement import pick_devices
+from additive_jax.progress import Stopper, setup_logging
+from additive_jax.rundir import RunDir
+from additive_jax.train import State
+
+log = logging.getLogger('additive_jax')
+
+POLL = 0.2  # seconds between two looks at the processes
+STOPPED = 3  # the exit code of a process that saved and left before its last step
+# Seconds that a process is given to save and end, and that one waits for a predecessor to let go of
+# its directory.
+PATIENCE = 60
+
+
+def check_processes(session: Session) -> None:
+  """Raises `UserError` for a model or data that other processes cannot make from the config."""
+  config = session.config
+  if not 0 < config.booster.quorum <= 1:
+    raise UserError(f'config.booster.quorum {config.booster.quorum}: expected a share in (0, 1]')
+  data = load_data(config.data)
+  if data.name != session.data.name or describe(make_model(config.model, data)) != describe(
+    session.model
+  ):
+    raise UserError(
+      'config.booster.asynchronous True with a model or data that the config does not name: '
+      'expected config.model and config.data, from which every process makes its own'
+    )
+
+
+def train_apart(
+  session: Session, narrow: narrow_.Narrow, groups: Sequence[np.ndarray], seed: int, name: str
+) -> tuple[list[State], list[int]]:
+  """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
+
+  Waits until `config.booster.quorum` of the copies have taken all their steps, or no process is
+  left; what still runs is then stopped. A process that died takes part with what it had saved.
+
+  Returns:
+    The states of the copies that have a checkpoint, and the steps that each had taken.
+
+  Raises:
+    Stopped: when the run was asked to stop.
+    UserError: where no copy left a checkpoint.
+  """
+  names = [f'{name}-{i}' for i in range(narrow.num_models)]
+  needed = math.ceil(session.config.booster.quorum * len(names))
+  processes = []
+  try:
+    for _ in names:
+      processes.append(_start())
+    # Told when all have started: a process reads what it is told only once it has loaded JAX.
+    for i, (process, tag) in enumerate(zip(processes, names)):
+      _tell(process, session, groups[i], seed, tag, i)
+    while True:
+      codes = [process.poll() for process in processes]
+      if sum(code == 0 for code in codes) >= needed or None not in codes:
+        break
+      session.check_stop()
+      time.sleep(POLL)
+  finally:
+    for process in processes:
+      with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    codes = [_ended(process) for process in processes]
+  members, steps = [], []
+  for tag, code in zip(names, codes):
+    state, step = newest(session, narrow, tag)
+    if step < narrow.num_steps:
+      log.warning(
+        '%s: its process %s at step %d of %d%s',
+        tag,
+        'was stopped' if code == STOPPED else f'ended with code {code}',
+        step,
+        narrow.num_steps,
+        '' if step else '; left out',
+      )
+    if step:
+      members.append(state)
+      steps.append(step)
+  if not members:
+    raise UserError(
+      f'{session.rundir.checkpoints}: no process of {", ".join(names)} left a checkpoint, see what '
+      'they said; expected at least one'
+    )
+  return members, steps
+
+
+def newest(session: Session, narrow: narrow_.Narrow, name: str) -> tuple[State | None, int]:
+  """The state in the newest sound checkpoint of a copy and its step; None and 0 for none."""
+  fleet = narrow_.make_fleet(session, narrow, [np.arange(1)], 0)
+  identity = narrow.session.identity
+  with Checkpointer(session.rundir.checkpoints / name, identity=identity) as checkpoints:
+    try:
+      restored = checkpoints.restore(fleet.state)
+    except UserError as error:
+      log.warning('%s is left out: %s', name, error)
+      return None, 0
+  if restored is None:
+    return None, 0
+  fleet.state = restored.state
+  return fleet.members()[0], restored.step
+
+
+def _start():
+  """Starts the process of one copy."""
+  environment = dict(os.environ)
+  # One device each; on an accelerator they share its memory with the run that started them.
+  flags = environment.get('XLA_FLAGS', '').split()
+  forced = '--xla_force_host_platform_device_count'
+  flags = [flag for flag in flags if not flag.startswith(forced)] + [f'{forced}=1']
+  environment |= {'XLA_FLAGS': ' '.join(flags), 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  return subprocess.Popen(
+    [sys.executable, '-m', __spec__.name],
+    stdin=subprocess.PIPE,
+    text=True,
+    env=environment,
+  )
+
+
+def _tell(process, session, rows, seed, name, index):
+  """Tells the process of a copy what to train."""
+  what = {
+    'config': to_plain_config(session.config),
+    'rundir': str(session.rundir.path),
+    'seed': seed,
+    'name': name,
+    'index': index,
+    'rows': rows.tolist(),
+  }
+  with contextlib.suppress(BrokenPipeError):  # one that died already holds up no other
+    process.stdin.write(json.dumps(what) + '\n')
+    process.stdin.flush()
+
+
+def _ended(process) -> int:
+  """The exit code of a process that was told to end; one that does not is killed."""
+  try:
+    return process.wait(PATIENCE)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    return process.wait()
+
+
+def main() -> int:
+  """Trains one copy; returns the exit code: 0 when it has taken all its steps, `STOPPED` when it
+  was told to stop before, 2 for a mistake in what was asked."""
+  setup_logging()
+  what = json.loads(sys.stdin.readline())
+  threading.Thread(target=_stop_with_parent, daemon=True).start()
+  try:
+    _work(what)
+  except Stopped:
+    return STOPPED
+  except UserError as error:
+    print(f'error: {one_line(error)}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _stop_with_parent():
+  sys.stdin.read()
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _work(what):
+  """Trains the copy that `_start` told of."""
+  config, index, name = ConfigDict(what['config']), what['index'], what['name']
+  data = load_data(config.data)
+  model = make_model(config.model, data)
+  space = models.measure(model, data.train[np.zeros(1, np.int64)][0])
+  rundir = RunDir(what['rundir'])
+  curves = Metrics(rundir, shard=index, num_shards=config.booster.num_models)
+  with Stopper() as stopper, curves as metrics, _alone(rundir.checkpoints / name):
+    objective, devices = objective_of(data.task), pick_devices(0)[:1]
+    session = Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+    narrow = narrow_.make_narrow(session, config.booster.num_models)
+    rows = [np.array(what['rows'])]
+    fleet = narrow_.make_fleet(session, narrow, rows, what['seed'], names=[index])
+    clock = Journal(rundir.journals / f'{name}-{narrow_.CLOCK}')
+    fit(narrow.session, fleet, narrow.num_steps, name, clock=clock)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path):
+  """Holds the checkpoints of one copy; waits a while for a process that is about to end."""
+  folder.mkdir(parents=True, exist_ok=True)
+  deadline = time.monotonic() + PATIENCE
+  while True:
+    with contextlib.ExitStack() as held:
+      try:
+        held.enter_context(locked(folder))
+      except UserError:
+        if time.monotonic() > deadline:
+          raise
+        time.sleep(POLL)
+        continue
+      yield
+      return
+
+
+if __name__ == '__main__':
+  sys.exit(main())

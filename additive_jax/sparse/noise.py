@@ -1,0 +1,154 @@
+"""Noise inside a network, without a change to the network: what its linear maps read or give is
+made random while it runs.
+
+A kernel of `nn.Dense` or `feed_forward.Linear` is replaced, where the network asks for it, by an
+object that is multiplied like the array it stands for: `x @ kernel`, of all of it, of rows and
+columns, or reshaped. Noise is drawn for each example from a key of its own, so it does not depend
+on how a batch is spread over devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax.models.feed_forward import Linear
+
+TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
+KERNEL = 'kernel'
+MOST_AXES = 2  # that a matmul sums over, of a head and its units; a convolution has more
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """Standard normal noise for the examples of a batch; every call draws anew.
+
+  Attributes:
+    keys: one for each example, [B].
+    numbers: of the calls, which are folded into the keys.
+  """
+
+  keys: jax.Array
+  numbers: itertools.count = dataclasses.field(default_factory=itertools.count)
+
+  def __call__(self, shape: tuple[int, ...]) -> jax.Array:
+    """Noise of a shape [B, ...]."""
+    number = next(self.numbers)
+    of_example = lambda key: jax.random.normal(jax.random.fold_in(key, number), shape[1:])
+    return jax.vmap(of_example)(self.keys)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoisyKernel:
+  """A kernel whose every weight is normal and independent: `x @ kernel` has the mean `x·W` and the
+  variance `x²·σ²`, and is drawn as such, each example and token for itself (local
+  reparameterisation). Source: Kingma et al. 2015 (arXiv:1506.02557), section 2.2.
+
+  Attributes:
+    mean: W, [fan-in, fan-out], or of more axes until it is reshaped.
+    variance: σ², of the same shape.
+    draw: of noise.
+  """
+
+  mean: jax.Array
+  variance: jax.Array
+  draw: Draw
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.mean.shape
+
+  def reshape(self, *shape) -> NoisyKernel:
+    return NoisyKernel(self.mean.reshape(*shape), self.variance.reshape(*shape), self.draw)
+
+  def __getitem__(self, index) -> NoisyKernel:
+    return NoisyKernel(self.mean[index], self.variance[index], self.draw)
+
+  def __rmatmul__(self, x: jax.Array) -> jax.Array:
+    centre = x @ self.mean
+    deviation = jnp.sqrt(jnp.square(x) @ self.variance + TINY)
+    return centre + deviation * self.draw(centre.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScaledKernel:
+  """A kernel whose input is multiplied by a number for each example and unit.
+
+  Attributes:
+    kernel: W, [fan-in, fan-out], or of more axes until it is reshaped.
+    scale: [B, fan-in], for all tokens of an example.
+  """
+
+  kernel: jax.Array
+  scale: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.kernel.shape
+
+  def reshape(self, *shape) -> ScaledKernel:
+    return ScaledKernel(self.kernel.reshape(*shape), self.scale)
+
+  def __getitem__(self, index) -> ScaledKernel:
+    rows = index[0] if isinstance(index, tuple) else index
+    return ScaledKernel(self.kernel[index], self.scale[:, rows])
+
+  def __rmatmul__(self, x: jax.Array) -> jax.Array:
+    between = (1,) * (x.ndim - 2)
+    return (x * self.scale.reshape(len(x), *between, -1)) @ self.kernel
+
+
+def with_kernels(model, params, x: jax.Array, replaced: Mapping[str, Callable]) -> jax.Array:
+  """The logits of a model, all gates on, with some kernels replaced while it runs.
+
+  Args:
+    params: its pool.
+    replaced: by the name of a module (its path with / between), from its kernel to what is
+      multiplied in its place.
+  """
+
+  def interceptor(call, args, kwargs, context):
+    module = context.module
+    name = '/'.join(module.path) if _is_map(context) else None
+    if name not in replaced:
+      return call(*args, **kwargs)
+    if isinstance(module, Linear):
+      kernel, bias = call(*args, **kwargs)
+      return replaced[name](kernel), bias
+    out = args[0] @ replaced[name](module.get_variable('params', KERNEL))
+    return out + module.get_variable('params', 'bias') if module.use_bias else out
+
+  with nn.intercept_methods(interceptor):
+    return model.apply({'params': params}, x)
+
+
+def linear_maps(model, x) -> dict[str, tuple[int, ...]]:
+  """The modules whose kernels can be replaced, and the shapes of these, in the order in which the
+  network, all gates on, runs them on inputs of the shape of `x`. Computes nothing."""
+  found = {}
+
+  def interceptor(call, args, kwargs, context):
+    out, module = call(*args, **kwargs), context.module
+    if _is_map(context):
+      found['/'.join(module.path)] = tuple(module.get_variable('params', KERNEL).shape)
+    return out
+
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  with nn.intercept_methods(interceptor):
+    jax.eval_shape(model.apply, variables, x)
+  return found
+
+
+def _is_map(context) -> bool:
+  """Whether what is called is a linear map by a matrix."""
+  if context.method_name != '__call__':
+    return False
+  if isinstance(context.module, Linear):
+    return np.size(context.module.in_axis) <= MOST_AXES
+  return isinstance(context.module, nn.Dense)

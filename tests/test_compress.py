@@ -1,0 +1,180 @@
+"""Compression runs: what they leave at every level, and going on after a kill."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from additive_jax import UserError
+from additive_jax.experiments import compress
+
+# 64 images, 8 steps, then 16 under noise and 8 of what is left.
+OPTIONS = {
+  'data.name': 'digits',
+  'data.train_examples': 64,
+  'data.test_examples': 48,
+  'model.name': 'dense_stack',
+  'model.gates': ('sub_activation',),
+  'model.num_chunks': 2,
+  'model.hidden': (12, 8),
+  'num_seeds': 1,
+  'learning_rate': 1e-2,
+  'train.epochs': 1.0,
+  'train.batch_size': 8,
+  'train.structures_per_step': 1,
+  'train.log_every': 4,
+  'train.checkpoint_every': 4,
+  'compress.epochs': 2.0,
+  'compress.tune_epochs': 1.0,
+  'compress.kl': 2.0,
+  'compress.ramp': 0.2,
+  'compress.log_variance': -1.0,
+  'compress.variance_rate': 40.0,
+  'compress.sparsities': (),
+}
+LEVELS = {
+  'weight': {'compress.sparsities': (0.6,)},
+  'unit': {},
+  'gate': {
+    'model.name': 'mlp',
+    'model.gates': ('residual',),
+    'model.num_blocks': 2,
+    'model.width': 8,
+    'model.hidden': (8,),
+    'compress.kl': 20.0,
+    'compress.tune_epochs': 0.0,
+    'compress.variance_rate': 100.0,
+  },
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+def config(level, more=()):
+  chosen = OPTIONS | LEVELS.get(level, {}) | {'compress.level': level} | dict(more)
+  return tiny.config('compress', chosen)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('weights') / 'run'
+  return compress.run(config('weight'), workdir, devices=1), workdir
+
+
+def test_weights(weights):
+  """The tables count what the networks have, and the summary says what the tables say."""
+  result, workdir = weights
+  rows = result.variants.set_index('variant')
+  names = ['start', 'dense', 'variational_untuned', 'variational', 'magnitude_matched']
+  assert [*rows.index] == [*names, 'magnitude_0.6']
+  every = 64 * 12 + 12 * 8 + 8 * 10
+  assert (rows['weights'] == every).all()
+  left = rows.loc['variational', 'nonzero']
+  assert 0 < left < every
+  assert rows.loc['variational', 'factor'] == pytest.approx(every / left)
+  # A weight that is trained may pass through zero, but not end on it.
+  assert rows.loc['variational_untuned', 'nonzero'] == left
+  assert rows.loc['magnitude_matched', 'nonzero'] == left
+  assert rows.loc['magnitude_0.6', 'nonzero'] == round(0.4 * every)
+  lost = rows.loc['dense', 'accuracy'] - rows['accuracy']
+  np.testing.assert_allclose(rows['accuracy_lost'], lost, atol=1e-12)
+  assert (rows['receipt'] < 1e-4).all()
+  layers = result.layers
+  own = layers[layers['variant'] == 'variational']
+  assert [*own['layer']] == ['fc1/kernel', 'fc2_out/fc2/kernel', 'fc2_out/out/kernel']
+  assert own['left'].sum() == left
+  assert own['of'].sum() == every
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['level'] == 'weight'
+  assert summary['variants']['variational']['nonzero'] == left
+  page = (workdir / 'report.html').read_text()
+  for text in ('What it costs', 'What the noise tells', 'What is left', 'Training'):
+    assert text in page
+  record = json.loads((workdir / 'journals' / compress.JOURNAL).read_text().splitlines()[3])
+  assert sum(record['histogram']) == every
+  curves = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  shares = [line['kept'] for line in curves if 'kept' in line]
+  assert shares[-1] == pytest.approx(left / every)
+  assert len(set(shares)) > 2
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(weights, tmp_path):
+  """Killed while the noise was learnt: of its checkpoints one in the middle is left."""
+  _, workdir = weights
+  tiny.killed_copy(workdir, tmp_path / 'run', compress.JOURNAL, 2, b'{"seed": 0, "vari')
+  folder = tmp_path / 'run' / 'checkpoints'
+  steps = sorted(int(path.name) for path in (folder / 'variational-seed0').iterdir())
+  assert steps[0] < 16
+  for step in steps[1:]:
+    shutil.rmtree(folder / 'variational-seed0' / str(step))
+  for path in folder.glob('magnitude*'):
+    shutil.rmtree(path)
+  shutil.rmtree(folder / 'variational-tuned-seed0')
+  compress.run(config('weight'), tmp_path / 'run', devices=1)
+  for name in ('variants.csv', 'structures.csv', 'layers.csv', 'summary.json'):
+    assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def test_units_are_cut_out(tmp_path):
+  result = compress.run(config('unit'), tmp_path / 'run', devices=1)
+  rows = result.variants.set_index('variant')
+  assert rows.loc['variational', 'flops'] < 0.9 * rows.loc['dense', 'flops']
+  assert rows.loc['variational', 'bytes'] < 0.9 * rows.loc['dense', 'bytes']
+  assert rows.loc['variational', 'receipt'] < 1e-4
+  same = rows.loc[['variational', 'magnitude_matched'], ['flops', 'nonzero']]
+  np.testing.assert_array_equal(same.iloc[0], same.iloc[1])
+  own = result.layers[result.layers['variant'] == 'variational'].set_index('layer')['left']
+  fc1, fc2 = own['fc1'], own['fc2']
+  assert rows.loc['variational', 'nonzero'] == 64 * fc1 + fc1 * fc2 + fc2 * 10
+
+
+def test_gates_are_cut_out(tmp_path):
+  """Without tuning: the network that the noise leaves is the one that is cut out."""
+  result = compress.run(config('gate'), tmp_path / 'run', devices=1)
+  rows = result.variants.set_index('variant')
+  assert 'variational_untuned' not in rows.index
+  found = result.structures.set_index('variant')['structure']
+  assert found['dense'] == '11'
+  assert found['variational'] in ('01', '10')
+  assert found['magnitude_matched'] in ('01', '10')
+  assert rows.loc['variational', 'flops'] < rows.loc['dense', 'flops']
+  assert rows.loc['variational', 'receipt'] < 1e-4
+  again = compress.run(config('gate'), tmp_path / 'run', devices=1)  # finished: read back
+  pd.testing.assert_frame_equal(again.variants, result.variants)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'compress.level': 'layer'}, "level 'layer': expected one of weight, unit, gate"),
+    ({'compress.level': 'gate'}, 'noise per gate in DenseStack with gates .*: expected residual'),
+    ({'compress.epochs': 0.0}, 'config.compress.epochs 0.0: expected a positive number'),
+    ({'compress.tune_epochs': -1.0}, 'config.compress.tune_epochs -1.0: expected 0 or more'),
+    ({'compress.kl': -1.0}, 'config.compress.kl -1.0: expected 0 or more'),
+    ({'compress.ramp': 1.5}, r'config.compress.ramp 1.5: expected a share of the run in \[0, 1\]'),
+    ({'compress.variance_rate': 0.0}, 'config.compress.variance_rate 0.0: expected a positive'),
+    ({'compress.sparsities': (0.5, 1.0)}, r'config.compress.sparsities \(0.5, 1.0\): expected'),
+    ({'compress.sparsities': (0.5, 0.5)}, r'config.compress.sparsities \(0.5, 0.5\): .* once'),
+    ({'compress.scope': 'net'}, "config.compress.scope 'net': expected one of global, layer"),
+    ({'model.hidden': ()}, r'hidden \(\): expected the units of one layer or more'),
+    ({'model.num_chunks': 11}, '11 chunks of a width of 10: expected 1 to 10'),
+    ({'train.distill': 0.5}, 'config.train.distill 0.5 in a compression: expected 0'),
+    ({'shard': '0/2'}, "config.shard '0/2': expected none"),
+    (
+      {'data.name': 'idx:/no/such/folder'},
+      'idx:/no/such/folder',
+    ),
+  ],
+)
+def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path):
+  with pytest.raises(UserError, match=message) as caught:
+    compress.run(config('weight', options), tmp_path / 'run', devices=1)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
