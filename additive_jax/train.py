@@ -27,6 +27,7 @@ from additive_jax.errors import UserError
 from additive_jax.gradients import Averaged, Draw, Recipe, averaged_gradient, usage
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.samplers import Listed
+from additive_jax.zero import Storage
 
 
 class State(NamedTuple):
@@ -105,10 +106,18 @@ def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> St
 
 @functools.lru_cache(maxsize=32)
 def _chunk(
-  recipe: Recipe, mesh: Mesh, example, shared_batch: bool, gathered: bool, lay_out: Callable
+  recipe: Recipe,
+  mesh: Mesh,
+  example,
+  shared_batch: bool,
+  gathered: bool,
+  lay_out: Callable,
+  zero: bool,
+  offload: bool,
 ):
   """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies,
-  is data. Also the layout of the state that it takes and returns.
+  is data. Also the layout of the state that it takes and returns, and the storage of what its
+  optimizer keeps.
   """
   experts = mesh.shape.get(placement.EXPERT, 1)
   local = dataclasses.replace(recipe, model=layout.local_model(recipe.model, experts))
@@ -150,7 +159,9 @@ def _chunk(
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )
   lies = lay_out(recipe, mesh, example)
-  of_state = layout.shardings(mesh, lies)
+  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+  storage = Storage(recipe.optimizer, variables['params'], lies, mesh, zero=zero, offload=offload)
+  of_state = layout.shardings(mesh, lies)._replace(opt_state=storage.shardings)
   curves = layout.shardings(mesh, PartitionSpec(None, placement.STRUCTURE))
 
   def steps(state, sampler, key, num_steps, inputs, data):
@@ -165,7 +176,7 @@ def _chunk(
     def body(t, carry):
       state, metrics = carry
       found = gradient(state.params, state.step, t, sampler, key, inputs, data)
-      state, values = apply_gradient(recipe, state, found)
+      state, values = storage.step(functools.partial(apply_gradient, recipe), state, found)
       metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
       for name in ('loss', 'finite'):
         metrics[name] = jax.lax.with_sharding_constraint(metrics[name], curves)
@@ -174,7 +185,7 @@ def _chunk(
     return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
   whole = layout.shardings(mesh, everywhere)
-  return jax.jit(steps, donate_argnums=0, out_shardings=(of_state, whole)), lies
+  return jax.jit(steps, donate_argnums=0, out_shardings=(of_state, whole)), lies, storage
 
 
 def _rows(shared_batch: bool) -> PartitionSpec:
@@ -220,7 +231,8 @@ class Trainer:
   """Trains one pool on one mesh.
 
   Attributes:
-    state: the current `State`, on the mesh as `specs` says.
+    held: the current `State`, on the mesh as `specs` says; what the optimizer keeps of it, as
+      `zero.Storage` does. See also `state`.
     mesh: axes `structure` and `data`, and `expert` where experts are spread over devices.
   """
 
@@ -237,6 +249,8 @@ class Trainer:
     chunk_steps: int = 100,
     shared_batch: bool = False,
     specs: Callable = state_specs,
+    zero: bool = False,
+    offload: bool = False,
   ):
     """Places data and state.
 
@@ -253,6 +267,7 @@ class Trainer:
         own.
       specs: the layout of the state, a function like `state_specs`. Leaves of the pool that it
         splits in another way than experts are gathered in each step.
+      zero, offload: what each device keeps of the optimizer's state, see `zero.Storage`.
 
     Raises:
       UserError: where the slots, their batches or the model's experts do not divide over the mesh,
@@ -276,22 +291,43 @@ class Trainer:
     key = jax.random.key(seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     example = train[np.zeros(1, np.int64)][0]
-    if state is None:
-      state = init_state(recipe, initial(recipe.model, jax.random.fold_in(key, 0), example))
     self._sampler = placement.replicate(sampler, self.mesh)
     self._data = placement.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
     shape = jax.ShapeDtypeStruct(example.shape, example.dtype)
-    self._program, lies = _chunk(recipe, self.mesh, shape, shared_batch, train.in_memory, specs)
-    self.state = placement.place(placement.to_host(state), self.mesh, lies)
+    self._program, self._lies, self._storage = _chunk(
+      recipe, self.mesh, shape, shared_batch, train.in_memory, specs, zero, offload
+    )
+    if state is None:
+      params = initial(recipe.model, jax.random.fold_in(key, 0), example)['params']
+      self.held = self._placed(State(params, (), np.int32(0), np.int32(0)))
+      self.held = self.held._replace(opt_state=self._storage.init(self.held.params))
+    else:
+      self.state = state
+
+  @property
+  def state(self) -> State:
+    """The current state in the optimizer's own form, the same with and without ZeRO. Of several
+    processes, all must get and set it together."""
+    return self.held._replace(opt_state=self._storage.unpack(self.held.opt_state))
+
+  @state.setter
+  def state(self, state: State):
+    opt_state = self._storage.place(state.opt_state)
+    self.held = self._placed(state)._replace(opt_state=opt_state)
+
+  def _placed(self, state):
+    """All but the optimizer's part of a state, on the mesh."""
+    rest, specs = (tree._replace(opt_state=()) for tree in (state, self._lies))
+    return placement.place(placement.to_host(rest), self.mesh, specs)
 
   @property
   def step(self) -> int:
-    return int(placement.to_host(self.state.step))
+    return int(placement.to_host(self.held.step))
 
   @property
   def variables(self):
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self.state.params}
+    return {'params': self.held.params}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -319,8 +355,8 @@ class Trainer:
     while num_steps > 0:
       count = min(num_steps, self.chunk_steps)
       inputs = self._inputs(self.step, count)
-      self.state, metrics = self._program(
-        self.state, self._sampler, self._key, np.int32(count), inputs, self._data
+      self.held, metrics = self._program(
+        self.held, self._sampler, self._key, np.int32(count), inputs, self._data
       )
       facts = metrics.pop('facts')
       collected.append({name: value[:count] for name, value in placement.to_host(metrics).items()})

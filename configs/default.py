@@ -96,6 +96,12 @@ def get_config() -> ConfigDict:
   # Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
   # and runs as many of them. A number that divides the devices and the experts; 1: all have all.
   config.train.expert_devices = 1
+  # Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
+  # them having a copy (ZeRO, stage 1); the numbers stay the same.
+  config.train.zero = False
+  # Whether it is kept in host memory, from where each step fetches it: a copy for each device, or
+  # with `zero` a part for each.
+  config.train.offload = False
   # Weight in [0, 1] of in-place distillation from all-on; 0 is none.
   config.train.distill = 0.0
   # Steps between two points of the curves, at least; also the most that one device call takes.

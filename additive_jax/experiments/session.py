@@ -33,7 +33,7 @@ from additive_jax.train import State, Trainer
 log = logging.getLogger('additive_jax')
 
 # Options that do not make a run another run.
-EXCLUDED = ('shard', 'train.expert_devices')
+EXCLUDED = ('shard', 'train.expert_devices', 'train.zero', 'train.offload')
 
 
 class Stopped(Exception):
@@ -134,6 +134,8 @@ class Session:
       mesh=mesh,
       chunk_steps=train.log_every,
       shared_batch=train.shared_batch,
+      zero=train.zero,
+      offload=train.offload,
     )
 
   @property
