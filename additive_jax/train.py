@@ -332,8 +332,8 @@ class Trainer:
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
     inputs = self._inputs(self.step, 0)
-    self.state, _ = self._program(
-      self.state, self._sampler, self._key, np.int32(0), inputs, self._data
+    self.held, _ = self._program(
+      self.held, self._sampler, self._key, np.int32(0), inputs, self._data
     )
 
   def run(self, num_steps: int) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from additive_jax.experiments.booster_tables import (
   cluster_table,
   compare,
   curve_table,
+  memory_rows,
   receipt_table,
   summarise,
 )
@@ -56,7 +57,7 @@ log = logging.getLogger('additive_jax')
 
 VARIANTS = (CLUSTERS, RANDOM, ONE, UNTRAINED)
 METHODS = {CLUSTERS: 'kmeans', RANDOM: 'random'}
-TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters')
+TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters', 'memory')
 JOURNAL, TAKEN = 'booster.jsonl', 'narrow.jsonl'
 
 
@@ -72,6 +73,7 @@ class BoosterResult:
     receipts: one row per way and seed: how the large pool was made, and max |Δlogit|
       (`receipts.csv`).
     clusters: sizes of the clusters (`clusters.csv`).
+    memory: bytes of the large model's training on each device and in host memory (`memory.csv`).
     summary: the headline figures (`summary.json`).
   """
 
@@ -80,6 +82,7 @@ class BoosterResult:
   curves: pd.DataFrame
   receipts: pd.DataFrame
   clusters: pd.DataFrame
+  memory: pd.DataFrame
   summary: dict
 
 
@@ -181,14 +184,15 @@ def _run(session: Session) -> BoosterResult:
   curves = curve_table(session, records, narrows, steps)
   table = compare(records, curves)
   receipts, sizes = receipt_table(records), cluster_table(records)
+  memory = pd.DataFrame(records[SCRATCH][0]['memory'])
   columns = ['variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params']
   structures = table[columns].assign(rank=table['loss'].rank(method='first').astype(int))
   structures.insert(0, 'structure', str(session.space.all_on()))
   structures = structures.sort_values('rank').reset_index(drop=True)
   summary = summarise(session, table, receipts, narrows)
-  result = BoosterResult(structures, table, curves, receipts, sizes, summary)
+  result = BoosterResult(structures, table, curves, receipts, sizes, memory, summary)
   page = booster_report.render(session, result, narrows, _pictures(session, narrows))
-  tables = (structures, table, curves, receipts, sizes)
+  tables = (structures, table, curves, receipts, sizes, memory)
   write_results(session, dict(zip(TABLES, tables)), summary, page)
   return _read(session.rundir)
 
@@ -216,7 +220,8 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
   record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
-  return record | {'skipped': int(placement.to_host(trainer.state.skipped))}
+  record['memory'] = memory_rows(trainer.held)
+  return record | {'skipped': int(placement.to_host(trainer.held.skipped))}
 
 
 def _started(session, variant, narrow, large, seed) -> tuple[Start, dict]:

@@ -71,6 +71,11 @@ def render(session, result, narrows, pictures) -> str:
     'Receipts: max |Δlogit| between the large model and the mean of all small ones, and the one '
     'that was grown.',
   )
+  report.table(
+    result.memory,
+    'Bytes of the large model’s training on each device, measured from its arrays; gradients lie as '
+    'the parameters do.',
+  )
   if len(result.clusters):
     report.table(result.clusters, 'Sizes of the clusters.')
   return end_page(report, session)

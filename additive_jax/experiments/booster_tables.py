@@ -9,6 +9,7 @@ import pandas as pd
 
 from additive_jax.experiments.results import with_interval
 from additive_jax.journal import read_all
+from additive_jax.zero import bytes_per_device
 
 SCRATCH, CLUSTERS, RANDOM = 'scratch', 'clusters', 'random_split'
 ONE, UNTRAINED = 'one_narrow', 'untrained'
@@ -149,6 +150,18 @@ def cluster_table(records: dict) -> pd.DataFrame:
     for i, size in enumerate(record.get('sizes', ()))
   ]
   return pd.DataFrame(rows, columns=['variant', 'seed', 'cluster', 'size'])
+
+
+def memory_rows(state) -> list[dict]:
+  """The bytes that the state of a training takes on each device, and in host memory beside it, as
+  they lie; those of gradients are as many as the parameters'."""
+  found = bytes_per_device(state)
+  return [
+    {'device': device}
+    | {part: each.device.get(device, 0) for part, each in found.items()}
+    | {'optimizer_in_host_memory': found['optimizer'].host.get(device, 0)}
+    for device in sorted(found['parameters'].device)
+  ]
 
 
 def summarise(session, table: pd.DataFrame, receipts: pd.DataFrame, narrows: dict) -> dict:
