@@ -73,8 +73,8 @@ def render(session, result, narrows, pictures) -> str:
   )
   report.table(
     result.memory,
-    'Bytes of the large model’s training on each device, measured from its arrays; gradients lie as '
-    'the parameters do.',
+    'Bytes of the large model’s training on each device, measured from its arrays; gradients lie '
+    'as the parameters do.',
   )
   if len(result.clusters):
     report.table(result.clusters, 'Sizes of the clusters.')
