@@ -289,6 +289,8 @@ def get_config() -> ConfigDict:
   config.compress = ConfigDict()
   # What is removed: 'weight', 'unit' (hidden units and attention heads) or 'gate' (residual ones).
   config.compress.level = 'weight'
+  # Of 'unit': whether the numbers of a flattened input (of dense_stack and mlp) are units too.
+  config.compress.inputs = False
   # Passes over the training set in which variational dropout learns the noise, and those of what it
   # leaves, without noise; 0 is none. Magnitude pruning tunes what it leaves for both together.
   config.compress.epochs = 10.0

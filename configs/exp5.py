@@ -1,4 +1,4 @@
-"""Exp 5 on images: an MLP started from narrow ones."""
+"""Exp 5 on images: an MLP started from narrow and shallow ones."""
 
 from configs import default
 
@@ -15,7 +15,7 @@ def get_config():
   config.data.name = name
   config.data.train_examples = 38400 if name != 'digits' else 0
   config.data.test_examples = 2000 if name != 'digits' else 0
-  config.model.num_blocks = 4
+  config.model.num_blocks = 6
   config.model.width = 256
   config.model.hidden = (512,)
   config.train.epochs = epochs
@@ -23,8 +23,8 @@ def get_config():
   config.train.structures_per_step = 1
   config.schedule.name = 'warmup_cosine_decay_schedule'
   config.schedule.kwargs = {'warmup_steps': 0.02, 'decay_steps': 1.0}
+  config.booster.structure = '100100'
   config.booster.epochs = epochs
   config.booster.large_epochs = 0.36 * epochs
-  config.booster.learning_rate = 1e-3
   config.booster.sync_epochs = epochs / 300
   return config

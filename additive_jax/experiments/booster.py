@@ -120,11 +120,11 @@ def _check(session: Session) -> None:
   session.check_in_memory()
   if not 0 <= options.unequal < 1:
     raise UserError(f'config.booster.unequal {options.unequal}: expected a number in [0, 1)')
+  if options.asynchronous:
+    check_processes(session)
   for variant in options.variants:
     narrow = narrow_of(session, variant)
     _check_grows(session, narrow)
-  if options.asynchronous:
-    check_processes(session)
 
 
 def _check_grows(session, narrow):

@@ -189,7 +189,10 @@ def main() -> int:
   """Trains one copy; returns the exit code: 0 when it has taken all its steps, `STOPPED` when it
   was told to stop before, 2 for a mistake in what was asked."""
   setup_logging()
-  what = json.loads(sys.stdin.readline())
+  line = sys.stdin.readline()
+  if not line.endswith('\n'):
+    return STOPPED  # the run that started it ended before it had told
+  what = json.loads(line)
   threading.Thread(target=_stop_with_parent, daemon=True).start()
   try:
     _work(what)
