@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from additive_jax import placement, run, subsets
+from additive_jax import pipeline, placement, run, staging, subsets
 from additive_jax.balance import Balance, penalty
 from additive_jax.errors import UserError
 from additive_jax.models.additive import gate_names, parts, sites_of
 from additive_jax.objectives import objective_of, regression
+from additive_jax.pipeline_schedule import Pipeline
 from additive_jax.samplers import inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -48,6 +49,8 @@ class Recipe:
       gate runs on (per sample); the structures of slots are then all-on.
     balance: how the routers of a model of experts are kept balanced; None for models without. The
       structures of slots are then all-on.
+    pipeline: how the sites lie in stages over the mesh axis `pipe`, on a mesh that has one; None
+      for whole networks on every device.
   """
 
   model: Any
@@ -59,6 +62,7 @@ class Recipe:
   rescale: str = 'none'
   subsets: subsets.Subsets | None = None
   balance: Balance | None = None
+  pipeline: Pipeline | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -75,6 +79,19 @@ class Recipe:
       raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
     if self.balance and (self.distill or self.subsets or self.rescale != 'none'):
       raise UserError('a balance of routers with random structures or distillation: expected one')
+    if self.pipeline:
+      self._check_pipeline()
+
+  def _check_pipeline(self):
+    for name, value, plain in (
+      ('average', self.average, 'mean'),
+      ('distill', self.distill, 0),
+      ('subsets', self.subsets, None),
+      ('balance', self.balance, None),
+    ):
+      if value != plain:
+        raise UserError(f'{name} {value} in a pipeline: expected {plain}')
+    staging.check_optimizer(self.optimizer)
 
 
 class Averaged(NamedTuple):
@@ -181,16 +198,22 @@ def routed_loss(recipe: Recipe, params, key, x: jax.Array, y: jax.Array, *, spli
   return recipe.objective(outputs, y)[0].mean() + penalty(recipe.balance, facts), facts
 
 
-def _slot_gradient(recipe, params, bits, x, y, key, draw, split):
+def piped_loss(recipe: Recipe, params, bits, x, y, *, scales=None) -> jax.Array:
+  """`structure_loss` of a pool in stages over the mesh axis `pipe`, inside `shard_map`."""
+  how, objective = recipe.pipeline, recipe.objective
+  return pipeline.loss(recipe.model, how, objective, params, bits, x, y, scales=scales)[0]
+
+
+def _slot_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss):
   """Loss of one slot with what its routers did, and its gradient."""
   if recipe.balance is not None:
     loss = lambda params: routed_loss(recipe, params, key, x, y, split=split)
     return jax.value_and_grad(loss, has_aux=True)(params)
-  loss, gradient = _plain_gradient(recipe, params, bits, x, y, key, draw, split)
+  loss, gradient = _plain_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss)
   return (loss, {}), gradient
 
 
-def _plain_gradient(recipe, params, bits, x, y, key, draw, split):
+def _plain_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss):
   if recipe.subsets is None:
     scales = None
     if recipe.rescale == 'inverse':
@@ -248,22 +271,26 @@ def averaged_gradient(
     reads: for 'coverage', what `usage` gave.
     draw: a `Draw`, for recipes with subsets or a rescaling.
     specs: how leaves are split over the axes, a pytree of `PartitionSpec` like the pool, for a
-      model that joins what they give by `psum`; None: every device has the whole pool.
+      model that joins what they give by `psum`, and for a pool in stages, a `staging.Staged`; None:
+      every device has the whole pool.
 
   Returns:
     An `Averaged`. A slot whose loss or gradient is not finite on any device is left out.
 
-  Devices along an axis other than `structure` share a slot. Where a model's `psum` joins them each
+  Devices along an axis other than `structure` share a slot. Where a `psum` joins them each
   differentiates the sum of their losses, for without replication checks (`check_vma=False`) `psum`
   is its own transpose. Summed over the devices that have a copy of a leaf and divided by how many
   share the slot, these are the gradients of the slot's mean loss, of split leaves as of whole ones.
   """
   split = placement.DATA in axes
   sharing = tuple(axis for axis in axes if axis != placement.STRUCTURE)
+  of_structure = piped_loss if placement.PIPE in axes else structure_loss
 
   def slot(total, inputs):
     bits, (x, y), key = inputs
-    (loss, facts), gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
+    (loss, facts), gradient = _slot_gradient(
+      recipe, params, bits, x, y, key, draw, split, of_structure
+    )
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
