@@ -14,6 +14,7 @@ parameters' gradients over ticks, which every device adds up in idle ticks too.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import threading
@@ -34,6 +35,7 @@ from additive_jax.placement import PIPE
 from additive_jax.run import as_bits
 from additive_jax.staging import pool_specs
 
+RATE = 1e-4  # of the steps: any that keeps the loss finite
 PATIENCE = 120.0  # seconds that a device waits for its turn, longer than any tick takes
 
 
@@ -46,8 +48,8 @@ class BubbleReport:
     busy: bool [P, ticks], whether the device worked, as said by the branch that it took.
     microbatch: int [P, ticks], the one that the schedule gives it; −1 where it has none.
     forward, backward: processor seconds of each tick, idle ones too, float [P, ticks]: the least of
-      several runs, for what else the machine does only adds. Those of the backward pass, which goes
-      from the last tick to the first, stand at the tick that they are the gradient of.
+      several steps, for what else the machine does only adds. The backward pass goes from the last
+      tick to the first; its seconds stand at the tick that they are the gradient of.
   """
 
   pipeline: Pipeline
@@ -92,7 +94,10 @@ def measure_bubble(
   devices=None,
   repeats: int = 20,
 ) -> BubbleReport:
-  """Runs the loss of one batch and its gradient in stages, and times every tick.
+  """Takes steps of gradient descent on one batch in stages, and times every tick.
+
+  All steps are in one program, as in a training; the first one, which also touches its memory for
+  the first time, is left out.
 
   Args:
     objective: see `objectives`.
@@ -100,7 +105,7 @@ def measure_bubble(
     x, y: a batch, [B, ...].
     structure: in any form that `run.conditional` takes; None is all-on.
     devices: of a CPU, at least `pipeline.devices`; None: the first ones.
-    repeats: runs after a first one, of which the least seconds are taken.
+    repeats: steps after the first one, of which the least seconds are taken.
 
   Raises:
     UserError: for fewer or other devices, and as `staging` does.
@@ -117,17 +122,21 @@ def measure_bubble(
   specs = pool_specs(model, pipeline, example)
   clock = _Clock()
 
-  def gradient(params, bits, x, y):
+  def steps(params, bits, x, y):
     def loss(params):
       around = functools.partial(_timed, clock)
       return pipeline_.loss(model, pipeline, objective, params, bits, x, y, around=around)
 
-    found, worked = jax.grad(loss, has_aux=True)(params)
-    return found, worked[None]
+    def step(params, _):
+      gradient, worked = jax.grad(loss, has_aux=True)(params)
+      return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), worked
+
+    params, worked = jax.lax.scan(step, params, length=1 + repeats)
+    return params, worked[-1:]
 
   everywhere = PartitionSpec()
   program = jax.shard_map(
-    gradient,
+    steps,
     mesh=mesh,
     in_specs=(specs, everywhere, everywhere, everywhere),
     out_specs=(specs, PartitionSpec(PIPE)),
@@ -136,13 +145,8 @@ def measure_bubble(
   program = jax.jit(program, compiler_options=placement.SINGLE_THREAD)
   placed = pipeline_.place_pool(model, variables, mesh, pipeline, x)['params']
   given = placement.replicate((bits, x, y), mesh)
-  seconds = []
-  for repeat in range(1 + repeats):
-    clock.seconds = {}
-    _, worked = jax.block_until_ready(program(placed, *given))
-    if repeat:  # the first run also warms the caches
-      seconds.append(_table(clock.seconds, pipeline))
-  least = np.min(seconds, axis=0)
+  _, worked = jax.block_until_ready(program(placed, *given))
+  least = _table(clock.seconds, pipeline)
   return BubbleReport(pipeline, np.asarray(worked), microbatches(pipeline), *least)
 
 
@@ -150,7 +154,7 @@ class _Clock:
   """Times what stands between two calls, and lets one device at a time into it."""
 
   def __init__(self):
-    self.seconds = {}
+    self.seconds = collections.defaultdict(list)
     self._turn = threading.Lock()
     self._started = _now()
 
@@ -164,7 +168,7 @@ class _Clock:
     (before, of_thread, of_process), (thread, *now) = self._started, _now()
     # Once in a while XLA goes on in another thread. The process has done no less than the device.
     seconds = now[0] - of_thread if thread == before else now[1] - of_process
-    self.seconds[way, int(device), int(tick)] = seconds
+    self.seconds[way, int(device), int(tick)].append(seconds)
     self._turn.release()
     return np.float32(0)
 
@@ -175,9 +179,10 @@ def _now():
 
 
 def _table(seconds, pipeline):
-  """Seconds [2, P, ticks] of the forward and the backward pass."""
+  """Seconds [2, P, ticks] of the forward and the backward pass: the least after the first step."""
   ways, devices, ticks = ('forward', 'backward'), range(pipeline.devices), range(pipeline.ticks)
-  return np.array([[[seconds[way, d, t] for t in ticks] for d in devices] for way in ways])
+  least = lambda *of: min(seconds[of][1:])
+  return np.array([[[least(way, d, t) for t in ticks] for d in devices] for way in ways])
 
 
 def _timed(clock, run, h, tick):

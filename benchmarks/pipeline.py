@@ -5,10 +5,10 @@ Claim: on 4 stages of equal work the share of the devices' time that is idle is 
 within 1e-6 of sequential ones.
 
 Method: MLP of 16 blocks, D=256, H=1024, on 4 forced host devices, GPipe and circular; the work of
-embedding (16 numbers) and readout (10 classes) is small beside a stage's. Of the program that
-computes the loss and its gradient, every tick of every device is timed, forward and backward, idle
-ticks too, in processor seconds of the one thread that runs it, while the other devices wait: see
-`additive_jax.pipeline_timing` for how, and for what that leaves out. The least of 10 runs is taken
+embedding (16 numbers) and readout (10 classes) is small beside a stage's. In steps of gradient
+descent, every tick of every device is timed, forward and backward, idle ticks too, in processor
+seconds of the one thread that runs it, while the other devices wait: see
+`additive_jax.pipeline_timing` for how, and for what that leaves out. The least of 10 steps is taken
 for each. The idle share is put together from these times as devices of their own would have it;
 forced devices share the cores, so the wall time of a step, given for information, shows no bubble
 and no gain. The gradient is compared in the norm of the whole, all-on and with every third block
