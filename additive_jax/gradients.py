@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from additive_jax import placement, run, subsets
+from additive_jax import pipeline, placement, run, staging, subsets
 from additive_jax.balance import Balance, penalty
 from additive_jax.errors import UserError
 from additive_jax.models.additive import gate_names, parts, sites_of
 from additive_jax.objectives import objective_of, regression
+from additive_jax.pipeline_schedule import Pipeline
 from additive_jax.samplers import inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -52,6 +53,8 @@ class Recipe:
       as structures: called as `loss(recipe, params, x, y, key=…, step=…, first=…)`, with the slot's
       key, the step, and the number that the first of these examples has in the slot's batch. The
       structures of slots are then all-on.
+    pipeline: how the sites lie in stages over the mesh axis `pipe`, on a mesh that has one; None
+      for whole networks on every device.
   """
 
   model: Any
@@ -64,6 +67,7 @@ class Recipe:
   subsets: subsets.Subsets | None = None
   balance: Balance | None = None
   loss: Callable | None = None
+  pipeline: Pipeline | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -84,6 +88,19 @@ class Recipe:
       raise UserError(
         'a loss of its own with random structures, distillation or routers: expected one'
       )
+    if self.pipeline:
+      self._check_pipeline()
+
+  def _check_pipeline(self):
+    for name, value, plain in (
+      ('average', self.average, 'mean'),
+      ('distill', self.distill, 0),
+      ('subsets', self.subsets, None),
+      ('balance', self.balance, None),
+    ):
+      if value != plain:
+        raise UserError(f'{name} {value} in a pipeline: expected {plain}')
+    staging.check_optimizer(self.optimizer)
 
 
 class Averaged(NamedTuple):
@@ -190,16 +207,22 @@ def routed_loss(recipe: Recipe, params, key, x: jax.Array, y: jax.Array, *, spli
   return recipe.objective(outputs, y)[0].mean() + penalty(recipe.balance, facts), facts
 
 
-def _slot_gradient(recipe, params, bits, x, y, key, draw, split):
+def piped_loss(recipe: Recipe, params, bits, x, y, *, scales=None) -> jax.Array:
+  """`structure_loss` of a pool in stages over the mesh axis `pipe`, inside `shard_map`."""
+  how, objective = recipe.pipeline, recipe.objective
+  return pipeline.loss(recipe.model, how, objective, params, bits, x, y, scales=scales)[0]
+
+
+def _slot_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss):
   """Loss of one slot with what its routers did, and its gradient."""
   if recipe.balance is not None:
     loss = lambda params: routed_loss(recipe, params, key, x, y, split=split)
     return jax.value_and_grad(loss, has_aux=True)(params)
-  loss, gradient = _plain_gradient(recipe, params, bits, x, y, key, draw, split)
+  loss, gradient = _plain_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss)
   return (loss, {}), gradient
 
 
-def _plain_gradient(recipe, params, bits, x, y, key, draw, split):
+def _plain_gradient(recipe, params, bits, x, y, key, draw, split, structure_loss):
   if recipe.loss is not None:
     first = jax.lax.axis_index(placement.DATA) * len(x) if split else 0
     own = lambda params: recipe.loss(recipe, params, x, y, key=key, step=draw.step, first=first)
@@ -261,22 +284,26 @@ def averaged_gradient(
     reads: for 'coverage', what `usage` gave.
     draw: a `Draw`, for recipes with subsets or a rescaling.
     specs: how leaves are split over the axes, a pytree of `PartitionSpec` like the pool, for a
-      model that joins what they give by `psum`; None: every device has the whole pool.
+      model that joins what they give by `psum`, and for a pool in stages, a `staging.Staged`; None:
+      every device has the whole pool.
 
   Returns:
     An `Averaged`. A slot whose loss or gradient is not finite on any device is left out.
 
-  Devices along an axis other than `structure` share a slot. Where a model's `psum` joins them each
+  Devices along an axis other than `structure` share a slot. Where a `psum` joins them each
   differentiates the sum of their losses, for without replication checks (`check_vma=False`) `psum`
   is its own transpose. Summed over the devices that have a copy of a leaf and divided by how many
   share the slot, these are the gradients of the slot's mean loss, of split leaves as of whole ones.
   """
   split = placement.DATA in axes
   sharing = tuple(axis for axis in axes if axis != placement.STRUCTURE)
+  of_structure = piped_loss if placement.PIPE in axes else structure_loss
 
   def slot(total, inputs):
     bits, (x, y), key = inputs
-    (loss, facts), gradient = _slot_gradient(recipe, params, bits, x, y, key, draw, split)
+    (loss, facts), gradient = _slot_gradient(
+      recipe, params, bits, x, y, key, draw, split, of_structure
+    )
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0

@@ -1,8 +1,9 @@
 """Where things live: the one file that knows the mesh axes, the processes and the collectives.
 
 Mesh axes: `structure` (devices that train different structures), `data` (devices that split one
-structure's batch), `lane` (devices that hold different lanes of one network; see `lanes.py`) and
-`expert` (devices that hold different experts or modules of one network; see `layout.py`).
+structure's batch), `lane` (devices that hold different lanes of one network; see `lanes.py`),
+`expert` (devices that hold different experts or modules of one network; see `layout.py`) and `pipe`
+(devices that hold different stages of one network; see `pipeline.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
-STRUCTURE, DATA, LANE, EXPERT = 'structure', 'data', 'lane', 'expert'
+STRUCTURE, DATA, LANE, EXPERT, PIPE = 'structure', 'data', 'lane', 'expert', 'pipe'
 COLLECTIVES = ('psum', 'ring')
 
 # On CPU one program of small matmuls gains nothing from a second core, while two programs side by
@@ -35,7 +36,12 @@ SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
 
 
 def make_mesh(
-  num_structures: int, batch_size: int, devices=None, *, expert_devices: int = 1
+  num_structures: int,
+  batch_size: int,
+  devices=None,
+  *,
+  expert_devices: int = 1,
+  pipe_devices: int = 1,
 ) -> Mesh:
   """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
 
@@ -46,14 +52,17 @@ def make_mesh(
   Args:
     expert_devices: over how many devices the experts of one network are spread; above 1 the mesh
       has a third axis, `expert`, and each place of the other two holds as many devices.
+    pipe_devices: likewise the stages of one network, over the axis `pipe`.
 
   Raises:
-    UserError: for `expert_devices` that do not divide the devices; of several processes, for
-      devices left over.
+    UserError: for `expert_devices` or `pipe_devices` that do not divide the devices; of several
+      processes, for devices left over.
   """
   devices = list(jax.devices() if devices is None else devices)
   check_expert_devices(expert_devices, len(devices))
-  places = len(devices) // expert_devices
+  check_pipe_devices(pipe_devices, len(devices) // expert_devices)
+  together = expert_devices * pipe_devices
+  places = len(devices) // together
   best = max(
     (
       (s * d, s)
@@ -62,7 +71,7 @@ def make_mesh(
       if num_structures % s == 0 and batch_size % d == 0
     ),
   )
-  used, structure = best[0] * expert_devices, best[1]
+  used, structure = best[0] * together, best[1]
   if jax.process_count() > 1 and used < len(devices):
     raise UserError(
       f'{num_structures} structures a step, each on {batch_size} examples, do not divide over '
@@ -79,6 +88,8 @@ def make_mesh(
   axes = {STRUCTURE: structure, DATA: best[0] // structure}
   if expert_devices > 1:
     axes[EXPERT] = expert_devices
+  if pipe_devices > 1:
+    axes[PIPE] = pipe_devices
   types = (AxisType.Auto,) * len(axes)
   return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
 
@@ -88,6 +99,14 @@ def check_expert_devices(count: int, num_devices: int) -> None:
   if count < 1 or num_devices % count:
     raise UserError(
       f'expert_devices {count} on {num_devices} devices: expected a number that divides them'
+    )
+
+
+def check_pipe_devices(count: int, num_devices: int) -> None:
+  """Raises `UserError` where an axis of `count` devices for stages does not divide the devices."""
+  if count < 1 or num_devices % count:
+    raise UserError(
+      f'pipe_devices {count} on {num_devices} devices: expected a number that divides them'
     )
 
 

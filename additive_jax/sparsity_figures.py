@@ -12,9 +12,7 @@ from additive_jax.plot_style import (
   PALETTE,
   VERMILION,
   drawing,
-  power_of_thousand,
   say_empty,
-  times_power,
 )
 
 _HALF_POINT = 0.005
@@ -51,7 +49,8 @@ def accuracy(frame, labels):
 
 
 def log_alpha(edges, counts, threshold):
-  """How log α is spread at the end of training; what is right of the threshold is removed.
+  """How log α is spread at the end of training, on a logarithmic scale; what is right of the
+  threshold is removed.
 
   Args:
     edges: of the bins, [K + 1].
@@ -62,14 +61,14 @@ def log_alpha(edges, counts, threshold):
     if not counts:
       say_empty(axes, 'nothing was learnt')
       return figure
-    exponent = power_of_thousand(np.concatenate([np.asarray(own) for own in counts.values()]))
     for number, (label, own) in enumerate(counts.items()):
       colour = PALETTE[number % len(PALETTE)]
-      scaled = np.asarray(own) / 10.0**exponent
-      axes.stairs(scaled, edges, color=colour, lw=1.3, label=label)
+      axes.stairs(own, edges, color=colour, lw=1.3, label=label)
+    axes.set_yscale('symlog', linthresh=1)
+    axes.set_ylim(0, None)
     axes.axvline(threshold, color=INK, lw=1.2, ls='--', label=f'threshold {threshold:g}')
     axes.axvspan(threshold, edges[-1], color=GREY, alpha=0.12, lw=0)
-    axes.set(xlabel='log α', ylabel=f'number{times_power(exponent)}', xlim=(edges[0], edges[-1]))
+    axes.set(xlabel='log α', ylabel='number', xlim=(edges[0], edges[-1]))
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0))
   return figure
 

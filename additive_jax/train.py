@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from additive_jax import layout, placement, run
+from additive_jax import layout, pipeline, placement, run, staging
 from additive_jax.balance import move_biases
 from additive_jax.data import Order
 from additive_jax.errors import UserError
@@ -91,17 +91,38 @@ def apply_gradient(recipe: Recipe, state: State, found: Averaged):
 def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
   """The layout of a state: a `State` of pytrees of `PartitionSpec`.
 
-  Experts are split over the mesh axis `expert`, with what the optimizer keeps of them; all else is
-  on every device.
+  Experts are split over the mesh axis `expert`, stages over `pipe`, with what the optimizer keeps
+  of them; all else is on every device.
 
   Args:
     example: the shape of a batch of inputs.
   """
   variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  shapes = jax.eval_shape(functools.partial(init_state, recipe), variables)
-  specs = layout.expert_specs(recipe.model, mesh.shape.get(placement.EXPERT, 1), example)
+  shapes = jax.eval_shape(lambda v: _on_mesh(recipe, init_state(recipe, v), example), variables)
+  specs = _pool_specs(recipe, mesh, example)
   optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
   return State(specs, optimizer, PartitionSpec(), PartitionSpec())
+
+
+def _pool_specs(recipe, mesh, example):
+  if recipe.pipeline is not None:
+    return staging.pool_specs(recipe.model, recipe.pipeline, example)
+  return layout.expert_specs(recipe.model, mesh.shape.get(placement.EXPERT, 1), example)
+
+
+def _on_mesh(recipe, state, example):
+  """A state in the form in which a mesh holds it: with stages stacked, if the recipe has some."""
+  if recipe.pipeline is None:
+    return state
+  return staging.stack(staging.staging(recipe.model, recipe.pipeline, example), state)
+
+
+def _ordinary(recipe, state, example):
+  """What `_on_mesh` gave as it was, in host memory if the recipe has stages."""
+  if recipe.pipeline is None:
+    return state
+  stages = staging.staging(recipe.model, recipe.pipeline, example)
+  return staging.unstack(stages, placement.to_host(state))
 
 
 @functools.lru_cache(maxsize=32)
@@ -121,7 +142,7 @@ def _chunk(
   """
   experts = mesh.shape.get(placement.EXPERT, 1)
   local = dataclasses.replace(recipe, model=layout.local_model(recipe.model, experts))
-  specs = layout.expert_specs(recipe.model, experts, example)
+  specs = _pool_specs(recipe, mesh, example)
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
   rescaled = recipe.rescale != 'none' and recipe.subsets is None
@@ -160,7 +181,8 @@ def _chunk(
   )
   lies = lay_out(recipe, mesh, example)
   variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  storage = Storage(recipe.optimizer, variables['params'], lies, mesh, zero=zero, offload=offload)
+  shapes = jax.eval_shape(lambda v: _on_mesh(recipe, v['params'], example), variables)
+  storage = Storage(recipe.optimizer, shapes, lies, mesh, zero=zero, offload=offload)
   of_state = layout.shardings(mesh, lies)._replace(opt_state=storage.shardings)
   curves = layout.shardings(mesh, PartitionSpec(None, placement.STRUCTURE))
 
@@ -231,9 +253,10 @@ class Trainer:
   """Trains one pool on one mesh.
 
   Attributes:
-    held: the current `State`, on the mesh as `specs` says; what the optimizer keeps of it, as
-      `zero.Storage` does. See also `state`.
-    mesh: axes `structure` and `data`, and `expert` where experts are spread over devices.
+    held: the current `State`, on the mesh as `specs` says, of a pipeline with stages stacked; what
+      the optimizer keeps of it, as `zero.Storage` does. See also `state`.
+    mesh: axes `structure` and `data`, `expert` where experts are spread over devices, and `pipe`
+      where stages are.
   """
 
   def __init__(
@@ -260,7 +283,7 @@ class Trainer:
       sampler: draws K structures a step, see `samplers`.
       batch_size: B, examples of each slot and step.
       seed: names the initial pool, the order of the data and the draws of structures.
-      state: to continue from; None starts from `model.init` with the seed.
+      state: to continue from, with the ordinary pool; None starts from `model.init` with the seed.
       mesh: default all devices, see `placement.make_mesh`.
       chunk_steps: the most steps that one call of the compiled program takes.
       shared_batch: all K slots train on the same B examples of a step, instead of on B of their
@@ -270,15 +293,15 @@ class Trainer:
       zero, offload: what each device keeps of the optimizer's state, see `zero.Storage`.
 
     Raises:
-      UserError: where the slots, their batches or the model's experts do not divide over the mesh,
-        or the recipe does not suit the sampler.
+      UserError: where the slots, their batches or the model's experts or sites do not divide over
+        the mesh, or the recipe does not suit the sampler.
     """
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       if value < 1:
         raise UserError(f'{name} {value}: expected at least 1')
     self.recipe, self.sampler, self.train = recipe, sampler, train
     self.batch_size, self.chunk_steps, self.shared_batch = batch_size, chunk_steps, shared_batch
-    self.mesh = mesh or placement.make_mesh(sampler.num_structures, batch_size)
+    self.mesh = mesh or self._default_mesh()
     structure, data = (self.mesh.shape[axis] for axis in (placement.STRUCTURE, placement.DATA))
     if sampler.num_structures % structure or batch_size % data:
       raise UserError(
@@ -286,6 +309,9 @@ class Trainer:
         f'each on {batch_size} examples: expected numbers that divide'
       )
     _check_draws(recipe, sampler, batch_size, data)
+    if recipe.pipeline is not None:
+      pipeline.check_mesh(self.mesh, recipe.pipeline)
+      pipeline.check_batch(batch_size // data, recipe.pipeline)
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     key = jax.random.key(seed)
@@ -293,25 +319,37 @@ class Trainer:
     example = train[np.zeros(1, np.int64)][0]
     self._sampler = placement.replicate(sampler, self.mesh)
     self._data = placement.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
-    shape = jax.ShapeDtypeStruct(example.shape, example.dtype)
+    self._example = jax.ShapeDtypeStruct(example.shape, example.dtype)
     self._program, self._lies, self._storage = _chunk(
-      recipe, self.mesh, shape, shared_batch, train.in_memory, specs, zero, offload
+      recipe, self.mesh, self._example, shared_batch, train.in_memory, specs, zero, offload
     )
     if state is None:
       params = initial(recipe.model, jax.random.fold_in(key, 0), example)['params']
+      params = _on_mesh(recipe, placement.to_host(params), self._example)
       self.held = self._placed(State(params, (), np.int32(0), np.int32(0)))
       self.held = self.held._replace(opt_state=self._storage.init(self.held.params))
     else:
       self.state = state
 
+  def _default_mesh(self):
+    stages, size = self.recipe.pipeline, self.batch_size
+    if stages is None:
+      return placement.make_mesh(self.sampler.num_structures, size)
+    return placement.make_mesh(
+      self.sampler.num_structures, size // stages.microbatches, pipe_devices=stages.devices
+    )
+
   @property
   def state(self) -> State:
-    """The current state in the optimizer's own form, the same with and without ZeRO. Of several
-    processes, all must get and set it together."""
-    return self.held._replace(opt_state=self._storage.unpack(self.held.opt_state))
+    """The current state with the ordinary pool, in the optimizer's own form: the same however it is
+    held. Of several processes, all must get and set it together."""
+    whole = self.held._replace(opt_state=self._storage.unpack(self.held.opt_state))
+    return _ordinary(self.recipe, whole, self._example)
 
   @state.setter
   def state(self, state: State):
+    if self.recipe.pipeline is not None:
+      state = _on_mesh(self.recipe, placement.to_host(state), self._example)
     opt_state = self._storage.place(state.opt_state)
     self.held = self._placed(state)._replace(opt_state=opt_state)
 
@@ -327,7 +365,7 @@ class Trainer:
   @property
   def variables(self):
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self.held.params}
+    return {'params': _ordinary(self.recipe, self.held.params, self._example)}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""

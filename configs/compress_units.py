@@ -10,9 +10,10 @@ def get_config():
   """The options of a compression per unit."""
   config = compress.get_config()
   config.compress.level = 'unit'
-  config.compress.epochs = 20.0
-  config.compress.tune_epochs = 20.0
-  config.compress.kl = 0.1
-  config.compress.log_variance = -8.0
-  config.compress.sparsities = (0.25, 0.5, 0.9)
+  config.compress.epochs = 12.0
+  config.compress.tune_epochs = 28.0
+  config.compress.kl = 0.35
+  config.compress.log_variance = -5.0
+  config.compress.variance_rate = 20.0
+  config.compress.sparsities = (0.75,)
   return config

@@ -102,6 +102,16 @@ def get_config() -> ConfigDict:
   # Whether it is kept in host memory, from where each step fetches it: a copy for each device, or
   # with `zero` a part for each.
   config.train.offload = False
+  # Devices that the sites of one network are spread over in stages, as a pipeline: a number that
+  # divides the devices and, times pipe_repeats, the sites, which must be alike from stage to stage;
+  # 1: all devices have all. Not part of a run's identity, nor are the next three.
+  config.train.pipe_devices = 1
+  # Parts of a slot's batch that go through the stages one after the other.
+  config.train.microbatches = 4
+  # 'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a multiple
+  # of pipe_devices, for a shorter bubble at more traffic.
+  config.train.pipe_schedule = 'gpipe'
+  config.train.pipe_repeats = 1
   # Weight in [0, 1] of in-place distillation from all-on; 0 is none.
   config.train.distill = 0.0
   # Steps between two points of the curves, at least; also the most that one device call takes.

@@ -167,7 +167,8 @@ class Compressor:
       UserError: for a level that the model does not have.
     """
     options, data = session.config.compress, session.data
-    level = levels.make_level(options.level, session.model, session.test[0][:1])
+    x = session.test[0][:1]
+    level = levels.make_level(options.level, session.model, x, inputs=options.inputs)
     model = Variational(level, options.log_variance)
     steps = session.steps(options.epochs)
     means = make_optimizer(session.config, steps)
@@ -314,7 +315,7 @@ class Compressor:
       'loss': float(found.loss[0]),
       'accuracy': float(found.accuracy[0]),
       'structure': str(structure),
-      'nonzero': compress_tables.weights(smaller.variables['params'], nonzero=True),
+      'nonzero': compress_tables.nonzero(self.level, left, smaller.variables['params']),
       'weights': compress_tables.weights(network.params),
       'flops': cost.flops,
       'bytes': cost.bytes,

@@ -42,8 +42,8 @@ def render(session, result, records: dict[str, list[dict]], curves: pd.DataFrame
       {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
     ),
     'Test accuracy against how many times smaller a network is, means with 95 % intervals over the '
-    'seeds. All start from the network of their seed’s first epochs and take as many more; magnitude '
-    'pruning removes what is small at once, and tunes what is left.',
+    'seeds. All start from the network of their seed’s first epochs and take as many more; '
+    'magnitude pruning removes what is small at once, and tunes what is left.',
   )
   report.section('What the noise tells')
   report.figure(
@@ -52,8 +52,8 @@ def render(session, result, records: dict[str, list[dict]], curves: pd.DataFrame
       {f'seed {r["seed"]}': r['histogram'] for r in records[VARIATIONAL]},
       options.threshold,
     ),
-    f'log α of all {noun}, noise over signal, at the end of variational dropout; what is right of '
-    'the threshold is removed.',
+    f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at ±8; '
+    'what is right of the threshold is removed.',
   )
   report.section('What is left')
   shown = result.layers[result.layers['variant'].isin((VARIATIONAL, MATCHED))]

@@ -7,17 +7,24 @@ import pandas as pd
 from flax.traverse_util import flatten_dict
 
 from additive_jax.experiments.results import with_interval
-from additive_jax.sparse.levels import Gates
+from additive_jax.sparse.levels import Gates, Weights
 from additive_jax.sparse.noise import KERNEL
 
 DENSE = 'dense'
 
 
-def weights(params, *, nonzero: bool = False) -> int:
-  """The weights of all kernels of a pool, or those that are not zero."""
+def weights(params) -> int:
+  """The weights of all kernels of a pool."""
   leaves = flatten_dict(params, sep='/')
-  kernels = [np.asarray(leaf) for name, leaf in leaves.items() if name.endswith(KERNEL)]
-  return sum(int(np.count_nonzero(leaf)) if nonzero else leaf.size for leaf in kernels)
+  return sum(int(np.size(leaf)) for name, leaf in leaves.items() if name.endswith(KERNEL))
+
+
+def nonzero(level, left: dict[str, list[int]], params) -> int:
+  """The weights that are left: per weight those of the mask, whether or not another one reads what
+  they give; otherwise those of the network that was cut out, `params`."""
+  if isinstance(level, Weights):
+    return sum(count for count, _ in left.values())
+  return weights(params)
 
 
 def left(level, keep) -> dict[str, list[int]]:
@@ -34,14 +41,15 @@ def variants(records: dict[str, list[dict]]) -> pd.DataFrame:
   dense one of the same seed.
 
   `nonzero` weights stay of `weights`, in kernels alone; `factor` is all over nonzero; `flops`, of
-  one example, and `bytes`, of all parameters, are those of the network that was cut out, and
-  `receipt` the largest difference of its logits from those of the network with zeros.
+  one example, and `bytes`, of all parameters, are those of the network that was cut out (of single
+  weights: without the units and inputs that none of them reads), and `receipt` is the largest
+  difference of its logits from those of the network with zeros.
   """
   dense, rows = pd.DataFrame(records[DENSE]), []
   for name, found in records.items():
     own = pd.DataFrame(found)
     row = {'variant': name, 'weights': int(own['weights'].iloc[0])}
-    row['nonzero'] = float(own['nonzero'].mean())
+    row['nonzero'] = round(own['nonzero'].mean())
     row |= with_interval('factor', own['weights'] / np.maximum(own['nonzero'], 1))
     for key in ('accuracy', 'loss'):
       row |= with_interval(key, own[key])

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import data as data_
-from additive_jax import layout, models, placement, samplers
+from additive_jax import layout, models, pipeline, placement, samplers, staging
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
 from additive_jax.gradients import Recipe
@@ -24,6 +24,7 @@ from additive_jax.metrics import Metrics
 from additive_jax.models.additive import sites_of
 from additive_jax.objectives import objective_of
 from additive_jax.optimizers import make_optimizer
+from additive_jax.pipeline_schedule import Pipeline
 from additive_jax.population import Population
 from additive_jax.progress import Stopper
 from additive_jax.rundir import RunDir, default_workdir
@@ -33,7 +34,16 @@ from additive_jax.train import State, Trainer
 log = logging.getLogger('additive_jax')
 
 # Options that do not make a run another run.
-EXCLUDED = ('shard', 'train.expert_devices', 'train.zero', 'train.offload')
+EXCLUDED = (
+  'shard',
+  'train.expert_devices',
+  'train.zero',
+  'train.offload',
+  'train.pipe_devices',
+  'train.microbatches',
+  'train.pipe_schedule',
+  'train.pipe_repeats',
+)
 
 
 class Stopped(Exception):
@@ -113,6 +123,23 @@ class Session:
     for model in spread:
       layout.local_model(model, self.config.train.expert_devices)
 
+  @property
+  def pipeline(self) -> Pipeline | None:
+    """How pools are trained in stages; None for whole networks on each device.
+
+    Raises:
+      UserError: for a model or a batch that does not divide into them, see `staging`.
+    """
+    train = self.config.train
+    options = train.pipe_devices, train.microbatches, train.pipe_schedule, train.pipe_repeats
+    if train.pipe_devices == 1:
+      return None
+    found = Pipeline(*options)
+    pipeline.check_batch(train.batch_size, found)
+    x = self.data.train[np.zeros(1, np.int64)][0]
+    staging.staging(self.model, found, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return found
+
   def steps(self, epochs: float) -> int:
     """Steps of `batch_size` examples that pass `epochs` times over the training set."""
     order = data_.Order(len(self.data.train), self.config.train.batch_size, 0)
@@ -122,8 +149,13 @@ class Session:
     """A trainer of one pool on this run's devices, from `state` or the pool that the seed names."""
     train = self.config.train
     splits = recipe.subsets.parts if recipe.subsets else train.batch_size
+    stages = 1
+    if recipe.pipeline is not None:
+      splits, stages = train.batch_size // recipe.pipeline.microbatches, recipe.pipeline.devices
     spread = train.expert_devices if layout.has_experts(self.model) else 1
-    mesh = placement.make_mesh(sampler.num_structures, splits, self.devices, expert_devices=spread)
+    mesh = placement.make_mesh(
+      sampler.num_structures, splits, self.devices, expert_devices=spread, pipe_devices=stages
+    )
     return Trainer(
       recipe,
       self.data.train,
@@ -163,6 +195,7 @@ class Session:
         average=train.average,
         collective=train.collective,
         distill=train.distill,
+        pipeline=self.pipeline,
       )
     return self.recipes[num_steps]
 
@@ -243,6 +276,7 @@ def open_session(
       f'training examples of {data.name}'
     )
   placement.check_expert_devices(config.train.expert_devices, len(devices))
+  placement.check_pipe_devices(config.train.pipe_devices, len(devices))
   x = data.train[np.zeros(1, np.int64)][0]
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}
@@ -284,6 +318,9 @@ def check_config(config: ConfigDict) -> None:
     'train.structures_per_step',
     'train.log_every',
     'train.expert_devices',
+    'train.pipe_devices',
+    'train.microbatches',
+    'train.pipe_repeats',
     'train.checkpoint_every',
     'sweep.top_k',
     'sweep.rungs',

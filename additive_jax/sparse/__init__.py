@@ -2,7 +2,7 @@
 
 from additive_jax.sparse.levels import LEVELS, Gates, Pruned, Units, Weights, make_level
 from additive_jax.sparse.magnitude import largest, magnitudes
-from additive_jax.sparse.masks import keep_zeros, nonzero
+from additive_jax.sparse.masks import keep_zeros
 from additive_jax.sparse.variational import (
   THRESHOLD,
   Variational,
@@ -26,5 +26,4 @@ __all__ = [
   'largest',
   'magnitudes',
   'make_level',
-  'nonzero',
 ]

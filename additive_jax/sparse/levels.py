@@ -15,9 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from additive_jax import run
-from additive_jax.cut import masked, spaces
+from additive_jax.cut import masked
+from additive_jax.cut import spaces as cut_spaces
 from additive_jax.cut_steps import INPUTS
 from additive_jax.errors import UserError
+from additive_jax.models import MLP, DenseStack
 from additive_jax.models.additive import gate_names, measure, sites_of
 from additive_jax.models.kinds import LANE
 from additive_jax.sparse.noise import (
@@ -104,7 +106,7 @@ class Weights:
 
   def _read(self, params) -> dict[str, np.ndarray]:
     """Which units some weight still reads; the others can be cut out."""
-    sizes = spaces(self.model, {'params': params})
+    sizes = cut_spaces(self.model, {'params': params})
     read = {name: np.zeros(size, bool) for name, size in sizes.items()}
     wiring = wiring_of(self.model)
     for name, leaf in flat(params, wiring).items():
@@ -208,15 +210,22 @@ class Gates:
     return Pruned(jax.tree.map(np.asarray, params), structure, {})
 
 
-def make_level(level: str, model, x) -> Weights | Units | Gates:
+def make_level(level: str, model, x, *, inputs: bool = False) -> Weights | Units | Gates:
   """The level called `level` of a model, for inputs of the shape of `x` [B, ...].
+
+  Args:
+    inputs: whether the numbers of an input that is flattened are units too, the space `inputs`.
 
   Raises:
     UserError: for another name, or a model in which nothing is found at this level.
   """
   if level not in LEVELS:
     raise UserError(f'level {level!r}: expected one of {", ".join(LEVELS)}')
-  return {'weight': _weights, 'unit': _units, 'gate': _gates}[level](model, x)
+  if level == 'unit':
+    return _units(model, x, inputs)
+  if inputs:
+    raise UserError(f'noise of inputs per {level}: expected it per unit alone')
+  return _weights(model, x) if level == 'weight' else _gates(model, x)
 
 
 def _weights(model, x):
@@ -232,9 +241,10 @@ def _weights(model, x):
   return Weights(model, shapes)
 
 
-def _units(model, x):
+def _units(model, x, inputs):
   named, wiring = _check_maps(model, 'units', x), wiring_of(model)
-  shapes = flat_shapes(jax.eval_shape(model.init, jax.random.key(0), x)['params'], wiring)
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  shapes = flat_shapes(variables['params'], wiring)
   sizes, counts, written, readers = {}, {}, set(), {}
   for leaf, shape in shapes.items():
     module = leaf.removesuffix(f'/{KERNEL}')
@@ -253,6 +263,15 @@ def _units(model, x):
       f'noise per unit in {type(model).__name__}: expected hidden units or heads that dense layers '
       'read, as dense_stack, mlp and transformer have'
     )
+  if inputs:
+    if not isinstance(model, DenseStack | MLP):
+      raise UserError(
+        f'noise of inputs of {type(model).__name__}: expected a network that flattens them, '
+        'dense_stack or mlp'
+      )
+    first, (sizes[INPUTS], counts[INPUTS]) = next(iter(named.items()))
+    readers[first] = (INPUTS, 1)
+    spaces = [INPUTS, *spaces]
   return Units(
     model,
     tuple((space, (sizes[space],)) for space in spaces),

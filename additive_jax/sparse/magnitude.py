@@ -11,9 +11,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from additive_jax.cut_steps import INPUTS
 from additive_jax.errors import UserError
 from additive_jax.models.additive import sites_of
 from additive_jax.sparse.levels import GATES, Gates, Units, Weights
+from additive_jax.sparse.noise import KERNEL
 from additive_jax.transplant import wiring_of
 from additive_jax.transplant.wiring import READS, flat
 
@@ -24,8 +26,8 @@ def magnitudes(level: Weights | Units | Gates, params) -> dict[str, np.ndarray]:
   """How large each weight, unit or gate of a pool is, by name.
 
   Of a weight its absolute value. Of a unit the norm of all that writes it times the norm of all
-  that reads it, which scaling one up and the other down leaves as it is. Of a gate the
-  root-mean-square number of its site.
+  that reads it, which scaling one up and the other down leaves as it is; of an input the norm of
+  what reads it. Of a gate the root-mean-square number of its site.
   """
   if isinstance(level, Weights):
     leaves = flatten_dict(params, sep='/')
@@ -46,6 +48,11 @@ def magnitudes(level: Weights | Units | Gates, params) -> dict[str, np.ndarray]:
         others = tuple(i for i in range(leaf.ndim) if i != number)
         side = read if axis.role == READS else written
         side[axis.space] += np.square(leaf.astype(np.float64)).sum(others)
+  if INPUTS in read:  # nothing writes them
+    first = next(module for module, space, _ in level.readers if space == INPUTS)
+    kernel = flatten_dict(params, sep='/')[f'{first}/{KERNEL}']
+    read[INPUTS] = np.square(np.asarray(kernel, np.float64)).sum(1)
+    written[INPUTS] = np.ones(len(kernel))
   return {name: np.sqrt(written[name] * read[name]) for name in read}
 
 

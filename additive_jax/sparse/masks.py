@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 
@@ -33,8 +32,3 @@ def keep_zeros(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     return masked(updates), KeptState(state.free, inner)
 
   return optax.GradientTransformation(init, update)
-
-
-def nonzero(params) -> int:
-  """Numbers of a pool that are not zero."""
-  return sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
