@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from additive_jax import UserError
@@ -24,16 +25,7 @@ SOME = (MLP_4, 0.5, '0101')
 # Model, width, structure; and by hand what comes of it, and the blocks that it becomes.
 CASES = {
   'mlp': (*SOME, MLP(2, 8, 6, 5), (1, 3), ROWS),
-  'mlp, width alone': (MLP_4, 0.25, None, MLP(4, 4, 3, 5), (0, 1, 2, 3), ROWS),
   'mlp, depth alone': (MLP_4, 1.0, '0110', MLP(2, 16, 12, 5), (1, 2), ROWS),
-  'mlp, several hidden': (
-    MLP(3, 10, (12, 7, 4), 5),
-    0.5,
-    '011',
-    MLP(2, 5, (4, 2), 5),  # 3.5 is rounded to 4
-    (1, 2),
-    ROWS,
-  ),
   'mlp, all gates': (
     MLP(3, 16, 12, 5, gates=('residual', 'sub_activation', 'lane'), num_chunks=2),
     0.5,
@@ -44,8 +36,7 @@ CASES = {
   ),
   'images': (VIT_3, 0.5, '001111', Transformer(2, 12, 3, 5, 5), (1, 2), IMAGES),
   'tokens, rope, swiglu': (LM_3, 0.5, '110011', Transformer(2, 8, 2, 5, **ROPE), (0, 2), TOKENS),
-  'convnet': (CONVNET, 0.5, '010001', ConvNet((4, 3), 1, num_classes=5), (1, 5), IMAGES),
-  'convnet, two of three': (
+  'convnet': (
     CONVNET,
     0.5,
     '101011',
@@ -98,8 +89,6 @@ def test_blocks_lie_exactly_where_the_structure_has_them(random_pool):
 
 
 def test_moments_go_to_the_same_blocks(random_pool):
-  import optax
-
   small_model, place = narrowed(MLP_4, 1.0, '0101')
   small, large = random_pool(small_model, ROWS, 1), random_pool(MLP_4, ROWS, 2)
   grown = grow(small_model, small, MLP_4, large, key=KEY, place=place)
@@ -117,6 +106,11 @@ def test_sizes_are_rounded_and_at_least_one():
   assert (small.num_heads, small.width, small.hidden) == (2, 8, 3)
   assert narrowed(ConvNet((3, 9), 2, num_classes=5), 0.1)[0].channels == (1, 1)
   assert narrowed(MLP_4, 1.0) == (MLP_4, (0, 1, 2, 3))
+  assert narrowed(MLP_4, 0.25) == (MLP(4, 4, 3, 5), (0, 1, 2, 3))
+  # 3.5 is rounded to 4.
+  several = narrowed(MLP(3, 10, (12, 7, 4), 5), 0.5, '011')
+  assert several == (MLP(2, 5, (4, 2), 5), (1, 2))
+  assert narrowed(CONVNET, 0.5, '010001') == (ConvNet((4, 3), 1, num_classes=5), (1, 5))
 
 
 def test_everything_else_stays():
