@@ -25,6 +25,6 @@ def get_config():
   config.schedule.kwargs = {'warmup_steps': 0.02, 'decay_steps': 1.0}
   config.booster.structure = '100100'
   config.booster.epochs = epochs
-  config.booster.large_epochs = 0.36 * epochs
+  config.booster.large_epochs = 0.5 * epochs
   config.booster.sync_epochs = epochs / 300
   return config

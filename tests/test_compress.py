@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import tiny
 
-from additive_jax import UserError
+from additive_jax import UserError, sparsity_figures
 from additive_jax.experiments import compress
+from additive_jax.sparse.levels import BINS
 
 # 64 images, 8 steps, then 16 under noise and 8 of what is left.
 OPTIONS = {
@@ -37,7 +38,8 @@ OPTIONS = {
 }
 LEVELS = {
   'weight': {'compress.sparsities': (0.6,)},
-  'unit': {},
+  # In so few steps noise grows nearly alike everywhere.
+  'unit': {'compress.kl': 30.0, 'compress.log_variance': 0.0, 'compress.threshold': 2.4},
   'gate': {
     'model.name': 'mlp',
     'model.gates': ('residual',),
@@ -150,6 +152,17 @@ def test_gates_are_cut_out(tmp_path):
   pd.testing.assert_frame_equal(again.variants, result.variants)
 
 
+def test_pictures_cope_with_nothing():
+  frame = pd.DataFrame(columns=['variant', 'layer', 'left', 'of', 'share', 'method', 'accuracy'])
+  frame['factor'] = np.zeros(0)
+  for figure in (
+    sparsity_figures.accuracy(frame, {'factor': 'times fewer'}),
+    sparsity_figures.log_alpha(BINS, {}, 3.0),
+    sparsity_figures.remains(frame),
+  ):
+    assert figure.axes
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
@@ -167,10 +180,8 @@ def test_gates_are_cut_out(tmp_path):
     ({'model.num_chunks': 11}, '11 chunks of a width of 10: expected 1 to 10'),
     ({'train.distill': 0.5}, 'config.train.distill 0.5 in a compression: expected 0'),
     ({'shard': '0/2'}, "config.shard '0/2': expected none"),
-    (
-      {'data.name': 'idx:/no/such/folder'},
-      'idx:/no/such/folder',
-    ),
+    ({'data.name': 'idx:/no/such/folder'}, 'idx:/no/such/folder'),
+    ({'compress.inputs': True}, 'noise of inputs per weight: expected it per unit alone'),
   ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, tmp_path):

@@ -5,9 +5,20 @@ import tiny
 from ml_collections import ConfigDict
 
 from additive_jax import data
-from additive_jax.experiments import cotrain, dna, experts, network, session, stochastic, sweep
+from additive_jax.experiments import (
+  booster,
+  compress,
+  cotrain,
+  dna,
+  experts,
+  network,
+  session,
+  stochastic,
+  sweep,
+)
 
 DEFAULT = tiny.ROOT / 'configs' / 'default.py'
+EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
 
 
 def options(config, path=''):
@@ -25,7 +36,7 @@ def test_config_overrides_known_options_and_says_what_it_is(path):
   config, default = tiny.load_config(path), tiny.load_config(DEFAULT)
   assert set(options(config)) == set(options(default))
   session.check_config(config)
-  assert config.experiment in ('sweep', 'cotrain', 'stochastic', 'experts', 'dna')
+  assert config.experiment in EXPERIMENTS
   assert path.read_text().startswith('"""')
 
 
@@ -90,10 +101,10 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   recording('__getitem__')
   unseen('check_config')
   unseen('to_plain_config')
-  halved = {'num_seeds': 1, 'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
-  searched = {'num_seeds': 1, 'search.method': 'random', 'search.budget': 8}
-  searched['search.population'] = 4
-  random = {'num_seeds': 1, 'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)}
+  small = {'num_seeds': 1, 'model.num_blocks': 2}
+  halved = small | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
+  searched = small | {'search.method': 'random', 'search.budget': 4, 'search.population': 2}
+  random = small | {'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)}
   configs = [
     watch(tiny.config('sweep', halved)),
     watch(tiny.config('cotrain', searched)),
@@ -102,13 +113,14 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   with_routers = {
     'num_seeds': 1,
     'data.name': 'digits',
-    'data.train_examples': 32,
-    'data.test_examples': 32,
+    'data.train_examples': 8,
+    'data.test_examples': 8,
     'model.name': 'transformer',
-    'model.patch_size': 4,
+    'model.patch_size': 8,
     'model.num_blocks': 1,
     'model.num_chunks': 2,
     'train.epochs': 1.0,
+    'train.batch_size': 4,
     'train.structures_per_step': 1,
     'experts.variants': ('softmax', 'single'),
     'experts.budgets': ('params',),
@@ -121,21 +133,27 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     'dna.skip': 0.0,
   }
   routed = [watch(tiny.config(name, with_routers)) for name in ('experts', 'dna')]
-  kinds = {
-    name: ('sub_activation' if name in ('lenet', 'vgg') else 'residual',) for name in network.TASKS
-  }
+  plain = ('lenet', 'vgg', 'dense_stack')
+  kinds = {name: ('sub_activation' if name in plain else 'residual',) for name in network.TASKS}
   networks = [
     watch(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
     for name, gates in kinds.items()
   ]
+  few = small | {'compress.epochs': 1.0, 'compress.tune_epochs': 0.0, 'compress.sparsities': ()}
+  compressed = watch(tiny.config('compress', few))
+  few = small | {'train.epochs': 1.0, 'train.structures_per_step': 1, 'booster.num_models': 2}
+  few |= {'booster.variants': ('clusters',), 'booster.features': 'embedding'}
+  boosted = watch(tiny.config('booster', few))
   known = set(options(configs[0]))
   read.clear()
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
-    sweep.run(configs[0], tmp_path / 'sweep', devices=2)
-    cotrain.run(configs[1], tmp_path / 'cotrain', devices=2)
-    stochastic.run(configs[2], tmp_path / 'stochastic', devices=2)
-    experts.run(routed[0], tmp_path / 'experts', devices=2)
-    dna.run(routed[1], tmp_path / 'dna', devices=2)
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
+    sweep.run(configs[0], tmp_path / 'sweep', devices=1)
+    cotrain.run(configs[1], tmp_path / 'cotrain', devices=1)
+    stochastic.run(configs[2], tmp_path / 'stochastic', devices=1)
+    experts.run(routed[0], tmp_path / 'experts', devices=1)
+    dna.run(routed[1], tmp_path / 'dna', devices=1)
+    compress.run(compressed, tmp_path / 'compress', devices=1)
+    booster.run(boosted, tmp_path / 'booster', devices=1)
   for config in networks:
     network.make_model(config.model, data.load('digits'))
   # The launcher reads this one.

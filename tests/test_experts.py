@@ -1,11 +1,14 @@
 """The site whose experts are its own structures: weights, routers, and what it reports."""
 
+import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import UserError, routers
 from additive_jax.gates import sub_activation
@@ -31,11 +34,14 @@ def stream(seed=0):
 
 def pool_of(site, seed=1):
   """A pool whose every leaf is random, so that no bias or scale hides."""
-  params = site.init(jax.random.key(seed), stream())['params']
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  draw = [leaf + jax.random.normal(k, leaf.shape) / 3 for k, leaf in zip(keys, leaves)]
-  return jax.tree.unflatten(tree, draw)
+  shapes = jax.eval_shape(site.init, jax.random.key(0), jax.ShapeDtypeStruct(STREAM, 'float32'))
+  random = np.random.default_rng(seed)
+
+  def leaf(path, shape):
+    centre = float('scale' in jax.tree_util.keystr(path))
+    return jnp.asarray(random.normal(centre, 0.4, shape.shape), shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes['params'])
 
 
 def normed(params, h):
@@ -54,12 +60,13 @@ def experts(params, x, structures, gated):
     else {'in_bias': params['in']['bias'], 'out_bias': params['out']['bias']}
   )
   kernels = params['in']['kernel'], params['out']['kernel']
-  return np.stack(
-    [
-      sub_activation(x, *kernels, tuple(map(bool, row)), jax.nn.gelu, **options)
-      for row in structures
-    ]
-  )
+  bits = tuple(tuple(map(bool, row)) for row in structures)
+  return np.asarray(static_experts(bits, x, *kernels, **options))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def static_experts(structures, x, *kernels, **options):
+  return jnp.stack([sub_activation(x, *kernels, s, jax.nn.gelu, **options) for s in structures])
 
 
 def explicit(how, params, x, structures):
@@ -106,16 +113,17 @@ def test_output_is_the_weighted_sum_of_experts(how, gated):
   assert np.abs(found - h).max() > 0.1
 
 
-def test_random_routes_differ_by_site():
+def test_random_routes_differ_by_site(random_pool):
   """Also without a key, as when a network is judged."""
   model = Transformer(2, 8, 2, 6, 5, num_tokens=5, num_chunks=3, routing=Routing('random', 1))
   tokens = np.zeros((2, 16), np.int32)
-  variables = model.init(jax.random.key(0), tokens)
-  first, second = chosen(model, variables, tokens)[2].values()
+  keys = None, None, jax.random.key(1)
+  look = jax.jit(lambda v: [chosen(model, v, tokens, key)[2] for key in keys])
+  (first, second), (again, _), (drawn, _) = (
+    sites.values() for sites in look(random_pool(model, tokens))
+  )
   assert (first.index != second.index).any()
-  again, _ = chosen(model, variables, tokens)[2].values()
   np.testing.assert_array_equal(first.index, again.index)
-  drawn, _ = chosen(model, variables, tokens, jax.random.key(1))[2].values()
   assert (first.index != drawn.index).any()
 
 
@@ -200,10 +208,15 @@ def test_selection_bias_evens_the_load():
   logits = jax.random.normal(jax.random.key(0), (400, 8)) + jnp.arange(8) / 2
   bias = jnp.zeros(8)
   loads = []
-  for _ in range(300):
+
+  @jax.jit
+  def step(bias):
     facts = routers.facts_of_list(logits, routers.top_k(logits, all_bits(3), 2, bias=bias), 8)
-    bias = routers.rebalanced(bias, facts, 0.02)
-    loads.append(np.asarray(facts.load))
+    return routers.rebalanced(bias, facts, 0.02), facts.load
+
+  for _ in range(300):
+    bias, load = step(bias)
+    loads.append(np.asarray(load))
   assert np.max(loads[0]) > 0.3
   np.testing.assert_allclose(loads[-1], 1 / 8, atol=0.02)
 
@@ -214,11 +227,11 @@ def test_balance_pushes_towards_even_choices():
     lambda z: routers.facts_of_gates(z, routers.k_best(z, 1)),
   ):
     logits = jnp.array([2.0, 0.5, -0.5, -1]) + jax.random.normal(jax.random.key(1), (200, 4)) / 2
-    loss = lambda z, facts_of=facts_of: routers.load_balance(facts_of(z))
-    start = loss(logits)
+    loss = jax.jit(jax.value_and_grad(lambda z, of=facts_of: routers.load_balance(of(z))))
+    start = loss(logits)[0]
     for _ in range(50):
-      logits = logits - 100 * jax.grad(loss)(logits)
-    assert loss(logits) < start - 0.1
+      logits = logits - 100 * loss(logits)[1]
+    assert loss(logits)[0] < start - 0.1
 
 
 @pytest.mark.parametrize(
@@ -247,40 +260,44 @@ def test_too_many_structures_to_list():
 
 @pytest.mark.parametrize('name', ['softmax', 'factorised, renormalised', 'marginal'])
 def test_tokens_with_gates_of_their_own(name):
-  """Those that are off keep their stream to the bit; the others add their share."""
+  """Those that are off keep their stream to the bit, even all; the others add their share."""
   how, own = CASES[name], dataclasses.replace(CASES[name], keep=0.5)
   site, h = StructureExperts(HIDDEN, CHUNKS, own), stream()
   params = pool_of(site)
-  run = lambda p, h: site.apply({'params': p}, h, mutable=[ROUTING])
-  (found, left), full = jax.jit(run)(params, h), StructureExperts(HIDDEN, CHUNKS, how)
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def gradient(params):
+    found, left = site.apply({'params': params}, h, mutable=[ROUTING])
+    return jnp.sin(found).sum(), (found, left)
+
+  # One of them with every size that tokens are packed into.
+  with contextlib.nullcontext() if name == 'softmax' else tiny.two_sizes():
+    slope, (found, left) = gradient(params)
+  full = jax.jit(StructureExperts(HIDDEN, CHUNKS, how).apply)
   x = normed(params, h)
   score = np.asarray(x @ params['keep']['kernel'])[..., 0]
   on = score + np.asarray(params[KEEP_BIAS]) > 0
   assert 0 < on.mean() < 1
   np.testing.assert_array_equal(found[~on], h[~on])
-  every = full.apply({'params': {k: v for k, v in params.items() if 'keep' not in k}}, h) - h
+  every = full({'params': {k: v for k, v in params.items() if 'keep' not in k}}, h) - h
   want = h + on[..., None] / (1 + np.exp(-score))[..., None] * every
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(left[ROUTING]['left'].kept, on.mean(), rtol=1e-6)
-  slope = jax.grad(lambda p: jnp.sin(run(p, h)[0]).sum())(params)
   assert np.abs(slope['keep']['kernel']).max() > 1e-4
   assert slope[KEEP_BIAS] == 0
-
-
-def test_all_tokens_off_adds_nothing():
-  site = StructureExperts(HIDDEN, CHUNKS, Routing('factorised', 2, keep=0.5))
-  params = {**pool_of(site), KEEP_BIAS: jnp.float32(-1e3)}
-  np.testing.assert_array_equal(site.apply({'params': params}, stream()), stream())
+  _, (off, _) = gradient({**params, KEEP_BIAS: jnp.float32(-1e3)})
+  np.testing.assert_array_equal(off, h)
 
 
 @pytest.mark.parametrize('router', ['softmax', 'marginal'])
-def test_one_router_for_all_layers(router):
+def test_one_router_for_all_layers(router, random_pool):
   """Equals one router per layer that happen to be the same, and gradients add up in it."""
   tokens = np.random.default_rng(0).integers(0, 5, (2, 4))
   model = lambda shared: Transformer(
     2, 8, 2, 6, 5, num_tokens=5, num_chunks=3, routing=Routing(router, shared=shared)
   )
-  one = model(True).init(jax.random.key(0), tokens)['params']
+  one = random_pool(model(True), tokens)['params']
   kernel = 3 * one.pop('router')['kernel']
   each = dict(one)
   for name in ('block_00__mlp', 'block_01__mlp'):

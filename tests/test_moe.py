@@ -17,14 +17,6 @@ def stream():
   return jax.random.normal(jax.random.key(0), STREAM)
 
 
-def pool_of(site):
-  """A pool whose every leaf is random, so that no bias or scale hides."""
-  leaves, tree = jax.tree.flatten(site.init(jax.random.key(1), stream())['params'])
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  draw = [leaf + jax.random.normal(k, leaf.shape) / 3 for k, leaf in zip(keys, leaves)]
-  return jax.tree.unflatten(tree, draw)
-
-
 def dense(site, params, h):
   """Every expert on every token, weighted by the router: JAX, so that it has gradients."""
   mean, var = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
@@ -50,29 +42,36 @@ CASES = [Experts(4, 2), Experts(4, 1), Experts(3, 3, True), Experts(1, 1)]
 
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize('how', CASES, ids=str)
-def test_output_and_gradients_are_those_of_all_experts(how, gated):
-  site = MixtureOfExperts(7, how, gated=gated)
-  params, h = pool_of(site), stream()
-  run = jax.jit(lambda p, h: site.apply({'params': p}, h))
-  np.testing.assert_allclose(run(params, h), dense(site, params, h)[0], rtol=1e-4, atol=1e-5)
-  slope = lambda form: jax.jit(jax.grad(lambda p, h: jnp.sin(form(p, h)).sum(), (0, 1)))(params, h)
-  found, want = slope(run), slope(lambda p, h: dense(site, p, h)[0])
+def test_output_and_gradients_are_those_of_all_experts(how, gated, random_pool):
+  site, h = MixtureOfExperts(7, how, gated=gated), stream()
+  params = random_pool(site, h)['params']
+
+  def slope(form):
+    def loss(p, h):
+      out = form(p, h)
+      return jnp.sin(out).sum(), out
+
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, h)
+
+  found, output = slope(lambda p, h: site.apply({'params': p}, h))
+  want, other = slope(lambda p, h: dense(site, p, h)[0])
+  np.testing.assert_allclose(output, other, rtol=1e-4, atol=1e-5)
   # Sums over twelve tokens in float32.
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
   jax.tree.map(close, found, want)
 
 
-def test_load_counts_the_tokens_of_each_expert():
-  site = MixtureOfExperts(7, Experts(4, 2))
-  params, h = pool_of(site), stream()
+def test_load_counts_the_tokens_of_each_expert(random_pool):
+  site, h = MixtureOfExperts(7, Experts(4, 2)), stream()
+  params = random_pool(site, h)['params']
   _, state = site.apply({'params': params}, h, mutable=[ROUTING])
   load = dense(site, params, h)[1].sum((0, 1)) / 24
   np.testing.assert_allclose(state[ROUTING]['left'].load, load, rtol=1e-6)
 
 
-def test_nothing_is_dropped_when_all_choose_one_expert():
-  site = MixtureOfExperts(7, Experts(4, 1))
-  params, h = pool_of(site), stream()
+def test_nothing_is_dropped_when_all_choose_one_expert(random_pool):
+  site, h = MixtureOfExperts(7, Experts(4, 1)), stream()
+  params = random_pool(site, h)['params']
   params[SELECTION_BIAS] = jnp.array([0.0, 0, 1e3, 0])
   found, want = site.apply({'params': params}, h), dense(site, params, h)[0]
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

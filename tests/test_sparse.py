@@ -17,7 +17,6 @@ from additive_jax.gradients import Recipe
 from additive_jax.models import MLP, ConvNet, DenseStack, LeNet, Transformer
 from additive_jax.models.routing import Routing
 from additive_jax.sparse import (
-  LEVELS,
   Variational,
   VariationalLoss,
   divergence,
@@ -26,9 +25,8 @@ from additive_jax.sparse import (
   largest,
   magnitudes,
   make_level,
-  nonzero,
 )
-from additive_jax.sparse.noise import Draw, NoisyKernel, ScaledKernel
+from additive_jax.sparse.noise import Draw, NoisyKernel, ScaledKernel, with_kernels
 from additive_jax.train import State, Trainer, init_state
 
 X = np.random.default_rng(0).normal(size=(6, 4, 4)).astype(np.float32)
@@ -38,11 +36,17 @@ MODELS = {
   'transformer': Transformer(1, 6, 2, 5, 3, patch_size=2, unit='swiglu'),
 }
 NUMBERS = {  # of what each level finds in each model
-  'weight': {'dense stack': 16 * 5 + 20 + 12, 'mlp': 96 + 4 * 30 + 18, 'transformer': 276},
-  'unit': {'dense stack': 9, 'mlp': 10, 'transformer': 2 + 5},
-  'gate': {'mlp': 2, 'transformer': 2},
+  'weight': {'dense stack': 16 * 5 + 20 + 12, 'transformer': 276},
+  'unit': {'mlp': 10, 'transformer': 2 + 5},
+  'gate': {'mlp': 2},
 }
-CASES = [(level, name) for level in LEVELS for name in NUMBERS[level]]
+CASES = [
+  ('weight', 'dense stack'),
+  ('weight', 'transformer'),
+  ('unit', 'mlp'),
+  ('unit', 'transformer'),
+  ('gate', 'mlp'),
+]
 
 
 def random_pool(model, seed=0):
@@ -50,6 +54,10 @@ def random_pool(model, seed=0):
   shapes = jax.eval_shape(model.init, jax.random.key(0), X)['params']
   random = np.random.default_rng(seed)
   return jax.tree.map(lambda s: random.normal(size=s.shape).astype(np.float32) / 2, shapes)
+
+
+def nonzero(params):
+  return sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def test_the_divergence_is_the_integral():
@@ -133,31 +141,51 @@ def test_noise_enters_every_level(level, name):
 
 
 @pytest.mark.parametrize(('level', 'name'), CASES)
-def test_what_is_removed_is_without_effect(level, name):
-  """Units and weights that go are zero, and the network is that with their noise's scale at 0."""
+def test_what_is_removed(level, name):
+  """Zeros for weights, a gate that is off, and units that give nothing."""
   model = MODELS[name]
   found = make_level(level, model, X)
   mean = random_pool(model)
   sizes = magnitudes(found, mean)
   keep = largest(sizes, sum(values.size for values in sizes.values()) // 2)
   pruned = found.prune(mean, keep)
+  lost = sum(int((~own).sum()) for own in keep.values())
   if level == 'gate':
     assert pruned.structure.sum() == 1
     assert nonzero(pruned.params) == nonzero(mean)
     return
   assert pruned.structure.all()
-  lost = sum(int((~own).sum()) for own in keep.values())
   if level == 'weight':
     assert nonzero(mean) - nonzero(pruned.params) == lost
-  else:
-    counts = dict(found.counts)
-    assert nonzero(mean) - nonzero(pruned.params) <= sum(
-      counts[name] * int((~own).sum()) for name, own in keep.items()
+    return
+  scales = {
+    module: lambda kernel, space=space, each=each: ScaledKernel(
+      kernel, jnp.repeat(jnp.tile(jnp.float32(keep[space]), (len(X), 1)), each, axis=1)
     )
-    moved = jax.tree.map(lambda a, b: a + 1.0 * (b == 0), pruned.params, pruned.params)
-    assert nonzero(moved) > nonzero(pruned.params)
-  assert lost > 0
-  assert np.isfinite(model.apply({'params': pruned.params}, X)).all()
+    for module, space, each in found.readers
+  }
+  want = jax.jit(lambda x: with_kernels(model, mean, x, scales))(X)
+  got = jax.jit(model.apply)({'params': pruned.params}, X)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+  assert np.abs(got - jax.jit(model.apply)({'params': mean}, X)).max() > 0.01
+
+
+def test_inputs_are_units_too():
+  model = MODELS['dense stack']
+  found = make_level('unit', model, X, inputs=True)
+  assert dict(found.shapes) == {'inputs': (16,), 'fc1': (5,), 'fc2': (4,)}
+  assert dict(found.counts) == {'inputs': 5, 'fc1': 16 + 1 + 4, 'fc2': 5 + 1 + 3}
+  mean = random_pool(model)
+  sizes = magnitudes(found, mean)
+  np.testing.assert_allclose(
+    sizes['inputs'], np.linalg.norm(mean['fc1']['kernel'], axis=1), rtol=1e-5
+  )
+  keep = largest(sizes, {'inputs': 7, 'fc1': 5, 'fc2': 4})
+  pruned = found.prune(mean, keep)
+  inside = X * keep['inputs'].reshape(4, 4)
+  np.testing.assert_allclose(
+    model.apply({'params': pruned.params}, X), model.apply({'params': mean}, inside), rtol=1e-5
+  )
 
 
 def test_magnitudes_by_hand():
@@ -264,14 +292,13 @@ def test_the_loss_is_the_bound(recipe, uninterrupted):
   model, loss = recipe.model, recipe.loss
   pool = model.pool(random_pool(MODELS['mlp']))
   x, y = jnp.asarray(TRAIN.x[:8]), jnp.asarray(TRAIN.y[:8])
-  of = lambda step, noise: float(
-    loss(recipe, pool | {'log_variance': noise}, x, y, key=jax.random.key(0), step=step, first=0)
-  )
-  noise = pool['log_variance']
+  run = lambda pool, step: loss(recipe, pool, x, y, key=jax.random.key(0), step=step, first=0)
+  run = jax.jit(run)
+  of = lambda step: float(run(pool, step))
   alphas = model.log_alpha(pool)
   total = sum(float(divergence(a).sum()) for a in alphas.values())
-  assert of(2, noise) - of(0, noise) == pytest.approx(2.0 * 0.5 * total / 40, rel=1e-4)
-  assert of(9, noise) - of(4, noise) == pytest.approx(0, abs=1e-6)
+  assert of(2) - of(0) == pytest.approx(2.0 * 0.5 * total / 40, rel=1e-4)
+  assert of(9) - of(4) == pytest.approx(0, abs=1e-6)
   want = np.clip(-3.0 - np.log(np.square(pool['mean']['embed']['kernel']) + 1e-16), -8, 8)
   np.testing.assert_allclose(alphas['embed/kernel'], want, rtol=1e-5)
 
@@ -302,6 +329,14 @@ def test_bad_levels(level, model, message):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
+    (
+      lambda: make_level('unit', MODELS['transformer'], X, inputs=True),
+      'noise of inputs of Transformer: expected a network that flattens them',
+    ),
+    (
+      lambda: make_level('weight', MODELS['mlp'], X, inputs=True),
+      'noise of inputs per weight: expected it per unit alone',
+    ),
     (lambda: VariationalLoss(10, kl_weight=-1.0), 'kl_weight -1.0 and ramp_steps 0.0: expected 0'),
     (lambda: largest({'a': np.ones(3)}, 4), '4 largest of 3: expected 0 to 3'),
     (lambda: largest({'a': np.ones(3)}, {'a': 4}), '4 largest of 3 in a: expected no more'),

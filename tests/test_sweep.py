@@ -100,7 +100,8 @@ def test_report_tells_the_options(swept, tmp_path):
 def test_report_of_one_seed_claims_no_interval_and_tells_the_command(tmp_path):
   config = tiny.config('sweep', {'num_seeds': 1})
   command = 'python -m additive_jax.launch --config=a.py'
-  sweep.run(config, tmp_path / 'run', devices=2, command=command)
+  result = sweep.run(config, tmp_path / 'run', devices=2, command=command)
+  assert np.isnan(result.table['loss_ci95']).all()
   page = (tmp_path / 'run' / 'report.html').read_text()
   assert '3 gates, 1 seed;' in page
   assert '95 %' not in page
@@ -241,21 +242,18 @@ def test_finished_run_says_so_and_changes_nothing(swept, caplog, monkeypatch):
   assert again.summary == result.summary | {'finished': True}
 
 
-def test_last_log_line_is_the_report(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
-  options = {'sweep.modes': ('shared',), 'num_seeds': 1}
-  with caplog.at_level(logging.INFO, 'additive_jax'):
-    result = sweep.run(tiny.config('sweep', options), tmp_path / 'run', devices=2)
-  assert caplog.messages[-1] == f'report: {tmp_path / "run" / "report.html"}'
-  assert np.isnan(result.table['loss_ci95']).all()
-  assert not result.agreement
-
-
 @pytest.mark.parametrize('mode', ['shared', 'standalone'])
-def test_one_mode_gives_the_numbers_it_gives_beside_the_other(swept, tmp_path, mode):
+def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
+  swept, tmp_path, mode, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
   both = swept[0].table.set_index('structure').sort_index()
   config = tiny.config('sweep', {'sweep.modes': (mode,)})
-  table = sweep.run(config, tmp_path / 'run', devices=2).table
+  with caplog.at_level(logging.INFO, 'additive_jax'):
+    result = sweep.run(config, tmp_path / 'run', devices=2)
+  assert caplog.messages[-1] == f'report: {tmp_path / "run" / "report.html"}'
+  assert not result.agreement
+  table = result.table
   assert list(table) == [*COLUMNS, *(SHARED if mode == 'shared' else ALONE), 'pareto']
   table = table.set_index('structure').sort_index()
   prefix = 'shared_' if mode == 'shared' else ''

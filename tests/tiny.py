@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from additive_jax import dispatch
+
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {
   'sweep': ROOT / 'configs' / 'exp1.py',
@@ -19,6 +21,8 @@ EXPERIMENTS = {
   'stochastic': ROOT / 'configs' / 'exp3.py',
 }
 
+# Programs that compile fast rather than run fast, as those of `conftest`.
+FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 # A table of 120 + 30 rows, 8 structures, 15 steps, 2 seeds.
 SMALL = {
   'num_seeds': 2,
@@ -90,10 +94,25 @@ def cached_programs(folder):
   compilation_cache.reset_cache()
 
 
-def environment(cache):
-  """Of a launcher's process: no devices forced from here, programs kept in the folder `cache`."""
-  kept = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-  return kept | {
+@contextlib.contextmanager
+def two_sizes():
+  """Packs half of a row's tokens or all: every size is a branch that each program compiles."""
+  before = dispatch.EIGHTHS
+  dispatch.EIGHTHS = (4, 8)
+  try:
+    yield
+  finally:
+    dispatch.EIGHTHS = before
+
+
+def environment(cache, *, fast=True):
+  """Of a launcher's process: no devices forced from here, programs kept in the folder `cache`.
+
+  Args:
+    fast: compiles fast; otherwise as for a user.
+  """
+  return os.environ | {
+    'XLA_FLAGS': FAST if fast else '',
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -101,12 +120,12 @@ def environment(cache):
   }
 
 
-def start(args, cache, **options):
+def start(args, cache, *, fast=True, **options):
   """A launcher's process with its output in pipes."""
   command = [sys.executable, '-m', 'additive_jax.launch', *args]
   pipe = subprocess.PIPE
   return subprocess.Popen(
-    command, stdout=pipe, stderr=pipe, text=True, env=environment(cache), **options
+    command, stdout=pipe, stderr=pipe, text=True, env=environment(cache, fast=fast), **options
   )
 
 
@@ -117,13 +136,13 @@ def finish(args, cache, **options):
   return process.returncode, out, err
 
 
-def interrupt(args, cache, ready, delay, number=signal.SIGKILL):
+def interrupt(args, cache, ready, delay, number=signal.SIGKILL, **options):
   """Starts the launcher, sends it a signal `delay` s after the path `ready` is there, and waits.
 
   Returns:
     exit code and standard error.
   """
-  process = start(args, cache)
+  process = start(args, cache, **options)
   while not ready.exists() and process.poll() is None:
     time.sleep(0.02)
   with contextlib.suppress(subprocess.TimeoutExpired):

@@ -32,6 +32,7 @@ from additive_jax.experiments.booster_tables import (
 )
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.narrow import (
+  AVERAGE,
   CLOCK,
   FEATURES,
   JOINS,
@@ -51,6 +52,7 @@ from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.fleet import Fleet
 from additive_jax.journal import Journal, read_all
 from additive_jax.models.additive import initial
+from additive_jax.pipeline_timing import measure_bubble
 from additive_jax.samplers import listed
 
 log = logging.getLogger('additive_jax')
@@ -105,6 +107,11 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Booster
       raise UserError(
         f'config.booster.{option} {options[option]!r}: expected one of {", ".join(known)}'
       )
+  if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
+    raise UserError(
+      f'config.booster.sync_epochs {options.sync_epochs:g} with join {options.join!r}: expected 0, '
+      'since copies that are synchronised are all alike'
+    )
   if config.train.structures_per_step != 1:
     raise UserError(
       f'config.train.structures_per_step {config.train.structures_per_step}: expected 1, since '
@@ -120,6 +127,8 @@ def _check(session: Session) -> None:
   session.check_in_memory()
   if not 0 <= options.unequal < 1:
     raise UserError(f'config.booster.unequal {options.unequal}: expected a number in [0, 1)')
+  if not 0 < options.quorum <= 1:
+    raise UserError(f'config.booster.quorum {options.quorum}: expected a share in (0, 1]')
   if options.asynchronous:
     check_processes(session)
   for variant in options.variants:
@@ -157,7 +166,7 @@ def _large(session, variant):
   epochs, rate = session.config.train.epochs, 0.0
   if variant != SCRATCH:
     epochs, rate = options.large_epochs, options.large_learning_rate
-  own = session.with_learning_rate(rate)
+  own = session.with_options({'learning_rate': rate} if rate else {})
   num_steps = own.steps(epochs)
   sampler = listed([own.space.all_on()], own.space.num_gates, 1)
   return Large(own, own.recipe(num_steps), sampler, num_steps)
@@ -191,7 +200,9 @@ def _run(session: Session) -> BoosterResult:
   structures = structures.sort_values('rank').reset_index(drop=True)
   summary = summarise(session, table, receipts, narrows)
   result = BoosterResult(structures, table, curves, receipts, sizes, memory, summary)
-  page = booster_report.render(session, result, narrows, _pictures(session, narrows))
+  page = booster_report.render(
+    session, result, narrows, _pictures(session, narrows), records[SCRATCH][0].get('bubble')
+  )
   tables = (structures, table, curves, receipts, sizes, memory)
   write_results(session, dict(zip(TABLES, tables)), summary, page)
   return _read(session.rundir)
@@ -221,7 +232,22 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
   record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
   record['memory'] = memory_rows(trainer.held)
+  if variant == SCRATCH and seed == session.config.seed and large.recipe.pipeline is not None:
+    record['bubble'] = _bubble(session, large.recipe.pipeline, trainer.variables)
   return record | {'skipped': int(placement.to_host(trainer.held.skipped))}
+
+
+def _bubble(session, pipeline, variables) -> dict:
+  """Busy and idle ticks of a step of the pipeline, see `pipeline_timing`."""
+  rows = np.arange(session.config.train.batch_size) % len(session.data.train)
+  x, y = session.data.train[rows]
+  devices = session.devices[: pipeline.devices]
+  found = measure_bubble(
+    session.model, session.objective, pipeline, variables, x, y, devices=devices
+  )
+  values = {'formula': found.formula, 'measured': found.measured}
+  parts = ('busy', 'microbatch', 'forward', 'backward')
+  return values | {part: getattr(found, part).tolist() for part in parts}
 
 
 def _started(session, variant, narrow, large, seed) -> tuple[Start, dict]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import booster_figures
+from additive_jax import booster_figures, pipeline_figures
 from additive_jax.experiments.booster_tables import SCRATCH
 from additive_jax.experiments.results import end_page, start_page
 from additive_jax.transplant import wiring_of
 
+TICKS = ('busy', 'microbatch', 'forward', 'backward')
 
-def render(session, result, narrows, pictures) -> str:
+
+def render(session, result, narrows, pictures, bubble=None) -> str:
   """The report of a `BoosterResult` as HTML.
 
   Args:
     narrows: by way of training, its `Narrow`.
     pictures: of the clusters: figures, or tables, with their captions.
+    bubble: of a pipeline, its ticks as `pipeline_timing.BubbleReport` has them.
   """
   rows, summary = result.variants.set_index('variant'), result.summary
   small, forward = summary['narrow'], session.space.flops(session.space.all_on())
@@ -64,6 +67,14 @@ def render(session, result, narrows, pictures) -> str:
     for shown, caption in pictures:
       add = report.table if isinstance(shown, pd.DataFrame) else report.figure
       add(shown, caption)
+  if bubble:
+    report.section('The pipeline')
+    report.figure(
+      pipeline_figures.timeline(*(bubble[part] for part in TICKS)),
+      f'Ticks of one step on {len(bubble["busy"])} devices, by measured processor time of each, as '
+      f'devices side by side would take them: {bubble["measured"]:.3f} of their time is idle; the '
+      f'formula for equal ticks gives {bubble["formula"]:.3f}.',
+    )
   report.section('Tables')
   report.table(result.variants, 'Each way of training; “minus scratch” is paired by seed.')
   report.table(

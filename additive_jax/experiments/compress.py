@@ -23,7 +23,7 @@ from additive_jax.experiments.results import read_results, run_once, write_resul
 from additive_jax.experiments.session import Opening, Session, check_unsharded
 from additive_jax.gradients import Recipe
 from additive_jax.journal import Journal, read_all
-from additive_jax.optimizers import make_optimizer
+from additive_jax.optimizers import make_optimizer, make_schedule
 from additive_jax.samplers import listed
 from additive_jax.sparse import levels, magnitude
 from additive_jax.sparse.masks import keep_zeros
@@ -172,8 +172,10 @@ class Compressor:
     model = Variational(level, options.log_variance)
     steps = session.steps(options.epochs)
     means = make_optimizer(session.config, steps)
-    faster = session.with_learning_rate(session.config.learning_rate * options.variance_rate)
-    variances = make_optimizer(_plain(faster.config), steps)
+    rate = session.config.learning_rate * options.variance_rate
+    faster = session.with_options({'learning_rate': rate}).config
+    # What pulls weights to zero has no meaning for log σ².
+    variances = optax.adam(make_schedule(faster, steps))
     labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
     optimizer = optax.multi_transform({MEAN: means, LOG_VARIANCE: variances}, labels)
     terms = len(data.train) * (data.example_shape[0] if data.task == 'language' else 1)
@@ -328,16 +330,6 @@ class Compressor:
 def named(sparsity: float) -> str:
   """The name of the baseline at a sparsity, such as `magnitude_0.975`."""
   return f'magnitude_{sparsity:g}'
-
-
-def _plain(config):
-  """The options with Adam alone: what pulls weights to zero has no meaning for log σ²."""
-  config = ConfigDict(config)
-  with config.unlocked():
-    config.optimizer.name = 'adam'
-    config.optimizer.kwargs = ConfigDict({})
-    config.clip_norm = 0.0
-  return config
 
 
 def _params(trainer: Trainer):

@@ -84,8 +84,11 @@ def make_narrow(session: Session, num_models: int) -> Narrow:
       f'config.booster.num_models {num_models} of config.train.batch_size {size}: expected a '
       'number that divides it, since the copies share the batch of a step'
     )
-  small = session.with_model(model)
-  small = small.with_learning_rate(options.learning_rate, options.schedule)
+  # Each copy is whole on its device, and has a training of its own.
+  changed = {'train.pipe_devices': 1, 'schedule': options.schedule}
+  if options.learning_rate:
+    changed['learning_rate'] = options.learning_rate
+  small = session.with_model(model).with_options(changed)
   num_steps = small.steps(options.epochs)
   sync = small.steps(options.sync_epochs) if num_models > 1 and options.sync_epochs else 0
   recipe = small.recipe(num_steps)
@@ -271,7 +274,8 @@ def join(
     index = next(i for i, each in enumerate(pools) if each is pool)
     opt_state, chosen, how = members[index].opt_state, [pool], f'best of {len(members)}, '
   elif len(members) > 1:
-    pool, opt_state = transplant.average(pools), _mean([state.opt_state for state in members])
+    pool = transplant.average(pools)
+    opt_state = transplant.average_optimizer([state.opt_state for state in members])
     how = f'average of {len(members)}, '
   made = transplant.grow(narrow.model, pool, session.model, large, **sizes)
   state = init_state(recipe, made.variables)
@@ -301,14 +305,3 @@ def _started(session, narrow, made, pools, joined, state, how=''):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _logits(model, variables, x, structure):
   return model.apply(variables, x, structure)
-
-
-def _mean(states):
-  """The mean of several states of an optimizer; of counts, the largest."""
-
-  def mean(*leaves):
-    if np.issubdtype(np.asarray(leaves[0]).dtype, np.inexact):
-      return sum(leaves) / len(leaves)
-    return np.max(leaves, axis=0)
-
-  return jax.tree.map(mean, *states)

@@ -59,8 +59,6 @@ PATIENCE = 60
 def check_processes(session: Session) -> None:
   """Raises `UserError` for a model or data that other processes cannot make from the config."""
   config = session.config
-  if not 0 < config.booster.quorum <= 1:
-    raise UserError(f'config.booster.quorum {config.booster.quorum}: expected a share in (0, 1]')
   data = load_data(config.data)
   if data.name != session.data.name or describe(make_model(config.model, data)) != describe(
     session.model

@@ -99,13 +99,10 @@ class Session:
     space = models.measure(model, self.data.train[np.zeros(1, np.int64)][0])
     return dataclasses.replace(self, model=model, space=space, recipes={})
 
-  def with_learning_rate(self, rate: float, schedule: ConfigDict | None = None) -> Session:
-    """This run with another peak learning rate, 0 for its own, and perhaps another schedule."""
+  def with_options(self, changed: dict) -> Session:
+    """This run with other options, by their dotted names."""
     config = self.config.copy_and_resolve_references()
-    if rate:
-      config.learning_rate = rate
-    if schedule is not None:
-      config.schedule = schedule
+    config.update_from_flattened_dict(changed)
     return dataclasses.replace(self, config=config, recipes={})
 
   def check_in_memory(self, expected: str = 'a set that fits') -> None:

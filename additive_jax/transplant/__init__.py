@@ -1,12 +1,13 @@
 """From small models to a large one and back: pure functions on pytrees of parameters.
 
 `grow` is exact, and its `receipt` shows it on a batch; `grow_optimizer` takes the optimizer's state
-along; `merge` is the way back. `average`, `best` and `pack` make one pool of several, `shrink` a
-small one of a large. All of them compute on the host in float64, and are not for tracing.
+along; `merge` is the way back. `narrowed` makes the small model of a large one. `average`, with
+`average_optimizer`, `best` and `pack` make one pool of several, `shrink` a small one of a large.
+All of them compute on the host in float64, and are not for tracing.
 """
 
 from additive_jax.transplant.growth import Receipt, Transplant, grow, merge, receipt
-from additive_jax.transplant.moments import grow_optimizer, restart_schedules
+from additive_jax.transplant.moments import average_optimizer, grow_optimizer, restart_schedules
 from additive_jax.transplant.narrow import narrowed
 from additive_jax.transplant.selection import average, best, pack, shrink
 from additive_jax.transplant.wiring import Axis, Wiring, wiring_of
@@ -17,6 +18,7 @@ __all__ = [
   'Transplant',
   'Wiring',
   'average',
+  'average_optimizer',
   'best',
   'grow',
   'grow_optimizer',

@@ -1,6 +1,8 @@
-"""What an optimizer knows of a small pool, for the large pool grown from it."""
+"""What an optimizer knows of a small pool, or of several, for the large pool made of them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +83,37 @@ def _moved_moments(grown, moments, power):
     filled = np.where(known, moved, typical if power == 2 else 0)
     new[path] = filled.astype(before.dtype)
   return jax.tree.map(jnp.asarray, unflat(new, pairs.new))
+
+
+def average_optimizer(states: Sequence):
+  """What an optimizer knows of J pools, each trained on batches of its own, for their mean, trained
+  on the J batches together.
+
+  Means of gradients are averaged. So are means of squares, but for Adam's: these are g² + v, of a
+  gradient g and its noise v on a small batch, and on J batches together g² + v/J. With the mean of
+  gradients for g that is (1 − 1/J)·mu² + nu/J. Without this the noise of small batches would make
+  the first steps on large ones too short, by up to √J. Of counts the largest is taken.
+  """
+  if len(states) == 1:
+    return states[0]
+
+  def mean(*leaves):
+    if np.issubdtype(np.asarray(leaves[0]).dtype, np.inexact):
+      return sum(leaves) / len(leaves)
+    return np.max(leaves, axis=0)
+
+  def joined(node):
+    if not _is_adam(node):
+      return node
+    share = 1 / len(states)
+    quieter = lambda mu, nu: (1 - share) * jnp.square(mu) + share * nu
+    return node._replace(nu=jax.tree.map(quieter, node.mu, node.nu))
+
+  return jax.tree.map(joined, jax.tree.map(mean, *states), is_leaf=_is_adam)
+
+
+def _is_adam(node):
+  return isinstance(node, optax.ScaleByAdamState)
 
 
 def restart_schedules(opt_state):
