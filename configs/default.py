@@ -267,9 +267,12 @@ def get_config() -> ConfigDict:
   # Passes over the training set: of the copies, all together, and then of the large model.
   config.booster.epochs = 5.0
   config.booster.large_epochs = 5.0
-  # Their learning rates; 0 is `learning_rate`. The large model follows `schedule`, as from scratch;
-  # the copies one of their own, in which they need not come to rest.
+  # Learning rates: of copies that share a batch (the noise of small batches makes Adam's steps
+  # short, so about the square root of their number more), of one narrow copy alone, and of the
+  # large model after them; 0 is `learning_rate`. The large model follows `schedule`, as from
+  # scratch; the copies one of their own, in which they need not come to rest.
   config.booster.learning_rate = 0.0
+  config.booster.lone_learning_rate = 0.0
   config.booster.large_learning_rate = 0.0
   config.booster.schedule = ConfigDict()
   config.booster.schedule.name = 'warmup_constant_schedule'

@@ -26,5 +26,7 @@ def get_config():
   config.booster.structure = '100100'
   config.booster.epochs = epochs
   config.booster.large_epochs = 0.5 * epochs
+  config.booster.learning_rate = 1e-3
+  config.booster.large_learning_rate = 2.5e-4
   config.booster.sync_epochs = epochs / 300
   return config

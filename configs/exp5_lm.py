@@ -28,5 +28,6 @@ def get_config():
   config.booster.epochs = 1.0
   config.booster.large_epochs = 0.36
   config.booster.learning_rate = 4e-3
+  config.booster.lone_learning_rate = 4e-3
   config.booster.sync_epochs = 0.005
   return config

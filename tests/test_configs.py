@@ -142,7 +142,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   few = small | {'compress.epochs': 1.0, 'compress.tune_epochs': 0.0, 'compress.sparsities': ()}
   compressed = watch(tiny.config('compress', few))
   few = small | {'train.epochs': 1.0, 'train.structures_per_step': 1, 'booster.num_models': 2}
-  few |= {'booster.variants': ('clusters',), 'booster.features': 'embedding'}
+  few |= {'booster.variants': ('clusters', 'one_narrow'), 'booster.features': 'embedding'}
   boosted = watch(tiny.config('booster', few))
   known = set(options(configs[0]))
   read.clear()

@@ -86,8 +86,9 @@ def make_narrow(session: Session, num_models: int) -> Narrow:
     )
   # Each copy is whole on its device, and has a training of its own.
   changed = {'train.pipe_devices': 1, 'schedule': options.schedule}
-  if options.learning_rate:
-    changed['learning_rate'] = options.learning_rate
+  rate = options.learning_rate if num_models > 1 else options.lone_learning_rate
+  if rate:
+    changed['learning_rate'] = rate
   small = session.with_model(model).with_options(changed)
   num_steps = small.steps(options.epochs)
   sync = small.steps(options.sync_epochs) if num_models > 1 and options.sync_epochs else 0

@@ -349,6 +349,7 @@ def check_config(config: ConfigDict) -> None:
     'cotrain.top_k',
     'booster.sync_epochs',
     'booster.learning_rate',
+    'booster.lone_learning_rate',
     'booster.large_learning_rate',
   ):
     if _at(config, path) < 0:
