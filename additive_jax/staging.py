@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from additive_jax import layout
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts, sites_of
 from additive_jax.models.kinds import LANE
 from additive_jax.pipeline_schedule import Pipeline
-from additive_jax.placement import PIPE
+from additive_jax.placement import EXPERT, PIPE, to_host
 
 
 class Staged(NamedTuple):
@@ -205,3 +205,23 @@ def check_optimizer(optimizer) -> None:
 
 def _normal(random, shape, sizes):
   return (random.normal(size=shape) * sizes.reshape(-1, 1, 1)).astype(np.float32)
+
+
+def layout_of(model, pipeline: Pipeline | None, mesh: Mesh, example: jax.ShapeDtypeStruct):
+  """The layout of a pool on a mesh: in stages, or with its experts spread, or whole everywhere."""
+  if pipeline is not None:
+    return pool_specs(model, pipeline, example)
+  return layout.expert_specs(model, mesh.shape.get(EXPERT, 1), example)
+
+
+def on_mesh(model, pipeline: Pipeline | None, tree, example: jax.ShapeDtypeStruct):
+  """Anything that holds pools in the form in which a mesh holds it: with stages stacked, if there
+  are some."""
+  return tree if pipeline is None else stack(staging(model, pipeline, example), tree)
+
+
+def ordinary(model, pipeline: Pipeline | None, tree, example: jax.ShapeDtypeStruct):
+  """What `on_mesh` gave as it was, in host memory if there are stages."""
+  if pipeline is None:
+    return tree
+  return unstack(staging(model, pipeline, example), to_host(tree))

@@ -23,10 +23,10 @@ from jax.sharding import Mesh, PartitionSpec
 from additive_jax import layout, pipeline, placement, run, staging
 from additive_jax.balance import move_biases
 from additive_jax.data import Order
+from additive_jax.draws import check_draws
 from additive_jax.errors import UserError
 from additive_jax.gradients import Averaged, Draw, Recipe, averaged_gradient, usage
-from additive_jax.models.additive import gate_names, initial
-from additive_jax.samplers import Listed
+from additive_jax.models.additive import initial
 from additive_jax.zero import Storage
 
 
@@ -98,31 +98,13 @@ def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> St
     example: the shape of a batch of inputs.
   """
   variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  shapes = jax.eval_shape(lambda v: _on_mesh(recipe, init_state(recipe, v), example), variables)
-  specs = _pool_specs(recipe, mesh, example)
+  shapes = jax.eval_shape(
+    lambda v: staging.on_mesh(recipe.model, recipe.pipeline, init_state(recipe, v), example),
+    variables,
+  )
+  specs = staging.layout_of(recipe.model, recipe.pipeline, mesh, example)
   optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
   return State(specs, optimizer, PartitionSpec(), PartitionSpec())
-
-
-def _pool_specs(recipe, mesh, example):
-  if recipe.pipeline is not None:
-    return staging.pool_specs(recipe.model, recipe.pipeline, example)
-  return layout.expert_specs(recipe.model, mesh.shape.get(placement.EXPERT, 1), example)
-
-
-def _on_mesh(recipe, state, example):
-  """A state in the form in which a mesh holds it: with stages stacked, if the recipe has some."""
-  if recipe.pipeline is None:
-    return state
-  return staging.stack(staging.staging(recipe.model, recipe.pipeline, example), state)
-
-
-def _ordinary(recipe, state, example):
-  """What `_on_mesh` gave as it was, in host memory if the recipe has stages."""
-  if recipe.pipeline is None:
-    return state
-  stages = staging.staging(recipe.model, recipe.pipeline, example)
-  return staging.unstack(stages, placement.to_host(state))
 
 
 @functools.lru_cache(maxsize=32)
@@ -142,7 +124,7 @@ def _chunk(
   """
   experts = mesh.shape.get(placement.EXPERT, 1)
   local = dataclasses.replace(recipe, model=layout.local_model(recipe.model, experts))
-  specs = _pool_specs(recipe, mesh, example)
+  specs = staging.layout_of(recipe.model, recipe.pipeline, mesh, example)
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
   axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
   rescaled = recipe.rescale != 'none' and recipe.subsets is None
@@ -181,7 +163,9 @@ def _chunk(
   )
   lies = lay_out(recipe, mesh, example)
   variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  shapes = jax.eval_shape(lambda v: _on_mesh(recipe, v['params'], example), variables)
+  shapes = jax.eval_shape(
+    lambda v: staging.on_mesh(recipe.model, recipe.pipeline, v['params'], example), variables
+  )
   storage = Storage(recipe.optimizer, shapes, lies, mesh, zero=zero, offload=offload)
   of_state = layout.shardings(mesh, lies)._replace(opt_state=storage.shardings)
   curves = layout.shardings(mesh, PartitionSpec(None, placement.STRUCTURE))
@@ -215,38 +199,6 @@ def _rows(shared_batch: bool) -> PartitionSpec:
   share of each batch.
   """
   return PartitionSpec(None, None if shared_batch else placement.STRUCTURE, placement.DATA)
-
-
-def _check_draws(recipe, sampler, batch_size, data_devices):
-  """Raises `UserError` where sampler, batch and devices do not suit what the recipe draws."""
-  plan, num_gates = recipe.subsets, len(gate_names(recipe.model))
-  if recipe.balance is not None:
-    _check_all_on(sampler, 'a model with routers')
-  if recipe.loss is not None:
-    _check_all_on(sampler, 'a loss of its own')
-  if plan is None:
-    if recipe.rescale != 'none' and not hasattr(sampler, 'rates'):
-      raise UserError(
-        f'rescale {recipe.rescale!r} of the structures of {type(sampler).__name__}: expected a '
-        'sampler of gates with keep rates, uniform or bernoulli'
-      )
-    return
-  _check_all_on(sampler, 'subsets per sample')
-  plan.rows(batch_size)
-  if len(plan.keep_rates[0]) != num_gates:
-    raise UserError(f'{len(plan.keep_rates[0])} keep rates: expected {num_gates}, one per gate')
-  if plan.parts % data_devices:
-    raise UserError(
-      f'{data_devices} devices split a batch of {plan.parts} parts with a subset each: expected '
-      'devices that divide the parts'
-    )
-
-
-def _check_all_on(sampler, what):
-  if not isinstance(sampler, Listed) or not np.all(placement.to_host(sampler.bits)):
-    raise UserError(
-      f'structures of {type(sampler).__name__} for {what}: expected the sampler fixed to all-on'
-    )
 
 
 class Trainer:
@@ -308,7 +260,7 @@ class Trainer:
         f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
         f'each on {batch_size} examples: expected numbers that divide'
       )
-    _check_draws(recipe, sampler, batch_size, data)
+    check_draws(recipe, sampler, batch_size, data)
     if recipe.pipeline is not None:
       pipeline.check_mesh(self.mesh, recipe.pipeline)
       pipeline.check_batch(batch_size // data, recipe.pipeline)
@@ -325,7 +277,7 @@ class Trainer:
     )
     if state is None:
       params = initial(recipe.model, jax.random.fold_in(key, 0), example)['params']
-      params = _on_mesh(recipe, placement.to_host(params), self._example)
+      params = self._on_mesh(placement.to_host(params))
       self.held = self._placed(State(params, (), np.int32(0), np.int32(0)))
       self.held = self.held._replace(opt_state=self._storage.init(self.held.params))
     else:
@@ -344,14 +296,20 @@ class Trainer:
     """The current state with the ordinary pool, in the optimizer's own form: the same however it is
     held. Of several processes, all must get and set it together."""
     whole = self.held._replace(opt_state=self._storage.unpack(self.held.opt_state))
-    return _ordinary(self.recipe, whole, self._example)
+    return self._ordinary(whole)
 
   @state.setter
   def state(self, state: State):
     if self.recipe.pipeline is not None:
-      state = _on_mesh(self.recipe, placement.to_host(state), self._example)
+      state = self._on_mesh(placement.to_host(state))
     opt_state = self._storage.place(state.opt_state)
     self.held = self._placed(state)._replace(opt_state=opt_state)
+
+  def _on_mesh(self, tree):
+    return staging.on_mesh(self.recipe.model, self.recipe.pipeline, tree, self._example)
+
+  def _ordinary(self, tree):
+    return staging.ordinary(self.recipe.model, self.recipe.pipeline, tree, self._example)
 
   def _placed(self, state):
     """All but the optimizer's part of a state, on the mesh."""
@@ -365,7 +323,7 @@ class Trainer:
   @property
   def variables(self):
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': _ordinary(self.recipe, self.held.params, self._example)}
+    return {'params': self._ordinary(self.held.params)}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""

@@ -10,7 +10,12 @@ import pytest
 
 from additive_jax import UserError
 from additive_jax.models import MLP, ConvNet, Transformer
-from additive_jax.transplant import grow, grow_optimizer
+from additive_jax.transplant import (
+  average_optimizer,
+  grow,
+  grow_optimizer,
+  restart_schedules,
+)
 from additive_jax.transplant.wiring import flat
 
 KEY = jax.random.key(7)
@@ -151,3 +156,30 @@ def test_states_that_cannot_be_moved(random_pool):
     grow_optimizer(grown, {'velocity': params})
   with pytest.raises(UserError, match='expected leaves in the shapes of the pool'):
     grow_optimizer(grown, optax.adafactor(1e-3, min_dim_size_to_factor=2).init(params))
+
+
+def test_joined_copies_know_what_their_joint_batch_would():
+  """Of Adam's means after many steps on noisy gradients: each copy on its own batches, and one on
+  the mean of the same gradients."""
+  count, random = 4, np.random.default_rng(0)
+  optimizer = optax.chain(optax.clip_by_global_norm(1e6), optax.adam(lambda step: 0.1))
+  truth = np.array([0.0, 0.3, 2.0])
+  update = jax.jit(optimizer.update)
+  states = [optimizer.init({'w': jnp.zeros(3)}) for _ in range(count + 1)]
+  for _ in range(3000):
+    noisy = (truth + random.normal(size=(count, 3))).astype(np.float32)
+    for j, gradient in enumerate([*noisy, noisy.mean(0)]):
+      _, states[j] = update({'w': gradient}, states[j])
+  *copies, together = states
+  joined = average_optimizer(copies)
+  assert jax.tree.structure(joined) == jax.tree.structure(together)
+  found, wanted = joined[1][0], together[1][0]
+  assert int(found.count) == int(wanted.count) == 3000
+  np.testing.assert_allclose(found.mu['w'], wanted.mu['w'], atol=1e-5)
+  # Both running means still move by a tenth; not joined, they would be 4 times as large.
+  np.testing.assert_allclose(found.nu['w'], wanted.nu['w'], rtol=0.2)
+  plain = np.mean([state[1][0].nu['w'] for state in copies], 0)
+  assert plain[0] > 3 * wanted.nu['w'][0]
+  again = restart_schedules(joined)
+  assert int(again[1][1].count) == 0
+  assert int(again[1][0].count) == 3000
