@@ -47,8 +47,9 @@ from additive_jax.experiments.narrow import (
   train_together,
 )
 from additive_jax.experiments.narrow_process import check_processes, newest, train_apart
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.fleet import Fleet
 from additive_jax.journal import Journal, read_all
 from additive_jax.models.additive import initial

@@ -19,8 +19,9 @@ from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments import compress_report, compress_tables
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.gradients import Recipe
 from additive_jax.journal import Journal, read_all
 from additive_jax.optimizers import make_optimizer, make_schedule

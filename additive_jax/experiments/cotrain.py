@@ -21,8 +21,9 @@ from additive_jax.experiments import cotrain_report
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
 from additive_jax.experiments.ensemble import ensemble
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import (
   check_shared,
   evaluate_pool,

@@ -27,8 +27,9 @@ from additive_jax.experiments.contenders import (
   train_all,
 )
 from additive_jax.experiments.dna_tables import Analysis, analyse, module_table, path_table
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.dna import DNA, Modules
 

@@ -28,8 +28,9 @@ from additive_jax.experiments.contenders import (
   summarise,
   train_all,
 )
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures, train_shared
 from additive_jax.journal import Journal, read_all
 from additive_jax.models.active import active_flops, fitted, num_params

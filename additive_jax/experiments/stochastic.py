@@ -16,8 +16,9 @@ from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments import stochastic_report
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, check_unsharded
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures
 from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
 from additive_jax.gradients import Recipe

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep_report
+from additive_jax.experiments.options import parse_shard
 from additive_jax.experiments.results import read_results, run_once, write_results
-from additive_jax.experiments.session import Opening, Session, parse_shard
+from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import (
   check_shared,
   rank_shared,
