@@ -57,10 +57,13 @@ def _spent(axes, curves, measure, score, label, title):
     axes.axhline(level, color=GREY, lw=0.9, ls='--')
   values = curves[score].to_numpy(float)
   values = values[np.isfinite(values)]
-  if score == 'loss' and len(values):
+  if len(values):
     # The first points, of networks that know nothing yet, would press the rest together.
-    low, high = values.min(), np.quantile(values, 0.9)
-    axes.set_ylim(low - 0.05 * (high - low), high)
+    ends = (values.min(), np.quantile(values, 0.9))
+    if score != 'loss':
+      ends = (np.quantile(values, 0.1), values.max())
+    margin = 0.05 * (ends[1] - ends[0]) or 0.05
+    axes.set_ylim(ends[0] - margin, ends[1] + margin)
   axes.set_xlim(left=0)
   axes.set_xlabel(label)
   axes.set_ylabel(title)
@@ -79,7 +82,8 @@ def _saved(axes, variants, order):
       axes.barh(row, 100 * one['saving'], height=0.55, color=colour, alpha=0.85)
       axes.errorbar(100 * one['saving'], row, xerr=100 * half_width, color=INK, lw=1.2, capsize=2)
     else:
-      said = 'not reached' if not one['reached'] else f'reached in {one["reached"]} seeds only'
+      some = f'reached in {one["reached"]:.0f} of the seeds only'
+      said = some if one['reached'] else 'not reached'
       axes.text(1, row, said, va='center', fontsize=8, color=GREY)
   axes.axvline(0, color=GREY, lw=0.9)
   low, high = axes.get_xlim()

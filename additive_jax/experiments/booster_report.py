@@ -8,6 +8,7 @@ import pandas as pd
 from additive_jax import booster_figures, pipeline_figures
 from additive_jax.experiments.booster_tables import SCRATCH
 from additive_jax.experiments.results import end_page, start_page
+from additive_jax.report import counted
 from additive_jax.transplant import wiring_of
 
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
@@ -53,9 +54,12 @@ def render(session, result, narrows, pictures, bubble=None) -> str:
     'The same against measured time on this run’s devices, without compiling and judging; narrow '
     'models that share a device take turns.',
   )
-  apart = 'never' if not options.sync_epochs else f'every {options.sync_epochs:g} epochs'
-  count = next(iter(narrows.values())).num_models
-  joined = f'{count} copies, synchronised {apart}, joined by “{options.join}”'
+  narrow = max(narrows.values(), key=lambda own: own.num_models)
+  count, sync = narrow.num_models, narrow.sync_every
+  apart = 'never synchronised' if not sync else f'synchronised every {counted(sync, "step")}'
+  joined = 'one copy'
+  if count > 1:
+    joined = f'{count} copies, {apart}, joined by “{options.join}”'
   if options.asynchronous:
     joined = f'{count} processes, each at its own pace, joined by “{options.join}”'
   report.text(
