@@ -1,6 +1,7 @@
 """Eight host devices on CPU for every test, and programs that compile fast rather than run fast;
 decided before JAX's backend starts."""
 
+import logging
 import os
 
 import pytest
@@ -54,3 +55,12 @@ def random_pool():
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
   return draw
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+  """Commands take the package's log for themselves; other tests want it back."""
+  log = logging.getLogger('additive_jax')
+  before = log.handlers[:], log.level, log.propagate
+  yield
+  log.handlers[:], log.level, log.propagate = before

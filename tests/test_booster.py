@@ -84,7 +84,7 @@ def test_what_a_run_leaves(boosted):
   assert set(summary['variants']) == {'scratch', *WAYS}
   assert summary['largest_difference'] <= 1e-5
   page = (workdir / 'report.html').read_text()
-  for text in ('FLOPs saved at equal loss', '2 of 3 blocks', 'every 0.25 epochs', 'Clusters'):
+  for text in ('FLOPs saved at equal loss', '2 of 3 blocks', 'synchronised every', 'Clusters'):
     assert text in page
   assert page.index('<svg') < page.index('<table')
   again = start(workdir)
@@ -235,7 +235,7 @@ def test_averages_are_of_copies_that_began_alike(tmp_path):
   for options in (
     {'booster.join': 'average', 'booster.sync_epochs': 0.0},
     {'booster.join': 'average'},
-    {'booster.join': 'pack'},
+    {'booster.join': 'pack', 'booster.sync_epochs': 0.0},
     {'booster.join': 'best', 'booster.sync_epochs': 0.0},
   ):
     with session_of(options, tmp_path / '_'.join(map(str, options.values()))) as session:
@@ -326,6 +326,7 @@ def test_savings_at_the_lowest_loss_of_training_from_scratch():
 APART = ONE | {
   'booster.asynchronous': True,
   'booster.join': 'pack',
+  'booster.sync_epochs': 0.0,
   'booster.num_models': 4,
   'booster.epochs': 60.0,
   'train.log_every': 6,
@@ -449,6 +450,11 @@ VIT = {'data.name': 'digits', 'model.name': 'transformer', 'data.train_examples'
     ({'booster.structure': '000'}, 'structure 000: expected a block that is on'),
     ({'booster.epochs': 0.0}, 'config.booster.epochs 0.0: expected a positive number'),
     ({'booster.large_epochs': -1.0}, 'config.booster.large_epochs -1.0: expected a positive'),
+    (
+      {'booster.join': 'best', 'booster.num_models': 2},
+      "config.booster.sync_epochs 0.25 with join 'best': expected 0, since copies that are "
+      'synchronised are all alike',
+    ),
     ({'booster.sync_epochs': -1.0}, 'config.booster.sync_epochs -1.0: expected 0 or more'),
     ({'booster.learning_rate': -1.0}, 'config.booster.learning_rate -1.0: expected 0 or more'),
     ({'data.memory_limit': 10}, 'is larger than config.data.memory_limit 10'),

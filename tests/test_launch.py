@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import os
 import random
 import re
@@ -35,15 +34,6 @@ LONG = {
 def cache(tmp_path_factory):
   """Where the launcher's processes keep their compiled programs."""
   return tmp_path_factory.mktemp('programs')
-
-
-@pytest.fixture(autouse=True)
-def own_log():
-  """The launcher takes the package's log for itself; other tests want it back."""
-  log = logging.getLogger('additive_jax')
-  before = log.handlers[:], log.level, log.propagate
-  yield
-  log.handlers[:], log.level, log.propagate = before
 
 
 def launched(args):

@@ -17,13 +17,6 @@ from additive_jax.progress import LineHandler, Progress, Stopper, duration, setu
 log = logging.getLogger('additive_jax')
 
 
-@pytest.fixture(autouse=True)
-def _logger_as_before():
-  before = log.handlers[:], log.level, log.propagate
-  yield
-  log.handlers[:], log.level, log.propagate = before
-
-
 class Terminal:
   """A pseudo-terminal: `finish` closes `stream` and returns what was written to it."""
 
