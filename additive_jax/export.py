@@ -7,7 +7,8 @@ parameters that it reads, which `load(DIR)` gives back with a plain module, with
 
   --structure=BITS       one bit a gate, gate 0 first; the run's config.json names the gates
   --to=DIR               must not exist yet
-  --checkpoint=NAME      which pool, a folder of RUN/checkpoints (default: the first)
+  --checkpoint=NAME      which pool, a folder of RUN/checkpoints (default: the first of
+                         the config's model)
   --model=MODULE:CLASS   the network's class, if it is one of your own
 
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums, and
@@ -146,7 +147,7 @@ def export_run(run, structure, to, *, checkpoint: str = '', model: str = '') -> 
     run: the run directory.
     structure: text, gate 0 first.
     to: the directory to make.
-    checkpoint: a folder of the run's checkpoints; '' is the first.
+    checkpoint: a folder of the run's checkpoints; '' is the first of the config's model.
     model: `module:Class` of a network of your own; '' for those of the library.
 
   Raises:
@@ -154,11 +155,10 @@ def export_run(run, structure, to, *, checkpoint: str = '', model: str = '') -> 
   """
   check_new(to)
   pools = open_pools(run, own=model)
-  name = pools.pick(checkpoint)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = test[np.arange(min(BATCH, len(test)))][0]
-  saved = pools.read(name, x)
+  name, saved = pools.read(x, checkpoint)
   found = cut(network, saved.variables, structure)
   said = receipt(found, network, saved.variables, x)
   costs = {

@@ -78,7 +78,7 @@ def test_a_structure_of_a_run(run, tmp_path, caplog):
     command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
   ).stdout
   pools = open_pools(run)
-  saved = pools.read('pool-seed2', ROWS)  # the first, in the order of numbers
+  _, saved = pools.read(ROWS, 'pool-seed2')  # the first, in the order of numbers
   logits = pools.model.apply(saved.variables, ROWS, STRUCTURE)
   assert np.abs(np.array(json.loads(printed)) - logits).max() <= EXACT
   assert jnp.abs(logits - pools.model.apply(saved.variables, ROWS)).max() > 1e-2
@@ -125,7 +125,7 @@ def test_a_network_of_ones_own(tmp_path):
   model, variables = load(target)
   assert set(variables['params']) == {'stem', 'site_1', 'head'}
   pools = open_pools(run, own='test_export:Own')
-  expected = pools.model.apply(pools.read('pool-seed0', ROWS).variables, ROWS, '01')
+  expected = pools.model.apply(pools.read(ROWS, 'pool-seed0')[1].variables, ROWS, '01')
   assert jnp.array_equal(model.apply(variables, ROWS), expected)
 
 

@@ -36,25 +36,28 @@ class Pools:
   model: Any
   names: tuple[str, ...]
 
-  def pick(self, name: str = '') -> str:
-    """The name of a pool, checked; '' is the first."""
+  def read(self, x: jax.Array, name: str = '') -> tuple[str, Saved]:
+    """A pool's name and its newest sound checkpoint.
+
+    Args:
+      x: a batch of inputs, of which the shape matters.
+      name: of the pool; '' is the first that is of the config's model, since some runs compare
+        several.
+
+    Raises:
+      UserError: for another name, or when there is no sound checkpoint of the config's model.
+    """
     if name and name not in self.names:
       raise UserError(
         f'checkpoint {name!r} of {self.path}: expected one of {", ".join(self.names)}'
       )
-    return name or self.names[0]
-
-  def read(self, name: str, x: jax.Array) -> Saved:
-    """A pool's newest sound checkpoint; `x` is a batch of inputs, of which the shape matters.
-
-    Raises:
-      UserError: when there is none, or it is of another model than the run's config names, as some
-        of a run that compares several are.
-    """
-    try:
-      return read_checkpoint(self.path / 'checkpoints' / name, self.model, x)
-    except UserError as error:
-      raise UserError(f'{error}; the run has {", ".join(self.names)}') from error
+    refused = None
+    for each in [name] if name else self.names:
+      try:
+        return each, read_checkpoint(self.path / 'checkpoints' / each, self.model, x)
+      except UserError as error:
+        refused = refused or error
+    raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
 def open_pools(path, *, own: str = '') -> Pools:
