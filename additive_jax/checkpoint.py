@@ -8,6 +8,7 @@ with a checksum of its own, the model's identity, the caller's notes, and every 
 import contextlib
 import json
 import logging
+import re
 import typing
 import zlib
 from pathlib import Path
@@ -51,7 +52,7 @@ class Checkpointer(contextlib.AbstractContextManager):
   """
 
   def __init__(self, directory, *, identity, max_to_keep=3):
-    self.directory = Path(directory).absolute()
+    self.directory = Path(directory).resolve()  # tensorstore takes no `..`
     self._identity = _through_json(identity)
     self._max_to_keep = max_to_keep
     self._manager = None
@@ -92,7 +93,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     if wait:
       self.wait()
 
-  def restore(self, template, *, part=False):
+  def restore(self, template, *, fields=()):
     """The newest sound checkpoint, or None when there is none at all.
 
     Every leaf's dtype, shape and checksum are compared with what was saved. A damaged checkpoint is
@@ -101,7 +102,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     Args:
       template: pytree like the saved state. A JAX array or ShapeDtypeStruct comes back as a JAX
         array, with its sharding if committed to one; NumPy arrays and Python numbers as such.
-      part: whether the template may lack leaves of what was saved; these are not read.
+      fields: of a template with fields, such as a `train.State`, the names of those that are read,
+        with all their leaves; () is all.
 
     Raises:
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
@@ -109,7 +111,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.wait()
     damaged = []
     for step in self._steps():
-      outcome = self._read(step, template, part)
+      outcome = self._read(step, template, fields)
       if isinstance(outcome, Restored):
         self._damaged = damaged
         return outcome
@@ -207,14 +209,14 @@ class Checkpointer(contextlib.AbstractContextManager):
     steps = np.resize(np.array(steps or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
-  def _read(self, step, template, part):
+  def _read(self, step, template, fields):
     """`Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
     wanted = {name: _spec(leaf) for name, leaf in _leaves(template)}
     refused = problem = None
     try:
       body = _read_body(path, step)
-      self._check_fits(path, body, wanted, part)
+      self._check_fits(path, body, wanted, fields)
       values = _read_state(path / 'state', body['leaves'], template)
     except UserError as error:
       refused = error
@@ -227,8 +229,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._last = (step, body)
     return Restored(step, jax.tree.map(_place, values, template), body['meta'])
 
-  def _check_fits(self, path, body, wanted, part):
-    leaves = {name: leaf for name, leaf in body['leaves'].items() if name in wanted or not part}
+  def _check_fits(self, path, body, wanted, fields):
+    of_field = lambda name: not fields or re.match(r'\.(\w+)', name).group(1) in fields
+    leaves = {name: leaf for name, leaf in body['leaves'].items() if of_field(name)}
     saved = {name: f'{leaf["dtype"]}{leaf["shape"]}' for name, leaf in leaves.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
@@ -237,7 +240,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       if different:
         raise UserError(
           f'{path} is a checkpoint of another {kind}: {"; ".join(different)};'
-          f' {"expected one of this" if part else "choose another --workdir"}'
+          f' {"expected one of this" if fields else "choose another --workdir"}'
         )
 
 

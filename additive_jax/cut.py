@@ -27,7 +27,7 @@ from additive_jax.models.fixed import Fixed, make_fixed
 from additive_jax.models.mlp import MLP
 from additive_jax.models.steps import Steps, make_steps
 from additive_jax.structure import Structure, parse
-from additive_jax.transplant.growth import Receipt
+from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import (
   READS,
@@ -207,7 +207,7 @@ def receipt(cut: Cut, model, variables, x: jax.Array) -> Receipt:
   """
   before = logits(model, masked(model, variables, cut.units), x, cut.structure)
   after = logits(cut.model, cut.variables, x)
-  return Receipt(cut.rule, True, float(jnp.abs(before - after).max()), len(x))
+  return compare(cut.rule, True, before, after)
 
 
 def cost(model, variables, x: jax.Array, structure=None) -> Cost:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from additive_jax.errors import UserError
@@ -57,6 +59,44 @@ def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     )
   loss = jnp.square(outputs - y).mean(-1)
   return loss, 1 - loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+  """What another network says of each example beside its labels: (1 − w)·loss + w·t²·KL(teacher ‖
+  outputs) in nats, both of them softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531),
+  section 2.
+
+  Attributes:
+    objective: `classification` or `language`.
+    weight: w, in [0, 1].
+    temperature: t, above 0.
+  """
+
+  objective: Callable
+  weight: float
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    if not 0 <= self.weight <= 1:
+      raise UserError(f'weight {self.weight} of a teacher: expected one in [0, 1]')
+    if not self.temperature > 0:
+      raise UserError(f'temperature {self.temperature} of a teacher: expected a positive number')
+    if self.objective is regression:
+      raise UserError(f'weight {self.weight} of a teacher in a regression: expected classes')
+
+  @staticmethod
+  def targets(y, logits) -> np.ndarray:
+    """Labels, int [B] or [B, T], and the teacher's logits [..., C], as float32 [..., 1 + C]."""
+    return np.concatenate([np.asarray(y, np.float32)[..., None], logits], axis=-1)
+
+  def __call__(self, outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Loss and accuracy of each example; `y` is what `targets` gave."""
+    loss, accuracy = self.objective(outputs, y[..., 0].astype(jnp.int32))
+    own, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y[..., 1:]))
+    apart = optax.losses.kl_divergence_with_log_targets(own, jnp.broadcast_to(teacher, own.shape))
+    apart = apart.reshape(*loss.shape, -1).mean(-1)  # of text, over the tokens
+    return (1 - self.weight) * loss + self.weight * self.temperature**2 * apart, accuracy
 
 
 OBJECTIVES: dict[str, Callable] = {

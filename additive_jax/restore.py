@@ -136,7 +136,8 @@ def read_checkpoint(
   opt_state = None if optimizer is None else jax.eval_shape(optimizer.init, params)
   identity = identity or {'model': describe(model), 'gates': list(gate_names(model))}
   with Checkpointer(path, identity=identity) as checkpoints:
-    restored = checkpoints.restore(State(params, opt_state, None, None), part=True)
+    fields = ('params',) if optimizer is None else ('params', 'opt_state')
+    restored = checkpoints.restore(State(params, opt_state, None, None), fields=fields)
   if restored is None:
     raise UserError(f'{path}: expected a directory of checkpoints, and there is none in it')
   state = restored.state

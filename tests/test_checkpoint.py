@@ -94,6 +94,14 @@ def test_no_checkpoint_is_none_and_reading_leaves_no_trace(tmp_path):
   assert not (tmp_path / 'c').exists()
 
 
+def test_a_path_may_lead_up(tmp_path, monkeypatch):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  save_steps('../c', [1])
+  with open_checkpointer('../c') as checkpointer:
+    assert_same(checkpointer.restore(make_state(7)).state, make_state(1))
+
+
 def test_plain_orbax_reads_the_state(tmp_path):
   save_steps(tmp_path / 'c', [3])
   with ocp.StandardCheckpointer() as plain:

@@ -10,6 +10,8 @@ import tiny
 
 from additive_jax import UserError, sparsity_figures
 from additive_jax.experiments import compress
+from additive_jax.experiments.pools import open_pools
+from additive_jax.export import load, main
 from additive_jax.sparse.levels import BINS
 
 # 64 images, 8 steps, then 16 under noise and 8 of what is left.
@@ -135,6 +137,41 @@ def test_units_are_cut_out(tmp_path):
   own = result.layers[result.layers['variant'] == 'variational'].set_index('layer')['left']
   fc1, fc2 = own['fc1'], own['fc2']
   assert rows.loc['variational', 'nonzero'] == 64 * fc1 + fc1 * fc2 + fc2 * 10
+  # The run hands over what was cut out, and the export of the pool with zeros is the same network.
+  folder = tmp_path / 'run' / 'exported'
+  assert [path.name for path in folder.iterdir()] == ['variational-seed0']
+  described = json.loads((folder / 'variational-seed0' / 'model.json').read_bytes())
+  assert described['cost']['flops'] == rows.loc['variational', 'flops']
+  assert described['receipt']['max_difference'] == rows.loc['variational', 'receipt']
+  target = tmp_path / 'net'
+  assert main(['export', str(tmp_path / 'run'), '--structure=1', f'--to={target}']) == 0
+  assert json.loads((target / 'model.json').read_bytes())['checkpoint'] == 'variational-tuned-seed0'
+  test = open_pools(tmp_path / 'run').data.test
+  x, y = test[np.arange(len(test))]
+  outputs = []
+  for directory in (folder / 'variational-seed0', target):
+    model, variables = load(directory)
+    assert variables['params']['fc1']['kernel'].shape == (64, fc1)
+    outputs.append(np.asarray(model.apply(variables, x)))
+  np.testing.assert_array_equal(*outputs)
+  assert np.mean(outputs[0].argmax(-1) == y) == rows.loc['variational', 'accuracy']
+
+
+def test_the_dense_network_teaches_the_others(weights, tmp_path):
+  """It is the same with and without pupils; killed before the last of them, the run goes on."""
+  plain, _ = weights
+  taught = config('weight', {'compress.distill': 0.8, 'compress.temperature': 3.0})
+  result = compress.run(taught, tmp_path / 'run', devices=1)
+  loss = [found.variants.set_index('variant')['loss'] for found in (plain, result)]
+  for name in ('start', 'dense'):
+    assert loss[0][name] == loss[1][name]
+  for name in ('variational', 'magnitude_matched', 'magnitude_0.6'):
+    assert loss[0][name] != loss[1][name]
+  tiny.killed_copy(tmp_path / 'run', tmp_path / 'killed', compress.JOURNAL, 5, b'{"se')
+  shutil.rmtree(tmp_path / 'killed' / 'checkpoints' / 'magnitude_0.6-seed0')
+  compress.run(taught, tmp_path / 'killed', devices=1)
+  for name in ('variants.csv', 'summary.json'):
+    assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'run' / name).read_bytes()
 
 
 def test_gates_are_cut_out(tmp_path):
@@ -175,6 +212,10 @@ def test_pictures_cope_with_nothing():
     ({'compress.variance_rate': 0.0}, 'config.compress.variance_rate 0.0: expected a positive'),
     ({'compress.sparsities': (0.5, 1.0)}, r'config.compress.sparsities \(0.5, 1.0\): expected'),
     ({'compress.sparsities': (0.5, 0.5)}, r'config.compress.sparsities \(0.5, 0.5\): .* once'),
+    ({'compress.sparsities': ('a',)}, r"config.compress.sparsities \('a',\): expected shares"),
+    ({'compress.sparsities': (0.9, 0.9001)}, r'0.9 and 0.9001 leave as many per weight'),
+    ({'compress.distill': 1.5}, r'config.compress.distill 1.5: expected a weight in \[0, 1\]'),
+    ({'compress.temperature': 0.0}, 'config.compress.temperature 0.0: expected a positive number'),
     ({'compress.scope': 'net'}, "config.compress.scope 'net': expected one of global, layer"),
     ({'model.hidden': ()}, r'hidden \(\): expected the units of one layer or more'),
     ({'model.num_chunks': 11}, '11 chunks of a width of 10: expected 1 to 10'),

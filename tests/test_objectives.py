@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from additive_jax import UserError, objectives
 from additive_jax.objectives import OBJECTIVES, objective_of, regression
@@ -76,6 +77,41 @@ def test_regression_averages_over_targets():
 def test_regression_does_not_broadcast_targets():
   with pytest.raises(UserError, match=r'predictions \(4, 1\) and targets \(4,\): expected'):
     regression(jnp.ones((4, 1)), jnp.ones(4))
+
+
+@pytest.mark.parametrize('tokens', [(), (5,)])
+def test_distilled(tokens):
+  """Against its formula, written out in NumPy, of examples and of text."""
+  random = np.random.default_rng(0)
+  shape = (4, *tokens)
+  logits, teacher = random.normal(size=(2, *shape, 7)).astype(np.float32) * 3
+  y = random.integers(0, 7, shape)
+  objective = objectives.language if tokens else objectives.classification
+  distilled = objectives.Distilled(objective, 0.7, 2.5)
+  targets = distilled.targets(y, teacher)
+  assert targets.dtype == np.float32
+  loss, accuracy = jax.jit(distilled)(jnp.asarray(logits), jnp.asarray(targets))
+  plain, judged = objective(jnp.asarray(logits), jnp.asarray(y))
+  p, q = (scipy.special.softmax(a / 2.5, axis=-1) for a in (teacher, logits))
+  apart = (p * np.log(p / q)).sum(-1).reshape(4, -1).mean(-1)
+  np.testing.assert_allclose(loss, 0.3 * plain + 0.7 * 2.5**2 * apart, **CLOSE)
+  np.testing.assert_array_equal(accuracy, judged)
+  assert loss.shape == (4,)
+  same = objectives.Distilled(objective, 1.0, 2.5)(jnp.asarray(teacher), jnp.asarray(targets))[0]
+  np.testing.assert_allclose(same, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('objective', 'weight', 'temperature', 'message'),
+  [
+    (objectives.classification, 1.5, 1.0, r'weight 1.5 of a teacher: expected one in \[0, 1\]'),
+    (objectives.classification, 0.5, 0.0, 'temperature 0.0 of a teacher: expected a positive'),
+    (regression, 0.5, 1.0, 'weight 0.5 of a teacher in a regression: expected classes'),
+  ],
+)
+def test_a_teacher_that_makes_no_sense(objective, weight, temperature, message):
+  with pytest.raises(UserError, match=message):
+    objectives.Distilled(objective, weight, temperature)
 
 
 def test_names():

@@ -150,11 +150,11 @@ def test_a_failure_leaves_the_target_untouched(
   assert tiny.contents(saved) == files
 
 
-def test_another_optimizer(saved, pools):
+@pytest.mark.parametrize('optimizer', [optax.sgd(0.1, momentum=0.9), optax.sgd(0.1)])
+def test_another_optimizer(saved, pools, optimizer):
+  """Also one without any state of its own."""
   with pytest.raises(UserError, match='is a checkpoint of another state: '):
-    restore_grown(
-      saved / 'small', SMALL, LARGE, pools[1], ROWS, key=KEY, optimizer=optax.sgd(0.1, momentum=0.9)
-    )
+    restore_grown(saved / 'small', SMALL, LARGE, pools[1], ROWS, key=KEY, optimizer=optimizer)
 
 
 def test_receipt_beside_the_checkpoints(saved, pools, tmp_path, caplog):
@@ -168,6 +168,7 @@ def test_receipt_beside_the_checkpoints(saved, pools, tmp_path, caplog):
     'exact': True,
     'max_difference': found.receipt.max_difference,
     'num_examples': 16,
+    'max_logit': found.receipt.max_logit,
   }
   save(tmp_path / 'large', LARGE, [state_of(found.transplant.variables['params'])])
   read = read_checkpoint(tmp_path / 'large', LARGE, ROWS)

@@ -223,6 +223,10 @@ def test_the_lowest_stays_where_all_would_go():
   found = kept({'a': np.array([5.0, 4.0]), 'b': np.array([1.0, 3.5, 3.0])})
   np.testing.assert_array_equal(found['a'], [False, True])
   np.testing.assert_array_equal(found['b'], [True, False, True])
+  # At the value where log α is cut off, all are alike: the first stays.
+  np.testing.assert_array_equal(
+    kept({'a': np.full((2, 2), 8.0)})['a'], [[True, False], [False] * 2]
+  )
 
 
 def test_zeros_stay_zero():

@@ -17,6 +17,9 @@ from additive_jax.experiments.network import TASKS, make_model
 from additive_jax.experiments.session import load_data
 from additive_jax.restore import Saved, read_checkpoint
 
+# Of a run's pools, the beginning of the name of those that it is about.
+FOREMOST = {'compress': 'variational-tuned'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Pools:
@@ -73,7 +76,8 @@ def open_pools(path, *, own: str = '') -> Pools:
   """
   path = Path(path)
   config = _read_config(path)
-  names = _pool_names(path)
+  foremost = FOREMOST.get(config.get('experiment'), '')
+  names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in TASKS}
   kind = config.model.name
   if not own and kind.lower() not in known:

@@ -107,7 +107,12 @@ def total_divergence(model: Variational, pool) -> jax.Array:
 
 
 def kept(log_alpha: Mapping[str, Any], threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
-  """What stays, bool by name: where log α is at most the threshold, and of every name at least the
-  one that has the lowest."""
-  found = {name: np.asarray(values) for name, values in log_alpha.items()}
-  return {name: values <= max(threshold, values.min()) for name, values in found.items()}
+  """What stays, bool by name: where log α is at most the threshold; of a name in which it is
+  nowhere, the one that has the lowest, the first of several."""
+  found = {}
+  for name, values in log_alpha.items():
+    values = np.asarray(values)
+    found[name] = values <= threshold
+    if not found[name].any():
+      found[name].flat[values.argmin()] = True
+  return found

@@ -58,17 +58,20 @@ class Receipt:
     exact: whether the rule is exact.
     max_difference: max |Δlogit| between both models.
     num_examples: in the batch.
+    max_logit: max |logit| of the old model, by which rounding grows.
   """
 
   rule: str
   exact: bool
   max_difference: float
   num_examples: int
+  max_logit: float
 
   def __str__(self) -> str:
     kind = 'exact' if self.exact else 'not exact'
     examples = f'{self.num_examples} example{"" if self.num_examples == 1 else "s"}'
-    return f'{self.rule} ({kind}): max |Δlogit| {self.max_difference:.2g} on {examples}'
+    apart = f'max |Δlogit| {self.max_difference:.2g} of logits up to {self.max_logit:.2g}'
+    return f'{self.rule} ({kind}): {apart} on {examples}'
 
 
 def grow(
@@ -175,8 +178,13 @@ def receipt(
   structure = Structure.all_on(count) if structure is None else parse(structure, count)
   before = _logits(old_model, old, x, structure)
   after = _logits(new_model, transplant.variables, x, transplant.structure(structure))
-  difference = float(jnp.abs(before - after).max())
-  return Receipt(transplant.rule, transplant.exact, difference, len(x))
+  return compare(transplant.rule, transplant.exact, before, after)
+
+
+def compare(rule: str, exact: bool, before: jax.Array, after: jax.Array) -> Receipt:
+  """The receipt of two models' logits [B, ...] on one batch."""
+  difference, largest = (float(jnp.abs(a).max()) for a in (before - after, before))
+  return Receipt(rule, exact, difference, len(before), largest)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
