@@ -315,7 +315,7 @@ def test_the_loss_is_the_bound(recipe, uninterrupted):
     ('weight', ConvNet((2, 4), 1, num_classes=3), 'noise per weight in ConvNet with .*kernel: exp'),
     ('weight', LeNet(3, num_chunks=2), 'noise per weight in LeNet with .*kernel: expected kernels'),
     ('unit', ConvNet((2, 4), 1, num_classes=3), 'noise per unit in ConvNet: expected hidden units'),
-    ('unit', LeNet(3, num_chunks=2), 'transplant of LeNet: expected MLP'),
+    ('unit', LeNet(3, num_chunks=2), 'noise per unit in LeNet: expected one of MLP, DenseStack'),
     ('weight', MLP(1, 4, 4, 3, gates=('lane',)), 'noise per weight in MLP with routers or lanes'),
     (
       'unit',

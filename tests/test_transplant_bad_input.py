@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from additive_jax import UserError
-from additive_jax.models import MLP, ConvNet, Experts, LeNet, Transformer
+from additive_jax.models import MLP, ConvNet, DenseStack, Experts, LeNet, Transformer
 from additive_jax.transplant import grow, shrink
 
 KEY = jax.random.key(7)
@@ -66,6 +66,12 @@ BAD = [
     ConvNet((4, 6, 8), 1, num_classes=5),
     IMAGES,
     '2 stages into 3: expected as many',
+  ),
+  (
+    DenseStack((6,), num_classes=5, num_chunks=2),
+    DenseStack((8, 9, 7), num_classes=5, num_chunks=2),
+    ROWS,
+    r'DenseStack with hidden layers \(6,\) into one with \(8, 9, 7\): expected as many layers',
   ),
   (MLP_2, VIT, ROWS, 'transplant of MLP into Transformer: expected the same kind of model'),
   (LeNet(num_classes=5), LeNet(num_classes=5), IMAGES, 'transplant of LeNet: expected MLP, '),

@@ -19,7 +19,7 @@ from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.journal import Journal, read_all
-from additive_jax.sparse import magnitude
+from additive_jax.sparse import levels, magnitude
 
 TABLES = ('variants', 'structures', 'layers')
 JOURNAL = 'compress.jsonl'
@@ -59,6 +59,9 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Compres
 def _check(session):
   """Everything that can be said before any training."""
   options = session.config.compress
+  if options.level not in levels.LEVELS:
+    known = ', '.join(levels.LEVELS)
+    raise UserError(f'config.compress.level {options.level!r}: expected one of {known}')
   for name in ('epochs', 'variance_rate'):
     if not options[name] > 0:
       raise UserError(f'config.compress.{name} {options[name]}: expected a positive number')

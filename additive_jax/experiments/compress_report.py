@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from additive_jax import figures, sparsity_figures
+from additive_jax.experiments.compressor import EXPORTED
 from additive_jax.experiments.contenders_report import words
 from additive_jax.experiments.results import end_page, start_page
 from additive_jax.sparse.levels import BINS
@@ -43,7 +44,7 @@ def render(session, result, records: dict[str, list[dict]], curves: pd.DataFrame
     ),
     'Test accuracy against how many times smaller a network is, means with 95 % intervals over the '
     'seeds. All start from the network of their seed’s first epochs and take as many more; '
-    'magnitude pruning removes what is small at once, and tunes what is left.',
+    'magnitude pruning removes what is small at once, and tunes what is left.' + _taught(options),
   )
   report.section('What the noise tells')
   report.figure(
@@ -65,7 +66,8 @@ def render(session, result, records: dict[str, list[dict]], curves: pd.DataFrame
   report.table(
     frame,
     'Each network; “lost” is against the dense one of the same seed. FLOPs and bytes are those of '
-    'the network that was cut out, the receipt is its largest difference in logits.',
+    'the network that was cut out, the receipt is its largest difference in logits. Those that '
+    f'variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
   )
   report.table(result.layers, 'Each layer, mean over the seeds.')
   return end_page(report, session)
@@ -101,6 +103,13 @@ def _method(name):
   if name == VARIATIONAL:
     return VARIATIONAL
   return 'magnitude' if name.startswith('magnitude') else ''
+
+
+def _taught(options) -> str:
+  if not options.distill:
+    return ''
+  share = f'{options.distill:.0%} of the loss'
+  return f' {share} of all but the dense network is how far it is from what that one says.'
 
 
 def _lost(row) -> str:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from additive_jax import run
 from additive_jax.cut import masked
 from additive_jax.cut import spaces as cut_spaces
-from additive_jax.cut_steps import INPUTS
+from additive_jax.cut_steps import INPUTS, MAKERS
 from additive_jax.errors import UserError
 from additive_jax.models import MLP, DenseStack
 from additive_jax.models.additive import gate_names, measure, sites_of
@@ -242,6 +242,9 @@ def _weights(model, x):
 
 
 def _units(model, x, inputs):
+  if type(model) not in MAKERS:
+    known = ', '.join(kind.__name__ for kind in MAKERS)
+    raise UserError(f'noise per unit in {type(model).__name__}: expected one of {known}')
   named, wiring = _check_maps(model, 'units', x), wiring_of(model)
   variables = jax.eval_shape(model.init, jax.random.key(0), x)
   shapes = flat_shapes(variables['params'], wiring)

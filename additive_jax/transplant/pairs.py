@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Site, gate_names, sites_of
+from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.kinds import LANE
 from additive_jax.structure import Structure, parse
 from additive_jax.transplant.wiring import Wiring, flat_shapes, wiring_of
@@ -117,6 +118,11 @@ def pair(
   if type(old_model) is not type(new_model):
     names = [type(model).__name__ for model in (old_model, new_model)]
     raise UserError('transplant of {} into {}: expected the same kind of model'.format(*names))
+  if isinstance(old_model, DenseStack) and len(old_model.hidden) != len(new_model.hidden):
+    raise UserError(
+      f'transplant of a DenseStack with hidden layers {old_model.hidden} into one with '
+      f'{new_model.hidden}: expected as many layers'
+    )
   wirings = old_wiring, new_wiring = wiring_of(old_model), wiring_of(new_model)
   pools = params_of(old), params_of(new)
   modules, likes, depths = _pair_blocks(*wirings, place, grows)
