@@ -94,13 +94,20 @@ def restore_grown(
 
 
 def restore_shrunk(
-  path, large_model, small_model, x: jax.Array, *, identity: dict | None = None, **options
+  path,
+  large_model,
+  small_model,
+  x: jax.Array,
+  *,
+  optimizer: optax.GradientTransformation | None = None,
+  identity: dict | None = None,
+  **options,
 ) -> Moved:
-  """The strongest units of a large model's newest sound checkpoint in a small model; not exact. The
-  optimizer starts afresh.
+  """The strongest units of a large model's newest sound checkpoint in a small model; not exact.
 
   Args:
     path, x, identity: as in `restore_grown`.
+    optimizer: the one that trained the large model, to take along what it knows of these units.
     large_model: that the checkpoints are of.
     small_model: the other.
     options: of `transplant.shrink`.
@@ -108,12 +115,13 @@ def restore_shrunk(
   Raises:
     UserError: as `restore_grown`.
   """
-  saved = read_checkpoint(path, large_model, x, identity=identity)
+  saved = read_checkpoint(path, large_model, x, optimizer=optimizer, identity=identity)
   small = jax.eval_shape(small_model.init, jax.random.key(0), x)
   shrunk = shrink(large_model, saved.variables, small_model, small, **options)
+  opt_state = None if optimizer is None else grow_optimizer(shrunk, saved.opt_state)
   said = receipt(shrunk, large_model, saved.variables, small_model, x)
   log.info('%s, step %d: %s', path, saved.step, said)
-  return Moved(shrunk, None, said, saved.step)
+  return Moved(shrunk, opt_state, said, saved.step)
 
 
 def read_checkpoint(

@@ -48,9 +48,11 @@ def get_config():
   config.train.log_every = 240
   config.train.checkpoint_every = 1200
   config.compress.level = 'weight'
-  config.compress.epochs = 20.0
-  config.compress.tune_epochs = 20.0
+  config.compress.epochs = 80.0
+  config.compress.tune_epochs = 50.0
   config.compress.kl = 12.0
+  config.compress.distill = 0.9
+  config.compress.temperature = 2.0
   config.compress.ramp = 0.8
   config.compress.log_variance = -10.0
   config.compress.variance_rate = 10.0

@@ -85,6 +85,28 @@ def test_large_into_small(saved, pools):
   assert found.opt_state is None
 
 
+def test_large_into_small_with_what_its_optimizer_knows(random_pool, tmp_path):
+  """The rows and columns of the units that stay, of the pool and of both moments alike."""
+  large_model = DenseStack((20, 13), num_classes=4, num_chunks=2)
+  small_model = DenseStack((8, 5), num_classes=4, num_chunks=2)
+  large = random_pool(large_model, ROWS)
+  state = state_of(large['params'])
+  save(tmp_path, large_model, [state])
+  found = restore_shrunk(tmp_path, large_model, small_model, ROWS, optimizer=ADAM)
+  own = {name: found.transplant.copies[name].source for name in ('fc1', 'fc2')}
+  before, after = state.opt_state[0], found.opt_state[0]
+  for old, new in (
+    (large['params'], found.transplant.variables['params']),
+    (before.mu, after.mu),
+    (before.nu, after.nu),
+  ):
+    old, new = old['fc2_out'], new['fc2_out']
+    kernel = np.asarray(old['fc2']['kernel'])[np.ix_(own['fc1'], own['fc2'])]
+    np.testing.assert_allclose(new['fc2']['kernel'], kernel, rtol=1e-6)
+    np.testing.assert_allclose(new['out']['kernel'], old['out']['kernel'][own['fc2']], rtol=1e-6)
+  assert after.count == before.count == 1
+
+
 def test_dense_stack_into_a_larger_one(random_pool, tmp_path):
   """In all structures, as the chunks of the first layer become equal chunks of the larger one."""
   small_model = DenseStack((8, 4), num_classes=4, num_chunks=2)

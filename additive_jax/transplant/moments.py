@@ -36,8 +36,9 @@ def grow_optimizer(grown: Transplant, opt_state):
   have long settled.
 
   Args:
-    grown: what `grow` returned.
-    opt_state: of the small pool. Moments are found by their shape, the pool's, and their name.
+    grown: what `grow` returned; or `shrink`, of which the optimizer keeps what it knows of the
+      units that stay.
+    opt_state: of the old pool. Moments are found by their shape, the pool's, and their name.
 
   Raises:
     UserError: for a state that holds anything else than such moments and numbers.
