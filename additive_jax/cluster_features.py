@@ -13,6 +13,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from additive_jax.data.splits import Split
 from additive_jax.errors import UserError
@@ -79,7 +80,9 @@ def input_features(x, task='classification', *, max_features=50, seed=0):
     iterated_power=_POWERS,
     n_oversamples=_EXTRA,
     random_state=seed,
-  ).fit(fitted)
+  )
+  with threadpool_limits(1):  # threads take longer to meet than such thin products take
+    pca.fit(fitted)
   return np.concatenate([pca.transform(_flat(rows)) for rows in _batches(x)]).astype(np.float32)
 
 
@@ -236,7 +239,8 @@ def _text_features(x, max_features, seed):
   tfidf = TfidfTransformer(sublinear_tf=True).fit(fitted)
   components = min(max_features, fitted.shape[0])
   svd = TruncatedSVD(components, n_iter=_POWERS, n_oversamples=_EXTRA, random_state=seed)
-  svd.fit(tfidf.transform(fitted))
+  with threadpool_limits(1):
+    svd.fit(tfidf.transform(fitted))
   parts = [svd.transform(tfidf.transform(_hashed(rows))) for rows in _batches(x, 16)]
   return normalize(np.concatenate(parts)).astype(np.float32)
 

@@ -110,5 +110,5 @@ def _share(row) -> str:
   if not np.isfinite(row['saving']):
     return 'not reached'
   half = row['saving_ci95']
-  interval = '' if np.isnan(half) else f' ± {100 * half:.1f}'
-  return f'{100 * row["saving"]:z.1f}{interval} %'.replace('-', '−')
+  interval = '' if np.isnan(half) else f' ±\u00a0{100 * half:.1f}'
+  return f'{100 * row["saving"]:z.1f}{interval}\u00a0%'.replace('-', '−')
