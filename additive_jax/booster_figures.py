@@ -5,6 +5,7 @@ import numpy as np
 from additive_jax.plot_style import GREY, INK, PALETTE, drawing, say_empty
 
 SCRATCH = 'scratch'
+FLOPS = 'FLOPs of training, narrow models included'
 NAMES = {
   'scratch': 'from scratch',
   'clusters': 'narrow models on clusters',
@@ -22,18 +23,19 @@ def booster(curves, variants):
     variants: columns variant, saving, saving_ci95, reached, one row per way.
   """
   with drawing(10.4, 3.6, 2, width_ratios=[1.55, 1]) as (figure, (left, right)):
-    _spent(left, curves, 'flops', 'loss', 'FLOPs of training, narrow models included', 'test loss')
+    _spent(left, curves, 'flops', 'loss', FLOPS, 'test loss')
     others = variants[variants['variant'] != SCRATCH]
     _saved(right, others, list(dict.fromkeys(curves['variant'])))
   return figure
 
 
-def spent(curves, measure, label):
-  """Test loss and accuracy against another measure of what was spent, a column of `curves`."""
-  with drawing(10.4, 3.2, 2) as (figure, panels):
-    for axes, score in zip(panels, ('loss', 'accuracy')):
+def spent(curves, measure, label, scores=('loss', 'accuracy')):
+  """Test scores, side by side, against what was spent, a column of `curves`."""
+  with drawing(0.4 + 5 * len(scores), 3.2, len(scores)) as (figure, panels):
+    for axes, score in zip(panels, scores):
       _spent(axes, curves, measure, score, label, f'test {score}')
-    panels[1].get_legend().remove()
+    for axes in panels[1:]:
+      axes.get_legend().remove()
   return figure
 
 

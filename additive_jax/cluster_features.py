@@ -2,7 +2,7 @@
 makes of them; and what the n-grams of a cluster tell.
 
 N is a number of examples, F of features, T of tokens in an example, J of clusters. Whatever has to
-be fitted, such as principal components, is fitted on at most 8,192 examples drawn from the seed and
+be fitted, such as principal components, is fitted on at most 2,048 examples drawn from the seed and
 applied in batches, so memory grows with the features alone, N × F, and not with the examples' own
 size.
 """
@@ -13,12 +13,16 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from additive_jax.data.splits import Split
 from additive_jax.errors import UserError
 
 TASKS = ('classification', 'language', 'regression')
-_FITTED = 8192  # examples that components are fitted on, at most
+_FITTED = 2048  # examples that components are fitted on, at most
+_DOCUMENTS = 8192  # that telling n-grams are looked for in, at most
+_POWERS = 4  # passes to and fro of a randomised decomposition (Halko, Martinsson, Tropp, 2011)
+_EXTRA = 10  # directions that it follows beside those asked for
 _BATCH = 2**22  # numbers of a batch of examples
 _LENGTHS = (1, 2, 3)  # of n-grams
 _COLUMNS = 2**14  # that n-grams are hashed into
@@ -70,8 +74,39 @@ def input_features(x, task='classification', *, max_features=50, seed=0):
   if first[0].size <= max_features:
     return np.concatenate([_flat(rows) for rows in _batches(x)])
   fitted = _flat(_rows(x, _sample(len(x), _FITTED, seed)))
-  pca = PCA(min(max_features, *fitted.shape), random_state=seed).fit(fitted)
+  pca = PCA(
+    min(max_features, *fitted.shape),
+    svd_solver='randomized',
+    iterated_power=_POWERS,
+    n_oversamples=_EXTRA,
+    random_state=seed,
+  )
+  with threadpool_limits(1):  # threads take longer to meet than such thin products take
+    pca.fit(fitted)
   return np.concatenate([pca.transform(_flat(rows)) for rows in _batches(x)]).astype(np.float32)
+
+
+def input_flops(x, task='classification', *, max_features=50):
+  """FLOPs of `input_features`: fitting components, and giving every example its own.
+
+  A product counts 2 FLOPs for each multiply-add, and the decomposition of a matrix [M, q], M > q,
+  2·M·q²; of texts every place is taken for an n-gram of its own, so theirs are at most as many.
+  Columns of tables, and images of few pixels, take no components and no FLOPs.
+
+  Args: those of `input_features`.
+  """
+  first, count = _rows(x, np.zeros(1, np.int64)), len(x)
+  size = filled = first[0].size  # numbers of an example, and those that are not zero
+  if task == 'language':
+    size, filled = _COLUMNS, sum(max(size + 1 - length, 0) for length in _LENGTHS)
+  elif first.ndim == 2 or size <= max_features:
+    return 0.0
+  fitted = min(count, _FITTED)
+  components = min(max_features, fitted, size)
+  followed = components + _EXTRA
+  products = 2.0 * fitted * filled * followed * (2 * _POWERS + 2)
+  thin = 2.0 * followed**2 * (fitted + size) * (_POWERS + 1)
+  return products + thin + 2.0 * count * filled * components
 
 
 def embedding_features(hidden, x=None, *, batch_size=256):
@@ -99,7 +134,7 @@ def embedding_features(hidden, x=None, *, batch_size=256):
   return _standardised(np.concatenate(means))
 
 
-def telling_ngrams(tokens, labels, *, top=8, longest=6, max_documents=_FITTED, seed=0):
+def telling_ngrams(tokens, labels, *, top=8, longest=6, max_documents=_DOCUMENTS, seed=0):
   """The n-grams that tell each cluster from the others, as text that can be read.
 
   The measure is the z-score of the log odds of a document of the cluster to contain the n-gram,
@@ -203,7 +238,9 @@ def _text_features(x, max_features, seed):
   fitted = _hashed(_rows(x, _sample(len(x), _FITTED, seed)))
   tfidf = TfidfTransformer(sublinear_tf=True).fit(fitted)
   components = min(max_features, fitted.shape[0])
-  svd = TruncatedSVD(components, random_state=seed).fit(tfidf.transform(fitted))
+  svd = TruncatedSVD(components, n_iter=_POWERS, n_oversamples=_EXTRA, random_state=seed)
+  with threadpool_limits(1):
+    svd.fit(tfidf.transform(fitted))
   parts = [svd.transform(tfidf.transform(_hashed(rows))) for rows in _batches(x, 16)]
   return normalize(np.concatenate(parts)).astype(np.float32)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -24,6 +25,8 @@ from additive_jax.models.additive import gate_names, initial
 from additive_jax.structure import parse
 from additive_jax.train import State, init_state, train_step
 
+log = logging.getLogger('additive_jax')
+
 AXIS = PartitionSpec(placement.STRUCTURE)
 BY_STEP = PartitionSpec(None, placement.STRUCTURE)
 
@@ -33,6 +36,9 @@ class Fleet:
 
   Each passes through its own group of examples in an order of its own, and all take the same number
   of steps, so those with small groups pass through them more often.
+
+  Each network trains on one device. The most devices are used whose number divides J, so that one
+  network alone uses one of them; the others stay idle, which is logged.
 
   Attributes:
     state: a `State` whose leaves have a leading axis [J], but `step`, which all share.
@@ -95,7 +101,7 @@ class Fleet:
     model, count = recipe.model, len(gate_names(recipe.model))
     bits = np.ones(count, bool) if structure is None else np.array(parse(structure, count).bits)
     names = list(range(len(groups))) if names is None else list(names)
-    self.mesh = placement.make_mesh(len(groups), 1, devices)
+    self.mesh = _mesh(len(groups), devices)
     self._groups = [np.asarray(group) for group in groups]
     self._orders = [
       Order(len(group), batch_size, _own(seed, name))
@@ -161,6 +167,18 @@ class Fleet:
     self.state, metrics = self._program(self.state, self._bits, np.int32(count), rows, self._data)
     metrics = {name: value[:count] for name, value in placement.to_host(metrics).items()}
     return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
+
+
+def _mesh(size: int, devices) -> Mesh:
+  """The mesh of `size` networks, on the most devices that divide them."""
+  devices = list(jax.devices() if devices is None else devices)
+  used = max(count for count in range(1, len(devices) + 1) if size % count == 0)
+  # Of several processes all devices take part, or `make_mesh` says so.
+  if used < len(devices) and jax.process_count() == 1:
+    said = '1 network trains' if size == 1 else f'{size} networks train'
+    log.warning('%s on %d of %d devices, each whole on one', said, used, len(devices))
+    devices = devices[:used]
+  return placement.make_mesh(size, 1, devices)
 
 
 def _own(seed: int, name: int) -> int:

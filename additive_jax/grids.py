@@ -38,14 +38,14 @@ def interaction_heatmap(matrix, names):
   limit = np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0) or 1.0
   label = f'interaction{times_power(exponent)}'
   return _heat_map(
-    matrix, short_names(names), limit, label, '{:+.1f}' if limit < 100 else '{:+.0f}', {}
+    matrix, short_names(names), limit, label, '{:+z.1f}' if limit < 100 else '{:+z.0f}', {}
   )
 
 
 def cosines(matrix, labels):
   """Cosines between the gradients of K structures, `matrix [K, K]`, on a scale from −1 to 1."""
   matrix = np.array(matrix, np.float64)
-  return _heat_map(matrix, [str(x) for x in labels], 1.0, 'cosine', '{:.2f}', {'family': MONO})
+  return _heat_map(matrix, [str(x) for x in labels], 1.0, 'cosine', '{:z.2f}', {'family': MONO})
 
 
 def _heat_map(matrix, labels, limit, label, number, font):

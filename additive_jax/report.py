@@ -13,6 +13,7 @@ from additive_jax.plot_style import power_of_ten, style
 from additive_jax.report_template import TEMPLATE
 
 _MAX_VECTOR_MARKS = 1500  # above this many marks a picture is smaller and quicker as pixels
+_LARGE = 8  # characters of a tile that fit in large type
 _TOC_SECTIONS = 4  # a page with more sections gets a table of contents
 
 
@@ -50,7 +51,7 @@ class Report:
 
   def facts(self, facts):
     """Adds a row of tiles from a dict of names to values: text, or numbers shown to four digits."""
-    return self._add('facts', facts=[(name, format_value(value)) for name, value in facts.items()])
+    return self._add('facts', facts=[_tile(name, value) for name, value in facts.items()])
 
   def figure(self, figure, caption):
     """Adds a `matplotlib.figure.Figure` with a caption."""
@@ -106,7 +107,7 @@ def format_value(value):
     return str(value)
   if math.isinf(value):
     return '∞' if value > 0 else '−∞'
-  text = f'{float(value):#.4g}'
+  text = f'{float(value) + 0.0:#.4g}'  # minus zero is zero
   if 'e' in text:
     digits, exponent = text.split('e')
     text = f'{digits}×{power_of_ten(int(exponent))}'
@@ -128,6 +129,17 @@ def count_marks(figure):
       paths = collection.get_paths()
       marks += max(len(collection.get_offsets()), sum(len(path.vertices) for path in paths) // 4)
   return marks
+
+
+def _tile(name, value):
+  """A fact as it is shown: long ones smaller, numbers on one line."""
+  text = format_value(value)
+  style = 'long' if len(text) > _LARGE else 'short'
+  return {
+    'name': name,
+    'text': text,
+    'style': f'{style} whole' if isinstance(value, numbers.Real) else style,
+  }
 
 
 def _alignment(column):

@@ -26,6 +26,7 @@ dl div { padding: .8rem 1rem; background: #f6f7f9; border-radius: 6px; overflow-
 dt { color: #5b626b; font-size: .82rem; line-height: 1.3; }
 dd { margin: .2rem 0 0; font-size: 1.35rem; font-weight: 600; line-height: 1.25; }
 dd.long { font-size: 1rem; }
+dd.whole { white-space: nowrap; }
 figure { margin: 1.6rem 0 2rem; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figcaption { color: #5b626b; font-size: .88rem; line-height: 1.45; text-align: left; }
@@ -71,8 +72,9 @@ pre { margin: 0; padding: .8rem 1rem; background: #f6f7f9; border-radius: 6px;
 <p>{{ item.text }}</p>
 {% elif item.kind == 'facts' %}
 <dl>
-{% for name, value in item.facts %}
-<div><dt>{{ name }}</dt><dd{% if value|length > 10 %} class="long"{% endif %}>{{ value }}</dd></div>
+{% for fact in item.facts %}
+<div><dt>{{ fact.name }}</dt>
+<dd class="{{ fact.style }}">{{ fact.text }}</dd></div>
 {% endfor %}
 </dl>
 {% elif item.kind == 'figure' %}

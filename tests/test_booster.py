@@ -84,13 +84,25 @@ def test_what_a_run_leaves(boosted):
   assert set(summary['variants']) == {'scratch', *WAYS}
   assert summary['largest_difference'] <= 1e-5
   page = (workdir / 'report.html').read_text()
-  for text in ('FLOPs saved at equal loss', '2 of 3 blocks', 'synchronised every', 'Clusters'):
+  assert 'bubble' not in summary
+  for text in (
+    'FLOPs saved at equal loss',
+    '2 of 3 blocks',
+    'synchronised every',
+    'Clusters',
+    'Test accuracy against the same FLOPs',
+  ):
     assert text in page
   assert page.index('<svg') < page.index('<table')
   again = start(workdir)
   for name in booster.TABLES:
     field = 'table' if name == 'structures' else name
     pd.testing.assert_frame_equal(getattr(again, field), getattr(result, field))
+
+
+def stored(workdir, method, seed=0):
+  with np.load(workdir / 'journals' / f'clusters-{method}-seed{seed}.npz') as found:
+    return {key: found[key] for key in found.files}
 
 
 def test_every_flop_is_counted(boosted):
@@ -100,21 +112,28 @@ def test_every_flop_is_counted(boosted):
   small = models.measure(MLP(2, 4, 4, 3), x).flops('11')
   large = models.measure(MLP(3, 8, 8, 3), x).flops('111')
   embedding = 3 * STEPS['embedding'] * 16 * small + 120 * small
+  kmeans = {seed: stored(boosted[1], 'kmeans', seed)['own_flops'] for seed in (0, 1)}
+  # 120 examples of 4 features and 2 centres: at least one iteration in each of four starts.
+  assert min(kmeans.values()) > 4 * 2 * 120 * 4 * 2
   copies, grown = 3 * STEPS['narrow'] * 16 * small, 3 * STEPS['large'] * 16 * large
   want = {
     'scratch': 3 * STEPS['scratch'] * 16 * large,
-    'clusters': embedding + copies + grown,
+    'clusters': embedding + np.mean(list(kmeans.values())) + copies + grown,
     'random_split': copies + grown,
     'one_narrow': copies + grown,
     'untrained': grown,
   }
   rows = boosted[0].variants.set_index('variant')
   for name, flops in want.items():
-    for seed in (0, 1):
-      assert curves[name, seed].iloc[-1] == pytest.approx(flops)
     assert rows.loc[name, 'training_flops'] == pytest.approx(flops)
+    for seed in (0, 1):
+      own = flops + (name == 'clusters') * (kmeans[seed] - np.mean(list(kmeans.values())))
+      assert curves[name, seed].iloc[-1] == pytest.approx(own)
     assert rows.loc[name, 'flops'] == large
-  assert rows.loc['clusters', 'narrow_flops'] == pytest.approx(embedding + copies)
+  found = embedding + np.mean(list(kmeans.values()))
+  assert rows.loc['clusters', 'cluster_flops'] == pytest.approx(found)
+  assert rows.loc['clusters', 'narrow_flops'] == pytest.approx(found + copies)
+  assert not rows.loc[['scratch', 'random_split', 'one_narrow'], 'cluster_flops'].any()
   assert rows.loc['untrained', 'narrow_flops'] == 0
 
 
@@ -142,12 +161,15 @@ def test_curves(boosted):
     assert last[record['variant'], record['seed']] == pytest.approx(record['loss'], abs=1e-6)
 
 
-def test_seconds_of_the_model_that_is_embedded_are_counted(boosted):
+def test_seconds_of_finding_clusters_are_counted(boosted):
   clock = Journal(boosted[1] / 'journals' / narrow_.CLOCK).records()
   seconds = {(record['tag'], record['step']): record['seconds'] for record in clock}
   assert ('embedding-seed0', STEPS['embedding']) in seconds
   rows = boosted[0].curves.set_index(['variant', 'seed', 'step'])['seconds']
-  for name, before in (('clusters', seconds['embedding-seed0', 2]), ('random_split', 0.0)):
+  grouping = float(stored(boosted[1], 'kmeans')['seconds'])
+  assert grouping > 0
+  whole = seconds['embedding-seed0', 2] + grouping
+  for name, before in (('clusters', whole), ('random_split', 0.0)):
     own = seconds[f'{name}-narrow-seed0', 4]
     assert rows[name, 0, 4].iloc[0] == pytest.approx(before + own)
 
@@ -166,11 +188,8 @@ def test_receipts_and_clusters(boosted):
   sizes = result.clusters
   assert (sizes['size'] == 60).all()
   assert sizes.groupby(['variant', 'seed']).size().tolist() == [2] * 4
-  stored = {}
-  for method in ('kmeans', 'random'):
-    with np.load(workdir / 'journals' / f'clusters-{method}-seed0.npz') as found:
-      stored[method] = found['labels']
-  agree = (stored['kmeans'] == stored['random']).mean()
+  found, even = (stored(workdir, method) for method in ('kmeans', 'random'))
+  agree = (found['labels'] == even['labels']).mean()
   assert 0.2 < agree < 0.8
   losses = result.curves.set_index(['variant', 'seed', 'phase', 'step'])['loss']
   for seed in (0, 1):
@@ -201,7 +220,10 @@ def test_stopped_and_started_again(boosted, tmp_path):
       signalled(patched, kind, number)
       with pytest.raises(Stopped):
         start(tmp_path / 'run', options)
+    cost = stored(tmp_path / 'run', 'kmeans')
   again = start(tmp_path / 'run', options)
+  record = Journal(tmp_path / 'run' / 'journals' / booster.JOURNAL).records()[-1]
+  assert (record['cluster_flops'], record['cluster_seconds']) == (cost['flops'], cost['seconds'])
   for field in ('curves', 'receipts', 'clusters'):
     own, want = getattr(again, field), getattr(whole, field)
     want = want[want['variant'].isin(['scratch', 'clusters']) & (want['seed'] == 0)]
@@ -209,6 +231,38 @@ def test_stopped_and_started_again(boosted, tmp_path):
     want = want.astype(own.dtypes).reset_index(drop=True)
     pd.testing.assert_frame_equal(own, want, rtol=1e-12)
   assert (again.curves.groupby('variant')['seconds'].diff().dropna() >= 0).all()
+
+
+def test_the_summary_tells_what_a_pipeline_leaves_idle(boosted, tmp_path):
+  result, _ = boosted
+  with session_of(ONE, tmp_path) as session:
+    narrows = {'clusters': booster.narrow_of(session, 'clusters')}
+    bubble = {'measured': 0.45, 'formula': 3 / 7, 'busy': [[1.0]]}
+    given = session, result.variants, result.receipts, narrows
+    found = booster_tables.summarise(*given, bubble)
+  assert found['bubble'] == {'measured': 0.45, 'formula': 3 / 7}
+  assert found['variants'].keys() == result.summary['variants'].keys()
+
+
+def test_clusters_of_a_run_are_read_again(tmp_path):
+  """With what they cost; those that do not tell it are found again."""
+  with session_of(ONE, tmp_path) as session:
+    narrow = booster.narrow_of(session, 'clusters')
+    first = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    # Columns of a table are no components, and cost nothing.
+    assert first.flops == first.clusters.flops > 0
+    again = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    assert (again.flops, again.seconds) == (first.flops, first.seconds)
+    assert again.clusters.flops == first.clusters.flops
+    path = session.rundir.journals / 'clusters-kmeans-seed0.npz'
+    old = {key: stored(session.rundir.path, 'kmeans')[key] for key in ('labels', 'centers')}
+    np.savez(path, **old, inertia=1.0)
+    anew = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    assert anew.flops == first.flops
+    assert (anew.clusters.labels == first.clusters.labels).all()
+    assert float(stored(session.rundir.path, 'kmeans')['flops']) == first.flops
+    random = narrow_.clusters_of(session, narrow, 'random', 0)
+    assert random[1:] == (0.0, 0.0)
 
 
 def test_the_best_copy(tmp_path):
@@ -388,7 +442,8 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
   with session_of(APART, tmp_path / 'again') as session:
     narrow = booster.narrow_of(session, 'clusters')
     each = narrow.flops_per_step / 4
-    assert rows['flops'].iloc[0] == pytest.approx(each * (450 + steps[-1]))
+    clustering = float(stored(workdir, 'kmeans')['flops'])
+    assert rows['flops'].iloc[0] == pytest.approx(clustering + each * (450 + steps[-1]))
     fleet = narrow_.make_fleet(session, narrow, [np.arange(1)], 0)
     members = []
     for folder in folders[:2]:
@@ -480,6 +535,22 @@ def test_bad_options_leave_nothing(options, message, tmp_path):
   with pytest.raises(UserError, match=message) as raised:
     start(tmp_path / 'run', options)
   assert '\n' not in str(raised.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'train.pipe_devices': 2}, '3 sites of MLP in 2 stages'),
+    ({'train.microbatches': 5}, 'a batch of 16 examples in 5 microbatches: expected a multiple'),
+    ({'train.pipe_schedule': 'foo'}, "config.train.pipe_schedule 'foo': expected one of gpipe, "),
+    ({'train.pipe_repeats': 3}, 'pipe_repeats 3 of gpipe: expected 1, or circular'),
+  ],
+)
+def test_bad_pipelines_leave_nothing(options, message, tmp_path):
+  config = tiny.config('booster', OPTIONS | {'train.pipe_devices': 4} | options)
+  with pytest.raises(UserError, match=message):
+    booster.run(config, tmp_path / 'run', devices=4)
   assert not (tmp_path / 'run').exists()
 
 

@@ -98,13 +98,60 @@ def test_kmeans_finds_what_is_apart():
   assert judged.explained == pytest.approx(1 - found.inertia / total)
 
 
-def test_mini_batches_come_close(features, monkeypatch):
-  whole = clusters.cluster(features, 10)
-  monkeypatch.setattr(clusters, '_MINI_BATCH_FROM', 100)
-  found = clusters.cluster(features, 10)
-  assert (found.labels != whole.labels).any()
-  assert (np.diff(found.sizes) <= 0).all()
-  assert found.inertia < 1.1 * whole.inertia
+def test_starts_on_a_sample(monkeypatch):
+  """5,000 examples, of which the starts see 4,096; all are assigned."""
+  rng = np.random.default_rng(4)
+  truth = rng.permutation(np.repeat([0, 1, 2], [2500, 1500, 1000]))
+  points = rng.normal(size=(5000, 2)) + 20.0 * np.array([[0, 0], [1, 0], [0, 1]])[truth]
+  found = clusters.cluster(points, 3)
+  assert (found.labels == truth).all()
+  means = [points[truth == j].mean(axis=0) for j in range(3)]
+  np.testing.assert_allclose(found.centers, means)
+  copies = np.zeros((5000, 1))
+  with pytest.raises(UserError, match='num_clusters 2: k-means fills only 1'):
+    clusters.cluster(copies, 2)
+  monkeypatch.setattr(clusters, '_SAMPLE', 4)  # fewer than clusters
+  assert clusters.cluster(points[:200], 20).num_clusters == 20
+
+
+@pytest.mark.parametrize('count', [300, 6000])
+@pytest.mark.parametrize('balanced', [False, True])
+def test_flops_by_hand(count, balanced, monkeypatch):
+  """Two FLOPs for each number of a distance that was computed."""
+  iterations, rounds = [], []
+  fit, assign = clusters.KMeans.fit, clusters.assign_equally
+
+  def watched(self, x):
+    fit(self, x)
+    assert len(x) == min(count, 4096)
+    iterations.append(self.n_iter_)
+    return self
+
+  monkeypatch.setattr(clusters.KMeans, 'fit', watched)
+  monkeypatch.setattr(clusters, 'assign_equally', lambda *a: rounds.append(1) or assign(*a))
+  points = np.random.default_rng(0).normal(size=(count, 7))
+  found = clusters.cluster(points, 3, balanced=balanced)
+  assert len(iterations) == 4
+  assert bool(rounds) == balanced
+  # k-means++ tries one first centre, then 3 for each of the other two; then the iterations, and the
+  # labels at their end.
+  sampled = sum(1 + 2 * 3 + 3 * (own + 1) for own in iterations)
+  whole = 3 * (len(rounds) + (count > 4096))
+  assert found.flops == 2 * 7 * (min(count, 4096) * sampled + count * whole)
+  assert clusters.cluster(points, 3, method='random').flops == 0
+
+
+def test_flops_of_features(digits):
+  """Components of 64 pixels, 1,437 images: 10 directions more are followed, 4 times to and fro."""
+  found = clusters.input_flops(digits, max_features=5)
+  products = 2 * 1437 * 64 * 15 * 10
+  thin = 2 * 15**2 * (1437 + 64) * 5
+  assert found == products + thin + 2 * 1437 * 64 * 5
+  assert clusters.input_flops(digits, max_features=64) == 0
+  assert clusters.input_flops(np.zeros((50, 3))) == 0
+  tokens = np.zeros((3000, 8), np.uint8)  # 8 + 7 + 6 n-grams each
+  text = 2 * 2048 * 21 * 14 * 10 + 2 * 14**2 * (2048 + 16384) * 5 + 2 * 3000 * 21 * 4
+  assert clusters.input_flops(tokens, 'language', max_features=4) == text
 
 
 def test_digits_balanced_and_random(features, digits):
@@ -133,7 +180,7 @@ def test_digits_balanced_and_random(features, digits):
 @pytest.mark.parametrize('options', [{'balanced': True}, {'method': 'random'}])
 def test_seed_decides(features, options):
   first, again, other = (
-    clusters.cluster(features[:300], 4, seed=seed, **options).labels for seed in (1, 1, 2)
+    clusters.cluster(features[:300], 10, seed=seed, **options).labels for seed in (1, 1, 2)
   )
   assert (first == again).all()
   assert (first != other).any()
@@ -265,6 +312,9 @@ def test_pictures_of_little():
   [
     (lambda x: clusters.cluster(x, 500), 'num_clusters 500 of 100 examples: expected at most'),
     (lambda x: clusters.cluster(x, 0), 'num_clusters 0 of 100 examples: expected at least 1'),
+    (lambda x: clusters.cluster(x, 2.5), r'num_clusters 2\.5: expected a whole number'),
+    (lambda x: clusters.cluster(x, '2'), "num_clusters '2': expected a whole number"),
+    (lambda x: clusters.cluster(x.astype(str), 2), 'features of type <U32: expected numbers'),
     (lambda x: clusters.cluster(x, 2, method='dbscan'), "method 'dbscan': expected one of kmeans"),
     (lambda x: clusters.cluster(x[0], 2), r'features of shape \(3,\): expected \[N, F\]'),
     (

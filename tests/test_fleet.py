@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from additive_jax import UserError, run
+from additive_jax import fleet as fleet_
 from additive_jax.data import ArraySplit, Order
 from additive_jax.fleet import Fleet
 from additive_jax.gradients import Recipe
@@ -106,6 +107,20 @@ def test_side_by_side_is_alone(devices, alone):
   pools = starts(made)
   assert min(apart(pools[0], pool) for pool in pools[1:]) > 1e-2
   assert [int(state.step) for state in made.members()] == [STEPS] * 4
+
+
+def test_devices_that_are_left_over_are_told(caplog):
+  for count, devices, used, said in (
+    (1, 4, 1, '1 network trains on 1 of 4 devices'),
+    (4, 3, 2, '4 networks train on 2 of 3 devices'),
+    (4, 4, 4, ''),
+  ):
+    caplog.clear()
+    mesh = fleet_._mesh(count, jax.devices()[:devices])
+    assert mesh.shape['structure'] == mesh.size == used
+    assert said in caplog.text
+    assert 'structures a step' not in caplog.text
+    assert bool(caplog.text) == bool(said)
 
 
 @pytest.mark.parametrize('devices', [1, 2])

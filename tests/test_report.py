@@ -185,6 +185,7 @@ def test_labels():
     (-1234.4, '−1234'),
     (2e-7, '2.000×10⁻⁷'),
     (0.0, '0.000'),
+    (-0.0, '0.000'),
     (4096, '4,096'),
     (np.int64(-7), '−7'),
     (np.float32(0.25), '0.2500'),
@@ -312,6 +313,21 @@ def test_details_are_closed_and_keep_their_lines():
 )
 def test_counted(number, text):
   assert counted(number, 'seed') == text
+
+
+def test_zero_has_no_sign():
+  drawn = figures.cosines([[1.0, -1e-9], [-1e-9, 1.0]], 'ab').axes[0].texts
+  assert [text.get_text() for text in drawn] == ['1.00', '0.00', '0.00', '1.00']
+
+
+def test_numbers_of_tiles_stay_in_one_piece():
+  text = Report('t').facts({'small': 2.6234e-6, 'said': 'not reached', 'one': 7}).render()
+  assert re.findall(r'<dd class="([^"]*)">([^<]*)</dd>', text) == [
+    ('long whole', '2.623×10⁻⁶'),
+    ('long', 'not reached'),
+    ('short whole', '7'),
+  ]
+  assert 'dd.whole { white-space: nowrap; }' in text
 
 
 def test_contents_only_for_more_than_four_sections():

@@ -39,7 +39,6 @@ from additive_jax.experiments.narrow import (
   Narrow,
   Start,
   clusters_of,
-  embedding_flops,
   features_of,
   join,
   judged,
@@ -132,6 +131,8 @@ def _check(session: Session) -> None:
     raise UserError(f'config.booster.quorum {options.quorum}: expected a share in (0, 1]')
   if options.asynchronous:
     check_processes(session)
+  for variant in (SCRATCH, options.variants[0]):
+    _large(session, variant)
   for variant in options.variants:
     narrow = narrow_of(session, variant)
     _check_grows(session, narrow)
@@ -199,11 +200,10 @@ def _run(session: Session) -> BoosterResult:
   structures = table[columns].assign(rank=table['loss'].rank(method='first').astype(int))
   structures.insert(0, 'structure', str(session.space.all_on()))
   structures = structures.sort_values('rank').reset_index(drop=True)
-  summary = summarise(session, table, receipts, narrows)
+  bubble = records[SCRATCH][0].get('bubble')
+  summary = summarise(session, table, receipts, narrows, bubble)
   result = BoosterResult(structures, table, curves, receipts, sizes, memory, summary)
-  page = booster_report.render(
-    session, result, narrows, _pictures(session, narrows), records[SCRATCH][0].get('bubble')
-  )
+  page = booster_report.render(session, result, narrows, _pictures(session, narrows), bubble)
   tables = (structures, table, curves, receipts, sizes, memory)
   write_results(session, dict(zip(TABLES, tables)), summary, page)
   return _read(session.rundir)
@@ -259,22 +259,20 @@ def _started(session, variant, narrow, large, seed) -> tuple[Start, dict]:
     devices = session.devices[:1]
     size, train = narrow.batch_size, session.data.train
     fleet = Fleet(narrow.recipe, train, [whole], batch_size=size, seed=seed, devices=devices)
-    members, taken, spent = fleet.members(), [0], 0.0
-    return join(session, narrow, members, large.recipe, seed), {'narrow_flops': spent}
-  groups, spent, sizes = [whole], 0.0, {}
+    return join(session, narrow, fleet.members(), large.recipe, seed), {'narrow_flops': 0.0}
+  groups, spent, record = [whole], 0.0, {}
   if variant in METHODS:
-    found = clusters_of(session, narrow, METHODS[variant], seed)
+    found, spent, seconds = clusters_of(session, narrow, METHODS[variant], seed)
     groups = [found.members(i) for i in range(narrow.num_models)]
-    spent = embedding_flops(session, narrow) if METHODS[variant] == 'kmeans' else 0.0
-    sizes = {'sizes': [len(group) for group in groups]}
+    record = {'cluster_flops': spent, 'cluster_seconds': seconds, 'sizes': found.sizes.tolist()}
   if options.asynchronous and variant in METHODS:
     members, taken = _apart(session, narrow, groups, seed, variant, name)
   else:
     members = train_together(session, narrow, groups, seed, name)
     taken = [narrow.num_steps] * len(members)
   each = narrow.flops_per_step / narrow.num_models
-  record = {'embedding_flops': spent, 'narrow_flops': spent + each * sum(taken), **sizes}
-  return join(session, narrow, members, large.recipe, seed), record | {'taken': taken}
+  record |= {'narrow_flops': spent + each * sum(taken), 'taken': taken}
+  return join(session, narrow, members, large.recipe, seed), record
 
 
 def _apart(session, narrow, groups, seed, variant, name):
@@ -292,7 +290,7 @@ def _apart(session, narrow, groups, seed, variant, name):
 def _pictures(session, narrows) -> list:
   """Of the clusters of the first seed, with their captions."""
   found = {
-    variant: clusters_of(session, narrow, METHODS[variant], session.config.seed)
+    variant: clusters_of(session, narrow, METHODS[variant], session.config.seed).clusters
     for variant, narrow in narrows.items()
     if variant in METHODS
   }

@@ -47,12 +47,18 @@ def render(session, result, narrows, pictures, bubble=None) -> str:
     'Left: test loss against the FLOPs of the whole training, forward and backward, mean over the '
     'seeds; circles: where the large model begins; dashed: the lowest loss of training from '
     'scratch. Right: the share of FLOPs saved until that loss, paired by seed, with 95 % '
-    'intervals. Everything counts: all narrow models, and the model whose embedding is clustered.',
+    'intervals. Everything counts: all narrow models, k-means, and the features that it is given '
+    '(components of the inputs, or the model whose embedding they are).',
   )
   report.figure(
-    booster_figures.spent(result.curves, 'seconds', 'seconds of training steps'),
-    'The same against measured time on this run’s devices, without compiling and judging; narrow '
-    'models that share a device take turns.',
+    booster_figures.spent(result.curves, 'flops', booster_figures.FLOPS, scores=('accuracy',)),
+    'Test accuracy against the same FLOPs; dashed: the highest of training from scratch.',
+  )
+  report.figure(
+    booster_figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
+    'Loss and accuracy against measured time on this run’s devices, without compiling and judging. '
+    'Each narrow model trains on one device: one alone leaves the others idle, and those that '
+    'share a device take turns.',
   )
   narrow = max(narrows.values(), key=lambda own: own.num_models)
   count, sync = narrow.num_models, narrow.sync_every
@@ -104,5 +110,5 @@ def _share(row) -> str:
   if not np.isfinite(row['saving']):
     return 'not reached'
   half = row['saving_ci95']
-  interval = '' if np.isnan(half) else f' ± {100 * half:.1f}'
-  return f'{100 * row["saving"]:.1f}{interval} %'.replace('-', '−')
+  interval = '' if np.isnan(half) else f' ±\u00a0{100 * half:.1f}'
+  return f'{100 * row["saving"]:z.1f}{interval}\u00a0%'.replace('-', '−')

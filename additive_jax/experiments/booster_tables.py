@@ -20,8 +20,8 @@ def curve_table(session, records: dict, narrows: dict, steps: dict) -> pd.DataFr
   """Test loss and accuracy at every point of every training, against all that was spent up to it.
 
   Columns: variant, seed, phase, step (of the phase), flops (of training, forward and backward, all
-  copies together, what found the clusters included), seconds (of steps, without compiling), loss,
-  accuracy. A large model that was made of others has a point at step 0.
+  copies together, what found the clusters included), seconds (of the same, without compiling),
+  loss, accuracy. A large model that was made of others has a point at step 0.
 
   Args:
     records: by variant, one of each seed; see `booster`.
@@ -49,13 +49,13 @@ def curve_table(session, records: dict, narrows: dict, steps: dict) -> pd.DataFr
     for record in found:
       seed, flops, seconds = record['seed'], 0.0, 0.0
       if variant in narrows:
-        flops = record.get('embedding_flops', 0.0)
+        flops = record.get('cluster_flops', 0.0)
         name, narrow = f'{variant}-narrow-seed{seed}', narrows[variant]
         of_copies = [f'{name}-{i}' for i in range(narrow.num_models)]
         # Copies that trained at their own pace have no common points; the slowest one counts.
         apart = [sum(s for (tag, _), s in clock.items() if tag == own) for own in of_copies]
         seconds = sum(s for (tag, _), s in clock.items() if tag == f'embedding-seed{seed}')
-        seconds *= flops > 0
+        seconds = seconds * (flops > 0) + record.get('cluster_seconds', 0.0)
         seconds = add(name, variant, seed, NARROW, flops, seconds, narrow.flops_per_step)
         flops, seconds = record['narrow_flops'], seconds + max(apart)
         start = record['start']
@@ -116,6 +116,7 @@ def compare(records: dict, curves: pd.DataFrame) -> pd.DataFrame:
         row |= with_interval(f'{key}_minus_scratch', own[key] - scratch[key])
     row['training_flops'] = end['flops'].mean()
     row['narrow_flops'] = own['narrow_flops'].mean() if variant != SCRATCH else 0.0
+    row['cluster_flops'] = np.mean([record.get('cluster_flops', 0.0) for record in found])
     row |= with_interval('seconds', end['seconds'])
     if variant != SCRATCH:
       row['reached'] = int(by_flops[variant].notna().sum())
@@ -164,14 +165,18 @@ def memory_rows(state) -> list[dict]:
   ]
 
 
-def summarise(session, table: pd.DataFrame, receipts: pd.DataFrame, narrows: dict) -> dict:
-  """The headline figures."""
+def summarise(
+  session, table: pd.DataFrame, receipts: pd.DataFrame, narrows: dict, bubble: dict | None = None
+) -> dict:
+  """The headline figures; of a pipeline also the share of its time that is idle, as measured and by
+  formula, from `bubble`."""
   figures, of_scratch = {}, table.set_index('variant').loc[SCRATCH].dropna().index
   for row in table.to_dict('records'):
     name = row.pop('variant')
     # Training from scratch is not compared with itself.
     figures[name] = {k: v for k, v in row.items() if name != SCRATCH or k in of_scratch}
   small = next(iter(narrows.values()))
+  idle = {'bubble': {key: bubble[key] for key in ('measured', 'formula')}} if bubble else {}
   return {
     'experiment': 'booster',
     'data': session.data.name,
@@ -185,4 +190,5 @@ def summarise(session, table: pd.DataFrame, receipts: pd.DataFrame, narrows: dic
     'largest_difference': receipts['from_joined'].max(),
     'variants': figures,
     'skipped': int(table['skipped'].sum()),
+    **idle,
   }

@@ -8,13 +8,21 @@ import dataclasses
 import functools
 import io
 import logging
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from additive_jax import placement, transplant
-from additive_jax.clusters import Clusters, cluster, embedding_features, input_features
+from additive_jax.clusters import (
+  Clusters,
+  cluster,
+  embedding_features,
+  input_features,
+  input_flops,
+)
 from additive_jax.errors import UserError
 from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments.fit import fit
@@ -96,7 +104,21 @@ def make_narrow(session: Session, num_models: int) -> Narrow:
   return Narrow(small, place, num_models, size // num_models, num_steps, sync, recipe)
 
 
-def clusters_of(session: Session, narrow: Narrow, method: str, seed: int) -> Clusters:
+class Grouping(NamedTuple):
+  """Clusters of the training examples, and what finding them took; nothing, for a random split.
+
+  Attributes:
+    clusters: the clusters.
+    flops: of k-means, of the features, and of the training of a model whose embedding they are.
+    seconds: of the same, without compiling; that training's are in the journal `CLOCK`.
+  """
+
+  clusters: Clusters
+  flops: float
+  seconds: float
+
+
+def clusters_of(session: Session, narrow: Narrow, method: str, seed: int) -> Grouping:
   """The clusters of the training examples, found now or read from the run directory.
 
   Args:
@@ -106,35 +128,55 @@ def clusters_of(session: Session, narrow: Narrow, method: str, seed: int) -> Clu
   balanced = session.config.booster.balanced
   if path.exists():
     with np.load(path) as stored:
-      labels, centers, inertia = (stored[key] for key in ('labels', 'centers', 'inertia'))
-    return Clusters(
-      labels, np.bincount(labels), centers, float(inertia), method, balanced or method == 'random'
-    )
+      kept = {key: stored[key] for key in stored.files}
+    # Clusters that do not tell what they took are found again.
+    if kept.keys() >= {'flops', 'seconds', 'own_flops'}:
+      labels, own = kept['labels'], float(kept['own_flops'])
+      even = balanced or method == 'random'
+      found = Clusters(
+        labels, np.bincount(labels), kept['centers'], float(kept['inertia']), method, even, own
+      )
+      return Grouping(found, float(kept['flops']), float(kept['seconds']))
   log.info('seed %d: clusters of %d examples, %s', seed, len(session.data.train), method)
-  features = features_of(session, narrow, seed)
+  features, spent = _features(session, narrow, seed)
+  started = time.perf_counter()
   found = cluster(features, narrow.num_models, method=method, balanced=balanced, seed=seed)
+  spent += time.perf_counter() - started
+  grouping = Grouping(found, 0.0, 0.0)
+  if method != 'random':
+    grouping = Grouping(found, found.flops + feature_flops(session, narrow), spent)
   if placement.is_primary():
     stream = io.BytesIO()
-    np.savez(stream, labels=found.labels, centers=found.centers, inertia=found.inertia)
+    cost = {'flops': grouping.flops, 'seconds': grouping.seconds, 'own_flops': found.flops}
+    np.savez(stream, labels=found.labels, centers=found.centers, inertia=found.inertia, **cost)
     replace_file(path, stream.getvalue())
-  return found
+  return grouping
 
 
 def features_of(session: Session, narrow: Narrow, seed: int) -> np.ndarray:
   """What clusters are found on, of every training example, [N, F]: `config.booster.features`."""
-  train = session.data.train
-  if session.config.booster.features == 'inputs':
-    return input_features(train.x, session.data.task)
-  variables = _briefly_trained(session, narrow, seed)
-  return embedding_features(lambda x: _stream(narrow.model, variables, x), train.x)
+  return _features(session, narrow, seed)[0]
 
 
-def embedding_flops(session: Session, narrow: Narrow) -> float:
-  """What it costs to train the model whose embedding is clustered, and to embed every example; 0
-  for clusters of inputs."""
+def _features(session, narrow, seed):
+  """The features, and the seconds that they took, without training and compiling."""
+  x, task = session.data.train.x, session.data.task
+  make = lambda x: input_features(x, task)
+  if session.config.booster.features == 'embedding':
+    variables = _briefly_trained(session, narrow, seed)
+    make = lambda x: embedding_features(lambda rows: _stream(narrow.model, variables, rows), x)
+    make(x[:1])  # batches are of one size: it compiles what follows
+  started = time.perf_counter()
+  found = make(x)
+  return found, time.perf_counter() - started
+
+
+def feature_flops(session: Session, narrow: Narrow) -> float:
+  """What the features of all examples cost: of inputs `clusters.input_flops`; of an embedding to
+  train the model that embeds, and to embed every example."""
   options = session.config.booster
   if options.features == 'inputs':
-    return 0.0
+    return input_flops(session.data.train.x, session.data.task)
   space, steps = narrow.session.space, narrow.session.steps(options.embedding_epochs)
   return steps * narrow.flops_per_step + len(session.data.train) * space.flops(space.all_on())
 

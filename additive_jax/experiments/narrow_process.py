@@ -9,6 +9,7 @@ that started it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -129,7 +130,8 @@ def train_apart(
 
 def newest(session: Session, narrow: narrow_.Narrow, name: str) -> tuple[State | None, int]:
   """The state in the newest sound checkpoint of a copy and its step; None and 0 for none."""
-  fleet = narrow_.make_fleet(session, narrow, [np.arange(1)], 0)
+  alone = dataclasses.replace(session, devices=session.devices[:1])
+  fleet = narrow_.make_fleet(alone, narrow, [np.arange(1)], 0)
   identity = narrow.session.identity
   with Checkpointer(session.rundir.checkpoints / name, identity=identity) as checkpoints:
     try:

@@ -7,10 +7,11 @@ import re
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
+from additive_jax.pipeline_schedule import SCHEDULES
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises `UserError` for a number that is out of range, whatever the experiment."""
+  """Raises `UserError` for an option that is out of range, whatever the experiment."""
   at_least_one = [
     'num_seeds',
     'train.batch_size',
@@ -56,6 +57,11 @@ def check_config(config: ConfigDict) -> None:
   ):
     if _at(config, path) < 0:
       raise UserError(f'config.{path} {_at(config, path)}: expected 0 or more')
+  if config.train.pipe_schedule not in SCHEDULES:
+    raise UserError(
+      f'config.train.pipe_schedule {config.train.pipe_schedule!r}: expected one of '
+      f'{", ".join(SCHEDULES)}'
+    )
   parse_shard(config.shard)
 
 
