@@ -14,7 +14,7 @@ import tiny
 
 from additive_jax import UserError, data, models
 from additive_jax.checkpoint import Checkpointer
-from additive_jax.experiments import booster, booster_tables, narrow_process
+from additive_jax.experiments import booster, booster_tables, groups, narrow_process
 from additive_jax.experiments import narrow as narrow_
 from additive_jax.experiments.session import Stopped, open_session
 from additive_jax.fleet import Fleet
@@ -248,20 +248,20 @@ def test_clusters_of_a_run_are_read_again(tmp_path):
   """With what they cost; those that do not tell it are found again."""
   with session_of(ONE, tmp_path) as session:
     narrow = booster.narrow_of(session, 'clusters')
-    first = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    first = groups.clusters_of(session, narrow, 'kmeans', 0)
     # Columns of a table are no components, and cost nothing.
     assert first.flops == first.clusters.flops > 0
-    again = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    again = groups.clusters_of(session, narrow, 'kmeans', 0)
     assert (again.flops, again.seconds) == (first.flops, first.seconds)
     assert again.clusters.flops == first.clusters.flops
     path = session.rundir.journals / 'clusters-kmeans-seed0.npz'
     old = {key: stored(session.rundir.path, 'kmeans')[key] for key in ('labels', 'centers')}
     np.savez(path, **old, inertia=1.0)
-    anew = narrow_.clusters_of(session, narrow, 'kmeans', 0)
+    anew = groups.clusters_of(session, narrow, 'kmeans', 0)
     assert anew.flops == first.flops
     assert (anew.clusters.labels == first.clusters.labels).all()
     assert float(stored(session.rundir.path, 'kmeans')['flops']) == first.flops
-    random = narrow_.clusters_of(session, narrow, 'random', 0)
+    random = groups.clusters_of(session, narrow, 'random', 0)
     assert random[1:] == (0.0, 0.0)
 
 

@@ -31,15 +31,13 @@ from additive_jax.experiments.booster_tables import (
   summarise,
 )
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.groups import FEATURES, clusters_of, features_of
 from additive_jax.experiments.narrow import (
   AVERAGE,
   CLOCK,
-  FEATURES,
   JOINS,
   Narrow,
   Start,
-  clusters_of,
-  features_of,
   join,
   judged,
   make_narrow,
