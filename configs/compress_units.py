@@ -28,9 +28,11 @@ def get_config():
   """The options of a compression per unit."""
   config = compress.get_config()
   config.compress.level = 'unit'
-  config.compress.epochs = 12.0
-  config.compress.tune_epochs = 28.0
-  config.compress.kl = 0.35
+  config.compress.inputs = True
+  config.compress.epochs = 20.0
+  config.compress.tune_epochs = 30.0
+  config.compress.kl = 0.7
+  config.compress.distill = 0.5
   config.compress.log_variance = -5.0
   config.compress.variance_rate = 20.0
   config.compress.sparsities = (0.75,)

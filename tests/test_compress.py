@@ -157,8 +157,8 @@ def test_units_are_cut_out(tmp_path):
   assert np.mean(outputs[0].argmax(-1) == y) == rows.loc['variational', 'accuracy']
 
 
-def test_the_dense_network_teaches_the_others(weights, tmp_path):
-  """It is the same with and without pupils; killed before the last of them, the run goes on."""
+def test_the_network_they_start_from_teaches(weights, tmp_path):
+  """The dense one has no teacher; killed before the last of the others, the run goes on."""
   plain, _ = weights
   taught = config('weight', {'compress.distill': 0.8, 'compress.temperature': 3.0})
   result = compress.run(taught, tmp_path / 'run', devices=1)

@@ -49,7 +49,8 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Compres
   For each seed: a network is trained for `train.epochs`; all others start from it and take as many
   epochs more. One stays dense; one learns its noise for `compress.epochs`, loses what has too much
   of it, and is tuned for `compress.tune_epochs`; the others lose what is small, at once, and are
-  tuned all the time. With `compress.distill` all of them learn from the dense one as well. What
+  tuned all the time. With `compress.distill` these learn from
+  the network that all start from as well. What
   variational dropout leaves is cut out and written to `exported/`, see `exported.export`.
   """
   check_unsharded(config)
@@ -89,7 +90,7 @@ def _check(session):
   if session.config.train.distill:
     raise UserError(
       f'config.train.distill {session.config.train.distill} in a compression: expected 0; '
-      'config.compress.distill learns from the dense network'
+      'config.compress.distill learns from the network that all start from'
     )
   if options.scope not in magnitude.SCOPES:
     known = ', '.join(magnitude.SCOPES)

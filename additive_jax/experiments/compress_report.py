@@ -109,7 +109,7 @@ def _taught(options) -> str:
   if not options.distill:
     return ''
   share = f'{options.distill:.0%} of the loss'
-  return f' {share} of all but the dense network is how far it is from what that one says.'
+  return f' {share} of all but the dense one is how far they are from the network they start from.'
 
 
 def _lost(row) -> str:

@@ -46,7 +46,7 @@ START, DENSE, VARIATIONAL, UNTUNED, MATCHED = (
 )
 RECEIPT_EXAMPLES = 256
 EXPORTED = 'exported'  # folder of the run directory
-TEACHER_BATCH = 2048  # training examples that the dense network sees at once
+TEACHER_BATCH = 2048  # training examples that the teacher sees at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +130,10 @@ class Compressor:
     if START not in done:
       yield judge(START, start)
     whole = self.session.steps(options.epochs + options.tune_epochs)
-    taught = self.session
-    if DENSE not in done or options.distill:
-      dense = self._trained(self.session, self.dense, start, whole, f'{DENSE}-seed{seed}', seed)
-      if DENSE not in done:
-        yield judge(DENSE, dense)
-      taught = self._taught(dense)
+    if DENSE not in done:
+      tag = f'{DENSE}-seed{seed}'
+      yield judge(DENSE, self._trained(self.session, self.dense, start, whole, tag, seed))
+    taught = self._taught(start)
     if {UNTUNED, VARIATIONAL, MATCHED} & set(self.names) - set(done):
       keep, histogram, pool = self._learnt(taught, start, seed)
       learnt = self._network(self.level.prune(pool, keep))
@@ -159,8 +157,8 @@ class Compressor:
     fit(session, trainer, steps, f'{START}-seed{seed}')
     return Network(_params(trainer), every)
 
-  def _taught(self, dense) -> Session:
-    """The run with what the dense network says of its training examples beside their labels."""
+  def _taught(self, teacher) -> Session:
+    """The run with what a network says of its training examples beside their labels."""
     session = self.session
     if not session.config.compress.distill:
       return session
@@ -168,7 +166,7 @@ class Compressor:
     structure = Structure.all_on(session.space.num_gates)
     for rows in np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH)):
       x = train[rows][0]
-      said.append(np.asarray(cut.logits(session.model, {'params': dense.params}, x, structure)))
+      said.append(np.asarray(cut.logits(session.model, {'params': teacher.params}, x, structure)))
     split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(said)))
     return dataclasses.replace(session, data=dataclasses.replace(session.data, train=split))
 
