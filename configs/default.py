@@ -319,10 +319,12 @@ def get_config() -> ConfigDict:
   # Shares that magnitude pruning removes, a network each, beside the one that keeps as many as
   # variational dropout.
   config.compress.sparsities = (0.5, 0.8, 0.9, 0.95)
-  # Weight in [0, 1] of what the network that all start from says of each training example, beside
-  # its label, in the training of those that lose something; and the temperature that softens both.
+  # Weight in [0, 1] of what a teacher says of each training example, beside its label, in the
+  # training of what is left; the temperature that softens both; and how many epochs more than the
+  # network that all start from the teacher takes: enough to know better, too few to overfit.
   config.compress.distill = 0.0
   config.compress.temperature = 2.0
+  config.compress.teacher_epochs = 0.0
   # 'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of units
   # always the latter.
   config.compress.scope = 'global'

@@ -157,17 +157,18 @@ def test_units_are_cut_out(tmp_path):
   assert np.mean(outputs[0].argmax(-1) == y) == rows.loc['variational', 'accuracy']
 
 
-def test_the_network_they_start_from_teaches(weights, tmp_path):
+def test_a_teacher(weights, tmp_path):
   """The dense one has no teacher; killed before the last of the others, the run goes on."""
   plain, _ = weights
-  taught = config('weight', {'compress.distill': 0.8, 'compress.temperature': 3.0})
+  taught = {'compress.distill': 0.8, 'compress.temperature': 3.0, 'compress.teacher_epochs': 1.0}
+  taught = config('weight', taught)
   result = compress.run(taught, tmp_path / 'run', devices=1)
   loss = [found.variants.set_index('variant')['loss'] for found in (plain, result)]
   for name in ('start', 'dense'):
     assert loss[0][name] == loss[1][name]
   for name in ('variational', 'magnitude_matched', 'magnitude_0.6'):
     assert loss[0][name] != loss[1][name]
-  tiny.killed_copy(tmp_path / 'run', tmp_path / 'killed', compress.JOURNAL, 5, b'{"se')
+  tiny.killed_copy(tmp_path / 'run', tmp_path / 'killed', compress.JOURNAL, 6, b'{"se')
   shutil.rmtree(tmp_path / 'killed' / 'checkpoints' / 'magnitude_0.6-seed0')
   compress.run(taught, tmp_path / 'killed', devices=1)
   for name in ('variants.csv', 'summary.json'):

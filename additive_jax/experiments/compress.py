@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Compres
   epochs more. One stays dense; one learns its noise for `compress.epochs`, loses what has too much
   of it, and is tuned for `compress.tune_epochs`; the others lose what is small, at once, and are
   tuned all the time. With `compress.distill` these learn from
-  the network that all start from as well. What
+  a teacher as well, which took `compress.teacher_epochs` more. What
   variational dropout leaves is cut out and written to `exported/`, see `exported.export`.
   """
   check_unsharded(config)
@@ -66,7 +66,7 @@ def _check(session):
   for name in ('epochs', 'variance_rate'):
     if not options[name] > 0:
       raise UserError(f'config.compress.{name} {options[name]}: expected a positive number')
-  for name in ('tune_epochs', 'kl'):
+  for name in ('tune_epochs', 'teacher_epochs', 'kl'):
     if options[name] < 0:
       raise UserError(f'config.compress.{name} {options[name]}: expected 0 or more')
   if not 0 <= options.ramp <= 1:
@@ -90,7 +90,7 @@ def _check(session):
   if session.config.train.distill:
     raise UserError(
       f'config.train.distill {session.config.train.distill} in a compression: expected 0; '
-      'config.compress.distill learns from the network that all start from'
+      'config.compress.distill has a teacher of its own'
     )
   if options.scope not in magnitude.SCOPES:
     known = ', '.join(magnitude.SCOPES)

@@ -109,7 +109,7 @@ def _taught(options) -> str:
   if not options.distill:
     return ''
   share = f'{options.distill:.0%} of the loss'
-  return f' {share} of all but the dense one is how far they are from the network they start from.'
+  return f' {share} of those that lose something is how far they are from their teacher.'
 
 
 def _lost(row) -> str:

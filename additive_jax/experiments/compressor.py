@@ -37,8 +37,9 @@ from additive_jax.train import Trainer, init_state
 
 log = logging.getLogger('additive_jax')
 
-START, DENSE, VARIATIONAL, UNTUNED, MATCHED = (
+START, TEACHER, DENSE, VARIATIONAL, UNTUNED, MATCHED = (
   'start',
+  'teacher',
   'dense',
   'variational',
   'variational_untuned',
@@ -68,14 +69,14 @@ class Compressor:
     level: what is removed.
     learn: the recipe that learns the noise.
     tune: that of networks without what was removed, by number of steps.
-    dense: that of the network that loses nothing, and has no teacher.
+    dense: that of networks that lose nothing, and have no teacher, by number of steps.
   """
 
   session: Session
   level: levels.Weights | levels.Units | levels.Gates
   learn: Recipe
   tune: dict[int, Recipe]
-  dense: Recipe
+  dense: dict[int, Recipe]
 
   @classmethod
   def of(cls, session: Session) -> Compressor:
@@ -103,24 +104,30 @@ class Compressor:
       objective = Distilled(objective, options.distill, options.temperature)
     learn = Recipe(model, objective, optimizer, loss=loss)
     whole = session.steps(options.epochs + options.tune_epochs)
-    lengths = {whole}
-    if options.tune_epochs:
-      lengths.add(session.steps(options.tune_epochs))
-    plain = {
+    lengths = {
+      whole,
+      *(session.steps(n) for n in (options.tune_epochs, options.teacher_epochs) if n),
+    }
+    dense = {
       n: dataclasses.replace(
         session.recipe(n), optimizer=keep_zeros(make_optimizer(session.config, n))
       )
       for n in lengths
     }
-    tune = {n: dataclasses.replace(recipe, objective=objective) for n, recipe in plain.items()}
-    return cls(session, level, learn, tune, plain[whole])
+    tune = {n: dataclasses.replace(recipe, objective=objective) for n, recipe in dense.items()}
+    return cls(session, level, learn, tune, dense)
 
   @property
   def names(self) -> list[str]:
     """Of the networks of each seed."""
     sparse = [named(sparsity) for sparsity in self.session.config.compress.sparsities]
     untuned = [UNTUNED] * bool(self.session.config.compress.tune_epochs)
-    return [START, DENSE, *untuned, VARIATIONAL, MATCHED, *sparse]
+    return [START, *[TEACHER] * self._has_teacher, DENSE, *untuned, VARIATIONAL, MATCHED, *sparse]
+
+  @property
+  def _has_teacher(self) -> bool:
+    """Whether a network is trained to teach the others."""
+    return self.session.config.compress.distill > 0 < self.session.config.compress.teacher_epochs
 
   def compress(self, seed: int, done: dict):
     """Yields the records of a seed that are not `done`, by name, as they come to be."""
@@ -130,10 +137,14 @@ class Compressor:
     if START not in done:
       yield judge(START, start)
     whole = self.session.steps(options.epochs + options.tune_epochs)
+    teacher = start
+    if self._has_teacher:
+      teacher = self._kept(start, self.session.steps(options.teacher_epochs), TEACHER, seed)
+      if TEACHER not in done:
+        yield judge(TEACHER, teacher)
     if DENSE not in done:
-      tag = f'{DENSE}-seed{seed}'
-      yield judge(DENSE, self._trained(self.session, self.dense, start, whole, tag, seed))
-    taught = self._taught(start)
+      yield judge(DENSE, self._kept(start, whole, DENSE, seed))
+    taught = self._taught(teacher)
     if {UNTUNED, VARIATIONAL, MATCHED} & set(self.names) - set(done):
       keep, histogram, pool = self._learnt(taught, start, seed)
       learnt = self._network(self.level.prune(pool, keep))
@@ -218,6 +229,11 @@ class Compressor:
     if not steps:
       return network
     return self._trained(taught, self.tune[steps], network, steps, name, seed)
+
+  def _kept(self, start, steps, name, seed) -> Network:
+    """The network after that many steps, in which nothing is removed."""
+    tag = f'{name}-seed{seed}'
+    return self._trained(self.session, self.dense[steps], start, steps, tag, seed)
 
   def _trained(self, session, recipe, network, steps, name, seed) -> Network:
     state = init_state(recipe, {'params': network.params})
