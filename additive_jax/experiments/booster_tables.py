@@ -54,8 +54,9 @@ def curve_table(session, records: dict, narrows: dict, steps: dict) -> pd.DataFr
         of_copies = [f'{name}-{i}' for i in range(narrow.num_models)]
         # Copies that trained at their own pace have no common points; the slowest one counts.
         apart = [sum(s for (tag, _), s in clock.items() if tag == own) for own in of_copies]
-        seconds = sum(s for (tag, _), s in clock.items() if tag == f'embedding-seed{seed}')
-        seconds = seconds * (flops > 0) + record.get('cluster_seconds', 0.0)
+        seconds = record.get('cluster_seconds', 0.0)
+        if flops:  # a random split needs no embedding
+          seconds += sum(s for (tag, _), s in clock.items() if tag == f'embedding-seed{seed}')
         seconds = add(name, variant, seed, NARROW, flops, seconds, narrow.flops_per_step)
         flops, seconds = record['narrow_flops'], seconds + max(apart)
         start = record['start']
