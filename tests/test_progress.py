@@ -166,8 +166,16 @@ def test_durations(seconds, text):
   assert duration(seconds) == text
 
 
+@pytest.fixture
+def interruptible():
+  """SIGINT as Python handles it, also where a shell started the tests in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_request(number, caplog):
+def test_the_first_signal_is_a_request(number, caplog, interruptible):
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with caplog.at_level(logging.INFO, 'additive_jax'), Stopper() as stopper:
     assert not stopper.stop_requested
