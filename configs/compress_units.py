@@ -31,9 +31,9 @@ def get_config():
   config.compress.inputs = True
   config.compress.epochs = 20.0
   config.compress.tune_epochs = 30.0
-  config.compress.kl = 0.7
+  config.compress.kl = 0.6
   config.compress.distill = 0.5
   config.compress.log_variance = -5.0
   config.compress.variance_rate = 20.0
-  config.compress.sparsities = (0.75,)
+  config.compress.sparsities = (0.5,)
   return config
