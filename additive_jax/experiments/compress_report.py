@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 
 from additive_jax import figures, sparsity_figures
-from additive_jax.experiments.compressor import EXPORTED
+from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
 from additive_jax.experiments.contenders_report import words
 from additive_jax.experiments.results import end_page, start_page
 from additive_jax.sparse.levels import BINS
 
-DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 
 
