@@ -2,13 +2,14 @@
 of parameters.
 """
 
-from additive_jax import data, gates, models, samplers, transplant
+from additive_jax import data, gates, models, transplant
 from additive_jax.errors import UserError
-from additive_jax.evaluate import Evaluation, evaluate_structures
+from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
-from additive_jax.prefix import shared_prefix
-from additive_jax.run import chosen, conditional, masked, routed, static
-from additive_jax.structure import Gate, Space, Structure, all_structures
+from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.ways import chosen, conditional, masked, routed, static
+from additive_jax.train import samplers
 from additive_jax.version import __version__
 
 __all__ = [

@@ -30,14 +30,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from additive_jax.arguments import one_line
-from additive_jax.cut import cost, cut, receipt, spaces, used
-from additive_jax.errors import UserError
+from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
+from additive_jax.compress.exported import check_new, export, load
+from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.pools import open_pools
-from additive_jax.exported import check_new, export, load
+from additive_jax.files.progress import setup_logging
+from additive_jax.gates.structure import parse
 from additive_jax.models.additive import gate_names
-from additive_jax.progress import setup_logging
-from additive_jax.structure import parse
 
 __all__ = ['export', 'export_run', 'load', 'main']
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import sys
 
-from additive_jax.arguments import command_of, one_line, parse
-from additive_jax.errors import UserError
+from additive_jax.cli.arguments import command_of, parse
+from additive_jax.errors import UserError, one_line
 
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
@@ -56,10 +56,10 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values, config, name: str, command: str) -> int:
-  from additive_jax import placement
   from additive_jax.experiments import booster, compress, cotrain, dna, experts, stochastic, sweep
   from additive_jax.experiments.session import Stopped
-  from additive_jax.progress import setup_logging
+  from additive_jax.files.progress import setup_logging
+  from additive_jax.parallel import processes
 
   setup_logging()
   experiments = {
@@ -80,13 +80,13 @@ def _run(values, config, name: str, command: str) -> int:
       f'--num_processes={values.num_processes} without --coordinator: expected the host:port of '
       'process 0'
     )
-  with placement.distributed(values.coordinator, values.num_processes, values.process_id):
+  with processes.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
       experiments[config.experiment](
         config, values.workdir or None, name=name, devices=values.devices, command=command
       )
     except Stopped:
-      placement.log.info('stopped; everything is saved, the same command goes on')
+      processes.log.info('stopped; everything is saved, the same command goes on')
   return 0
 
 

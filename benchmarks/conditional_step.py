@@ -17,10 +17,10 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax.gradients import Recipe
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.train import init_state, train_step
+from additive_jax.run.objectives import classification
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import init_state, train_step
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH = 12, 128, 512, 10, 256
 BURST, REPEATS = 3, 15

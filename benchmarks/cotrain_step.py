@@ -18,11 +18,14 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax import data, placement, run, samplers
-from additive_jax.gradients import Recipe
+from additive_jax import data, run
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.train import Trainer, init_state
+from additive_jax.parallel import collectives, processes
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.run.objectives import classification
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer, init_state
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH, SEED = 8, 64, 128, 10, 64, 0
 K, LISTS = 4, 100
@@ -50,8 +53,8 @@ def measure(collective, digits, compiles):
   gradient; seconds of a step."""
   model = MLP(BLOCKS, WIDTH, HIDDEN, CLASSES)
   recipe = Recipe(model, classification, optax.sgd(1.0), collective=collective)
-  variables = placement.to_host(model.init(jax.random.key(SEED), digits.train.x[:1]))
-  mesh = placement.make_mesh(K, BATCH)
+  variables = processes.to_host(model.init(jax.random.key(SEED), digits.train.x[:1]))
+  mesh = mesh_.make_mesh(K, BATCH)
   assert dict(mesh.shape) == {'structure': K, 'data': 1}
   rng = np.random.default_rng(0)
   lists = [rng.choice(1 << BLOCKS, K, replace=False) for _ in range(LISTS)]
@@ -74,7 +77,7 @@ def measure(collective, digits, compiles):
     times.append(timing.seconds(lambda trainer=trainer: trainer.run(1)))
     if i < 3:
       taken = jax.tree.map(
-        np.subtract, variables['params'], placement.to_host(trainer.variables['params'])
+        np.subtract, variables['params'], processes.to_host(trainer.variables['params'])
       )
       alone = [
         static_gradient(recipe, variables, bits, *digits.train[rows])
@@ -97,7 +100,7 @@ def main():
     logging.getLogger(name).addHandler(compiles)
   digits = data.load('digits')
   rows = []
-  for collective in placement.COLLECTIVES:
+  for collective in collectives.COLLECTIVES:
     count, difference, largest, times = measure(collective, digits, compiles)
     rows.append(
       [

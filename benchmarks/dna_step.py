@@ -22,13 +22,13 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax.balance import Balance
-from additive_jax.gradients import Draw, Recipe
+from additive_jax.gates.subsets import Subsets
 from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
-from additive_jax.subsets import Subsets
-from additive_jax.train import init_state, train_step
+from additive_jax.train.balance import Balance
+from additive_jax.train.gradients import Draw, Recipe
+from additive_jax.train.trainer import init_state, train_step
 
 VOCABULARY, TOKENS, BATCH, WIDTH, HEADS, REPEATS = 256, 128, 4, 128, 4, 15
 SETTLING, RATE = 200, 0.01  # steps before skips are timed, and what a step moves their biases by

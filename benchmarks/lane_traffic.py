@@ -22,8 +22,9 @@ import jax
 import numpy as np
 import timing
 
-from additive_jax import lanes, run
+from additive_jax import run
 from additive_jax.models import Transformer
+from additive_jax.parallel import lanes
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, BATCH, BYTES, DEVICES = 4, 128, 4, 512, 64, 8, 256, 4
 SIZES = {'f32': 4, 'bf16': 2}

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from additive_jax import mixtures, routers
-from additive_jax.gates import sub_activation
-from additive_jax.structure import all_bits
+from additive_jax.gates import mixtures, routers
+from additive_jax.gates.structure import all_bits
+from additive_jax.gates.sums import sub_activation
 
 CHUNKS, WIDTH, HIDDEN, TOKENS, TOP, REPEATS = 7, 128, 512, 512, 6, 25
 GATES, BEST, ROUTED_TOKENS, ROUTED_WIDTH, ROUTED_HIDDEN = 24, 8, 4096, 512, 2048

@@ -8,11 +8,11 @@ Method: MLP of 16 blocks, D=256, H=1024, on 4 forced host devices, GPipe and cir
 embedding (16 numbers) and readout (10 classes) is small beside a stage's. In steps of gradient
 descent, every tick of every device is timed, forward and backward, idle ticks too, in processor
 seconds of the one thread that runs it, while the other devices wait: see
-`additive_jax.pipeline_timing` for how, and for what that leaves out. The least of 10 steps is taken
-for each. The idle share is put together from these times as devices of their own would have it;
-forced devices share the cores, so the wall time of a step, given for information, shows no bubble
-and no gain. The gradient is compared in the norm of the whole, all-on and with every third block
-off.
+`additive_jax.parallel.pipeline_timing` for how, and for what that leaves out. The least of 10 steps
+is taken for each. The idle share is put together from these times as devices of their own would
+have it; forced devices share the cores, so the wall time of a step, given for information, shows
+no bubble and no gain. The gradient is compared in the norm of the whole, all-on and with every
+third block off.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax import pipeline, placement, run
+from additive_jax import run
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.pipeline_schedule import Pipeline
-from additive_jax.pipeline_timing import measure_bubble
-from additive_jax.staging import staging, unstack
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel import pipeline, processes
+from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.parallel.pipeline_timing import measure_bubble
+from additive_jax.parallel.staging import staging, unstack
+from additive_jax.run.objectives import classification
 
 BLOCKS, WIDTH, HIDDEN, INPUTS, CLASSES, ROWS = 16, 256, 1024, 16, 10, 128
 DEVICES = 4
@@ -89,7 +91,7 @@ def gradient(forward, x, y):
 
 def steps(variables):
   """Gradients and the wall time of a step, against one device."""
-  mesh = placement.make_mesh(1, 1, pipe_devices=DEVICES)
+  mesh = mesh_.make_mesh(1, 1, pipe_devices=DEVICES)
   everything = np.ones(BLOCKS, bool)
   rows = []
   for how in (PIPELINES[1], PIPELINES[3]):
@@ -100,7 +102,7 @@ def steps(variables):
     stages = staging(model, how, jax.ShapeDtypeStruct((1, INPUTS), x.dtype))
     gaps = []
     for bits in (everything, np.arange(BLOCKS) % 3 != 1):
-      want, got = plain(variables, bits), unstack(stages, placement.to_host(piped(placed, bits)))
+      want, got = plain(variables, bits), unstack(stages, processes.to_host(piped(placed, bits)))
       gap = optax.tree.norm(jax.tree.map(jnp.subtract, got, want))
       gaps.append(float(gap / optax.tree.norm(want)))
     times = timing.alternate(

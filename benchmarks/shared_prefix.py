@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from additive_jax import evaluate_structures, placement, run
+from additive_jax import evaluate_structures, run
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.structure import all_bits
+from additive_jax.parallel import workers as workers_
+from additive_jax.run.objectives import classification
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH = 12, 128, 512, 10, 256
 TRIED, COMPILED, REPEATS, SIDE = 512, 16, 3, 2048
@@ -35,7 +36,7 @@ rng = np.random.default_rng(0)
 x = rng.normal(size=(BATCH, 64)).astype(np.float32)
 y = rng.integers(CLASSES, size=BATCH)
 variables = model.init(jax.random.key(0), x)
-workers = placement.workers()
+workers = workers_.workers()
 
 
 def scores(outputs):
@@ -59,13 +60,13 @@ def forms(name, function):
   whole = jax.jit(function)
   yield f'{name}, one program', lambda bits: np.asarray(whole(variables, bits))
   if workers[0].platform == 'cpu' and len(workers) > 1:
-    single = jax.jit(function, compiler_options=placement.SINGLE_THREAD)
+    single = jax.jit(function, compiler_options=workers_.SINGLE_THREAD)
 
     def side_by_side(bits):
       parts = np.split(bits, len(workers))
       jobs = range(len(parts))
       work = lambda i, device: np.asarray(single(variables, parts[i]))
-      results = dict(placement.spread(jobs, work, workers))
+      results = dict(workers_.spread(jobs, work, workers))
       return np.concatenate([results[i] for i in jobs])
 
     yield f'{name}, one program per core', side_by_side
@@ -93,9 +94,9 @@ def matmuls():
   whole = jax.jit(jnp.matmul)
   yield 'peak, one matmul', lambda: whole(square, square), 1
   if workers[0].platform == 'cpu' and len(workers) > 1:
-    single = jax.jit(jnp.matmul, compiler_options=placement.SINGLE_THREAD)
+    single = jax.jit(jnp.matmul, compiler_options=workers_.SINGLE_THREAD)
     work = lambda _, device: jax.block_until_ready(single(square, square))
-    each = lambda: list(placement.spread(range(len(workers)), work, workers))
+    each = lambda: list(workers_.spread(range(len(workers)), work, workers))
     yield 'peak, one matmul per core', lambda: each() and None, len(workers)
 
 

@@ -23,11 +23,11 @@ import timing
 from static_step import Block, Readout
 
 from additive_jax import data
-from additive_jax.gradients import Recipe
+from additive_jax.gates.structure import Structure, all_structures
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.population import Population
-from additive_jax.structure import Structure, all_structures
+from additive_jax.run.objectives import classification
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.population import Population
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH, EPOCHS, SEED = 8, 64, 128, 10, 128, 20, 0
 TIMED = 8

@@ -20,12 +20,12 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax.gradients import Draw, Recipe
+from additive_jax.gates.subsets import Subsets
 from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
-from additive_jax.objectives import language
-from additive_jax.subsets import Subsets
-from additive_jax.train import init_state, train_step
+from additive_jax.run.objectives import language
+from additive_jax.train.gradients import Draw, Recipe
+from additive_jax.train.trainer import init_state, train_step
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, BATCH, BYTES = 6, 128, 4, 512, 64, 64, 256
 BURST, REPEATS = 2, 9

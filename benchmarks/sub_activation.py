@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from additive_jax.gates import sub_activation
-from additive_jax.structure import all_structures
+from additive_jax.gates.structure import all_structures
+from additive_jax.gates.sums import sub_activation
 
 CHUNKS, WIDTH, HIDDEN, TOKENS, REPEATS = 4, 512, 2048, 1024, 25
 

@@ -22,16 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from additive_jax import evaluate_structures, placement, run
+from additive_jax import evaluate_structures, run
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import Transformer
-from additive_jax.objectives import objective_of
-from additive_jax.structure import all_bits
+from additive_jax.parallel import workers as workers_
+from additive_jax.run.objectives import objective_of
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, BATCH, BYTES = 6, 64, 4, 256, 32, 32, 256
 TRIED, PART, REPEATS = 128, 4, 5
 
 rng = np.random.default_rng(0)
-workers = placement.workers()
+workers = workers_.workers()
 SHAPE = {'num_layers': LAYERS, 'width': WIDTH, 'num_heads': HEADS, 'hidden': HIDDEN}
 CASES = {
   'images': (
@@ -61,12 +62,12 @@ def forms(model, x, y, task, variables):
   whole = jax.jit(loop)
   yield 'one program', lambda bits: np.asarray(whole(variables, bits))
   if workers[0].platform == 'cpu' and len(workers) > 1:
-    single = jax.jit(loop, compiler_options=placement.SINGLE_THREAD)
+    single = jax.jit(loop, compiler_options=workers_.SINGLE_THREAD)
 
     def side_by_side(bits):
       parts = np.split(bits, len(workers))
       work = lambda i, device: np.asarray(single(variables, parts[i]))
-      results = dict(placement.spread(range(len(parts)), work, workers))
+      results = dict(workers_.spread(range(len(parts)), work, workers))
       return np.concatenate([results[i] for i in range(len(parts))])
 
     yield 'one program per core', side_by_side

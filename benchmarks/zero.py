@@ -18,11 +18,13 @@ import numpy as np
 import optax
 import timing
 
-from additive_jax import data, placement, samplers
-from additive_jax.gradients import Recipe
+from additive_jax import data
 from additive_jax.models import MLP
-from additive_jax.train import Trainer
-from additive_jax.zero import bytes_per_device
+from additive_jax.parallel import processes
+from additive_jax.parallel.zero import bytes_per_device
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, K, BATCH, DEVICES = 4, 192, 768, 10, 4, 16, 8
 STEPS, REPEATS = 3, 9
@@ -48,7 +50,7 @@ def main():
   }
   runs = {name: lambda t=trainer: t.run(STEPS) for name, trainer in trainers.items()}
   times = timing.alternate(runs, REPEATS)
-  pools = {name: placement.to_host(trainer.variables) for name, trainer in trainers.items()}
+  pools = {name: processes.to_host(trainer.variables) for name, trainer in trainers.items()}
   found = {name: bytes_per_device(trainer.held) for name, trainer in trainers.items()}
   copy = max(found[PLAIN]['optimizer'].device.values())
   rows = []

@@ -6,8 +6,8 @@ python docs/pictures.py RUN_OF_EXP1 RUN_OF_EXP2 RUN_OF_EXP5 RUN_OF_EXP5_LM
 import sys
 from pathlib import Path
 
-from additive_jax import booster_figures, figures
-from additive_jax.rundir import RunDir
+from additive_jax.files.rundir import RunDir
+from additive_jax.report import booster_figures, figures
 
 IMAGES = Path(__file__).parent / 'images'
 

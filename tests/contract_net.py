@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from additive_jax import Additive
-from additive_jax.testing import ContractError, check_model
+from additive_jax.testing.check import ContractError, check_model
 
 BATCH = (
   np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32),

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from additive_jax import analysis
 from additive_jax.errors import UserError
+from additive_jax.report import analysis
 
 EXACT = 1e-12  # double precision sums of a few hundred numbers of size one
 

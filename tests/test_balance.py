@@ -8,16 +8,19 @@ import optax
 import pytest
 import tiny
 
-from additive_jax import UserError, placement, routers, run, samplers
-from additive_jax.balance import Balance, summary
+from additive_jax import UserError, run
 from additive_jax.data import ArraySplit
 from additive_jax.experiments.fit import point
-from additive_jax.gradients import Recipe
+from additive_jax.gates import routers
 from additive_jax.models import Transformer
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import SELECTION_BIAS, Routing
-from additive_jax.objectives import language
-from additive_jax.train import Trainer, init_state
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.run.objectives import language
+from additive_jax.train import samplers
+from additive_jax.train.balance import Balance, summary
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer, init_state
 
 BATCH, STEPS, RATE = 4, 3, 0.01
 TOKENS = np.random.default_rng(0).integers(0, 5, (2, 12, 6)).astype(np.uint8)
@@ -53,7 +56,7 @@ def trainer_of(recipe, random_pool, mesh=(1, 1), slots=1):
   state = init_state(recipe, random_pool(recipe.model, TOKENS[0][:1]))
   devices = jax.make_mesh(
     mesh,
-    (placement.STRUCTURE, placement.DATA),
+    (mesh_.STRUCTURE, mesh_.DATA),
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
     devices=jax.devices()[: mesh[0] * mesh[1]],
   )

@@ -13,14 +13,14 @@ import pytest
 import tiny
 
 from additive_jax import UserError, data, models
-from additive_jax.checkpoint import Checkpointer
 from additive_jax.experiments import booster, booster_tables, groups, narrow_process
 from additive_jax.experiments import narrow as narrow_
 from additive_jax.experiments.session import Stopped, open_session
-from additive_jax.fleet import Fleet
-from additive_jax.journal import Journal
+from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
-from additive_jax.train import Trainer
+from additive_jax.train.fleet import Fleet
+from additive_jax.train.trainer import Trainer
 
 # 120 rows of a table, the first and third of three blocks, two copies of 8 examples a step.
 OPTIONS = {

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from additive_jax.checkpoint import Checkpointer
 from additive_jax.errors import UserError
+from additive_jax.files.checkpoint import Checkpointer
 
 IDENTITY = {'model': 'MLP', 'gates': ['block_0/mlp', 'block_1/mlp']}
 
@@ -369,7 +369,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 SAVER = """
 import sys
 import numpy as np
-from additive_jax.checkpoint import Checkpointer
+from additive_jax.files.checkpoint import Checkpointer
 
 def state(step):
   return {'x': np.random.default_rng(step).normal(size=(8, 50_000)), 'step': step}
@@ -432,7 +432,7 @@ rank, port, path = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 logging.basicConfig(format='%(message)s')
 jax.distributed.initialize(f'localhost:{port}', 2, rank)
 multihost_utils.sync_global_devices('warm')
-from additive_jax.checkpoint import Checkpointer
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.errors import UserError
 
 mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))

@@ -5,10 +5,12 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from sklearn.feature_extraction.text import CountVectorizer
 
-from additive_jax import cluster_features, cluster_figures, clusters, data
-from additive_jax.assignment import assign_equally
+from additive_jax import data
+from additive_jax.data import cluster_features, clusters
+from additive_jax.data.assignment import assign_equally
 from additive_jax.data.splits import SourceSplit
 from additive_jax.errors import UserError
+from additive_jax.report import cluster_figures
 
 
 @pytest.fixture(scope='module')

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import tiny
 
-from additive_jax import UserError, sparsity_figures
+from additive_jax import UserError
+from additive_jax.compress.levels import BINS
 from additive_jax.experiments import compress
 from additive_jax.experiments.pools import open_pools
 from additive_jax.export import load, main
-from additive_jax.sparse.levels import BINS
+from additive_jax.report import sparsity_figures
 
 # 64 images, 8 steps, then 16 under noise and 8 of what is left.
 OPTIONS = {

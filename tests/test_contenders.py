@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from additive_jax import UserError, paths
+from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
 from additive_jax.experiments.session import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
+from additive_jax.report import paths
 
 # Images of 4 tokens, 6 steps of one structure.
 SHARED = {

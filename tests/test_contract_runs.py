@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from contract_net import BATCH, Branch, Gated, Net, only, violations
 
-from additive_jax import Additive, contract_runs
+from additive_jax import Additive
+from additive_jax.gates.structure import Gate, Space, parse
 from additive_jax.models import MLP
-from additive_jax.structure import Gate, Space, parse
-from additive_jax.testing import check_model
+from additive_jax.testing import runs
+from additive_jax.testing.check import check_model
 
 
 def test_the_mlp_passes_and_says_what_was_compared():
@@ -210,9 +211,9 @@ def test_gradients_that_are_not_finite():
 
 
 def test_a_way_that_differs_is_named_with_the_structure(monkeypatch):
-  sound = contract_runs.run.masked
+  sound = runs.run.masked
   wrong = lambda model, v, x, s: sound(model, v, x, s) * (1 + 0.01 * s[:, :1])
-  monkeypatch.setattr(contract_runs.run, 'masked', wrong)
+  monkeypatch.setattr(runs.run, 'masked', wrong)
   only(Net(), 'The outputs of masked differ', 'at structure 1')
 
 

@@ -8,8 +8,8 @@ import pytest
 from contract_net import BATCH, Branch, Gated, Net, only
 
 from additive_jax import Structure
-from additive_jax.structure import Gate, Space, parse
-from additive_jax.testing import check_model
+from additive_jax.gates.structure import Gate, Space, parse
+from additive_jax.testing.check import check_model
 
 # The pool.
 

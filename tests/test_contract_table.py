@@ -11,7 +11,7 @@ from additive_jax.models import MLP, VGG, ConvNet, DenseStack, LeNet, Transforme
 from additive_jax.models.kinds import KINDS, RESIDUAL, SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
-from additive_jax.testing import check_model
+from additive_jax.testing.check import check_model
 
 RANDOM = np.random.default_rng(0)
 LABELS = np.array([0, 1, 2, 0])

@@ -19,10 +19,10 @@ from additive_jax import (
   shared_prefix,
   static,
 )
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import VGG, ConvNet, LeNet
 from additive_jax.models.additive import embed, gate_names, sites_of
 from additive_jax.models.conv import conv, conv_sub_activation, conv_tiles
-from additive_jax.structure import all_bits
 
 # Uneven chunks (5 = 2 + 2 + 1, 7 = 4 + 3, 9 = 3 + 2 + 2 + 2), and stages of different widths.
 MODELS = {

@@ -17,10 +17,10 @@ import tiny
 import additive_jax
 from additive_jax import data as data_
 from additive_jax import run as run_
-from additive_jax.checkpoint import Checkpointer
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain, shared, sweep
 from additive_jax.experiments.session import open_session
+from additive_jax.files.checkpoint import Checkpointer
 
 LISTED = {'structures': ('011', '111')}
 TEXTS = ['011', '111']
@@ -46,7 +46,7 @@ def pools(trained):
   opening = open_session(tiny.config('cotrain', LISTED), workdir, check=lambda session: None)
   with opening as session:
     for seed in session.seeds:
-      sampler = additive_jax.samplers.listed(TEXTS, 3)
+      sampler = additive_jax.train.samplers.listed(TEXTS, 3)
       trainer = session.trainer(session.recipe(15), sampler, seed)
       folder = workdir / 'checkpoints' / f'pool-seed{seed}'
       with Checkpointer(folder, identity=session.identity) as checkpoints:

@@ -10,17 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError
-from additive_jax.cut import cost, cut, logits, make, receipt, spaces, used
-from additive_jax.models import (
-  DNA,
-  MLP,
-  VGG,
-  ConvNet,
-  DenseStack,
-  LeNet,
-  Routing,
-  Transformer,
-)
+from additive_jax.compress.cutting import cost, cut, logits, make, receipt, spaces, used
+from additive_jax.models import DNA, MLP, VGG, ConvNet, DenseStack, LeNet, Routing, Transformer
 
 ROWS = jax.random.normal(jax.random.key(1), (16, 7))
 IMAGES = jax.random.normal(jax.random.key(2), (8, 4, 4, 3))

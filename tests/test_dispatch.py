@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from additive_jax import UserError
-from additive_jax.dispatch import default_sizes, packed
+from additive_jax.gates.dispatch import default_sizes, packed
 
 ROWS, LENGTH, WIDTH = 3, 8, 4
 SIZES = (2, 5, 8)

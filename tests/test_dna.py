@@ -10,16 +10,17 @@ import optax
 import pytest
 import tiny
 
-from additive_jax import UserError, run, samplers
-from additive_jax.balance import Balance
+from additive_jax import UserError, run
 from additive_jax.data import ArraySplit
-from additive_jax.gradients import Recipe
 from additive_jax.models.additive import branch, embed, readout
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.routing import SELECTION_BIAS
-from additive_jax.objectives import language
-from additive_jax.testing import check_model
-from additive_jax.train import Trainer
+from additive_jax.run.objectives import language
+from additive_jax.testing.check import check_model
+from additive_jax.train import samplers
+from additive_jax.train.balance import Balance
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
 # Every size that tokens are packed into is a branch to compile: short rows have few.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from additive_jax import Additive, UserError, evaluate_structures, static
-from additive_jax.evaluate import evaluate_one
+from additive_jax.gates.structure import all_bits, all_structures
 from additive_jax.models import MLP
-from additive_jax.objectives import classification, language, regression
-from additive_jax.structure import all_bits, all_structures
+from additive_jax.run.evaluate import evaluate_one
+from additive_jax.run.objectives import classification, language, regression
 
 MODEL = MLP(num_blocks=4, width=8, hidden=6, num_classes=3)
 EXAMPLES = 23
@@ -91,7 +91,7 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   """However little is allowed; and no worker holds more streams than that, but for the two that it
   cannot do without.
   """
-  from additive_jax import prefix
+  from additive_jax.run import prefix
 
   held = []
   run_plan = prefix.run_plan

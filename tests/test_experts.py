@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 import tiny
 
-from additive_jax import UserError, routers
-from additive_jax.gates import sub_activation
+from additive_jax import UserError
+from additive_jax.gates import routers
+from additive_jax.gates.structure import all_bits
+from additive_jax.gates.sums import sub_activation
 from additive_jax.models import Transformer
 from additive_jax.models.experts import StructureExperts
-from additive_jax.models.routing import (
-  CHOICES,
-  KEEP_BIAS,
-  ROUTING,
-  SELECTION_BIAS,
-  Routing,
-)
-from additive_jax.run import chosen
-from additive_jax.structure import all_bits
+from additive_jax.models.routing import CHOICES, KEEP_BIAS, ROUTING, SELECTION_BIAS, Routing
+from additive_jax.run.ways import chosen
 
 WIDTH, HIDDEN, CHUNKS = 10, 12, 4
 STREAM = (3, 5, WIDTH)

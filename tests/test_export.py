@@ -15,7 +15,7 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError
-from additive_jax.cut import cut
+from additive_jax.compress.cutting import cut
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.pools import open_pools
 from additive_jax.experiments.session import open_session

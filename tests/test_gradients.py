@@ -10,7 +10,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from additive_jax import UserError, static
-from additive_jax.gradients import (
+from additive_jax.gates.structure import all_bits
+from additive_jax.models import MLP
+from additive_jax.run.objectives import classification, regression
+from additive_jax.train.gradients import (
   AVERAGES,
   Recipe,
   averaged_gradient,
@@ -18,9 +21,6 @@ from additive_jax.gradients import (
   structure_loss,
   usage,
 )
-from additive_jax.models import MLP
-from additive_jax.objectives import classification, regression
-from additive_jax.structure import all_bits
 
 MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 SLOTS, BATCH = 8, 8

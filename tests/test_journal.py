@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from additive_jax.errors import UserError
-from additive_jax.journal import Journal, read_all, replace_file, to_plain
+from additive_jax.files.journal import Journal, read_all, replace_file, to_plain
 
 WRITER = """
 import sys
-from additive_jax.journal import Journal
+from additive_jax.files.journal import Journal
 journal = Journal(sys.argv[1])
 first = len(journal.records())
 for i in range(first, 10**6):

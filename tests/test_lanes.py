@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from additive_jax import UserError, lanes, run
+from additive_jax import UserError, run
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import gate_names, sites_of
-from additive_jax.structure import all_bits
+from additive_jax.parallel import lanes
 
 # Sums over lanes in another order, through at most four branches in float32.
 TOLERANCE = 5e-6

@@ -14,8 +14,10 @@ import time
 import pytest
 import tiny
 
-from additive_jax import arguments, launch, placement
+from additive_jax import launch
+from additive_jax.cli import arguments
 from additive_jax.errors import UserError
+from additive_jax.parallel import mesh
 
 # ml_collections loads configs in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
@@ -182,7 +184,7 @@ def test_directories_that_cannot_be_used(tmp_path):
 
 def test_more_devices_than_there_are():
   with pytest.raises(UserError, match='--devices=9: expected at most 8, the cpu devices here'):
-    placement.pick_devices(9)
+    mesh.pick_devices(9)
 
 
 def test_help(capsys):

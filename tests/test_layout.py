@@ -16,17 +16,20 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from additive_jax import Additive, UserError, layout, placement, samplers
-from additive_jax.balance import Balance
-from additive_jax.checkpoint import Checkpointer
+from additive_jax import Additive, UserError
 from additive_jax.data import ArraySplit
-from additive_jax.gradients import Recipe
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.kinds import Spread
 from additive_jax.models.moe import Experts
-from additive_jax.train import State, Trainer, init_state, state_specs
+from additive_jax.parallel import layout, processes
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.train import samplers
+from additive_jax.train.balance import Balance
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, Trainer, init_state, state_specs
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
 MODELS = {
@@ -51,7 +54,7 @@ WHOLE = (1, 1, 1)
 def mesh_of(structure, data, expert):
   """Of the given shape; the axis `expert` is there where it is more than one device."""
   count = structure * data * expert
-  mesh = placement.make_mesh(structure, data, jax.devices()[:count], expert_devices=expert)
+  mesh = mesh_.make_mesh(structure, data, jax.devices()[:count], expert_devices=expert)
   wanted = {'structure': structure, 'data': data} | ({'expert': expert} if expert > 1 else {})
   assert dict(mesh.shape) == wanted
   return mesh
@@ -92,7 +95,7 @@ def trained(random_pool):
 def assert_close(got, want):
   """After some steps of float32, each of which multiplies rounding by at most a little."""
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(close, processes.to_host(got), processes.to_host(want))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_experts_over_devices_train_as_on_one(name, mesh, trained, random_pool):
   assert want['gradient_norm'].min() > CLIP
   initial = random_pool(MODELS[name], TRAIN.x[:1])['params']
   moved = jax.tree.map(
-    lambda a, b: np.abs(a - b).max(), placement.to_host(one.state.params), initial
+    lambda a, b: np.abs(a - b).max(), processes.to_host(one.state.params), initial
   )
   seen = set()
   for path, leaf in jax.tree.leaves_with_path({'params': moved}):
@@ -156,7 +159,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path, trained, 
     third = trainer_of('experts', (1, 1, 2), random_pool)
     third.state = checkpoints.restore(third.state).state
     jax.tree.map(
-      np.testing.assert_array_equal, *map(placement.to_host, (third.state, second.state))
+      np.testing.assert_array_equal, *map(processes.to_host, (third.state, second.state))
     )
 
 
@@ -211,13 +214,13 @@ ROWS = ArraySplit(np.ones((8, 2), np.float32), np.arange(8, dtype=np.int32) % 3)
 
 def own(devices, **options):
   recipe = Recipe(Own(), 'classification', OPTIMIZER)
-  mesh = placement.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
+  mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   options = {'batch_size': 2, 'seed': 0} | options
   return Trainer(recipe, ROWS, samplers.fixed('1', 1), mesh=mesh, **options)
 
 
 def test_a_gradient_that_is_bad_on_one_device_is_left_out_on_all():
-  initial = placement.to_host(own(1).state)
+  initial = processes.to_host(own(1).state)
   initial.params['roots']['parts'][2] = 0.0
   trainer = own(4, state=State(*initial))
   values = trainer.run(2)
@@ -225,7 +228,7 @@ def test_a_gradient_that_is_bad_on_one_device_is_left_out_on_all():
   assert not values['finite'].any()
   assert int(trainer.state.skipped) == 2
   jax.tree.map(
-    np.testing.assert_array_equal, placement.to_host(trainer.state.params), initial.params
+    np.testing.assert_array_equal, processes.to_host(trainer.state.params), initial.params
   )
   initial.params['roots']['parts'][2] = 1.0
   assert own(4, state=State(*initial)).run(2)['finite'].all()
@@ -344,7 +347,7 @@ def test_models_that_cannot_be_spread(model, devices, message):
   recipe = Recipe(model, 'language', OPTIMIZER)
   num_gates = len(gate_names(model))
   sampler = samplers.fixed('1' * num_gates, num_gates)
-  mesh = placement.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
+  mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   with pytest.raises(UserError, match=message):
     Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, mesh=mesh)
 

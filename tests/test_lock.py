@@ -11,14 +11,14 @@ import sys
 
 import pytest
 
-from additive_jax import lock
 from additive_jax.errors import UserError
-from additive_jax.lock import locked
+from additive_jax.files import lock
+from additive_jax.files.lock import locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from additive_jax.lock import locked
+from additive_jax.files.lock import locked
 with locked(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
   print('held', flush=True)
   time.sleep(600)

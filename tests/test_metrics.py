@@ -11,8 +11,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from additive_jax.metrics import Metrics
-from additive_jax.rundir import RunDir
+from additive_jax.files.metrics import Metrics
+from additive_jax.files.rundir import RunDir
 
 CONFIG = {'lr': 1e-3, 'shard': ''}
 

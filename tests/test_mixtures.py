@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import UserError, mixtures
-from additive_jax.gates import sub_activation
-from additive_jax.structure import all_bits
+from additive_jax import UserError
+from additive_jax.gates import mixtures
+from additive_jax.gates.structure import all_bits
+from additive_jax.gates.sums import sub_activation
 
 SHAPE = (3, 4)  # of tokens
 

@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import (
-  Additive,
-  UserError,
-  all_structures,
-  evaluate_structures,
-  measure,
-  static,
-)
+from additive_jax import Additive, UserError, all_structures, evaluate_structures, measure, static
 from additive_jax.models import MLP
 from additive_jax.models.additive import gate_names, parts
 

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from additive_jax import UserError
+from additive_jax.gates.structure import parse
 from additive_jax.models import MLP, ConvNet, DenseStack, Experts, LeNet, Transformer
-from additive_jax.structure import parse
 from additive_jax.transplant import grow, grow_optimizer, narrowed, receipt
 
 KEY = jax.random.key(7)

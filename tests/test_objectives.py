@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.special
 
-from additive_jax import UserError, objectives
-from additive_jax.objectives import OBJECTIVES, objective_of, regression
+from additive_jax import UserError
+from additive_jax.run import objectives
+from additive_jax.run.objectives import OBJECTIVES, objective_of, regression
 
 classification, language = jax.jit(objectives.classification), jax.jit(objectives.language)
 

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from additive_jax import UserError
-from additive_jax.optimizers import make_optimizer, make_schedule
+from additive_jax.train.optimizers import make_optimizer, make_schedule
 
 
 def config(**changes):

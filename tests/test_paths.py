@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from additive_jax import paths
 from additive_jax.errors import UserError
+from additive_jax.report import paths
 
 EXACT = 1e-12  # double precision sums of a few thousand numbers of size one
 

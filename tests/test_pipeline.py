@@ -11,20 +11,24 @@ import optax
 import pytest
 import tiny
 
-from additive_jax import Additive, UserError, pipeline, pipeline_figures, placement, run, samplers
-from additive_jax.checkpoint import Checkpointer
+from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
 from additive_jax.experiments.session import open_session
-from additive_jax.gradients import Recipe
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.moe import Experts
-from additive_jax.objectives import classification
-from additive_jax.pipeline_schedule import Pipeline, bubble, microbatches
-from additive_jax.pipeline_timing import BubbleReport, measure_bubble
-from additive_jax.staging import stack, staging, unstack
-from additive_jax.train import Trainer, init_state
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel import pipeline, processes
+from additive_jax.parallel.pipeline_schedule import Pipeline, bubble, microbatches
+from additive_jax.parallel.pipeline_timing import BubbleReport, measure_bubble
+from additive_jax.parallel.staging import stack, staging, unstack
+from additive_jax.report import pipeline_figures
+from additive_jax.run.objectives import classification
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer, init_state
 
 RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.normal(size=(12, 6)).astype(np.float32)
@@ -40,7 +44,7 @@ def example_of(x):
 
 def mesh_of(how, structure=1, data=1):
   devices = jax.devices()[: structure * data * how.devices]
-  return placement.make_mesh(structure, data, devices, pipe_devices=how.devices)
+  return mesh_.make_mesh(structure, data, devices, pipe_devices=how.devices)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_gradients_are_those_of_one_device(model, x, how, data, random_pool):
   for bits in (np.ones(count, bool), np.arange(count) % 3 != 1, np.zeros(count, bool)):
     (loss, gradient), (value, staged) = want(variables, bits), got(placed, bits)
     np.testing.assert_allclose(value, loss, rtol=1e-6)  # a mean over parts of a batch
-    whole = unstack(found, placement.to_host(staged))
+    whole = unstack(found, processes.to_host(staged))
     gap = optax.tree.norm(jax.tree.map(jnp.subtract, whole, gradient))
     assert gap <= 1e-6 * optax.tree.norm(gradient)  # the figure to reach
     seen.append(gradient)
@@ -150,7 +154,7 @@ def trainer_of(random_pool):
     return Recipe(BLOCKS, classification, OPTIMIZER, rescale='inverse', pipeline=how)
 
   def build(how=None, *mesh):
-    mesh = mesh_of(how, *mesh) if how else placement.make_mesh(1, 1, jax.devices()[:1])
+    mesh = mesh_of(how, *mesh) if how else mesh_.make_mesh(1, 1, jax.devices()[:1])
     sampler = samplers.make_sampler('uniform', 4, 4)
     options = {'batch_size': 8, 'seed': 1, 'state': state, 'chunk_steps': 4}
     return Trainer(recipe(how), TRAIN, sampler, mesh=mesh, **options)
@@ -161,7 +165,7 @@ def trainer_of(random_pool):
 def assert_close(got, want):
   """After a few steps of float32, each of which multiplies rounding by at most a little."""
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(close, processes.to_host(got), processes.to_host(want))
 
 
 def test_training_is_that_of_one_device(trainer_of, tmp_path):
@@ -169,7 +173,7 @@ def test_training_is_that_of_one_device(trainer_of, tmp_path):
   plain, piped = trainer_of(), trainer_of(Pipeline(2, 2, 'circular', 2), 2, 2)
   assert dict(piped.mesh.shape) == {'structure': 2, 'data': 2, 'pipe': 2}
   start = plain.variables['params']['block_03']['out']['kernel']
-  start = placement.to_host(start)
+  start = processes.to_host(start)
   want, got = plain.run(6), piped.run(6)
   for name in ('loss', 'gradient_norm'):
     np.testing.assert_allclose(got[name], want[name], rtol=1e-4)  # as in assert_close
@@ -185,7 +189,7 @@ def test_training_is_that_of_one_device(trainer_of, tmp_path):
     checkpoints.save(6, piped.state, wait=True)
     for trainer in (plain, piped):
       restored = checkpoints.restore(trainer.state)
-      jax.tree.map(np.testing.assert_array_equal, placement.to_host(restored.state), piped.state)
+      jax.tree.map(np.testing.assert_array_equal, processes.to_host(restored.state), piped.state)
       trainer.state = restored.state
   assert piped.step == 6
   np.testing.assert_allclose(piped.run(3)['loss'], plain.run(3)['loss'], rtol=1e-4)
@@ -361,9 +365,9 @@ def test_batches_and_meshes_that_do_not_fit():
   with pytest.raises(UserError, match='a batch of 8 examples in 3 microbatches: expected a mult'):
     build(batch_size=8, mesh=mesh)
   with pytest.raises(UserError, match="for 2 pipe_devices: expected an axis 'pipe' of as many"):
-    build(batch_size=6, mesh=placement.make_mesh(1, 6, jax.devices()[:2]))
+    build(batch_size=6, mesh=mesh_.make_mesh(1, 6, jax.devices()[:2]))
   with pytest.raises(UserError, match='pipe_devices 3 on 8 devices: expected a number that div'):
-    placement.make_mesh(1, 6, jax.devices(), pipe_devices=3)
+    mesh_.make_mesh(1, 6, jax.devices(), pipe_devices=3)
 
 
 def opened(options, workdir, check=lambda session: None):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from additive_jax import UserError, placement
+from additive_jax import UserError
+from additive_jax.parallel import collectives, processes, workers
+from additive_jax.parallel import mesh as mesh_
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ from additive_jax import UserError, placement
 )
 def test_make_mesh(num_structures, batch_size, devices, shape):
   """As many devices as can be, then as long a structure axis as can be."""
-  mesh = placement.make_mesh(num_structures, batch_size, jax.devices()[:devices])
+  mesh = mesh_.make_mesh(num_structures, batch_size, jax.devices()[:devices])
   assert mesh.axis_names == ('structure', 'data')
   assert (mesh.shape['structure'], mesh.shape['data']) == shape
   assert set(mesh.axis_types) == {AxisType.Auto}
@@ -52,7 +54,7 @@ def test_make_mesh(num_structures, batch_size, devices, shape):
 )
 def test_mesh_with_experts(num_structures, batch_size, devices, experts, shape):
   devices = jax.devices()[:devices]
-  mesh = placement.make_mesh(num_structures, batch_size, devices, expert_devices=experts)
+  mesh = mesh_.make_mesh(num_structures, batch_size, devices, expert_devices=experts)
   assert dict(mesh.shape) == dict(zip(('structure', 'data', 'expert'), shape))
   assert set(mesh.axis_types) == {AxisType.Auto}
 
@@ -60,14 +62,14 @@ def test_mesh_with_experts(num_structures, batch_size, devices, experts, shape):
 @pytest.mark.parametrize('count', [0, 3, 16])
 def test_experts_that_do_not_divide_the_devices(count):
   with pytest.raises(UserError, match=f'expert_devices {count} on 8 devices: expected a number'):
-    placement.make_mesh(4, 64, jax.devices(), expert_devices=count)
+    mesh_.make_mesh(4, 64, jax.devices(), expert_devices=count)
 
 
 def test_idle_devices_are_logged(caplog):
   with caplog.at_level(logging.WARNING, logger='additive_jax'):
-    placement.make_mesh(4, 64, jax.devices()[:4])
+    mesh_.make_mesh(4, 64, jax.devices()[:4])
     assert not caplog.messages
-    placement.make_mesh(5, 1, jax.devices()[:8])
+    mesh_.make_mesh(5, 1, jax.devices()[:8])
   assert caplog.messages == [
     '5 of 8 devices are used: 5 structures a step and a batch of 1 parts allow no more'
   ]
@@ -78,7 +80,7 @@ LENGTHS = (1, 5, 16, 17)
 
 def over(devices, function, **keywords):
   """`function` on `devices` devices, each with its own rows of the arguments."""
-  mesh = placement.make_mesh(devices, 1, jax.devices()[:devices])
+  mesh = mesh_.make_mesh(devices, 1, jax.devices()[:devices])
   rows = PartitionSpec('structure')
   return jax.jit(
     jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False, **keywords)
@@ -91,7 +93,7 @@ def test_ring_is_psum(devices):
   vectors = [random.normal(size=(devices, n)).astype(np.float32) for n in LENGTHS]
 
   def both(*vectors):
-    ring = [placement.ring_all_reduce(v[0], 'structure')[None] for v in vectors]
+    ring = [collectives.ring_all_reduce(v[0], 'structure')[None] for v in vectors]
     return ring, [jax.lax.psum(v, 'structure') for v in vectors]
 
   program = over(devices, both)
@@ -107,7 +109,7 @@ def test_ring_is_psum(devices):
 
 def test_ring_moves_pieces_around():
   """2·(P−1) sends of one piece of N/P numbers, no reduction by anyone else."""
-  program = over(4, lambda v: placement.ring_all_reduce(v[0], 'structure')[None])
+  program = over(4, lambda v: collectives.ring_all_reduce(v[0], 'structure')[None])
   text = program.lower(jnp.zeros((4, 20))).as_text()
   assert text.count('collective_permute') == 6
   assert 'all_reduce' not in text
@@ -117,14 +119,14 @@ def test_ring_moves_pieces_around():
   assert 'collective_permute' not in psum
 
 
-@pytest.mark.parametrize('collective', placement.COLLECTIVES)
+@pytest.mark.parametrize('collective', collectives.COLLECTIVES)
 def test_trees_are_summed_over_both_axes(collective):
-  mesh = placement.make_mesh(2, 2, jax.devices()[:4])
+  mesh = mesh_.make_mesh(2, 2, jax.devices()[:4])
   tree = {'a': np.arange(12.0, dtype=np.float32).reshape(2, 2, 3), 'b': np.ones((2, 2), np.int32)}
 
   def total(tree):
     own = jax.tree.map(lambda leaf: leaf[0, 0], tree)
-    return placement.all_reduce_sum(own, mesh.axis_names, collective)
+    return collectives.all_reduce_sum(own, mesh.axis_names, collective)
 
   spec = PartitionSpec('structure', 'data')
   program = jax.shard_map(
@@ -136,15 +138,15 @@ def test_trees_are_summed_over_both_axes(collective):
   assert got['b'].dtype == jnp.int32
 
 
-@pytest.mark.parametrize('collective', placement.COLLECTIVES)
+@pytest.mark.parametrize('collective', collectives.COLLECTIVES)
 def test_a_split_leaf_is_summed_over_the_other_axes(collective):
-  mesh = placement.make_mesh(2, 1, jax.devices()[:4], expert_devices=2)
+  mesh = mesh_.make_mesh(2, 1, jax.devices()[:4], expert_devices=2)
   specs = {'whole': PartitionSpec(), 'split': PartitionSpec(None, 'expert')}
   tree = {'whole': np.arange(4.0).reshape(2, 2, 1), 'split': np.arange(4.0).reshape(2, 2, 1)}
 
   def total(tree):
     own = jax.tree.map(lambda leaf: leaf[0], tree)
-    return placement.all_reduce_sum(own, ('structure', 'expert'), collective, specs)
+    return collectives.all_reduce_sum(own, ('structure', 'expert'), collective, specs)
 
   program = jax.shard_map(
     total,
@@ -160,13 +162,13 @@ def test_a_split_leaf_is_summed_over_the_other_axes(collective):
 
 def test_no_axes_no_sum():
   tree = {'a': jnp.ones(3)}
-  assert placement.all_reduce_sum(tree, (), 'ring') is tree
+  assert collectives.all_reduce_sum(tree, (), 'ring') is tree
 
 
 def test_replicate_copies():
-  mesh = placement.make_mesh(2, 1, jax.devices()[:2])
+  mesh = mesh_.make_mesh(2, 1, jax.devices()[:2])
   source = {'a': jnp.arange(3.0), 'b': np.float32(2)}
-  copy = placement.replicate(source, mesh)
+  copy = mesh_.replicate(source, mesh)
   assert copy['a'].sharding.is_fully_replicated
   assert len(copy['a'].addressable_shards) == 2
   double = jax.jit(lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree), donate_argnums=0)
@@ -176,21 +178,21 @@ def test_replicate_copies():
 
 
 def test_place_by_a_tree_of_specs():
-  mesh = placement.make_mesh(2, 1, jax.devices()[:2])
+  mesh = mesh_.make_mesh(2, 1, jax.devices()[:2])
   tree = {'a': np.arange(4), 'b': np.arange(4)}
-  placed = placement.place(tree, mesh, {'a': PartitionSpec('structure'), 'b': PartitionSpec()})
+  placed = mesh_.place(tree, mesh, {'a': PartitionSpec('structure'), 'b': PartitionSpec()})
   assert placed['a'].addressable_shards[1].data.tolist() == [2, 3]
   assert placed['b'].sharding.is_fully_replicated
-  np.testing.assert_array_equal(placement.to_host(placed)['a'], tree['a'])
+  np.testing.assert_array_equal(processes.to_host(placed)['a'], tree['a'])
 
 
 def test_place_splits_rows():
-  mesh = placement.make_mesh(2, 2, jax.devices()[:4])
+  mesh = mesh_.make_mesh(2, 2, jax.devices()[:4])
   rows = np.arange(24).reshape(3, 2, 4)
-  placed = placement.place(rows, mesh, PartitionSpec(None, 'structure', 'data'))
+  placed = mesh_.place(rows, mesh, PartitionSpec(None, 'structure', 'data'))
   np.testing.assert_array_equal(placed, rows)
   assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 1, 2)}
-  host = placement.to_host(placed)
+  host = processes.to_host(placed)
   assert type(host) is np.ndarray
   host[:] = 0  # a copy of its own
   np.testing.assert_array_equal(placed, rows)
@@ -198,8 +200,8 @@ def test_place_splits_rows():
 
 def test_workers():
   local = jax.local_devices()
-  assert placement.workers(local[:3]) == local[:3]
-  default = placement.workers()
+  assert workers.workers(local[:3]) == local[:3]
+  default = workers.workers()
   assert set(default) == {local[0]}  # CPU: one device, a thread for each core
   assert len(default) >= 1
 
@@ -218,7 +220,7 @@ def test_spread_runs_every_job_once_on_an_idle_device():
       busy.remove(device)
     return job * job
 
-  results = dict(placement.spread(range(20), run, devices))
+  results = dict(workers.spread(range(20), run, devices))
   assert results == {job: job * job for job in range(20)}
   assert max(most) == 3
 
@@ -231,7 +233,7 @@ def test_spread_gives_results_as_they_end():
       assert first.wait(60)
     return job
 
-  ended = placement.spread(['slow', 'quick'], run, jax.devices()[:2])
+  ended = workers.spread(['slow', 'quick'], run, jax.devices()[:2])
   assert next(ended) == ('quick', 'quick')
   first.set()
   assert list(ended) == [('slow', 'slow')]
@@ -247,7 +249,7 @@ def test_spread_passes_errors_on_and_stops():
     time.sleep(0.002)
 
   with pytest.raises(UserError, match='job 1'):
-    list(placement.spread(range(500), run, jax.devices()[:1]))
+    list(workers.spread(range(500), run, jax.devices()[:1]))
   assert len(started) < 500
 
 
@@ -256,7 +258,7 @@ def test_spread_keeps_no_result():
     pass
 
   seen = []
-  for _, result in placement.spread(range(6), lambda job, device: Result(), jax.devices()[:1]):
+  for _, result in workers.spread(range(6), lambda job, device: Result(), jax.devices()[:1]):
     gc.collect()
     assert not any(ref() for ref in seen)
     seen.append(weakref.ref(result))
@@ -265,9 +267,9 @@ def test_spread_keeps_no_result():
 
 
 def test_one_process_agrees_with_itself():
-  assert placement.is_primary()
-  assert placement.agree(True) is True
-  assert placement.agree(False) is False
-  placement.barrier('alone')
-  with placement.distributed('', 1, 0):
+  assert processes.is_primary()
+  assert processes.agree(True) is True
+  assert processes.agree(False) is False
+  processes.barrier('alone')
+  with processes.distributed('', 1, 0):
     assert jax.process_count() == 1

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from additive_jax import Structure, UserError, all_structures, placement, static
+from additive_jax import Structure, UserError, all_structures, static
 from additive_jax.data import ArraySplit, Data, Order, SourceSplit
-from additive_jax.gradients import Recipe
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.population import Population
+from additive_jax.parallel import processes
+from additive_jax.run.objectives import classification
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.population import Population
 
 MODEL = MLP(num_blocks=2, width=8, hidden=8, num_classes=3)
 OPTIMIZER = optax.adamw(0.05)
@@ -88,7 +89,7 @@ def test_members_are_trained_the_ordinary_way(population, members):
 
 
 def assert_same(got, want):
-  jax.tree.map(np.testing.assert_array_equal, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(np.testing.assert_array_equal, processes.to_host(got), processes.to_host(want))
 
 
 def assert_same_member(got, want):
@@ -120,7 +121,7 @@ def test_going_on_is_never_having_stopped(population, members):
   some = [STRUCTURES[3], STRUCTURES[1]]
   half = STEPS // 2
   first = {member.structure: member for member in population.train(some, half)}
-  states = {s: placement.to_host(member.state) for s, member in first.items()}
+  states = {s: processes.to_host(member.state) for s, member in first.items()}
   for member in population.train(some, STEPS, states=states, start=half):
     assert_same_member(member, members[member.structure])
     assert member.loss != first[member.structure].loss
@@ -128,7 +129,7 @@ def test_going_on_is_never_having_stopped(population, members):
 
 def test_the_states_given_are_not_consumed(population, members):
   states = {STRUCTURES[3]: members[STRUCTURES[3]].state}
-  before = placement.to_host(states[STRUCTURES[3]])
+  before = processes.to_host(states[STRUCTURES[3]])
   list(population.train([STRUCTURES[3]], 2 * STEPS, states=states, start=STEPS))
   assert_same(states[STRUCTURES[3]], before)
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import Additive, prefix, shared_prefix, static
+from additive_jax import Additive, shared_prefix, static
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.models.additive import Site
-from additive_jax.structure import all_bits
+from additive_jax.run import prefix
 
 
 def random_set(seed, num_gates, size):

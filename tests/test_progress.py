@@ -12,7 +12,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from additive_jax.progress import LineHandler, Progress, Stopper, duration, setup_logging
+from additive_jax.files.progress import LineHandler, Progress, Stopper, duration, setup_logging
 
 log = logging.getLogger('additive_jax')
 
@@ -244,7 +244,7 @@ class Clock:
 
   def __init__(self, monkeypatch):
     self.now = 100.0
-    monkeypatch.setattr('additive_jax.progress.time.monotonic', lambda: self.now)
+    monkeypatch.setattr('additive_jax.files.progress.time.monotonic', lambda: self.now)
 
   def wait(self, seconds):
     self.now += seconds

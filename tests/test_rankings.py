@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from additive_jax import analysis, rankings
 from additive_jax.errors import UserError
+from additive_jax.report import analysis, rankings
 
 
 def test_kendall_tau_by_counting_pairs():

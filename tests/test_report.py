@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from additive_jax import analysis, figures
 from additive_jax.errors import UserError
-from additive_jax.plot_style import power_of_thousand, short_names
-from additive_jax.report import Report, count_marks, counted, format_value
+from additive_jax.report import analysis, figures
+from additive_jax.report.page import Report, count_marks, counted, format_value
+from additive_jax.report.plot_style import power_of_thousand, short_names
 
 
 def sweep(num_gates, size=None, seeds=3, gaps=False):

@@ -11,13 +11,18 @@ import pytest
 import tiny
 
 from additive_jax import UserError
-from additive_jax.checkpoint import Checkpointer
-from additive_jax.experiments.session import describe
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, DenseStack
 from additive_jax.models.additive import gate_names
-from additive_jax.restore import read_checkpoint, restore_grown, restore_shrunk, save_receipt
-from additive_jax.train import State
+from additive_jax.models.identity import describe
+from additive_jax.train.trainer import State
 from additive_jax.transplant import grow, grow_optimizer, shrink
+from additive_jax.transplant.restore import (
+  read_checkpoint,
+  restore_grown,
+  restore_shrunk,
+  save_receipt,
+)
 
 KEY = jax.random.key(7)
 ROWS = jax.random.normal(jax.random.key(1), (16, 7))

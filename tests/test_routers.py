@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import UserError, routers
-from additive_jax.structure import all_bits
+from additive_jax import UserError
+from additive_jax.gates import routers
+from additive_jax.gates.structure import all_bits
 
 TOKENS = 50
 

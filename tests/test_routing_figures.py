@@ -10,10 +10,10 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 
-from additive_jax import path_figures, paths, routing_figures
 from additive_jax.errors import UserError
-from additive_jax.plot_style import PALETTE, VERMILION
-from additive_jax.report import Report
+from additive_jax.report import path_figures, paths, routing_figures
+from additive_jax.report.page import Report
+from additive_jax.report.plot_style import PALETTE, VERMILION
 
 NAMES = ['attention 0', 'attention 1', 'mlp 0', 'block 0', 'identity 0']
 IDENTITY = np.array([0, 0, 0, 0, 1], bool)

@@ -21,9 +21,9 @@ from additive_jax import (
   shared_prefix,
   static,
 )
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.models.additive import gate_names
-from additive_jax.structure import all_bits
 
 # Each way is the same chain of float32 operations on values of order one, fused differently: the
 # last bits differ, a hundredfold of float32's 1.2e-7 at most through this few layers.

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from additive_jax.errors import UserError
-from additive_jax.rundir import RunDir, config_hash, default_workdir, differences
+from additive_jax.files.rundir import RunDir, config_hash, default_workdir, differences
 
 CONFIG = {
   'model': {'num_blocks': 4, 'width': 64},
@@ -260,7 +260,7 @@ def test_the_other_processes_write_nothing(tmp_path):
 
 REWRITER = """
 import sys
-from additive_jax.rundir import RunDir
+from additive_jax.files.rundir import RunDir
 run = RunDir.open(sys.argv[1], {})
 print('ready', flush=True)
 while True:

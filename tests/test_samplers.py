@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from additive_jax import UserError, placement, samplers
-from additive_jax.structure import all_bits
+from additive_jax import UserError
+from additive_jax.gates.structure import all_bits
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.train import samplers
 
 NUM_GATES = 3
 DRAWS = 4000
@@ -107,7 +109,7 @@ def test_what_is_drawn_depends_on_key_and_step_alone(row):
 )
 def test_devices_have_no_say(name, devices):
   sampler = make(ROWS[name])
-  mesh = placement.make_mesh(4, 1, jax.devices()[:devices])
+  mesh = mesh_.make_mesh(4, 1, jax.devices()[:devices])
 
   def own_slots(sampler, step):
     bits = sampler(jax.random.fold_in(jax.random.key(0), step), step)
@@ -118,7 +120,7 @@ def test_devices_have_no_say(name, devices):
   spread = jax.jit(
     jax.shard_map(own_slots, mesh=mesh, in_specs=everywhere, out_specs=split, check_vma=False)
   )
-  placed = placement.replicate(sampler, mesh)
+  placed = mesh_.replicate(sampler, mesh)
   got = np.stack([spread(placed, jnp.int32(step)) for step in range(3)])
   np.testing.assert_array_equal(got, draw(sampler, DRAWS // 4)[:3])
 

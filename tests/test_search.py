@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from additive_jax.errors import UserError
-from additive_jax.evaluate import Evaluation
-from additive_jax.search import search
+from additive_jax.run.evaluate import Evaluation
+from additive_jax.search.methods import search
 
 NUM_GATES = 30
 

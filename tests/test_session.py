@@ -16,7 +16,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import session as session_
 from additive_jax.experiments.fit import point
 from additive_jax.experiments.session import open_session
-from additive_jax.models import Transformer
+from additive_jax.models import Transformer, identity
 from additive_jax.models.moe import Experts
 
 
@@ -186,7 +186,7 @@ def test_a_models_description_is_the_same_in_every_process():
     activation: object = dataclasses.field(default=functools.partial(nn.leaky_relu))
 
   assert ' at 0x' in repr(Own())
-  found = session_.describe(Own())
+  found = identity.describe(Own())
   assert '\n' not in found
   assert ' at 0x' not in found
   assert 'leaky_relu' in found

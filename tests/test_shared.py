@@ -12,7 +12,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import shared, sweep
 from additive_jax.experiments.session import open_session
 from additive_jax.experiments.shared import check_shared
-from additive_jax.metrics import Metrics
+from additive_jax.files.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
 

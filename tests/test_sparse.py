@@ -11,12 +11,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from additive_jax import UserError, placement, samplers
-from additive_jax.data import ArraySplit
-from additive_jax.gradients import Recipe
-from additive_jax.models import MLP, ConvNet, DenseStack, LeNet, Transformer
-from additive_jax.models.routing import Routing
-from additive_jax.sparse import (
+from additive_jax import UserError
+from additive_jax.compress import (
   Variational,
   VariationalLoss,
   divergence,
@@ -26,8 +22,14 @@ from additive_jax.sparse import (
   magnitudes,
   make_level,
 )
-from additive_jax.sparse.noise import Draw, NoisyKernel, ScaledKernel, with_kernels
-from additive_jax.train import State, Trainer, init_state
+from additive_jax.compress.noise import Draw, NoisyKernel, ScaledKernel, with_kernels
+from additive_jax.data import ArraySplit
+from additive_jax.models import MLP, ConvNet, DenseStack, LeNet, Transformer
+from additive_jax.models.routing import Routing
+from additive_jax.parallel import processes
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, Trainer, init_state
 
 X = np.random.default_rng(0).normal(size=(6, 4, 4)).astype(np.float32)
 MODELS = {
@@ -268,7 +270,7 @@ def recipe():
 @pytest.fixture(scope='module')
 def uninterrupted(recipe):
   one = trainer(recipe)
-  return one.run(6)['loss'], placement.to_host(one.state)
+  return one.run(6)['loss'], processes.to_host(one.state)
 
 
 def test_training_under_noise_does_not_depend_on_devices(recipe, uninterrupted):
@@ -277,16 +279,16 @@ def test_training_under_noise_does_not_depend_on_devices(recipe, uninterrupted):
   # Six steps of float32, each of which multiplies rounding by at most a little.
   np.testing.assert_allclose(loss, uninterrupted[0], rtol=1e-4)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
-  jax.tree.map(close, placement.to_host(many.state.params), uninterrupted[1].params)
+  jax.tree.map(close, processes.to_host(many.state.params), uninterrupted[1].params)
 
 
 def test_an_interruption_changes_no_bit(recipe, uninterrupted):
   first = trainer(recipe)
   losses = [first.run(3)['loss']]
-  second = trainer(recipe, state=State(*placement.to_host(first.state)))
+  second = trainer(recipe, state=State(*processes.to_host(first.state)))
   losses.append(second.run(3)['loss'])
   np.testing.assert_array_equal(np.concatenate(losses), uninterrupted[0])
-  jax.tree.map(np.testing.assert_array_equal, placement.to_host(second.state), uninterrupted[1])
+  jax.tree.map(np.testing.assert_array_equal, processes.to_host(second.state), uninterrupted[1])
   # Both slots of a step have the same structure; they differ by their examples and noise.
   assert np.ptp(uninterrupted[0], axis=1).min() > 1e-4
 
@@ -371,7 +373,7 @@ def test_checkpointed_state_of_pruned_networks(recipe):
     pruned = level.prune(mean, keep)
     one = trainer(tuned, state=init_state(tuned, {'params': pruned.params}))
     one.run(2)
-    found = placement.to_host(one.state.params)
+    found = processes.to_host(one.state.params)
     assert nonzero(found) == nonzero(pruned.params)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found, pruned.params)
     assert max(jax.tree.leaves(moved)) > 1e-4

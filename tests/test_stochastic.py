@@ -11,9 +11,9 @@ import tiny
 from additive_jax import UserError
 from additive_jax.experiments import stochastic
 from additive_jax.experiments.stochastic_tables import expected_flops
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.models.additive import measure
-from additive_jax.structure import all_bits
 
 CHOSEN = {
   'sampler.name': 'bernoulli',

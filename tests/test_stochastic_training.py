@@ -8,13 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from additive_jax import UserError, masked, placement, samplers, static
+from additive_jax import UserError, masked, static
 from additive_jax.data import ArraySplit
-from additive_jax.gradients import Draw, Recipe, averaged_gradient
+from additive_jax.gates.subsets import Subsets, as_gates, draw
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.subsets import Subsets, as_gates, draw
-from additive_jax.train import State, Trainer, init_state
+from additive_jax.parallel import processes
+from additive_jax.run.objectives import classification
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Draw, Recipe, averaged_gradient
+from additive_jax.train.trainer import State, Trainer, init_state
 
 # Sums over all examples and outputs in float32, with much cancellation.
 CLOSE_GRADIENT = {'rtol': 1e-4, 'atol': 1e-4}
@@ -103,7 +105,7 @@ def trainer(recipe, mesh, sampler=None, **options):
 @pytest.fixture(scope='module')
 def uninterrupted():
   one = trainer(RECIPE, (1, 1))
-  return one.run(7)['loss'], placement.to_host(one.state)
+  return one.run(7)['loss'], processes.to_host(one.state)
 
 
 def test_many_devices_are_one(uninterrupted):
@@ -113,7 +115,7 @@ def test_many_devices_are_one(uninterrupted):
   # Seven steps of float32, each of which multiplies rounding by at most a little.
   np.testing.assert_allclose(loss, uninterrupted[0], rtol=1e-4)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, placement.to_host(many.state.params), uninterrupted[1].params)
+  jax.tree.map(close, processes.to_host(many.state.params), uninterrupted[1].params)
   assert np.ptp(loss, axis=1).min() > 1e-3
 
 
@@ -123,7 +125,7 @@ def test_an_interruption_changes_no_bit(uninterrupted):
   for count in (2, 2, 3):
     part = trainer(RECIPE, (1, 1), state=state)
     losses.append(part.run(count)['loss'])
-    state = State(*placement.to_host(part.state))
+    state = State(*processes.to_host(part.state))
   np.testing.assert_array_equal(np.concatenate(losses), uninterrupted[0])
   jax.tree.map(np.testing.assert_array_equal, state, uninterrupted[1])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from additive_jax import Gate, Space, Structure, UserError, all_structures
-from additive_jax.structure import ENUMERABLE_GATES, all_bits, bits_of, parse
+from additive_jax.gates.structure import ENUMERABLE_GATES, all_bits, bits_of, parse
 
 
 def test_forms_agree():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from additive_jax import Structure, UserError
-from additive_jax.gates import sub_activation
+from additive_jax.gates.sums import sub_activation
 
 VECTORS = Path(__file__).parent / 'data' / 'subactivation.npz'
 KINDS = ('gated', 'plain')

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import Additive, UserError, conditional, masked, samplers, static
+from additive_jax import Additive, UserError, conditional, masked, static
+from additive_jax.gates.structure import all_bits
+from additive_jax.gates.subsets import Subsets, as_gates, draw, in_stages, size
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import gate_names
-from additive_jax.run import gathered, sampled
-from additive_jax.structure import all_bits
-from additive_jax.subsets import Subsets, as_gates, draw, in_stages, size
+from additive_jax.run.ways import gathered, sampled
+from additive_jax.train import samplers
 
 # The same float32 operations on values of order one, fused differently; see test_run.
 CLOSE = {'rtol': 2e-5, 'atol': 2e-5}

@@ -12,7 +12,7 @@ import pytest
 from contract_net import BATCH, Branch, Gated, Net, only, violations
 
 from additive_jax import Additive, UserError
-from additive_jax.testing import check_model
+from additive_jax.testing.check import check_model
 
 # Form.
 

@@ -8,12 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from additive_jax import UserError, placement, samplers, static
+from additive_jax import UserError, static
 from additive_jax.data import ArraySplit, Order, SourceSplit
-from additive_jax.gradients import Recipe
 from additive_jax.models import MLP
-from additive_jax.objectives import classification
-from additive_jax.train import State, Trainer, init_state, train_step
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel import processes
+from additive_jax.run.objectives import classification
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, Trainer, init_state, train_step
 
 MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 # Momentum and a schedule, so that the state of the optimizer matters to every step.
@@ -62,13 +65,13 @@ def ramped():
 
 
 def assert_same(got, want):
-  jax.tree.map(np.testing.assert_array_equal, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(np.testing.assert_array_equal, processes.to_host(got), processes.to_host(want))
 
 
 def assert_close(got, want):
   """After a dozen steps of float32, each of which multiplies rounding by at most a little."""
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  jax.tree.map(close, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(close, processes.to_host(got), processes.to_host(want))
 
 
 @functools.partial(jax.jit, static_argnames='structure')
@@ -112,7 +115,7 @@ def uninterrupted(initial):
   trainer = Trainer(
     RECIPE, TRAIN, ramped(), batch_size=BATCH, seed=SEED, state=initial, mesh=mesh_of(1, 1)
   )
-  return trainer.run(11), placement.to_host(trainer.state)
+  return trainer.run(11), processes.to_host(trainer.state)
 
 
 @pytest.mark.parametrize('mesh', [(2, 2), (4, 1), (4, 2)], ids=str)
@@ -136,7 +139,7 @@ def test_chunks_and_interruptions_change_no_bit(trainer_of, uninterrupted):
 
   first = trainer_of(ramped())
   before = first.run(4)
-  kept = placement.to_host(first.state)
+  kept = processes.to_host(first.state)
   second = trainer_of(ramped(), state=State(*kept))
   after = second.run(7)
   for name, values in metrics.items():
@@ -163,7 +166,7 @@ def test_one_compile_for_any_structures(trainer_of, initial, compiles):
   assert len(compiles) == 0
   assert len({loss.tobytes() for loss in losses}) == 10
   for values in lists:
-    trainer._sampler = placement.replicate(samplers.listed(values, 3), trainer.mesh)
+    trainer._sampler = mesh_.replicate(samplers.listed(values, 3), trainer.mesh)
     trainer.run(1)
   assert len(compiles) == 0
   assert trainer.step == len(bits)
@@ -226,7 +229,7 @@ def test_options_of_the_recipe_on_many_devices(trainer_of):
 
 
 def test_source_of_the_state_survives(trainer_of, initial):
-  copy = placement.to_host(initial)
+  copy = processes.to_host(initial)
   trainer = trainer_of(ramped())
   trainer.run(5)
   trainer.run(5)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from additive_jax import UserError, conditional, masked, shared_prefix, static
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.kinds import KINDS
 from additive_jax.models.transformer import patches
-from additive_jax.structure import all_bits
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(3, 4, 6, 2)).astype(np.float32)  # 6 patches of 2 × 2 × 2

@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError, conditional
-from additive_jax.checkpoint import Checkpointer
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.transplant import Axis, Wiring, grow, grow_optimizer, merge, receipt, shrink
 

@@ -10,12 +10,7 @@ import pytest
 
 from additive_jax import UserError
 from additive_jax.models import MLP, ConvNet, Transformer
-from additive_jax.transplant import (
-  average_optimizer,
-  grow,
-  grow_optimizer,
-  restart_schedules,
-)
+from additive_jax.transplant import average_optimizer, grow, grow_optimizer, restart_schedules
 from additive_jax.transplant.wiring import flat
 
 KEY = jax.random.key(7)

@@ -11,15 +11,18 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from additive_jax import UserError, placement, samplers
-from additive_jax.checkpoint import Checkpointer
+from additive_jax import UserError
 from additive_jax.data import ArraySplit
 from additive_jax.experiments.session import open_session
-from additive_jax.gradients import Recipe
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.moe import Experts
-from additive_jax.train import Trainer
-from additive_jax.zero import HOST, Packed, Storage, bytes_per_device, split_further
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel import processes
+from additive_jax.parallel.zero import HOST, Packed, Storage, bytes_per_device, split_further
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
 TRAIN = ArraySplit(
@@ -40,7 +43,7 @@ ONE_PART = {'xla_cpu_parallel_codegen_split_count': 1}
 
 @functools.cache
 def mesh_of(structure, data):
-  mesh = placement.make_mesh(structure, data, jax.devices()[: structure * data])
+  mesh = mesh_.make_mesh(structure, data, jax.devices()[: structure * data])
   assert dict(mesh.shape) == {'structure': structure, 'data': data}
   return mesh
 
@@ -70,7 +73,7 @@ def trained():
 
 
 def assert_same(got, want):
-  jax.tree.map(np.testing.assert_array_equal, placement.to_host(got), placement.to_host(want))
+  jax.tree.map(np.testing.assert_array_equal, processes.to_host(got), processes.to_host(want))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
   # Not Adam, which turns the rounding of gradients that are zero into steps.
   optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(0.3, momentum=0.9))
   recipe = Recipe(model, 'language', optimizer)
-  mesh = placement.make_mesh(2, 2, expert_devices=2)
+  mesh = mesh_.make_mesh(2, 2, expert_devices=2)
   make = lambda **options: in_one_part(
     Trainer(
       recipe,
@@ -191,7 +194,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
   want, got = plain.run(3), split.run(3)
   close = functools.partial(np.testing.assert_allclose, atol=2e-6)
   jax.tree.map(close, got, want)
-  jax.tree.map(close, placement.to_host(split.state), placement.to_host(plain.state))
+  jax.tree.map(close, processes.to_host(split.state), processes.to_host(plain.state))
   whole, parts = (bytes_per_device(t.held) for t in (plain, split))
   total = sum(leaf.nbytes for leaf in jax.tree.leaves(plain.state.opt_state))
   assert whole['optimizer'].device[0] > total / 2

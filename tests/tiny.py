@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from additive_jax import dispatch
+from additive_jax.gates import dispatch
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {

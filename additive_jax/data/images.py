@@ -11,7 +11,7 @@ import numpy as np
 
 from additive_jax.data.splits import Data, Split, fit
 from additive_jax.errors import UserError
-from additive_jax.progress import Progress
+from additive_jax.files.progress import Progress
 
 NUM_DIGITS_TRAIN = 1437
 CHUNK_BYTES = 1 << 20

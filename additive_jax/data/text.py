@@ -12,7 +12,7 @@ import numpy as np
 
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
 from additive_jax.errors import UserError
-from additive_jax.progress import Progress
+from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
 

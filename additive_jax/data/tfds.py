@@ -13,7 +13,7 @@ from additive_jax.data.text import ByteStream, language_data
 from additive_jax.data.tfds_find import check_name, find, undamaged
 from additive_jax.data.tfds_prepare import command, prepare
 from additive_jax.errors import UserError
-from additive_jax.progress import Progress
+from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
 

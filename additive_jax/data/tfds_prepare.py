@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from additive_jax.errors import UserError
-from additive_jax.progress import Progress
+from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement, transplant
+from additive_jax import transplant
 from additive_jax.errors import UserError
 from additive_jax.experiments import booster_report
 from additive_jax.experiments.booster_clusters import cluster_pictures
@@ -47,11 +47,12 @@ from additive_jax.experiments.narrow_process import check_processes, newest, tra
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.fleet import Fleet
-from additive_jax.journal import Journal, read_all
+from additive_jax.files.journal import Journal, read_all
 from additive_jax.models.additive import initial
-from additive_jax.pipeline_timing import measure_bubble
-from additive_jax.samplers import listed
+from additive_jax.parallel import processes
+from additive_jax.parallel.pipeline_timing import measure_bubble
+from additive_jax.train.fleet import Fleet
+from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -186,7 +187,7 @@ def _run(session: Session) -> BoosterResult:
       if (seed, variant) not in done:
         record = _trained(session, variant, narrows.get(variant), larges[variant], seed)
         done[seed, variant] = record = {'seed': seed, 'variant': variant, **record}
-        if placement.is_primary():
+        if processes.is_primary():
           Journal(folder / JOURNAL).append(record)
   records = {variant: [done[seed, variant] for seed in session.seeds] for variant in variants}
   steps = {variant: large.num_steps for variant, large in larges.items()}
@@ -223,17 +224,17 @@ def _trained(session, variant, narrow, large, seed) -> dict:
     record['start'] = judged(session, {'params': state.params})
   own = large.session
   trainer = own.trainer(large.recipe, large.sampler, seed, state)
-  probe = lambda trainer: judged(own, placement.to_host(trainer.variables))
+  probe = lambda trainer: judged(own, processes.to_host(trainer.variables))
   clock = Journal(session.rundir.journals / CLOCK)
   fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', probe=probe, clock=clock)
-  found = judged(own, placement.to_host(trainer.variables))
+  found = judged(own, processes.to_host(trainer.variables))
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
   record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
   record['memory'] = memory_rows(trainer.held)
   if variant == SCRATCH and seed == session.config.seed and large.recipe.pipeline is not None:
     record['bubble'] = _bubble(session, large.recipe.pipeline, trainer.variables)
-  return record | {'skipped': int(placement.to_host(trainer.held.skipped))}
+  return record | {'skipped': int(processes.to_host(trainer.held.skipped))}
 
 
 def _bubble(session, pipeline, variables) -> dict:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from additive_jax import cluster_figures
-from additive_jax.clusters import Clusters, nearest_examples, quality, telling_ngrams
+from additive_jax.data.clusters import Clusters, nearest_examples, quality, telling_ngrams
+from additive_jax.report import cluster_figures
 
 
 def cluster_pictures(data, features: np.ndarray, found: Sequence[Clusters]) -> list:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import booster_figures, pipeline_figures
 from additive_jax.experiments.booster_tables import SCRATCH
 from additive_jax.experiments.results import end_page, start_page
-from additive_jax.report import counted
+from additive_jax.report import booster_figures, pipeline_figures
+from additive_jax.report.page import counted
 from additive_jax.transplant import wiring_of
 
 TICKS = ('busy', 'microbatch', 'forward', 'backward')

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.experiments.results import with_interval
-from additive_jax.journal import read_all
-from additive_jax.zero import bytes_per_device
+from additive_jax.files.journal import read_all
+from additive_jax.parallel.zero import bytes_per_device
 
 SCRATCH, CLUSTERS, RANDOM = 'scratch', 'clusters', 'random_split'
 ONE, UNTRAINED = 'one_narrow', 'untrained'

@@ -11,15 +11,15 @@ from typing import Unpack
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement
+from additive_jax.compress import levels, magnitude
 from additive_jax.errors import UserError
 from additive_jax.experiments import compress_report, compress_tables
 from additive_jax.experiments.compressor import Compressor
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.journal import Journal, read_all
-from additive_jax.sparse import levels, magnitude
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.parallel import processes
 
 TABLES = ('variants', 'structures', 'layers')
 JOURNAL = 'compress.jsonl'
@@ -114,7 +114,7 @@ def _run(session: Session) -> CompressResult:
     if any((seed, name) not in done for name in compressor.names):
       for record in compressor.compress(seed, {n: r for (s, n), r in done.items() if s == seed}):
         done[seed, record['variant']] = record
-        if placement.is_primary():
+        if processes.is_primary():
           Journal(folder / JOURNAL).append(record)
   records = {name: [done[seed, name] for seed in session.seeds] for name in compressor.names}
   variants = compress_tables.variants(records)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import figures, sparsity_figures
+from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
 from additive_jax.experiments.contenders_report import words
 from additive_jax.experiments.results import end_page, start_page
-from additive_jax.sparse.levels import BINS
+from additive_jax.report import figures, sparsity_figures
 
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 

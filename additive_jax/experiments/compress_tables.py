@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
+from additive_jax.compress.levels import Gates, Weights
+from additive_jax.compress.noise import KERNEL
 from additive_jax.experiments.results import with_interval
-from additive_jax.sparse.levels import Gates, Weights
-from additive_jax.sparse.noise import KERNEL
 
 DENSE = 'dense'
 

@@ -11,20 +11,9 @@ import jax
 import numpy as np
 import optax
 
-from additive_jax import cut, exported, placement
-from additive_jax.data import ArraySplit
-from additive_jax.evaluate import evaluate_structures
-from additive_jax.experiments import compress_tables
-from additive_jax.experiments.fit import fit
-from additive_jax.experiments.session import Session
-from additive_jax.gradients import Recipe
-from additive_jax.objectives import Distilled
-from additive_jax.optimizers import make_optimizer, make_schedule
-from additive_jax.rundir import WRITABLE, user_errors
-from additive_jax.samplers import listed
-from additive_jax.sparse import levels, magnitude
-from additive_jax.sparse.masks import keep_zeros
-from additive_jax.sparse.variational import (
+from additive_jax.compress import cutting, exported, levels, magnitude
+from additive_jax.compress.masks import keep_zeros
+from additive_jax.compress.variational import (
   LOG_VARIANCE,
   MEAN,
   Variational,
@@ -32,8 +21,19 @@ from additive_jax.sparse.variational import (
   kept,
   total_divergence,
 )
-from additive_jax.structure import Structure
-from additive_jax.train import Trainer, init_state
+from additive_jax.data import ArraySplit
+from additive_jax.experiments import compress_tables
+from additive_jax.experiments.fit import fit
+from additive_jax.experiments.session import Session
+from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.gates.structure import Structure
+from additive_jax.parallel import processes
+from additive_jax.run.evaluate import evaluate_structures
+from additive_jax.run.objectives import Distilled
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.optimizers import make_optimizer, make_schedule
+from additive_jax.train.samplers import listed
+from additive_jax.train.trainer import Trainer, init_state
 
 log = logging.getLogger('additive_jax')
 
@@ -177,7 +177,9 @@ class Compressor:
     structure = Structure.all_on(session.space.num_gates)
     for rows in np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH)):
       x = train[rows][0]
-      said.append(np.asarray(cut.logits(session.model, {'params': teacher.params}, x, structure)))
+      said.append(
+        np.asarray(cutting.logits(session.model, {'params': teacher.params}, x, structure))
+      )
     split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(said)))
     return dataclasses.replace(session, data=dataclasses.replace(session.data, train=split))
 
@@ -260,13 +262,13 @@ class Compressor:
       task=session.objective,
       devices=session.workers,
     )
-    smaller = cut.cut(session.model, variables, structure, network.units or None)
+    smaller = cutting.cut(session.model, variables, structure, network.units or None)
     x = session.test[0][:RECEIPT_EXAMPLES]
-    receipt = cut.receipt(smaller, session.model, variables, x)
+    receipt = cutting.receipt(smaller, session.model, variables, x)
     if receipt.max_difference > 1e-3:
       log.warning('%s of seed %d: cut out, logits differ by %g', name, seed, receipt.max_difference)
-    cost = cut.cost(smaller.model, smaller.variables, x[:1])
-    if name == VARIATIONAL and placement.is_primary():
+    cost = cutting.cost(smaller.model, smaller.variables, x[:1])
+    if name == VARIATIONAL and processes.is_primary():
       self._hand_over(smaller, f'{name}-seed{seed}', receipt, cost)
     left = compress_tables.left(self.level, keep)
     return {
@@ -301,4 +303,4 @@ def named(sparsity: float) -> str:
 
 
 def _params(trainer: Trainer):
-  return placement.to_host(trainer.state.params)
+  return processes.to_host(trainer.state.params)

@@ -14,21 +14,22 @@ import jax
 import numpy as np
 import pandas as pd
 
-from additive_jax import balance as balance_
-from additive_jax import placement, run
-from additive_jax.balance import Balance
+from additive_jax import run
 from additive_jax.errors import UserError
-from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.results import with_interval
 from additive_jax.experiments.session import Session
-from additive_jax.gradients import Recipe
-from additive_jax.journal import Journal, read_all
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops, num_params
 from additive_jax.models.kinds import RESIDUAL
-from additive_jax.samplers import listed
-from additive_jax.structure import Structure
+from additive_jax.parallel import processes
+from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.train import balance as balance_
+from additive_jax.train.balance import Balance
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -145,7 +146,7 @@ def inspect(contender: Contender, variables, batch) -> Inspection:
   rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
   keys = jax.random.split(jax.random.key(0), len(rows))
   look = functools.partial(_look, contender.model, contender.session.objective, variables)
-  parts = [placement.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
+  parts = [processes.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
   loss, accuracy = (
     float(np.concatenate([part[0][i] for part in parts])[:count].mean(dtype=np.float64))
     for i in range(2)
@@ -181,16 +182,16 @@ def train_all(session: Session, contenders: Sequence[Contender], journal: str) -
       if (seed, contender.name) not in done:
         record = {'seed': seed, 'variant': contender.name, **_judged(contender, seed)}
         done[seed, contender.name] = record
-        if placement.is_primary():
+        if processes.is_primary():
           Journal(folder / journal).append(record)
   return {c.name: [done[seed, c.name] for seed in session.seeds] for c in contenders}
 
 
 def _judged(contender, seed):
   session, trainer = contender.session, contender.trained(seed)
-  variables, x = placement.to_host(trainer.variables), session.test[0][:1]
+  variables, x = processes.to_host(trainer.variables), session.test[0][:1]
   record = {'params': num_params(session.model, x)}
-  record['skipped'] = int(placement.to_host(trainer.state.skipped))
+  record['skipped'] = int(processes.to_host(trainer.state.skipped))
   seen = session.data.train
   if contender.has_routers:
     test = inspect(contender, variables, session.test)

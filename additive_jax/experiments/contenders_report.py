@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import figures, routing_figures, stochastic_figures
 from additive_jax.experiments.contenders import DENSE
-from additive_jax.report import Report
+from additive_jax.report import figures, routing_figures, stochastic_figures
+from additive_jax.report.page import Report
 
 SHOWN = {
   'entropy': 'entropy of the routers, nats',

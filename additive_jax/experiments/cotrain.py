@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain_report
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
@@ -24,19 +23,16 @@ from additive_jax.experiments.fit import fit
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import (
-  check_shared,
-  evaluate_pool,
-  search_pools,
-  train_shared,
-)
-from additive_jax.gradients import cosines
-from additive_jax.journal import Journal, read_all, replace_file
-from additive_jax.progress import Progress
-from additive_jax.report import counted
-from additive_jax.rundir import RunDir
-from additive_jax.samplers import listed
-from additive_jax.structure import Structure, all_bits
+from additive_jax.experiments.shared import check_shared, evaluate_pool, search_pools, train_shared
+from additive_jax.files.journal import Journal, read_all, replace_file
+from additive_jax.files.progress import Progress
+from additive_jax.files.rundir import RunDir
+from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.parallel import processes
+from additive_jax.report import analysis
+from additive_jax.report.page import counted
+from additive_jax.train.gradients import cosines
+from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -118,8 +114,8 @@ def _run(session: Session) -> CotrainResult:
     alone = _train_alone(session, recipe, structures, seed, num_steps)
     record = {'seed': seed, **_judge(session, pool, alone, structures)}
     record['cosines'] = _cosines(session, recipe, pool.state.params, structures).tolist()
-    record['skipped'] = int(placement.to_host(pool.state.skipped))
-    if placement.is_primary():
+    record['skipped'] = int(processes.to_host(pool.state.skipped))
+    if processes.is_primary():
       Journal(session.rundir.journals / 'cotrain.jsonl').append(record)
     done[seed] = record
   records = [done[seed] for seed in session.seeds]
@@ -136,7 +132,7 @@ def _structures(session: Session) -> list[Structure]:
   for record in journal.records():
     return [session.space.parse(text) for text in record['structures']]
   structures = _choose(session)
-  if placement.is_primary():
+  if processes.is_primary():
     journal.append({'structures': [str(s) for s in structures]})
   return structures
 
@@ -203,7 +199,7 @@ def _cosines(session, recipe, params, structures):
   train = session.data.train
   batch = train[np.arange(min(COSINE_EXAMPLES, len(train)))]
   bits = np.array([s.bits for s in structures])
-  return np.asarray(_cosines_program(recipe)(placement.to_host(params), bits, *batch))
+  return np.asarray(_cosines_program(recipe)(processes.to_host(params), bits, *batch))
 
 
 @functools.lru_cache(maxsize=4)
@@ -216,7 +212,7 @@ def _train_alone(session, recipe, structures, seed, num_steps):
 
   Processes share the structures out and meet in the run directory.
   """
-  rank, size = placement.process()
+  rank, size = processes.process()
   journal = Journal(session.rundir.journals / f'alone-{rank}-of-{size}.jsonl')
   population = session.population(recipe, seed)
   done = _alone_records(session, seed)
@@ -227,7 +223,7 @@ def _train_alone(session, recipe, structures, seed, num_steps):
   with bar as progress:
     for member in population.train(todo, num_steps):
       name = str(member.structure)
-      content = flax.serialization.to_bytes(placement.to_host(member.state.params))
+      content = flax.serialization.to_bytes(processes.to_host(member.state.params))
       path = session.rundir.checkpoints / f'alone-seed{seed}' / f'{name}.msgpack'
       path.parent.mkdir(exist_ok=True)
       replace_file(path, content)
@@ -236,7 +232,7 @@ def _train_alone(session, recipe, structures, seed, num_steps):
       progress.advance(1, loss=member.loss)
       if session.stopper.stop_requested:
         break
-  placement.barrier(f'alone-seed{seed}')
+  processes.barrier(f'alone-seed{seed}')
   session.check_stop()
   done = _alone_records(session, seed)
   template, pools = population.variables['params'], []
@@ -258,7 +254,7 @@ def _judge(session, pool, alone, structures):
   """Test scores of each structure and of the ensembles, co-trained and alone."""
   bits = np.array([s.bits for s in structures])
   together = evaluate_pool(session, pool, bits)
-  variables = placement.to_host(pool.variables)
+  variables = processes.to_host(pool.variables)
   pools, records = alone
   ensembles = {
     'cotrained': ensemble(session.model, [variables] * len(bits), bits, session.test, session.data),

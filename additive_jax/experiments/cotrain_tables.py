@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import analysis
+from additive_jax.report import analysis
 
 ENSEMBLE = 'ensemble'
 SCORES = ('loss', 'accuracy')

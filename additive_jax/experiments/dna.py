@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import dna_report
 from additive_jax.experiments.contenders import (
@@ -32,6 +31,7 @@ from additive_jax.experiments.results import read_results, run_once, write_resul
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.dna import DNA, Modules
+from additive_jax.parallel import processes
 
 FREE, SKIPPING, SHALLOW = 'dna', 'dna_skipping', 'shallow'
 TABLES = ('structures', 'variants', 'routers', 'modules', 'paths')
@@ -187,7 +187,7 @@ def _analysis(contender: Contender, seed: int) -> Analysis:
   """What the tokens of some test examples do in the network of one seed."""
   x, y = contender.session.test
   count = contender.session.config.dna.examples
-  variables = placement.to_host(contender.trained(seed).variables)
+  variables = processes.to_host(contender.trained(seed).variables)
   seen = inspect(contender, variables, (x[:count], y[:count]))
   return analyse(contender.model, seen.chosen, x[:count], y[:count])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from additive_jax import path_figures, routing_figures
 from additive_jax.experiments import contenders_report
 from additive_jax.experiments.contenders import DENSE, loads
 from additive_jax.experiments.contenders_report import signed, words
 from additive_jax.experiments.results import end_page, start_page
-from additive_jax.paths import rank_frequency
+from additive_jax.report import path_figures, routing_figures
+from additive_jax.report.paths import rank_frequency
 
 SKIPPING = 'dna_skipping'
 IMAGES = 4  # whose paths are drawn

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from additive_jax import paths
 from additive_jax.models.dna import DNA
+from additive_jax.report import paths
 
 
 @dataclasses.dataclass(frozen=True)

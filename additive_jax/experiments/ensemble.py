@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import run
-from additive_jax.objectives import objective_of
+from additive_jax.run.objectives import objective_of
 
 EVALUATION_BATCH = 512
 

@@ -11,9 +11,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import analysis, placement
 from additive_jax.errors import UserError
-from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments import experts_report
 from additive_jax.experiments.contenders import (
   DENSE,
@@ -32,13 +30,16 @@ from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures, train_shared
-from additive_jax.journal import Journal, read_all
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted, num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import ROUTERS, Routing
-from additive_jax.paths import fit_power_law, path_codes, rank_frequency
-from additive_jax.structure import Structure
+from additive_jax.parallel import processes
+from additive_jax.report import analysis
+from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.run.evaluate import evaluate_structures
 
 SINGLE, MOE = 'single', 'moe'
 VARIANTS = (*ROUTERS, SINGLE, MOE)
@@ -187,7 +188,7 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
       known = np.arange(min(len(seen), len(session.data.test)))
       train = evaluate_structures(
         session.model,
-        placement.to_host(trainer.variables),
+        processes.to_host(trainer.variables),
         seen[known],
         bits,
         task=session.objective,
@@ -195,7 +196,7 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
       )
       done[seed] = {'seed': seed, 'train_loss': train.loss.tolist()}
       done[seed] |= {key: getattr(found, key).tolist() for key in SCORES}
-      if placement.is_primary():
+      if processes.is_primary():
         Journal(folder / POOL_JOURNAL).append(done[seed])
   records = [done[seed] for seed in session.seeds]
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
@@ -219,7 +220,7 @@ def _paths(contenders, seed):
     if not contender.has_routers or getattr(routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
     trainer = contender.trained(seed)
-    seen = inspect(contender, placement.to_host(trainer.variables), contender.session.test)
+    seen = inspect(contender, processes.to_host(trainer.variables), contender.session.test)
     found[contender.name] = {'on': seen.on}
     if seen.chosen is not None:
       codes = path_codes(seen.chosen)

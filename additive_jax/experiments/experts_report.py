@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from additive_jax import figures, routing_figures
 from additive_jax.experiments import contenders_report
 from additive_jax.experiments.contenders import DENSE, loads
 from additive_jax.experiments.contenders_report import signed, words
 from additive_jax.experiments.results import end_page, start_page
+from additive_jax.report import figures, routing_figures
 
 
 def render(session, result, contenders, records, paths, curves: pd.DataFrame) -> str:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from additive_jax import placement
-from additive_jax.balance import summary
-from additive_jax.checkpoint import Checkpointer
 from additive_jax.experiments.session import Session, Stopped
-from additive_jax.journal import Journal
-from additive_jax.progress import Progress
-from additive_jax.train import Trainer
+from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.files.journal import Journal
+from additive_jax.files.progress import Progress
+from additive_jax.parallel import processes
+from additive_jax.train.balance import summary
+from additive_jax.train.trainer import Trainer
 
 
 def fit(
@@ -52,9 +52,9 @@ def fit(
       return
     if clock is not None:
       trainer.warm_up()
-    with Progress(num_steps, name, start=trainer.step, enabled=placement.is_primary()) as progress:
+    with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
-        if placement.agree(session.stopper.stop_requested):
+        if processes.agree(session.stopper.stop_requested):
           checkpoints.save(step, trainer.state, wait=True)
           raise Stopped
         count = min(options.log_every - step % options.log_every, num_steps - step)
@@ -64,7 +64,7 @@ def fit(
         step += count
         curves = point(values, labels) | (probe(trainer) if probe else {})
         session.metrics.write(step, curves, name)
-        if clock is not None and placement.is_primary():
+        if clock is not None and processes.is_primary():
           clock.append({'tag': name, 'step': step, 'seconds': seconds})
         progress.advance(count, loss=curves['loss'])
         if step % options.checkpoint_every < count and step < num_steps:

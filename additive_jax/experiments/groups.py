@@ -13,8 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from additive_jax import placement
-from additive_jax.clusters import (
+from additive_jax.data.clusters import (
   Clusters,
   cluster,
   embedding_features,
@@ -24,9 +23,10 @@ from additive_jax.clusters import (
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.narrow import CLOCK, Narrow
 from additive_jax.experiments.session import Session
-from additive_jax.fleet import Fleet
-from additive_jax.journal import Journal, replace_file
+from additive_jax.files.journal import Journal, replace_file
 from additive_jax.models.additive import embed, sites_of, update
+from additive_jax.parallel import processes
+from additive_jax.train.fleet import Fleet
 
 log = logging.getLogger('additive_jax')
 
@@ -74,7 +74,7 @@ def clusters_of(session: Session, narrow: Narrow, method: str, seed: int) -> Gro
   grouping = Grouping(found, 0.0, 0.0)
   if method != 'random':
     grouping = Grouping(found, found.flops + feature_flops(session, narrow), spent)
-  if placement.is_primary():
+  if processes.is_primary():
     stream = io.BytesIO()
     cost = {'flops': grouping.flops, 'seconds': grouping.seconds, 'own_flops': found.flops}
     np.savez(stream, labels=found.labels, centers=found.centers, inertia=found.inertia, **cost)

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from additive_jax import placement, transplant
+from additive_jax import transplant
 from additive_jax.errors import UserError
-from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.session import Session
-from additive_jax.fleet import Fleet
-from additive_jax.gradients import Recipe
-from additive_jax.journal import Journal
+from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
-from additive_jax.train import State, init_state
+from additive_jax.parallel import processes
+from additive_jax.run.evaluate import evaluate_structures
+from additive_jax.train.fleet import Fleet
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, init_state
 
 log = logging.getLogger('additive_jax')
 
@@ -228,7 +229,7 @@ def _started(session, narrow, made, pools, joined, state, how=''):
   if not exact:
     said = (len(x), len(pools), difference)
     log.info('%s (not exact): on %d examples, to the mean of %d models, %.2g', rule, *said)
-  return Start(placement.to_host(state), rule, exact, difference, from_joined, len(x))
+  return Start(processes.to_host(state), rule, exact, difference, from_joined, len(x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -26,27 +26,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import models
-from additive_jax.arguments import one_line
-from additive_jax.checkpoint import Checkpointer
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 from additive_jax.experiments import narrow as narrow_
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.network import make_model
-from additive_jax.experiments.session import (
-  Session,
-  Stopped,
-  describe,
-  load_data,
-  to_plain_config,
-)
-from additive_jax.journal import Journal
-from additive_jax.lock import locked
-from additive_jax.metrics import Metrics
-from additive_jax.objectives import objective_of
-from additive_jax.placement import pick_devices
-from additive_jax.progress import Stopper, setup_logging
-from additive_jax.rundir import RunDir
-from additive_jax.train import State
+from additive_jax.experiments.session import Session, Stopped, load_data, to_plain_config
+from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.files.journal import Journal
+from additive_jax.files.lock import locked
+from additive_jax.files.metrics import Metrics
+from additive_jax.files.progress import Stopper, setup_logging
+from additive_jax.files.rundir import RunDir
+from additive_jax.models.identity import describe
+from additive_jax.parallel.mesh import pick_devices
+from additive_jax.run.objectives import objective_of
+from additive_jax.train.trainer import State
 
 log = logging.getLogger('additive_jax')
 

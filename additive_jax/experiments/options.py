@@ -7,7 +7,7 @@ import re
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.pipeline_schedule import SCHEDULES
+from additive_jax.parallel.pipeline_schedule import SCHEDULES
 
 
 def check_config(config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from additive_jax import data as data_
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import TASKS, make_model
 from additive_jax.experiments.session import load_data
-from additive_jax.restore import Saved, read_checkpoint
+from additive_jax.transplant.restore import Saved, read_checkpoint
 
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import analysis, placement
 from additive_jax.experiments.session import EXCLUDED, Session, open_session
-from additive_jax.report import Report, counted
-from additive_jax.rundir import RunDir, flatten
+from additive_jax.files.rundir import RunDir, flatten
+from additive_jax.parallel import processes
+from additive_jax.report import analysis
+from additive_jax.report.page import Report, counted
 
 log = logging.getLogger('additive_jax')
 
@@ -51,7 +52,7 @@ def write_results(
     rundir.write_table(f'{name}.csv', table)
   rundir.write_text(PAGE, page)
   rundir.mark_finished(summary)
-  placement.barrier('written')
+  processes.barrier('written')
   log.info('report: %s', rundir.path / PAGE)
 
 

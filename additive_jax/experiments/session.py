@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,22 +14,26 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import data as data_
-from additive_jax import layout, models, pipeline, placement, samplers, staging
+from additive_jax import models
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import check_config, parse_shard
-from additive_jax.gradients import Recipe
-from additive_jax.lock import locked
-from additive_jax.metrics import Metrics
+from additive_jax.files.lock import locked
+from additive_jax.files.metrics import Metrics
+from additive_jax.files.progress import Stopper
+from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.gates.structure import Space
 from additive_jax.models.additive import sites_of
-from additive_jax.objectives import objective_of
-from additive_jax.optimizers import make_optimizer
-from additive_jax.pipeline_schedule import Pipeline
-from additive_jax.population import Population
-from additive_jax.progress import Stopper
-from additive_jax.rundir import RunDir, default_workdir
-from additive_jax.structure import Space
-from additive_jax.train import State, Trainer
+from additive_jax.models.identity import describe
+from additive_jax.parallel import layout, pipeline, processes, staging
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.run.objectives import objective_of
+from additive_jax.train import samplers
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.optimizers import make_optimizer
+from additive_jax.train.population import Population
+from additive_jax.train.trainer import State, Trainer
 
 log = logging.getLogger('additive_jax')
 
@@ -151,7 +154,7 @@ class Session:
     if recipe.pipeline is not None:
       splits, stages = train.batch_size // recipe.pipeline.microbatches, recipe.pipeline.devices
     spread = train.expert_devices if layout.has_experts(self.model) else 1
-    mesh = placement.make_mesh(
+    mesh = mesh_.make_mesh(
       sampler.num_structures, splits, self.devices, expert_devices=spread, pipe_devices=stages
     )
     return Trainer(
@@ -217,7 +220,7 @@ class Session:
 
   def check_stop(self) -> None:
     """Raises `Stopped` when the run was asked to stop, in all processes alike."""
-    if placement.agree(self.stopper.stop_requested):
+    if processes.agree(self.stopper.stop_requested):
       raise Stopped
 
 
@@ -265,7 +268,7 @@ def open_session(
       nothing has been written then.
   """
   check_config(config)
-  devices = placement.pick_devices(devices)
+  devices = mesh_.pick_devices(devices)
   data = data or load_data(config.data)
   model = model or make_model(config.model, data)
   if config.train.batch_size > len(data.train):
@@ -273,15 +276,15 @@ def open_session(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
       f'training examples of {data.name}'
     )
-  placement.check_expert_devices(config.train.expert_devices, len(devices))
-  placement.check_pipe_devices(config.train.pipe_devices, len(devices))
+  mesh_.check_expert_devices(config.train.expert_devices, len(devices))
+  mesh_.check_pipe_devices(config.train.pipe_devices, len(devices))
   x = data.train[np.zeros(1, np.int64)][0]
   space = models.measure(model, x)
   resolved = to_plain_config(config) | {'gates': list(space.names)}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
   workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
-  rundir = RunDir(workdir, primary=placement.is_primary())
+  rundir = RunDir(workdir, primary=processes.is_primary())
   shard, num_shards = parse_shard(config.shard)
   curves = Metrics(rundir, shard=shard, num_shards=num_shards)
   with contextlib.ExitStack() as held, Stopper() as stopper, curves as metrics:
@@ -297,14 +300,14 @@ def open_session(
 
 def _open(workdir, resolved, hold):
   """Opens the run directory in the first process, then in the others; all fail together."""
-  primary, problem = placement.is_primary(), None
+  primary, problem = processes.is_primary(), None
   for turn in (True, False):
     if primary == turn:
       try:
         RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary, hold=hold)
       except UserError as error:
         problem = error
-    if placement.agree(problem is not None):
+    if processes.agree(problem is not None):
       raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
@@ -325,15 +328,6 @@ def load_data(options: ConfigDict) -> data_.Data:
     except UserError as error:
       raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
   return dataclasses.replace(data, **splits)
-
-
-def describe(model) -> str:
-  """The fields of a model on one line, the same in every process."""
-  fields = [f.name for f in dataclasses.fields(model) if f.name not in ('parent', 'name')]
-  said = ', '.join(f'{name}={getattr(model, name)!r}' for name in fields)
-  # Functions among the fields show where in memory they lie, and modules take several lines.
-  said = re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', said))
-  return f'{type(model).__name__}({said})'
 
 
 def to_plain_config(config: ConfigDict) -> dict:

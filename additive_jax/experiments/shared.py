@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from additive_jax import placement
-from additive_jax.evaluate import Evaluation, evaluate_structures
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.session import Session
-from additive_jax.journal import Journal, read_all
-from additive_jax.progress import Progress
-from additive_jax.search import check_search, search
-from additive_jax.structure import Structure, all_bits, bits_of
-from additive_jax.train import Trainer
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.files.progress import Progress
+from additive_jax.gates.structure import Structure, all_bits, bits_of
+from additive_jax.parallel import processes
+from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.search.methods import check_search, search
+from additive_jax.train.trainer import Trainer
 
 SCORES = ('loss', 'accuracy')
 
@@ -27,7 +27,7 @@ def train_shared(session: Session, seed: int, epochs: float, name: str) -> Train
 
 def evaluate_pool(session: Session, trainer: Trainer, bits: np.ndarray) -> Evaluation:
   """Test loss and accuracy of structures [S, n] of a pool."""
-  pool = placement.to_host(trainer.variables)
+  pool = processes.to_host(trainer.variables)
   return evaluate_structures(
     session.model, pool, session.test, bits, task=session.objective, devices=session.workers
   )
@@ -62,7 +62,7 @@ def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int)
       trainer = train_shared(session, seed, epochs, f'shared-seed{seed}')
       found = evaluate_pool(session, trainer, bits)
       done[seed] = {'seed': seed, 'loss': found.loss.tolist(), 'accuracy': found.accuracy.tolist()}
-      if placement.is_primary():
+      if processes.is_primary():
         Journal(folder / f'shared-{shard}-of-{num_shards}.jsonl').append(done[seed])
   if num_shards > 1:
     return None
@@ -94,7 +94,7 @@ def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Ev
     'search',
     unit='structure',
     start=len(texts),
-    enabled=placement.is_primary(),
+    enabled=processes.is_primary(),
   )
 
   def evaluate(bits):
@@ -105,7 +105,7 @@ def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Ev
     record = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
     for key in SCORES:
       record[key] = np.array([getattr(one, key)[:fresh] for one in found]).T.tolist()
-    if placement.is_primary():
+    if processes.is_primary():
       journal.append(record)
     records.append(record)
     loss = _means(records, 'loss')

@@ -8,12 +8,13 @@ import logging
 import numpy as np
 import pandas as pd
 
-from additive_jax import analysis, placement
-from additive_jax.evaluate import Evaluation
 from additive_jax.experiments.session import Session
-from additive_jax.journal import Journal, read_all
-from additive_jax.progress import Progress
-from additive_jax.structure import Structure
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.files.progress import Progress
+from additive_jax.gates.structure import Structure
+from additive_jax.parallel import processes
+from additive_jax.report import analysis
+from additive_jax.run.evaluate import Evaluation
 
 log = logging.getLogger('additive_jax')
 
@@ -91,7 +92,7 @@ def train_standalone(
     stop = max(1, round(num_steps * halving ** (rung + 1 - num_rungs))) if halving else num_steps
     units = [(seed, structure) for seed in session.seeds for structure in structures]
     trainees.train(units[shard::num_shards], rung, stop)
-    placement.barrier(f'standalone rung {rung}')
+    processes.barrier(f'standalone rung {rung}')
     session.check_stop()
     records = read_records(session)
     missing = sum((seed, str(structure), rung) not in records for seed, structure in units)
@@ -138,7 +139,7 @@ class _Trainees:
           states = {s: self.states[seed, s][1] for s in group} if start else None
           for member in population.train(group, stop, states=states, start=start):
             if config.sweep.halving:
-              self.states[seed, member.structure] = stop, placement.to_host(member.state)
+              self.states[seed, member.structure] = stop, processes.to_host(member.state)
             self.journal.append(_record(seed, rung, stop, member))
             progress.advance(1, loss=member.loss)
             if self.session.stopper.stop_requested:

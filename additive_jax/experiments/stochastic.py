@@ -11,9 +11,7 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import placement
 from additive_jax.errors import UserError
-from additive_jax.evaluate import evaluate_structures
 from additive_jax.experiments import stochastic_report
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.options import check_unsharded
@@ -21,11 +19,13 @@ from additive_jax.experiments.results import read_results, run_once, write_resul
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import evaluate_pool, sampled_structures
 from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
-from additive_jax.gradients import Recipe
-from additive_jax.journal import Journal, read_all
-from additive_jax.report import counted
-from additive_jax.samplers import listed
-from additive_jax.subsets import in_stages
+from additive_jax.files.journal import Journal, read_all
+from additive_jax.gates.subsets import in_stages
+from additive_jax.parallel import processes
+from additive_jax.report.page import counted
+from additive_jax.run.evaluate import evaluate_structures
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -168,7 +168,7 @@ def _run(session: Session) -> StochasticResult:
       if (seed, variant.name) not in done:
         record = {'seed': seed, 'variant': variant.name, **_train(session, variant, seed, bits)}
         done[seed, variant.name] = record
-        if placement.is_primary():
+        if processes.is_primary():
           journal.append(record)
   scores = {
     variant.name: [done[seed, variant.name] for seed in session.seeds] for variant in variants
@@ -188,7 +188,7 @@ def _train(session, variant, seed, bits):
   test = evaluate_pool(session, trainer, bits)
   train = evaluate_structures(
     session.model,
-    placement.to_host(trainer.variables),
+    processes.to_host(trainer.variables),
     session.data.train,
     [session.space.all_on()],
     task=session.objective,
@@ -199,7 +199,7 @@ def _train(session, variant, seed, bits):
     'accuracy': test.accuracy.tolist(),
     'train_loss': float(train.loss[0]),
     'train_accuracy': float(train.accuracy[0]),
-    'skipped': int(placement.to_host(trainer.state.skipped)),
+    'skipped': int(processes.to_host(trainer.state.skipped)),
   }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import figures, stochastic_figures
 from additive_jax.experiments.results import end_page, start_page
 from additive_jax.experiments.stochastic_tables import NONE
-from additive_jax.report import counted
+from additive_jax.report import figures, stochastic_figures
+from additive_jax.report.page import counted
 
 
 def render(session, result, variants, curves: pd.DataFrame) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from additive_jax import analysis
 from additive_jax.experiments.results import with_interval
-from additive_jax.structure import Space, Structure
+from additive_jax.gates.structure import Space, Structure
+from additive_jax.report import analysis
 
 NONE = 'none'
 SCORES = ('loss', 'accuracy')

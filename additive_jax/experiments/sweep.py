@@ -10,20 +10,16 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax import analysis, placement
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep_report
 from additive_jax.experiments.options import parse_shard
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import (
-  check_shared,
-  rank_shared,
-  search_shared,
-  shared_epochs,
-)
+from additive_jax.experiments.shared import check_shared, rank_shared, search_shared, shared_epochs
 from additive_jax.experiments.standalone import train_standalone
-from additive_jax.structure import Structure, all_bits
+from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.parallel import processes
+from additive_jax.report import analysis
 
 log = logging.getLogger('additive_jax')
 
@@ -88,7 +84,7 @@ def _check(session):
     )
   if config.search.method and sharded:
     raise UserError(f'config.shard {config.shard!r} of a search: expected no shard')
-  if sharded and placement.process()[1] > 1:
+  if sharded and processes.process()[1] > 1:
     raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
   if 'shared' in modes:
     check_shared(session, shared_epochs(session))
@@ -126,7 +122,7 @@ def _run(session: Session) -> SweepResult:
   alone = None
   if 'standalone' in config.sweep.modes:
     chosen = _standalone_set(session, bits, shared)
-    parts = (shard, num_shards) if num_shards > 1 else placement.process()
+    parts = (shard, num_shards) if num_shards > 1 else processes.process()
     alone = train_standalone(session, chosen, *parts)
   if num_shards > 1:
     log.info('shard %s is done; run again without config.shard to merge', config.shard)

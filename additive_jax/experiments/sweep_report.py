@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax import figures
 from additive_jax.experiments.results import end_page, start_page
-from additive_jax.report import counted
+from additive_jax.report import figures
+from additive_jax.report.page import counted
 
 
 def render(session, result, curves: pd.DataFrame) -> str:

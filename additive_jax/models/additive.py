@@ -20,8 +20,8 @@ import numpy as np
 
 from additive_jax import gates
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import Gate, Space, Structure, parse
 from additive_jax.models.kinds import LANE, RESIDUAL
-from additive_jax.structure import Gate, Space, Structure, parse
 
 
 @dataclasses.dataclass(frozen=True)

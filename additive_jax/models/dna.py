@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax import routers
-from additive_jax.dispatch import packed
 from additive_jax.errors import UserError
+from additive_jax.gates import routers
+from additive_jax.gates.dispatch import packed
 from additive_jax.models.attention import Attention, attend, rotate
 from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from additive_jax import mixtures, routers
-from additive_jax.dispatch import packed
-from additive_jax.gates import chunks
+from additive_jax.gates import mixtures, routers
+from additive_jax.gates.dispatch import packed
+from additive_jax.gates.sums import chunks
 from additive_jax.models.feed_forward import Linear
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.models.routing import (

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax import routers
-from additive_jax.dispatch import packed
+from additive_jax.gates import routers
+from additive_jax.gates.dispatch import packed
 from additive_jax.models.feed_forward import Linear, dense_layer
 from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from additive_jax import routers
 from additive_jax.errors import UserError
-from additive_jax.structure import parse
+from additive_jax.gates import routers
+from additive_jax.gates.structure import parse
 
 ROUTERS = ('softmax', 'factorised', 'marginal', 'random')
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax.errors import UserError
-from additive_jax.structure import Structure, parse
+from additive_jax.gates.structure import Structure, parse
 from additive_jax.transplant.copies import Copies, copied, merged, parameters
 from additive_jax.transplant.pairs import Pairs, pair, params_of
 from additive_jax.transplant.wiring import WRITES, flat, flat_shapes, unflat

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import parse
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names, sites_of
-from additive_jax.structure import parse
 from additive_jax.transplant.wiring import wiring_of
 
 

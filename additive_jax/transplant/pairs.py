@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from flax.traverse_util import flatten_dict
 
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Site, gate_names, sites_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.kinds import LANE
-from additive_jax.structure import Structure, parse
 from additive_jax.transplant.wiring import Wiring, flat_shapes, wiring_of
 
 PLACES = ('spread', 'end')

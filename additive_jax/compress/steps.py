@@ -1,0 +1,240 @@
+"""A plain network as a list of steps: no gates, no structures, and sizes that may differ from one
+step to the next. It is what `cut` leaves of a network with gates.
+
+Parameters are named, shaped and read as in the network with gates; a step of this file does in
+fixed arithmetic what a site does with its gates in one position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from additive_jax import gates as gates_
+from additive_jax.compress.branches import Attention, ConvBlock, FeedForward, Shift, ends
+from additive_jax.errors import UserError
+from additive_jax.models.conv import Conv, as_images
+from additive_jax.models.convnet import Down, PooledHead
+from additive_jax.models.feed_forward import Linear
+from additive_jax.models.mlp import Head
+from additive_jax.models.transformer import patches
+
+ACTIVATIONS = {'none': lambda x: x, 'relu': nn.relu}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One step: its kind, the name of its parameters, None if it has none, and its fields."""
+
+  kind: str
+  name: str | None
+  fields: tuple[tuple[str, object], ...]
+
+  def module(self) -> nn.Module:
+    return KINDS[self.kind](**dict(self.fields), name=self.name)
+
+
+def step(kind: str, name: str | None = None, **fields) -> Step:
+  """A step of one of `KINDS`."""
+  return Step(kind, name, tuple(sorted(fields.items())))
+
+
+class Steps(nn.Module):
+  """`h ← step(h)` for each step in order, from inputs [B, ...] to logits [B, ..., C]."""
+
+  steps: tuple[Step, ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for step in self.steps:
+      x = step.module()(x)
+    return x
+
+  @property
+  def config(self) -> list[dict]:
+    """The steps as dicts of JSON values: `kind`, `name` and the fields of each."""
+    return [
+      {'kind': step.kind, 'name': step.name, **{key: _listed(v) for key, v in step.fields}}
+      for step in self.steps
+    ]
+
+
+def make_steps(config: list[dict]) -> Steps:
+  """The network of `Steps.config`, as it is or after a way through JSON.
+
+  Raises:
+    UserError: for an unknown kind, or fields that the kind does not have.
+  """
+  steps = []
+  for entry in config:
+    try:
+      steps.append(step(**{key: _tupled(value) for key, value in entry.items()}))
+      steps[-1].module()
+    except (KeyError, TypeError) as error:
+      raise UserError(
+        f'step {entry} ({error}): expected a kind out of {", ".join(KINDS)} and its fields'
+      ) from error
+  return Steps(tuple(steps))
+
+
+class Flat(nn.Module):
+  """Inputs [B, ...] as rows float32 [B, n], or of these the numbers `inputs`, in that order."""
+
+  inputs: tuple[int, ...] | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+    return x if self.inputs is None else x[:, jnp.array(self.inputs)]
+
+
+class Dense(nn.Module):
+  """`act(x W + b)`, from [..., n] to [..., features]; `activation` is 'none' or 'relu'."""
+
+  features: int
+  activation: str = 'none'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    return ACTIVATIONS[self.activation](x @ kernel + bias)
+
+
+class ChunkedPair(nn.Module):
+  """Two dense layers with relu between them, of which some chunks are apart, see
+  `gates.sub_activation`; the chunks may have any sizes.
+
+  Attributes:
+    layers: the names of both.
+    hidden: units between them.
+    joins: whether chunks k and k + 1 are joined, bools [m − 1].
+    inputs, outputs: the sizes of the m chunks.
+    activation: of the output, 'none' or 'relu'.
+  """
+
+  layers: tuple[str, str]
+  hidden: int
+  joins: tuple[bool, ...]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  activation: str = 'none'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shapes = (sum(self.inputs), self.hidden), (self.hidden, sum(self.outputs))
+    (first, first_bias), (second, second_bias) = (
+      Linear(shape, bias=shape[1:], name=name)() for shape, name in zip(shapes, self.layers)
+    )
+    reads, writes = ends(self.inputs), ends(self.outputs)
+
+    def partial(lo, hi):
+      part = slice(reads[lo], reads[hi])
+      return x[..., part] @ first[part] + first_bias * ((hi - lo) / len(self.inputs))
+
+    def outputs(h, lo, hi):
+      return h @ second[:, writes[lo] : writes[hi]]
+
+    y = gates_.compose(self.joins, partial, nn.relu, outputs) + second_bias
+    return ACTIVATIONS[self.activation](y)
+
+
+class Patches(nn.Module):
+  """Images [B, height, width(, channels)] as square patches [B, T, size²·channels]."""
+
+  size: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return patches(x.astype(jnp.float32), self.size)
+
+
+class Embed(nn.Module):
+  """Tokens int [B, T] as [B, T, features]."""
+
+  num_tokens: int
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+      raise UserError(
+        f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
+      )
+    init = nn.initializers.normal(self.features**-0.5)
+    return jnp.take(self.param('embedding', init, (self.num_tokens, self.features)), x, axis=0)
+
+
+class Positions(nn.Module):
+  """Adds to token t of [B, T, D] the t-th of `max_tokens` learned vectors."""
+
+  max_tokens: int
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    init = nn.initializers.normal(0.02)
+    table = self.param('embedding', init, (self.max_tokens, h.shape[-1]))
+    if h.shape[1] > self.max_tokens:
+      raise UserError(f'{h.shape[1]} tokens: expected at most {self.max_tokens}, max_tokens')
+    return h + table[: h.shape[1]]
+
+
+class Split(nn.Module):
+  """The stream [B, ..., D] as `lanes` copies, [B, lanes, ..., D]."""
+
+  lanes: int
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(h[:, None], (len(h), self.lanes, *h.shape[1:]))
+
+
+class Mean(nn.Module):
+  """The mean over lanes or over tokens, axis 1."""
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    return h.mean(1)
+
+
+class Images(nn.Module):
+  """Inputs [B, height, width(, channels)] as float32 images with channels, of at least `least`
+  pixels a side."""
+
+  least: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return as_images(x, least=self.least)
+
+
+KINDS = {
+  'flat': Flat,
+  'dense': Dense,
+  'chunked_pair': ChunkedPair,
+  'patches': Patches,
+  'embed': Embed,
+  'positions': Positions,
+  'split': Split,
+  'mean': Mean,
+  'attention': Attention,
+  'feed_forward': FeedForward,
+  'shift': Shift,
+  'images': Images,
+  'conv': Conv,
+  'conv_block': ConvBlock,
+  'down': Down,
+  'head': Head,
+  'pooled_head': PooledHead,
+}
+
+
+def _listed(value):
+  return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tupled(value):
+  return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,118 @@
+"""Sparse variational dropout: which weights, units or gates a network can do without is learnt as
+the noise that they bear.
+
+Each has a variance of its own beside its mean. Training minimises the loss under that noise plus
+the divergence from a log-uniform prior, which draws variances up; what the data does not hold back
+ends with a variance far above its squared mean, and can go. Source: Molchanov et al. 2017
+(arXiv:1701.05369): log σ² is the free parameter (additive noise), section 4.2; what has log α above
+3 is removed, section 4.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax.compress.levels import Gates, Units, Weights
+from additive_jax.errors import UserError
+
+THRESHOLD = 3.0
+MEAN, LOG_VARIANCE = 'mean', 'log_variance'
+
+
+def divergence(log_alpha: jax.Array) -> jax.Array:
+  """KL(N(θ, α·θ²) ‖ log-uniform) in nats, up to a constant by which it is 0 for an infinite α; of
+  the shape of `log_alpha`. The published approximation, within 0.01 nats of the integral. Source:
+  Molchanov et al. 2017, equation 14.
+  """
+  k1, k2, k3 = 0.63576, 1.87320, 1.48695
+  return k1 - k1 * jax.nn.sigmoid(k2 + k3 * log_alpha) + jax.nn.softplus(-log_alpha) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Variational:
+  """A model with noise, as the trainer takes one: its pool is `{'mean': pool of the model,
+  'log_variance': {name: log σ²}}`.
+
+  Attributes:
+    noise: where it enters; see `levels`.
+    log_variance: log σ² at the start.
+  """
+
+  noise: Weights | Units | Gates
+  log_variance: float
+
+  def init(self, key: jax.Array, *args, method=None):
+    """As a Flax module's: `{'params': pool}`, or what `method` of the model finds."""
+    if method is not None:
+      return self.noise.model.init(key, *args, method=method)
+    mean = self.noise.model.init(key, *args)['params']
+    return {'params': self.pool(mean)}
+
+  def pool(self, mean) -> dict:
+    """The pool around the means of a trained network."""
+    full = {name: jnp.full(shape, self.log_variance) for name, shape in self.noise.shapes}
+    return {MEAN: mean, LOG_VARIANCE: full}
+
+  def log_alpha(self, pool) -> dict[str, jax.Array]:
+    """log α = log σ² − log θ² of each weight, unit or gate, by name."""
+    return self.noise.log_alpha(pool[MEAN], pool[LOG_VARIANCE])
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationalLoss:
+  """The mean loss of a batch under noise, plus the divergence over the number of terms that the
+  whole training set's loss has: the negative evidence lower bound of one term.
+
+  Attributes:
+    num_terms: examples of the training set, or of text its tokens.
+    kl_weight: of the divergence, once the ramp is over; 1 is the bound itself.
+    ramp_steps: over the first of these steps the weight rises from 0.
+  """
+
+  num_terms: int
+  kl_weight: float = 1.0
+  ramp_steps: float = 0.0
+
+  def __post_init__(self):
+    if self.kl_weight < 0 or self.ramp_steps < 0:
+      raise UserError(
+        f'kl_weight {self.kl_weight} and ramp_steps {self.ramp_steps}: expected 0 or more'
+      )
+
+  def weight(self, step: jax.Array) -> jax.Array:
+    """Of the divergence at a step."""
+    share = jnp.clip(step / jnp.maximum(self.ramp_steps, 1e-6), 0, 1)
+    return self.kl_weight * jnp.where(self.ramp_steps > 0, share, 1.0)
+
+  def __call__(self, recipe, params, x, y, *, key, step, first) -> jax.Array:
+    """A scalar; the arguments are those of `gradients.Recipe.loss`."""
+    noise = recipe.model.noise
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(len(x)))
+    outputs = noise.run(params[MEAN], params[LOG_VARIANCE], x, keys)
+    total = total_divergence(recipe.model, params)
+    return recipe.objective(outputs, y)[0].mean() + self.weight(step) * total / self.num_terms
+
+
+def total_divergence(model: Variational, pool) -> jax.Array:
+  """The divergence of all weights, units or gates; a unit and a gate count once for each weight
+  that goes with them."""
+  found = model.log_alpha(pool)
+  return sum((divergence(found[name]) * count).sum() for name, count in model.noise.counts)
+
+
+def kept(log_alpha: Mapping[str, Any], threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
+  """What stays, bool by name: where log α is at most the threshold; of a name in which it is
+  nowhere, the one that has the lowest, the first of several."""
+  found = {}
+  for name, values in log_alpha.items():
+    values = np.asarray(values)
+    found[name] = values <= threshold
+    if not found[name].any():
+      found[name].flat[values.argmin()] = True
+  return found

@@ -1,0 +1,1 @@
+"""The experiments: each is a module with `run(config, workdir)`."""

@@ -1,0 +1,261 @@
+"""The directory of a run: one resolved config, and everything the run leaves.
+
+Files appear whole or not at all (written beside, synchronised, renamed), so a kill at any moment
+leaves a directory that the same command can go on with.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+from additive_jax.errors import UserError
+from additive_jax.files.journal import replace_file, to_plain
+
+PACKAGES = (
+  'additive_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'pandas',
+  'tensorflow-datasets',
+)
+
+WRITABLE = 'a directory that may be written'
+READABLE = 'a file that the run has written'
+
+
+def config_hash(config, exclude=('shard',)):
+  """Eight hex digits of the SHA-256 of `config` as canonical JSON, without the keys in `exclude`.
+
+  Args:
+    config: the resolved config as a (nested) dict of JSON values.
+    exclude: dotted names of keys that do not change what the run computes together with its sister
+      processes.
+  """
+  text = json.dumps(flatten(config, exclude), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def default_workdir(config_name, config, root='runs', exclude=('shard',)):
+  """`root/<config_name>-<hash>`: the same config continues there, another gets its own."""
+  return Path(root) / f'{config_name}-{config_hash(config, exclude)}'
+
+
+def differences(there, here, limit=3):
+  """What tells two nested dicts apart: at most `limit` texts `key: 1 there, 2 here`."""
+  there, here = flatten(there), flatten(here)
+  texts = []
+  for key in [*there, *(k for k in here if k not in there)]:
+    values = [json.dumps(side[key]) if key in side else 'absent' for side in (there, here)]
+    if values[0] != values[1]:
+      texts.append(f'{key}: {values[0]} there, {values[1]} here')
+  return texts[:limit]
+
+
+def flatten(config, exclude=()):
+  """{dotted key: value} of a nested dict of JSON values, without the keys in `exclude`."""
+  flat = {}
+
+  def walk(keys, value):
+    if isinstance(value, dict) and (value or not keys):
+      for key, item in value.items():
+        walk((*keys, key), item)
+    else:
+      flat['.'.join(keys)] = value
+
+  walk((), to_plain(config))
+  dropped = tuple(f'{key}.' for key in exclude)
+  return {k: v for k, v in flat.items() if not f'{k}.'.startswith(dropped)}
+
+
+class RunDir:
+  """A run's directory; made by `RunDir.open`.
+
+  Attributes:
+    path: the directory.
+    checkpoints: directory for the checkpoints.
+    journals: directory for journals of finished pieces of work.
+    primary: False in every process but the first of several; its write methods do nothing.
+  """
+
+  def __init__(self, path, primary=True):
+    self.path = Path(path)
+    self.checkpoints = self.path / 'checkpoints'
+    self.journals = self.path / 'journals'
+    self.primary = primary
+
+  @classmethod
+  def open(cls, path, config, *, exclude=('shard',), primary=True, hold=None):
+    """Makes the directory, or goes on with the run of the same config that it holds.
+
+    Writes `config.json` on first use and `environment.json` (versions and devices) until the run is
+    finished.
+
+    Args:
+      path: the directory.
+      config: the resolved config as a (nested) dict of JSON values.
+      exclude: dotted names of keys in which the config may differ from the one the directory was
+        made with.
+      primary: False in every process but the first of several: nothing is written, a config that is
+        there is compared.
+      hold: called with the path once the directory is known to be this config's, unless the run is
+        finished or this is no primary process; what it raises leaves everything as it was.
+
+    Raises:
+      UserError: the directory holds a run of another config or files of something else, or cannot
+        be written.
+    """
+    run = cls(path, primary)
+    with user_errors('use', run.path, WRITABLE):
+      if primary:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._claim(config)
+      claimed = (run.path / 'config.json').exists()
+    if claimed:
+      different = differences(
+        flatten(run.read_json('config.json'), exclude), flatten(config, exclude)
+      )
+      if different:
+        raise UserError(
+          f'{run.path} holds a run of another config: {"; ".join(different)};'
+          ' choose another --workdir'
+        )
+    if primary and not run.finished:
+      if hold is not None:
+        hold(run.path)
+      with user_errors('use', run.path, WRITABLE):
+        run.checkpoints.mkdir(exist_ok=True)
+        run.journals.mkdir(exist_ok=True)
+      run.write_json('environment.json', environment())
+    return run
+
+  def write_text(self, name, text):
+    """Writes the string `text` to the file `name` of the directory, whole or not at all."""
+    if self.primary:
+      with user_errors('write', self.path / name, WRITABLE):
+        replace_file(self.path / name, text.encode())
+
+  def write_json(self, name, obj):
+    """Writes `obj`, of values that `to_plain` accepts, as indented JSON.
+
+    What is not finite becomes null: JSON has no NaN.
+    """
+    if self.primary:
+      text = json.dumps(_without_nan(to_plain(obj)), indent=2, allow_nan=False)
+      self.write_text(name, text + '\n')
+
+  def write_table(self, name, frame):
+    """Writes the pandas `frame` as CSV, without its index; `read_table` gives the same floats."""
+    if not self.primary:
+      return
+    # The shortest text of a float32 is not the shortest of the same number as float64.
+    narrow = frame.select_dtypes(include=['float16', 'float32']).columns
+    frame = frame.astype(dict.fromkeys(narrow, np.float64))
+    self.write_text(name, frame.to_csv(index=False, lineterminator='\n'))
+
+  def read_table(self, name):
+    """The pandas frame that `write_table` wrote; the column `structure` is text (`0110`)."""
+    with user_errors('read', self.path / name, READABLE):
+      frame = pd.read_csv(self.path / name, dtype={'structure': str})
+      text = pd.read_csv(self.path / name, dtype=str)
+    # Python reads floats exactly; pandas 2 does not unless told to, and pandas 3 must not be told.
+    floats = frame.select_dtypes('float').columns
+    return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
+
+  def read_json(self, name):
+    """The content of the JSON file `name`. Raises UserError when it is missing or not JSON."""
+    path = self.path / name
+    with user_errors('read', path, READABLE):
+      content = path.read_bytes()
+    try:
+      return json.loads(content)
+    except ValueError as error:
+      raise UserError(
+        f'{path} is not JSON ({error}); remove it or choose another --workdir'
+      ) from error
+
+  @property
+  def finished(self):
+    """True when the run has reached its end."""
+    return (self.path / 'summary.json').exists() and bool(
+      self.read_json('summary.json').get('finished')
+    )
+
+  def mark_finished(self, summary):
+    """Writes `summary.json`: the headline figures in the dict `summary`, and `finished: true`."""
+    self.write_json('summary.json', {**summary, 'finished': True})
+
+  def _claim(self, config):
+    """Writes `config.json` unless there is one; refuses a directory of something else."""
+    path = self.path / 'config.json'
+    # Listed before looking for the config: a sister process may be claiming the directory just now.
+    foreign = [p.name for p in self.path.iterdir() if not _is_temporary(p.name)]
+    if path.exists():
+      return
+    if foreign:
+      raise UserError(
+        f'{self.path} is not empty and holds no run (no config.json, but {min(foreign)});'
+        ' choose another --workdir'
+      )
+    text = json.dumps(to_plain(config), indent=2) + '\n'
+    replace_file(path, text.encode(), keep_existing=True)
+
+
+def _without_nan(value):
+  if isinstance(value, dict):
+    return {key: _without_nan(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment():
+  """Versions, platform and devices as a dict, without names of users, machines or folders."""
+  devices = jax.devices()
+  # Some flags name a folder.
+  flags = re.sub(r'=\S*[/\\]\S*', '=<path>', os.environ.get('XLA_FLAGS', ''))
+  return {
+    'python': platform.python_version(),
+    'platform': f'{platform.system()} {platform.machine()}',
+    'versions': {name: _version(name) for name in PACKAGES},
+    'backend': jax.default_backend(),
+    'devices': sorted({d.device_kind for d in devices}),
+    'device_count': len(devices),
+    'process_count': jax.process_count(),
+    'cpu_count': os.cpu_count(),
+    'XLA_FLAGS': flags,
+  }
+
+
+def _version(package):
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'absent'
+
+
+def _is_temporary(name):
+  return name.startswith('.') and name.endswith('.tmp')
+
+
+@contextlib.contextmanager
+def user_errors(action, path, expected):
+  """Turns an OSError into one line: what could not be done to which path, and what was expected."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise UserError(f'cannot {action} {path} ({reason}); expected {expected}') from error

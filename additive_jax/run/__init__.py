@@ -1,0 +1,24 @@
+"""Ways to run a network: one structure (static, conditional, masked), or many at once."""
+
+from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.ways import (
+  chosen,
+  conditional,
+  masked,
+  routed,
+  sampled,
+  static,
+)
+
+__all__ = [
+  'Evaluation',
+  'chosen',
+  'conditional',
+  'evaluate_structures',
+  'masked',
+  'routed',
+  'sampled',
+  'shared_prefix',
+  'static',
+]

@@ -1,0 +1,208 @@
+"""Loss and accuracy of many structures of one pool."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax import run
+from additive_jax.errors import UserError
+from additive_jax.gates.structure import all_bits, bits_of
+from additive_jax.models.additive import canonical, gate_names, sites_of
+from additive_jax.parallel import processes, workers
+from additive_jax.run import prefix
+from additive_jax.run.objectives import objective_of
+
+# Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
+# cache.
+TILE_ROWS = {'cpu': 512}
+DEFAULT_TILE_ROWS = 16384
+# A core's share of the last-level cache on CPU; room for a few thousand structures elsewhere.
+SLOT_BYTES = {'cpu': 24 * 2**20}
+DEFAULT_SLOT_BYTES = 2**30
+MOST_ROUNDS = 64
+
+
+class Evaluation(NamedTuple):
+  """Means over the examples, in the order of the structures: loss [S] and accuracy [S], float64."""
+
+  loss: np.ndarray
+  accuracy: np.ndarray
+
+
+def evaluate_structures(
+  model,
+  variables,
+  batch,
+  structures: Iterable | np.ndarray | None = None,
+  *,
+  task: str | Callable = 'classification',
+  batch_size: int = 256,
+  memory_limit: int | None = None,
+  devices: list[jax.Device] | None = None,
+) -> Evaluation:
+  """Ranks structures by shared-prefix evaluation: structures that agree on their first gates share
+  that work.
+
+  All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
+  nothing, whatever the structures.
+
+  Args:
+    model: an additive model.
+    variables: `{'params': pool}`.
+    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
+    structures: what to evaluate, in any form (see `Space.parse`) or as bits [S, n], repeats
+      allowed; None is all 2^n in integer order.
+    task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss,
+      accuracy) as in `objectives`.
+    batch_size: examples that are evaluated together.
+    memory_limit: bytes of streams that each worker may hold; None chooses for the device.
+    devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
+
+  Returns:
+    `Evaluation(loss, accuracy)`, each [S].
+
+  Raises:
+    UserError: when 2^n is too large to enumerate, or x and y differ in length.
+  """
+  x, y = (np.asarray(part) for part in as_batch(batch))
+  if len(x) != len(y) or not len(x):
+    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
+  if batch_size < 1:
+    raise UserError(f'batch_size {batch_size}: expected at least 1')
+  num_gates = len(gate_names(model))
+  bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+  if not len(bits):
+    return Evaluation(np.zeros(0), np.zeros(0))
+  bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
+  devices = workers.workers(devices)
+  platform = devices[0].platform
+
+  batch_size = min(batch_size, len(x))
+  limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  bytes_, rows = prefix.slot_size(model, (batch_size, *x.shape[1:]), dtype)
+  share = -(-len(bits) // len(set(devices)))
+  rounds, width, keep = _rounds(max(1, limit // bytes_ - 1), share, len(sites_of(model)))
+  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
+
+  slots = prefix.num_slots(width, keep)
+  program = _program(model, objective_of(task), tile, slots, platform)
+  chunks = [slice(i, i + rounds * width) for i in range(0, len(bits), rounds * width)]
+  plans = [prefix.plan(bits[c], rounds, width, sites_of(model), keep=keep) for c in chunks]
+  starts = range(0, len(x), batch_size)
+  placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
+  compiling = {device: threading.Lock() for device in set(devices)}
+  nothing = jax.tree.map(np.zeros_like, plans[0].arrays)
+  compiled = set()
+
+  def work(job, device):
+    start, chunk = job
+    batch = jax.device_put(_padded(x, y, start, batch_size), device)
+    call = lambda arrays: np.asarray(
+      program(placed[device], *batch, jax.device_put(arrays, device))
+    )
+    with compiling[device]:  # else every thread would compile the same program
+      if device not in compiled:
+        call(nothing)
+        compiled.add(device)
+    return call(plans[chunk].arrays)
+
+  total = np.zeros((len(bits), 2))
+  jobs = [(start, chunk) for start in starts for chunk in range(len(plans))]
+  results = dict(workers.spread(jobs, work, devices))
+  # Added up in this order whoever was first, so that the sum is the same each time.
+  for start, chunk in jobs:
+    total[chunks[chunk]] += results[start, chunk][: plans[chunk].size]
+  loss, accuracy = total[inverse.reshape(-1)].T / len(x)
+  return Evaluation(loss, accuracy)
+
+
+def as_batch(batch):
+  """A pair (x, y), or the two arrays of a split."""
+  return (batch.x, batch.y) if hasattr(batch, 'in_memory') else batch
+
+
+def evaluate_one(model, variables, batch, structure, *, objective: Callable, batch_size: int = 512):
+  """Loss and accuracy of one traced structure, bool [n]; for use inside a compiled program.
+
+  Args:
+    batch: (x [N, ...], y [N, ...]) on the device.
+    objective: see `objectives`.
+    batch_size: examples that are evaluated together.
+
+  Returns:
+    float32 [2], the means over the N examples.
+  """
+  x, y = batch
+  batch_size = min(batch_size, len(x))
+  pieces = -(-len(x) // batch_size)
+  # The last piece starts early instead of being padded; the examples it repeats have no weight.
+  starts = jnp.minimum(jnp.arange(pieces) * batch_size, len(x) - batch_size)
+
+  def piece(start):
+    x_b, y_b = (jax.lax.dynamic_slice_in_dim(a, start, batch_size) for a in (x, y))
+    loss, accuracy = objective(run.conditional(model, variables, x_b, structure), y_b)
+    return jnp.stack([loss, accuracy])
+
+  values = jax.lax.map(piece, starts)
+  fresh = starts[:, None] + jnp.arange(batch_size) >= jnp.arange(pieces)[:, None] * batch_size
+  return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / len(x)
+
+
+def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
+  """How to cut a worker's share of structures: rounds of a plan, their width, and the levels of a
+  path that may stay from one to the next.
+
+  One round where the slots hold the share, else the widest rounds whose slots leave room for a
+  path, and about four plans for each worker, so that none idles for long at the end.
+  """
+  width = _power(slots)
+  if width >= share:
+    return 1, _power(2 * share - 1), -1
+  room = 2 * num_sites + 1
+  if slots - width < room and width > 2 * room:
+    width //= 2
+  keep = min(num_sites, (slots - width - 1) // 2)
+  if keep < 0:
+    return 1, width, -1
+  return min(MOST_ROUNDS, _power(-(-share // (4 * width)))), width, keep
+
+
+def _power(number: int) -> int:
+  """The largest power of two that is not above `number`."""
+  return 1 << (number.bit_length() - 1)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(model, objective, tile, slots, platform):
+  def evaluate(variables, x, y, weight, arrays):
+    def finish(outputs):
+      loss, accuracy = objective(outputs, y)
+      if loss.ndim != 2:
+        raise UserError(
+          f'losses {loss.shape[1:]} of outputs {outputs.shape[1:]} and targets {y.shape}: expected '
+          "one per example; for text, task='language'"
+        )
+      values = jnp.stack((loss, accuracy), axis=-1)  # [W, B, 2]
+      return jnp.where(weight[:, None] > 0, values, 0).sum(1)
+
+    return prefix.run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)
+
+  options = workers.SINGLE_THREAD if platform == 'cpu' else None
+  return jax.jit(evaluate, compiler_options=options)
+
+
+def _padded(x, y, start, batch_size):
+  x, y = x[start : start + batch_size], y[start : start + batch_size]
+  missing = batch_size - len(x)
+  weight = np.r_[np.ones(len(x), np.float32), np.zeros(missing, np.float32)]
+  pad = lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) if missing else a
+  return pad(x), pad(y), weight

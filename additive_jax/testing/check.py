@@ -1,0 +1,141 @@
+"""Does a Flax module keep the contract of an additive network? For those who bring their own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from additive_jax.errors import UserError
+from additive_jax.run.objectives import objective_of
+from additive_jax.testing import contract, runs, shapes
+
+log = logging.getLogger('additive_jax')
+
+EXAMPLES = 8  # that a batch is cut to: more find nothing that fewer do not
+
+
+class ContractError(AssertionError):
+  """A model does not keep the contract of an additive network.
+
+  Attributes:
+    violations: one sentence for each clause that is broken: what is wrong, and how to mend it.
+  """
+
+  def __init__(self, name: str, violations: list[str], complete: bool):
+    self.violations = violations
+    lines = [f'{name} does not keep the contract of an additive network:']
+    lines += [f'{i}. {sentence}' for i, sentence in enumerate(violations, 1)]
+    if not complete:
+      lines.append('Clauses that depend on these could not be checked: mend them and check again.')
+    super().__init__('\n'.join(lines))
+
+
+# Each takes the case, writes down what it finds, and says whether the next can be checked at all.
+CLAUSES = (
+  contract.is_usable_module,
+  contract.has_its_parts,
+  shapes.parts_fit_at_init,
+  shapes.has_one_pool,
+  shapes.parts_take_any_batch,
+  shapes.inner_gates_take_every_form,
+  shapes.space_matches,
+  runs.parts_are_pure,
+  runs.ways_agree,
+  runs.off_gates_read_nothing,
+)
+
+
+def check_model(
+  model,
+  batch,
+  *,
+  task: str | Callable = 'classification',
+  max_structures: int = 8,
+  seed: int = 0,
+) -> str:
+  """Runs the whole contract of an additive network on your Flax module.
+
+  The clauses: it provides embed, sites and readout; names of sites and gates are unique; fields are
+  hashable; the pool is the same tree, shapes and values for whatever structure init is called with,
+  and holds nothing but parameters; every site with a residual gate keeps the stream's shape and
+  dtype; one with inner gates takes them in every form, and they change neither shapes nor which
+  parameters exist; every part compiles, is deterministic and finite, treats examples independently
+  and takes any batch size; static, conditional, masked (gates per example) and shared-prefix runs
+  agree, the first three in gradients too, and so does `model.apply(variables, x, structure)`; a
+  residual gate that is off reads no parameters; `space` names the gates in order; targets are
+  numbers of outputs. Runs are compared at a pool moved away from init, where zero-initialised
+  layers would hide everything. Each clause is logged when it starts, at level INFO.
+
+  Args:
+    model: an instance, bound to nothing.
+    batch: (x [B, ...], y [B, ...]), at least two different examples. Targets are checked for all
+      of them, everything else on eight.
+    task: 'classification', 'language' or 'regression', or a function as in `objectives`.
+    max_structures: how many structures to compare, at least 2: all if there are no more, else
+      all-on, all-off, inner gates alone off, and a random sample.
+    seed: for the pool and the sample.
+
+  Returns:
+    What was checked, with notes on what is allowed but may surprise, such as a site that adds
+    nothing at init.
+
+  Raises:
+    ContractError: lists every clause that is broken, in words.
+    UserError: the batch or an option cannot serve.
+  """
+  x, y = _pair(batch)
+  if max_structures < 2:
+    raise UserError(f'max_structures {max_structures}: expected at least 2')
+  rows = _few(x)
+  case = contract.Case(model, x[rows], y[rows], y, objective_of(task), max_structures, seed)
+  name = model.__name__ if isinstance(model, type) else type(model).__name__
+  # Numbers that are not finite are reported, not warned of.
+  with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):
+    complete = all(_check(case, name, number) for number in range(len(CLAUSES)))
+  if case.violations:
+    raise ContractError(name, case.violations, complete)
+  return '\n'.join([f'{name} keeps the contract of an additive network.', *case.notes])
+
+
+def _check(case, name, number):
+  """Checks one clause and says so; whether the next can be checked at all."""
+  clause = CLAUSES[number]
+  said = clause.__name__.replace('_', ' ')
+  log.info('check_model %s, %d of %d: %s', name, number + 1, len(CLAUSES), said)
+  start = time.perf_counter()
+  goes_on = clause(case)
+  log.debug('check_model %s: %s took %.1f s', name, said, time.perf_counter() - start)
+  return goes_on
+
+
+def _pair(batch):
+  """The inputs and targets of a batch as NumPy arrays of the dtypes that JAX would give them."""
+  if not isinstance(batch, tuple | list) or len(batch) != 2:
+    what = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
+    raise UserError(f'batch is a {type(batch).__name__}{what}: expected a pair (x, y)')
+  x, y = (np.asarray(part) for part in batch)
+  if not x.ndim or not y.ndim:
+    raise UserError(
+      f'batch of inputs of shape {x.shape} and targets of shape {y.shape}: '
+      'expected a pair (x [B, ...], y [B, ...])'
+    )
+  if len(x) != len(y):
+    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number')
+  return (part.astype(jax.dtypes.canonicalize_dtype(part.dtype)) for part in (x, y))
+
+
+def _few(x):
+  """The first examples, one that differs from the first among them."""
+  different = np.flatnonzero((x != x[:1]).reshape(len(x), -1).any(1))
+  if not len(different):
+    raise UserError(
+      f'a batch of {len(x)} examples, all alike: expected at least two different ones, '
+      'to see whether examples are independent'
+    )
+  few = np.arange(min(len(x), EXAMPLES))
+  few[-1] = max(few[-1], different[0])
+  return few

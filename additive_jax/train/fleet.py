@@ -1,0 +1,247 @@
+"""Networks of one shape trained side by side, each on its own share of the examples.
+
+The J pools stand along a leading axis that is split over the mesh axis `structure`: one network per
+device, or several per device in turn. Every so many steps they may be replaced by their mean (local
+SGD: Stich 2018, arXiv:1805.09767); between these no device waits for another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from additive_jax.data import Order
+from additive_jax.errors import UserError
+from additive_jax.gates.structure import parse
+from additive_jax.models.additive import gate_names, initial
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel import processes
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, init_state, train_step
+
+log = logging.getLogger('additive_jax')
+
+AXIS = PartitionSpec(mesh_.STRUCTURE)
+BY_STEP = PartitionSpec(None, mesh_.STRUCTURE)
+
+
+class Fleet:
+  """Trains J networks in one structure, side by side.
+
+  Each passes through its own group of examples in an order of its own, and all take the same number
+  of steps, so those with small groups pass through them more often.
+
+  Each network trains on one device. The most devices are used whose number divides J, so that one
+  network alone uses one of them; the others stay idle, which is logged.
+
+  Attributes:
+    state: a `State` whose leaves have a leading axis [J], but `step`, which all share.
+    mesh: its axis `structure` divides J.
+  """
+
+  def __init__(
+    self,
+    recipe: Recipe,
+    train,
+    groups: Sequence[np.ndarray],
+    *,
+    structure=None,
+    batch_size: int,
+    seed: int,
+    names: Sequence[int] | None = None,
+    same_start: bool = True,
+    sync_every: int = 0,
+    devices=None,
+    chunk_steps: int = 100,
+  ):
+    """Places data and initial states.
+
+    Args:
+      recipe: how to train; its average, collective and distillation play no part.
+      train: the training split, in memory.
+      groups: for each network the numbers of its examples, int [n_j].
+      structure: which all of them are, default all-on.
+      batch_size: B, examples of each network and step.
+      seed: names the initial pool and the orders of the data.
+      names: a number for each network, which together with the seed names its order of the data and
+        its own start; default 0, 1, …
+      same_start: whether all start from the pool that the seed names, or each from its own.
+      sync_every: steps after which pools, and what the optimizer keeps, are replaced by the mean of
+        all networks; 0 is never.
+      devices: default all.
+      chunk_steps: the most steps that one call of the compiled program takes.
+
+    Raises:
+      UserError: for no groups, an empty one, or numbers out of range.
+    """
+    empty = [i for i, group in enumerate(groups) if not len(group)]
+    if empty or not len(groups):
+      raise UserError(f'{len(groups)} groups, of which {empty} are empty: expected some examples')
+    ends = [int(end) for group in groups for end in (np.min(group), np.max(group))]
+    outside = [i for i in ends if not 0 <= i < len(train)]
+    if outside:
+      raise UserError(
+        f'example {outside[0]} of a group: expected a number from 0 to {len(train) - 1}'
+      )
+    if names is not None and len(names) != len(groups):
+      raise UserError(f'names {list(names)} of {len(groups)} groups: expected one for each')
+    for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
+      if value < 1:
+        raise UserError(f'{name} {value}: expected at least 1')
+    if sync_every < 0:
+      raise UserError(f'sync_every {sync_every}: expected 0 or more')
+    self.recipe = dataclasses.replace(recipe, average='mean', distill=0.0)
+    self.batch_size, self.chunk_steps = batch_size, chunk_steps
+    model, count = recipe.model, len(gate_names(recipe.model))
+    bits = np.ones(count, bool) if structure is None else np.array(parse(structure, count).bits)
+    names = list(range(len(groups))) if names is None else list(names)
+    self.mesh = _mesh(len(groups), devices)
+    self._groups = [np.asarray(group) for group in groups]
+    self._orders = [
+      Order(len(group), batch_size, _own(seed, name))
+      for group, name in zip(self._groups, names, strict=True)
+    ]
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    example = train[np.zeros(1, np.int64)][0]
+    keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
+    first = [init_state(self.recipe, initial(model, key, example)) for key in keys]
+    state = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *first)
+    state = state._replace(step=np.int32(0))
+    self.state = mesh_.place(state, self.mesh, _specs(state))
+    self._bits = mesh_.replicate(bits, self.mesh)
+    self._data = mesh_.replicate((train.x, train.y), self.mesh)
+    self._program = _program(self.recipe, self.mesh, sync_every)
+
+  @property
+  def step(self) -> int:
+    return int(processes.to_host(self.state.step))
+
+  @property
+  def size(self) -> int:
+    """J."""
+    return len(self._groups)
+
+  def members(self) -> list[State]:
+    """The state of each network, on the host."""
+    state = processes.to_host(self.state)
+    alone = lambda leaf, j: leaf[j]
+    return [
+      jax.tree.map(
+        functools.partial(alone, j=j), state._replace(step=np.full(self.size, state.step))
+      )
+      for j in range(self.size)
+    ]
+
+  def warm_up(self) -> None:
+    """Compiles, and takes no step."""
+    self._take(0)
+
+  def run(self, num_steps: int) -> dict[str, np.ndarray]:
+    """Takes steps.
+
+    Returns:
+      `loss` [num_steps, J], `finite` [num_steps, J], `gradient_norm` [num_steps], mean over the
+      networks.
+    """
+    if num_steps < 0:
+      raise UserError(f'num_steps {num_steps}: expected 0 or more')
+    parts = [self._take(0)] if num_steps == 0 else []
+    while num_steps > 0:
+      count = min(num_steps, self.chunk_steps)
+      parts.append(self._take(count))
+      num_steps -= count
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+  def _take(self, count):
+    start = self.step
+    rows = np.zeros((self.chunk_steps, self.size, self.batch_size), np.int32)
+    for j, (group, order) in enumerate(zip(self._groups, self._orders)):
+      rows[:count, j] = group[order.indices(start, count)]
+    rows = mesh_.place(rows, self.mesh, BY_STEP)
+    self.state, metrics = self._program(self.state, self._bits, np.int32(count), rows, self._data)
+    metrics = {name: value[:count] for name, value in processes.to_host(metrics).items()}
+    return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
+
+
+def _mesh(size: int, devices) -> Mesh:
+  """The mesh of `size` networks, on the most devices that divide them."""
+  devices = list(jax.devices() if devices is None else devices)
+  used = max(count for count in range(1, len(devices) + 1) if size % count == 0)
+  # Of several processes all devices take part, or `make_mesh` says so.
+  if used < len(devices) and jax.process_count() == 1:
+    said = '1 network trains' if size == 1 else f'{size} networks train'
+    log.warning('%s on %d of %d devices, each whole on one', said, used, len(devices))
+    devices = devices[:used]
+  return mesh_.make_mesh(size, 1, devices)
+
+
+def _own(seed: int, name: int) -> int:
+  """A seed for the order of one network's examples."""
+  return int(np.random.SeedSequence([seed, name]).generate_state(1)[0])
+
+
+def _specs(state):
+  """Everything along the networks, but the step."""
+  return jax.tree.map(lambda _: AXIS, state)._replace(step=PartitionSpec())
+
+
+@functools.lru_cache(maxsize=8)
+def _program(recipe: Recipe, mesh: Mesh, sync_every: int):
+  """The compiled program of up to `len(rows)` steps of all networks."""
+
+  def mean(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      return leaf
+    whole = jax.lax.pmean(leaf.mean(0, keepdims=True), mesh_.STRUCTURE)
+    return jnp.broadcast_to(whole, leaf.shape)
+
+  def steps(state, bits, num_steps, rows, data):
+    limit, local, _ = rows.shape
+    metrics = {
+      'loss': jnp.zeros((limit, local)),
+      'finite': jnp.zeros((limit, local), bool),
+      'gradient_norm': jnp.zeros((limit, local)),
+    }
+
+    def one(inputs):
+      state, rows = inputs
+      batch = jax.tree.map(lambda a: a[rows][None], data)
+      state, found = train_step(recipe, state, bits[None], batch)
+      return state, {name: jnp.squeeze(found[name]) for name in metrics}
+
+    def body(t, carry):
+      state, metrics = carry
+      step = state.step
+      each = state._replace(step=jnp.full(local, step))
+      # In turn, not under vmap: gates stay conditionals, and convolutions fast.
+      each, found = jax.lax.map(one, (each, rows[t]))
+      step = step + 1
+      pools = (each.params, each.opt_state)
+      if sync_every:
+        # The step is the same on all devices, so all of them meet in the mean or none.
+        pools = jax.lax.cond(
+          step % sync_every == 0, lambda p: jax.tree.map(mean, p), lambda p: p, pools
+        )
+      state = State(*pools, step, each.skipped)
+      return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, found)
+
+    return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+
+  shapes = State(AXIS, AXIS, PartitionSpec(), AXIS)
+  return jax.jit(
+    jax.shard_map(
+      steps,
+      mesh=mesh,
+      in_specs=(shapes, PartitionSpec(), PartitionSpec(), BY_STEP, PartitionSpec()),
+      out_specs=(shapes, BY_STEP),
+      check_vma=False,  # nothing here is differentiated across devices
+    ),
+    donate_argnums=0,
+  )

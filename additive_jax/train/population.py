@@ -1,0 +1,156 @@
+"""Many networks trained each by itself: one compiled program for every structure, spread over cores
+or devices.
+
+Each worker thread trains one structure at a time with `train.train_step`, as a program of its own
+that uses one core: on CPU a network of small matmuls gains little from a second core, while two
+networks side by side gain all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from additive_jax.data import Order
+from additive_jax.errors import UserError
+from additive_jax.gates.structure import Structure, parse
+from additive_jax.models.additive import gate_names, initial
+from additive_jax.parallel import processes, workers
+from additive_jax.run.evaluate import evaluate_one
+from additive_jax.train.gradients import Recipe
+from additive_jax.train.trainer import State, init_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One trained network.
+
+  Attributes:
+    structure: what was trained.
+    state: its final `State`, on the worker's device.
+    loss, accuracy: on the test split.
+    train_loss: mean over the last tenth of all steps from 0 on, at least one.
+    skipped: steps whose loss or gradient was not finite.
+  """
+
+  structure: Structure
+  state: State
+  loss: float
+  accuracy: float
+  train_loss: float
+  skipped: int
+
+
+class Population:
+  """Trains structures alone, all from the same init, on the same examples in the same order.
+
+  What one member becomes does not depend on which others are trained, in what order, or on which
+  worker.
+  """
+
+  def __init__(self, recipe: Recipe, data, *, batch_size: int, seed: int, devices=None):
+    """Compiles nothing yet.
+
+    Args:
+      recipe: how to train; its average, collective and distillation play no part.
+      data: with `train` and `test` splits that fit in memory.
+      batch_size: B.
+      seed: names the initial pool and the order of the data.
+      devices: one per worker thread, see `placement.workers`.
+
+    Raises:
+      UserError: for splits that stay in their source.
+    """
+    if not (data.train.in_memory and data.test.in_memory):
+      raise UserError(
+        f'data {data.name!r} is read from its source as needed: expected a set within '
+        'config.data.memory_limit'
+      )
+    # Alone there is nothing to average with, and no teacher to distill from.
+    self.recipe = dataclasses.replace(recipe, average='mean', distill=0.0)
+    recipe, self.batch_size, self.seed = self.recipe, batch_size, seed
+    self.devices = workers.workers(devices)
+    self._order = Order(len(data.train), batch_size, seed)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    example = data.train[np.zeros(1, np.int64)][0]
+    self.variables = processes.to_host(initial(recipe.model, key, example))
+    arrays = ((data.train.x, data.train.y), (data.test.x, data.test.y))
+    first = processes.to_host(init_state(recipe, self.variables))
+    self._placed = {
+      device: jax.device_put((first, *arrays), device) for device in set(self.devices)
+    }
+    self._compiled: set = set()
+    self._locks = {device: threading.Lock() for device in set(self.devices)}
+
+  def train(
+    self,
+    structures: Iterable[Structure],
+    stop: int,
+    *,
+    states: dict[Structure, Any] | None = None,
+    start: int = 0,
+  ) -> Iterator[Member]:
+    """Trains each structure from step `start` to step `stop`; yields members as they end.
+
+    Args:
+      structures: in any form, see `Space.parse`.
+      states: where to go on from, by structure, when `start` is not 0.
+    """
+    if bool(start) != bool(states) or not start < stop:
+      raise UserError(
+        f'training from step {start} to {stop} with {len(states or {})} states: expected a later '
+        'end, and states if and only if the start is not 0'
+      )
+    structures = [parse(s, len(gate_names(self.recipe.model))) for s in structures]
+    indices = self._order.indices(start, stop - start)
+    # A share of all steps, so that training taken up again reports the same.
+    tail = np.int32(max(1, min(stop // 10, len(indices))))
+
+    def work(structure, device):
+      first, train, test = self._placed[device]
+      state = jax.device_put(states[structure], device) if states else first
+      bits = np.array(structure.bits)
+      program = _program(self.recipe, device.platform)
+      if (device, len(indices)) in self._compiled:
+        return self._member(structure, program(state, bits, indices, tail, train, test))
+      with self._locks[device]:  # else every thread would compile the same program
+        member = self._member(structure, program(state, bits, indices, tail, train, test))
+        self._compiled.add((device, len(indices)))
+        return member
+
+    for _, member in workers.spread(structures, work, self.devices):
+      yield member
+
+  def _member(self, structure, result):
+    state, train_loss, (loss, accuracy) = result
+    return Member(
+      structure, state, float(loss), float(accuracy), float(train_loss), int(state.skipped)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _program(recipe: Recipe, platform: str):
+  def train(state, bits, indices, tail, train, test):
+    def body(carry, inputs):
+      state, total = carry
+      t, rows = inputs
+      batch = jax.tree.map(lambda a: a[rows][None], train)
+      state, metrics = train_step(recipe, state, bits[None], batch)
+      total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
+      return (state, total), None
+
+    steps = (jnp.arange(len(indices)), indices)
+    (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
+    variables = {'params': state.params}
+    scores = evaluate_one(recipe.model, variables, test, bits, objective=recipe.objective)
+    return state, total / tail, scores
+
+  options = workers.SINGLE_THREAD if platform == 'cpu' else None
+  return jax.jit(train, compiler_options=options)
