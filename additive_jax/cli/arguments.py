@@ -18,9 +18,7 @@ NEAR = 0.6  # of difflib's ratio, from which a word is taken for a misspelt one
 PER_PROCESS = ('coordinator', 'num_processes', 'process_id')
 
 
-def define_flags(
-  values: flags.FlagValues, argv: list[str]
-) -> config_flags.config_flags.ConfigFileFlagHolder:
+def define_flags(values: flags.FlagValues, argv: list[str]) -> flags.FlagHolder:
   """The command line's options."""
   flags.DEFINE_string('workdir', '', 'Run directory.', flag_values=values)
   flags.DEFINE_integer('devices', 0, 'Devices; 0 is all.', lower_bound=0, flag_values=values)

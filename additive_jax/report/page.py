@@ -29,7 +29,7 @@ class Report:
     subtitle: one line under it.
 
   Example:
-    >>> from additive_jax.report import Report
+    >>> from additive_jax.report.page import Report
     >>> page = Report('Exp 1').facts({'best loss': 0.1234567}).render()
     >>> '0.1235' in page
     True
