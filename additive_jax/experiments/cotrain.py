@@ -29,7 +29,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.wording import counted
 from additive_jax.train.gradients import cosines
 from additive_jax.train.samplers import listed
@@ -150,7 +150,7 @@ def _choose(session):
   else:
     bits = all_bits(session.space.num_gates)
     loss = evaluate_pool(session, trainer, bits).loss
-  best = np.argsort(analysis.rank(loss))[:k]
+  best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
 

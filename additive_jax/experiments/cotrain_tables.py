@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 
 ENSEMBLE = 'ensemble'
 SCORES = ('loss', 'accuracy')
@@ -24,7 +24,7 @@ def make_tables(session, texts: list[str], records: list[dict], num_steps: int):
     (table, comparison, cosines, summary), see `CotrainResult`.
   """
   scores = {variant: _scores(records, variant) for variant in VARIANTS}
-  order = np.argsort(analysis.rank(scores['cotrained']['loss'][:-1]))
+  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
   texts = [texts[i] for i in order]
   table, rows = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
@@ -52,14 +52,14 @@ def _scores(records, variant):
   for key in SCORES:
     of_each = np.array([record[variant][key] for record in records])
     of_all = np.array([[record[ENSEMBLE][variant][key]] for record in records])
-    mean, half_width = analysis.mean_and_ci(np.concatenate([of_each, of_all], axis=1))
+    mean, half_width = statistics.mean_and_ci(np.concatenate([of_each, of_all], axis=1))
     found |= {key: mean, f'{key}_ci95': half_width}
   return found
 
 
 def _summary(session, table, comparison, cosines, records, num_steps):
   together, alone = ([np.mean(r[variant]['loss']) for r in records] for variant in VARIANTS)
-  gain, gain_ci95 = analysis.mean_and_ci((np.array(together) - np.array(alone))[:, None])
+  gain, gain_ci95 = statistics.mean_and_ci((np.array(together) - np.array(alone))[:, None])
   ensembles = comparison[comparison['label'] == ENSEMBLE].set_index('variant')
   apart = cosines[~np.eye(len(cosines), dtype=bool)]
   # A backward pass costs about twice a forward pass.

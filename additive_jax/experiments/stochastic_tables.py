@@ -9,7 +9,7 @@ import pandas as pd
 
 from additive_jax.experiments.results import with_interval
 from additive_jax.gates.structure import Space, Structure
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 
 NONE = 'none'
 SCORES = ('loss', 'accuracy')
@@ -56,10 +56,10 @@ def _structures(session, variants, bits, scores):
   first = variants[1].name
   for prefix, name in [('', first), *((f'{v.name}_', v.name) for v in variants if v.name != first)]:
     for key in SCORES:
-      mean, half_width = analysis.mean_and_ci([record[key] for record in scores[name]])
+      mean, half_width = statistics.mean_and_ci([record[key] for record in scores[name]])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
-  table['rank'] = analysis.rank(table['loss'].to_numpy())
+  table['rank'] = statistics.rank(table['loss'].to_numpy())
   table = table.iloc[np.argsort(table['rank'], kind='stable')].reset_index(drop=True)
   front = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   return table[front + [column for column in table if column not in front]]
