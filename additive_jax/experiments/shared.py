@@ -11,7 +11,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure, all_bits, bits_of
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
-from additive_jax.search.methods import check_search, search
+from additive_jax.search import Evaluated, Search
 from additive_jax.train.trainer import Trainer
 
 SCORES = ('loss', 'accuracy')
@@ -113,15 +113,8 @@ def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Ev
     return Evaluation(*(_means([record], key) for key in SCORES))
 
   with bar as progress:
-    found = search(
-      evaluate,
-      num_gates,
-      budget=options.budget,
-      method=options.method,
-      population=options.population,
-      seed=session.config.seed,
-      known=(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES)),
-    )
+    known = Evaluated(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES))
+    found = Search(**options, seed=session.config.seed).run(evaluate, num_gates, known)
   return found.bits, Evaluation(*(np.array(_joined(records, key)).T for key in SCORES))
 
 
@@ -146,6 +139,6 @@ def check_shared(session: Session, epochs: float) -> None:
   session.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
-    check_search(num_gates, options.budget, options.method, options.population)
+    Search(**options, seed=session.config.seed).check(num_gates)
   else:
     all_bits(num_gates)  # says so if there are too many
