@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from additive_jax.experiments.results import end_page, start_page
+from additive_jax.experiments.pages import end_page, over_seeds, read_curves, start_page
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import counted
 
 
-def render(session, result, curves: pd.DataFrame) -> str:
-  """The report of a `CotrainResult` as HTML; `curves` is the run's metrics."""
+def render(session: Session, result: Result, records: Records) -> str:
+  """Returns the report of Exp 2 as HTML."""
+  del records
   table, summary, names = result.table, result.summary, session.space.names
-  several = summary['num_seeds'] > 1
   report = start_page(
     session,
     f'{counted(len(table), "structure")} of {type(session.model).__name__} in one pool, '
@@ -32,7 +33,7 @@ def render(session, result, curves: pd.DataFrame) -> str:
   report.figure(
     figures.comparison(result.comparison),
     'Test loss of each structure, trained in one pool and trained alone for as many steps on as '
-    f'many examples{", with 95 % intervals over the seeds" if several else ""}. Both sides spend '
+    f'many examples{over_seeds(session, ", with 95 % intervals over the seeds")}. Both sides spend '
     f'the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. Ensembles average '
     'probabilities.',
   )
@@ -47,8 +48,9 @@ def render(session, result, curves: pd.DataFrame) -> str:
   report.figure(
     figures.cosines(result.cosines.drop(columns='structure').to_numpy(float), labels),
     'Cosine between the gradients of the structures in the trained pool'
-    f'{", mean over the seeds" if several else ""}.',
+    f'{over_seeds(session, ", mean over the seeds")}.',
   )
+  curves = read_curves(session)
   pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
   if len(pools):
     report.figure(
