@@ -30,7 +30,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import analysis
-from additive_jax.report.page import counted
+from additive_jax.report.wording import counted
 from additive_jax.train.gradients import Recipe, cosines
 from additive_jax.train.population import Member
 from additive_jax.train.samplers import listed
@@ -232,5 +232,5 @@ STUDY = study.Study(
   stages=(_alone, _pool),
   check=_check,
   tables=make_tables,
-  page=cotrain_report.render,
+  page=cotrain_report.page,
 )

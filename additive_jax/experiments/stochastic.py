@@ -163,6 +163,6 @@ STUDY = study.Study(
   stages=(make_variants,),
   check=_check,
   tables=make_tables,
-  page=stochastic_report.render,
+  page=stochastic_report.page,
   baseline=NONE,
 )

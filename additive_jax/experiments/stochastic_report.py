@@ -2,109 +2,109 @@
 
 from __future__ import annotations
 
-from additive_jax.experiments.pages import (
-  end_page,
-  mean_curves,
-  over_seeds,
-  read_curves,
-  signed,
-  start_page,
-  words,
-)
+from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.stochastic_tables import NONE
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures, stochastic_figures
-from additive_jax.report.page import counted
+from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.wording import counted, plain, with_margin
+
+MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
 
 
-def render(session: Session, result: Result, records: Records) -> str:
-  """Returns the report of Exp 3 as HTML."""
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 3."""
+  structures, summary, curves = result.table, result.summary, read_curves(session)
   variants = list(records.arms.values())
-  report = start_page(
-    session,
+  rows = result.variants.assign(variant=result.variants['variant'].map(_label))
+  scores, names = summary['variants'], [variant.name for variant in variants]
+  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
+  return Page(
     f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
-  )
-  report.facts(_facts(result.summary['variants'], variants))
-  _full_network(report, session, result.variants)
-  _structures(report, session, result, list(records.arms))
-  report.section('Keep rates and training')
-  shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
-  report.figure(
-    stochastic_figures.keep_rates(
-      [variant.keep_rates for variant in shown],
-      [variant.name for variant in shown],
-      session.space.names,
+    tiles(_facts(scores, variants)),
+    section(
+      'The full network, trained with and without random structures',
+      picture(
+        stochastic_figures.variants(rows, list(MEASURES), list(MEASURES.values())),
+        f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
+        'init and see the data in the same order; “equal flops” ones train longer, until they have '
+        'spent what training with all gates on spends.',
+      ),
+      picture(
+        stochastic_figures.differences(
+          rows[result.variants['variant'] != NONE],
+          [f'{measure}_minus_none' for measure in MEASURES],
+          list(MEASURES.values()),
+        ),
+        'What each variant differs by from training with all gates on: means of differences paired '
+        f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
+      ),
     ),
-    'The exact probability that each gate is on, over depth; per sample, a whole number of the '
-    'examples of a batch.',
+    section(
+      'All structures of each pool',
+      picture(
+        _distributions(structures, names),
+        f'Test accuracy of {counted(summary["num_structures"], "structure")} of each pool{mean}, '
+        'all without scales.',
+      ),
+    ),
+    section(
+      'Keep rates and training',
+      picture(
+        _keep_rates(session, variants),
+        'The exact probability that each gate is on, over depth; per sample, a whole number of the '
+        'examples of a batch.',
+      ),
+      picture(
+        figures.training_curves(figures.mean_curves(curves, 'loss', names, _label)),
+        f'Training loss of the structures that were drawn{mean}.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Tables',
+      table(result.variants, 'Each variant; “minus none” is paired by seed.'),
+      table(structures, f'The structures, best first by the loss of {plain(names[1])}.'),
+    ),
   )
-  curves = read_curves(session)
-  if len(curves):
-    curves = mean_curves(curves, list(records.arms), ['loss'], 'loss')
-    curves['tag'] = curves['tag'].replace(NONE, _words(NONE))
-    report.figure(
-      figures.training_curves(curves),
-      'Training loss of the structures that were drawn'
-      f'{over_seeds(session, ", mean over the seeds")}.',
-    )
-  report.section('Tables')
-  report.table(result.variants, 'Each variant; “minus none” is paired by seed.')
-  report.table(
-    result.table, f'The structures, best first by the loss of {_words(variants[1].name)}.'
-  )
-  return end_page(report, session)
+
+
+def _label(name):
+  return 'all gates on' if name == NONE else plain(name)
 
 
 def _facts(scores, variants):
-  none, first, *others = variants
+  base, first, *others = variants
+  row = scores[first.name]
   return {
     'all gates on, test loss': scores[NONE]['loss'],
-    f'{_words(first.name)}, test loss': scores[first.name]['loss'],
-    'difference, paired by seed': signed(scores[first.name], 'loss_minus_none'),
-    'difference in accuracy': signed(scores[first.name], 'accuracy_minus_none'),
-    'FLOPs of a step, of all-on': first.forward_flops / none.forward_flops,
-    **{f'{_words(other.name)}, test loss': scores[other.name]['loss'] for other in others},
-  }
-
-
-def _full_network(report, session, frame):
-  report.section('The full network, trained with and without random structures')
-  measures, titles = (
-    ['loss', 'accuracy', 'loss_gap'],
-    ['test loss', 'test accuracy', 'test − train loss'],
-  )
-  report.figure(
-    stochastic_figures.variants(frame, measures, titles),
-    f'The network with all gates on, with 95 % intervals{over_seeds(session)}. Variants start from '
-    'the same init and see the data in the same order; “equal flops” ones train longer, until they '
-    'have spent what training with all gates on spends.',
-  )
-  paired = [f'{measure}_minus_{NONE}' for measure in measures]
-  report.figure(
-    stochastic_figures.differences(frame[frame['variant'] != NONE], paired, titles),
-    'What each variant differs by from training with all gates on: means of differences paired by '
-    f'seed, with 95 % intervals{over_seeds(session)}. An interval that crosses zero shows no '
-    'difference.',
-  )
-
-
-def _structures(report, session, result, names):
-  report.section('All structures of each pool')
-  table, judged = result.table, result.summary['num_structures']
-  full = table['structure'] == '1' * result.summary['num_gates']
-  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
-  report.figure(
-    stochastic_figures.distributions(
-      [table[column].to_numpy() for column in columns],
-      names,
-      [table.loc[full, column].item() for column in columns],
+    f'{plain(first.name)}, test loss': row['loss'],
+    'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
+    'difference in accuracy': with_margin(
+      row['accuracy_minus_none'], row['accuracy_minus_none_ci95']
     ),
-    f'Test accuracy of {counted(judged, "structure")} of each pool'
-    f'{over_seeds(session, ", mean over the seeds")}, all without scales.',
+    'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
+  } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
+
+
+def _distributions(structures, names):
+  """Accuracy of every structure; the table is headed by that of the first random variant."""
+  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
+  full = structures[~structures['structure'].str.contains('0')].iloc[0]
+  return stochastic_figures.distributions(
+    [structures[column].to_numpy() for column in columns],
+    [_label(name) for name in names],
+    [full[column] for column in columns],
   )
 
 
-def _words(name):
-  return 'all gates on' if name == NONE else words(name)
+def _keep_rates(session, variants):
+  shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
+  return stochastic_figures.keep_rates(
+    [variant.keep_rates for variant in shown],
+    [plain(variant.name) for variant in shown],
+    session.space.names,
+  )

@@ -32,13 +32,14 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from additive_jax.experiments.options import check_unsharded
-from additive_jax.experiments.pages import plain_page
+from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Opening, Session, open_session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.rundir import RunDir
 from additive_jax.parallel import processes
-from additive_jax.report.page import counted
+from additive_jax.report.page import Page
+from additive_jax.report.wording import counted
 
 log = logging.getLogger('additive_jax')
 
@@ -91,7 +92,7 @@ class Study:
     check: raises `UserError` for what the study cannot do; called before anything is written.
     tables: a function (session, records) → `Result`; by default a row for each arm, compared with
       the baseline.
-    page: a function (session, result, records) → HTML.
+    page: a function (session, result, records) → `Page`.
     baseline: the arm that the default tables compare the others with.
     sharded: whether `config.shard` may leave a part of the arms to other processes.
   """
@@ -100,7 +101,7 @@ class Study:
   stages: tuple[Callable[[Session, Records], Sequence[Any]], ...]
   check: Callable[[Session], None] = lambda session: None
   tables: Callable[[Session, Records], Result] | None = None
-  page: Callable[[Session, Result, Records], str] = plain_page
+  page: Callable[[Session, Result, Records], Page] = plain_page
   baseline: str = ''
   sharded: bool = False
 
@@ -175,7 +176,7 @@ def _write(study, session, records):
     result = Result(tables, {'experiment': study.name, **summary})
   else:
     result = study.tables(session, records)
-  page = study.page(session, result, records)
+  page = finished_page(session, study.page(session, result, records))
   for name, table in result.tables.items():
     rundir.write_table(f'{name}.csv', table)
   rundir.write_text(PAGE, page)
