@@ -6,7 +6,7 @@ import pandas as pd
 
 from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.report import figures, sparsity_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import plain, with_margin
 
@@ -30,7 +30,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What it costs',
       picture(
-        sparsity_figures.accuracy(
+        figures.compression(
           _with_methods(variants),
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
         ),
@@ -43,7 +43,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What the noise tells',
       picture(
-        sparsity_figures.log_alpha(BINS, histograms, options.threshold),
+        figures.log_alpha(BINS, histograms, options.threshold),
         f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at '
         '±8; what is right of the threshold is removed.',
       ),
@@ -51,7 +51,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What is left',
       picture(
-        sparsity_figures.remains(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
+        figures.layers_left(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
         f'How many {noun} of each layer are left, mean over the seeds.',
       ),
     ),
