@@ -30,7 +30,7 @@ from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
 from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import train_shared
+from additive_jax.experiments.shared import shared_arm
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted, num_params
@@ -182,7 +182,7 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
   done = {record['seed']: record for record in read_all(folder, POOL_JOURNAL)}
   for seed in session.seeds:
     if seed not in done:
-      pool = train_shared(session, seed, config.train.epochs, f'pool-seed{seed}')
+      pool = shared_arm(session, 'pool', config.train.epochs).train(session, seed)
       found = evaluate(session, pool.variables, bits)
       seen = session.data.train
       known = np.arange(min(len(seen), len(session.data.test)))
