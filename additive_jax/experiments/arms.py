@@ -41,12 +41,14 @@ class Trained:
   """An arm after its last step, in one seed.
 
   Attributes:
+    arm: the arm.
     session: the run with the arm's model.
     seed: the seed.
     trainer: the trainer, which holds the last state.
     variables: `{'params': pool}`, a copy on the host.
   """
 
+  arm: Any
   session: Session
   seed: int
   trainer: Trainer
@@ -152,4 +154,4 @@ class Arm:
     trainer = session.trainer(self.recipe, self.sampler, seed, start.state)
     folder = folder or f'{self.tag or self.name}-seed{seed}'
     fit(session, trainer, self.num_steps, folder, self.curves)
-    return Trained(session, seed, trainer, processes.to_host(trainer.variables))
+    return Trained(self, session, seed, trainer, processes.to_host(trainer.variables))

@@ -54,15 +54,19 @@ class Result:
   Attributes:
     tables: pandas frames by name.
     summary: the headline figures (`summary.json`).
-    complete: False for one shard of several, which leaves only its journal.
+    extras: what only the page shows, by name; no file has it.
+    complete: False for one shard of several, which leaves only its journal; its tables are empty.
   """
 
   tables: dict[str, pd.DataFrame]
   summary: dict[str, Any]
+  extras: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
   complete: bool = True
 
   def __getattr__(self, name: str) -> pd.DataFrame:
     tables = self.__dict__.get('tables', {})
+    if not self.__dict__.get('complete', True) and not name.startswith('_'):
+      return pd.DataFrame()
     key = 'structures' if name == 'table' else name
     if key not in tables:
       raise AttributeError(f'{name!r} of a result: expected one of {", ".join(tables)}')
