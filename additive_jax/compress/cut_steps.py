@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from additive_jax.compress.steps import Step, step
+from additive_jax.gates.layers import chunks
 from additive_jax.gates.structure import Structure
-from additive_jax.gates.sums import chunks
 from additive_jax.models import DNA, MLP, ConvNet, Transformer
 from additive_jax.models.additive import sites_of
 from additive_jax.models.dense_stack import DenseStack

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.structure import parse
+from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import as_bits
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
 from additive_jax.models.routing import CHOICES, ROUTING
@@ -123,7 +123,7 @@ def gathered(
       h = step(model, variables, i, h, (True, *inner), scale)
     elif len(rows):
       part = h[rows]
-      own = [gate if gates.is_static(gate) else gate[rows] for gate in inner]
+      own = [gate if is_static(gate) else gate[rows] for gate in inner]
       new = step(model, variables, i, part, (True, *own), scale)
       h = h.at[rows].set(new, unique_indices=True)
   return readout(model, variables, h)
