@@ -30,7 +30,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import analysis
-from additive_jax.report.page import counted
+from additive_jax.report.wording import counted
 from additive_jax.train.gradients import cosines
 from additive_jax.train.samplers import listed
 
@@ -120,7 +120,7 @@ def _run(session: Session) -> CotrainResult:
     done[seed] = record
   records = [done[seed] for seed in session.seeds]
   result = CotrainResult(*make_tables(session, texts, records, num_steps))
-  page = cotrain_report.render(session, result, session.metrics.read(session.rundir.path))
+  page = cotrain_report.page(session, result, session.metrics.read(session.rundir.path))
   tables = dict(zip(TABLES, (result.table, result.comparison, result.cosines)))
   write_results(session, tables, result.summary, page)
   return _read(session.rundir)

@@ -168,7 +168,7 @@ def _run(session: Session) -> ExpertsResult:
     }
   result = ExpertsResult(table, variants, routers, summary)
   curves = session.metrics.read(session.rundir.path)
-  page = experts_report.render(session, result, contenders, records, paths, curves)
+  page = experts_report.page(session, result, contenders, records, paths, curves)
   tables = dict(zip(TABLES, (table, variants, routers)))
   write_results(session, tables, summary, page)
   return _read(session.rundir)

@@ -22,7 +22,7 @@ from additive_jax.experiments.stochastic_tables import NONE, expected_flops, mak
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.subsets import in_stages
 from additive_jax.parallel import processes
-from additive_jax.report.page import counted
+from additive_jax.report.wording import counted
 from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.train.gradients import Recipe
 from additive_jax.train.samplers import listed
@@ -175,7 +175,7 @@ def _run(session: Session) -> StochasticResult:
   }
   result = StochasticResult(*make_tables(session, variants, bits, scores))
   curves = session.metrics.read(session.rundir.path)
-  page = stochastic_report.render(session, result, variants, curves)
+  page = stochastic_report.page(session, result, variants, curves)
   tables = dict(zip(TABLES, (result.table, result.variants)))
   write_results(session, tables, result.summary, page)
   return _read(session.rundir)

@@ -129,7 +129,7 @@ def _run(session: Session) -> SweepResult:
     empty = pd.DataFrame()
     return SweepResult(empty, empty, empty, {}, {}, complete=False)
   result = _analyse(session, bits, alone, shared)
-  page = sweep_report.render(session, result, session.metrics.read(session.rundir.path))
+  page = sweep_report.page(session, result, session.metrics.read(session.rundir.path))
   tables = dict(zip(TABLES, (result.table, result.effects, result.interactions)))
   write_results(session, tables, result.summary, page)
   return _read(session.rundir)
