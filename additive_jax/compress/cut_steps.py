@@ -49,7 +49,7 @@ class Kept:
   def sites(self, model):
     """Of each site that is on its module's name, and the values of its gates by name."""
     for site in sites_of(model):
-      values = dict(zip(site.names, self.structure.bits[site.own]))
+      values = dict(zip(site.names, self.structure.bits[site.gates]))
       if values.pop(RESIDUAL, True):
         yield site.label.replace('/', '__'), values
 

@@ -22,7 +22,8 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
-from additive_jax.models.active import active_flops, num_params
+from additive_jax.models.active import active_flops
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures

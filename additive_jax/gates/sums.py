@@ -28,10 +28,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
-GateValue = bool | np.bool_ | Bool[Array, ''] | Float[Array, '*leading']
-Scale = float | Float[Array, ''] | None
+GateValue = ArrayLike  # in one of the forms above
 
 SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
@@ -56,7 +56,7 @@ def residual(
   x: Float[Array, '*axes D'],
   branch: Callable[[Array], Array],
   gate: GateValue,
-  scale: Scale = None,
+  scale: ArrayLike | None = None,
 ) -> Float[Array, '*axes D']:
   """Returns the gated residual `y = x + g·s·f(x)`; with g = 0 the branch is skipped: no parameters
   read, no FLOPs.
@@ -88,7 +88,7 @@ def choose(
   x: Float[Array, '*axes D'],
   update: Callable[[Array], Array],
   gate: GateValue,
-  scale: Scale = None,
+  scale: ArrayLike | None = None,
 ) -> Float[Array, '*axes D']:
   """Returns `u(x)` where the gate is on and x where it is off: the residual gate of a site that
   does its own adding, as one with lanes does.
@@ -159,7 +159,7 @@ def lane(
 
 def lane_mean(
   x: Float[Array, '*axes D'], *, axis: int = 0, mesh_axis: str | None = None
-) -> Float[Array, '*axes2 D']:
+) -> Float[Array, '...']:
   """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result."""
   mean = x.mean(axis)
   return mean if mesh_axis is None else jax.lax.pmean(mean, mesh_axis)

@@ -87,10 +87,6 @@ class MLP(Additive):
   def lanes(self) -> Lanes:
     return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
 
-  @property
-  def stream_shape(self) -> tuple[int, ...]:
-    return (self.lanes.local, self.width) if LANE in self.gates else (self.width,)
-
   def setup(self):
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
