@@ -315,7 +315,7 @@ def test_choices_of_every_token_are_left():
   chosen = state[CHOICES]['left']
   x = normed(params, h)
   best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
-  np.testing.assert_array_equal(chosen.index, best.bits @ (1 << np.arange(3)))
+  np.testing.assert_array_equal(chosen.index, best.structures @ (1 << np.arange(3)))
   on = x @ params['keep']['kernel'][:, 0] + params[KEEP_BIAS] > 0
   np.testing.assert_array_equal(chosen.on, on)
   assert 0 < on.mean() < 1

@@ -92,7 +92,7 @@ def test_a_structure_per_token_matches_the_vectors(vectors, kind, dtype):
 @pytest.mark.parametrize('kind', KINDS)
 def test_gates_as_separate_arrays(vectors, kind):
   run, bits = layer(vectors, kind), bits_of(vectors, kind)[5]
-  found = run(vectors[f'{kind}_x'], [jnp.asarray(bit) for bit in bits])
+  found = run(jnp.asarray(vectors[f'{kind}_x']), [jnp.asarray(bit) for bit in bits])
   np.testing.assert_allclose(found, vectors[f'{kind}_y'][5], **CLOSE)
 
 

@@ -32,7 +32,7 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
 
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> measure(model, jnp.zeros((1, 5))).params('11')
-  231
+  215
   """
   x = shape_of(x)
   batch, names, shapes = x.shape[0], gate_names(model), parts(model, x)
