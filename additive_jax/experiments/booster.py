@@ -30,7 +30,7 @@ from additive_jax.experiments.booster_tables import (
   receipt_table,
   summarise,
 )
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.groups import FEATURES, clusters_of, features_of
 from additive_jax.experiments.narrow import (
   AVERAGE,
@@ -226,7 +226,7 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   trainer = own.trainer(large.recipe, large.sampler, seed, state)
   probe = lambda trainer: judged(own, processes.to_host(trainer.variables))
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', probe=probe, clock=clock)
+  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', Curves(probe=probe, clock=clock))
   found = judged(own, processes.to_host(trainer.variables))
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted
 
 
-def page(session, result, curves: pd.DataFrame) -> Page:
-  """Returns the page of a `CotrainResult`; `curves` is the run's metrics."""
-  structures, summary = result.table, result.summary
-  several = summary['num_seeds'] > 1
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 2."""
+  del records
+  structures, summary, curves = result.table, result.summary, read_curves(session)
   cosines = result.cosines.drop(columns='structure').to_numpy(float)
   pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
   return Page(
@@ -33,9 +35,9 @@ def page(session, result, curves: pd.DataFrame) -> Page:
       picture(
         figures.comparison(result.comparison),
         'Test loss of each structure, trained in one pool and trained alone for as many steps on '
-        f'as many examples{", with 95 % intervals over the seeds" if several else ""}. Both sides '
-        f'spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. Ensembles '
-        'average probabilities.',
+        f'as many examples{over_seeds(session, ", with 95 % intervals over the seeds")}. Both '
+        f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
+        'Ensembles average probabilities.',
       ),
       picture(
         figures.structures(
@@ -51,7 +53,7 @@ def page(session, result, curves: pd.DataFrame) -> Page:
       picture(
         figures.cosines(cosines, result.cosines['structure']),
         'Cosine between the gradients of the structures in the trained pool'
-        f'{", mean over the seeds" if several else ""}.',
+        f'{over_seeds(session, ", mean over the seeds")}.',
       ),
       picture(
         figures.training_curves(pools, 'cosine'),

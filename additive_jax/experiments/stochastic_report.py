@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.stochastic_tables import NONE
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures, stochastic_figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted, plain, with_margin
@@ -12,13 +14,13 @@ from additive_jax.report.wording import counted, plain, with_margin
 MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
 
 
-def page(session, result, variants, curves: pd.DataFrame) -> Page:
-  """Returns the page of a `StochasticResult`; `curves` is the run's metrics."""
-  structures, summary = result.table, result.summary
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 3."""
+  structures, summary, curves = result.table, result.summary, read_curves(session)
+  variants = list(records.arms.values())
   rows = result.variants.assign(variant=result.variants['variant'].map(_label))
   scores, names = summary['variants'], [variant.name for variant in variants]
-  over = ' over the seeds' if summary['num_seeds'] > 1 else ''
-  mean = f', mean{over}' if over else ''
+  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
   return Page(
     f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
     tiles(_facts(scores, variants)),
