@@ -13,7 +13,7 @@ from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.parallel import processes
-from additive_jax.train.balance import summary
+from additive_jax.train.recipe import Loss
 from additive_jax.train.trainer import Trainer
 
 
@@ -62,7 +62,7 @@ def fit(
         values = trainer.run(count)
         seconds = time.perf_counter() - started
         step += count
-        curves = point(values, labels) | (probe(trainer) if probe else {})
+        curves = point(values, trainer.recipe.loss, labels) | (probe(trainer) if probe else {})
         session.metrics.write(step, curves, name)
         if clock is not None and processes.is_primary():
           clock.append({'tag': name, 'step': step, 'seconds': seconds})
@@ -72,9 +72,9 @@ def fit(
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def point(values: dict, labels: Sequence[str] = ()) -> dict:
-  """One point of the curves: means over the finite slots of the steps since the last point, and for
-  each site with a router what `balance.summary` says of its mean facts.
+def point(values: dict, loss: Loss, labels: Sequence[str] = ()) -> dict:
+  """One point of the curves: means over the finite slots of the steps since the last point, and
+  what the loss says of its mean facts.
   """
   finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
   total = np.where(finite, values['loss'], 0).sum(0)
@@ -84,7 +84,5 @@ def point(values: dict, labels: Sequence[str] = ()) -> dict:
     'skipped': int((~finite).sum()),
   }
   curves |= {f'loss/{label}': float(t / c) for label, t, c in zip(labels, total, count)}
-  for site, facts in values.get('facts', {}).items():
-    said = summary(jax.tree.map(lambda leaf: leaf.mean(0), facts))
-    curves |= {f'{site.replace("__", "/")}/{name}': value for name, value in said.items()}
-  return curves
+  facts = jax.tree.map(lambda leaf: leaf.mean(0), values.get('facts', {}))
+  return curves | loss.curves(facts)

@@ -24,7 +24,8 @@ from additive_jax.gates.subsets import in_stages
 from additive_jax.parallel import processes
 from additive_jax.report.page import counted
 from additive_jax.run.evaluate import evaluate_structures
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.losses import PerSample
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
@@ -107,7 +108,7 @@ def make_variants(session: Session) -> list[Variant]:
   epochs, num_gates = session.config.train.epochs, session.space.num_gates
   num_steps = session.steps(epochs)
   ones = np.ones((num_steps, num_gates))
-  variants = [_variant(session, NONE, num_steps, _all_on(session), ones)]
+  variants = [_variant(session, NONE, num_steps, _all_on(session), ones, session.loss())]
   for mode in options.modes:
     for weight in (0.0, distill) if distill else (0.0,):
       ending = '_distilled' if weight else ''
@@ -129,16 +130,18 @@ def _random(session, mode, name, num_steps, distill):
       f'config.sampler.name {session.config.sampler.name!r} for random structures: expected '
       'uniform or bernoulli, which have keep rates'
     )
-  chosen = {'distill': distill, 'rescale': options.rescale}
   if mode == CONDITIONAL:
     rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
-    return _variant(session, name, num_steps, sampler, rates, **chosen)
+    loss = session.loss(distill, options.rescale)
+    return _variant(session, name, num_steps, sampler, rates, loss, distill)
+  session.check_whole('subsets per sample')
   ramp_steps = session.config.sampler.ramp * num_steps
   plan = in_stages(sampler.rates, num_steps, ramp_steps, options.stages, options.parts)
   size = session.config.train.batch_size
   table = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stage = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
-  return _variant(session, name, num_steps, _all_on(session), table[stage], subsets=plan, **chosen)
+  loss = PerSample(plan, distill, options.rescale)
+  return _variant(session, name, num_steps, _all_on(session), table[stage], loss, distill)
 
 
 def _all_on(session):
@@ -147,13 +150,13 @@ def _all_on(session):
   return listed([everything], session.space.num_gates, slots)
 
 
-def _variant(session, name, num_steps, sampler, keep_rates, *, distill=0.0, **recipe):
+def _variant(session, name, num_steps, sampler, keep_rates, loss, distill=0.0):
   full = session.space.flops(session.space.all_on())
   forward = float(np.mean(expected_flops(session.space, keep_rates)))
   # A backward pass costs about twice a forward pass; the teacher has none.
   each = 3 * forward + (full if distill else 0)
   examples = num_steps * sampler.num_structures * session.config.train.batch_size
-  recipe = dataclasses.replace(session.recipe(num_steps), distill=distill, **recipe)
+  recipe = dataclasses.replace(session.recipe(num_steps), loss=loss)
   return Variant(name, num_steps, recipe, sampler, keep_rates, forward, each * examples)
 
 
