@@ -281,15 +281,17 @@ class Unhashable(Loss):
     ({'collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
     ({'loss': print}, 'loss <built-in function print>: expected a Loss, such as Structures'),
     ({'loss': Unhashable()}, r'loss .*Unhashable.*: expected a hashable one, such as a frozen'),
-    ({'distill': 1.5}, r'distill 1.5: expected a weight in \[0, 1\]'),
-    ({'distill': 0.5, 'objective': regression}, 'distill 0.5 in a regression: expected 0'),
+    ({'loss': Structures(0.5), 'objective': regression}, 'distill 0.5 in a regression: expected 0'),
   ],
 )
 def test_bad_recipes(options, message):
   with pytest.raises(UserError, match=message):
-    if 'distill' in options:
-      options['loss'] = Structures(options.pop('distill'))
     recipe(**options)
+
+
+def test_bad_losses():
+  with pytest.raises(UserError, match=r'distill 1.5: expected a weight in \[0, 1\]'):
+    Structures(distill=1.5)
 
 
 def test_recipes_are_hashable():

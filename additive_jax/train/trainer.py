@@ -143,7 +143,7 @@ class Trainer:
     seed: int,
     state: State | None = None,
     shared_batch: bool = False,
-    placement: Placement = Placement(),  # noqa: B008: frozen
+    placement: Placement | None = None,
   ):
     """Places data and state.
 
@@ -156,7 +156,7 @@ class Trainer:
       state: to continue from, an ordinary one; None starts from `model.init` with the seed.
       shared_batch: all K slots train on the same B examples of a step, instead of on B of their
         own.
-      placement: how the steps run on devices.
+      placement: how the steps run on devices; None is `Placement()`.
 
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
@@ -164,6 +164,7 @@ class Trainer:
     """
     if batch_size < 1:
       raise UserError(f'batch_size {batch_size}: expected at least 1')
+    placement = placement or Placement()
     self.recipe, self.sampler, self.train = recipe, sampler, train
     self.batch_size, self.shared_batch = batch_size, shared_batch
     self.chunk_steps = placement.chunk_steps
@@ -237,7 +238,7 @@ class Trainer:
     return jax.tree.map(lambda values: values[:count], processes.to_host(metrics))
 
   def _inputs(self, start, count):
-    """Returns the examples of a chunk on the mesh: their numbers, or of streamed data themselves."""
+    """Returns a chunk's examples on the mesh: numbers in the data, or streamed examples."""
     indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)
     padding = [(0, self.chunk_steps - count), (0, 0), (0, 0)]
     if self.train.in_memory:
