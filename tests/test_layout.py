@@ -72,9 +72,10 @@ def trainer_of(name, mesh, random_pool, **options):
   recipe = recipe_of(name)
   state = init_state(recipe, random_pool(recipe.model, TRAIN.x[:1]))
   num_gates = len(gate_names(recipe.model))
-  options = {'batch_size': BATCH, 'seed': 0, 'state': state, 'chunk_steps': STEPS} | options
+  options = {'batch_size': BATCH, 'seed': 0, 'state': state} | options
   sampler = samplers.listed(['1' * num_gates], num_gates, SLOTS)
-  return Trainer(recipe, TRAIN, sampler, placement=Placement(mesh_of(*mesh)), **options)
+  placement = Placement(mesh_of(*mesh), chunk_steps=STEPS)
+  return Trainer(recipe, TRAIN, sampler, placement=placement, **options)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -288,14 +289,14 @@ import jax
 import numpy as np
 
 rank, port = int(sys.argv[1]), sys.argv[2]
-from additive_jax import placement
-with placement.distributed(f'localhost:{port}', 2, rank):
+from additive_jax.parallel import processes
+with processes.distributed(f'localhost:{port}', 2, rank):
   import test_layout
   trainer = test_layout.own(2)
   trainer.run(2)
   parts = trainer.variables['params']['roots']['parts']
   assert [shard.data.shape for shard in parts.addressable_shards] == [(2,)]
-  for leaf in jax.tree.leaves(placement.to_host(trainer.variables)):
+  for leaf in jax.tree.leaves(processes.to_host(trainer.variables)):
     print('leaf', *leaf.reshape(-1).tolist())
 """
 
