@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from additive_jax import transplant
 from additive_jax.errors import UserError
 from additive_jax.experiments import booster_report
-from additive_jax.experiments.booster_clusters import cluster_pictures
+from additive_jax.experiments.booster_clusters import cluster_pieces
 from additive_jax.experiments.booster_tables import (
   CLUSTERS,
   ONE,
@@ -30,7 +30,7 @@ from additive_jax.experiments.booster_tables import (
   receipt_table,
   summarise,
 )
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.groups import FEATURES, clusters_of, features_of
 from additive_jax.experiments.narrow import (
   AVERAGE,
@@ -202,7 +202,7 @@ def _run(session: Session) -> BoosterResult:
   bubble = records[SCRATCH][0].get('bubble')
   summary = summarise(session, table, receipts, narrows, bubble)
   result = BoosterResult(structures, table, curves, receipts, sizes, memory, summary)
-  page = booster_report.render(session, result, narrows, _pictures(session, narrows), bubble)
+  page = booster_report.page(session, result, narrows, _pictures(session, narrows), bubble)
   tables = (structures, table, curves, receipts, sizes, memory)
   write_results(session, dict(zip(TABLES, tables)), summary, page)
   return _read(session.rundir)
@@ -226,7 +226,7 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   trainer = own.trainer(large.recipe, large.sampler, seed, state)
   probe = lambda trainer: judged(own, processes.to_host(trainer.variables))
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', probe=probe, clock=clock)
+  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', Curves(probe=probe, clock=clock))
   found = judged(own, processes.to_host(trainer.variables))
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
@@ -297,7 +297,7 @@ def _pictures(session, narrows) -> list:
     return []
   narrow = next(narrows[variant] for variant in found)
   features = features_of(session, narrow, session.config.seed)
-  return cluster_pictures(session.data, features, list(found.values()))
+  return cluster_pieces(session.data, features, list(found.values()))
 
 
 def _read(rundir):

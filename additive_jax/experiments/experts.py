@@ -28,8 +28,9 @@ from additive_jax.experiments.contenders import (
 )
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import evaluate_pool, sampled_structures, train_shared
+from additive_jax.experiments.shared import train_shared
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted, num_params
@@ -37,9 +38,8 @@ from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import ROUTERS, Routing
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
-from additive_jax.run.evaluate import evaluate_structures
 
 SINGLE, MOE = 'single', 'moe'
 VARIANTS = (*ROUTERS, SINGLE, MOE)
@@ -168,7 +168,7 @@ def _run(session: Session) -> ExpertsResult:
     }
   result = ExpertsResult(table, variants, routers, summary)
   curves = session.metrics.read(session.rundir.path)
-  page = experts_report.render(session, result, contenders, records, paths, curves)
+  page = experts_report.page(session, result, contenders, records, paths, curves)
   tables = dict(zip(TABLES, (table, variants, routers)))
   write_results(session, tables, summary, page)
   return _read(session.rundir)
@@ -182,18 +182,11 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
   done = {record['seed']: record for record in read_all(folder, POOL_JOURNAL)}
   for seed in session.seeds:
     if seed not in done:
-      trainer = train_shared(session, seed, config.train.epochs, f'pool-seed{seed}')
-      found = evaluate_pool(session, trainer, bits)
+      pool = train_shared(session, seed, config.train.epochs, f'pool-seed{seed}')
+      found = evaluate(session, pool.variables, bits)
       seen = session.data.train
       known = np.arange(min(len(seen), len(session.data.test)))
-      train = evaluate_structures(
-        session.model,
-        processes.to_host(trainer.variables),
-        seen[known],
-        bits,
-        task=session.objective,
-        devices=session.workers,
-      )
+      train = evaluate(session, pool.variables, bits, seen[known])
       done[seed] = {'seed': seed, 'train_loss': train.loss.tolist()}
       done[seed] |= {key: getattr(found, key).tolist() for key in SCORES}
       if processes.is_primary():
@@ -201,12 +194,12 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
   records = [done[seed] for seed in session.seeds]
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for key in (*SCORES, 'train_loss'):
-    mean, half_width = analysis.mean_and_ci([record[key] for record in records])
+    mean, half_width = statistics.mean_and_ci([record[key] for record in records])
     table[key], table[f'{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
   some_off = table[~bits.all(1)]
   best = some_off.loc[some_off['train_loss'].idxmin(), 'structure']
-  table['rank'] = analysis.rank(table['loss'].to_numpy())
+  table['rank'] = statistics.rank(table['loss'].to_numpy())
   table = table.iloc[np.argsort(table['rank'], kind='stable')].reset_index(drop=True)
   first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   return Structure.from_string(best), table[first + [c for c in table if c not in first]]

@@ -20,7 +20,7 @@ from additive_jax.data.clusters import (
   input_features,
   input_flops,
 )
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.narrow import CLOCK, Narrow
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, replace_file
@@ -123,7 +123,7 @@ def _briefly_trained(session, narrow, seed):
     chunk_steps=session.config.train.log_every,
   )
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(narrow.session, fleet, steps, f'embedding-seed{seed}', clock=clock)
+  fit(narrow.session, fleet, steps, f'embedding-seed{seed}', Curves(clock=clock))
   return {'params': fleet.members()[0].params}
 
 

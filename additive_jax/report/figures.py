@@ -7,13 +7,17 @@ Structures are text, gate 0 leftmost. The pictures made of cells live in `grids`
 from here too.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from additive_jax.errors import UserError
-from additive_jax.report import analysis
+from additive_jax.report import rankings, statistics
 from additive_jax.report.grids import cosines, interaction_heatmap, structures
 from additive_jax.report.plot_style import (
   BLUE,
@@ -28,9 +32,9 @@ from additive_jax.report.plot_style import (
   log_scale_if_wide,
   power_of_thousand,
   say_empty,
-  short_names,
   times_power,
 )
+from additive_jax.report.wording import plain, short_names
 
 __all__ = [
   'agreement',
@@ -38,6 +42,7 @@ __all__ = [
   'cosines',
   'gate_effects',
   'interaction_heatmap',
+  'mean_curves',
   'pareto',
   'ranking',
   'structures',
@@ -113,7 +118,7 @@ def pareto(table):
   """
   _require(table, 'structure', 'loss', 'flops')
   flops, loss = _column(table, 'flops'), _column(table, 'loss')
-  front = analysis.pareto_front(flops, loss)
+  front = statistics.pareto_front(flops, loss)
   exponent = power_of_thousand(flops)
   flops = flops / 10.0**exponent
   names = table['structure'].to_numpy()
@@ -158,8 +163,8 @@ def gate_effects(effect_table):
   """Main effect of each gate on the loss, with its interval: blue lowers it, vermilion raises it.
 
   Args:
-    effect_table: as `analysis.effect_table` makes it: columns `gate`, `effect`, and `ci95` if there
-      are any.
+    effect_table: as `statistics.effect_table` makes it: columns `gate`, `effect`, and `ci95`
+      if there are any.
   """
   _require(effect_table, 'gate', 'effect')
   effect, half_width = _with_interval(effect_table, 'effect', 'ci95')
@@ -211,6 +216,38 @@ def training_curves(frame, measure='loss'):
   return figure
 
 
+def mean_curves(
+  curves: pd.DataFrame,
+  measure: str = 'loss',
+  names: Sequence[str] | None = None,
+  label: Callable[[str], str] = plain,
+  columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+  """Returns the mean over seeds of a run's curves, for `training_curves`.
+
+  Args:
+    curves: columns `step`, `tag` (`NAME-seed0`, …) and the measure's.
+    measure: the column of the result.
+    names: of the curves to take, in order; all by default.
+    label: what a name is called in the result's `tag`.
+    columns: those whose mean is the measure; the measure's own by default.
+  """
+  columns = [measure] if columns is None else list(columns)
+  if not len(curves) or not columns:
+    return pd.DataFrame(columns=['step', 'tag', measure])
+  frame = pd.DataFrame(
+    {
+      'step': curves['step'],
+      'tag': curves['tag'].str.replace(r'-seed\d+$', '', regex=True),
+      measure: curves[columns].mean(axis=1),
+    }
+  ).dropna()
+  names = list(frame['tag'].unique()) if names is None else list(names)
+  frame = frame[frame['tag'].isin(names)].groupby(['tag', 'step'], as_index=False).mean()
+  frame = frame.sort_values('tag', key=lambda tag: tag.map(names.index), kind='stable')
+  return frame.assign(tag=frame['tag'].map(label))
+
+
 def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):
   """One point per structure, its place by one way to rank against the other, with Kendall's τ.
 
@@ -226,7 +263,7 @@ def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):
   both = np.isfinite(predicted) & np.isfinite(truth)
   x, y = predicted[both], truth[both]
   if by == 'rank':
-    x, y = analysis.rank(x), analysis.rank(y)
+    x, y = statistics.rank(x), statistics.rank(y)
   with drawing(4.4, 4.2) as (figure, (axes,)):
     if not both.any():
       say_empty(axes, 'no structure has both losses')
@@ -236,7 +273,7 @@ def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.plot(x, y, 'o', ms=_dot(len(x)), mew=0, alpha=0.6, color=BLUE)
-    tau = analysis.kendall_tau(predicted, truth)
+    tau = rankings.kendall_tau(predicted, truth)
     axes.set_title(f'Kendall τ = {tau:.2f}' if np.isfinite(tau) else 'Kendall τ is not defined')
     axes.set(xlabel=f'{by}, {labels[0]}', ylabel=f'{by}, {labels[1]}')
     if by == 'loss':

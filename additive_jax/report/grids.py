@@ -17,9 +17,9 @@ from additive_jax.report.plot_style import (
   drawing,
   power_of_thousand,
   say_empty,
-  short_names,
   times_power,
 )
+from additive_jax.report.wording import short_names
 
 _MAX_ANNOTATED = 16  # rows of a heat map in which numbers can still be read
 
@@ -28,7 +28,7 @@ def interaction_heatmap(matrix, names):
   """Pairwise interactions of gates as colours centred on zero, with numbers up to 16 gates.
 
   Args:
-    matrix: `[n, n]`, as `analysis.interactions` makes it. The diagonal is left blank.
+    matrix: `[n, n]`, as `statistics.interactions` makes it. The diagonal is left blank.
     names: the n gate names.
   """
   matrix = np.array(matrix, np.float64)
