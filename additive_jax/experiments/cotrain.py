@@ -31,8 +31,9 @@ from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
 from additive_jax.report.wording import counted
-from additive_jax.train.gradients import Recipe, cosines
+from additive_jax.train.gradients import cosines
 from additive_jax.train.population import Member
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')

@@ -33,7 +33,8 @@ from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import train_shared
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
-from additive_jax.models.active import active_flops, fitted, num_params
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import ROUTERS, Routing
