@@ -22,9 +22,11 @@ from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
-from additive_jax.models.active import active_flops, num_params
+from additive_jax.models.active import active_flops
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.train.balance import Balance, summary
+from additive_jax.train.losses import Routed
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
@@ -54,7 +56,7 @@ class Contender(Arm):
   @property
   def has_routers(self) -> bool:
     """Whether its tokens choose."""
-    return self.recipe.balance is not None
+    return isinstance(self.recipe.loss, Routed)
 
 
 def make_contender(
@@ -78,10 +80,16 @@ def make_contender(
   """
   own = session.with_model(model)
   num_steps = own.steps(own.config.train.epochs)
+  recipe = own.recipe(num_steps)
+  if balance is not None:
+    if own.config.train.distill:
+      raise UserError(f'config.train.distill {own.config.train.distill} with routers: expected 0')
+    own.check_whole('a balance of routers')
+    recipe = dataclasses.replace(recipe, loss=Routed(balance))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   return Contender(
     name,
-    dataclasses.replace(own.recipe(num_steps), balance=balance),
+    recipe,
     listed([structure], own.space.num_gates, own.config.train.structures_per_step),
     num_steps,
     judge=_judge,

@@ -16,7 +16,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure, all_bits, bits_of
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation
-from additive_jax.search.methods import check_search, search
+from additive_jax.search import Evaluated, Search
 
 SCORES = ('loss', 'accuracy')
 
@@ -86,18 +86,10 @@ def search_pools(
     return Evaluation(*(_means([line], key) for key in SCORES))
 
   with bar as progress:
-    search(
-      evaluate_all,
-      num_gates,
-      budget=options.budget,
-      method=options.method,
-      population=options.population,
-      seed=session.config.seed,
-      known=(
-        bits_of(_joined(lines, 'structures'), num_gates),
-        *(_means(lines, key) for key in SCORES),
-      ),
+    known = Evaluated(
+      bits_of(_joined(lines, 'structures'), num_gates), *(_means(lines, key) for key in SCORES)
     )
+    Search(**options, seed=session.config.seed).run(evaluate_all, num_gates, known)
   return _searched(lines, num_gates)
 
 
@@ -131,6 +123,6 @@ def check_shared(session: Session, epochs: float) -> None:
   session.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
-    check_search(num_gates, options.budget, options.method, options.population)
+    Search(**options, seed=session.config.seed).check(num_gates)
   else:
     all_bits(num_gates)  # says so if there are too many

@@ -13,9 +13,9 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
-from additive_jax.train.gradients import Recipe
+from additive_jax.report import statistics
 from additive_jax.train.population import Member, Population
+from additive_jax.train.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def rungs(
     yield arms
     if rung + 1 < num_rungs:
       by_arm = [[record['loss'] for record in records[arm.name]] for arm in arms]
-      order = np.argsort(analysis.rank(np.array(by_arm).T.mean(0)))
+      order = np.argsort(statistics.rank(np.array(by_arm).T.mean(0)))
       structures = [structures[i] for i in sorted(order[: max(1, len(structures) // halving)])]
 
 

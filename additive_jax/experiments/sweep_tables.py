@@ -15,7 +15,7 @@ from additive_jax.experiments.standalone import Lone
 from additive_jax.experiments.study import Result
 from additive_jax.experiments.tables import best_first, headline
 from additive_jax.gates.structure import Structure, all_bits
-from additive_jax.report import analysis
+from additive_jax.report import rankings, statistics
 from additive_jax.run.evaluate import Evaluation
 
 SHARED = 'shared'
@@ -29,9 +29,9 @@ def make_tables(session: Session, records: Records) -> Result:
   alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
   table, agreement = pd.DataFrame({'structure': texts}), {}
   if shared is not None:
-    table['shared_loss'], table['shared_loss_ci95'] = analysis.mean_and_ci(shared.loss)
-    table['shared_accuracy'] = analysis.mean_and_ci(shared.accuracy)[0]
-    table['shared_rank'] = analysis.rank(table['shared_loss'])
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = statistics.rank(table['shared_loss'])
   if alone is not None:
     table = table.merge(alone.table(), how='left', on='structure')
     # Structures are compared after the same training: that of successive halving's first rung.
@@ -50,7 +50,7 @@ def make_tables(session: Session, records: Records) -> Result:
   table = best_first(table)
   interactions = pd.DataFrame(pairs, columns=list(names))
   interactions.insert(0, 'gate', names)
-  ceiling = analysis.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
+  ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
   summary = headline(
     session,
     experiment='sweep',
@@ -108,8 +108,8 @@ class Alone:
     values = lambda key: self.values(structures, key, self.last)
     table = pd.DataFrame({'structure': structures})
     for key in ('loss', 'accuracy'):
-      table[key], table[f'{key}_ci95'] = analysis.mean_and_ci(values(key))
-    table['train_loss'] = analysis.mean_and_ci(values('train_loss'))[0]
+      table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
+    table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
     table['steps'] = values('steps')[0].astype(int)
     table['skipped'] = values('skipped').sum(0).astype(int)
     return table
@@ -118,7 +118,7 @@ class Alone:
 def _agreement(predicted, truth, top_k):
   both = np.isfinite(truth).all(0)
   k = min(top_k, max(1, int(both.sum()) // 4))
-  return analysis.compare_rankings(predicted[both], truth[:, both], k)
+  return rankings.compare_rankings(predicted[both], truth[:, both], k)
 
 
 def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
@@ -137,17 +137,17 @@ def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
   """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
   steps = table.get('steps', pd.Series(0, table.index))
   longest = (steps == steps.max()).to_numpy()
-  return analysis.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
+  return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
 
 
 def _effects(bits, by_seed, names):
   """Main effects as a table, and interactions [n, n], of losses [seeds, S]."""
   usable = np.isfinite(by_seed).all(0)
-  frame = analysis.effect_table(bits[usable], by_seed[:, usable], names)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
   mean = by_seed.mean(0)
   if len(bits) == 2 ** bits.shape[1] and usable.all():
-    return frame, analysis.interactions(mean)
-  return frame, analysis.effects_from_sample(bits[usable], mean[usable])[1]
+    return frame, statistics.interactions(mean)
+  return frame, statistics.effects_from_sample(bits[usable], mean[usable])[1]
 
 
 def _rank_of(table, structure):

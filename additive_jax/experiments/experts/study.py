@@ -34,11 +34,12 @@ from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.tables import arms_as_structures, structure_table
 from additive_jax.gates.structure import Structure
-from additive_jax.models.active import active_flops, fitted, num_params
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import ROUTERS, Routing
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
@@ -160,7 +161,7 @@ def _pool(session) -> Arm:
 def _best_single(own: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on training examples."""
   bits = sampled_structures(own, own.config.experts.num_structures)
-  loss, _ = analysis.mean_and_ci([record['train_loss'] for record in records[POOL]])
+  loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
   eligible = ~bits.all(1) & np.isfinite(loss)
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
 
