@@ -3,6 +3,7 @@ of parameters.
 """
 
 from additive_jax import data, gates, models, transplant
+from additive_jax.cli.configs import load_config
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
@@ -26,6 +27,7 @@ __all__ = [
   'data',
   'evaluate_structures',
   'gates',
+  'load_config',
   'masked',
   'measure',
   'models',

@@ -1,8 +1,36 @@
-"""`python -m additive_jax` is `python -m additive_jax.launch`."""
+"""The command `additive-jax`, which is also `python -m additive_jax`.
 
+`additive-jax --config=exp2` starts an experiment, as `python -m additive_jax.launch` does; a first
+word names another command: `additive-jax export` is `python -m additive_jax.export`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
 import sys
 
-from additive_jax.launch import main
+COMMANDS = ('launch', 'export')
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line `argv`, the program first (None: the one of this process).
+
+  Returns:
+    The exit code: that of the command; 2 for a command that is not there.
+  """
+  program, *words = sys.argv if argv is None else argv
+  name = 'launch'
+  if words and not words[0].startswith('-'):
+    name = words.pop(0)
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment'
+    print(f'error: command {name!r}: expected one of {known}{hint}', file=sys.stderr)
+    return 2
+  return importlib.import_module(f'additive_jax.{name}').main([program, *words])
+
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

@@ -1,6 +1,6 @@
 """A network that was cut out, as files that stand alone.
 
-  python -m additive_jax.export RUN --structure=1101 --to=DIR
+  additive-jax export RUN --structure=1101 --to=DIR     (or python -m additive_jax.export RUN …)
 
 writes one structure of a pool of the run in the directory RUN, finished or stopped: only the
 parameters that it reads, which `load(DIR)` gives back with a plain module, without gates. Units

@@ -1,6 +1,7 @@
-"""Starts an experiment: `python -m additive_jax.launch --config=configs/exp2.py`.
+"""Starts an experiment: `additive-jax --config=exp2`, or `python -m additive_jax.launch`.
 
-  --config=FILE          an experiment's options; --config.KEY=VALUE after it overrides one
+  --config=NAME          an experiment's options: a name below, or a Python file (configs/exp2.py)
+  --config.KEY=VALUE     overrides one of them
   --workdir=DIR          the run directory (default: runs/<config>-<hash of the options>)
   --devices=N            on CPU, N host devices (default: one per core, at most 8);
                          elsewhere, the first N
@@ -11,6 +12,8 @@
 
 Exit codes: 0 done, done before, or stopped by a signal with everything saved; 2 a mistake in what
 was asked, told in one line; 130 ended by a second Ctrl-C.
+
+Another command, with its own --help: `additive-jax export RUN --structure=1101 --to=DIR`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import sys
 
 from additive_jax.cli.arguments import command_of, parse
+from additive_jax.cli.configs import config_names
 from additive_jax.errors import UserError, one_line
 
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
@@ -42,7 +46,7 @@ def set_up_devices(count: int) -> None:
 def main(argv: list[str]) -> int:
   """Runs one experiment; returns the exit code."""
   if {'--help', '-h'} & set(argv):
-    print(__doc__)
+    print(f'{__doc__}\nConfigs: {", ".join(config_names())}')
     return 0
   try:
     values, config, name = parse(argv)

@@ -1,6 +1,6 @@
 """Compression per weight: LeNet-300-100 by sparse variational dropout, beside magnitude pruning.
 
-  python -m additive_jax.launch --config=configs/compress.py --devices=1
+  additive-jax --config=compress --devices=1
 
 All 60,000 images of Fashion-MNIST where the Debian package dataset-fashion-mnist is installed, else
 digits; --config.data.name=idx:DIR takes any folder in the format of MNIST. Ten epochs of a dense
@@ -27,7 +27,7 @@ the teacher, which is better than the dense network, trained too long. Pruning b
 1.4 points more at the same number of weights.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Compression per unit: LeNet-300-100 loses hidden units by variational dropout, and is cut out.
 
-  python -m additive_jax.launch --config=configs/compress_units.py --devices=1
+  additive-jax --config=compress_units --devices=1
 
 Data and network are those of compress; inputs are units too. Ten epochs of a dense network, from
 which all start; then 50 more: dense, or 20 with noise and 30 of what that leaves, or 50 of what
@@ -25,7 +25,7 @@ it. Variational dropout hardly touches the inputs; to prune half of each by magn
 many of them. The weight of the divergence was chosen on seed 0 (0.7: 4.95× at 0.57 points).
 """
 
-from configs import compress
+from additive_jax.configs import compress
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """DNA on bytes: tokens choose modules in any order, against dense networks of the same compute.
 
-  python -m additive_jax.launch --config=configs/dna_lm.py
+  additive-jax --config=dna_lm
 
 2 dense sublayers, then 4 steps of top 2 over 4 attention, 4 SwiGLU and 2 identity modules, D=64,
 H=256, on 6,400 sequences of 64 bytes of the standard library, once over (400 steps); with skips
@@ -26,7 +26,7 @@ Tried on seed 0 (loss): without the load-balance loss 1.999, but free skips then
 a step; renormalised weights without it 2.027, with 2 + 2 + 2 modules 2.082 when steered.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

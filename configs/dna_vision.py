@@ -1,6 +1,6 @@
 """DNA on images: patches choose modules in any order, against dense networks of the same compute.
 
-  python -m additive_jax.launch --config=configs/dna_vision.py
+  additive-jax --config=dna_vision
 
 2 dense sublayers, then 4 steps of top 2 over 4 attention, 4 feed-forward and 2 identity modules,
 D=32, H=64, on 4,800 images of Fashion-MNIST where the Debian package dataset-fashion-mnist is
@@ -22,7 +22,7 @@ rank^−0.64 (0.60 to 0.67) and rank^−0.55 (0.51 to 0.58); modules tell 0.31 t
 bits about the label, 0.026 by chance. No other settings were tried.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

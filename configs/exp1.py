@@ -1,6 +1,6 @@
 """Exp 1: all 64 structures of a network, each trained alone and all in one shared pool.
 
-  python -m additive_jax.launch --config=configs/exp1.py
+  additive-jax --config=exp1
 
 A residual MLP of 6 blocks on digits, of falling width (256 to 2 hidden units), so that structures
 differ by more than the noise of a seed; ranked by test loss.
@@ -11,7 +11,7 @@ mean over the seeds τ 0.90 (0.79 between single seeds). Shared against standalo
 0.883), 0.93 of the ceiling; top-8 recall 0.5 (random 0.125), regret 0 (random 0.022).
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 1 on LeNet-5: the 16 structures of the sub-activation gates of its two pairs of layers.
 
-  python -m additive_jax.launch --config=configs/exp1_lenet.py
+  additive-jax --config=exp1_lenet
 
 Two gates join three chunks in each pair, so 16 structures; 1,437 training and 360 test images.
 
@@ -11,7 +11,7 @@ ceiling of the mean over the seeds τ 0.68 (0.51 between single seeds). Shared a
 0.600 (0.310 to 0.823), 0.88 of the ceiling; top-4 recall 1 (random 0.25), regret 0 (random 0.004).
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 1 on a byte language model: all 64 structures of 3 layers, attention and feed-forward gates.
 
-  python -m additive_jax.launch --config=configs/exp1_lm.py
+  additive-jax --config=exp1_lm
 
 Time: 13 min on 2 CPU cores that other work shared, compile included (192 trainings, 3 pools).
 Result (seeds 0–2): best 111110, loss 1.882 nats a byte, accuracy 0.517; all-on ranks 3rd. Noise
@@ -14,7 +14,7 @@ useful gate (0.2): τ 0.64, 0.69 of the ceiling 0.924, with pools of 2 or 8 leng
 hidden units in each layer the structures are also closer to each other: ceiling 0.883, τ 0.54.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

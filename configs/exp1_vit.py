@@ -1,6 +1,6 @@
 """Exp 1 on a vision transformer: all 64 structures of 3 layers, attention and feed-forward gates.
 
-  python -m additive_jax.launch --config=configs/exp1_vit.py
+  additive-jax --config=exp1_vit
 
 Time: 5 min 10 s on 2 CPU cores, compile included (192 trainings, 3 pools).
 Result (seeds 0–2, 1,437 images of Fashion-MNIST, 360 for the test): best 111100, loss 0.625,
@@ -10,7 +10,7 @@ the mean τ 0.56 (0.37 between single seeds). Shared against standalone: τ 0.45
 0.019).
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 2: the best 4 of 64 structures, found by a short shared sweep, trained in one pool.
 
-  python -m additive_jax.launch --config=configs/exp2.py
+  additive-jax --config=exp2
 
 A residual MLP of 6 equal blocks on digits; the same structures trained alone at equal FLOPs.
 
@@ -13,7 +13,7 @@ The four are chosen on the test split, as are the losses: compare the sides with
 the loss with that of a network chosen otherwise.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

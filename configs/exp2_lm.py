@@ -1,6 +1,6 @@
 """Exp 2 on a byte language model: the best 4 of 64 structures of 3 layers, trained in one pool.
 
-  python -m additive_jax.launch --config=configs/exp2_lm.py
+  additive-jax --config=exp2_lm
 
 Time: 3 min 32 s on 2 CPU cores that other work shared, compile included.
 Result (seeds 0–2): co-trained loss 1.719 nats a byte, accuracy 0.559; the same four alone at equal
@@ -8,7 +8,7 @@ FLOPs 1.884 and 0.515; difference of the loss, paired by seed, −0.165 ± 0.023
 four: 1.716 and 1.822. Mean cosine of their gradients 0.960.
 """
 
-from configs import exp1_lm
+from additive_jax.configs import exp1_lm
 
 
 def get_config():

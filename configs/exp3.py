@@ -1,6 +1,6 @@
 """Exp 3: random structures as a regulariser, on 200 images.
 
-  python -m additive_jax.launch --config=configs/exp3.py
+  additive-jax --config=exp3
 
 A vision transformer of 4 layers (8 gates) on 200 digits, with all gates on and with random gates:
 one structure a step (conditional) and one an image (per sample), keep rates falling over depth from
@@ -32,7 +32,7 @@ intervals show: linear to 0.5 −0.024 ± 0.043 and +0.003 ± 0.009, uniform 0.8
 these.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 3 on bytes: random structures as a regulariser of a small causal transformer.
 
-  python -m additive_jax.launch --config=configs/exp3_lm.py
+  additive-jax --config=exp3_lm
 
 4 layers (8 gates), D=32, on 256 sequences of 32 bytes of the standard library; otherwise as exp3.
 
@@ -20,7 +20,7 @@ Per sample gains in loss at 0.75 of the FLOPs, and more at equal FLOPs; conditio
 run. The train–test gap falls from 0.65 to 0.20 and 0.29. No other rates were tried.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 4 on bytes: tokens choose among the structures of a layer.
 
-  python -m additive_jax.launch --config=configs/exp4.py
+  additive-jax --config=exp4
 
 A causal transformer of 2 layers, D=64, H=128, on 6,400 sequences of 64 bytes of the standard
 library, once over (400 steps), against networks whose feed-forward layers are mixtures of the 4
@@ -35,7 +35,7 @@ without the load-balance loss +0.022, with top 1 +0.073, with 4 of the 8 structu
 2 chunks +0.004; 2 chunks, D=32, H=128 and 1,000 steps +0.008, there marginal −0.013.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

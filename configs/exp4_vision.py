@@ -1,6 +1,6 @@
 """Exp 4 on images: tokens choose among the structures of a layer.
 
-  python -m additive_jax.launch --config=configs/exp4_vision.py
+  additive-jax --config=exp4_vision
 
 A vision transformer of 2 layers, D=48, H=96, on 4,800 images of Fashion-MNIST where the Debian
 package dataset-fashion-mnist is installed, else on digits; twice over (300 steps); otherwise as
@@ -30,7 +30,7 @@ parameters, but three seeds of a training this short differ by more: no interval
 other settings were tried.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Exp 5 on images: an MLP started from narrow and shallow ones.
 
-  python -m additive_jax.launch --config=configs/exp5.py
+  additive-jax --config=exp5
 
 6 blocks, D=256, H=512, on 38,400 images of Fashion-MNIST where the Debian package
 dataset-fashion-mnist is installed, else on digits; twice over (1,200 steps); or copies of half the
@@ -22,7 +22,7 @@ scratch has):
 Rates and lengths were tried on seeds 0 to 2; docs/benchmarks.md has what else was tried.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

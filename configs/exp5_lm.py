@@ -1,6 +1,6 @@
 """Exp 5 on bytes: a transformer started from narrow ones.
 
-  python -m additive_jax.launch --config=configs/exp5_lm.py
+  additive-jax --config=exp5_lm
 
 4 layers, D=128, H=512, on 9,600 sequences of 64 bytes of the standard library, once over (600
 steps); or narrow copies of half the width, all together once over, and then the large model for 216
@@ -21,7 +21,7 @@ scratch has):
 Rates and lengths were tried on seed 0; docs/benchmarks.md has what else was tried.
 """
 
-from configs import default
+from additive_jax.configs import default
 
 
 def get_config():

@@ -5,6 +5,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from additive_jax import data
+from additive_jax.cli.configs import config_file, config_names, load_config
 from additive_jax.experiments import (
   booster,
   compress,
@@ -31,13 +32,13 @@ def options(config, path=''):
       yield name
 
 
-@pytest.mark.parametrize('path', sorted((tiny.ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
-def test_config_overrides_known_options_and_says_what_it_is(path):
-  config, default = tiny.load_config(path), tiny.load_config(DEFAULT)
+@pytest.mark.parametrize('name', config_names())
+def test_config_overrides_known_options_and_says_what_it_is(name):
+  config, default = load_config(name), load_config('default')
   assert set(options(config)) == set(options(default))
   session.check_config(config)
   assert config.experiment in EXPERIMENTS
-  assert path.read_text().startswith('"""')
+  assert config_file(name).read_text().startswith('"""')
 
 
 def test_every_default_has_a_comment():

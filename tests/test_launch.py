@@ -14,13 +14,11 @@ import time
 import pytest
 import tiny
 
-from additive_jax import launch
+from additive_jax import __main__, launch
 from additive_jax.cli import arguments
+from additive_jax.cli.configs import config_names, load_config
 from additive_jax.errors import UserError
 from additive_jax.parallel import mesh
-
-# ml_collections loads configs in a way that Python is about to drop.
-pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 
 LINE = re.compile(r'\d\d:\d\d:\d\d .*')
 # Long enough to be killed at any stage.
@@ -71,8 +69,16 @@ def refused(args):
       "did you mean 'learning_rate'?",
     ),
     ('sweep', {'train.epocs': 1}, "option 'config.train.epocs': expected one that the config has"),
-    ('sweep', {'num_seeds': 'two'}, '--config.num_seeds=two: expected an integer\n'),
-    ('sweep', {'train.epochs': 'x'}, '--config.train.epochs=x: expected a number\n'),
+    (
+      'sweep',
+      {'num_seeds': 'two'},
+      "--config.num_seeds=two: invalid literal for int() with base 10: 'two'\n",
+    ),
+    (
+      'sweep',
+      {'train.epochs': 'x'},
+      "--config.train.epochs=x: could not convert string to float: 'x'\n",
+    ),
     ('sweep', {'data.name': 'idx:/nowhere'}, "idx:/nowhere: '/nowhere' does not exist; expected"),
     ('sweep', {'data.name': 'text:/nowhere'}, "text:/nowhere: '/nowhere' does not exist; expected"),
     ('sweep', {'data.name': 'idx:/proc'}, 'idx:/proc: no train-images file; expected'),
@@ -92,33 +98,46 @@ def test_bad_input(tmp_path, experiment, options, message):
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    ([], 'no config: expected one --config=configs/exp2.py, say'),
+    ([], 'no config: expected one, say --config=exp2\n'),
     (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file, and there is none'),
-    (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one --config='),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], 'flag --wrkdir: expected one of --c'),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'], '; did you mean --workdir?\n'),
+    (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one, say --config=exp2\n'),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'],
+      "flag 'wrkdir'. Did you mean: workdir ?: expected",
+    ),
     ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--foo'], 'or --config.KEY=VALUE\n'),
     ([f'--config={tiny.EXPERIMENTS["sweep"]}', 'exp2'], "argument 'exp2': expected --name=value"),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'], ': expected a non-neg'),
-    ([f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'], '--devices=-1: expected a n'),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'],
+      '--devices=two: invalid literal for int()',
+    ),
+    (
+      [f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'],
+      '-1 is not a non-negative integer\n',
+    ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'],
-      '--config.train=5: expected one option at a time, --config.train.KEY=VALUE\n',
+      "--config.train=5: Failed to parse '5' as a ConfigDict: `5` is not a dict.\n",
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train.shared_batch=7'],
-      '--config.train.shared_batch=7: expected true or false\n',
+      "--config.train.shared_batch=7: ('Non-boolean argument to boolean flag', '7')\n",
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.model.hidden=(8,'],
-      '--config.model.hidden=(8,: expected a list of values, such as (1, 2)\n',
+      '--config.model.hidden=(8,: Error while parsing string: (8, as tuple. If you intended',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.optimizer.kwargs.foo=1'],
       "'config.optimizer.kwargs.foo': expected one that the config has; set a new one together "
       'with the rest: --config.optimizer.kwargs=\'{"foo": VALUE, …}\'\n',
     ),
-    (['--config.seed=1', f'--config={tiny.EXPERIMENTS["sweep"]}'], '--config.seed=1'),
+    (
+      ['--config=exp2lm'],
+      f'--config=exp2lm: expected a Python file, and there is none, or one of '
+      f'{", ".join(config_names())}; did you mean --config=exp2_lm?\n',
+    ),
+    (['--config=configs/exp0.py'], '; did you mean --config=exp5?\n'),
   ],
 )
 def test_bad_arguments(args, message):
@@ -128,12 +147,52 @@ def test_bad_arguments(args, message):
   assert error.count('\n') == 1
 
 
+def write_config(path, line, function='get_config()', imported='additive_jax.configs'):
+  """Writes a config of one's own that changes the defaults by one line."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = f'from {imported} import default\ndef {function}:\n  config = default.get_config()\n'
+  path.write_text(f'{text}  {line}\n  return config\n')
+  return path
+
+
+def test_configs_by_name_and_by_file(tmp_path, monkeypatch):
+  """The same config, wherever the command is given; a file may be told what to give."""
+  by_file = load_config(str(tiny.ROOT / 'configs' / 'exp2.py'))
+  path = write_config(tmp_path / 'mine.py', 'config.seed = int(seed)', 'get_config(seed)')
+  monkeypatch.chdir(tmp_path)
+  write_config(tmp_path / 'exp2.py', 'config.seed = 5')
+  for name in ('exp2', 'exp2.py', f'{path}:7'):
+    _, config, title = arguments.parse(['launch', '--config.num_seeds=9', f'--config={name}'])
+    assert config.num_seeds == 9
+    assert title == name.partition(':')[0].removesuffix('.py').rpartition('/')[2]
+    assert config.seed == {'exp2': 0, 'exp2.py': 5}.get(name, 7)
+    if name == 'exp2':
+      config.num_seeds = by_file.num_seeds
+      assert config == by_file
+
+
+def test_a_config_imports_its_neighbour(tmp_path):
+  """A folder `configs` of one's own comes before any other of that name."""
+  write_config(tmp_path / 'configs' / 'default.py', 'config.seed = 3')
+  path = write_config(tmp_path / 'configs' / 'mine.py', 'config.num_seeds = 4', imported='configs')
+  config = load_config(str(path))
+  assert (config.seed, config.num_seeds) == (3, 4)
+
+
 def test_misspelt_option_in_a_config_file(tmp_path):
-  text = 'from configs import default\ndef get_config():\n  config = default.get_config()\n'
-  (tmp_path / 'mine.py').write_text(f'{text}  config.num_seds = 5\n  return config\n')
-  assert refused([f'--config={tmp_path / "mine.py"}']) == (
-    "error: unknown option 'num_seds': expected one that the config has; "
+  path = write_config(tmp_path / 'mine.py', 'config.num_seds = 5')
+  assert refused([f'--config={path}']) == (
+    f"error: {path}, line 4: unknown option 'num_seds': expected one that the config has; "
     "did you mean 'num_seeds'?\n"
+  )
+
+
+def test_mistakes_in_a_config_file(tmp_path):
+  path = write_config(tmp_path / 'mine.py', 'config.seed = 1 / 0')
+  assert refused([f'--config={path}']) == f'error: {path}, line 4: division by zero\n'
+  path.write_text('')
+  assert refused([f'--config={path}']) == (
+    f"error: {path}: module 'config_mine' has no attribute 'get_config'\n"
   )
 
 
@@ -189,7 +248,26 @@ def test_more_devices_than_there_are():
 
 def test_help(capsys):
   assert launch.main(['launch', '--help']) == 0
-  assert '--workdir=DIR' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert '--workdir=DIR' in out
+  assert ', '.join(config_names()) in out
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['exprt', 'runs/a'], "command 'exprt': expected one of launch, export, or --config=NAME"),
+    (['exprt', 'runs/a'], '; did you mean export?\n'),
+    (['launch', '--config=nowhere.py'], '--config=nowhere.py: expected a Python file'),
+    (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file'),
+    (['export', 'runs/a'], 'no --structure: expected RUN --structure=BITS --to=DIR\n'),
+  ],
+)
+def test_commands(capsys, words, message):
+  assert __main__.main(['additive-jax', *words]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
 
 
 def test_process_of_a_mistake(tmp_path, cache):

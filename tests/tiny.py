@@ -1,7 +1,6 @@
 """Small runs of the experiments, in this process and in others, for their tests."""
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from additive_jax.cli.configs import load_config
 from additive_jax.gates import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -44,21 +44,9 @@ SMALL = {
 }
 
 
-def load_config(path):
-  """What `get_config()` of the config file at `path` returns."""
-  sys.path.insert(0, str(ROOT))
-  try:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-  finally:
-    sys.path.pop(0)
-
-
 def config(experiment, options=()):
   """The default config made small, with the given dotted options on top."""
-  found = load_config(ROOT / 'configs' / 'default.py')
+  found = load_config('default')
   found.update_from_flattened_dict({'experiment': experiment, **SMALL, **dict(options)})
   return found
 
