@@ -55,9 +55,9 @@ def get_config() -> ConfigDict:
 
   # The network.
   config.model = ConfigDict()
-  # The network. A transformer classifies image patches, or is a causal model of text;
-  # 'module:Class' is a network of your own, which is made with `kwargs` and num_classes alone. One
-  # of mlp, dense_stack, transformer, convnet, lenet, vgg, or module:Class.
+  # A transformer classifies image patches, or is a causal model of text; 'module:Class' is a
+  # network of your own, which is made with `kwargs` and num_classes alone. One of mlp, dense_stack,
+  # transformer, convnet, lenet, vgg, or module:Class.
   config.model.name = 'mlp'
   # Kinds of gates that are chosen; those of other kinds stay on. Some of residual, sub_activation,
   # lane, each once.

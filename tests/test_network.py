@@ -7,6 +7,7 @@ import tiny
 
 from additive_jax import UserError, data, models
 from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.options import read_options
 from additive_jax.models.additive import gate_names
 
 OPTIONS = {
@@ -36,7 +37,7 @@ def sets(tmp_path_factory):
 
 def options(**changed):
   changed = {f'model.{key}': value for key, value in changed.items()}
-  return tiny.config('sweep', {**OPTIONS, **changed}).model
+  return read_options(tiny.config('sweep', {**OPTIONS, **changed})).model
 
 
 # name, data, kinds of gates, class, gates
@@ -211,8 +212,7 @@ def test_what_cannot_be(sets, kind, changed, message):
 
 @pytest.mark.parametrize('name', TASKS)
 def test_kwargs_are_for_networks_of_your_own(sets, name):
-  chosen = options(name=name)
-  chosen.kwargs.depth = 3
+  chosen = options(name=name, kwargs={'depth': 3})
   with pytest.raises(UserError) as error:
     make_model(chosen, sets['images'])
   assert str(error.value) == f"config.model.kwargs {{'depth': 3}} for {name}: expected none"

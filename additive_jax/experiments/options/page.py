@@ -16,7 +16,7 @@ WIDTH = 100
 HEAD = '''\
 """Every option, with its default. Other configs override a few; so does the command line.
 
-  python -m additive_jax.launch --config=configs/exp2.py --config.learning_rate=3e-4
+  additive-jax --config=exp2 --config.learning_rate=3e-4
 
 A key that is not in this file is refused, and so is a value of another type, or one that is not
 allowed. The file is written by `python -m additive_jax.experiments.options.page`.

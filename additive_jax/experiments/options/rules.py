@@ -93,6 +93,12 @@ def parse_shard(text: str) -> tuple[int, int] | None:
 
 
 SHARE = Rule('a share in [0, 1]', lambda value: 0 <= value <= 1)
+HALVING = Rule('0 or at least 2', lambda value: value == 0 or value >= 2)
+STRUCTURE_OR_NONE = Rule("a structure as text, or ''", lambda text: not text or is_structure(text))
+SPARSITIES = Rule(
+  'shares in (0, 1), each once',
+  lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
+)
 
 # The types of options that several sections have.
 Count = Annotated[int, at_least(1)]

@@ -16,18 +16,19 @@ from additive_jax.experiments.options.general import (
   TrainOptions,
 )
 from additive_jax.experiments.options.rules import (
+  HALVING,
+  SPARSITIES,
+  STRUCTURE_OR_NONE,
   Count,
   NotNegative,
   Placement,
   Positive,
   PositiveShare,
-  Rule,
   Shard,
   Share,
   ShareBelowOne,
   Structures,
   Whole,
-  is_structure,
   one_of,
   some_of,
 )
@@ -44,7 +45,7 @@ class SweepOptions:
   the K structures of a step; 0 is as many as `train.epochs`."""
   top_k: Count = 8
   """How many structures count as the best, in recall, regret and pictures."""
-  halving: Annotated[int, Rule('0 or at least 2', lambda value: value == 0 or value >= 2)] = 0
+  halving: Annotated[int, HALVING] = 0
   """Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
   each rung halving times as long; 0 trains all to the end. With shards, give each shard's command
   again once all have finished a rung."""
@@ -161,9 +162,7 @@ class BoosterOptions:
   does."""
   width: PositiveShare = 0.5
   """Share of the width that a copy has."""
-  structure: Annotated[
-    str, Rule("a structure as text, or ''", lambda text: not text or is_structure(text))
-  ] = ''
+  structure: Annotated[str, STRUCTURE_OR_NONE] = ''
   """The structure of `model` that a copy is: blocks whose gates are off in it are left out. '' is
   all-on."""
   epochs: Positive = 5.0
@@ -205,10 +204,6 @@ class BoosterOptions:
   have ended, with the newest checkpoint of each."""
 
 
-def _are_sparsities(values):
-  return all(0 < value < 1 for value in values) and len(set(values)) == len(values)
-
-
 @dataclasses.dataclass(frozen=True)
 class CompressOptions:
   """Compression. What starts from the network of `train.epochs` takes `compress.epochs` +
@@ -234,12 +229,7 @@ class CompressOptions:
   """How many times faster than the rest log σ² is learnt (by Adam)."""
   threshold: float = 3.0
   """log α above which a weight, unit or gate is removed."""
-  sparsities: Annotated[tuple[float, ...], Rule('shares in (0, 1), each once', _are_sparsities)] = (
-    0.5,
-    0.8,
-    0.9,
-    0.95,
-  )
+  sparsities: Annotated[tuple[float, ...], SPARSITIES] = (0.5, 0.8, 0.9, 0.95)
   """What magnitude pruning removes, a network each, beside the one that keeps as many as
   variational dropout."""
   distill: Share = 0.0
