@@ -1,27 +1,14 @@
-"""Eight host devices on CPU for every test, and programs that compile fast rather than run fast;
-decided before JAX's backend starts."""
+"""Fixtures of several files. Devices and flags are those of the conftest one folder up."""
 
 import logging
-import os
 
 import pytest
-
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-flags = os.environ.get('XLA_FLAGS', '')
-if 'xla_force_host_platform_device_count' not in flags:
-  os.environ['XLA_FLAGS'] = (
-    f'{flags} --xla_force_host_platform_device_count=8'
-    ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
-    # Most of a test's time is XLA's. The launcher's processes that are stopped and killed run what
-    # a user runs.
-    ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-  ).strip()
 
 
 @pytest.fixture
 def compiles():
   """A list that grows by one with each program that XLA compiles during the test."""
-  import jax  # not before the flags above are set
+  import jax
 
   seen = []
 

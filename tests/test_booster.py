@@ -93,7 +93,7 @@ def test_what_a_run_leaves(boosted):
     'Test accuracy against the same FLOPs',
   ):
     assert text in page
-  assert page.index('<svg') < page.index('<table')
+  assert page.index('<img') < page.index('<table')
   again = start(workdir)
   for name in booster.TABLES:
     field = 'table' if name == 'structures' else name

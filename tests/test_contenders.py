@@ -113,7 +113,7 @@ def test_what_exp4_leaves(mixed):
     'parameters',
   ):
     assert text in page
-  assert page.index('<svg') < page.index('<table')
+  assert page.index('<img') < page.index('<table')
   metrics = (workdir / 'metrics.jsonl').read_text()
   assert '"block_00/mlp/max_violation"' in metrics
   assert '"block_00/mlp/kept"' in metrics

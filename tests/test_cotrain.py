@@ -196,7 +196,8 @@ def test_one_order_for_all(tmp_path):
   labels = [*order, 'ensemble']
   assert result.comparison['label'].tolist() == labels * 2
   assert result.cosines['structure'].tolist() == list(result.cosines)[1:] == order
-  record = json.loads((tmp_path / 'run' / 'journals' / 'cotrain.jsonl').read_text())
+  lines = (tmp_path / 'run' / 'journals' / 'cotrain.jsonl').read_text().splitlines()
+  record = json.loads(lines[-1])  # of the pool; before it those of structures alone
   listed = list(options['structures'])
   rows = result.comparison.set_index(['variant', 'label'])
   matrix = result.cosines.set_index('structure')
@@ -225,13 +226,13 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   tiny.killed_copy(tmp_path / 'whole', workdir, 'search.jsonl', 2, torn=b'{"struc')
   for name in ('structures.jsonl', 'cotrain.jsonl'):
     (workdir / 'journals' / name).unlink()
-  original = shared.evaluate_pool
+  original = shared.evaluate
 
-  def evaluate_pool(session, trainer, bits):
+  def evaluate(session, variables, bits):
     evaluated.append(len(bits))
-    return original(session, trainer, bits)
+    return original(session, variables, bits)
 
-  monkeypatch.setattr(shared, 'evaluate_pool', evaluate_pool)
+  monkeypatch.setattr(shared, 'evaluate', evaluate)
   found = cotrain.run(config, workdir, devices=2)
   assert evaluated == [4]
   for name in ('structures.jsonl', 'search.jsonl', 'cotrain.jsonl'):
@@ -287,7 +288,7 @@ def test_two_processes(trained, tmp_path):
   # Each process trained one of the structures alone.
   np.testing.assert_allclose(got['alone_loss'][TEXTS], want['alone_loss'][TEXTS], rtol=1e-6)
   journals = {path.name for path in (tmp_path / 'run' / 'journals').iterdir()}
-  assert {'alone-0-of-2.jsonl', 'alone-1-of-2.jsonl'} < journals
+  assert {'cotrain-0-of-2.jsonl', 'cotrain-1-of-2.jsonl', 'cotrain.jsonl'} < journals
 
   (tmp_path / 'file').touch()
   failed = local(tmp_path / 'file' / 'run')

@@ -172,7 +172,7 @@ def test_bad_input(arguments, message, run, tmp_path, capsys):
 
 def test_help(capsys):
   assert main(['export', '--help']) == 0
-  assert 'python -m additive_jax.export RUN --structure=1101 --to=DIR' in capsys.readouterr().out
+  assert 'additive-jax export RUN --structure=1101 --to=DIR' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')

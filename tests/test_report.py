@@ -1,7 +1,9 @@
 """The pictures, drawn for easy and awkward data, and the page that holds them."""
 
+import base64
 import html.parser
 import re
+import xml.etree.ElementTree
 
 import matplotlib
 import numpy as np
@@ -11,8 +13,9 @@ from matplotlib.figure import Figure
 
 from additive_jax.errors import UserError
 from additive_jax.report import analysis, figures
-from additive_jax.report.page import Report, count_marks, counted, format_value
-from additive_jax.report.plot_style import power_of_thousand, short_names
+from additive_jax.report.page import Page, details, picture, section, table, text, tiles
+from additive_jax.report.plot_style import power_of_thousand
+from additive_jax.report.wording import counted, format_value, short_names, with_margin
 
 
 def sweep(num_gates, size=None, seeds=3, gaps=False):
@@ -177,7 +180,7 @@ def test_labels():
 
 
 @pytest.mark.parametrize(
-  ('value', 'text'),
+  ('value', 'expected'),
   [
     (0.123456, '0.1235'),
     (0.5, '0.5000'),
@@ -197,11 +200,11 @@ def test_labels():
     ('0110', '0110'),
   ],
 )
-def test_format_value(value, text):
-  assert format_value(value) == text
+def test_format_value(value, expected):
+  assert format_value(value) == expected
 
 
-class Page(html.parser.HTMLParser):
+class Parsed(html.parser.HTMLParser):
   """Ids, references and open elements of a page."""
 
   VOID = ('meta', 'img', 'br')
@@ -229,28 +232,49 @@ class Page(html.parser.HTMLParser):
 
 
 def full_report(**case):
-  table, bits, values, names = sweep(**case)
-  page = Report('A sweep', 'of gates').facts({'best loss': 0.123456, 'structures': len(table)})
-  for number, figure in enumerate(pictures(table, bits, values, names)):
-    page.section(f'part {number}').figure(figure, f'picture {number}')
-  return page.text('Some words.').table(table, 'Every structure.').render()
+  structures, bits, values, names = sweep(**case)
+  return Page(
+    'A sweep',
+    tiles({'best loss': 0.123456, 'structures': len(structures)}),
+    *(
+      section(f'part {number}', picture(figure, f'Picture {number}. More words.'))
+      for number, figure in enumerate(pictures(structures, bits, values, names))
+    ),
+    text('Some words.'),
+    table(structures, 'Every structure.'),
+    subtitle='of gates',
+  ).html()
 
 
 def test_the_page_stands_alone_and_is_well_formed():
-  text = full_report(num_gates=5, gaps=True)
-  page = Page(text)
+  html = full_report(num_gates=5, gaps=True)
+  page = Parsed(html)
   assert page.open == []
   assert len(page.ids) == len(set(page.ids))
-  assert page.tags.count('svg') == 13
+  assert html.count('src="data:image/svg+xml;base64,') == page.tags.count('img') == 13
+  assert 'alt="Picture 3"' in html  # its caption's first sentence
   assert 'script' not in page.tags
   assert 'link' not in page.tags
   for reference in page.references:
-    assert reference.startswith('#') or reference.startswith('data:image/png;base64,')
+    assert reference.startswith('#') or reference.startswith('data:image/svg+xml;base64,')
     assert not reference.startswith('#') or reference[1:] in page.ids
-  for target in re.findall(r'url\(([^)]*)\)', text):
-    assert target[0] == '#'
-    assert target[1:] in page.ids
-  assert '@import' not in text
+  assert 'url(' not in html
+  assert '@import' not in html
+
+
+def test_a_picture_is_an_svg_that_refers_to_nothing_but_itself():
+  source = re.search(r'src="data:image/svg\+xml;base64,([^"]*)"', full_report(num_gates=3))[1]
+  svg = xml.etree.ElementTree.fromstring(base64.b64decode(source))
+  assert svg.tag.endswith('svg')
+  references = [
+    value
+    for element in svg.iter()
+    for name, value in element.attrib.items()
+    if name.endswith('href') or 'url(' in value
+  ]
+  assert references
+  assert all(re.match(r'#|url\(#', reference) for reference in references)
+  assert not any('metadata' in element.tag for element in svg.iter())
 
 
 def test_the_same_pieces_give_the_same_bytes():
@@ -261,58 +285,67 @@ def test_everything_is_escaped():
   bad = '<b>&"bold"</b>'
   frame = pd.DataFrame({bad: [bad]})
   figure = figures.cosines([[1.0]], ['1'])
-  page = Report(bad, bad).section(bad).text(bad).facts({bad: bad})
-  text = page.table(frame, bad).figure(figure, bad).details(bad, {bad: bad}).render()
-  assert '<b>' not in text
-  assert text.count('&lt;b&gt;&amp;&#34;bold&#34;&lt;/b&gt;') == 16
-  assert Page(text).open == []
+  pieces = (text(bad), tiles({bad: bad}), table(frame, bad), picture(figure, bad))
+  html = Page(bad, section(bad, *pieces), details(bad, {bad: bad}), subtitle=bad).html()
+  assert '<b>' not in html
+  assert html.count('&lt;b&gt;&amp;&#34;bold&#34;&lt;/b&gt;') == 16
+  assert Parsed(html).open == []
 
 
 def test_large_pictures_become_pixels_and_the_page_stays_small():
-  text = full_report(num_gates=12)
-  assert text.count('data:image/png') >= 4
-  assert '<svg' in text
-  assert len(text) < 3e6
-  table, *_ = sweep(12)
-  assert count_marks(figures.pareto(table)) >= 4096
-  assert count_marks(figures.cosines(np.eye(3), 'abc')) < 500  # the colour bar alone has 256
+  html = full_report(num_gates=12)
+  assert html.count('data:image/png') >= 4
+  assert 'data:image/svg+xml' in html
+  assert len(html) < 3e6
 
 
 def test_table_shows_its_first_rows_and_says_so():
   frame = pd.DataFrame({'structure': ['01', '11', '10'], 'loss': [0.1, np.nan, 0.30004]})
-  text = Report('t').table(frame, 'All.', max_rows=2).render()
-  assert 'All. First 2 of 3 rows.' in text
-  assert re.findall(r'<td class="(\w+)">([^<]*)</td>', text) == [
+  html = Page('t', table(frame, 'All.', max_rows=2)).html()
+  assert 'All. First 2 of 3 rows.' in html
+  assert re.findall(r'<td class="(\w+)">([^<]*)</td>', html) == [
     ('bits', '01'),
     ('number', '0.1000'),
     ('bits', '11'),
     ('number', '–'),
   ]
-  assert 'First' not in Report('t').table(frame, 'All.').render()
+  assert 'First' not in Page('t', table(frame, 'All.')).html()
 
 
 def test_a_wide_table_scrolls_in_its_box_and_keeps_its_first_column():
   frame = pd.DataFrame({'structure': ['01'], **{f'column {i}': [i] for i in range(30)}})
-  text = Report('t').table(frame, 'Wide.').render()
-  assert re.search(r'\.scroll \{ overflow-x: auto;', text)
-  assert re.search(r'th:first-child, td:first-child \{ position: sticky; left: 0;', text)
+  html = Page('t', table(frame, 'Wide.')).html()
+  assert re.search(r'\.scroll \{ overflow-x: auto;', html)
+  assert re.search(r'th:first-child, td:first-child \{ position: sticky; left: 0;', html)
   # The caption stands outside the box, so that it does not scroll away.
-  assert text.index('Wide.') < text.index('<div class="scroll"')
-  assert re.search(r'<div class="scroll" [^>]*tabindex="0"[^>]*><table>', text)
+  assert html.index('Wide.') < html.index('<div class="scroll"')
+  assert re.search(r'<div class="scroll" [^>]*tabindex="0"[^>]*><table>', html)
 
 
 def test_details_are_closed_and_keep_their_lines():
-  text = Report('t').details('More', {'Options': 'a  1\nb  2'}).render()
-  assert '<details><summary>More</summary>' in text
-  assert '<h3>Options</h3>\n<pre>a  1\nb  2</pre>' in text
-  assert Page(text).open == []
+  html = Page('t', details('More', {'Options': 'a  1\nb  2'})).html()
+  assert '<details><summary>More</summary>' in html
+  assert '<h3>Options</h3>\n<pre>a  1\nb  2</pre>' in html
+  assert Parsed(html).open == []
+
+
+def test_a_page_leaves_out_what_is_none():
+  html = Page('t', None, section('empty', None), section('full', None, text('words'))).html()
+  assert 'empty' not in html
+  assert re.findall(r'<(?:h2|p)[^>]*>([^<]*)<', html) == ['full', 'words']
+
+
+def test_with_margin():
+  assert with_margin(-0.5, 0.25) == '−0.5000 ±\u00a00.2500'
+  assert with_margin(0.5, np.nan) == '+0.5000'
+  assert with_margin(-0.01, 1.26, 'z.1f', ' %') == '0.0 ±\u00a01.3 %'
 
 
 @pytest.mark.parametrize(
-  ('number', 'text'), [(0, '0 seeds'), (1, '1 seed'), (2, '2 seeds'), (4096, '4,096 seeds')]
+  ('number', 'expected'), [(0, '0 seeds'), (1, '1 seed'), (2, '2 seeds'), (4096, '4,096 seeds')]
 )
-def test_counted(number, text):
-  assert counted(number, 'seed') == text
+def test_counted(number, expected):
+  assert counted(number, 'seed') == expected
 
 
 def test_zero_has_no_sign():
@@ -321,26 +354,25 @@ def test_zero_has_no_sign():
 
 
 def test_numbers_of_tiles_stay_in_one_piece():
-  text = Report('t').facts({'small': 2.6234e-6, 'said': 'not reached', 'one': 7}).render()
-  assert re.findall(r'<dd class="([^"]*)">([^<]*)</dd>', text) == [
+  html = Page('t', tiles({'small': 2.6234e-6, 'said': 'not reached', 'one': 7})).html()
+  assert re.findall(r'<dd class="([^"]*)">([^<]*)</dd>', html) == [
     ('long whole', '2.623×10⁻⁶'),
     ('long', 'not reached'),
     ('short whole', '7'),
   ]
-  assert 'dd.whole { white-space: nowrap; }' in text
+  assert 'dd.whole { white-space: nowrap; }' in html
 
 
 def test_contents_only_for_more_than_four_sections():
-  page = Report('t')
-  for heading in 'abcd':
-    page.section(heading)
-  assert '<nav' not in page.render()
-  text = page.section('e & f').render()
-  assert '<a href="#section-5">e &amp; f</a>' in text
-  assert '<h2 id="section-5">e &amp; f</h2>' in text
+  sections = [section(heading, text(heading)) for heading in ('a', 'a', 'b', 'c', 'e & f')]
+  assert '<nav' not in Page('t', *sections[:4]).html()
+  html = Page('t', *sections).html()
+  assert '<a href="#section-5">e &amp; f</a>' in html
+  assert '<h2 id="section-5">e &amp; f</h2>' in html
+  assert len(set(Parsed(html).ids)) == 5
 
 
 def test_the_readers_own_settings_do_not_matter():
   with matplotlib.rc_context({'font.size': 30, 'axes.facecolor': 'black', 'svg.fonttype': 'none'}):
-    theirs = Report('t').figure(figures.cosines(np.eye(2), 'ab'), 'c').render()
-  assert theirs == Report('t').figure(figures.cosines(np.eye(2), 'ab'), 'c').render()
+    theirs = Page('t', picture(figures.cosines(np.eye(2), 'ab'), 'c')).html()
+  assert theirs == Page('t', picture(figures.cosines(np.eye(2), 'ab'), 'c')).html()

@@ -12,7 +12,7 @@ from matplotlib.patches import PathPatch, Rectangle
 
 from additive_jax.errors import UserError
 from additive_jax.report import path_figures, paths, routing_figures
-from additive_jax.report.page import Report
+from additive_jax.report.page import Page, picture
 from additive_jax.report.plot_style import PALETTE, VERMILION
 
 NAMES = ['attention 0', 'attention 1', 'mlp 0', 'block 0', 'identity 0']
@@ -99,11 +99,11 @@ MANY = [*(f'attention {i}' for i in range(8)), *(f'mlp {i}' for i in range(8)), 
 def test_every_picture_is_drawn_inside_its_frame_and_in_a_report(chosen, names, grid):
   before = dict(matplotlib.rcParams)
   identity = [name.startswith('identity') for name in names]
-  page = Report('Routing')
+  pieces = []
   for figure in all_pictures(chosen, names, identity, grid):
     in_frame(figure)
-    page.figure(figure, 'a picture')
-  assert page.render().count('<figure>') == 9
+    pieces.append(picture(figure, 'a picture'))
+  assert Page('Routing', *pieces).html().count('<figure>') == 9
   assert dict(matplotlib.rcParams) == before
 
 
@@ -139,7 +139,7 @@ def test_pictures_of_nothing_say_so():
     for figure in pictures:
       assert message in texts(figure)
       in_frame(figure)
-      Report('Nothing').figure(figure, 'nothing').render()
+      picture(figure, 'nothing')
 
 
 def test_utilisation_counts_and_marks_the_dead():

@@ -5,7 +5,7 @@ import pytest
 
 from additive_jax.errors import UserError
 from additive_jax.run.evaluate import Evaluation
-from additive_jax.search.methods import search
+from additive_jax.search import METHODS, Search
 
 NUM_GATES = 30
 
@@ -38,6 +38,10 @@ class Landscape:
     return best.min()
 
 
+def search(evaluate, num_gates, known=None, **options):
+  return Search(**options).run(evaluate, num_gates, known)
+
+
 def distinct(bits):
   return len(np.unique(bits, axis=0))
 
@@ -61,7 +65,7 @@ def test_evolution_comes_near_the_optimum_and_beats_random(seed):
   np.testing.assert_array_equal(evolved.accuracy, -evolved.loss)
 
 
-@pytest.mark.parametrize('method', ['evolution', 'random'])
+@pytest.mark.parametrize('method', METHODS)
 def test_nothing_is_evaluated_twice_and_every_call_has_one_shape(method):
   landscape = Landscape()
   found = search(landscape, NUM_GATES, budget=512, population=32, method=method)
@@ -82,7 +86,7 @@ def test_a_budget_that_ends_within_a_generation():
   np.testing.assert_array_equal(found.bits, longer.bits[:100])
 
 
-@pytest.mark.parametrize('method', ['evolution', 'random'])
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('population', [4, 7])
 def test_the_whole_of_a_small_space_can_be_searched(method, population):
   found = search(Landscape(num_gates=5), 5, budget=32, population=population, method=method)
@@ -95,7 +99,7 @@ def test_the_seed_decides():
   assert (runs[0] != runs[2]).any()
 
 
-@pytest.mark.parametrize('method', ['evolution', 'random'])
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('evaluated', [0, 1, 64, 100, 256])
 def test_resumed_equals_uninterrupted(method, evaluated):
   whole = search(Landscape(), NUM_GATES, budget=256, seed=5, method=method)

@@ -92,13 +92,13 @@ def test_a_killed_search_goes_on_after_its_last_generation(
   monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
   workdir, evaluated = tmp_path / 'run', []
   tiny.killed_copy(searched[1], workdir, 'search.jsonl', lines, torn=b'{"structures": ["01')
-  original = shared.evaluate_pool
+  original = shared.evaluate
 
-  def evaluate_pool(session, trainer, bits):
+  def evaluate(session, variables, bits):
     evaluated.append(len(bits))
-    return original(session, trainer, bits)
+    return original(session, variables, bits)
 
-  monkeypatch.setattr(shared, 'evaluate_pool', evaluate_pool)
+  monkeypatch.setattr(shared, 'evaluate', evaluate)
   with caplog.at_level(logging.INFO, 'additive_jax'):
     sweep.run(tiny.config('sweep', SEARCHED), workdir, devices=2)
   assert len(evaluated) == 2 * (4 - lines)  # two pools

@@ -38,7 +38,7 @@ def done(tmp_path_factory):
 
 
 def records_of(workdir):
-  lines = (workdir / 'journals' / stochastic.JOURNAL).read_text().splitlines()
+  lines = (workdir / 'journals' / 'stochastic.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
@@ -55,7 +55,7 @@ def test_what_a_run_leaves(done):
   page = (workdir / 'report.html').read_text()
   for text in ('paired by seed', 'Keep rates and training', 'All structures of each pool', '±'):
     assert text in page
-  assert page.index('<svg') < page.index('<table')
+  assert page.index('<img') < page.index('<table')
   assert set(result.summary['variants']) == set(NAMES)
   assert result.summary['num_seeds'] == 2
 
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on(done, tmp_path):
   """Within a line of the journal, with one pool in the middle of its training and one not begun."""
   result, workdir = done
   folder = tmp_path / 'run' / 'checkpoints'
-  tiny.killed_copy(workdir, tmp_path / 'run', stochastic.JOURNAL, 3, b'{"seed": 0, "vari')
+  tiny.killed_copy(workdir, tmp_path / 'run', 'stochastic.jsonl', 3, b'{"seed": 0, "vari')
   for step in ('10', '15'):
     shutil.rmtree(folder / 'per_sample-seed1' / step)
   shutil.rmtree(folder / 'none-seed1')

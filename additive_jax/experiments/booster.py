@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 from additive_jax import transplant
 from additive_jax.errors import UserError
 from additive_jax.experiments import booster_report
-from additive_jax.experiments.booster_clusters import cluster_pictures
+from additive_jax.experiments.booster_clusters import cluster_pieces
 from additive_jax.experiments.booster_tables import (
   CLUSTERS,
-  ONE,
   RANDOM,
   SCRATCH,
   UNTRAINED,
@@ -30,12 +29,11 @@ from additive_jax.experiments.booster_tables import (
   receipt_table,
   summarise,
 )
-from additive_jax.experiments.fit import fit
-from additive_jax.experiments.groups import FEATURES, clusters_of, features_of
+from additive_jax.experiments.fit import Curves, fit
+from additive_jax.experiments.groups import clusters_of, features_of
 from additive_jax.experiments.narrow import (
   AVERAGE,
   CLOCK,
-  JOINS,
   Narrow,
   Start,
   join,
@@ -56,7 +54,6 @@ from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
-VARIANTS = (CLUSTERS, RANDOM, ONE, UNTRAINED)
 METHODS = {CLUSTERS: 'kmeans', RANDOM: 'random'}
 TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters', 'memory')
 JOURNAL, TAKEN = 'booster.jsonl', 'narrow.jsonl'
@@ -96,16 +93,6 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Booster
   and errors are those of `sweep.run`.
   """
   options = config.booster
-  given = tuple(options.variants)
-  if not given or set(given) - set(VARIANTS) or len(set(given)) < len(given):
-    raise UserError(
-      f'config.booster.variants {given}: expected some of {", ".join(VARIANTS)}, each once'
-    )
-  for option, known in (('join', JOINS), ('features', FEATURES)):
-    if options[option] not in known:
-      raise UserError(
-        f'config.booster.{option} {options[option]!r}: expected one of {", ".join(known)}'
-      )
   if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
     raise UserError(
       f'config.booster.sync_epochs {options.sync_epochs:g} with join {options.join!r}: expected 0, '
@@ -124,10 +111,6 @@ def _check(session: Session) -> None:
   """Everything that can be said before any training."""
   options = session.config.booster
   session.check_in_memory()
-  if not 0 <= options.unequal < 1:
-    raise UserError(f'config.booster.unequal {options.unequal}: expected a number in [0, 1)')
-  if not 0 < options.quorum <= 1:
-    raise UserError(f'config.booster.quorum {options.quorum}: expected a share in (0, 1]')
   if options.asynchronous:
     check_processes(session)
   for variant in (SCRATCH, options.variants[0]):
@@ -202,7 +185,7 @@ def _run(session: Session) -> BoosterResult:
   bubble = records[SCRATCH][0].get('bubble')
   summary = summarise(session, table, receipts, narrows, bubble)
   result = BoosterResult(structures, table, curves, receipts, sizes, memory, summary)
-  page = booster_report.render(session, result, narrows, _pictures(session, narrows), bubble)
+  page = booster_report.page(session, result, narrows, _pictures(session, narrows), bubble)
   tables = (structures, table, curves, receipts, sizes, memory)
   write_results(session, dict(zip(TABLES, tables)), summary, page)
   return _read(session.rundir)
@@ -226,7 +209,7 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   trainer = own.trainer(large.recipe, large.sampler, seed, state)
   probe = lambda trainer: judged(own, processes.to_host(trainer.variables))
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', probe=probe, clock=clock)
+  fit(own, trainer, large.num_steps, f'{variant}-seed{seed}', Curves(probe=probe, clock=clock))
   found = judged(own, processes.to_host(trainer.variables))
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
@@ -297,7 +280,7 @@ def _pictures(session, narrows) -> list:
     return []
   narrow = next(narrows[variant] for variant in found)
   features = features_of(session, narrow, session.config.seed)
-  return cluster_pictures(session.data, features, list(found.values()))
+  return cluster_pieces(session.data, features, list(found.values()))
 
 
 def _read(rundir):

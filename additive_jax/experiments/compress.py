@@ -96,7 +96,7 @@ def _run(session: Session) -> CompressResult:
   summary = compress_tables.summarise(session, variants)
   result = CompressResult(variants, structures, layers, summary)
   curves = session.metrics.read(session.rundir.path)
-  page = compress_report.render(session, result, records, curves)
+  page = compress_report.page(session, result, records, curves)
   tables = dict(zip(TABLES, (variants, structures, layers)))
   write_results(session, tables, summary, page)
   return _read(session.rundir)

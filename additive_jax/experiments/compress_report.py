@@ -2,117 +2,122 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.experiments.contenders_report import words
-from additive_jax.experiments.results import end_page, start_page
 from additive_jax.report import figures, sparsity_figures
+from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.wording import plain, with_margin
 
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
+LEFT = 'share that is left'
 
 
-def render(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) -> str:
-  """The report of a `CompressResult` as HTML.
+def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) -> Page:
+  """Returns the page of a `CompressResult`.
 
   Args:
     records: by network, those of all seeds.
     curves: the run's metrics.
   """
-  options, frame = session.config.compress, result.variants
-  rows, noun = frame.set_index('variant'), NOUNS[options.level]
-  report = start_page(session, f'Compression of {session.data.name}, per {options.level}')
+  options, variants, layers = session.config.compress, result.variants, result.layers
+  noun = NOUNS[options.level]
+  histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
+  return Page(
+    f'Compression of {session.data.name}, per {options.level}',
+    tiles(_facts(variants.set_index('variant'))),
+    section(
+      'What it costs',
+      picture(
+        sparsity_figures.accuracy(
+          _with_methods(variants),
+          {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
+        ),
+        'Test accuracy against how many times smaller a network is, means with 95 % intervals over '
+        'the seeds. All start from the network of their seed’s first epochs and take as many more; '
+        'magnitude pruning removes what is small at once, and tunes what is left.'
+        + _taught(options.distill),
+      ),
+    ),
+    section(
+      'What the noise tells',
+      picture(
+        sparsity_figures.log_alpha(BINS, histograms, options.threshold),
+        f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at '
+        '±8; what is right of the threshold is removed.',
+      ),
+    ),
+    section(
+      'What is left',
+      picture(
+        sparsity_figures.remains(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
+        f'How many {noun} of each layer are left, mean over the seeds.',
+      ),
+    ),
+    _training(curves),
+    section(
+      'Tables',
+      table(
+        variants,
+        'Each network; “lost” is against the dense one of the same seed. FLOPs and bytes are those '
+        'of the network that was cut out, the receipt is its largest difference in logits. Those '
+        f'that variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
+      ),
+      table(layers, 'Each layer, mean over the seeds.'),
+    ),
+  )
+
+
+def _facts(rows):
   best = rows.loc[VARIATIONAL]
-  report.facts(
-    {
-      'dense, test accuracy': rows.loc[DENSE, 'accuracy'],
-      'variational dropout, fewer weights': f'{best["factor"]:.1f}×',
-      'fewer FLOPs, cut out': f'{best["flops_factor"]:.1f}×',
-      'its accuracy − dense': _lost(best),
-      'of magnitude at the same number': _lost(rows.loc[MATCHED]),
-    }
-  )
-  report.section('What it costs')
-  methods = frame.assign(method=[_method(name) for name in frame['variant']])
-  report.figure(
-    sparsity_figures.accuracy(
-      methods[methods['method'] != ''],
-      {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
-    ),
-    'Test accuracy against how many times smaller a network is, means with 95 % intervals over the '
-    'seeds. All start from the network of their seed’s first epochs and take as many more; '
-    'magnitude pruning removes what is small at once, and tunes what is left.' + _taught(options),
-  )
-  report.section('What the noise tells')
-  report.figure(
-    sparsity_figures.log_alpha(
-      BINS,
-      {f'seed {r["seed"]}': r['histogram'] for r in records[VARIATIONAL]},
-      options.threshold,
-    ),
-    f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at ±8; '
-    'what is right of the threshold is removed.',
-  )
-  report.section('What is left')
-  shown = result.layers[result.layers['variant'].isin((VARIATIONAL, MATCHED))]
-  report.figure(
-    sparsity_figures.remains(shown), f'How many {noun} of each layer are left, mean over the seeds.'
-  )
-  _training(report, curves)
-  report.section('Tables')
-  report.table(
-    frame,
-    'Each network; “lost” is against the dense one of the same seed. FLOPs and bytes are those of '
-    'the network that was cut out, the receipt is its largest difference in logits. Those that '
-    f'variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
-  )
-  report.table(result.layers, 'Each layer, mean over the seeds.')
-  return end_page(report, session)
+  return {
+    'dense, test accuracy': rows.loc[DENSE, 'accuracy'],
+    'variational dropout, fewer weights': f'{best["factor"]:.1f}×',
+    'fewer FLOPs, cut out': f'{best["flops_factor"]:.1f}×',
+    'its accuracy − dense': _lost(best),
+    'of magnitude at the same number': _lost(rows.loc[MATCHED]),
+  }
 
 
-def _training(report, curves):
-  report.section('Training')
+def _lost(row):
+  """What a network's accuracy differs by from the dense one's."""
+  lost, half_width = 100 * row['accuracy_lost'], 100 * row['accuracy_lost_ci95']
+  return with_margin(-lost, half_width, '+.2f', ' points')
+
+
+def _with_methods(variants):
+  """The networks of which it is known how they were made: the picture's dots and lines."""
+  method = variants['variant'].where(variants['variant'].isin((DENSE, VARIATIONAL)), '')
+  method[variants['variant'].str.startswith('magnitude')] = 'magnitude'
+  return variants.assign(method=method)[method != '']
+
+
+def _taught(share):
+  if not share:
+    return ''
+  return (
+    f' {share:.0%} of the loss of those that lose something is how far they are from their teacher.'
+  )
+
+
+def _training(curves):
   if not len(curves):
-    return
-  report.figure(
-    figures.training_curves(_mean(curves, 'loss')),
-    'Training loss, mean over the seeds; of variational dropout with the noise and the divergence.',
-  )
+    return None
+  losses = figures.mean_curves(curves, label=lambda tag: plain(tag).replace('-', ', '))
   learnt = curves[curves['tag'].str.fullmatch(rf'{VARIATIONAL}-seed\d+')]
-  if 'kept' in learnt and len(learnt):
-    frame = learnt[['step', 'tag', 'kept']].rename(columns={'kept': 'share that is left'})
-    report.figure(
-      figures.training_curves(frame, 'share that is left'),
+  left = learnt.rename(columns={'kept': LEFT})
+  return section(
+    'Training',
+    picture(
+      figures.training_curves(losses),
+      'Training loss, mean over the seeds; of variational dropout with the noise and the '
+      'divergence.',
+    ),
+    picture(
+      figures.training_curves(left, LEFT),
       'Share of what has log α below the threshold while variational dropout learns.',
     )
-
-
-def _mean(curves, column):
-  """Frame of step, tag and the column: mean over the seeds."""
-  frame = curves.assign(tag=curves['tag'].str.replace(r'-seed\d+$', '', regex=True))
-  frame = frame.groupby(['tag', 'step'], as_index=False, sort=False)[column].mean()
-  return frame.assign(tag=frame['tag'].map(lambda tag: words(tag).replace('-', ', ')))
-
-
-def _method(name):
-  if name == DENSE:
-    return DENSE
-  if name == VARIATIONAL:
-    return VARIATIONAL
-  return 'magnitude' if name.startswith('magnitude') else ''
-
-
-def _taught(options) -> str:
-  if not options.distill:
-    return ''
-  share = f'{options.distill:.0%} of the loss'
-  return f' {share} of those that lose something is how far they are from their teacher.'
-
-
-def _lost(row) -> str:
-  """What a network's accuracy differs by from the dense one's, in points."""
-  mean, half_width = (100 * row[f'accuracy_lost{end}'] for end in ('', '_ci95'))
-  text = f'{-mean:+.2f}' if np.isnan(half_width) else f'{-mean:+.2f} ± {half_width:.2f}'
-  return f'{text.replace("-", "−")} points'
+    if LEFT in left and len(left)
+    else None,
+  )

@@ -23,7 +23,7 @@ from additive_jax.compress.variational import (
 )
 from additive_jax.data import ArraySplit
 from additive_jax.experiments import compress_tables
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.gates.structure import Structure
@@ -199,7 +199,7 @@ class Compressor:
       }
 
     tag = f'{VARIATIONAL}-seed{seed}'
-    fit(session, trainer, session.steps(options.epochs), tag, probe=probe)
+    fit(session, trainer, session.steps(options.epochs), tag, Curves(probe=probe))
     pool = _params(trainer)
     found = {name: np.asarray(values) for name, values in model.log_alpha(pool).items()}
     counts, _ = np.histogram(np.concatenate([a.ravel() for a in found.values()]), levels.BINS)

@@ -4,94 +4,101 @@ training.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
 from additive_jax.experiments.contenders import DENSE
 from additive_jax.report import figures, routing_figures, stochastic_figures
-from additive_jax.report.page import Report
+from additive_jax.report.page import Piece, picture, section, tiles
+from additive_jax.report.wording import plain, with_margin
 
-SHOWN = {
-  'entropy': 'entropy of the routers, nats',
-  'max_violation': 'MaxVio',
-  'dead': 'choices that no token took',
+MEASURES = {
+  'entropy': ('entropy of the routers, nats', None),
+  'max_violation': ('MaxVio', None),
+  'dead': ('choices that no token took', None),
 }
 MEANING = {'max_violation': ': by how much the largest load is above the ideal one, as a share'}
 
 
-def words(name: str) -> str:
-  """A network's name as a person reads it."""
-  return name.replace('_', ' ')
+def facts(variants: pd.DataFrame, **more: float) -> Piece:
+  """Returns tiles with the dense network's loss, what others differ by from it, and more."""
+  rows = variants.set_index('variant')
+  differences = {
+    f'{plain(name)}, loss − dense': with_margin(
+      row['loss_minus_dense'], row['loss_minus_dense_ci95']
+    )
+    for name, row in rows.iterrows()
+    if name != DENSE
+  }
+  return tiles({'dense, test loss': rows.loc[DENSE, 'loss']} | differences | more)
 
 
-def signed(row, key: str) -> str:
-  """A difference with its interval."""
-  value, half_width = row[key], row[f'{key}_ci95']
-  text = f'{value:+.4f}'
-  return (text if np.isnan(half_width) else f'{text} ± {half_width:.4f}').replace('-', '−')
+def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece:
+  """Returns the section that compares all networks with the dense one.
 
-
-def compare(report: Report, variants: pd.DataFrame, num_seeds: int, note: str) -> None:
-  """The section that compares all networks with the dense one; `note` says what they share."""
+  Args:
+    variants: a row for each network.
+    note: what the networks share.
+  """
   over = ' over the seeds' if num_seeds > 1 else ''
-  report.section('Against the dense network')
-  report.figure(
-    stochastic_figures.differences(
-      variants[variants['variant'] != DENSE],
-      ['loss_minus_dense', 'accuracy_minus_dense'],
-      ['test loss − dense', 'test accuracy − dense'],
+  return section(
+    'Against the dense network',
+    picture(
+      stochastic_figures.differences(
+        variants[variants['variant'] != DENSE],
+        ['loss_minus_dense', 'accuracy_minus_dense'],
+        ['test loss − dense', 'test accuracy − dense'],
+      ),
+      'What each network differs by from the dense one: means of differences paired by seed, with '
+      f'95 % intervals{over}. An interval that crosses zero shows no difference. {note}',
     ),
-    f'What each network differs by from the dense one: means of differences paired by seed, with '
-    f'95 % intervals{over}. An interval that crosses zero shows no difference. {note}',
-  )
-  report.figure(
-    routing_figures.budgets(variants),
-    'Test loss against the FLOPs of one example’s forward pass, counting what tokens chose, and '
-    'against all parameters.',
+    picture(
+      routing_figures.budgets(variants),
+      'Test loss against the FLOPs of one example’s forward pass, counting what tokens chose, and '
+      'against all parameters.',
+    ),
   )
 
 
-def over_training(
-  report: Report, curves: pd.DataFrame, groups: dict[str, list[str]], more: dict
-) -> None:
-  """The section of curves: training loss, and each measure of the routers, mean over sites and
-  seeds.
+def training(
+  curves: pd.DataFrame,
+  groups: Mapping[str, Sequence[str]],
+  more: Mapping[str, tuple[str, float | None]],
+) -> Piece | None:
+  """Returns the section of curves: training loss, and measures of the routers.
 
   Args:
     curves: the run's metrics.
     groups: the networks that share a picture, by what is said of them.
     more: further measures: by the ending of their columns, a label and the target or None.
   """
-  report.section('Training')
   if not len(curves):
-    return
-  for said, names in groups.items():
-    frame = _mean(curves, names, ['loss']).rename(columns={'value': 'loss'})
-    report.figure(
-      figures.training_curves(frame),
-      f'Training loss{said}, with the penalties of routers where there are any, mean over the '
+    return None
+  losses = [
+    picture(
+      figures.training_curves(figures.mean_curves(curves, 'loss', names)),
+      f'Training loss{group}, with the penalties of routers where there are any, mean over the '
       'seeds.',
     )
-  measures = {ending: (label, None) for ending, label in SHOWN.items()} | more
-  for ending, (label, ideal) in measures.items():
-    columns = [column for column in curves if column.endswith(f'/{ending}')]
-    for said, names in groups.items():
-      frame = _mean(curves, names, columns)
-      if len(frame) and (ending != 'dead' or frame['value'].any()):
-        report.figure(
-          routing_figures.over_time(frame, label, ideal),
-          f'{label[0].upper()}{label[1:]} over training{said}, mean over sites and seeds'
-          f'{MEANING.get(ending, "")}.',
-        )
+    for group, names in groups.items()
+  ]
+  routers = [
+    _over_time(curves, group, names, ending, *measure)
+    for ending, measure in (MEASURES | dict(more)).items()
+    for group, names in groups.items()
+  ]
+  return section('Training', *losses, *routers)
 
 
-def _mean(curves, names, columns):
-  """Frame of step, tag and value: mean over columns and seeds."""
-  parts = []
-  for name in names:
-    own = curves[curves['tag'].str.fullmatch(rf'{name}-seed\d+')]
-    value = own[columns].mean(axis=1) if columns else pd.Series(dtype=float)
-    frame = pd.DataFrame({'step': own['step'], 'value': value}).dropna()
-    mean = frame.groupby('step', as_index=False)['value'].mean()
-    parts.append(mean.assign(tag=words(name)))
-  return pd.concat(parts, ignore_index=True)
+def _over_time(curves, group, names, ending, label, ideal):
+  """A measure of the routers over training, mean over sites and seeds; None where there is none."""
+  columns = [column for column in curves if column.endswith(f'/{ending}')]
+  frame = figures.mean_curves(curves, 'value', names, columns=columns)
+  if not len(frame) or (ending == 'dead' and not frame['value'].any()):
+    return None
+  return picture(
+    routing_figures.over_time(frame, label, ideal),
+    f'{label[0].upper()}{label[1:]} over training{group}, mean over sites and seeds'
+    f'{MEANING.get(ending, "")}.',
+  )

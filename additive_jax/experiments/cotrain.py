@@ -2,76 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import flax.serialization
 import jax
 import numpy as np
-import pandas as pd
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain_report
-from additive_jax.experiments.cotrain_tables import ENSEMBLE, make_tables
-from additive_jax.experiments.ensemble import ensemble
-from additive_jax.experiments.fit import fit
-from additive_jax.experiments.options import check_unsharded
-from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments import cotrain_report, study
+from additive_jax.experiments.arms import Arm, Trained
+from additive_jax.experiments.cotrain_tables import ENSEMBLE, POOL, make_tables
+from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.lone import Crowd, Lone
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.scores import ensemble, evaluate
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import check_shared, evaluate_pool, search_pools, train_shared
-from additive_jax.files.journal import Journal, read_all, replace_file
-from additive_jax.files.progress import Progress
+from additive_jax.experiments.shared import check_shared, search_pools, train_shared
+from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import analysis
-from additive_jax.report.page import counted
-from additive_jax.train.gradients import cosines
+from additive_jax.report.wording import counted
+from additive_jax.train.gradients import Recipe, cosines
+from additive_jax.train.population import Member
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
-TABLES = ('structures', 'comparison', 'cosines')
 COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 
-@dataclasses.dataclass(frozen=True)
-class CotrainResult:
-  """What co-training gave; every part is also a file of the run directory.
-
-  Attributes:
-    table: one row per structure, best first, co-trained and alone (`structures.csv`).
-    comparison: long form of the table with the ensembles: label, variant, loss, accuracy and
-      intervals (`comparison.csv`).
-    cosines: cosine between the structures' gradients at the end, mean over seeds, [K, K]
-      (`cosines.csv`).
-    summary: the headline figures (`summary.json`).
-  """
-
-  table: pd.DataFrame
-  comparison: pd.DataFrame
-  cosines: pd.DataFrame
-  summary: dict
-
-
-def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> CotrainResult:
+def run(
+  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+) -> study.Result:
   """Runs Exp 2, or goes on with it, and writes its run directory.
 
-  Args and errors are those of `sweep.run`; the structures come from `config.structures`, from the
-  Exp 1 run directory `config.structures_from`, or from a short shared sweep.
+  The structures come from `config.structures`, from the Exp 1 run directory
+  `config.structures_from`, or from a short shared sweep. Args and errors are those of `study.run`.
+
+  Returns:
+    A result with `table` (`structures.csv`: one row per structure, best first, co-trained and
+    alone), `comparison` (`comparison.csv`: its long form with the ensembles), and `cosines`
+    (`cosines.csv`: cosine between the structures' gradients at the end, mean over seeds).
   """
-  if config.structures and config.structures_from:
-    raise UserError(
-      f'config.structures {tuple(config.structures)} and config.structures_from '
-      f'{config.structures_from!r}: expected one of the two'
-    )
-  check_unsharded(config)
-  return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
+  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -79,17 +61,22 @@ def _check(session):
   session.check_experts([session.model])
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
+  if config.structures and config.structures_from:
+    raise UserError(
+      f'config.structures {tuple(config.structures)} and config.structures_from '
+      f'{config.structures_from!r}: expected one of the two'
+    )
   if k > 2**num_gates:
     raise UserError(
       f'config.cotrain.top_k {k}: expected at most 2^{num_gates} = {2**num_gates} structures'
     )
   if config.structures:
-    given = [session.space.parse(text) for text in config.structures]
-    if len(set(given)) < len(given):
-      twice = next(s for s in given if given.count(s) > 1)
+    structures = [session.space.parse(text) for text in config.structures]
+    if len(set(structures)) < len(structures):
+      twice = next(s for s in structures if structures.count(s) > 1)
       raise UserError(f'structure {twice} occurs twice in config.structures: expected each once')
-    if k > len(given):
-      raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(given)} listed')
+    if k > len(structures):
+      raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(structures)} listed')
   elif k < 1:
     raise UserError(f'config.cotrain.top_k {k}: expected at least 1')
   elif config.structures_from:
@@ -100,40 +87,16 @@ def _check(session):
   session.check_in_memory()
 
 
-def _run(session: Session) -> CotrainResult:
-  structures = _structures(session)
-  texts = [str(s) for s in structures]
-  log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
-  num_steps = session.steps(session.config.train.epochs)
-  recipe = session.recipe(num_steps)
-  done = {record['seed']: record for record in read_all(session.rundir.journals, 'cotrain.jsonl')}
-  for seed in session.seeds:
-    if seed in done:
-      continue
-    pool = _train_pool(session, recipe, structures, seed, num_steps)
-    alone = _train_alone(session, recipe, structures, seed, num_steps)
-    record = {'seed': seed, **_judge(session, pool, alone, structures)}
-    record['cosines'] = _cosines(session, recipe, pool.state.params, structures).tolist()
-    record['skipped'] = int(processes.to_host(pool.state.skipped))
-    if processes.is_primary():
-      Journal(session.rundir.journals / 'cotrain.jsonl').append(record)
-    done[seed] = record
-  records = [done[seed] for seed in session.seeds]
-  result = CotrainResult(*make_tables(session, texts, records, num_steps))
-  page = cotrain_report.render(session, result, session.metrics.read(session.rundir.path))
-  tables = dict(zip(TABLES, (result.table, result.comparison, result.cosines)))
-  write_results(session, tables, result.summary, page)
-  return _read(session.rundir)
-
-
-def _structures(session: Session) -> list[Structure]:
-  """The K structures, as chosen when the run began."""
+def chosen_structures(session: Session) -> list[Structure]:
+  """Returns the K structures, as chosen when the run began."""
   journal = Journal(session.rundir.journals / 'structures.jsonl')
-  for record in journal.records():
-    return [session.space.parse(text) for text in record['structures']]
+  for line in journal.records():
+    return [session.space.parse(text) for text in line['structures']]
   structures = _choose(session)
+  texts = [str(s) for s in structures]
   if processes.is_primary():
-    journal.append({'structures': [str(s) for s in structures]})
+    journal.append({'structures': texts})
+  log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
   return structures
 
 
@@ -143,13 +106,13 @@ def _choose(session):
     return [session.space.parse(text) for text in config.structures][: k or None]
   if config.structures_from:
     return _from_sweep(session)
-  trainer = train_shared(session, config.seed, config.cotrain.sweep_epochs, 'sweep')
+  pool = train_shared(session, config.seed, config.cotrain.sweep_epochs, 'sweep')
   if config.search.method:
-    bits, found = search_pools(session, [trainer])
-    loss = found.loss[0]
+    bits, scores = search_pools(session, lambda: [pool])
+    loss = scores.loss[0]
   else:
     bits = all_bits(session.space.num_gates)
-    loss = evaluate_pool(session, trainer, bits).loss
+    loss = evaluate(session, pool.variables, bits).loss
   best = np.argsort(analysis.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
@@ -175,13 +138,36 @@ def _from_sweep(session):
   return [session.space.parse(text) for text in table['structure'][:k]]
 
 
-def _train_pool(session, recipe, structures, seed, num_steps):
-  trainer = session.trainer(recipe, listed(structures, session.space.num_gates), seed)
+def _alone(session: Session, records: Records) -> list[Lone]:
+  """The structures trained alone, for as many steps as the pool."""
+  del records
+  num_steps = session.steps(session.config.train.epochs)
 
-  def probe(trainer):
+  def judge(seed: int, arm: Lone, member: Member) -> dict:
+    content = flax.serialization.to_bytes(processes.to_host(member.state.params))
+    path = _pool_file(session, seed, arm.structure)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, content)
+    scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
+    return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
+
+  crowd = Crowd(session.recipe(num_steps), judge, 'alone')
+  return [Lone(str(s), s, num_steps, crowd) for s in chosen_structures(session)]
+
+
+def _pool_file(session, seed, structure):
+  return session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
+
+
+def _pool(session: Session, records: Records) -> list[Arm]:
+  """The structures trained together, judged beside what each became alone."""
+  num_steps = session.steps(session.config.train.epochs)
+  structures, recipe = chosen_structures(session), session.recipe(num_steps)
+  labels = [str(s) for s in structures]
+
+  def probe(trainer) -> dict:
     matrix = _cosines(session, recipe, trainer.state.params, structures)
     apart = matrix[~np.eye(len(matrix), dtype=bool)]
-    labels = [str(s) for s in structures]
     values = {
       f'cosine/{a}~{b}': float(matrix[i, j])
       for i, a in enumerate(labels)
@@ -189,13 +175,16 @@ def _train_pool(session, recipe, structures, seed, num_steps):
     }
     return {'cosine': float(apart.mean()) if len(apart) else 1.0, **values}
 
-  labels = [str(s) for s in structures]
-  fit(session, trainer, num_steps, f'pool-seed{seed}', labels=labels, probe=probe)
-  return trainer
+  sampler = listed(structures, session.space.num_gates)
+  judge = functools.partial(_judge, records, recipe, structures)
+  curves = Curves(labels=labels, probe=probe)
+  return [Arm(POOL, recipe, sampler, num_steps, judge=judge, curves=curves)]
 
 
-def _cosines(session, recipe, params, structures):
-  """Gradient cosines [K, K] on the first examples of the training split, always the same."""
+def _cosines(
+  session: Session, recipe: Recipe, params: Any, structures: Sequence[Structure]
+) -> Float[np.ndarray, 'structures structures']:
+  """Gradient cosines on the first examples of the training split, always the same."""
   train = session.data.train
   batch = train[np.arange(min(COSINE_EXAMPLES, len(train)))]
   bits = np.array([s.bits for s in structures])
@@ -207,66 +196,41 @@ def _cosines_program(recipe):
   return jax.jit(functools.partial(cosines, recipe))
 
 
-def _train_alone(session, recipe, structures, seed, num_steps):
-  """The same structures trained alone, for the same steps: [K] pools, and a record of each.
-
-  Processes share the structures out and meet in the run directory.
-  """
-  rank, size = processes.process()
-  journal = Journal(session.rundir.journals / f'alone-{rank}-of-{size}.jsonl')
-  population = session.population(recipe, seed)
-  done = _alone_records(session, seed)
-  todo = [s for s in structures[rank::size] if str(s) not in done]
-  bar = Progress(
-    len(structures), f'alone-seed{seed}', unit='structure', start=len(structures) - len(todo)
-  )
-  with bar as progress:
-    for member in population.train(todo, num_steps):
-      name = str(member.structure)
-      content = flax.serialization.to_bytes(processes.to_host(member.state.params))
-      path = session.rundir.checkpoints / f'alone-seed{seed}' / f'{name}.msgpack'
-      path.parent.mkdir(exist_ok=True)
-      replace_file(path, content)
-      scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
-      journal.append({'seed': seed, 'structure': name, 'crc32': zlib.crc32(content), **scores})
-      progress.advance(1, loss=member.loss)
-      if session.stopper.stop_requested:
-        break
-  processes.barrier(f'alone-seed{seed}')
-  session.check_stop()
-  done = _alone_records(session, seed)
-  template, pools = population.variables['params'], []
-  for structure in structures:
-    path = session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
-    content = path.read_bytes() if path.exists() else b''
-    if zlib.crc32(content) != done[str(structure)]['crc32']:
-      raise UserError(f'{path} is damaged or missing: remove {session.rundir.path} to start afresh')
-    pools.append({'params': flax.serialization.from_bytes(template, content)})
-  return pools, [done[str(structure)] for structure in structures]
-
-
-def _alone_records(session, seed):
-  records = read_all(session.rundir.journals, 'alone-*.jsonl')
-  return {record['structure']: record for record in records if record['seed'] == seed}
-
-
-def _judge(session, pool, alone, structures):
+def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
   """Test scores of each structure and of the ensembles, co-trained and alone."""
+  session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
-  together = evaluate_pool(session, pool, bits)
-  variables = processes.to_host(pool.variables)
-  pools, records = alone
-  ensembles = {
-    'cotrained': ensemble(session.model, [variables] * len(bits), bits, session.test, session.data),
-    'alone': ensemble(session.model, pools, bits, session.test, session.data),
-  }
+  together = evaluate(session, trained.variables, bits)
+  alone = [records.get(str(structure), seed) for structure in structures]
+  files = [_pool_file(session, seed, structure) for structure in structures]
+  lone_pools = [
+    {'params': _read_pool(session, file, record['crc32'], trained.variables['params'])}
+    for file, record in zip(files, alone)
+  ]
+  matrix = _cosines(session, recipe, trained.variables['params'], structures)
   return {
     'cotrained': {'loss': together.loss.tolist(), 'accuracy': together.accuracy.tolist()},
-    'alone': {key: [record[key] for record in records] for key in ('loss', 'accuracy')},
-    ENSEMBLE: {name: dict(zip(('loss', 'accuracy'), scores)) for name, scores in ensembles.items()},
+    'alone': {key: [record[key] for record in alone] for key in ('loss', 'accuracy')},
+    ENSEMBLE: {
+      'cotrained': ensemble(session, [trained.variables] * len(bits), bits),
+      'alone': ensemble(session, lone_pools, bits),
+    },
+    'cosines': matrix.tolist(),
+    'skipped': trained.skipped,
   }
 
 
-def _read(rundir):
-  tables, summary = read_results(rundir, TABLES)
-  return CotrainResult(*tables, summary)
+def _read_pool(session, path, checksum, template):
+  content = path.read_bytes() if path.exists() else b''
+  if zlib.crc32(content) != checksum:
+    raise UserError(f'{path} is damaged or missing: remove {session.rundir.path} to start afresh')
+  return flax.serialization.from_bytes(template, content)
+
+
+STUDY = study.Study(
+  'cotrain',
+  stages=(_alone, _pool),
+  check=_check,
+  tables=make_tables,
+  page=cotrain_report.page,
+)

@@ -177,7 +177,7 @@ def _run(session: Session) -> DNAResult:
   table = table.sort_values('rank').reset_index(drop=True)
   result = DNAResult(table, variants, routers, modules, paths, summary)
   curves = session.metrics.read(session.rundir.path)
-  page = dna_report.render(session, result, contenders, records, analyses, curves)
+  page = dna_report.page(session, result, contenders, records, analyses, curves)
   tables = dict(zip(TABLES, (table, variants, routers, modules, paths)))
   write_results(session, tables, summary, page)
   return _read(session.rundir)

@@ -5,123 +5,123 @@ from __future__ import annotations
 import pandas as pd
 
 from additive_jax.experiments import contenders_report
-from additive_jax.experiments.contenders import DENSE, loads
-from additive_jax.experiments.contenders_report import signed, words
-from additive_jax.experiments.results import end_page, start_page
+from additive_jax.experiments.contenders import loads
 from additive_jax.report import path_figures, routing_figures
+from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.paths import rank_frequency
+from additive_jax.report.wording import plain
 
 SKIPPING = 'dna_skipping'
 IMAGES = 4  # whose paths are drawn
 
 
-def render(session, result, contenders, records, analyses, curves: pd.DataFrame) -> str:
-  """The report of a `DNAResult` as HTML.
+def page(session, result, contenders, records, analyses, curves: pd.DataFrame) -> Page:
+  """Returns the page of a `DNAResult`.
 
   Args:
     records: by network, those of all seeds; see `contenders.train_all`.
     analyses: by DNA, its `dna_tables.Analysis`, the one that is shown in full last.
     curves: the run's metrics.
   """
-  rows = result.variants.set_index('variant')
-  report = start_page(session, f'Distributed neural architectures on {session.data.name}')
-  report.facts(
-    {'dense, test loss': rows.loc[DENSE, 'loss']}
-    | {
-      f'{words(name)}, loss − dense': signed(rows.loc[name], 'loss_minus_dense')
-      for name in rows.index
-      if name != DENSE
-    }
-    | {
-      f'{words(name)}, share of choices that compute': result.summary['variants'][name]['routers'][
-        'kept'
-      ]
-      for name in analyses
-    }
-  )
-  contenders_report.compare(
-    report,
-    result.variants,
-    len(session.seeds),
-    'All see the same examples in the same order, for as many steps. “dense” has the FLOPs that '
-    'tokens of “dna” were measured to use, “shallow” fewer layers and the FLOPs of the DNA that '
-    'skips.',
-  )
-  _choices(report, session.config.dna.skip, records, analyses)
-  name, found = list(analyses.items())[-1]
-  _paths(report, session, words(name), found)
-  skip = session.config.dna.skip
-  more = {'kept': ('share of choices that compute', 1 - skip if skip else None)}
-  contenders_report.over_training(report, curves, {'': [c.name for c in contenders]}, more)
-  report.section('Tables')
-  report.table(result.variants, 'Each network; “minus dense” is paired by seed.')
-  report.table(result.routers, 'Each step’s router, mean over the seeds.')
-  report.table(result.modules, f'Modules of {words(name)}, first seed; load 1 is even.')
-  report.table(result.paths, 'Paths of the tokens; all are in paths.csv.', max_rows=20)
-  return end_page(report, session)
-
-
-def _choices(report, skip, records, analyses):
-  report.section('What tokens choose')
-  shares = {words(name): list(loads(records[name]).values()) for name in analyses}
-  report.figure(
-    routing_figures.utilisation(shares),
-    'Load of every module over the ideal even load, most used first, a line for each step; mean '
-    'over the seeds.',
-  )
-  report.figure(
-    routing_figures.rank_frequency(
-      {words(name): rank_frequency(found.codes) for name, found in analyses.items()},
-      {words(name): found.fit for name, found in analyses.items()},
+  name, analysis = list(analyses.items())[-1]
+  skip, scores = session.config.dna.skip, result.summary['variants']
+  return Page(
+    f'Distributed neural architectures on {session.data.name}',
+    contenders_report.facts(
+      result.variants,
+      **{
+        f'{plain(dna)}, share of choices that compute': scores[dna]['routers']['kept']
+        for dna in analyses
+      },
     ),
-    'How often each path is taken, by rank, in the first seed; a path is the modules of all steps. '
-    'Lines: power laws, with the exponent’s 95 % interval over examples.',
-  )
-  report.figure(
-    routing_figures.compute(
-      {words(name): found.compute for name, found in analyses.items()},
-      {words(SKIPPING): 1 - skip},
+    contenders_report.comparison(
+      result.variants,
+      len(session.seeds),
+      'All see the same examples in the same order, for as many steps. “dense” has the FLOPs that '
+      'tokens of “dna” were measured to use, “shallow” fewer layers and the FLOPs of the DNA that '
+      'skips.',
     ),
-    'Share of a token’s choices that compute something, over tokens and over examples, in the '
-    'first seed; dashed: the target of the one that is steered.',
+    _choices(skip, records, analyses),
+    _paths(plain(name), analysis, session.model),
+    contenders_report.training(
+      curves,
+      {'': [contender.name for contender in contenders]},
+      {'kept': ('share of choices that compute', 1 - skip if skip else None)},
+    ),
+    section(
+      'Tables',
+      table(result.variants, 'Each network; “minus dense” is paired by seed.'),
+      table(result.routers, 'Each step’s router, mean over the seeds.'),
+      table(result.modules, f'Modules of {plain(name)}, first seed; load 1 is even.'),
+      table(result.paths, 'Paths of the tokens; all are in paths.csv.', max_rows=20),
+    ),
   )
 
 
-def _paths(report, session, name, found):
-  report.section(f'Paths in {name}')
-  if found.is_text:
-    report.figure(
-      path_figures.text_paths(found.tokens[0], found.chosen[0], found.names, found.identity),
+def _choices(skip, records, analyses):
+  by_name = {plain(name): analysis for name, analysis in analyses.items()}
+  return section(
+    'What tokens choose',
+    picture(
+      routing_figures.utilisation(
+        {plain(name): list(loads(records[name]).values()) for name in analyses}
+      ),
+      'Load of every module over the ideal even load, most used first, a line for each step; mean '
+      'over the seeds.',
+    ),
+    picture(
+      routing_figures.rank_frequency(
+        {name: rank_frequency(analysis.codes) for name, analysis in by_name.items()},
+        {name: analysis.fit for name, analysis in by_name.items()},
+      ),
+      'How often each path is taken, by rank, in the first seed; a path is the modules of all '
+      'steps. Lines: power laws, with the exponent’s 95 % interval over examples.',
+    ),
+    picture(
+      routing_figures.compute(
+        {name: analysis.compute for name, analysis in by_name.items()}, {plain(SKIPPING): 1 - skip}
+      ),
+      'Share of a token’s choices that compute something, over tokens and over examples, in the '
+      'first seed; dashed: the target of the one that is steered.',
+    ),
+  )
+
+
+def _paths(name, analysis, model):
+  classes = 'kinds of bytes' if analysis.is_text else 'labels'
+  return section(
+    f'Paths in {name}',
+    _single_paths(analysis, model),
+    picture(
+      path_figures.flow(analysis.flows, analysis.names),
+      'Where tokens go from step to step: widths are shares of the choices.',
+    ),
+    picture(
+      path_figures.specialisation(analysis.lift, analysis.names, analysis.class_names),
+      f'Specialisation: how much more often than in all tokens the {classes} are among those that '
+      'chose each module.',
+    ),
+    picture(
+      path_figures.information(*analysis.bits),
+      f'What a token’s modules tell about its class ({classes}) at each step, and by chance.',
+    ),
+    picture(
+      path_figures.reuse(analysis.reuse, analysis.names),
+      'Reuse of parameters: how many tokens use each module how often on their path.',
+    ),
+  )
+
+
+def _single_paths(analysis, model):
+  modules = analysis.names, analysis.identity
+  if analysis.is_text:
+    return picture(
+      path_figures.text_paths(analysis.tokens[0], analysis.chosen[0], *modules),
       'The path of every token of a sequence: modules chosen at each step.',
     )
-  else:
-    height, width = found.tokens.shape[1:3]
-    size = session.model.patch_size
-    report.figure(
-      path_figures.image_paths(
-        found.tokens[:IMAGES],
-        found.chosen[:IMAGES],
-        (height // size, width // size),
-        found.names,
-        found.identity,
-      ),
-      'The path of every patch of some images, and how much each computes.',
-    )
-  report.figure(
-    path_figures.flow(found.flows, found.names),
-    'Where tokens go from step to step: widths are shares of the choices.',
-  )
-  what = 'kinds of bytes' if found.is_text else 'labels'
-  report.figure(
-    path_figures.specialisation(found.lift, found.names, found.class_names),
-    f'Specialisation: how much more often than in all tokens the {what} are among those that chose '
-    'each module.',
-  )
-  report.figure(
-    path_figures.information(found.bits.bits, found.bits.shuffled),
-    f'What a token’s modules tell about its class ({what}) at each step, and by chance.',
-  )
-  report.figure(
-    path_figures.reuse(found.reuse, found.names),
-    'Reuse of parameters: how many tokens use each module how often on their path.',
+  images = analysis.tokens[:IMAGES]
+  grid = tuple(size // model.patch_size for size in images.shape[1:3])
+  return picture(
+    path_figures.image_paths(images, analysis.chosen[:IMAGES], grid, *modules),
+    'The path of every patch of some images, and how much each computes.',
   )

@@ -28,22 +28,20 @@ from additive_jax.experiments.contenders import (
 )
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.results import read_results, run_once, write_results
+from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import evaluate_pool, sampled_structures, train_shared
+from additive_jax.experiments.shared import train_shared
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted, num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
-from additive_jax.models.routing import ROUTERS, Routing
+from additive_jax.models.routing import Routing
 from additive_jax.parallel import processes
 from additive_jax.report import analysis
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
-from additive_jax.run.evaluate import evaluate_structures
 
 SINGLE, MOE = 'single', 'moe'
-VARIANTS = (*ROUTERS, SINGLE, MOE)
-BUDGETS = ('flops', 'params')
 TABLES = ('structures', 'variants', 'routers')
 JOURNAL, POOL_JOURNAL = 'experts.jsonl', 'pool.jsonl'
 
@@ -74,12 +72,6 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Experts
   takes its place twice: with hidden units such that its active FLOPs are those of the dense
   network, and such that its parameters are. Args and errors are those of `sweep.run`.
   """
-  for option, known in (('variants', VARIANTS), ('budgets', BUDGETS)):
-    given = tuple(config.experts[option])
-    if not given or set(given) - set(known) or len(set(given)) < len(given):
-      raise UserError(
-        f'config.experts.{option} {given}: expected some of {", ".join(known)}, each once'
-      )
   check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
@@ -168,7 +160,7 @@ def _run(session: Session) -> ExpertsResult:
     }
   result = ExpertsResult(table, variants, routers, summary)
   curves = session.metrics.read(session.rundir.path)
-  page = experts_report.render(session, result, contenders, records, paths, curves)
+  page = experts_report.page(session, result, contenders, records, paths, curves)
   tables = dict(zip(TABLES, (table, variants, routers)))
   write_results(session, tables, summary, page)
   return _read(session.rundir)
@@ -182,18 +174,11 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
   done = {record['seed']: record for record in read_all(folder, POOL_JOURNAL)}
   for seed in session.seeds:
     if seed not in done:
-      trainer = train_shared(session, seed, config.train.epochs, f'pool-seed{seed}')
-      found = evaluate_pool(session, trainer, bits)
+      pool = train_shared(session, seed, config.train.epochs, f'pool-seed{seed}')
+      found = evaluate(session, pool.variables, bits)
       seen = session.data.train
       known = np.arange(min(len(seen), len(session.data.test)))
-      train = evaluate_structures(
-        session.model,
-        processes.to_host(trainer.variables),
-        seen[known],
-        bits,
-        task=session.objective,
-        devices=session.workers,
-      )
+      train = evaluate(session, pool.variables, bits, seen[known])
       done[seed] = {'seed': seed, 'train_loss': train.loss.tolist()}
       done[seed] |= {key: getattr(found, key).tolist() for key in SCORES}
       if processes.is_primary():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from additive_jax.experiments import contenders_report
-from additive_jax.experiments.contenders import DENSE, loads
-from additive_jax.experiments.contenders_report import signed, words
-from additive_jax.experiments.results import end_page, start_page
+from additive_jax.experiments.contenders import loads
 from additive_jax.report import figures, routing_figures
+from additive_jax.report.page import Page, picture, section, table
+from additive_jax.report.wording import plain
 
 
-def render(session, result, contenders, records, paths, curves: pd.DataFrame) -> str:
-  """The report of an `ExpertsResult` as HTML.
+def page(session, result, contenders, records, paths, curves: pd.DataFrame) -> Page:
+  """Returns the page of an `ExpertsResult`.
 
   Args:
     records: by network, those of all seeds; see `contenders.train_all`.
@@ -20,76 +20,84 @@ def render(session, result, contenders, records, paths, curves: pd.DataFrame) ->
       and `fit`.
     curves: the run's metrics.
   """
-  frame, config = result.variants, session.config
-  rows = frame.set_index('variant')
-  report = start_page(session, f'Mixtures of structures on {session.data.name}')
-  report.facts(
-    {'dense, test loss': rows.loc[DENSE, 'loss']}
-    | {
-      f'{words(name)}, loss − dense': signed(rows.loc[name], 'loss_minus_dense')
-      for name in rows.index
-      if name != DENSE
-    }
-  )
-  contenders_report.compare(
-    report,
-    frame,
-    len(session.seeds),
-    'All start from the seed’s own init and see the same examples in the same order, for as many '
-    'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
-    'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
-    'the dense one; the single structure has its parameters. What each really uses is below.',
-  )
-  routed = [c.name for c in contenders if c.has_routers]
-  if routed:
-    _routers(report, records, routed, paths)
-  if config.experts.keep < 1:
-    report.section('Tokens that are computed')
-    report.figure(
-      routing_figures.compute(
-        {words(n): p['on'].mean(-1) for n, p in paths.items() if p['on'] is not None},
-        config.experts.keep,
-      ),
-      'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
-    )
-  more = {'kept': ('share of tokens that are computed', config.experts.keep)}
+  options = session.config.experts
+  routed = [contender.name for contender in contenders if contender.has_routers]
   static = [contender.name for contender in contenders if not contender.has_routers]
-  groups = {
-    f' at equal {budget}': static + [name for name in routed if name.endswith(f'equal_{budget}')]
-    for budget in config.experts.budgets
-  }
-  contenders_report.over_training(report, curves, groups, more if config.experts.keep < 1 else {})
-  if len(result.table) > 1:
-    report.section('Static structures of the same layers')
-    report.figure(
-      figures.ranking(result.table),
-      'Test loss of the structures of the dense network’s feed-forward layers in one pool; the '
-      f'single structure that was trained alone, {result.summary["single_structure"]}, was the '
-      'best on training examples with some gate off.',
-    )
-  report.section('Tables')
-  report.table(frame, 'Each network; “minus dense” is paired by seed.')
-  report.table(result.routers, 'Each router, mean over the seeds; loads are over the ideal one.')
-  report.table(result.table, 'Static structures, best first.')
-  return end_page(report, session)
-
-
-def _routers(report, records, routed, paths):
-  report.section('What tokens choose')
-  shares = {name: list(loads(records[name]).values()) for name in routed}
-  shares = {words(name): found for name, found in shares.items() if found[0].size}
-  report.figure(
-    routing_figures.utilisation(shares),
-    'Load of every structure or expert over the ideal even load, most used first, a line for each '
-    'layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
+  target = {'kept': ('share of tokens that are computed', options.keep)}
+  return Page(
+    f'Mixtures of structures on {session.data.name}',
+    contenders_report.facts(result.variants),
+    contenders_report.comparison(
+      result.variants,
+      len(session.seeds),
+      'All start from the seed’s own init and see the same examples in the same order, for as many '
+      'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
+      'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
+      'the dense one; the single structure has its parameters. What each really uses is below.',
+    ),
+    _choices(records, routed, paths) if routed else None,
+    _computed(paths, options.keep) if options.keep < 1 else None,
+    contenders_report.training(
+      curves,
+      {
+        f' at equal {budget}': static
+        + [name for name in routed if name.endswith(f'equal_{budget}')]
+        for budget in options.budgets
+      },
+      target if options.keep < 1 else {},
+    ),
+    _structures(result) if len(result.table) > 1 else None,
+    section(
+      'Tables',
+      table(result.variants, 'Each network; “minus dense” is paired by seed.'),
+      table(result.routers, 'Each router, mean over the seeds; loads are over the ideal one.'),
+      table(result.table, 'Static structures, best first.'),
+    ),
   )
-  chosen = {words(name): found for name, found in paths.items() if 'fit' in found}
-  if chosen:
-    curves = {name: found['counts'] for name, found in chosen.items()}
-    fits = {name: found['fit'] for name, found in chosen.items()}
-    report.figure(
-      routing_figures.rank_frequency(curves, fits),
+
+
+def _choices(records, routed, paths):
+  shares = {plain(name): list(loads(records[name]).values()) for name in routed}
+  chosen = {plain(name): path for name, path in paths.items() if 'fit' in path}
+  return section(
+    'What tokens choose',
+    picture(
+      routing_figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
+      'Load of every structure or expert over the ideal even load, most used first, a line for '
+      'each layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
+    ),
+    picture(
+      routing_figures.rank_frequency(
+        {name: path['counts'] for name, path in chosen.items()},
+        {name: path['fit'] for name, path in chosen.items()},
+      ),
       'How often tokens of the test split choose each structure of the whole network (what they '
       'choose in all layers together), by rank, in the first seed; with the exponent of a power '
       'law and its 95 % interval over examples.',
     )
+    if chosen
+    else None,
+  )
+
+
+def _computed(paths, keep):
+  shares = {plain(n): path['on'].mean(-1) for n, path in paths.items() if path['on'] is not None}
+  return section(
+    'Tokens that are computed',
+    picture(
+      routing_figures.compute(shares, keep),
+      'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
+    ),
+  )
+
+
+def _structures(result):
+  return section(
+    'Static structures of the same layers',
+    picture(
+      figures.ranking(result.table),
+      'Test loss of the structures of the dense network’s feed-forward layers in one pool; the '
+      f'single structure that was trained alone, {result.summary["single_structure"]}, was the '
+      'best on training examples with some gate off.',
+    ),
+  )

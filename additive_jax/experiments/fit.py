@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,29 +16,35 @@ from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.parallel import processes
 from additive_jax.train.balance import summary
-from additive_jax.train.trainer import Trainer
 
 
-def fit(
-  session: Session,
-  trainer: Trainer,
-  num_steps: int,
-  name: str,
-  *,
-  labels: Sequence[str] = (),
-  probe: Callable[[Trainer], dict] | None = None,
-  clock: Journal | None = None,
-) -> None:
-  """Runs `trainer` up to step `num_steps`, from its newest checkpoint if there is one.
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """What the curves of a training show beside its loss.
+
+  Attributes:
+    labels: one per slot, where a slot always trains the same structure; gives each a curve.
+    probe: gives more values from the trainer, at every point.
+    clock: takes the seconds of the steps up to every point, without compiling and probing; apart
+      from the curves, which are the same each time. Of a point's records the last one counts.
+  """
+
+  labels: Sequence[str] = ()
+  probe: Callable[[Any], dict] | None = None
+  clock: Journal | None = None
+
+
+PLAIN = Curves()
+
+
+def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curves = PLAIN) -> None:
+  """Runs a trainer up to step `num_steps`, from its newest checkpoint if there is one.
 
   Curves go to the run's metrics under `name`, checkpoints to `checkpoints/<name>`.
 
   Args:
     trainer: a `Trainer`, or a `Fleet`.
-    labels: one per slot, where a slot always trains the same structure; gives each a curve.
-    probe: gives more values for the curves, from the trainer, at every point.
-    clock: takes the seconds of the steps up to every point, without compiling and probing; apart
-      from the curves, which are the same each time. Of a point's records the last one counts.
+    curves: what the curves show beside the loss.
 
   Raises:
     Stopped: when the run was asked to stop; the state is saved.
@@ -50,7 +58,7 @@ def fit(
     session.metrics.truncate(name, trainer.step)
     if trainer.step >= num_steps:
       return
-    if clock is not None:
+    if curves.clock is not None:
       trainer.warm_up()
     with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
@@ -62,11 +70,11 @@ def fit(
         values = trainer.run(count)
         seconds = time.perf_counter() - started
         step += count
-        curves = point(values, labels) | (probe(trainer) if probe else {})
-        session.metrics.write(step, curves, name)
-        if clock is not None and processes.is_primary():
-          clock.append({'tag': name, 'step': step, 'seconds': seconds})
-        progress.advance(count, loss=curves['loss'])
+        shown = point(values, curves.labels) | (curves.probe(trainer) if curves.probe else {})
+        session.metrics.write(step, shown, name)
+        if curves.clock is not None and processes.is_primary():
+          curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
+        progress.advance(count, loss=shown['loss'])
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)

@@ -20,7 +20,7 @@ from additive_jax.data.clusters import (
   input_features,
   input_flops,
 )
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.narrow import CLOCK, Narrow
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, replace_file
@@ -29,8 +29,6 @@ from additive_jax.parallel import processes
 from additive_jax.train.fleet import Fleet
 
 log = logging.getLogger('additive_jax')
-
-FEATURES = ('inputs', 'embedding')
 
 
 class Grouping(NamedTuple):
@@ -123,7 +121,7 @@ def _briefly_trained(session, narrow, seed):
     chunk_steps=session.config.train.log_every,
   )
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(narrow.session, fleet, steps, f'embedding-seed{seed}', clock=clock)
+  fit(narrow.session, fleet, steps, f'embedding-seed{seed}', Curves(clock=clock))
   return {'params': fleet.members()[0].params}
 
 

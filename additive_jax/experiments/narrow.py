@@ -14,7 +14,7 @@ import numpy as np
 
 from additive_jax import transplant
 from additive_jax.errors import UserError
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
@@ -26,7 +26,7 @@ from additive_jax.train.trainer import State, init_state
 
 log = logging.getLogger('additive_jax')
 
-AVERAGE, PACK, BEST = JOINS = ('average', 'pack', 'best')
+AVERAGE, PACK, BEST = ('average', 'pack', 'best')
 CLOCK = 'seconds.jsonl'
 BATCH = 64  # test examples of a receipt
 
@@ -133,7 +133,7 @@ def train_together(
     return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
 
   clock = Journal(session.rundir.journals / CLOCK)
-  fit(narrow.session, fleet, narrow.num_steps, name, labels=labels, probe=probe, clock=clock)
+  fit(narrow.session, fleet, narrow.num_steps, name, Curves(labels, probe, clock))
   return fleet.members()
 
 

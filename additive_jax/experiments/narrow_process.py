@@ -27,7 +27,7 @@ import numpy as np
 from additive_jax import models
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments import narrow as narrow_
-from additive_jax.experiments.fit import fit
+from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import read_options
 from additive_jax.experiments.session import Session, Stopped, load_data, to_plain_config
@@ -218,7 +218,7 @@ def _work(what):
     rows = [np.array(what['rows'])]
     fleet = narrow_.make_fleet(session, narrow, rows, what['seed'], names=[index])
     clock = Journal(rundir.journals / f'{name}-{narrow_.CLOCK}')
-    fit(narrow.session, fleet, narrow.num_steps, name, clock=clock)
+    fit(narrow.session, fleet, narrow.num_steps, name, Curves(clock=clock))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from additive_jax.experiments.session import Session, open_session
 from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.parallel import processes
 from additive_jax.report import analysis
-from additive_jax.report.page import Report, counted
+from additive_jax.report.page import Page, details
+from additive_jax.report.wording import counted
 
 log = logging.getLogger('additive_jax')
 
@@ -45,13 +46,13 @@ def run_once(
 
 
 def write_results(
-  session: Session, tables: dict[str, pd.DataFrame], summary: dict, page: str
+  session: Session, tables: dict[str, pd.DataFrame], summary: dict, page: Page
 ) -> None:
   """Writes the tables by name, the page, and last the summary: the run is finished."""
   rundir = session.rundir
   for name, table in tables.items():
     rundir.write_table(f'{name}.csv', table)
-  rundir.write_text(PAGE, page)
+  rundir.write_text(PAGE, finished_page(session, page))
   rundir.mark_finished(summary)
   processes.barrier('written')
   log.info('report: %s', rundir.path / PAGE)
@@ -69,17 +70,18 @@ def with_interval(name: str, values) -> dict[str, float]:
   return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 
-def start_page(session: Session, title: str) -> Report:
-  """The head of a report on a run; `title` is what was done."""
+def finished_page(session: Session, page: Page) -> str:
+  """Returns the page as HTML, with what was run under its title, and the command and the options of
+  the run at its foot.
+  """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
-  return Report(title, f'{gates}, {seeds}; loss is on the test split')
-
-
-def end_page(report: Report, session: Session) -> str:
-  """The page, with the command and the options of the run at its foot."""
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
   texts = {'Command, which also continues the run': session.command} if session.command else {}
-  texts['Options'] = '\n'.join(lines)
-  return report.details('How this run was made', texts).render()
+  return Page(
+    page.title,
+    *page.pieces,
+    details('How this run was made', texts | {'Options': '\n'.join(lines)}),
+    subtitle=f'{gates}, {seeds}; loss is on the test split',
+  ).html()

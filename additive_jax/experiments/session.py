@@ -84,6 +84,11 @@ class Session:
     return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
 
   @property
+  def shard(self) -> tuple[int, int]:
+    """The number of this process's part of the run, and how many parts there are."""
+    return parse_shard(self.config.shard)
+
+  @property
   def test(self) -> tuple[np.ndarray, np.ndarray]:
     """The test split as arrays."""
     return self.data.test[np.arange(len(self.data.test))]

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
+from additive_jax.experiments.arms import Trained
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure, all_bits, bits_of
 from additive_jax.parallel import processes
-from additive_jax.run.evaluate import Evaluation, evaluate_structures
-from additive_jax.search.methods import check_search, search
-from additive_jax.train.trainer import Trainer
+from additive_jax.run.evaluate import Evaluation
+from additive_jax.search import Evaluated, Search
 
 SCORES = ('loss', 'accuracy')
 
 
-def train_shared(session: Session, seed: int, epochs: float, name: str) -> Trainer:
-  """A pool trained on the structures of `config.sampler`, for `epochs` passes of each slot."""
+def train_shared(session: Session, seed: int, epochs: float, name: str) -> Trained:
+  """Returns a pool trained on the structures of `config.sampler`, for `epochs` passes of each
+  slot; `name` is that of its curves and checkpoints."""
   num_steps = session.steps(epochs)
   trainer = session.trainer(session.recipe(num_steps), session.sampler(num_steps), seed)
   fit(session, trainer, num_steps, name)
-  return trainer
-
-
-def evaluate_pool(session: Session, trainer: Trainer, bits: np.ndarray) -> Evaluation:
-  """Test loss and accuracy of structures [S, n] of a pool."""
-  pool = processes.to_host(trainer.variables)
-  return evaluate_structures(
-    session.model, pool, session.test, bits, task=session.objective, devices=session.workers
-  )
-
-
-def sampled_structures(session: Session, limit: int) -> np.ndarray:
-  """All structures where they are no more than `limit`, else that many, drawn at random, all-on
-  last; bool [S, n]."""
-  num_gates = session.space.num_gates
-  if num_gates < 63 and 2**num_gates <= limit:
-    return all_bits(num_gates)
-  random = np.random.Generator(np.random.PCG64(session.config.seed))
-  found = {}
-  while len(found) < limit - 1:
-    row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))
-    if not all(row):
-      found[row] = None
-  return np.array([*found, Structure.all_on(num_gates).bits])
+  return Trained(session, seed, trainer, processes.to_host(trainer.variables))
 
 
 def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int):
@@ -59,8 +41,8 @@ def rank_shared(session: Session, bits: np.ndarray, shard: int, num_shards: int)
   done = {record['seed']: record for record in read_all(folder, 'shared-*.jsonl')}
   for i, seed in enumerate(session.seeds):
     if seed not in done and i % num_shards == shard:
-      trainer = train_shared(session, seed, epochs, f'shared-seed{seed}')
-      found = evaluate_pool(session, trainer, bits)
+      pool = train_shared(session, seed, epochs, f'shared-seed{seed}')
+      found = evaluate(session, pool.variables, bits)
       done[seed] = {'seed': seed, 'loss': found.loss.tolist(), 'accuracy': found.accuracy.tolist()}
       if processes.is_primary():
         Journal(folder / f'shared-{shard}-of-{num_shards}.jsonl').append(done[seed])
@@ -74,13 +56,19 @@ def search_shared(session: Session) -> tuple[np.ndarray, Evaluation]:
   """Trains a pool per seed and searches them as `search_pools` does."""
   epochs = shared_epochs(session)
   pools = [train_shared(session, seed, epochs, f'shared-seed{seed}') for seed in session.seeds]
-  return search_pools(session, pools)
+  return search_pools(session, lambda: pools)
 
 
-def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Evaluation]:
+def search_pools(
+  session: Session, make_pools: Callable[[], list[Trained]]
+) -> tuple[np.ndarray, Evaluation]:
   """Searches pools for the structures of lowest mean loss, as `config.search` says.
 
   Each generation is journalled, so that a search goes on after the last one that was evaluated.
+
+  Args:
+    session: the run.
+    make_pools: gives the pools; called once, and not for a search that is done.
 
   Returns:
     What was evaluated, bool [S, n], and loss and accuracy [pools, S].
@@ -97,9 +85,11 @@ def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Ev
     enabled=processes.is_primary(),
   )
 
-  def evaluate(bits):
+  pools = functools.cache(make_pools)
+
+  def evaluate_all(bits):
     session.check_stop()
-    found = [evaluate_pool(session, pool, bits) for pool in pools]
+    found = [evaluate(session, pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with what is not asked for.
     fresh = min(len(bits), options.budget - progress.completed)
     record = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
@@ -113,15 +103,8 @@ def search_pools(session: Session, pools: list[Trainer]) -> tuple[np.ndarray, Ev
     return Evaluation(*(_means([record], key) for key in SCORES))
 
   with bar as progress:
-    found = search(
-      evaluate,
-      num_gates,
-      budget=options.budget,
-      method=options.method,
-      population=options.population,
-      seed=session.config.seed,
-      known=(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES)),
-    )
+    known = Evaluated(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES))
+    found = Search(**options, seed=session.config.seed).run(evaluate_all, num_gates, known)
   return found.bits, Evaluation(*(np.array(_joined(records, key)).T for key in SCORES))
 
 
@@ -146,6 +129,6 @@ def check_shared(session: Session, epochs: float) -> None:
   session.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
-    check_search(num_gates, options.budget, options.method, options.population)
+    Search(**options, seed=session.config.seed).check(num_gates)
   else:
     all_bits(num_gates)  # says so if there are too many

@@ -5,71 +5,50 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax.experiments.results import end_page, start_page
 from additive_jax.report import figures
-from additive_jax.report.page import counted
+from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
+from additive_jax.report.wording import counted
 
 
-def render(session, result, curves: pd.DataFrame) -> str:
-  """The report of a `SweepResult` as HTML; `curves` is the run's metrics."""
-  table, summary, names = result.table, result.summary, session.space.names
-  report = start_page(
-    session,
-    f'Which + matter: {counted(len(table), "structure")} of {type(session.model).__name__} '
-    f'on {session.data.name}',
-  )
-  report.facts(_facts(summary))
-  top = table.head(session.config.sweep.top_k)
-  report.section('The best structures')
-  report.figure(
-    figures.structures(
-      top['structure'].tolist(), list(names), [f'{loss:.4f}' for loss in top['loss']]
-    ),
-    f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
-  )
-  alone = 'standalone' in session.config.sweep.modes
-  ranked = table if alone else table.drop(columns=[c for c in table if c.startswith('shared_')])
+def page(session, result, curves: pd.DataFrame) -> Page:
+  """Returns the page of a `SweepResult`; `curves` is the run's metrics."""
+  structures, summary, names = result.table, result.summary, session.space.names
+  top = structures.head(session.config.sweep.top_k)
   intervals = ', with 95 % intervals over the seeds' if summary['num_seeds'] > 1 else ''
-  report.figure(figures.ranking(ranked), f'Loss by rank{intervals}.')
-  longest = table[table['steps'] == table['steps'].max()] if 'steps' in table else table
-  report.figure(
-    figures.pareto(longest),
-    'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
-  )
-  report.section('What each + does')
-  n, terms = len(names), 1 + len(names) + len(names) * (len(names) - 1) // 2
-  how = 'mean loss with it on minus mean loss with it off'
-  if len(table) < 2**n:
-    how = f'least-squares fit of {terms} terms to the {len(table)} structures evaluated'
-  report.figure(figures.gate_effects(result.effects), f'Main effect of each gate: {how}.')
-  if len(table) < terms:
-    report.text(
-      f'Pairwise interactions are not drawn: {terms} terms cannot be told from {len(table)} '
-      'structures. The main effects are those of the smallest fit.'
-    )
-    return _rest(report, session, result, curves)
-  report.figure(
-    figures.interaction_heatmap(
-      result.interactions.drop(columns='gate').to_numpy(float), list(names)
+  return Page(
+    f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
+    f'on {session.data.name}',
+    tiles(_facts(summary)),
+    section(
+      'The best structures',
+      picture(
+        figures.structures(top['structure'], names, [f'{loss:.4f}' for loss in top['loss']]),
+        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
+      ),
+      picture(
+        figures.ranking(_ranked(structures, session.config.sweep.modes)),
+        f'Loss by rank{intervals}.',
+      ),
+      picture(
+        figures.pareto(_trained_longest(structures)),
+        'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
+      ),
     ),
-    'Pairwise interactions: positive where two gates can stand in for each other.',
+    section('What each + does', *_effects(result, names)),
+    _agreement(structures, result.agreement) if result.agreement else None,
+    section(
+      'Training',
+      picture(
+        figures.training_curves(curves),
+        'Training loss of the shared pools, over all structures drawn.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
+    ),
   )
-  return _rest(report, session, result, curves)
-
-
-def _rest(report, session, result, curves):
-  table = result.table
-  if result.agreement:
-    _agreement(report, table, result.agreement)
-  if len(curves):
-    report.section('Training')
-    report.figure(
-      figures.training_curves(curves),
-      'Training loss of the shared pools, over all structures drawn.',
-    )
-  report.section('Table')
-  report.table(table, 'The best structures; structures.csv has all.', max_rows=30)
-  return end_page(report, session)
 
 
 def _facts(summary):
@@ -87,37 +66,71 @@ def _facts(summary):
   return facts
 
 
-def _agreement(report, table, agreement):
-  both = table[np.isfinite(table['loss']) & np.isfinite(table['shared_loss'])]
-  report.section('Does the shared pool rank like training alone?')
-  report.figure(
-    figures.agreement(both['shared_loss'].to_numpy(), both['loss'].to_numpy()),
-    'Each point is a structure: its rank in the shared pool against its rank when trained alone.',
-  )
+def _ranked(structures, modes):
+  """Without the columns of the shared pool where that is the only one."""
+  if 'standalone' in modes:
+    return structures
+  return structures.drop(columns=[name for name in structures if name.startswith('shared_')])
+
+
+def _trained_longest(structures):
+  if 'steps' not in structures:
+    return structures
+  return structures[structures['steps'] == structures['steps'].max()]
+
+
+def _effects(result, names) -> list[Piece]:
+  """Main effects, and the interactions where there are structures enough to tell them."""
+  number, terms = len(result.table), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  method = 'mean loss with it on minus mean loss with it off'
+  if number < 2 ** len(names):
+    method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
+  effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
+  if number < terms:
+    return [
+      effects,
+      text(
+        f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
+        'structures. The main effects are those of the smallest fit.'
+      ),
+    ]
+  matrix = result.interactions.drop(columns='gate').to_numpy(float)
+  return [
+    effects,
+    picture(
+      figures.interaction_heatmap(matrix, names),
+      'Pairwise interactions: positive where two gates can stand in for each other.',
+    ),
+  ]
+
+
+def _agreement(structures, agreement):
+  both = structures[np.isfinite(structures['loss']) & np.isfinite(structures['shared_loss'])]
   k = agreement['k']
+  regret = [_interval(agreement, 'regret', 4), f'random: {agreement["random_regret"]:.4f}']
   rows = [
     ('Kendall τ', agreement['tau'], _interval(agreement, 'tau', 3)),
     ('noise ceiling of the mean', agreement['tau_ceiling'], ''),
     ('τ between single seeds', agreement['tau_between_seeds'], ''),
     ('τ over the ceiling', agreement['tau_over_ceiling'], ''),
     (f'top-{k} recall', agreement['top_k_recall'], f'random: {agreement["random_recall"]:.3f}'),
-    (
-      f'regret of the top {k}',
-      agreement['regret'],
-      '; '.join(
-        filter(None, [_interval(agreement, 'regret'), f'random: {agreement["random_regret"]:.4f}'])
-      ),
-    ),
+    (f'regret of the top {k}', agreement['regret'], '; '.join(filter(None, regret))),
   ]
-  frame = pd.DataFrame(rows, columns=['measure', 'value', 'interval or baseline'])
-  report.table(
-    frame,
-    'Agreement. The ceiling is the τ to expect between this mean over seeds and that of as many '
-    'other seeds; random is K structures drawn at random.',
+  return section(
+    'Does the shared pool rank like training alone?',
+    picture(
+      figures.agreement(both['shared_loss'], both['loss']),
+      'Each point is a structure: its rank in the shared pool against its rank when trained alone.',
+    ),
+    table(
+      pd.DataFrame(rows, columns=['measure', 'value', 'interval or baseline']),
+      'Agreement. The ceiling is the τ to expect between this mean over seeds and that of as many '
+      'other seeds; random is K structures drawn at random.',
+    ),
   )
 
 
-def _interval(agreement, name, digits=4):
+def _interval(agreement, name, digits):
   """`low to high`, or nothing where there are too few seeds or structures for one."""
   low, high = agreement[f'{name}_low'], agreement[f'{name}_high']
   return f'{low:.{digits}f} to {high:.{digits}f}' if np.isfinite([low, high]).all() else ''

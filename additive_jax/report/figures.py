@@ -7,6 +7,10 @@ Structures are text, gate 0 leftmost. The pictures made of cells live in `grids`
 from here too.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.patheffects import withStroke
@@ -28,9 +32,9 @@ from additive_jax.report.plot_style import (
   log_scale_if_wide,
   power_of_thousand,
   say_empty,
-  short_names,
   times_power,
 )
+from additive_jax.report.wording import plain, short_names
 
 __all__ = [
   'agreement',
@@ -38,6 +42,7 @@ __all__ = [
   'cosines',
   'gate_effects',
   'interaction_heatmap',
+  'mean_curves',
   'pareto',
   'ranking',
   'structures',
@@ -209,6 +214,38 @@ def training_curves(frame, measure='loss'):
     else:
       axes.set_title(f'{len(groups)} runs, from {groups[0][0]} (dark) to {groups[-1][0]} (light)')
   return figure
+
+
+def mean_curves(
+  curves: pd.DataFrame,
+  measure: str = 'loss',
+  names: Sequence[str] | None = None,
+  label: Callable[[str], str] = plain,
+  columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+  """Returns the mean over seeds of a run's curves, for `training_curves`.
+
+  Args:
+    curves: columns `step`, `tag` (`NAME-seed0`, …) and the measure's.
+    measure: the column of the result.
+    names: of the curves to take, in order; all by default.
+    label: what a name is called in the result's `tag`.
+    columns: those whose mean is the measure; the measure's own by default.
+  """
+  columns = [measure] if columns is None else list(columns)
+  if not len(curves) or not columns:
+    return pd.DataFrame(columns=['step', 'tag', measure])
+  frame = pd.DataFrame(
+    {
+      'step': curves['step'],
+      'tag': curves['tag'].str.replace(r'-seed\d+$', '', regex=True),
+      measure: curves[columns].mean(axis=1),
+    }
+  ).dropna()
+  names = list(frame['tag'].unique()) if names is None else list(names)
+  frame = frame[frame['tag'].isin(names)].groupby(['tag', 'step'], as_index=False).mean()
+  frame = frame.sort_values('tag', key=lambda tag: tag.map(names.index), kind='stable')
+  return frame.assign(tag=frame['tag'].map(label))
 
 
 def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):

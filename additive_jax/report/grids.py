@@ -17,9 +17,9 @@ from additive_jax.report.plot_style import (
   drawing,
   power_of_thousand,
   say_empty,
-  short_names,
   times_power,
 )
+from additive_jax.report.wording import short_names
 
 _MAX_ANNOTATED = 16  # rows of a heat map in which numbers can still be read
 

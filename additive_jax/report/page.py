@@ -1,176 +1,183 @@
-"""One self-contained HTML page about a run: headline tiles, pictures, text and tables."""
+"""One self-contained HTML page about a run, declared as a tree of pieces.
+
+    page = Page(
+      'Exp 1: which + matter',
+      tiles({'best loss': 0.1234567, 'structures': 4096}),
+      section(
+        'The best structures',
+        picture(figures.ranking(structures), 'Loss by rank.'),
+        text('Only a part was evaluated.') if searched else None,
+      ),
+      section('Tables', table(structures, 'Best first.', max_rows=30)),
+    )
+    path.write_text(page.html())
+
+Pieces stand in the order in which they are given. A piece that is None is left out, and so is a
+section without pieces, so that a page with parts that may be missing is one expression. The page
+needs no network, no script and no other file; the same pieces give the same bytes; all text is
+escaped.
+"""
+
+from __future__ import annotations
 
 import base64
 import io
-import math
 import numbers
-import re
+from dataclasses import dataclass
+from typing import Any
 
 import jinja2
-import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
-from additive_jax.report.plot_style import power_of_ten, style
-from additive_jax.report.template import TEMPLATE
+from additive_jax.report.plot_style import style
+from additive_jax.report.wording import format_value
 
-_MAX_VECTOR_MARKS = 1500  # above this many marks a picture is smaller and quicker as pixels
+_MAX_VECTOR_BYTES = 150_000  # a picture with a larger SVG is smaller and quicker as pixels
 _LARGE = 8  # characters of a tile that fit in large type
-_TOC_SECTIONS = 4  # a page with more sections gets a table of contents
+_TOC_SECTIONS = 4  # a page with more sections opens with a table of contents
+_TEMPLATES = jinja2.Environment(
+  loader=jinja2.PackageLoader('additive_jax', 'report'),
+  autoescape=True,
+  trim_blocks=True,
+  lstrip_blocks=True,
+  undefined=jinja2.StrictUndefined,
+)
 
 
-class Report:
-  """Builds the page piece by piece; each method adds at the end and returns the report itself.
+@dataclass(frozen=True)
+class Piece:
+  """A part of a page, as the functions below make it.
 
-  Pieces stand in the order in which they are added. The page needs no network, no script and no
-  other file, and the same pieces give the same bytes. All text is escaped. A picture is inlined as
-  SVG, or as PNG where it has over 1,500 marks.
-
-  Args:
-    title: heading of the page.
-    subtitle: one line under it.
-
-  Example:
-    >>> from additive_jax.report import Report
-    >>> page = Report('Exp 1').facts({'best loss': 0.1234567}).render()
-    >>> '0.1235' in page
-    True
+  Attributes:
+    kind: name of the function.
+    content: what the template shows.
   """
 
-  def __init__(self, title, subtitle=''):
-    self._title, self._subtitle = title, subtitle
-    self._items = []
-    self._sections = []
+  kind: str
+  content: dict[str, Any]
 
-  def section(self, heading):
-    """Starts a section. A page with more than four of them opens with a table of contents."""
-    self._sections.append({'id': f'section-{len(self._sections) + 1}', 'heading': heading})
-    return self._add('section', **self._sections[-1])
 
-  def text(self, paragraph):
-    """Adds a paragraph of plain text."""
-    return self._add('text', text=paragraph)
+class Page:
+  """A page: a title, a line under it, and pieces.
 
-  def facts(self, facts):
-    """Adds a row of tiles from a dict of names to values: text, or numbers shown to four digits."""
-    return self._add('facts', facts=[_tile(name, value) for name, value in facts.items()])
+  Args:
+    title: the heading.
+    pieces: what `section`, `text`, `tiles`, `picture`, `table` and `details` return, or None.
+    subtitle: one line under the title.
 
-  def figure(self, figure, caption):
-    """Adds a `matplotlib.figure.Figure` with a caption."""
-    number = 1 + sum(item['kind'] == 'figure' for item in self._items)
-    if count_marks(figure) > _MAX_VECTOR_MARKS:
-      return self._add('figure', png=_png(figure), width=_width(figure), caption=caption)
-    svg = _svg(figure, f'figure-{number}-')
-    return self._add('figure', svg=svg, width=_width(figure), caption=caption)
+  >>> page = Page('Exp 1', tiles({'best loss': 0.1234567}), None, subtitle='3 gates')
+  >>> '0.1235' in page.html()
+  True
+  """
 
-  def table(self, frame, caption, max_rows=50):
-    """Adds the first `max_rows` rows of a pandas frame, without its index; the caption says how
-    many there are.
-    """
-    shown = frame.head(max_rows)
-    columns = [
-      {'name': str(name), 'align': _alignment(frame.iloc[:, place])}
-      for place, name in enumerate(frame.columns)
+  def __init__(self, title: str, *pieces: Piece | None, subtitle: str = ''):
+    self.title, self.pieces, self.subtitle = title, _present(pieces), subtitle
+
+  def html(self) -> str:
+    """Returns the page; one with more than four sections opens with a table of contents."""
+    contents = [
+      (number, piece.content['heading'])
+      for number, piece in enumerate(self.pieces, start=1)
+      if piece.kind == 'section'
     ]
-    cells = [
-      [format_value(shown.iat[i, j]) for j in range(shown.shape[1])] for i in range(len(shown))
-    ]
-    note = f'First {len(shown):,} of {len(frame):,} rows.' if len(shown) < len(frame) else ''
-    return self._add('table', columns=columns, rows=cells, caption=caption, note=note)
-
-  def details(self, summary, texts):
-    """Adds a line that opens to `texts`, a dict of headings to lines that are shown as they are."""
-    return self._add('details', summary=summary, parts=list(texts.items()))
-
-  def render(self):
-    """The page as a string."""
-    contents = self._sections if len(self._sections) > _TOC_SECTIONS else []
-    environment = jinja2.Environment(
-      autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(TEMPLATE).render(
-      title=self._title, subtitle=self._subtitle, items=self._items, contents=contents
+    return _TEMPLATES.get_template('page.html.j2').render(
+      title=self.title,
+      subtitle=self.subtitle,
+      pieces=self.pieces,
+      contents=contents if len(contents) > _TOC_SECTIONS else [],
     )
 
-  def _add(self, kind, **content):
-    self._items.append({'kind': kind, **content})
-    return self
+
+def section(heading: str, *pieces: Piece | None) -> Piece | None:
+  """Returns the pieces under a heading, or None where there are none.
+
+  >>> section('Training', None) is None
+  True
+  """
+  present = _present(pieces)
+  return Piece('section', {'heading': heading, 'pieces': present}) if present else None
 
 
-def format_value(value):
-  """A value as a person reads it: four significant digits, whole numbers in full, or `–`."""
-  if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
-    return '–'
-  if isinstance(value, bool | np.bool_):
-    return 'yes' if value else 'no'
-  if isinstance(value, numbers.Integral):
-    return f'{int(value):,}'.replace('-', '−')
-  if not isinstance(value, numbers.Real):
-    return str(value)
-  if math.isinf(value):
-    return '∞' if value > 0 else '−∞'
-  text = f'{float(value) + 0.0:#.4g}'  # minus zero is zero
-  if 'e' in text:
-    digits, exponent = text.split('e')
-    text = f'{digits}×{power_of_ten(int(exponent))}'
-  return text.rstrip('.').replace('-', '−')
+def text(paragraph: str) -> Piece:
+  """Returns a paragraph."""
+  return Piece('text', {'text': paragraph})
 
 
-def counted(number, noun):
-  """A number with its noun: `1 seed`, `5 seeds`."""
-  return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
+def tiles(facts: dict[str, Any]) -> Piece:
+  """Returns a row of tiles: names with texts, or with numbers shown to four digits."""
+  return Piece('tiles', {'tiles': [_tile(name, value) for name, value in facts.items()]})
 
 
-def count_marks(figure):
-  """Number of points and shapes that a figure draws: what makes an SVG large."""
-  marks = 0
-  for axes in figure.axes:
-    marks += sum(len(line.get_xdata()) for line in axes.lines)
-    marks += len(axes.patches) + len(axes.texts)
-    for collection in axes.collections:
-      paths = collection.get_paths()
-      marks += max(len(collection.get_offsets()), sum(len(path.vertices) for path in paths) // 4)
-  return marks
+def picture(figure: Figure, caption: str) -> Piece:
+  """Returns a figure with its caption, as an image inside the page.
+
+  The image is an SVG, or a PNG where that would be large. The caption's first sentence is what a
+  screen reader says of it.
+  """
+  return Piece(
+    'picture',
+    {
+      'source': _data_uri(figure),
+      'width': round(96 * figure.get_figwidth()),
+      'caption': caption,
+      'alt': caption.partition('. ')[0],
+    },
+  )
+
+
+def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
+  """Returns the first rows of a frame, without its index; a note says how many there are."""
+  shown = frame.head(max_rows)
+  columns = [
+    {'name': str(name), 'align': _alignment(frame.iloc[:, place])}
+    for place, name in enumerate(frame.columns)
+  ]
+  rows = [
+    [format_value(value) for value in row] for row in shown.itertuples(index=False, name=None)
+  ]
+  note = f'First {len(shown):,} of {len(frame):,} rows.' if len(shown) < len(frame) else ''
+  return Piece('table', {'columns': columns, 'rows': rows, 'caption': caption, 'note': note})
+
+
+def details(summary: str, texts: dict[str, str]) -> Piece:
+  """Returns a line that opens to texts under headings; their lines are shown as they are."""
+  return Piece('details', {'summary': summary, 'texts': texts})
+
+
+def _present(pieces):
+  return [piece for piece in pieces if piece is not None]
 
 
 def _tile(name, value):
-  """A fact as it is shown: long ones smaller, numbers on one line."""
-  text = format_value(value)
-  style = 'long' if len(text) > _LARGE else 'short'
-  return {
-    'name': name,
-    'text': text,
-    'style': f'{style} whole' if isinstance(value, numbers.Real) else style,
-  }
+  """A fact as it is shown: a long text smaller, a number on one line."""
+  words = format_value(value)
+  size = 'long' if len(words) > _LARGE else 'short'
+  whole = ' whole' if isinstance(value, numbers.Real) else ''
+  return {'name': name, 'text': words, 'style': size + whole}
 
 
 def _alignment(column):
-  numeric = column.dtype.kind in 'iuf'
-  texts = [] if numeric else column.dropna()
-  if len(texts) and all(isinstance(x, str) and x and not set(x) - set('01') for x in texts):
-    return 'bits'
-  return 'number' if numeric else 'words'
+  """Class of a column's cells: numbers stand to the right, structures in one width."""
+  if column.dtype.kind in 'iuf':
+    return 'number'
+  words = column.dropna()
+  bits = len(words) and all(isinstance(x, str) and x and not set(x) - set('01') for x in words)
+  return 'bits' if bits else 'words'
 
 
-def _width(figure):
-  return round(figure.get_figwidth() * 96)
+def _data_uri(figure):
+  """The figure as the address of an image that holds all of it."""
+  nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+  image = _saved(figure, format='svg', metadata=nothing)
+  kind = 'svg+xml'
+  if len(image) > _MAX_VECTOR_BYTES:
+    image, kind = _saved(figure, format='png', dpi=192, metadata={'Software': None}), 'png'
+  return f'data:image/{kind};base64,{base64.b64encode(image).decode("ascii")}'
 
 
-def _png(figure):
+def _saved(figure, **options):
   stream = io.BytesIO()
   with style():
-    figure.savefig(stream, format='png', dpi=192, metadata={'Software': None})
-  return base64.b64encode(stream.getvalue()).decode('ascii')
-
-
-def _svg(figure, prefix):
-  """The figure as an `<svg>` element; its ids start with `prefix`, to be unique in the page."""
-  stream = io.StringIO()
-  with style():
-    figure.savefig(stream, format='svg', metadata={'Date': None})
-  text = stream.getvalue()
-  text = text[text.index('<svg') :]
-  text = re.sub(r'\s*<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
-  text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r'\1', text, count=1)
-  text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r'\1', text, count=1)
-  text = re.sub(r'\bid="', f'id="{prefix}', text)
-  text = re.sub(r'href="#', f'href="#{prefix}', text)
-  return re.sub(r'url\(#', f'url(#{prefix}', text)
+    figure.savefig(stream, **options)
+  return stream.getvalue()

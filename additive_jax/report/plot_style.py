@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from additive_jax.report.wording import power_of_ten
+
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow: too pale.
 PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#4d4d4d')
 BLUE, VERMILION, GREEN = PALETTE[:3]
 INK, GREY, FAINT = '#22262b', '#8a9099', '#d5d9de'
 DIVERGING = 'RdBu_r'
 MONO = 'DejaVu Sans Mono'
-
-_SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 _RC = {
   'font.family': 'DejaVu Sans',
@@ -81,18 +81,6 @@ def drawing(width, height, columns=1, width_ratios=None, layout='constrained'):
     figure.draw_without_rendering()
 
 
-def short_names(names):
-  """Gate names without the ending that all share: `block_03/mlp/residual` becomes `block_03`.
-
-  At least the first part of every name stays, and names stay distinct, because only what is common
-  to all goes.
-  """
-  parts = [str(name).split('/') for name in names]
-  while all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:
-    parts = [part[:-1] for part in parts]
-  return ['/'.join(part) for part in parts]
-
-
 def power_of_thousand(values):
   """The multiple of 3, e, with the largest finite |value| in [1, 1000) × 10^e; 0 if none."""
   largest = np.abs(np.asarray(values, np.float64)[np.isfinite(values)]).max(initial=0.0)
@@ -102,11 +90,6 @@ def power_of_thousand(values):
 def times_power(exponent):
   """` (×10⁶)` for 6, to follow an axis label; nothing for 0."""
   return f' (×{power_of_ten(exponent)})' if exponent else ''
-
-
-def power_of_ten(exponent):
-  """`10⁶` for 6."""
-  return f'10{str(exponent).translate(_SUPERSCRIPT)}'
 
 
 def log_scale_if_wide(axis_setter, values):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from additive_jax.report.plot_style import GREY, INK, PALETTE, drawing, say_empty, short_names
+from additive_jax.report.plot_style import GREY, INK, PALETTE, drawing, say_empty
+from additive_jax.report.wording import short_names
 
 
 def variants(frame, measures, titles):
@@ -33,7 +34,7 @@ def _rows(frame, measures, titles, zero):
         axes.errorbar(value[row], row, xerr=half_width[row], fmt='o', ms=5, lw=1.4, color=colour)
       if zero:
         axes.axvline(0, color=GREY, lw=0.9)
-      axes.set_yticks(rows, _labels(frame['variant']) if place == 0 else [''] * len(rows))
+      axes.set_yticks(rows, list(frame['variant']) if place == 0 else [''] * len(rows))
       axes.set_ylim(len(rows) - 0.4, -0.6)
       axes.grid(axis='y', visible=False)
       axes.set_title(title)
@@ -69,7 +70,7 @@ def distributions(values, names, all_on, label='accuracy'):
     if not names:
       say_empty(axes, 'nothing to compare')
       return figure
-    axes.set_yticks(range(len(names)), _labels(names))
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis='y', visible=False)
     axes.set_xlabel(f'{label}  (○ full network, bar: middle half of the structures, | median)')
@@ -96,16 +97,12 @@ def keep_rates(tables, labels, names):
         axes.plot(table[moment], '-o', ms=3.5, label=f'at {share} % of the steps', **line)
       axes.set_ylim(-0.03, 1.03)
       axes.set_xticks(range(len(names)), short_names(names), rotation=90, fontsize=7)
-      axes.set_title(_labels([label])[0])
+      axes.set_title(label)
       if place == 0:
         axes.set_ylabel('keep rate')
       if len(drawn) > 1:
         axes.legend(loc='lower left', fontsize=7.5)
   return figure
-
-
-def _labels(names):
-  return ['all gates on' if name == 'none' else str(name).replace('_', ' ') for name in names]
 
 
 def _colour(row):

@@ -5,6 +5,7 @@ from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.ways import (
   chosen,
   conditional,
+  gathered,
   masked,
   routed,
   sampled,
@@ -16,6 +17,7 @@ __all__ = [
   'chosen',
   'conditional',
   'evaluate_structures',
+  'gathered',
   'masked',
   'routed',
   'sampled',

@@ -1,0 +1,101 @@
+"""What the journals of a run say of its arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from additive_jax.files.journal import Journal, to_plain
+from additive_jax.files.rundir import RunDir
+
+# Journals that earlier versions wrote beside `<study>.jsonl`.
+EARLIER = {
+  'sweep': ('shared', 'standalone'),
+  'cotrain': ('alone',),
+  'experts': ('pool',),
+}
+
+
+class Incomplete(Exception):
+  """A record is needed that another shard of the run has to make."""
+
+
+class Records:
+  """The records of a run, by arm and seed: what is in its journals, and what is appended.
+
+  A record is a line such as `{"seed": 0, "variant": "dense", "loss": 0.5}`, where the variant is
+  the name of an arm. The whole run writes `journals/<study>.jsonl`; one shard, or one of several
+  processes that share arms out, `<study>-<part>-of-<parts>.jsonl`.
+
+  Attributes:
+    arms: the arms of all stages so far, by name.
+    seeds: the seeds of the run, in order.
+  """
+
+  def __init__(self, rundir: RunDir, study: str, seeds: Sequence[int]):
+    self.arms: dict[str, Any] = {}
+    self.seeds = list(seeds)
+    self._rundir, self._study = rundir, study
+    self._lines: dict[tuple[str, int], dict] = {}
+    self.read()
+
+  def read(self) -> None:
+    """Reads what all processes and shards have written by now."""
+    for name in (*EARLIER.get(self._study, ()), self._study):
+      paths = self._rundir.journals.glob(f'{name}*.jsonl')
+      for path in sorted(path for path in paths if _is_journal(path, name)):
+        for line in Journal(path).records():
+          self._lines[_arm(line, name), line['seed']] = line
+
+  def get(self, arm: str, seed: int) -> dict | None:
+    """Returns the record of an arm in one seed; None where there is none."""
+    return self._lines.get((arm, seed))
+
+  def __getitem__(self, arm: str) -> list[dict]:
+    """Returns the records of an arm in all seeds, in their order.
+
+    Raises:
+      Incomplete: when one is missing.
+    """
+    lines = [self.get(arm, seed) for seed in self.seeds]
+    if None in lines:
+      raise Incomplete(arm)
+    return lines
+
+  def append(
+    self, arm: str, seed: int, values: dict, *, part: tuple[int, int] = (0, 1), write: bool = True
+  ) -> None:
+    """Adds a record.
+
+    Args:
+      part: number of this process's part of the run, and how many parts there are.
+      write: whether this process writes the line.
+    """
+    line = to_plain({'seed': seed, 'variant': arm, **values})
+    self._lines[arm, seed] = line
+    if write:
+      ending = '' if part[1] == 1 else f'-{part[0]}-of-{part[1]}'
+      Journal(self._rundir.journals / f'{self._study}{ending}.jsonl').append(line)
+
+
+def _is_journal(path: Path, name: str) -> bool:
+  return path.stem == name or path.stem.startswith(f'{name}-')
+
+
+def _arm(line: dict, journal: str) -> str:
+  """The arm of a line; earlier versions named the arm by the journal, or by its structure."""
+  if 'variant' in line:
+    return line['variant']
+  if 'structure' in line:
+    return lone_name(line['structure'], line.get('rung', 0))
+  return 'pool' if journal == 'cotrain' else journal
+
+
+def lone_name(structure: str, rung: int = 0) -> str:
+  """Returns the name of the arm that trains a structure alone, to the end of a rung.
+
+  >>> lone_name('011'), lone_name('011', 2)
+  ('011', '011/2')
+  """
+  return f'{structure}/{rung}' if rung else structure

@@ -1,0 +1,186 @@
+"""The one loop of all experiments. A study is data, and `run` runs it.
+
+A study names its stages. A stage is a function of the open run and of its records so far, and gives
+arms: ways of training. For every seed the loop trains the arms that have no record yet, judges
+them, and appends what they scored to the journal. Tables, page and summary come last:
+
+    stage 1 ──arms──▶ fit, judge ──▶ journal ──▶ stage 2 ──▶ … ──▶ tables ──▶ page, summary
+
+A run that was killed goes on with the first arm that has no record, from its newest checkpoint. A
+stage that depends on earlier results (the rungs of successive halving, networks that are as costly
+as others turned out to be) reads them from the records.
+
+A study of one's own needs a name and one stage; see the page "A study of your own" of the docs:
+
+    def samplers(session, records):
+      steps = session.steps(session.config.train.epochs)
+      return [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
+
+    STUDY = Study('samplers', stages=(samplers,), baseline='uniform')
+    result = run(STUDY, config, workdir)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import pandas as pd
+from ml_collections import ConfigDict
+
+from additive_jax.experiments.options import check_unsharded
+from additive_jax.experiments.pages import finished_page, plain_page
+from additive_jax.experiments.records import Incomplete, Records
+from additive_jax.experiments.session import Opening, Session, open_session
+from additive_jax.experiments.tables import plain_tables
+from additive_jax.files.rundir import RunDir
+from additive_jax.parallel import processes
+from additive_jax.report.page import Page
+from additive_jax.report.wording import counted
+
+log = logging.getLogger('additive_jax')
+
+PAGE = 'report.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a study gave; every part is also a file of the run directory.
+
+  Each table is an attribute: `result.variants` is `variants.csv`. `result.table` is the table of
+  structures, `structures.csv`, best first.
+
+  Attributes:
+    tables: pandas frames by name.
+    summary: the headline figures (`summary.json`).
+    complete: False for one shard of several, which leaves only its journal.
+  """
+
+  tables: dict[str, pd.DataFrame]
+  summary: dict[str, Any]
+  complete: bool = True
+
+  def __getattr__(self, name: str) -> pd.DataFrame:
+    tables = self.__dict__.get('tables', {})
+    key = 'structures' if name == 'table' else name
+    if key not in tables:
+      raise AttributeError(f'{name!r} of a result: expected one of {", ".join(tables)}')
+    return tables[key]
+
+  @property
+  def agreement(self) -> dict[str, Any]:
+    """How well a sweep's shared pool ranks the standalone losses; empty where not both ran."""
+    return self.summary.get('shared_against_standalone', {})
+
+  @classmethod
+  def read(cls, rundir: RunDir) -> Result:
+    """Returns the result of a finished run."""
+    tables = {path.stem: rundir.read_table(path.name) for path in rundir.path.glob('*.csv')}
+    return cls(tables, rundir.read_json('summary.json'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """An experiment as data.
+
+  Attributes:
+    name: of its journal, and of the experiment in the summary.
+    stages: functions (session, records) → arms of one kind, in order; see `arms.Arm`.
+    check: raises `UserError` for what the study cannot do; called before anything is written.
+    tables: a function (session, records) → `Result`; by default a row for each arm, compared with
+      the baseline.
+    page: a function (session, result, records) → `Page`.
+    baseline: the arm that the default tables compare the others with.
+    sharded: whether `config.shard` may leave a part of the arms to other processes.
+  """
+
+  name: str
+  stages: tuple[Callable[[Session, Records], Sequence[Any]], ...]
+  check: Callable[[Session], None] = lambda session: None
+  tables: Callable[[Session, Records], Result] | None = None
+  page: Callable[[Session, Result, Records], Page] = plain_page
+  baseline: str = ''
+  sharded: bool = False
+
+
+def run(
+  study: Study, config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+) -> Result:
+  """Runs a study, or goes on with it, and writes its run directory.
+
+  Args:
+    study: what to run.
+    config: as in `configs/default.py`.
+    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+    opening: what else may be given, see `session.Opening`.
+
+  Raises:
+    UserError: for options that make no sense; nothing has been written then.
+    Stopped: when the run was asked to stop; the same call goes on.
+  """
+  if not study.sharded:
+    check_unsharded(config)
+  with open_session(config, workdir, check=study.check, **opening) as session:
+    if session.rundir.finished:
+      log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
+      return Result.read(session.rundir)
+    records = Records(session.rundir, study.name, session.seeds)
+    try:
+      for stage in study.stages:
+        arms = stage(session, records)
+        records.arms |= {arm.name: arm for arm in arms}
+        train_missing(session, arms, records)
+    except Incomplete:
+      if session.shard[1] == 1:
+        raise
+    if session.shard[1] > 1:
+      log.info('shard %s is done; run again without config.shard to merge', config.shard)
+      return Result({'structures': pd.DataFrame()}, {}, complete=False)
+    return _write(study, session, records)
+
+
+def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:
+  """Trains and judges, for every seed, the arms that have no record; adds a record of each.
+
+  One shard of several does every so many of them, and processes that share arms out likewise; what
+  they leave to each other is read from the journals when all have done their part.
+  """
+  units = [(seed, arm) for seed in session.seeds for arm in arms]
+  if not units:
+    return
+  executor, part = arms[0].executor, session.shard
+  if executor.spread and part[1] == 1:
+    part = processes.process()
+  share = units[part[0] :: part[1]]
+  missing = [(seed, arm) for seed, arm in share if records.get(arm.name, seed) is None]
+  write = executor.spread or processes.is_primary()
+  for seed, arm, values in executor(session, missing, len(share)):
+    records.append(arm.name, seed, values, part=part, write=write)
+  if executor.spread:
+    processes.barrier(f'{arms[0].name} to {arms[-1].name}')
+    session.check_stop()
+    records.read()
+  others = sum(records.get(arm.name, seed) is None for seed, arm in units)
+  if others:
+    log.info('%d of %s are left to other shards', others, counted(len(units), 'training'))
+
+
+def _write(study, session, records):
+  """Writes the tables, the page, and last the summary: the run is finished."""
+  rundir = session.rundir
+  if study.tables is None:
+    tables, summary = plain_tables(session, records, study.baseline)
+    result = Result(tables, {'experiment': study.name, **summary})
+  else:
+    result = study.tables(session, records)
+  page = finished_page(session, study.page(session, result, records))
+  for name, table in result.tables.items():
+    rundir.write_table(f'{name}.csv', table)
+  rundir.write_text(PAGE, page)
+  rundir.mark_finished(result.summary)
+  processes.barrier('written')
+  log.info('report: %s', rundir.path / PAGE)
+  return Result.read(rundir)

@@ -1,0 +1,91 @@
+"""How numbers and names read in pages and pictures."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+_SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+
+
+def format_value(value: Any) -> str:
+  """Returns a value as a person reads it: four significant digits, whole numbers in full, or `–`.
+
+  >>> format_value(0.123456), format_value(-4096), format_value(2e-7), format_value(float('nan'))
+  ('0.1235', '−4,096', '2.000×10⁻⁷', '–')
+  """
+  if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
+    return '–'
+  if isinstance(value, bool | np.bool_):
+    return 'yes' if value else 'no'
+  if isinstance(value, numbers.Integral):
+    return f'{int(value):,}'.replace('-', '−')
+  if not isinstance(value, numbers.Real):
+    return str(value)
+  if math.isinf(value):
+    return '∞' if value > 0 else '−∞'
+  text = f'{float(value):z#.4g}'
+  if 'e' in text:
+    digits, exponent = text.split('e')
+    text = f'{digits}×{power_of_ten(int(exponent))}'
+  return text.rstrip('.').replace('-', '−')
+
+
+def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str = '') -> str:
+  """Returns a number with the half width of its interval, which is left out where it is NaN.
+
+  Args:
+    spec: format of both numbers; only the first one shows a plus.
+    unit: what follows them, with its space.
+
+  >>> with_margin(-0.0123, 0.004), with_margin(12.3, float('nan'), 'z.1f', ' %')
+  ('−0.0123 ± 0.0040', '12.3 %')
+  """
+  margin = '' if math.isnan(half_width) else f' ±\N{NO-BREAK SPACE}{half_width:{spec.strip("+")}}'
+  return f'{value:{spec}}{margin}{unit}'.replace('-', '−')
+
+
+def counted(number: int, noun: str) -> str:
+  """Returns a number with its noun.
+
+  >>> counted(1, 'seed'), counted(4096, 'seed')
+  ('1 seed', '4,096 seeds')
+  """
+  return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
+
+
+def plain(name: str) -> str:
+  """Returns a name of the code as words.
+
+  >>> plain('equal_flops')
+  'equal flops'
+  """
+  return str(name).replace('_', ' ')
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+  """Returns gate names without the ending that all share.
+
+  The first part of every name stays, and names stay distinct, because only what is common to all
+  goes.
+
+  >>> short_names(['block_00/mlp/residual', 'block_01/mlp/residual'])
+  ['block_00', 'block_01']
+  """
+  parts = [str(name).split('/') for name in names]
+  while all(len(part) > 1 for part in parts) and len({part[-1] for part in parts}) == 1:
+    parts = [part[:-1] for part in parts]
+  return ['/'.join(part) for part in parts]
+
+
+def power_of_ten(exponent: int) -> str:
+  """Returns a power of ten as text.
+
+  >>> power_of_ten(-6)
+  '10⁻⁶'
+  """
+  return f'10{str(exponent).translate(_SUPERSCRIPT)}'
