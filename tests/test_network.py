@@ -132,7 +132,11 @@ def test_a_network_of_your_own(sets):
     ('a table', {'name': 'lenet'}, 'model lenet on tabular:iris, a table: expected images'),
     ('text', {'name': 'vgg'}, 'lines.txt, text: expected images'),
     ('text', {'name': 'mlp'}, 'lines.txt, text: expected images or a table'),
-    ('images', {'gates': ('residul',)}, "gate kind 'residul' for mlp: expected some of residual,"),
+    (
+      'images',
+      {'gates': ('residul',)},
+      "config.model.gates ('residul',): expected some of ",
+    ),
     (
       'images',
       {'name': 'convnet', 'gates': (LANE,)},
@@ -144,8 +148,8 @@ def test_a_network_of_your_own(sets):
       "gate kind 'residual' for lenet: expected some of sub_activation",
     ),
     ('images', {'name': 'vgg', 'gates': ALL}, "gate kind 'residual' for vgg: expected some of"),
-    ('images', {'gates': (LANE, LANE)}, "gate kinds ('lane', 'lane') for mlp: expected some of"),
-    ('images', {'gates': ()}, 'gate kinds () for mlp: expected some of'),
+    ('images', {'gates': (LANE, LANE)}, "config.model.gates ('lane', 'lane'): expected some of"),
+    ('images', {'gates': ()}, 'config.model.gates (): expected some of'),
     ('images', {'hidden': (4, 4, 4)}, 'hidden (4, 4, 4) has 3 sizes: expected 1 or 2'),
     ('images', {'hidden': ()}, 'hidden () has 0 sizes: expected 1 or 2'),
     ('images', {'width': 0}, 'width 0: expected at least 1'),
@@ -186,7 +190,11 @@ def test_a_network_of_your_own(sets):
       {'name': 'convnet', 'channels': ()},
       'channels (): expected a number for each stage',
     ),
-    ('images', {'name': 'convnet', 'channels': (4, 0)}, 'channels 0: expected at least 1'),
+    (
+      'images',
+      {'name': 'convnet', 'channels': (4, 0)},
+      'config.model.channels (4, 0): expected sizes of at ',
+    ),
     (
       'images',
       {'name': 'convnet', 'gates': (JOINS,), 'num_chunks': 5},

@@ -17,15 +17,15 @@ from additive_jax.experiments.options.studies import Options
 
 Section = TypeVar('Section')
 
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: 'true or false',
   int: 'an integer',
   float: 'a number',
   str: 'text',
+  tuple: "values such as ('a', 'b')",
   dict: 'names and values',
 }
-PLURALS = {int: 'integers, such as (8, 16)', float: 'numbers, such as (0.5, 0.8)'}
-PLURALS[str] = "texts, such as ('a', 'b')"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +52,25 @@ class Option:
     Raises:
       UserError: for another type, or a value that is not allowed.
     """
-    if self.kind is tuple:
-      fits = isinstance(value, list | tuple) and all(_fits(one, self.item) for one in value)
-      expected = PLURALS.get(self.item)
-    else:
-      fits, expected = _fits(value, self.kind), WORDS[self.kind]
-    if not fits:
-      raise UserError(f'config.{self.name} {value!r}: expected {expected}')
+    if not self._fits(value):
+      raise UserError(f'config.{self.name} {value!r}: expected {self._type_words()}')
     value = value.to_dict() if isinstance(value, ConfigDict) else self.kind(value)
     if self.rule and not self.rule.allows(value):
       hint = did_you_mean(value, self.rule.choices) if self.rule.choices else ''
       raise UserError(f'config.{self.name} {value!r}: expected {self.rule.expected}{hint}')
     return value
 
+  def _fits(self, value):
+    if self.kind is tuple:
+      return isinstance(value, list | tuple) and all(map(Option('', self.item)._fits, value))
+    if self.kind in NUMBERS:
+      return isinstance(value, NUMBERS[self.kind]) and not isinstance(value, bool)
+    return isinstance(value, Mapping | ConfigDict if self.kind is dict else self.kind)
 
-def _fits(value, kind):
-  if kind is int or kind is float:
-    number = numbers.Integral if kind is int else numbers.Real
-    return isinstance(value, number) and not isinstance(value, bool)
-  return isinstance(value, Mapping | ConfigDict if kind is dict else kind)
+  def _type_words(self):
+    if self.rule and self.kind in (str, tuple):
+      return self.rule.expected
+    return WORDS[self.kind]
 
 
 @functools.cache
@@ -183,8 +183,8 @@ def _with_value(section, names, value):
   return dataclasses.replace(section, **{first: value})
 
 
-def selected(kind: type[Section], *sections: Any) -> Section:
-  """Returns an object of the fields that it shares with sections of the options.
+def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:
+  """Returns an object of the fields that it shares with sections of the options, and of `values`.
 
   >>> from additive_jax.experiments.options import TrainOptions
   >>> fewer = dataclasses.make_dataclass('Fewer', ['zero', 'offload'])
@@ -193,4 +193,4 @@ def selected(kind: type[Section], *sections: Any) -> Section:
   """
   names = [field.name for field in dataclasses.fields(kind)]
   shared = {name: getattr(s, name) for s in sections for name in names if hasattr(s, name)}
-  return kind(**shared)
+  return kind(**shared, **values)
