@@ -215,6 +215,7 @@ ROWS = [
   ('sweep', PIPE | {'train.pipe_devices': 3}, 'pipe_devices 3 on 4 devices: expected a number'),
   ('sweep', PIPE | {'model.num_blocks': 3}, '3 sites of MLP in 2 stages'),
   ('sweep', PIPE | {'train.microbatches': 3}, 'a batch of 16 examples in 3 microbatches: expected'),
+  ('sweep', PIPE | {'train.distill': 0.5}, 'distill 0.5 in a pipeline: expected 0'),
   ('booster', {'train.pipe_devices': 2}, '3 sites of MLP in 2 stages'),
   ('booster', PIPE | {'train.pipe_repeats': 3}, 'pipe_repeats 3 of gpipe: expected 1, or circular'),
   ('booster', PIPE | {'train.microbatches': 5}, 'a batch of 16 examples in 5 microbatches: exp'),

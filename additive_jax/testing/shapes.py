@@ -6,13 +6,13 @@ All but the values of the pool are found by tracing, which computes nothing.
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.models.additive import gate_names, measure
+from additive_jax.models.additive import gate_names
+from additive_jax.models.costs import measure
 from additive_jax.run.objectives import classification, language
 from additive_jax.testing.contract import Case, Part, compiled, reason, sentence, site_part
 
@@ -152,7 +152,7 @@ def _wrong_result(form, out, on, failed):
   """What is wrong with what a site gave for inner gates in some form, `on` being what it gives with
   all of them on."""
   if failed is not None:
-    return f'fails, called as site(h, values) with its inner gates as {form}: {reason(failed)}'
+    return f'fails, called as site(h, gates) with its inner gates as {form}: {reason(failed)}'
   if on is not None and _described(out) != _described(on):
     return (
       f'gives {_described(out)} with its inner gates as {form}, but {_described(on)} with all of '
@@ -164,20 +164,6 @@ def _wrong_result(form, out, on, failed):
 def space_matches(case: Case) -> bool:
   """`space` names the gates in order, and the cost of every part can be found."""
   names = gate_names(case.model)
-  declared = getattr(case.model, 'stream_shape', None)
-  stream = case.streams[0].shape[1:]
-  if declared is not None and tuple(declared) != stream:
-    case.violations.append(
-      f'stream_shape is {tuple(declared)}, but embed gives {stream} per example.'
-    )
-    return True
-  moves = [site.label for site, *pair in _moves(case) if pair[0].shape != pair[1].shape]
-  if declared is not None and moves:
-    case.violations.append(
-      f'stream_shape is {tuple(declared)}, but site {moves[0]!r} changes the shape of the stream: '
-      'leave stream_shape None.'
-    )
-    return True
   try:
     found = case.model.space.names
     if found != names:
@@ -189,11 +175,6 @@ def space_matches(case: Case) -> bool:
   except Exception as error:
     case.violations.append(f'Its space or its costs cannot be found: {reason(error)}.')
   return True
-
-
-def _moves(case):
-  """Each site with the stream before and after it."""
-  return ((site, *pair) for site, pair in zip(case.sites, itertools.pairwise(case.streams)))
 
 
 def _walk(case, rows, run, first):
@@ -212,7 +193,7 @@ def _walk(case, rows, run, first):
       out = jax.eval_shape(functools.partial(run, part), first, value)
       wrong = _wrong_output(part, value, out)
     except Exception as error:
-      form = '' if part.site is None or part.site.adds else ', called as site(h, values)'
+      form = '' if part.site is None or part.site.adds else ', called as site(h, gates)'
       wrong = f'{part.name} fails on a batch of {rows}{form}: {reason(error)}.'
     if wrong:
       case.violations.append(sentence(wrong))
