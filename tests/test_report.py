@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from additive_jax.errors import UserError
-from additive_jax.report import analysis, figures
+from additive_jax.report import figures, rankings, statistics
 from additive_jax.report.page import Page, details, picture, section, table, text, tiles
 from additive_jax.report.plot_style import power_of_thousand
 from additive_jax.report.wording import counted, format_value, short_names, with_margin
@@ -27,7 +27,7 @@ def sweep(num_gates, size=None, seeds=3, gaps=False):
   shared = values.mean(axis=0) + 0.05
   if gaps:
     values[:, 0], values[0, -1], shared[size // 2] = np.nan, np.inf, np.nan
-  mean, half_width = analysis.mean_and_ci(values)
+  mean, half_width = statistics.mean_and_ci(values)
   table = pd.DataFrame(
     {
       'structure': [''.join(map(str, row)) for row in bits],
@@ -43,7 +43,7 @@ def sweep(num_gates, size=None, seeds=3, gaps=False):
 def pictures(table, bits, values, names):
   best = table.dropna().sort_values('loss').head(4)
   chosen = list(best['structure'])
-  effects, matrix = analysis.effects_from_sample(bits, table['loss'])
+  effects, matrix = statistics.effects_from_sample(bits, table['loss'])
   curves = pd.DataFrame(
     {
       'step': np.tile(np.arange(1000), len(chosen)),
@@ -62,7 +62,7 @@ def pictures(table, bits, values, names):
     figures.ranking(table),
     figures.ranking(table[['structure', 'loss']], top=3),
     figures.pareto(table),
-    figures.gate_effects(analysis.effect_table(bits, values, names)),
+    figures.gate_effects(statistics.effect_table(bits, values, names)),
     figures.gate_effects(pd.DataFrame({'gate': names, 'effect': effects})),
     figures.interaction_heatmap(matrix, names),
     figures.structures(chosen, names, [f'{loss:.4f}' for loss in best['loss']]),
@@ -129,7 +129,7 @@ def test_what_the_pictures_say():
   assert on_discs.get_offsets().tolist() == [[0, 0], [2, 0], [1, 1]]
   assert off_rings.get_offsets().tolist() == [[1, 0], [0, 1], [2, 1]]
   assert {'block_00', 'block_01', 'block_02', '0.1', '0.2'} <= set(drawn_text(rows))
-  tau = analysis.kendall_tau(table['shared_loss'], table['loss'])
+  tau = rankings.kendall_tau(table['shared_loss'], table['loss'])
   agreement = figures.agreement(table['shared_loss'], table['loss'])
   assert f'Kendall τ = {tau:.2f}' in drawn_text(agreement)
   heat = figures.interaction_heatmap([[9, 0.012], [0.012, 9]], ['a', 'b'])

@@ -15,7 +15,7 @@ from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, DenseStack
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
-from additive_jax.train.trainer import State
+from additive_jax.train.state import State
 from additive_jax.transplant import grow, grow_optimizer, shrink
 from additive_jax.transplant.restore import (
   read_checkpoint,

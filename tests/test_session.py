@@ -174,7 +174,7 @@ def test_structures_alone_are_not_distilled(tmp_path):
   for i, distill in enumerate((0.0, 0.9)):
     with opened({'train.distill': distill}, tmp_path / str(i)) as session:
       recipe = session.recipe(15)
-      assert recipe.distill == distill
+      assert recipe.loss.distill == distill
       population = session.population(recipe, 0)
       member = next(population.train([session.space.parse('010')], 15))
       losses.append(member.loss)

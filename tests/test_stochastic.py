@@ -13,7 +13,7 @@ from additive_jax.experiments import stochastic
 from additive_jax.experiments.stochastic_tables import expected_flops
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
-from additive_jax.models.additive import measure
+from additive_jax.models.costs import measure
 
 CHOSEN = {
   'sampler.name': 'bernoulli',

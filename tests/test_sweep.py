@@ -73,7 +73,7 @@ def test_directory(swept):
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['best_structure'] == table['structure'][0]
   assert summary['finished']
-  assert summary['noise_ceiling'].keys() == set(additive_jax.report.analysis.NoiseCeiling._fields)
+  assert summary['noise_ceiling'].keys() == set(additive_jax.report.rankings.NoiseCeiling._fields)
   assert '<script src' not in (workdir / 'report.html').read_text()
 
 
@@ -285,7 +285,7 @@ def test_search(tmp_path, method):
   assert table['loss'][:6].is_monotonic_increasing
   assert table['shared_loss'][6:].is_monotonic_increasing
   bits = np.array([[c == '1' for c in s] for s in table['structure']])
-  want = additive_jax.report.analysis.effects_from_sample(bits, table['shared_loss'])[0]
+  want = additive_jax.report.statistics.effects_from_sample(bits, table['shared_loss'])[0]
   np.testing.assert_allclose(result.effects['effect'], want, rtol=1e-9)
   assert result.agreement['num_structures'] == 6
 

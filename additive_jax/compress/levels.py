@@ -28,7 +28,8 @@ from additive_jax.compress.noise import (
 )
 from additive_jax.errors import UserError
 from additive_jax.models import MLP, DenseStack
-from additive_jax.models.additive import gate_names, measure, sites_of
+from additive_jax.models.additive import gate_names, sites_of
+from additive_jax.models.costs import measure
 from additive_jax.models.kinds import LANE
 from additive_jax.transplant import wiring_of
 from additive_jax.transplant.wiring import READS, WRITES, flat, flat_shapes

@@ -10,8 +10,9 @@ from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.parallel import processes
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, Trainer
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import State
+from additive_jax.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Trained:
   @property
   def skipped(self) -> int:
     """The number of slots that were left out because their loss or gradient was not finite."""
-    return int(processes.to_host(self.trainer.held.skipped))
+    return int(processes.to_host(self.trainer.sharded_state.skipped))
 
 
 def scores_on_test(trained: Trained) -> dict[str, Any]:

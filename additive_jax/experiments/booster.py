@@ -231,10 +231,10 @@ def _trained(session, variant, narrow, large, seed) -> dict:
   space = session.space
   record |= {'loss': found['test_loss'], 'accuracy': found['test_accuracy']}
   record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
-  record['memory'] = memory_rows(trainer.held)
-  if variant == SCRATCH and seed == session.config.seed and large.recipe.pipeline is not None:
-    record['bubble'] = _bubble(session, large.recipe.pipeline, trainer.variables)
-  return record | {'skipped': int(processes.to_host(trainer.held.skipped))}
+  record['memory'] = memory_rows(trainer.sharded_state)
+  if variant == SCRATCH and seed == session.config.seed and large.recipe.loss.stages() is not None:
+    record['bubble'] = _bubble(session, large.recipe.loss.stages(), trainer.variables)
+  return record | {'skipped': int(processes.to_host(trainer.sharded_state.skipped))}
 
 
 def _bubble(session, pipeline, variables) -> dict:

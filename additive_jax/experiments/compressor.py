@@ -30,10 +30,11 @@ from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.run.objectives import Distilled
-from additive_jax.train.gradients import Recipe
 from additive_jax.train.optimizers import make_optimizer, make_schedule
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
-from additive_jax.train.trainer import Trainer, init_state
+from additive_jax.train.state import init_state
+from additive_jax.train.trainer import Trainer
 
 log = logging.getLogger('additive_jax')
 

@@ -22,13 +22,15 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
-from additive_jax.models.active import active_flops, num_params
+from additive_jax.models.active import active_flops
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.train import balance as balance_
 from additive_jax.train.balance import Balance
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.losses import Routed
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
@@ -67,7 +69,7 @@ class Contender:
 
   @property
   def has_routers(self) -> bool:
-    return self.recipe.balance is not None
+    return isinstance(self.recipe.loss, Routed)
 
   def trained(self, seed: int):
     """The trainer after its last step, trained now or restored."""
@@ -83,7 +85,11 @@ def make_contender(
   by default) is static."""
   own = session.with_model(model)
   recipe = own.recipe(own.steps(own.config.train.epochs))
-  recipe = dataclasses.replace(recipe, balance=balance)
+  if balance is not None:
+    if own.config.train.distill:
+      raise UserError(f'config.train.distill {own.config.train.distill} with routers: expected 0')
+    own.check_whole('a balance of routers')
+    recipe = dataclasses.replace(recipe, loss=Routed(balance))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   slots = own.config.train.structures_per_step
   sampler = listed([structure], own.space.num_gates, slots)

@@ -29,10 +29,11 @@ from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.wording import counted
-from additive_jax.train.gradients import Recipe, cosines
+from additive_jax.train.gradients import cosines
 from additive_jax.train.population import Member
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
@@ -113,7 +114,7 @@ def _choose(session):
   else:
     bits = all_bits(session.space.num_gates)
     loss = evaluate(session, pool.variables, bits).loss
-  best = np.argsort(analysis.rank(loss))[:k]
+  best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
 

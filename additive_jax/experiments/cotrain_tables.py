@@ -12,7 +12,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.experiments.tables import FIRST, SCORES, headline, with_interval
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 
 POOL, ENSEMBLE = 'pool', 'ensemble'
 VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
@@ -23,7 +23,7 @@ def make_tables(session: Session, records: Records) -> Result:
   seeds = records[POOL]
   texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
   scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
-  order = np.argsort(analysis.rank(scores['cotrained']['loss'][:-1]))
+  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
   texts = [texts[i] for i in order]
   table, rows = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
@@ -50,7 +50,7 @@ def _scores(seeds, variant):
   for key in SCORES:
     alone = np.array([record[variant][key] for record in seeds])
     together = np.array([[record[ENSEMBLE][variant][key]] for record in seeds])
-    mean, half_width = analysis.mean_and_ci(np.concatenate([alone, together], axis=1))
+    mean, half_width = statistics.mean_and_ci(np.concatenate([alone, together], axis=1))
     columns |= {key: mean, f'{key}_ci95': half_width}
   return columns
 

@@ -33,12 +33,13 @@ from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import train_shared
 from additive_jax.files.journal import Journal, read_all
 from additive_jax.gates.structure import Structure
-from additive_jax.models.active import active_flops, fitted, num_params
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import ROUTERS, Routing
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
 
 SINGLE, MOE = 'single', 'moe'
@@ -194,12 +195,12 @@ def _best_single(session: Session) -> tuple[Structure, pd.DataFrame]:
   records = [done[seed] for seed in session.seeds]
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for key in (*SCORES, 'train_loss'):
-    mean, half_width = analysis.mean_and_ci([record[key] for record in records])
+    mean, half_width = statistics.mean_and_ci([record[key] for record in records])
     table[key], table[f'{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
   some_off = table[~bits.all(1)]
   best = some_off.loc[some_off['train_loss'].idxmin(), 'structure']
-  table['rank'] = analysis.rank(table['loss'].to_numpy())
+  table['rank'] = statistics.rank(table['loss'].to_numpy())
   table = table.iloc[np.argsort(table['rank'], kind='stable')].reset_index(drop=True)
   first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   return Structure.from_string(best), table[first + [c for c in table if c not in first]]

@@ -10,8 +10,8 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
-from additive_jax.train.gradients import Recipe
 from additive_jax.train.population import Member, Population
+from additive_jax.train.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

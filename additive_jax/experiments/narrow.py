@@ -21,8 +21,8 @@ from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.train.fleet import Fleet
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, init_state
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import State, init_state
 
 log = logging.getLogger('additive_jax')
 

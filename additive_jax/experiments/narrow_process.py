@@ -40,7 +40,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.models.identity import describe
 from additive_jax.parallel.mesh import pick_devices
 from additive_jax.run.objectives import objective_of
-from additive_jax.train.trainer import State
+from additive_jax.train.state import State
 
 log = logging.getLogger('additive_jax')
 

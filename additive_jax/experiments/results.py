@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from additive_jax.experiments.session import EXCLUDED, Session, open_session
 from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.report.page import Page, details
 from additive_jax.report.wording import counted
 
@@ -65,7 +65,7 @@ def read_results(rundir: RunDir, names: tuple[str, ...]) -> tuple[list[pd.DataFr
 
 def with_interval(name: str, values) -> dict[str, float]:
   """The mean of one value per seed [seeds], and as `<name>_ci95` half its 95 % interval."""
-  mean, half_width = analysis.mean_and_ci(np.asarray(values, float)[:, None])
+  mean, half_width = statistics.mean_and_ci(np.asarray(values, float)[:, None])
   return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 

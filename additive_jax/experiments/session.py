@@ -28,12 +28,15 @@ from additive_jax.models.identity import describe
 from additive_jax.parallel import layout, pipeline, processes, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import objective_of
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.population import Population
-from additive_jax.train.trainer import State, Trainer
+from additive_jax.train.recipe import Loss, Recipe, Structures
+from additive_jax.train.state import State
+from additive_jax.train.trainer import Trainer, default_mesh
 
 log = logging.getLogger('additive_jax')
 
@@ -154,14 +157,8 @@ class Session:
   def trainer(self, recipe: Recipe, sampler, seed: int, state: State | None = None) -> Trainer:
     """A trainer of one pool on this run's devices, from `state` or the pool that the seed names."""
     train = self.config.train
-    splits = recipe.subsets.parts if recipe.subsets else train.batch_size
-    stages = 1
-    if recipe.pipeline is not None:
-      splits, stages = train.batch_size // recipe.pipeline.microbatches, recipe.pipeline.devices
     spread = train.expert_devices if layout.has_experts(self.model) else 1
-    mesh = mesh_.make_mesh(
-      sampler.num_structures, splits, self.devices, expert_devices=spread, pipe_devices=stages
-    )
+    mesh = default_mesh(recipe, sampler, train.batch_size, self.devices, spread)
     return Trainer(
       recipe,
       self.data.train,
@@ -169,11 +166,8 @@ class Session:
       batch_size=train.batch_size,
       seed=seed,
       state=state,
-      mesh=mesh,
-      chunk_steps=train.log_every,
       shared_batch=train.shared_batch,
-      zero=train.zero,
-      offload=train.offload,
+      placement=Placement(mesh, train.zero, train.offload, train.log_every),
     )
 
   @property
@@ -198,12 +192,26 @@ class Session:
         self.model,
         self.objective,
         make_optimizer(self.config, num_steps),
+        self.loss(train.distill),
         average=train.average,
         collective=train.collective,
-        distill=train.distill,
-        pipeline=self.pipeline,
       )
     return self.recipes[num_steps]
+
+  def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
+    """The loss of structures, in stages where `config.train.pipe_devices` asks for them."""
+    pipeline = self.pipeline
+    if pipeline is None:
+      return Structures(distill, rescale)
+    if distill:
+      raise UserError(f'distill {distill} in a pipeline: expected 0')
+    return Piped(pipeline, rescale)
+
+  def check_whole(self, loss: str) -> None:
+    """Raises `UserError` for a loss that cannot be in stages where stages are asked for."""
+    if self.config.train.pipe_devices > 1:
+      devices = self.config.train.pipe_devices
+      raise UserError(f'{loss} with config.train.pipe_devices {devices}: expected 1')
 
   def sampler(self, num_steps: int):
     """The sampler of `config.sampler`, for a run of `num_steps` steps."""

@@ -13,7 +13,7 @@ from additive_jax.files.journal import Journal, read_all
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 from additive_jax.run.evaluate import Evaluation
 
 log = logging.getLogger('additive_jax')
@@ -52,9 +52,9 @@ class Standalone:
     structures = sorted({structure for _, structure, _ in self.records})
     values = self.by_seed(structures)
     table = pd.DataFrame({'structure': structures})
-    table['loss'], table['loss_ci95'] = analysis.mean_and_ci(values.loss)
-    table['accuracy'], table['accuracy_ci95'] = analysis.mean_and_ci(values.accuracy)
-    table['train_loss'] = analysis.mean_and_ci(self._values(structures, 'train_loss'))[0]
+    table['loss'], table['loss_ci95'] = statistics.mean_and_ci(values.loss)
+    table['accuracy'], table['accuracy_ci95'] = statistics.mean_and_ci(values.accuracy)
+    table['train_loss'] = statistics.mean_and_ci(self._values(structures, 'train_loss'))[0]
     table['steps'] = self._values(structures, 'steps')[0].astype(int)
     table['skipped'] = self._values(structures, 'skipped').sum(0).astype(int)
     return table
@@ -102,7 +102,7 @@ def train_standalone(
     if rung + 1 < num_rungs:
       found = Standalone(records, session.seeds, rung + 1)
       loss = found.by_seed([str(structure) for structure in structures]).loss.mean(0)
-      best = np.argsort(analysis.rank(loss))[: max(1, len(structures) // halving)]
+      best = np.argsort(statistics.rank(loss))[: max(1, len(structures) // halving)]
       structures = [structures[i] for i in sorted(best)]
   return Standalone(records, session.seeds, num_rungs)
 

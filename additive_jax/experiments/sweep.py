@@ -19,7 +19,7 @@ from additive_jax.experiments.shared import check_shared, rank_shared, search_sh
 from additive_jax.experiments.standalone import train_standalone
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report import analysis
+from additive_jax.report import rankings, statistics
 
 log = logging.getLogger('additive_jax')
 
@@ -152,9 +152,9 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
   table = pd.DataFrame({'structure': texts})
   agreement = {}
   if shared is not None:
-    table['shared_loss'], table['shared_loss_ci95'] = analysis.mean_and_ci(shared.loss)
-    table['shared_accuracy'] = analysis.mean_and_ci(shared.accuracy)[0]
-    table['shared_rank'] = analysis.rank(table['shared_loss'])
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = statistics.rank(table['shared_loss'])
   truth = None if shared is None else shared.loss
   if alone is not None:
     table = table.merge(alone.table, how='left', on='structure')
@@ -164,7 +164,7 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
       both = np.isfinite(truth).all(0)
       k = min(config.sweep.top_k, max(1, int(both.sum()) // 4))
       predicted = table['shared_loss'].to_numpy()[both]
-      agreement = analysis.compare_rankings(predicted, truth[:, both], k)
+      agreement = rankings.compare_rankings(predicted, truth[:, both], k)
   else:
     for column in ('loss', 'accuracy', 'loss_ci95'):
       table[column] = table[f'shared_{column}']
@@ -172,14 +172,14 @@ def _analyse(session: Session, bits, alone, shared) -> SweepResult:
   table['rank'] = _rank(table)
   steps = table.get('steps', pd.Series(0, table.index))
   longest = (steps == steps.max()).to_numpy()  # those that successive halving dropped stand apart
-  table['pareto'] = analysis.pareto_front(flops, table['loss'].where(longest).to_numpy())
+  table['pareto'] = statistics.pareto_front(flops, table['loss'].where(longest).to_numpy())
   # Of a searched set only few are trained alone.
   effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
   order = np.argsort(table['rank'], kind='stable')
   table = table.iloc[order].reset_index(drop=True)
   first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
   table = table[first + [column for column in table if column not in first]]
-  ceiling = analysis.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
+  ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
   summary = {
     'experiment': 'sweep',
     'data': session.data.name,
@@ -214,12 +214,12 @@ def _rank(table):
 
 def _effects(bits, by_seed, names):
   usable = np.isfinite(by_seed).all(0)
-  frame = analysis.effect_table(bits[usable], by_seed[:, usable], names)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
   full = len(bits) == 2 ** bits.shape[1] and usable.all()
   mean = by_seed.mean(0)
   if full:
-    return frame, analysis.interactions(mean)
-  return frame, analysis.effects_from_sample(bits[usable], mean[usable])[1]
+    return frame, statistics.interactions(mean)
+  return frame, statistics.effects_from_sample(bits[usable], mean[usable])[1]
 
 
 def _rank_of(table, structure):

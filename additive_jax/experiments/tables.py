@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.gates.structure import Structure
-from additive_jax.report import analysis
+from additive_jax.report import statistics
 
 SCORES = ('loss', 'accuracy')
 # Of a table of structures the first columns, in every experiment.
@@ -25,7 +25,7 @@ def with_interval(name: str, values: Float[np.ndarray, ' seeds'] | Sequence) -> 
   >>> with_interval('loss', [1.0, 1.0])
   {'loss': np.float64(1.0), 'loss_ci95': np.float64(0.0)}
   """
-  mean, half_width = analysis.mean_and_ci(np.asarray(values, float)[:, None])
+  mean, half_width = statistics.mean_and_ci(np.asarray(values, float)[:, None])
   return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 
@@ -81,7 +81,7 @@ def structure_table(
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for prefix, seeds in records.items():
     for key in keys:
-      mean, half_width = analysis.mean_and_ci([record[key] for record in seeds])
+      mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
   return best_first(table)
@@ -91,7 +91,7 @@ def best_first(table: pd.DataFrame) -> pd.DataFrame:
   """Returns a table of structures in the order of its ranks, by default those of its losses, with
   the columns `FIRST` in front."""
   if 'rank' not in table:
-    table = table.assign(rank=analysis.rank(table['loss'].to_numpy()))
+    table = table.assign(rank=statistics.rank(table['loss'].to_numpy()))
   table = table.iloc[np.argsort(table['rank'], kind='stable')].reset_index(drop=True)
   return table[FIRST + [column for column in table if column not in FIRST]]
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import all_bits
@@ -30,14 +31,14 @@ class Choice(NamedTuple):
   """What a router chose.
 
   Attributes:
-    bits: the structures of each token, best first, bool [..., k, n].
-    weights: of each, [..., k]; they carry the gradient.
-    index: the position of each in the router's list, int32 [..., k]; None for `k_best`.
+    weights: of the k choices of each token, best first, [..., k]; they carry the gradient.
+    index: the number of each in the router's list, int32 [..., k]; None for `k_best`.
+    structures: the structures chosen, bool [..., k, n]; None for a choice among modules or experts.
   """
 
-  bits: jax.Array
-  weights: jax.Array
-  index: jax.Array | None = None
+  weights: Float[Array, '... k']
+  index: Int[Array, '... k'] | None = None
+  structures: Bool[Array, '... k n'] | None = None
 
 
 def check_k(k: int, count: int, what: str = 'structures') -> None:
@@ -81,15 +82,21 @@ def enumerated(num_gates: int) -> np.ndarray:
 
 
 def top_k(
-  logits: jax.Array, structures: np.ndarray, k: int, *, renormalise: bool = False, bias=None
+  logits: Float[Array, '... S'],
+  k: int,
+  *,
+  structures: Bool[np.ndarray, 'S n'] | None = None,
+  renormalise: bool = False,
+  bias: Float[Array, ' S'] | None = None,
 ) -> Choice:
-  """The k best of a list of structures under a softmax.
+  """Returns the k best of a list under a softmax.
 
   Args:
-    logits: [..., S].
-    structures: bool [S, n].
+    logits: one for each entry of the list.
+    k: how many each token takes.
+    structures: the list, where its entries are structures.
     renormalise: weights sum to 1 over the k chosen; otherwise they are the softmax over all S.
-    bias: [S], added to the logits in the choice but not in the weights.
+    bias: added to the logits in the choice but not in the weights.
   """
   check_k(k, logits.shape[-1])
   scores = logits if bias is None else logits + bias
@@ -97,15 +104,18 @@ def top_k(
   chosen = jnp.take_along_axis(logits, index, -1)
   total = chosen if renormalise else logits
   weights = jnp.exp(chosen - jax.nn.logsumexp(total, axis=-1, keepdims=True))
-  return Choice(jnp.asarray(structures)[index], weights, index)
+  return Choice(weights, index, None if structures is None else jnp.asarray(structures)[index])
 
 
-def random(key: jax.Array, shape: tuple[int, ...], structures: np.ndarray, k: int) -> Choice:
-  """k different structures of a list at random for each of `shape` tokens, with equal weights."""
+def random(
+  key: PRNGKeyArray, shape: tuple[int, ...], structures: Bool[np.ndarray, 'S n'], k: int
+) -> Choice:
+  """Returns k different structures of a list at random for each of `shape` tokens, with equal
+  weights."""
   check_k(k, len(structures))
   scores = jax.random.uniform(key, (*shape, len(structures)))
   index = jax.lax.top_k(scores, k)[1]
-  return Choice(jnp.asarray(structures)[index], jnp.full((*shape, k), 1 / k), index)
+  return Choice(jnp.full((*shape, k), 1 / k), index, jnp.asarray(structures)[index])
 
 
 def k_best(logits: jax.Array, k: int, *, renormalise: bool = False, bias=None) -> Choice:
@@ -149,9 +159,8 @@ def k_best(logits: jax.Array, k: int, *, renormalise: bool = False, bias=None) -
     flipped = (flips[..., None] >> jnp.where(in_reach, here, 0)[..., None, :]) % 2 == 1
     bits ^= flipped & in_reach[..., None, :]
   log_probability = log_probabilities(logits, bits)
-  if renormalise:
-    return Choice(bits, jax.nn.softmax(log_probability, axis=-1))
-  return Choice(bits, jnp.exp(log_probability))
+  weights = jax.nn.softmax(log_probability, -1) if renormalise else jnp.exp(log_probability)
+  return Choice(weights, structures=bits)
 
 
 class ListFacts(NamedTuple):
@@ -221,9 +230,9 @@ def facts_of_gates(logits, choice: Choice | None) -> GateFacts:
   entropy = -(on * jax.nn.log_sigmoid(logits) + (1 - on) * jax.nn.log_sigmoid(-logits))
   load, structures = jax.lax.stop_gradient(importance), jnp.zeros(0)
   if choice is not None:
-    load = choice.bits.astype(logits.dtype).mean((*axes, logits.ndim - 1))
+    load = choice.structures.astype(logits.dtype).mean((*axes, logits.ndim - 1))
     if logits.shape[-1] <= MOST_ENUMERATED:
-      structures = _histogram(codes(choice.bits), 1 << logits.shape[-1])
+      structures = _histogram(codes(choice.structures), 1 << logits.shape[-1])
   return GateFacts(load, importance, z, entropy.sum(-1).mean(), structures, *jnp.ones(2))
 
 

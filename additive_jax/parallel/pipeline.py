@@ -80,7 +80,7 @@ def run_ticks(
     for i, (site, name) in enumerate(zip(sites, found.names[0])):
       pool = params.ends | ({name: jax.tree.map(lambda a: a[repeat], own[i])} if name else {})
       scale = factors[site.start] if scales is not None and site.has_residual else None
-      gates = [values[k] for k in range(site.own.start, site.own.stop)]
+      gates = [values[k] for k in range(site.gates.start, site.gates.stop)]
       h = step(model, {'params': pool}, i, h, gates, scale)
     last = lambda h: finish(readout(model, ends, h), number)
     return h, jax.lax.cond(leaves, last, lambda h: nothing, h), True

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from additive_jax.errors import UserError
-from additive_jax.report import analysis
+from additive_jax.report import rankings, statistics
 from additive_jax.report.grids import cosines, interaction_heatmap, structures
 from additive_jax.report.plot_style import (
   BLUE,
@@ -118,7 +118,7 @@ def pareto(table):
   """
   _require(table, 'structure', 'loss', 'flops')
   flops, loss = _column(table, 'flops'), _column(table, 'loss')
-  front = analysis.pareto_front(flops, loss)
+  front = statistics.pareto_front(flops, loss)
   exponent = power_of_thousand(flops)
   flops = flops / 10.0**exponent
   names = table['structure'].to_numpy()
@@ -163,8 +163,8 @@ def gate_effects(effect_table):
   """Main effect of each gate on the loss, with its interval: blue lowers it, vermilion raises it.
 
   Args:
-    effect_table: as `analysis.effect_table` makes it: columns `gate`, `effect`, and `ci95` if there
-      are any.
+    effect_table: as `statistics.effect_table` makes it: columns `gate`, `effect`, and `ci95`
+      if there are any.
   """
   _require(effect_table, 'gate', 'effect')
   effect, half_width = _with_interval(effect_table, 'effect', 'ci95')
@@ -263,7 +263,7 @@ def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):
   both = np.isfinite(predicted) & np.isfinite(truth)
   x, y = predicted[both], truth[both]
   if by == 'rank':
-    x, y = analysis.rank(x), analysis.rank(y)
+    x, y = statistics.rank(x), statistics.rank(y)
   with drawing(4.4, 4.2) as (figure, (axes,)):
     if not both.any():
       say_empty(axes, 'no structure has both losses')
@@ -273,7 +273,7 @@ def agreement(predicted, truth, labels=('shared', 'standalone'), by='rank'):
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.plot(x, y, 'o', ms=_dot(len(x)), mew=0, alpha=0.6, color=BLUE)
-    tau = analysis.kendall_tau(predicted, truth)
+    tau = rankings.kendall_tau(predicted, truth)
     axes.set_title(f'Kendall τ = {tau:.2f}' if np.isfinite(tau) else 'Kendall τ is not defined')
     axes.set(xlabel=f'{by}, {labels[0]}', ylabel=f'{by}, {labels[1]}')
     if by == 'loss':

@@ -28,7 +28,7 @@ def interaction_heatmap(matrix, names):
   """Pairwise interactions of gates as colours centred on zero, with numbers up to 16 gates.
 
   Args:
-    matrix: `[n, n]`, as `analysis.interactions` makes it. The diagonal is left blank.
+    matrix: `[n, n]`, as `statistics.interactions` makes it. The diagonal is left blank.
     names: the n gate names.
   """
   matrix = np.array(matrix, np.float64)

@@ -4,44 +4,30 @@ S is a number of structures, `seeds` a number of repeated trainings. Losses: low
 rank 1 is the best.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
+from additive_jax.report.statistics import best_first, by_seed, finite_mean
 
 _MAX_SPLITS = 64  # splits of the seeds into two halves that `noise_ceiling` averages over
 
 
-def by_seed(values):
-  """`values` as a float array `[seeds, S]`; raises `UserError` when it has another shape."""
-  values = np.asarray(values, np.float64)
-  if values.ndim != 2 or not len(values):
-    raise UserError(f'expected values [seeds, structures], got an array of shape {values.shape}')
-  return values
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
+  """Returns Kendall's τ-b of `a [S]` and `b [S]` where both are finite.
 
+  It is NaN for fewer than two structures, and where either is the same for all.
 
-def finite_mean(values):
-  """Mean over seeds of what is finite in `values [seeds, S]`, NaN where nothing is; `[S]`."""
-  finite = np.isfinite(values)
-  count = finite.sum(axis=0)
-  total = np.where(finite, values, 0.0).sum(axis=0)
-  return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
-def rank(values):
-  """Ranks `[S]` of `values [S]`: 1 is the lowest; ties go by index; not finite comes last."""
-  values = np.asarray(values, np.float64)
-  ranks = np.empty(values.shape, np.int64)
-  ranks[_order(values)] = np.arange(1, values.size + 1)
-  return ranks
-
-
-def kendall_tau(a, b):
-  """Kendall's τ-b of `a [S]` and `b [S]` where both are finite; NaN if fewer than two, or tied."""
+  >>> kendall_tau([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
+  1.0
+  """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   both = np.isfinite(a) & np.isfinite(b)
   if both.sum() < 2:
@@ -49,27 +35,33 @@ def kendall_tau(a, b):
   return float(scipy.stats.kendalltau(a[both], b[both]).statistic)
 
 
-def top_k_recall(predicted, truth, k):
-  """Share of the true best k that are among the predicted best k.
+def top_k_recall(predicted: ArrayLike, truth: ArrayLike, k: int) -> float:
+  """Returns the share of the true best k that are among the predicted best k.
 
   Losses `[S]`. Structures whose truth is not finite are left out; a prediction that is not finite
   ranks last. Raises `UserError` unless k structures remain.
+
+  >>> top_k_recall([0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.4], 2)
+  0.5
   """
   predicted, truth = _judged(predicted, truth, k)
-  return float(np.isin(_order(predicted)[:k], _order(truth)[:k]).mean())
+  return float(np.isin(best_first(predicted)[:k], best_first(truth)[:k]).mean())
 
 
-def regret(predicted, truth, k=1):
-  """True loss of the best (by truth) of the predicted top k, minus the lowest true loss.
+def regret(predicted: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
+  """Returns the true loss of the best (by truth) of the predicted top k, minus the lowest true one.
 
   Zero is perfect. Losses `[S]`, and what is not finite, as in `top_k_recall`.
+
+  >>> regret([0.2, 0.1], [0.5, 0.75])
+  0.25
   """
   predicted, truth = _judged(predicted, truth, k)
-  return float(truth[_order(predicted)[:k]].min() - truth.min())
+  return float(truth[best_first(predicted)[:k]].min() - truth.min())
 
 
-def random_top_k_baseline(truth, k):
-  """Expected recall and regret of k structures drawn at random without replacement, exactly.
+def random_top_k_baseline(truth: ArrayLike, k: int) -> tuple[float, float]:
+  """Returns the expected recall and regret of k structures drawn without replacement, exactly.
 
   The recall is k/S. The best of k draws is the i-th best of S with probability
   `C(S−i, k−1) / C(S, k)`, for i = 1…S−k+1.
@@ -77,9 +69,6 @@ def random_top_k_baseline(truth, k):
   Args:
     truth: losses `[S]`; what is not finite is left out.
     k: how many are drawn.
-
-  Returns:
-    `(expected_recall, expected_regret)`.
   """
   _, truth = _judged(truth, truth, k)
   size = truth.size
@@ -98,8 +87,8 @@ class NoiseCeiling(NamedTuple):
   num_seeds: int
 
 
-def noise_ceiling(values):
-  """The τ that a ranking by the mean of these seeds would have with a second, independent one.
+def noise_ceiling(values: ArrayLike) -> NoiseCeiling:
+  """Returns the τ to expect between the ranking by the mean of these seeds and an independent one.
 
   Model: `value[seed, s] = truth[s] + noise[seed, s]`, noise variance v in units of the truth's. The
   mean of a seeds then has reliability `R_a = 1 / (1 + v/a)` (Spearman–Brown), and the means of two
@@ -119,9 +108,8 @@ def noise_ceiling(values):
       with a value that is not finite.
 
   Returns:
-    `NoiseCeiling(tau_between_seeds, reliability_of_mean, tau_of_mean, num_seeds)`: the first is the
-    mean τ between single seeds; a negative τ counts as no reliability. With one seed, or fewer than
-    two structures, NaN.
+    `tau_between_seeds`, the mean τ between single seeds, beside the above; a negative τ counts as
+    no reliability. With one seed, or fewer than two structures, NaN.
 
   References: Spearman 1910 and Brown 1910 (British Journal of Psychology 3); Greiner 1909
   (Zeitschrift für Mathematik und Physik 57).
@@ -149,8 +137,10 @@ def noise_ceiling(values):
   return NoiseCeiling(float(between), reliability, 2 / math.pi * math.asin(reliability), num_seeds)
 
 
-def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
-  """How well one ranking predicts another that was trained with several seeds.
+def compare_rankings(
+  predicted: ArrayLike, truth_by_seed: ArrayLike, k: int, num_resamples: int = 999, seed: int = 0
+) -> dict[str, float]:
+  """Returns how well one ranking predicts another that was trained with several seeds.
 
   The truth is the mean over seeds. Two things are uncertain, and each interval (95 %, percentile
   bootstrap) takes the one that matters to it. τ is a statement about structures like these, so
@@ -163,15 +153,13 @@ def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
     predicted: losses `[S]`, for example of the shared pool.
     truth_by_seed: losses `[seeds, S]`, for example of standalone training.
     k: how many structures are taken from the top.
-    num_resamples: bootstrap draws for each interval.
-    seed: of the bootstrap.
+    num_resamples, seed: of each bootstrap.
 
   Returns:
-    A dict of numbers: `tau`, `tau_low`, `tau_high`; `tau_between_seeds`, `tau_ceiling`
-    (`tau_of_mean` of `noise_ceiling`) and `tau_over_ceiling`, which may pass 1: a noise-free
-    prediction agrees with the mean better than a second mean would; `k`, `top_k_recall`,
-    `random_recall`; `regret`, `regret_low`, `regret_high`, `random_regret`; `num_structures` (with
-    both losses) and `num_seeds`.
+    `tau`, `regret` and `top_k_recall`, with `…_low` and `…_high` of the first two and `random_…` of
+    the last two; `tau_between_seeds` and `tau_ceiling` of `noise_ceiling`; `tau_over_ceiling`,
+    which may pass 1: a noise-free prediction agrees with the mean better than a second mean would;
+    `k`, `num_seeds`, and `num_structures` with both losses.
   """
   predicted, truth_by_seed = np.asarray(predicted, np.float64), _useful_seeds(truth_by_seed)
   if predicted.shape != truth_by_seed.shape[1:]:
@@ -189,13 +177,10 @@ def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
     return regret(predicted, drawn, min(k, int(np.isfinite(drawn).sum())))
 
   tau = kendall_tau(predicted, truth)
-  tau_low, tau_high = _bootstrap(tau_of, both.size, num_resamples, seed)
-  low, high = _bootstrap(regret_of, len(truth_by_seed), num_resamples, seed)
   random_recall, random_regret = random_top_k_baseline(truth, k)
   return {
     'tau': tau,
-    'tau_low': tau_low,
-    'tau_high': tau_high,
+    **_interval('tau', tau_of, both.size, num_resamples, seed),
     'tau_between_seeds': ceiling.tau_between_seeds,
     'tau_ceiling': ceiling.tau_of_mean,
     'tau_over_ceiling': tau / ceiling.tau_of_mean if ceiling.tau_of_mean > 0 else math.nan,
@@ -203,8 +188,7 @@ def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
     'top_k_recall': top_k_recall(predicted, truth, k),
     'random_recall': random_recall,
     'regret': regret(predicted, truth, k),
-    'regret_low': low,
-    'regret_high': high,
+    **_interval('regret', regret_of, len(truth_by_seed), num_resamples, seed),
     'random_regret': random_regret,
     'num_structures': both.size,
     'num_seeds': ceiling.num_seeds,
@@ -214,10 +198,6 @@ def compare_rankings(predicted, truth_by_seed, k, num_resamples=999, seed=0):
 def _useful_seeds(values):
   values = by_seed(values)
   return values[np.isfinite(values).any(axis=1)]
-
-
-def _order(values):
-  return np.argsort(np.where(np.isfinite(values), values, np.inf), kind='stable')
 
 
 def _judged(predicted, truth, k):
@@ -242,15 +222,13 @@ def _splits(num_seeds, half):
   return [np.isin(np.arange(num_seeds), group) for group in groups]
 
 
-def _bootstrap(statistic, size, num_resamples, seed):
+def _interval(name, statistic, size, num_resamples, seed):
   """95 % percentile interval of `statistic(index)` over draws of `size` indices with replacement.
 
   `scipy.stats.bootstrap` gives up when a draw has no value, as τ has none for a draw all tied.
   """
   draws = np.random.default_rng(seed).integers(size, size=(num_resamples, size)) if size > 1 else []
-  drawn = np.array([statistic(index) for index in draws])
-  drawn = drawn[np.isfinite(drawn)]
-  if not drawn.size:
-    return math.nan, math.nan
-  low, high = np.quantile(drawn, [0.025, 0.975])
-  return float(low), float(high)
+  values = np.array([statistic(index) for index in draws])
+  values = values[np.isfinite(values)]
+  low, high = np.quantile(values, [0.025, 0.975]) if values.size else (math.nan, math.nan)
+  return {f'{name}_low': float(low), f'{name}_high': float(high)}

@@ -42,8 +42,8 @@ def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str =
     spec: format of both numbers; only the first one shows a plus.
     unit: what follows them, with its space.
 
-  >>> with_margin(-0.0123, 0.004), with_margin(12.3, float('nan'), 'z.1f', ' %')
-  ('−0.0123 ± 0.0040', '12.3 %')
+  >>> with_margin(-0.0123, 0.004).split(), with_margin(12.3, float('nan'), 'z.1f', ' %')
+  (['−0.0123', '±', '0.0040'], '12.3 %')
   """
   margin = '' if math.isnan(half_width) else f' ±\N{NO-BREAK SPACE}{half_width:{spec.strip("+")}}'
   return f'{value:{spec}}{margin}{unit}'.replace('-', '−')

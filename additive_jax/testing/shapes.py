@@ -6,13 +6,13 @@ All but the values of the pool are found by tracing, which computes nothing.
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.models.additive import gate_names, measure
+from additive_jax.models.additive import gate_names
+from additive_jax.models.costs import measure
 from additive_jax.run.objectives import classification, language
 from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, reason, site_part
 
@@ -97,20 +97,6 @@ def inner_gates_take_every_form(case: Case) -> bool:
 def space_matches(case: Case) -> bool:
   """`space` names the gates in order, and the cost of every part can be found."""
   names = gate_names(case.model)
-  declared = getattr(case.model, 'stream_shape', None)
-  if declared is not None:
-    stream = case.streams[0].shape[1:]
-    pairs = zip(case.sites, itertools.pairwise(case.streams))
-    moves = [site.label for site, (before, after) in pairs if before.shape != after.shape]
-    if tuple(declared) != stream:
-      case.fail(f'stream_shape is {tuple(declared)}, but embed gives {stream} per example.')
-      return True
-    if moves:
-      case.fail(
-        f'stream_shape is {tuple(declared)}, but site {moves[0]!r} changes the shape of the '
-        'stream: leave stream_shape None.'
-      )
-      return True
   try:
     space_names = case.model.space.names
     if space_names != names:
@@ -179,7 +165,7 @@ def _wrong_traced(case: Case, index: int) -> str | None:
 
 
 def _failure(form, error):
-  return f'fails, called as site(h, values) with its inner gates as {form}: {reason(error)}'
+  return f'fails, called as site(h, gates) with its inner gates as {form}: {reason(error)}'
 
 
 def _other_result(form, result, all_on):
@@ -205,7 +191,7 @@ def _walk(case: Case, rows: int, run, first):
       result = jax.eval_shape(functools.partial(run, part), first, value)
       wrong = _wrong_output(part, value, result)
     except Exception as error:
-      form = '' if part.site is None or part.site.adds else ', called as site(h, values)'
+      form = '' if part.site is None or part.site.adds else ', called as site(h, gates)'
       wrong = f'{part.title} fails on a batch of {rows}{form}: {reason(error)}.'
     if wrong:
       case.fail(wrong)

@@ -62,7 +62,7 @@ def _kept_blocks(model, wiring, structure) -> list[list[int]]:
   for stage in wiring.blocks:
     kept.append([])
     for block in stage:
-      own = [bit for name in block for bit in bits[sites[name].own]]
+      own = [bit for name in block for bit in bits[sites[name].gates]]
       if any(own) and not all(own):
         raise UserError(
           f'structure {structure} turns off part of block {number}: expected all of its gates '

@@ -80,7 +80,7 @@ class Pairs:
       if old is None:
         new_bits += [depth != 'gated' and (together or name != LANE) for name in new.names]
       else:
-        new_bits += bits[old.own]
+        new_bits += bits[old.gates]
     return Structure(tuple(new_bits))
 
   def __str__(self) -> str:

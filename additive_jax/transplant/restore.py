@@ -17,7 +17,7 @@ from additive_jax.files.journal import replace_file
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
-from additive_jax.train.trainer import State
+from additive_jax.train.state import State
 from additive_jax.transplant import Receipt, Transplant, grow, grow_optimizer, receipt, shrink
 
 log = logging.getLogger('additive_jax')
