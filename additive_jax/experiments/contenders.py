@@ -17,6 +17,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import tables
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.options import selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
@@ -125,7 +126,7 @@ def check_dense(session: Session) -> Transformer:
 
 def balance_of(session: Session) -> Balance:
   """Returns the options `config.balance`."""
-  return Balance(**session.config.balance.to_dict())
+  return selected(Balance, session.config.balance)
 
 
 def _judge(trained: Trained) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from additive_jax.experiments.arms import Arm, Trained, scores_on_test
+from additive_jax.experiments.options import selected
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
@@ -89,7 +90,7 @@ def search_pools(
     known = Evaluated(
       bits_of(_joined(lines, 'structures'), num_gates), *(_means(lines, key) for key in SCORES)
     )
-    Search(**options, seed=session.config.seed).run(evaluate_all, num_gates, known)
+    selected(Search, options, seed=session.config.seed).run(evaluate_all, num_gates, known)
   return _searched(lines, num_gates)
 
 
@@ -123,6 +124,6 @@ def check_shared(session: Session, epochs: float) -> None:
   session.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
-    Search(**options, seed=session.config.seed).check(num_gates)
+    selected(Search, options, seed=session.config.seed).check(num_gates)
   else:
     all_bits(num_gates)  # says so if there are too many

@@ -21,7 +21,6 @@ from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 
 STANDALONE = 'standalone'
-MODES = (STANDALONE, SHARED)
 
 
 def run(
@@ -45,8 +44,6 @@ def _check(session):
   """Everything that can be said before any training."""
   config, num_gates = session.config, session.space.num_gates
   modes, sharded = config.sweep.modes, session.shard[1] > 1
-  if not modes or set(modes) - set(MODES):
-    raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
   session.check_experts([session.model])
   if config.sweep.top_k > 2**num_gates:
     raise UserError(
@@ -75,8 +72,6 @@ def _check_standalone(session):
   num_steps = session.steps(config.train.epochs)
   session.recipe(num_steps)
   halving, num_rungs = config.sweep.halving, config.sweep.rungs
-  if halving and halving < 2:
-    raise UserError(f'config.sweep.halving {halving}: expected 0 or at least 2')
   if halving and num_steps < halving ** (num_rungs - 1):
     raise UserError(
       f'config.sweep.rungs {num_rungs} of halving {halving} in {num_steps} steps: expected at '

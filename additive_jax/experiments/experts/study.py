@@ -38,13 +38,11 @@ from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
-from additive_jax.models.routing import ROUTERS, Routing
+from additive_jax.models.routing import Routing
 from additive_jax.report import statistics
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
-VARIANTS = (*ROUTERS, SINGLE, MOE)
-BUDGETS = ('flops', 'params')
 
 
 def run(
@@ -68,12 +66,6 @@ def run(
 
 def _check(session):
   """Everything that can be said before any training."""
-  for option, known in (('variants', VARIANTS), ('budgets', BUDGETS)):
-    given = tuple(session.config.experts[option])
-    if not given or set(given) - set(known) or len(set(given)) < len(given):
-      raise UserError(
-        f'config.experts.{option} {given}: expected some of {", ".join(known)}, each once'
-      )
   session.check_experts([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
     if session.config.experts.num_structures < 2:
