@@ -11,6 +11,7 @@ import pytest
 from additive_jax import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.structure import all_bits
+from additive_jax.models import Routing
 
 TOKENS = 50
 
@@ -114,9 +115,9 @@ def test_bias_counts_in_the_choice_alone():
   want = np.exp(log_probability(logits[:, None], np.asarray(choice.structures)))
   np.testing.assert_allclose(choice.weights, want, rtol=1e-4, atol=1e-7)
   listed = routers.top_k(logits, 2, structures=all_bits(5)[:5], bias=bias)
-  np.testing.assert_array_equal(listed.index, np.argsort(-(logits + bias), axis=-1)[:, :2])
+  np.testing.assert_array_equal(listed.indices, np.argsort(-(logits + bias), axis=-1)[:, :2])
   soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  want = np.take_along_axis(soft, np.asarray(listed.index), -1)
+  want = np.take_along_axis(soft, np.asarray(listed.indices), -1)
   np.testing.assert_allclose(listed.weights, want, rtol=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_top_k_of_a_list(renormalise):
   logits = draw(5, 5)
   choice = routers.top_k(logits, 2, structures=structures, renormalise=renormalise)
   index = np.argsort(-logits, axis=-1)[:, :2]
-  np.testing.assert_array_equal(choice.index, index)
+  np.testing.assert_array_equal(choice.indices, index)
   np.testing.assert_array_equal(choice.structures, structures[index])
   weights = np.take_along_axis(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), index, -1)
   if renormalise:
@@ -150,9 +151,9 @@ def test_random_draws_different_structures_evenly():
   structures = all_bits(3)
   choice = routers.random(jax.random.key(0), (4000,), structures, 3)
   np.testing.assert_array_equal(choice.weights, np.full((4000, 3), np.float32(1 / 3)))
-  np.testing.assert_array_equal(choice.structures, structures[np.asarray(choice.index)])
-  assert all(len(set(row)) == 3 for row in np.asarray(choice.index))
-  share = np.bincount(np.asarray(choice.index).ravel(), minlength=8) / 4000
+  np.testing.assert_array_equal(choice.structures, structures[np.asarray(choice.indices)])
+  assert all(len(set(row)) == 3 for row in np.asarray(choice.indices))
+  share = np.bincount(np.asarray(choice.indices).ravel(), minlength=8) / 4000
   np.testing.assert_allclose(share, 3 / 8, atol=0.04)  # five standard deviations
 
 
@@ -165,9 +166,8 @@ def test_random_draws_different_structures_evenly():
     ),
     (lambda: routers.k_best(jnp.zeros(2), 0), 'top 0 of 4 structures: expected 1 to 4'),
     (lambda: routers.random(jax.random.key(0), (2,), all_bits(1), 3), 'top 3 of 2 structures'),
-    (lambda: routers.check_list([[1, 0], [1, 0]], 2), 'structure 10 is listed twice'),
-    (lambda: routers.check_list([[1, 0, 1]], 2), 'structures of shape (1, 3): expected [S, 2]'),
-    (lambda: routers.check_list(np.zeros((0, 2)), 2), 'an empty list of structures'),
+    (lambda: Routing(structures=('10', '10')).listed(2), 'structure 10 is listed twice'),
+    (lambda: Routing(structures=('101',)).listed(2), 'structure 101 has 3 gates: expected 2'),
     (
       lambda: routers.enumerated(17),
       "all 2^17 structures: expected at most 2^16; the routers 'fac",
