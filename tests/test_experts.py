@@ -113,9 +113,9 @@ def test_random_routes_differ_by_site(random_pool):
   (first, second), (again, _), (drawn, _) = (
     sites.values() for sites in look(random_pool(model, tokens))
   )
-  assert (first.index != second.index).any()
-  np.testing.assert_array_equal(first.index, again.index)
-  assert (first.index != drawn.index).any()
+  assert (first.indices != second.indices).any()
+  np.testing.assert_array_equal(first.indices, again.indices)
+  assert (first.indices != drawn.indices).any()
 
 
 def test_random_routes_by_position_and_key():

@@ -38,9 +38,9 @@ def test_k_best_is_exact(num_gates, k):
   logits = draw(num_gates, num_gates)
   if k > 2**num_gates:
     with pytest.raises(UserError, match=f'top {k} of {2**num_gates} structures: expected 1 to'):
-      routers.k_best(logits, k)
+      routers.k_best(jnp.asarray(logits), k)
     return
-  choice = jax.jit(routers.k_best, static_argnums=1)(logits, k)
+  choice = jax.jit(routers.k_best, static_argnums=1)(jnp.asarray(logits), k)
   bits = np.asarray(choice.structures)
   assert bits.shape == (TOKENS, k, num_gates)
   codes = bits @ (1 << np.arange(num_gates))
@@ -48,7 +48,7 @@ def test_k_best_is_exact(num_gates, k):
   want = enumerated_best(logits, k)
   np.testing.assert_allclose(log_probability(logits[:, None], bits), want, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(choice.weights, np.exp(want), rtol=1e-4, atol=1e-6)
-  renormalised = routers.k_best(logits, k, renormalise=True)
+  renormalised = routers.k_best(jnp.asarray(logits), k, renormalise=True)
   np.testing.assert_array_equal(renormalised.structures, bits)
   np.testing.assert_allclose(
     renormalised.weights, np.exp(want) / np.exp(want).sum(-1, keepdims=True), rtol=1e-4, atol=1e-6
@@ -69,7 +69,7 @@ def test_k_best_with_ties(logits):
 
 def test_k_best_of_many_gates_flips_the_cheapest_alone():
   logits = draw(3, 40)
-  bits = np.asarray(routers.k_best(logits, 8).structures)
+  bits = np.asarray(routers.k_best(jnp.asarray(logits), 8).structures)
   flipped = bits != (logits > 0)[:, None]
   order = np.argsort(np.abs(logits), axis=-1)
   assert not np.take_along_axis(flipped, order[:, None], -1)[..., 7:].any()
@@ -83,7 +83,7 @@ def test_k_best_of_many_gates_flips_the_cheapest_alone():
 def test_k_best_flips_beyond_the_bits_of_one_integer():
   """Costs are nearly equal, so that the cheapest sets are those of one gate."""
   logits = np.random.default_rng(0).uniform(1, 1.5, (5, 40)).astype(np.float32)
-  bits = np.asarray(routers.k_best(logits, 40).structures)
+  bits = np.asarray(routers.k_best(jnp.asarray(logits), 40).structures)
   cost = ((bits != (logits > 0)[:, None]) * np.abs(logits)[:, None].astype(np.float64)).sum(-1)
   # The sum of any two is above every single one.
   want = np.concatenate([np.zeros((5, 1)), np.sort(logits.astype(np.float64), axis=-1)[:, :39]], -1)
@@ -109,12 +109,14 @@ def test_flip_sets_are_enough_and_all_needed(k):
 
 def test_bias_counts_in_the_choice_alone():
   logits = draw(4, 5)
-  bias = np.float32([3, -3, 0, 0, 1])
-  choice = routers.k_best(logits, 3, bias=bias)
-  np.testing.assert_array_equal(choice.structures, routers.k_best(logits + bias, 3).structures)
+  bias = jnp.float32([3, -3, 0, 0, 1])
+  choice = routers.k_best(jnp.asarray(logits), 3, bias=bias)
+  np.testing.assert_array_equal(
+    choice.structures, routers.k_best(jnp.asarray(logits + bias), 3).structures
+  )
   want = np.exp(log_probability(logits[:, None], np.asarray(choice.structures)))
   np.testing.assert_allclose(choice.weights, want, rtol=1e-4, atol=1e-7)
-  listed = routers.top_k(logits, 2, structures=all_bits(5)[:5], bias=bias)
+  listed = routers.top_k(jnp.asarray(logits), 2, structures=all_bits(5)[:5], bias=bias)
   np.testing.assert_array_equal(listed.indices, np.argsort(-(logits + bias), axis=-1)[:, :2])
   soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   want = np.take_along_axis(soft, np.asarray(listed.indices), -1)
@@ -125,7 +127,7 @@ def test_bias_counts_in_the_choice_alone():
 def test_top_k_of_a_list(renormalise):
   structures = all_bits(3)[[7, 0, 5, 2, 6]]
   logits = draw(5, 5)
-  choice = routers.top_k(logits, 2, structures=structures, renormalise=renormalise)
+  choice = routers.top_k(jnp.asarray(logits), 2, structures=structures, renormalise=renormalise)
   index = np.argsort(-logits, axis=-1)[:, :2]
   np.testing.assert_array_equal(choice.indices, index)
   np.testing.assert_array_equal(choice.structures, structures[index])

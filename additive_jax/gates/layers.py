@@ -107,7 +107,7 @@ def compose(
   first: Callable[[int, int], Any],
   activate: Callable[[Any], Array],
   second: Callable[[Array, int, int], Array],
-) -> Float[Array, 'B ... E']:
+) -> Float[Array, '... E']:
   """Returns the output of a sub-activation layer of any two linear maps with a nonlinear one
   between; `sub_activation` is the case of matrices.
 
@@ -141,7 +141,7 @@ def compose(
 
 def mixed_hidden(
   activate: Callable[[Any], Array], row: Sequence[GateValue], partial: Sequence[Any]
-) -> Float[Array, 'B ... H']:
+) -> Float[Array, '... H']:
   """Returns the hidden value `act(Σ_i M_i P_i)`, M a row of `joins` and P the partial products."""
   mix = lambda *values: sum(aligned(weight, value) * value for weight, value in zip(row, values))
   return activate(jax.tree.map(mix, *partial))

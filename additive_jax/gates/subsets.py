@@ -64,7 +64,7 @@ class Subsets:
     rows = self.rows(batch_size)
     return tuple(size(rate, rows) / rows for rate in self.keep_rates[stage])
 
-  def stage(self, step: Int[Array, '']) -> Int[Array, '']:
+  def stage(self, step: int | Int[Array, '']) -> Int[Array, '']:
     """Returns the number of the stage that a traced step is in."""
     return jnp.sum(step >= jnp.asarray(self.starts)) - 1
 
