@@ -10,8 +10,6 @@ import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments import shared, sweep
-from additive_jax.experiments.session import open_session
-from additive_jax.experiments.shared import check_shared
 from additive_jax.files.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
@@ -142,23 +140,3 @@ def test_damaged_checkpoints_end_the_run_in_one_line(pools, tmp_path):
   with pytest.raises(UserError, match=r'every checkpoint in .*shared-seed1 is damaged') as caught:
     sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert 'remove the directory to start afresh' in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4 gates'),
-    ({'sampler.name': 'listed', 'sampler.structures': ('1x1',)}, "structure '1x1': expected"),
-    ({'sampler.ramp': 2.0}, 'sampler.ramp 2.0: expected a share of the run'),
-    ({'train.collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
-    ({'train.average': 'median'}, "average 'median': expected one of mean, coverage"),
-    ({'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
-  ],
-)
-def test_what_cannot_be(tmp_path, options, message):
-  check = lambda session: check_shared(session, 1.0)
-  config = tiny.config('sweep', options)
-  with pytest.raises(UserError) as caught, open_session(config, tmp_path / 'run', check=check):
-    pass
-  assert message in str(caught.value)
-  assert not (tmp_path / 'run').exists()

@@ -17,6 +17,7 @@ import pandas as pd
 from additive_jax import run
 from additive_jax.errors import UserError
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.options import selected
 from additive_jax.experiments.results import with_interval
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, read_all
@@ -115,7 +116,7 @@ def check_dense(session: Session) -> Transformer:
 
 def balance_of(session: Session) -> Balance:
   """The options `config.balance`."""
-  return Balance(**session.config.balance.to_dict())
+  return selected(Balance, session.config.balance)
 
 
 @dataclasses.dataclass(frozen=True)

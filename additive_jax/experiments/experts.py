@@ -37,14 +37,12 @@ from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
-from additive_jax.models.routing import ROUTERS, Routing
+from additive_jax.models.routing import Routing
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
 
 SINGLE, MOE = 'single', 'moe'
-VARIANTS = (*ROUTERS, SINGLE, MOE)
-BUDGETS = ('flops', 'params')
 TABLES = ('structures', 'variants', 'routers')
 JOURNAL, POOL_JOURNAL = 'experts.jsonl', 'pool.jsonl'
 
@@ -75,12 +73,6 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Experts
   takes its place twice: with hidden units such that its active FLOPs are those of the dense
   network, and such that its parameters are. Args and errors are those of `sweep.run`.
   """
-  for option, known in (('variants', VARIANTS), ('budgets', BUDGETS)):
-    given = tuple(config.experts[option])
-    if not given or set(given) - set(known) or len(set(given)) < len(given):
-      raise UserError(
-        f'config.experts.{option} {given}: expected some of {", ".join(known)}, each once'
-      )
   check_unsharded(config)
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 

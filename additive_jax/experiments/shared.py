@@ -9,6 +9,7 @@ import numpy as np
 
 from additive_jax.experiments.arms import Trained
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.options import selected
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal, read_all
@@ -104,7 +105,7 @@ def search_pools(
 
   with bar as progress:
     known = Evaluated(bits_of(texts, num_gates), *(_means(records, key) for key in SCORES))
-    found = Search(**options, seed=session.config.seed).run(evaluate_all, num_gates, known)
+    found = selected(Search, options, seed=session.config.seed).run(evaluate_all, num_gates, known)
   return found.bits, Evaluation(*(np.array(_joined(records, key)).T for key in SCORES))
 
 
@@ -129,6 +130,6 @@ def check_shared(session: Session, epochs: float) -> None:
   session.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
-    Search(**options, seed=session.config.seed).check(num_gates)
+    selected(Search, options, seed=session.config.seed).check(num_gates)
   else:
     all_bits(num_gates)  # says so if there are too many

@@ -23,7 +23,7 @@ from additive_jax.gates.subsets import in_stages
 from additive_jax.train.losses import PerSample
 from additive_jax.train.samplers import listed
 
-MODES = CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
+CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,11 +61,6 @@ def run(
 
 
 def _check(session):
-  modes = session.config.stochastic.modes
-  if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
-    raise UserError(
-      f'config.stochastic.modes {tuple(modes)}: expected some of {", ".join(MODES)}, each once'
-    )
   session.check_experts([session.model])
   session.check_in_memory()
   make_variants(session)

@@ -23,7 +23,6 @@ from additive_jax.report import rankings, statistics
 
 log = logging.getLogger('additive_jax')
 
-MODES = ('standalone', 'shared')
 TABLES = ('structures', 'effects', 'interactions')
 
 
@@ -61,9 +60,6 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> SweepRe
     UserError: for options that make no sense.
     Stopped: when the run was asked to stop; the same call goes on.
   """
-  modes = config.sweep.modes
-  if not modes or set(modes) - set(MODES):
-    raise UserError(f'config.sweep.modes {tuple(modes)}: expected some of {", ".join(MODES)}')
   return run_once(config, workdir, work=_run, read=_read, check=_check, **opening)
 
 
@@ -99,8 +95,6 @@ def _check_standalone(session):
   num_steps = session.steps(config.train.epochs)
   session.recipe(num_steps)
   halving, rungs = config.sweep.halving, config.sweep.rungs
-  if halving and halving < 2:
-    raise UserError(f'config.sweep.halving {halving}: expected 0 or at least 2')
   if halving and num_steps < halving ** (rungs - 1):
     raise UserError(
       f'config.sweep.rungs {rungs} of halving {halving} in {num_steps} steps: expected at least '

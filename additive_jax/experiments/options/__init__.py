@@ -1,0 +1,53 @@
+"""The options of a run, each declared once: name, default, meaning, and what is allowed.
+
+`general` and `studies` declare them, `reading` makes checked `Options` of a config, and `page`
+writes `configs/default.py`, where all of them stand with their meanings.
+"""
+
+from additive_jax.experiments.options.general import (
+  BalanceOptions,
+  DataOptions,
+  ModelOptions,
+  OptimizerOptions,
+  SamplerOptions,
+  ScheduleOptions,
+  SearchOptions,
+  TrainOptions,
+)
+from additive_jax.experiments.options.reading import (
+  PLACEMENT,
+  Option,
+  all_options,
+  check_unsharded,
+  options_of,
+  read_options,
+  read_section,
+  replaced,
+  selected,
+  unknown_option,
+)
+from additive_jax.experiments.options.rules import parse_shard
+from additive_jax.experiments.options.studies import Options
+
+__all__ = [
+  'PLACEMENT',
+  'BalanceOptions',
+  'DataOptions',
+  'ModelOptions',
+  'OptimizerOptions',
+  'Option',
+  'Options',
+  'SamplerOptions',
+  'ScheduleOptions',
+  'SearchOptions',
+  'TrainOptions',
+  'all_options',
+  'check_unsharded',
+  'options_of',
+  'parse_shard',
+  'read_options',
+  'read_section',
+  'replaced',
+  'selected',
+  'unknown_option',
+]
