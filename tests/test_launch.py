@@ -296,7 +296,7 @@ def test_default_directory_devices_and_log(tmp_path, cache, monkeypatch):
   assert tiny.contents(workdir) == before
 
   (workdir / 'summary.json').unlink()
-  (workdir / 'journals' / 'shared-0-of-1.jsonl').unlink()
+  (workdir / 'journals' / 'sweep.jsonl').unlink()
   checkpoints = workdir / 'checkpoints' / 'shared-seed0'
   for metadata in checkpoints.glob('*/meta/metadata'):
     metadata.write_bytes(b'')
@@ -372,7 +372,7 @@ def test_shards_script(tmp_path, cache):
   assert done.returncode == 0, done.stderr
   assert done.stderr.splitlines()[-1].endswith(f'report: {tmp_path / "run" / "report.html"}')
   names = os.listdir(tmp_path / 'run' / 'journals')
-  assert sorted(names) == ['standalone-0-of-2.jsonl', 'standalone-1-of-2.jsonl']
+  assert sorted(names) == ['sweep-0-of-2.jsonl', 'sweep-1-of-2.jsonl']
   failed = script(tmp_path / 'other', **{'sweep.top_k': 9})
   assert failed.returncode == 2
   assert 'is done; run again' not in failed.stderr

@@ -66,13 +66,12 @@ def _check(session):
   make_variants(session)
 
 
-def make_variants(session: Session, records: Records | None = None) -> list[Variant]:
+def make_variants(session: Session) -> list[Variant]:
   """Returns the variants of a run, the one with all gates on first.
 
   Raises:
     UserError: for options of which a variant cannot be made.
   """
-  del records
   options, distill = session.config.stochastic, session.config.train.distill
   epochs, num_gates = session.config.train.epochs, session.space.num_gates
   num_steps = session.steps(epochs)
@@ -156,9 +155,14 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
   }
 
 
+def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
+  del records
+  yield make_variants(session)
+
+
 STUDY = study.Study(
   'stochastic',
-  stages=(make_variants,),
+  stages=_stages,
   check=_check,
   tables=make_tables,
   page=stochastic_report.page,

@@ -1,7 +1,7 @@
 """The options of a run, each declared once: name, default, meaning, and what is allowed.
 
-`general` and `studies` declare them, `reading` makes checked `Options` of a config, and `page`
-writes `configs/default.py`, where all of them stand with their meanings.
+`general` and `studies` declare them, and `reading` makes checked `Options` of a config. The page
+`configs/default.py` shows them all; `python tests/options_page.py` writes it.
 """
 
 from additive_jax.experiments.options.general import (
