@@ -65,7 +65,7 @@ def search_pools(
   options, num_gates = session.config.search, session.space.num_gates
   journal = _journal(session)
   lines = journal.records()
-  known = sum(len(line['structures']) for line in lines)
+  known = len(_joined(lines, 'structures'))
   pools = functools.cache(lambda: list(make_pools()))
   bar = Progress(
     options.budget, 'search', unit='structure', start=known, enabled=processes.is_primary()
@@ -75,7 +75,7 @@ def search_pools(
     session.check_stop()
     scores = [evaluate(session, pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with structures that are not asked for.
-    fresh = min(len(bits), options.budget - progress.completed)
+    fresh = min(len(bits), options.budget - len(_joined(lines, 'structures')))
     line = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
     for key in SCORES:
       line[key] = np.array([getattr(score, key)[:fresh] for score in scores]).T.tolist()
