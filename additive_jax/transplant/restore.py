@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import replace_file
-from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.files.rundir import WRITABLE
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
 from additive_jax.train.state import State
