@@ -317,8 +317,8 @@ def test_the_state_of_the_optimizer_goes_along(tmp_path):
     assert int(schedule.count) == 0  # of the learning rate
     mean = np.mean([s.opt_state[0].mu['readout']['out']['bias'] for s in members], axis=0)
     np.testing.assert_allclose(scale.mu['readout']['out']['bias'], mean, rtol=1e-5)
-    session.config.booster.optimizer_state = False
-    fresh = join(narrow, members, recipe, 0).state
+    without = session.with_options({'booster.optimizer_state': False})
+    fresh = join(Narrow.of(without, 2), members, recipe, 0).state
     assert int(fresh.opt_state[0].count) == 0
     assert not np.any(fresh.opt_state[0].mu['readout']['out']['bias'])
 
