@@ -80,7 +80,7 @@ def test_what_a_run_leaves(boosted):
   assert result.variants['variant'].tolist() == ['scratch', *WAYS]
   assert sorted(result.table['variant']) == sorted(['scratch', *WAYS])
   assert result.table['structure'].tolist() == ['111'] * 5
-  first = ['structure', 'variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+  first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank', 'variant']
   assert list(result.table) == first
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['narrow']['blocks'] == [0, 2]
