@@ -42,12 +42,14 @@ class Trained:
   """An arm after its last step, in one seed.
 
   Attributes:
+    arm: the arm.
     session: the run with the arm's model.
     seed: the seed.
     trainer: the trainer, which holds the last state.
     variables: `{'params': pool}`, a copy on the host.
   """
 
+  arm: Any
   session: Session
   seed: int
   trainer: Trainer
@@ -140,9 +142,17 @@ class Arm:
     """Returns where the training of one seed starts."""
     return self.start(self.own_session or session, seed)
 
-  def train(self, session: Session, seed: int, start: Start = SEED) -> Trained:
-    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
+  def train(self, session: Session, seed: int, start: Start = SEED, *, folder: str = '') -> Trained:
+    """Returns the arm after its last step, trained now or restored from its last checkpoint.
+
+    Args:
+      session: the run.
+      seed: the seed.
+      start: what `begin` gave.
+      folder: of the checkpoints, and name of the curves; '' is the tag with the seed.
+    """
     session = self.own_session or session
     trainer = session.trainer(self.recipe, self.sampler, seed, start.state)
-    fit(session, trainer, self.num_steps, f'{self.tag or self.name}-seed{seed}', self.curves)
-    return Trained(session, seed, trainer, processes.to_host(trainer.variables))
+    folder = folder or f'{self.tag or self.name}-seed{seed}'
+    fit(session, trainer, self.num_steps, folder, self.curves)
+    return Trained(self, session, seed, trainer, processes.to_host(trainer.variables))

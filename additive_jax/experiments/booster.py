@@ -19,7 +19,6 @@ from additive_jax.experiments import booster_report
 from additive_jax.experiments.booster_clusters import cluster_pieces
 from additive_jax.experiments.booster_tables import (
   CLUSTERS,
-  ONE,
   RANDOM,
   SCRATCH,
   UNTRAINED,
@@ -31,11 +30,10 @@ from additive_jax.experiments.booster_tables import (
   summarise,
 )
 from additive_jax.experiments.fit import Curves, fit
-from additive_jax.experiments.groups import FEATURES, clusters_of, features_of
+from additive_jax.experiments.groups import clusters_of, features_of
 from additive_jax.experiments.narrow import (
   AVERAGE,
   CLOCK,
-  JOINS,
   Narrow,
   Start,
   join,
@@ -56,7 +54,6 @@ from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
-VARIANTS = (CLUSTERS, RANDOM, ONE, UNTRAINED)
 METHODS = {CLUSTERS: 'kmeans', RANDOM: 'random'}
 TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters', 'memory')
 JOURNAL, TAKEN = 'booster.jsonl', 'narrow.jsonl'
@@ -96,16 +93,6 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Booster
   and errors are those of `sweep.run`.
   """
   options = config.booster
-  given = tuple(options.variants)
-  if not given or set(given) - set(VARIANTS) or len(set(given)) < len(given):
-    raise UserError(
-      f'config.booster.variants {given}: expected some of {", ".join(VARIANTS)}, each once'
-    )
-  for option, known in (('join', JOINS), ('features', FEATURES)):
-    if options[option] not in known:
-      raise UserError(
-        f'config.booster.{option} {options[option]!r}: expected one of {", ".join(known)}'
-      )
   if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
     raise UserError(
       f'config.booster.sync_epochs {options.sync_epochs:g} with join {options.join!r}: expected 0, '
@@ -124,10 +111,6 @@ def _check(session: Session) -> None:
   """Everything that can be said before any training."""
   options = session.config.booster
   session.check_in_memory()
-  if not 0 <= options.unequal < 1:
-    raise UserError(f'config.booster.unequal {options.unequal}: expected a number in [0, 1)')
-  if not 0 < options.quorum <= 1:
-    raise UserError(f'config.booster.quorum {options.quorum}: expected a share in (0, 1]')
   if options.asynchronous:
     check_processes(session)
   for variant in (SCRATCH, options.variants[0]):

@@ -11,7 +11,6 @@ from typing import Unpack
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax.compress import levels, magnitude
 from additive_jax.errors import UserError
 from additive_jax.experiments import compress_report, compress_tables
 from additive_jax.experiments.compressor import Compressor
@@ -60,41 +59,16 @@ def run(config: ConfigDict, workdir=None, **opening: Unpack[Opening]) -> Compres
 def _check(session):
   """Everything that can be said before any training."""
   options = session.config.compress
-  if options.level not in levels.LEVELS:
-    known = ', '.join(levels.LEVELS)
-    raise UserError(f'config.compress.level {options.level!r}: expected one of {known}')
-  for name in ('epochs', 'variance_rate'):
-    if not options[name] > 0:
-      raise UserError(f'config.compress.{name} {options[name]}: expected a positive number')
-  for name in ('tune_epochs', 'teacher_epochs', 'kl'):
-    if options[name] < 0:
-      raise UserError(f'config.compress.{name} {options[name]}: expected 0 or more')
-  if not 0 <= options.ramp <= 1:
-    raise UserError(f'config.compress.ramp {options.ramp}: expected a share of the run in [0, 1]')
-  sparsities = tuple(options.sparsities)
-  shares = all(isinstance(share, float) and 0 < share < 1 for share in sparsities)
-  if not shares or len(set(sparsities)) < len(sparsities):
-    raise UserError(
-      f'config.compress.sparsities {sparsities}: expected shares in (0, 1), each once'
-    )
-  if not 0 <= options.distill <= 1:
-    raise UserError(f'config.compress.distill {options.distill}: expected a weight in [0, 1]')
+  sparsities = options.sparsities
   if options.distill and session.data.task == 'regression':
     raise UserError(
       f'config.compress.distill {options.distill} in a regression: expected 0, for want of classes'
-    )
-  if not options.temperature > 0:
-    raise UserError(
-      f'config.compress.temperature {options.temperature}: expected a positive number'
     )
   if session.config.train.distill:
     raise UserError(
       f'config.train.distill {session.config.train.distill} in a compression: expected 0; '
       'config.compress.distill has a teacher of its own'
     )
-  if options.scope not in magnitude.SCOPES:
-    known = ', '.join(magnitude.SCOPES)
-    raise UserError(f'config.compress.scope {options.scope!r}: expected one of {known}')
   session.check_in_memory()
   compressor = Compressor.of(session)
   counts = {share: compressor.share(share) for share in sparsities}

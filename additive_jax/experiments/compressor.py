@@ -22,10 +22,11 @@ from additive_jax.compress.variational import (
   total_divergence,
 )
 from additive_jax.data import ArraySplit
+from additive_jax.errors import user_errors
 from additive_jax.experiments import compress_tables
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.session import Session
-from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.files.rundir import WRITABLE
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import evaluate_structures

@@ -30,8 +30,6 @@ from additive_jax.train.fleet import Fleet
 
 log = logging.getLogger('additive_jax')
 
-FEATURES = ('inputs', 'embedding')
-
 
 class Grouping(NamedTuple):
   """Clusters of the training examples, and what finding them took; nothing, for a random split.

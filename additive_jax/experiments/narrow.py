@@ -26,7 +26,7 @@ from additive_jax.train.state import State, init_state
 
 log = logging.getLogger('additive_jax')
 
-AVERAGE, PACK, BEST = JOINS = ('average', 'pack', 'best')
+AVERAGE, PACK, BEST = ('average', 'pack', 'best')
 CLOCK = 'seconds.jsonl'
 BATCH = 64  # test examples of a receipt
 

@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax import models
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments import narrow as narrow_
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.network import make_model
+from additive_jax.experiments.options import read_options
 from additive_jax.experiments.session import Session, Stopped, load_data, to_plain_config
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -205,7 +205,7 @@ def _stop_with_parent():
 
 def _work(what):
   """Trains the copy that `_start` told of."""
-  config, index, name = ConfigDict(what['config']), what['index'], what['name']
+  config, index, name = read_options(what['config']), what['index'], what['name']
   data = load_data(config.data)
   model = make_model(config.model, data)
   space = models.measure(model, data.train[np.zeros(1, np.int64)][0])

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax.experiments.session import EXCLUDED, Session, open_session
+from additive_jax.experiments.options import PLACEMENT
+from additive_jax.experiments.session import Session, open_session
 from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
@@ -74,7 +75,7 @@ def finished_page(session: Session, page: Page) -> str:
   the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
-  options = flatten(session.rundir.read_json('config.json'), EXCLUDED)
+  options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
   texts = {'Command, which also continues the run': session.command} if session.command else {}

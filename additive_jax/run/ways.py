@@ -18,7 +18,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.structure import parse
 from additive_jax.gates.sums import is_static
-from additive_jax.gates.traced import as_bits
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
 from additive_jax.models.routing import CHOICES, ROUTING
 
@@ -43,7 +43,7 @@ def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> ja
 
   Under `vmap` over structures every branch would run; map over them with `lax.map` or `lax.scan`.
   """
-  return _run(model, variables, x, as_bits(structure, len(gate_names(model))), scales)
+  return _run(model, variables, x, traced_structure(structure, len(gate_names(model))), scales)
 
 
 def masked(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
 from additive_jax.files.journal import replace_file
-from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.files.rundir import WRITABLE
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.transplant.copies import Copies, copied, merged, parameters
 from additive_jax.transplant.pairs import Pairs, Place, pair, params_of
