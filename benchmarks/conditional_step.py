@@ -19,8 +19,9 @@ import timing
 
 from additive_jax.models import MLP
 from additive_jax.run.objectives import classification
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import init_state, train_step
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH = 12, 128, 512, 10, 256
 BURST, REPEATS = 3, 15
@@ -39,7 +40,7 @@ def main():
 
   def burst(bits):
     for _ in range(BURST):
-      state[0], metrics = step(state[0], bits, batch)
+      state[0], metrics = step(state[0], Slots(bits, *batch))
     return metrics
 
   runs = {}

@@ -22,10 +22,12 @@ from additive_jax import data, run
 from additive_jax.models import MLP
 from additive_jax.parallel import collectives, processes
 from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import Trainer, init_state
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import init_state
+from additive_jax.train.trainer import Trainer
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH, SEED = 8, 64, 128, 10, 64, 0
 K, LISTS = 4, 100
@@ -71,7 +73,7 @@ def measure(collective, digits, compiles):
       sampler,
       batch_size=BATCH,
       seed=SEED,
-      mesh=mesh,
+      placement=Placement(mesh),
       state=init_state(recipe, variables),
     )
     times.append(timing.seconds(lambda trainer=trainer: trainer.run(1)))

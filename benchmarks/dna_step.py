@@ -27,8 +27,10 @@ from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.train.balance import Balance
-from additive_jax.train.gradients import Draw, Recipe
-from additive_jax.train.trainer import init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.losses import PerSample, Routed
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import init_state, train_step
 
 VOCABULARY, TOKENS, BATCH, WIDTH, HEADS, REPEATS = 256, 128, 4, 128, 4, 15
 SETTLING, RATE = 200, 0.01  # steps before skips are timed, and what a step moves their biases by
@@ -46,13 +48,13 @@ DENSE = 'dense, 10 sublayers'
 
 
 def dna(skip=0.0):
-  """The DNA, and the rest of its recipe."""
+  """The DNA, and its loss."""
   model = DNA(4, modules=Modules(4, 4, 0, 2, 2, skip=skip), num_backbone=2, **SHAPE)
-  return model, {'balance': Balance(bias_rate=RATE)}
+  return model, Routed(Balance(bias_rate=RATE))
 
 
 MODELS = {
-  DENSE: (Transformer(5, **SHAPE), {'subsets': Subsets(((1.0,) * 10,))}),
+  DENSE: (Transformer(5, **SHAPE), PerSample(Subsets(((1.0,) * 10,)))),
   'DNA': dna(),
 }
 STEERED = {'DNA, skips free': dna()} | {f'DNA, skips {r}': dna(r) for r in (0.3, 0.6)}
@@ -61,16 +63,16 @@ rng = np.random.default_rng(0)
 x, y = rng.integers(0, VOCABULARY, (2, 1, BATCH, TOKENS)).astype(np.uint8)
 
 
-def stepper(model, options):
+def stepper(model, loss):
   """A function that takes a step and gives its loss, and a list of the shares that steps skip."""
-  recipe = Recipe(model, 'language', optax.adamw(1e-3), **options)
+  recipe = Recipe(model, 'language', optax.adamw(1e-3), loss)
   bits = jnp.ones((1, len(gate_names(model))), bool)
-  draw = Draw(jax.random.split(jax.random.key(0), 1), jnp.int32(0))
+  slots = Slots(bits, x, y, jax.random.split(jax.random.key(0), 1), jnp.int32(0))
   step = jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
   held, skipped = [init_state(recipe, model.init(jax.random.key(0), x[0]))], []
 
   def run():
-    held[0], values = step(held[0], bits, (x, y), draw=draw)
+    held[0], values = step(held[0], slots)
     skipped.append([1 - site.kept for site in values['facts'].values()])
     return values['loss']
 

@@ -22,8 +22,8 @@ import numpy as np
 import timing
 
 from additive_jax.gates import mixtures, routers
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.structure import all_bits
-from additive_jax.gates.sums import sub_activation
 
 CHUNKS, WIDTH, HIDDEN, TOKENS, TOP, REPEATS = 7, 128, 512, 512, 6, 25
 GATES, BEST, ROUTED_TOKENS, ROUTED_WIDTH, ROUTED_HIDDEN = 24, 8, 4096, 512, 2048
@@ -31,37 +31,30 @@ GATES, BEST, ROUTED_TOKENS, ROUTED_WIDTH, ROUTED_HIDDEN = 24, 8, 4096, 512, 2048
 rng = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5, jnp.float32)
 structures = all_bits(CHUNKS - 1)
-arguments = {
-  'x': normal(TOKENS, WIDTH) * TOKENS**0.5,
-  'in_kernel': normal(WIDTH, HIDDEN),
-  'out_kernel': normal(HIDDEN, WIDTH),
-  'in_bias': normal(HIDDEN),
-  'out_bias': normal(WIDTH),
-}
+first = Layer(normal(WIDTH, HIDDEN), normal(HIDDEN))
+second = Layer(normal(HIDDEN, WIDTH), normal(WIDTH))
+arguments = {'x': normal(TOKENS, WIDTH) * TOKENS**0.5, 'layers': LayerPair(first, second)}
 gate_logits = normal(TOKENS, CHUNKS - 1) * TOKENS**0.5
 logits = normal(TOKENS, len(structures)) * TOKENS**0.5
 
 
-def dense(x, in_kernel, out_kernel, in_bias, out_bias):
-  return jax.nn.gelu(x @ in_kernel + in_bias) @ out_kernel + out_bias
+def dense(x, layers):
+  first, second, _ = layers
+  return jax.nn.gelu(x @ first.kernel + first.bias) @ second.kernel + second.bias
 
 
-def layer(structure, x, in_kernel, out_kernel, in_bias, out_bias):
-  return sub_activation(
-    x, in_kernel, out_kernel, structure, jax.nn.gelu, in_bias=in_bias, out_bias=out_bias
-  )
+def layer(structure, x, layers):
+  return sub_activation(x, layers, structure, jax.nn.gelu)
 
 
-def marginal(gate_logits, **arguments):
+def marginal(gate_logits, x, layers):
   weights = mixtures.span_weights(jax.nn.sigmoid(gate_logits))
-  return mixtures.span_mixture(**arguments, weights=weights, activation=jax.nn.gelu)
+  return mixtures.span_mixture(x, layers, weights, jax.nn.gelu)
 
 
-def best(logits, **arguments):
-  choice = routers.top_k(logits, structures, TOP)
-  return mixtures.structure_mixture(
-    **arguments, bits=choice.bits, weights=choice.weights, activation=jax.nn.gelu
-  )
+def best(logits, x, layers):
+  choice = routers.top_k(logits, TOP, structures=structures)
+  return mixtures.structure_mixture(x, layers, choice.structures, choice.weights, jax.nn.gelu)
 
 
 def log_weights(gate_logits):

@@ -26,8 +26,8 @@ from additive_jax import data
 from additive_jax.gates.structure import Structure, all_structures
 from additive_jax.models import MLP
 from additive_jax.run.objectives import classification
-from additive_jax.train.gradients import Recipe
 from additive_jax.train.population import Population
+from additive_jax.train.recipe import Recipe
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, BATCH, EPOCHS, SEED = 8, 64, 128, 10, 128, 20, 0
 TIMED = 8

@@ -24,8 +24,10 @@ from additive_jax.gates.subsets import Subsets
 from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.run.objectives import language
-from additive_jax.train.gradients import Draw, Recipe
-from additive_jax.train.trainer import init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.losses import PerSample
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import init_state, train_step
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, BATCH, BYTES = 6, 128, 4, 512, 64, 64, 256
 BURST, REPEATS = 2, 9
@@ -39,7 +41,7 @@ def main():
   optimizer = optax.adamw(1e-3)
   conditional = Recipe(model, language, optimizer)
   whole, half = (
-    Recipe(model, language, optimizer, subsets=Subsets(((rate,) * num_gates,)))
+    Recipe(model, language, optimizer, PerSample(Subsets(((rate,) * num_gates,))))
     for rate in (1.0, 0.5)
   )
   steps = {
@@ -51,8 +53,8 @@ def main():
 
   def burst(recipe, make_bits):
     for i in range(BURST):
-      draw = Draw(jax.random.split(jax.random.fold_in(key, i), 1), jnp.int32(0))
-      state[0], metrics = steps[recipe](state[0], make_bits(), batch, draw=draw)
+      keys = jax.random.split(jax.random.fold_in(key, i), 1)
+      state[0], metrics = steps[recipe](state[0], Slots(make_bits(), *batch, keys, jnp.int32(0)))
     return metrics
 
   def half_on():

@@ -17,30 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.structure import all_structures
-from additive_jax.gates.sums import sub_activation
 
 CHUNKS, WIDTH, HIDDEN, TOKENS, REPEATS = 4, 512, 2048, 1024, 25
 
 rng = np.random.default_rng(0)
 normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5, jnp.float32)
-arguments = {
-  'x': normal(TOKENS, WIDTH) * TOKENS**0.5,
-  'in_kernel': normal(WIDTH, HIDDEN),
-  'out_kernel': normal(HIDDEN, WIDTH),
-  'in_bias': normal(HIDDEN),
-  'out_bias': normal(WIDTH),
-}
+first = Layer(normal(WIDTH, HIDDEN), normal(HIDDEN))
+second = Layer(normal(HIDDEN, WIDTH), normal(WIDTH))
+arguments = {'x': normal(TOKENS, WIDTH) * TOKENS**0.5, 'layers': LayerPair(first, second)}
 
 
-def dense(x, in_kernel, out_kernel, in_bias, out_bias):
-  return jax.nn.gelu(x @ in_kernel + in_bias) @ out_kernel + out_bias
+def dense(x, layers):
+  first, second, _ = layers
+  return jax.nn.gelu(x @ first.kernel + first.bias) @ second.kernel + second.bias
 
 
-def gated(structure, x, in_kernel, out_kernel, in_bias, out_bias):
-  return sub_activation(
-    x, in_kernel, out_kernel, structure, jax.nn.gelu, in_bias=in_bias, out_bias=out_bias
-  )
+def gated(structure, x, layers):
+  return sub_activation(x, layers, structure, jax.nn.gelu)
 
 
 def both(layer):

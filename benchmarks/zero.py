@@ -21,19 +21,20 @@ import timing
 from additive_jax import data
 from additive_jax.models import MLP
 from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import bytes_per_device
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.trainer import Trainer
 
 BLOCKS, WIDTH, HIDDEN, CLASSES, K, BATCH, DEVICES = 4, 192, 768, 10, 4, 16, 8
 STEPS, REPEATS = 3, 9
 PLAIN = 'a copy on each'
 WAYS = {
-  PLAIN: {},
-  'ZeRO': {'zero': True},
-  'ZeRO, in host memory': {'zero': True, 'offload': True},
-  'a copy for each, in host memory': {'offload': True},
+  PLAIN: Placement(chunk_steps=STEPS),
+  'ZeRO': Placement(chunk_steps=STEPS, zero=True),
+  'ZeRO, in host memory': Placement(chunk_steps=STEPS, zero=True, offload=True),
+  'a copy for each, in host memory': Placement(chunk_steps=STEPS, offload=True),
 }
 
 
@@ -45,13 +46,13 @@ def main():
   recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), 'classification', optimizer)
   sampler = samplers.make_sampler('uniform', BLOCKS, K)
   trainers = {
-    name: Trainer(recipe, train, sampler, batch_size=BATCH, seed=0, chunk_steps=STEPS, **options)
-    for name, options in WAYS.items()
+    name: Trainer(recipe, train, sampler, batch_size=BATCH, seed=0, placement=placement)
+    for name, placement in WAYS.items()
   }
   runs = {name: lambda t=trainer: t.run(STEPS) for name, trainer in trainers.items()}
   times = timing.alternate(runs, REPEATS)
   pools = {name: processes.to_host(trainer.variables) for name, trainer in trainers.items()}
-  found = {name: bytes_per_device(trainer.held) for name, trainer in trainers.items()}
+  found = {name: bytes_per_device(trainer.sharded_state) for name, trainer in trainers.items()}
   copy = max(found[PLAIN]['optimizer'].device.values())
   rows = []
   for name, measured in found.items():

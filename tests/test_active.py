@@ -7,7 +7,8 @@ import pytest
 from additive_jax import UserError
 from additive_jax.gates.routers import ListFacts
 from additive_jax.models import DNA, Experts, Modules, Routing, Transformer, measure
-from additive_jax.models.active import active_flops, fitted, num_params
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.costs import num_params
 
 TOKENS, WIDTH, HIDDEN, LAYERS, CLASSES = 12, 16, 24, 2, 11
 X = np.zeros((1, TOKENS), np.uint8)

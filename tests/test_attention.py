@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax.models.attention import Attention, attend, rotate
+from additive_jax.models.attention import Attention, attend, causal_mask, rotate
 from additive_jax.models.kinds import Lanes
 
 BATCH, TOKENS, HEADS, SIZE = 2, 5, 4, 6
@@ -41,20 +41,21 @@ def plain_rotate(x):
 
 @pytest.mark.parametrize('causal', [False, True])
 def test_attend(qkv, causal):
-  found = jax.jit(attend, static_argnums=3)(*jnp.asarray(qkv, jnp.float32), causal)
+  mask = causal_mask(TOKENS) if causal else None
+  found = jax.jit(attend)(*jnp.asarray(qkv, jnp.float32), mask)
   np.testing.assert_allclose(found, plain_attend(*qkv, causal), **CLOSE)
 
 
 def test_causal_attention_ignores_later_keys_and_values(qkv):
-  run = jax.jit(attend, static_argnums=3)
+  run, mask = jax.jit(attend), causal_mask(TOKENS)
   q, k, v = jnp.asarray(qkv, jnp.float32)
   for late in range(1, TOKENS):
     # Far larger than the rest: a mask that only damps would let it through.
     k_, v_ = k.at[:, late].add(1e4), v.at[:, late].add(1e4)
-    before, after = run(q, k, v, True), run(q, k_, v_, True)
+    before, after = run(q, k, v, mask), run(q, k_, v_, mask)
     np.testing.assert_array_equal(before[:, :late], after[:, :late])
     assert (before[:, late] != after[:, late]).any()
-    assert (run(q, k, v, False)[:, 0] != run(q, k_, v_, False)[:, 0]).any()
+    assert (run(q, k, v)[:, 0] != run(q, k_, v_)[:, 0]).any()
 
 
 def test_rotate(qkv):
@@ -84,7 +85,7 @@ def test_scores_of_rotated_vectors_depend_on_distance_alone():
 def test_dtype_is_kept(qkv):
   q, k, v = jnp.asarray(qkv, jnp.bfloat16)
   assert rotate(q).dtype == jnp.bfloat16
-  assert attend(q, k, v, True).dtype == jnp.bfloat16
+  assert attend(q, k, v, causal_mask(TOKENS)).dtype == jnp.bfloat16
 
 
 # The whole branch: `h + W_o attention(LayerNorm(h))`.

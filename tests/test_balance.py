@@ -16,11 +16,14 @@ from additive_jax.models import Transformer
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import SELECTION_BIAS, Routing
 from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import language
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance, summary
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import Trainer, init_state
+from additive_jax.train.losses import Routed
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import init_state
+from additive_jax.train.trainer import Trainer
 
 BATCH, STEPS, RATE = 4, 3, 0.01
 TOKENS = np.random.default_rng(0).integers(0, 5, (2, 12, 6)).astype(np.uint8)
@@ -45,7 +48,7 @@ def model_of(router):
 
 def recipe_of(router, **weights):
   weights = weights or {'auxiliary': 0.3, 'z': 0.1, 'bias_rate': RATE}
-  return Recipe(model_of(router), language, OPTIMIZER, balance=Balance(**weights))
+  return Recipe(model_of(router), language, OPTIMIZER, Routed(Balance(**weights)))
 
 
 def all_on(count):
@@ -61,7 +64,13 @@ def trainer_of(recipe, random_pool, mesh=(1, 1), slots=1):
     devices=jax.devices()[: mesh[0] * mesh[1]],
   )
   return Trainer(
-    recipe, TRAIN, all_on(slots), batch_size=BATCH, seed=0, state=state, mesh=devices, chunk_steps=2
+    recipe,
+    TRAIN,
+    all_on(slots),
+    batch_size=BATCH,
+    seed=0,
+    state=state,
+    placement=Placement(devices, chunk_steps=2),
   )
 
 
@@ -136,7 +145,7 @@ def test_the_share_of_computed_tokens_settles(random_pool):
   model = Transformer(
     1, 6, 2, 8, 5, num_tokens=5, causal=True, num_chunks=3, routing=Routing('softmax', 1, keep=0.3)
   )
-  recipe = Recipe(model, language, optax.sgd(0.01), balance=Balance(keep_rate=0.02))
+  recipe = Recipe(model, language, optax.sgd(0.01), Routed(Balance(keep_rate=0.02)))
   with tiny.two_sizes():
     values = trainer_of(recipe, random_pool, slots=2).run(300)
   kept = values['facts']['block_00__mlp'].kept
@@ -159,8 +168,9 @@ def test_summary_of_facts():
 
 
 def test_curves_tell_of_routers(random_pool):
-  values = trainer_of(recipe_of('softmax'), random_pool, slots=2).run(STEPS)
-  curves = point(values)
+  recipe = recipe_of('softmax')
+  values = trainer_of(recipe, random_pool, slots=2).run(STEPS)
+  curves = point(values, recipe.loss)
   load = values['facts']['block_00__mlp'].load.mean(0)
   assert curves['block_00/mlp/utilisation_max'] == pytest.approx(load.max() * 4)
   assert curves['block_00/mlp/dead'] == (load == 0).sum()
@@ -175,9 +185,7 @@ def test_bad_input(random_pool):
     Trainer(recipe, TRAIN, samplers.Uniform(2, 2), batch_size=BATCH, seed=0)
   plain = Transformer(1, 6, 2, 8, 5, num_tokens=5)
   with pytest.raises(UserError, match='a balance of routers for a model without any: expected one'):
-    trainer_of(Recipe(plain, language, OPTIMIZER, balance=Balance()), random_pool).run(1)
-  with pytest.raises(UserError, match='a balance of routers with random structures or distill'):
-    Recipe(recipe.model, language, OPTIMIZER, balance=Balance(), distill=0.5)
+    trainer_of(Recipe(plain, language, OPTIMIZER, Routed(Balance())), random_pool).run(1)
   with pytest.raises(
     UserError, match=r"gate kinds .*'lane'.* with routers: expected residual alone"
   ):

@@ -1,5 +1,6 @@
 """Checkpoints come back bit by bit or not at all."""
 
+import itertools
 import json
 import os
 import random
@@ -9,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from additive_jax.errors import UserError
+from additive_jax.files import checksum
 from additive_jax.files.checkpoint import Checkpointer
 
 IDENTITY = {'model': 'MLP', 'gates': ['block_0/mlp', 'block_1/mlp']}
@@ -78,7 +82,6 @@ def warnings_in(caplog):
 def test_everything_comes_back_bit_by_bit(tmp_path):
   save_steps(tmp_path / 'c', [1, 2])
   with open_checkpointer(tmp_path / 'c') as checkpointer:
-    assert checkpointer.latest_step() == 2
     restored = checkpointer.restore(make_state(7))
     assert (restored.step, restored.meta) == (2, {'epoch': 2 / 3})
     assert_same(restored.state, make_state(2))
@@ -90,7 +93,6 @@ def test_everything_comes_back_bit_by_bit(tmp_path):
 def test_no_checkpoint_is_none_and_reading_leaves_no_trace(tmp_path):
   with open_checkpointer(tmp_path / 'c') as checkpointer:
     assert checkpointer.restore(make_state(0)) is None
-    assert checkpointer.latest_step() is None
   assert not (tmp_path / 'c').exists()
 
 
@@ -116,7 +118,6 @@ def test_the_newest_three_stay_and_steps_may_go_back(tmp_path):
     for step in (1, 2, 3, 10):
       checkpointer.save(step, {'x': np.arange(step)})
     checkpointer.wait()
-    assert checkpointer.latest_step() == 10
     steps = {p.name for p in (tmp_path / 'c').iterdir()}
     assert steps == {'2', '3', '10'}
   with open_checkpointer(tmp_path / 'd') as checkpointer:
@@ -163,6 +164,134 @@ def test_placement_follows_the_template(tmp_path, spec):
       result = step(state)
       for shard in result.addressable_shards:
         np.testing.assert_array_equal(shard.data, 4 * value[shard.index])
+
+
+def spread(value, count, spec):
+  mesh = jax.make_mesh(
+    (count,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
+  )
+  return jax.device_put(value, NamedSharding(mesh, spec))
+
+
+def test_shards_come_back_on_any_devices(tmp_path):
+  """Saved as eight shards; read as four columns, on two devices, whole, or by NumPy."""
+  value = np.random.default_rng(0).normal(size=(16, 12)).astype(np.float32)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, {'x': spread(value, 8, PartitionSpec('data'))}, wait=True)
+    body = json.loads((tmp_path / 'c' / '1' / 'meta' / 'metadata').read_text())['body']
+    checkpointer.save(2, {'x': value}, wait=True)
+    whole = json.loads((tmp_path / 'c' / '2' / 'meta' / 'metadata').read_text())['body']
+    assert body['leaves'] == whole['leaves']  # however it was cut
+    shutil.rmtree(tmp_path / 'c' / '2')
+    for template, shapes in (
+      (spread(value, 4, PartitionSpec(None, 'data')), [(16, 3)] * 4),
+      (spread(value, 2, PartitionSpec('data')), [(8, 12)] * 2),
+      (spread(value, 8, PartitionSpec()), [(16, 12)] * 8),
+      (jnp.asarray(value), [(16, 12)]),
+    ):
+      got = checkpointer.restore({'x': template}).state['x']
+      assert got.sharding == template.sharding
+      assert [shard.data.shape for shard in got.addressable_shards] == shapes
+      np.testing.assert_array_equal(got, value)
+    np.testing.assert_array_equal(checkpointer.restore({'x': value}).state['x'], value)
+
+
+def test_one_bad_number_in_one_shard_is_noticed(tmp_path, caplog):
+  """Whatever the shards in which it is read."""
+  value = np.arange(96, dtype=np.float32).reshape(16, 6)
+  split = spread(value, 8, PartitionSpec('data'))
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(step, {'x': split, 'y': split}, wait=True)
+  value[9, 4] += 1e-5
+  shutil.rmtree(tmp_path / 'c' / '2' / 'state')
+  with ocp.StandardCheckpointer() as plain:
+    plain.save(tmp_path / 'c' / '2' / 'state', {'x': split, 'y': value})
+  for template in (split, spread(value, 3, PartitionSpec(None, 'data')), value):
+    caplog.clear()
+    assert open_checkpointer(tmp_path / 'c').restore({'x': template, 'y': template}).step == 1
+    (warning,) = warnings_in(caplog)
+    assert "leaf ['y']: not the bytes that were saved" in warning
+
+
+def save_as_before(path, step, state):
+  """A checkpoint in the format of version 0.1: whole arrays, and a CRC-32 for each leaf."""
+  host = jax.tree.map(np.array, state)
+  leaves = {
+    jax.tree_util.keystr(name): {
+      'dtype': str(leaf.dtype),
+      'shape': list(leaf.shape),
+      'crc32': zlib.crc32(leaf.reshape(-1).view(np.uint8)),
+    }
+    for name, leaf in jax.tree.leaves_with_path(host)
+  }
+  body = {'step': step, 'identity': IDENTITY, 'meta': {}, 'leaves': leaves}
+  crc32 = zlib.crc32(json.dumps(body, sort_keys=True).encode())
+  handlers = {
+    'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
+    'meta': ocp.JsonCheckpointHandler(),
+  }
+  with ocp.CheckpointManager(path, item_handlers=handlers) as manager:
+    saved = ocp.args.JsonSave({'body': body, 'crc32': crc32})
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(host), meta=saved))
+
+
+def test_checkpoints_of_an_older_version(tmp_path, caplog):
+  """Are read into any layout, their checksums compared, and continued."""
+  split = {'x': spread(np.arange(16.0, dtype=np.float32), 8, PartitionSpec('data'))}
+  for step in (1, 2):
+    save_as_before(tmp_path / 'c', step, make_state(step) | split)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    restored = checkpointer.restore(make_state(0) | split)
+    assert restored.step == 2
+    assert restored.state['x'].sharding == split['x'].sharding
+    assert_same(restored.state, make_state(2) | split)
+    bad = jax.tree.map(np.array, make_state(2) | split)
+    bad['x'][3] += 1e-5
+    shutil.rmtree(tmp_path / 'c' / '2' / 'state')
+    with ocp.StandardCheckpointer() as plain:
+      plain.save(tmp_path / 'c' / '2' / 'state', bad)
+    assert checkpointer.restore(make_state(0) | split).step == 1
+    assert "leaf ['x']: not the bytes that were saved" in warnings_in(caplog)[0]
+    checkpointer.save(3, make_state(3) | split, wait=True)
+    assert_same(checkpointer.restore(make_state(0) | split).state, make_state(3) | split)
+
+
+class Fields(NamedTuple):
+  params: dict
+  step: int
+
+
+@pytest.mark.parametrize('kind', [Fields, dict], ids=['fields', 'keys'])
+def test_a_part_of_a_state(tmp_path, kind):
+  state = kind(step=7, params={'b': np.arange(3), 'a.c': np.ones(2)})
+  part = kind(step=None, params={'b': np.zeros(3, int), 'a.c': np.zeros(2)})
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, state, wait=True)
+    restored = checkpointer.restore(part, fields=('params',)).state
+    assert type(restored) is kind
+    assert_same(restored, kind(step=None, params={'b': np.arange(3), 'a.c': np.ones(2)}))
+    more = kind(step=None, params={'b': np.zeros(3, int), 'a.c': np.zeros(2), 'd': 1})
+    with pytest.raises(UserError, match=r"\['d'\]: absent there.*expected one of this"):
+      checkpointer.restore(more, fields=('params',))
+
+
+@pytest.mark.parametrize('dtype', ['bool', 'int8', 'bfloat16', 'float32', 'float64', 'complex128'])
+def test_checksums_of_parts_add_up(dtype):
+  random = np.random.default_rng(0)
+  numbers = random.normal(size=(5, 6, 3)) * 9
+  whole = (numbers > 0 if dtype == 'bool' else numbers).astype(dtype)
+  total = 0
+  for rows, columns in itertools.product((slice(0, 2), slice(2, 5)), (slice(0, 4), slice(4, 6))):
+    total += checksum.of_block(whole[rows, columns], (rows, columns, slice(None)))
+  assert total % 2**64 == checksum.of_block(whole)
+  swapped = whole[:, [1, 0, 2, 3, 4, 5]]
+  assert checksum.of_block(swapped) != checksum.of_block(whole)
+  bits = whole.view(np.uint8)
+  for place in random.integers(bits.size, size=20):
+    bits.reshape(-1)[place] ^= 1 << random.integers(8)
+    assert checksum.of_block(whole) != total % 2**64
+    total = checksum.of_block(whole)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -290,10 +419,8 @@ def test_damage_is_skipped_and_the_step_can_be_saved_again(two_steps, tmp_path, 
   damage(copy)
   bad, sound = (5, 2) if damage is empty_directory else (2, 1)
   with open_checkpointer(copy) as checkpointer:
-    assert checkpointer.latest_step() == bad
     restored = checkpointer.restore(make_state(0))
     assert restored.step == sound
-    assert checkpointer.latest_step() == sound
     assert_same(restored.state, make_state(sound))
     (warning,) = warnings_in(caplog)
     assert f'{copy}/{bad} is damaged' in warning
@@ -435,8 +562,15 @@ multihost_utils.sync_global_devices('warm')
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.errors import UserError
 
+gathered, gather = [], multihost_utils.process_allgather
+
+def count(tree, **options):
+  gathered.append(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)))
+  return gather(tree, **options)
+
+multihost_utils.process_allgather = count
 mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-value = np.arange(8.0, dtype=np.float32)
+value = np.random.default_rng(0).normal(size=(8, 512)).astype(np.float32)
 
 def put(value, spec):
   sharding = NamedSharding(mesh, spec)
@@ -465,6 +599,15 @@ for name, expected in (('pool', value + 2), ('shards', value * 2)):
   assert restored.state[name].sharding == state(0)[name].sharding
   for shard in restored.state[name].addressable_shards:
     np.testing.assert_array_equal(shard.data, expected[shard.index])
+# Split along the other axis, and whole: each process reads what it holds then.
+other = {'pool': put(value, P('data')), 'shards': put(value, P(None, 'data')), 'step': 0}
+restored = checkpointer.restore(other)
+for name, expected in (('pool', value + 2), ('shards', value * 2)):
+  assert restored.state[name].sharding == other[name].sharding
+  for shard in restored.state[name].addressable_shards:
+    np.testing.assert_array_equal(shard.data, expected[shard.index])
+assert restored.state['step'] == 2
+assert 0 < max(gathered) < 100, 'checksums and flags, never a state'
 checkpointer.save(3, state(3), wait=True)
 assert checkpointer.restore(state(0)).step == 3
 checkpointer.close()
@@ -502,6 +645,9 @@ def test_two_processes_save_and_restore_together(tmp_path):
   for run, (output, errors) in zip(runs, outputs):
     assert run.returncode == 0, errors
     assert output.endswith('sound\n')
-  assert [errors.count('is damaged and skipped') for _, errors in outputs] == [1, 0]
+  assert [errors.count('is damaged and skipped') for _, errors in outputs] == [2, 0]
   names = {p.name for p in Path(tmp_path / 'c').iterdir()}
   assert names == {'1', '2', '3', '3.damaged'}
+  for rank in range(2):  # half of the shards each
+    folder = tmp_path / 'c' / '2' / 'state' / f'ocdbt.process_{rank}'
+    assert sum(file.stat().st_size for file in folder.rglob('*')) > 512 * 4 * 3

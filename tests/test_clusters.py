@@ -57,25 +57,22 @@ def test_assignment_is_optimal(kind):
       costs = rng.integers(-1, 2, costs.shape).astype(float)
     elif kind == 'copies':
       costs = costs[rng.integers(0, 3, count) % count]
-    labels, prices = assign_equally(costs)
+    labels = assign_equally(costs)
     assert np.ptp(np.bincount(labels, minlength=num_clusters)) <= 1
-    # Costs are rounded to 2^-31 of their range: 1e-7 for a hundred examples and costs below 100.
-    assert cost_of(costs, labels) == pytest.approx(exact(costs), abs=1e-5)
-    again, _ = assign_equally(costs, prices)
-    assert cost_of(costs, again) == pytest.approx(cost_of(costs, labels), abs=1e-5)
+    # Costs are rounded to 2^-51 of their range: 1e-11 for a hundred examples and costs below 100.
+    assert cost_of(costs, labels) == pytest.approx(exact(costs), abs=1e-9)
 
 
 def test_assignment_of_many_examples_has_no_better_neighbour():
   rng = np.random.default_rng(0)
   costs = rng.random((9001, 5)) + np.array([0, 0.1, 0.2, 0.3, 0.9])
-  labels, prices = assign_equally(costs)
+  labels = assign_equally(costs)
   assert sorted(np.bincount(labels)) == [1800] * 4 + [1801]
   extra = np.array([(costs[labels == j] - costs[labels == j, j][:, None]).min(0) for j in range(5)])
   shortest = extra  # Floyd and Warshall: a cycle below zero would be a better assignment
   for middle in range(5):
     shortest = np.minimum(shortest, shortest[:, [middle]] + shortest[[middle]])
   assert np.diag(shortest).min() > -1e-8
-  assert (labels == (costs + prices).argmin(axis=1)).mean() > 0.99
   greedy = costs.argmin(axis=1)
   assert np.ptp(np.bincount(greedy)) > 1000
 

@@ -219,26 +219,10 @@ class Doubling(nn.Module):
     return jnp.concatenate([h, h], -1)
 
 
-def test_a_space_with_other_names_and_a_wrong_stream_shape():
+def test_a_space_with_other_names():
   class Renamed(Net):
     @property
     def space(self):
       return Space((Gate('second/residual'), Gate('first/residual')))
 
-  class Shaped(Net):
-    @property
-    def stream_shape(self):
-      return (7,)
-
-  class Moved(Shaped):
-    @property
-    def stream_shape(self):
-      return (5,)
-
-    def setup(self):
-      self.stem, self.head = nn.Dense(5), nn.Dense(3)
-      self.sites = [Branch(name='first'), Doubling(name='double')]
-
-  only(Moved(), "stream_shape is (5,), but site 'double' changes the shape")
   only(Renamed(), "space names the gates ('second/residual'", 'leave space')
-  only(Shaped(), 'stream_shape is (7,), but embed gives (5,)')

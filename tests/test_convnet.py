@@ -19,6 +19,7 @@ from additive_jax import (
   shared_prefix,
   static,
 )
+from additive_jax.gates.layers import Layer, LayerPair
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import VGG, ConvNet, LeNet
 from additive_jax.models.additive import embed, gate_names, sites_of
@@ -364,7 +365,7 @@ def test_soft_gates_weigh_partial_sums(x):
   """With one gate g: h_0 = act(P_0 + g·P_1), h_1 = act(g·P_0 + P_1)."""
   a, b = (jax.random.normal(jax.random.key(i), (3, 3, 2, 2)) for i in (1, 2))
   gate = jnp.array([0.0, 0.3, 1.0])
-  found = jax.jit(lambda: conv_sub_activation(x, a, b, (gate,), nn.gelu))()
+  found = jax.jit(lambda: conv_sub_activation(x, LayerPair(Layer(a), Layer(b)), (gate,), nn.gelu))()
   p = [conv(x[..., i : i + 1], a[:, :, i : i + 1]) for i in range(2)]
   g = gate[:, None, None, None]
   hidden = nn.gelu(p[0] + g * p[1]), nn.gelu(g * p[0] + p[1])

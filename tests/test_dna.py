@@ -19,7 +19,8 @@ from additive_jax.run.objectives import language
 from additive_jax.testing.check import check_model
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.losses import Routed
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.trainer import Trainer
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
@@ -209,7 +210,7 @@ def test_facts_count_the_choices(random_pool):
   load = np.bincount(best.ravel(), minlength=6) / best.size
   np.testing.assert_allclose(facts['step_00'].load, load, rtol=1e-6)
   np.testing.assert_allclose(facts['step_00'].kept, 1 - load[5], rtol=1e-6)
-  np.testing.assert_array_equal(chosen['step_00'].index, best)
+  np.testing.assert_array_equal(chosen['step_00'].indices, best)
   assert set(facts) == set(chosen) == {'step_00'}
 
 
@@ -217,7 +218,7 @@ def test_the_share_of_skipped_compute_settles():
   """By biases of the identities alone, which no gradient moves."""
   model = DNA(2, 8, modules=Modules(1, 2, 0, 2, 2, skip=0.3), **TEXT)
   split = ArraySplit(*np.random.default_rng(1).integers(0, 7, (2, 64, 2)).astype(np.uint8))
-  recipe = Recipe(model, language, optax.adam(0.003), balance=Balance(bias_rate=0.01))
+  recipe = Recipe(model, language, optax.adam(0.003), Routed(Balance(bias_rate=0.01)))
   trainer = Trainer(recipe, split, samplers.fixed('11', 2), batch_size=8, seed=0)
   with tiny.two_sizes():
     facts = trainer.run(400)['facts']

@@ -12,8 +12,8 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.gates import routers
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.structure import all_bits
-from additive_jax.gates.sums import sub_activation
 from additive_jax.models import Transformer
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.routing import CHOICES, KEEP_BIAS, ROUTING, SELECTION_BIAS, Routing
@@ -49,19 +49,15 @@ def normed(params, h):
 
 def experts(params, x, structures, gated):
   """Every expert of every token, [S, B, T, D], each by its static form."""
-  options = (
-    {'gate_kernel': params['gate']['kernel']}
-    if gated
-    else {'in_bias': params['in']['bias'], 'out_bias': params['out']['bias']}
-  )
-  kernels = params['in']['kernel'], params['out']['kernel']
+  layers = LayerPair(*(Layer(**params[name]) for name in ('in', 'out')))
+  layers = layers._replace(gating=Layer(**params['gate'])) if gated else layers
   bits = tuple(tuple(map(bool, row)) for row in structures)
-  return np.asarray(static_experts(bits, x, *kernels, **options))
+  return np.asarray(static_experts(bits, x, layers))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def static_experts(structures, x, *kernels, **options):
-  return jnp.stack([sub_activation(x, *kernels, s, jax.nn.gelu, **options) for s in structures])
+def static_experts(structures, x, layers):
+  return jnp.stack([sub_activation(x, layers, s, jax.nn.gelu) for s in structures])
 
 
 def explicit(how, params, x, structures):
@@ -117,9 +113,9 @@ def test_random_routes_differ_by_site(random_pool):
   (first, second), (again, _), (drawn, _) = (
     sites.values() for sites in look(random_pool(model, tokens))
   )
-  assert (first.index != second.index).any()
-  np.testing.assert_array_equal(first.index, again.index)
-  assert (first.index != drawn.index).any()
+  assert (first.indices != second.indices).any()
+  np.testing.assert_array_equal(first.indices, again.indices)
+  assert (first.indices != drawn.indices).any()
 
 
 def test_random_routes_by_position_and_key():
@@ -179,7 +175,7 @@ def test_facts_of_gates():
   facts = state[ROUTING]['left']
   logits = np.asarray(normed(params, h) @ params['router']['kernel'], np.float64)
   on = 1 / (1 + np.exp(-logits))
-  bits = np.asarray(routers.k_best(jnp.float32(logits), 3, bias=params[SELECTION_BIAS]).bits)
+  bits = np.asarray(routers.k_best(jnp.float32(logits), 3, bias=params[SELECTION_BIAS]).structures)
   np.testing.assert_allclose(facts.load, bits.mean((0, 1, 2)), rtol=1e-6)
   np.testing.assert_allclose(facts.importance, on.mean((0, 1)), rtol=1e-4)
   every = all_bits(3)
@@ -206,7 +202,7 @@ def test_selection_bias_evens_the_load():
 
   @jax.jit
   def step(bias):
-    facts = routers.facts_of_list(logits, routers.top_k(logits, all_bits(3), 2, bias=bias), 8)
+    facts = routers.facts_of_list(logits, routers.top_k(logits, 2, bias=bias).indices, 8)
     return routers.rebalanced(bias, facts, 0.02), facts.load
 
   for _ in range(300):
@@ -218,8 +214,8 @@ def test_selection_bias_evens_the_load():
 
 def test_balance_pushes_towards_even_choices():
   for facts_of in (
-    lambda z: routers.facts_of_list(z, routers.top_k(z, all_bits(2), 1), 4),
-    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1)),
+    lambda z: routers.facts_of_list(z, routers.top_k(z, 1).indices, 4),
+    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1).structures),
   ):
     logits = jnp.array([2.0, 0.5, -0.5, -1]) + jax.random.normal(jax.random.key(1), (200, 4)) / 2
     loss = jax.jit(jax.value_and_grad(lambda z, of=facts_of: routers.load_balance(of(z))))
@@ -317,13 +313,13 @@ def test_choices_of_every_token_are_left():
   chosen = state[CHOICES]['left']
   x = normed(params, h)
   best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
-  np.testing.assert_array_equal(chosen.index, best.bits @ (1 << np.arange(3)))
+  np.testing.assert_array_equal(chosen.indices, best.structures @ (1 << np.arange(3)))
   on = x @ params['keep']['kernel'][:, 0] + params[KEEP_BIAS] > 0
   np.testing.assert_array_equal(chosen.on, on)
   assert 0 < on.mean() < 1
   marginal = StructureExperts(HIDDEN, CHUNKS, Routing('marginal'))
   state = marginal.apply({'params': pool_of(marginal)}, h, mutable=[CHOICES])[1]
-  assert state[CHOICES]['left'].index is None
+  assert state[CHOICES]['left'].indices is None
 
 
 def test_structures_beyond_an_int32_have_no_numbers():

@@ -13,7 +13,7 @@ from additive_jax.data import ArraySplit, Order
 from additive_jax.models import MLP
 from additive_jax.train import fleet as fleet_
 from additive_jax.train.fleet import Fleet
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.recipe import Recipe
 
 MODEL = MLP(3, 8, 6, 4)
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)

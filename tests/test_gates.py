@@ -217,7 +217,7 @@ def test_groups_are_the_compositions():
 def test_joins_are_products_of_the_gates_between(shape):
   soft = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32)
   for values in (soft, soft > 0.5):
-    table = gates.joins([jnp.asarray(value) for value in values], 5)
+    table = gates.joins([jnp.asarray(value) for value in values])
     for j, i in itertools.product(range(5), repeat=2):
       want = np.ones(shape)
       for gate in values[min(i, j) : max(i, j)]:
@@ -278,13 +278,16 @@ def test_soft_lane_gates_where_tokens_are_as_many_as_lanes():
   x, z = random.normal(size=(2, 4, 3, 3, 5)).astype(np.float32)  # [B, P, T, D]
   gate = random.uniform(size=(4, 3)).astype(np.float32)
   want = x + z + gate[:, None, :, None] * ((x.mean(1) + z.sum(1))[:, None] - x - z)
-  np.testing.assert_allclose(gates.lane(x, z, gate, axis=1), want, rtol=0, atol=2e-6)
+  found = gates.lane(jnp.asarray(x), jnp.asarray(z), gate, axis=1)
+  np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize('axis', [0, 1, -2])
 def test_lane_mean(lanes, axis):
   x = lanes[1]['apart']
-  np.testing.assert_allclose(gates.lane_mean(x, axis=axis), x.mean(axis), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    gates.lane_mean(jnp.asarray(x), axis=axis), x.mean(axis), rtol=0, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('on', [False, True])
@@ -296,6 +299,6 @@ def test_gradients_of_lane_forms_agree(lanes, on):
   want_z = np.broadcast_to(total, z.shape) if on else weights
   for gate in forms(on):
     loss = lambda x, z, gate=gate: (weights * gates.lane(x, z, gate)).sum()
-    got_x, got_z = jax.grad(loss, (0, 1))(streams['apart'], z)
+    got_x, got_z = jax.grad(loss, (0, 1))(jnp.asarray(streams['apart']), jnp.asarray(z))
     np.testing.assert_allclose(got_x, want_x, rtol=0, atol=2e-6)
     np.testing.assert_allclose(got_z, want_z, rtol=0, atol=2e-6)

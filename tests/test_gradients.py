@@ -1,5 +1,6 @@
 """The averaged gradient of a step, against the static structures' own."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,14 +14,8 @@ from additive_jax import UserError, static
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.run.objectives import classification, regression
-from additive_jax.train.gradients import (
-  AVERAGES,
-  Recipe,
-  averaged_gradient,
-  cosines,
-  structure_loss,
-  usage,
-)
+from additive_jax.train.gradients import Slots, averaged_gradient, cosines, usage
+from additive_jax.train.recipe import AVERAGES, Loss, Recipe, Slot, Structures
 
 MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 SLOTS, BATCH = 8, 8
@@ -126,7 +121,7 @@ def test_is_the_average_of_the_static_gradients(shape, collectives, params, batc
 
   def step(params, bits, batch, axes):
     found = {
-      name: averaged_gradient(r, params, bits, batch, axes=axes, reads=reads)
+      name: averaged_gradient(r, params, Slots(bits, *batch), axes=axes, reads=reads)
       for name, r in recipes.items()
     }
     gradients = {name: values.gradient for name, values in found.items()}
@@ -175,8 +170,9 @@ def treacherous_step():
   mean_, coverage_ = (recipe(objective=treacherous, average=average) for average in AVERAGES)
 
   def step(params, bits, batch, axes):
-    first, loss, finite, *_ = averaged_gradient(mean_, params, bits, batch, axes=axes)
-    second = averaged_gradient(coverage_, params, bits, batch, axes=axes, reads=reads).gradient
+    slots = Slots(bits, *batch)
+    first, loss, finite, *_ = averaged_gradient(mean_, params, slots, axes=axes)
+    second = averaged_gradient(coverage_, params, slots, axes=axes, reads=reads).gradient
     return (first, second), (loss, finite)
 
   return on_mesh((2, 2), step)
@@ -242,8 +238,9 @@ def test_distillation_from_all_on(params, batch):
     divergence = (np.exp(teacher) * (teacher - log_p)).sum(-1).mean()
     return (1 - alpha) * cross_entropy + alpha * divergence
 
-  distilled = recipe(distill=alpha)
-  program = jax.jit(jax.value_and_grad(lambda p, bits: structure_loss(distilled, p, bits, x, y)))
+  distilled = recipe(loss=Structures(distill=alpha))
+  loss = lambda params, bits: distilled.loss(distilled, params, Slot(bits, x, y))[0]
+  program = jax.jit(jax.value_and_grad(loss))
   for text in ('111', '101', '000'):
     bits = tuple(char == '1' for char in text)
     want, want_gradient = jax.value_and_grad(by_hand)(params, bits)
@@ -272,13 +269,19 @@ def test_cosines(params, batch):
   assert np.ptp(want) > 0.2
 
 
+@dataclasses.dataclass
+class Unhashable(Loss):
+  pass
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
     ({'average': 'median'}, "average 'median': expected one of mean, coverage"),
     ({'collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
-    ({'distill': 1.5}, r'distill 1.5: expected a weight in \[0, 1\]'),
-    ({'distill': 0.5, 'objective': regression}, 'distill 0.5 in a regression: expected 0'),
+    ({'loss': print}, 'loss <built-in function print>: expected a Loss, such as Structures'),
+    ({'loss': Unhashable()}, r'loss .*Unhashable.*: expected a hashable one, such as a frozen'),
+    ({'loss': Structures(0.5), 'objective': regression}, 'distill 0.5 in a regression: expected 0'),
   ],
 )
 def test_bad_recipes(options, message):
@@ -286,9 +289,14 @@ def test_bad_recipes(options, message):
     recipe(**options)
 
 
+def test_bad_losses():
+  with pytest.raises(UserError, match=r'distill 1.5: expected a weight in \[0, 1\]'):
+    Structures(distill=1.5)
+
+
 def test_recipes_are_hashable():
   optimizer = optax.sgd(0.1)
   same = [Recipe(MODEL, classification, optimizer) for _ in range(2)]
   assert same[0] == same[1]
   assert hash(same[0]) == hash(same[1])
-  assert same[0] != Recipe(MODEL, classification, optimizer, 'coverage')
+  assert same[0] != Recipe(MODEL, classification, optimizer, average='coverage')

@@ -26,10 +26,13 @@ from additive_jax.models.kinds import Spread
 from additive_jax.models.moe import Experts
 from additive_jax.parallel import layout, processes
 from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, Trainer, init_state, state_specs
+from additive_jax.train.losses import Routed
+from additive_jax.train.recipe import Recipe, Structures
+from additive_jax.train.state import State, init_state, state_specs
+from additive_jax.train.trainer import Trainer
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
 MODELS = {
@@ -62,16 +65,17 @@ def mesh_of(structure, data, expert):
 
 @functools.cache
 def recipe_of(name):
-  return Recipe(MODELS[name], 'language', OPTIMIZER, balance=Balance(0.1, 0.01, 0.01))
+  return Recipe(MODELS[name], 'language', OPTIMIZER, Routed(Balance(0.1, 0.01, 0.01)))
 
 
 def trainer_of(name, mesh, random_pool, **options):
   recipe = recipe_of(name)
   state = init_state(recipe, random_pool(recipe.model, TRAIN.x[:1]))
   num_gates = len(gate_names(recipe.model))
-  options = {'batch_size': BATCH, 'seed': 0, 'state': state, 'chunk_steps': STEPS} | options
+  options = {'batch_size': BATCH, 'seed': 0, 'state': state} | options
   sampler = samplers.listed(['1' * num_gates], num_gates, SLOTS)
-  return Trainer(recipe, TRAIN, sampler, mesh=mesh_of(*mesh), **options)
+  placement = Placement(mesh_of(*mesh), chunk_steps=STEPS)
+  return Trainer(recipe, TRAIN, sampler, placement=placement, **options)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -166,11 +170,12 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path, trained, 
 def test_gates_of_a_model_with_experts(random_pool):
   """Devices with different structures skip different sites, each with its all-reduce of experts."""
   model = MODELS['experts']
-  recipe = Recipe(model, 'language', OPTIMIZER, average='coverage', collective='ring', distill=0.3)
+  recipe = Recipe(model, 'language', OPTIMIZER, Structures(0.3), 'coverage', 'ring')
   state = init_state(recipe, random_pool(model, TRAIN.x[:1]))
   sampler = samplers.make_sampler('bernoulli', 2, SLOTS, keep_rate=0.5)
+  options = {'batch_size': BATCH, 'seed': 0, 'state': state}
   train = lambda mesh: Trainer(
-    recipe, TRAIN, sampler, batch_size=BATCH, seed=0, state=state, mesh=mesh_of(*mesh)
+    recipe, TRAIN, sampler, placement=Placement(mesh_of(*mesh)), **options
   )
   one, many = train(WHOLE), train((2, 1, 2))
   want, got = one.run(8), many.run(8)
@@ -216,7 +221,7 @@ def own(devices, **options):
   recipe = Recipe(Own(), 'classification', OPTIMIZER)
   mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   options = {'batch_size': 2, 'seed': 0} | options
-  return Trainer(recipe, ROWS, samplers.fixed('1', 1), mesh=mesh, **options)
+  return Trainer(recipe, ROWS, samplers.fixed('1', 1), placement=Placement(mesh), **options)
 
 
 def test_a_gradient_that_is_bad_on_one_device_is_left_out_on_all():
@@ -251,7 +256,7 @@ def test_any_leaf_may_be_split():
   recipe = Recipe(MLP(1, 4, 8, 3), 'classification', OPTIMIZER)
   sampler = samplers.listed(['1'], 1, SLOTS)
   make = lambda **options: Trainer(
-    recipe, train, sampler, batch_size=4, seed=0, mesh=mesh_of(2, 2, 1), **options
+    recipe, train, sampler, batch_size=4, seed=0, placement=Placement(mesh_of(2, 2, 1), **options)
   )
   whole, split = make(), make(specs=over_data)
   want, got = whole.run(STEPS), split.run(STEPS)
@@ -284,14 +289,14 @@ import jax
 import numpy as np
 
 rank, port = int(sys.argv[1]), sys.argv[2]
-from additive_jax import placement
-with placement.distributed(f'localhost:{port}', 2, rank):
+from additive_jax.parallel import processes
+with processes.distributed(f'localhost:{port}', 2, rank):
   import test_layout
   trainer = test_layout.own(2)
   trainer.run(2)
   parts = trainer.variables['params']['roots']['parts']
   assert [shard.data.shape for shard in parts.addressable_shards] == [(2,)]
-  for leaf in jax.tree.leaves(placement.to_host(trainer.variables)):
+  for leaf in jax.tree.leaves(processes.to_host(trainer.variables)):
     print('leaf', *leaf.reshape(-1).tolist())
 """
 
@@ -349,7 +354,7 @@ def test_models_that_cannot_be_spread(model, devices, message):
   sampler = samplers.fixed('1' * num_gates, num_gates)
   mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   with pytest.raises(UserError, match=message):
-    Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, mesh=mesh)
+    Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, placement=Placement(mesh))
 
 
 def test_one_device_has_the_whole_model():

@@ -7,8 +7,8 @@ import pytest
 
 from additive_jax import UserError
 from additive_jax.gates import mixtures
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.structure import all_bits
-from additive_jax.gates.sums import sub_activation
 
 SHAPE = (3, 4)  # of tokens
 
@@ -19,17 +19,15 @@ def make(num_chunks, gated, seed=0):
   width, hidden, out = 2 * num_chunks + 1, 10, num_chunks + 2
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   x, kernels = normal(*SHAPE, width), [normal(width, hidden), normal(hidden, out) / 3]
-  options = {'in_bias': normal(hidden), 'out_bias': normal(out)}
-  if gated:
-    options['gate_kernel'] = normal(width, hidden)
-  return x, kernels, options
+  layers = LayerPair(*(Layer(kernel, normal(kernel.shape[1])) for kernel in kernels))
+  return x, layers._replace(gating=Layer(normal(width, hidden))) if gated else layers
 
 
-def weighted_sum(x, kernels, options, structures, weights, activation=jax.nn.gelu):
+def weighted_sum(x, layers, structures, weights, activation=jax.nn.gelu):
   """Σ_s w_s f_s(x) in float64, each layer by its static form, which is tested on its own."""
   total = 0
   for s, row in enumerate(structures):
-    y = sub_activation(x, *kernels, tuple(map(bool, row)), activation, **options)
+    y = sub_activation(x, layers, tuple(map(bool, row)), activation)
     total = total + np.asarray(weights[..., s], np.float64)[..., None] * np.asarray(y, np.float64)
   return total
 
@@ -65,12 +63,12 @@ def test_span_weights_are_probabilities_of_groups(num_chunks):
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize('num_chunks', [1, 2, 3, 4, 5, 6, 7])
 def test_marginal_mixture_is_the_sum_over_all_structures(num_chunks, gated):
-  x, kernels, options = make(num_chunks, gated)
+  x, layers = make(num_chunks, gated)
   gates = jax.nn.sigmoid(jax.random.normal(jax.random.key(1), (*SHAPE, num_chunks - 1)))
   weights = mixtures.span_weights(gates)
-  found = mixtures.span_mixture(x, *kernels, weights, jax.nn.gelu, **options)
+  found = mixtures.span_mixture(x, layers, weights, jax.nn.gelu)
   bits = all_bits(num_chunks - 1) if num_chunks > 1 else np.zeros((1, 0), bool)
-  want = weighted_sum(x, kernels, options, bits, probabilities(gates))
+  want = weighted_sum(x, layers, bits, probabilities(gates))
   np.testing.assert_allclose(found, want, **CLOSE)
 
 
@@ -80,16 +78,16 @@ def test_marginal_mixture_is_the_sum_over_all_structures(num_chunks, gated):
 )
 def test_mixture_of_k_structures(num_chunks, k, gated):
   """In both of its forms: few structures in turn, and many by their spans."""
-  x, kernels, options = make(num_chunks, gated)
+  x, layers = make(num_chunks, gated)
   rng = np.random.default_rng(2)
   structures = all_bits(num_chunks - 1)
   index = rng.permuted(np.tile(np.arange(len(structures)), (*SHAPE, 1)), axis=-1)[..., :k]
   weights = jnp.asarray(rng.random((*SHAPE, k)), jnp.float32)  # that do not sum to 1
   bits = jnp.asarray(structures[index])
-  found = mixtures.structure_mixture(x, *kernels, bits, weights, jax.nn.gelu, **options)
+  found = mixtures.structure_mixture(x, layers, bits, weights, jax.nn.gelu)
   dense = np.zeros((*SHAPE, len(structures)))
   np.put_along_axis(dense, index, np.asarray(weights), -1)
-  want = weighted_sum(x, kernels, options, structures, dense)
+  want = weighted_sum(x, layers, structures, dense)
   np.testing.assert_allclose(found, want, **CLOSE)
 
 
@@ -97,32 +95,29 @@ def test_mixture_of_k_structures(num_chunks, k, gated):
 @pytest.mark.parametrize(('num_chunks', 'k'), [(4, None), (5, 2), (4, 3)])
 def test_gradients_are_those_of_the_sum(num_chunks, k, gated):
   """With respect to x, the kernels and biases, and the weights or the gates."""
-  x, kernels, options = make(num_chunks, gated)
+  x, layers = make(num_chunks, gated)
   structures = all_bits(num_chunks - 1)
   rng = np.random.default_rng(3)
   if k is None:
     free = jnp.asarray(rng.random((*SHAPE, num_chunks - 1)), jnp.float32)
-    form = lambda x, kernels, free, options: mixtures.span_mixture(
-      x, *kernels, mixtures.span_weights(free), jax.nn.gelu, **options
+    form = lambda x, layers, free: mixtures.span_mixture(
+      x, layers, mixtures.span_weights(free), jax.nn.gelu
     )
     on = lambda free: jnp.where(structures, free[..., None, :], 1 - free[..., None, :]).prod(-1)
   else:
     free = jnp.asarray(rng.random((*SHAPE, k)), jnp.float32)
     index = rng.permuted(np.tile(np.arange(len(structures)), (*SHAPE, 1)), axis=-1)[..., :k]
-    form = lambda x, kernels, free, options: mixtures.structure_mixture(
-      x, *kernels, jnp.asarray(structures[index]), free, jax.nn.gelu, **options
+    form = lambda x, layers, free: mixtures.structure_mixture(
+      x, layers, jnp.asarray(structures[index]), free, jax.nn.gelu
     )
     on = lambda free: (jax.nn.one_hot(index, len(structures)) * free[..., None]).sum(-2)
 
-  def plain(x, kernels, free, options):
-    layers = [
-      sub_activation(x, *kernels, tuple(map(bool, row)), jax.nn.gelu, **options)
-      for row in structures
-    ]
-    return (jnp.stack(layers, -1) * on(free)[..., None, :]).sum(-1)
+  def plain(x, layers, free):
+    outputs = [sub_activation(x, layers, tuple(map(bool, row)), jax.nn.gelu) for row in structures]
+    return (jnp.stack(outputs, -1) * on(free)[..., None, :]).sum(-1)
 
-  arguments = (x, kernels, free, options)
-  loss = lambda layer: jax.grad(lambda *a: jnp.sin(layer(*a)).sum(), (0, 1, 2, 3))
+  arguments = (x, layers, free)
+  loss = lambda layer: jax.grad(lambda *a: jnp.sin(layer(*a)).sum(), (0, 1, 2))
   for found, want in zip(
     jax.tree.leaves(loss(form)(*arguments)), jax.tree.leaves(loss(plain)(*arguments)), strict=True
   ):
@@ -132,19 +127,17 @@ def test_gradients_are_those_of_the_sum(num_chunks, k, gated):
 
 
 def test_one_structure_of_weight_one_is_that_layer():
-  x, kernels, options = make(4, gated=False)
+  x, layers = make(4, gated=False)
   for row in all_bits(3):
     bits = jnp.broadcast_to(jnp.asarray(row), (*SHAPE, 1, 3))
-    found = mixtures.structure_mixture(
-      x, *kernels, bits, jnp.ones((*SHAPE, 1)), jax.nn.gelu, **options
-    )
-    want = sub_activation(x, *kernels, tuple(map(bool, row)), jax.nn.gelu, **options)
+    found = mixtures.structure_mixture(x, layers, bits, jnp.ones((*SHAPE, 1)), jax.nn.gelu)
+    want = sub_activation(x, layers, tuple(map(bool, row)), jax.nn.gelu)
     np.testing.assert_allclose(found, want, **CLOSE)
 
 
 def test_bad_shapes():
-  x, kernels, options = make(4, gated=False)
+  x, layers = make(4, gated=False)
   with pytest.raises(UserError, match=r'9 weights of spans: expected m\(m\+1\)/2 for some m'):
-    mixtures.span_mixture(x, *kernels, jnp.ones((*SHAPE, 9)), jax.nn.gelu, **options)
-  with pytest.raises(UserError, match='x of width 8: expected 9, as in_kernel has'):
-    mixtures.span_mixture(x[..., 1:], *kernels, jnp.ones((*SHAPE, 10)), jax.nn.gelu, **options)
+    mixtures.span_mixture(x, layers, jnp.ones((*SHAPE, 9)), jax.nn.gelu)
+  with pytest.raises(UserError, match=r'x of width 8: expected 9, as first\.kernel has'):
+    mixtures.span_mixture(x[..., 1:], layers, jnp.ones((*SHAPE, 10)), jax.nn.gelu)

@@ -13,8 +13,8 @@ from additive_jax.data import ArraySplit, Data, Order, SourceSplit
 from additive_jax.models import MLP
 from additive_jax.parallel import processes
 from additive_jax.run.objectives import classification
-from additive_jax.train.gradients import Recipe
 from additive_jax.train.population import Population
+from additive_jax.train.recipe import Recipe, Structures
 
 MODEL = MLP(num_blocks=2, width=8, hidden=8, num_classes=3)
 OPTIMIZER = optax.adamw(0.05)
@@ -166,6 +166,6 @@ def test_structures_of_another_length(population):
 
 
 def test_average_and_distillation_play_no_part():
-  other = dataclasses.replace(RECIPE, average='coverage', distill=0.5)
+  other = dataclasses.replace(RECIPE, average='coverage', loss=Structures(distill=0.5))
   assert other != RECIPE
   assert Population(other, DATA, batch_size=BATCH, seed=SEED).recipe == RECIPE

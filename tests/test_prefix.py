@@ -147,10 +147,10 @@ def test_plans_of_large_random_sets(width, keep):
   chain = []
   for i in range(9):
     names = (('residual',), ('residual', 'join_1'), ('join_1',))[i % 3]
-    chain.append(Site(f's{i}', names, chain[-1].own.stop if chain else 0, False))
+    chain.append(Site(f's{i}', names, chain[-1].gates.stop if chain else 0, False))
   rng = np.random.default_rng(width)
   for share in (0.1, 0.5, 0.9):
-    bits = rng.random((150, chain[-1].own.stop)) < share
+    bits = rng.random((150, chain[-1].gates.stop)) < share
     for site in chain:
       if site.has_residual:
         bits[:, site.inner] &= bits[:, site.start, None]

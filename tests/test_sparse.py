@@ -27,9 +27,11 @@ from additive_jax.data import ArraySplit
 from additive_jax.models import MLP, ConvNet, DenseStack, LeNet, Transformer
 from additive_jax.models.routing import Routing
 from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, Trainer, init_state
+from additive_jax.train.recipe import Recipe, Slot
+from additive_jax.train.state import State, init_state
+from additive_jax.train.trainer import Trainer
 
 X = np.random.default_rng(0).normal(size=(6, 4, 4)).astype(np.float32)
 MODELS = {
@@ -256,7 +258,13 @@ def trainer(recipe, data_devices=1, state=None):
   )
   sampler = samplers.listed(['11'], 2, 2)
   return Trainer(
-    recipe, TRAIN, sampler, batch_size=8, seed=3, mesh=mesh, chunk_steps=4, state=state
+    recipe,
+    TRAIN,
+    sampler,
+    batch_size=8,
+    seed=3,
+    state=state,
+    placement=Placement(mesh, chunk_steps=4),
   )
 
 
@@ -264,7 +272,7 @@ def trainer(recipe, data_devices=1, state=None):
 def recipe():
   model = Variational(make_level('weight', MODELS['mlp'], X), -3.0)
   loss = VariationalLoss(40, kl_weight=2.0, ramp_steps=4.0)
-  return Recipe(model, 'classification', optax.sgd(0.05), loss=loss)
+  return Recipe(model, 'classification', optax.sgd(0.05), loss)
 
 
 @pytest.fixture(scope='module')
@@ -298,8 +306,8 @@ def test_the_loss_is_the_bound(recipe, uninterrupted):
   model, loss = recipe.model, recipe.loss
   pool = model.pool(random_pool(MODELS['mlp']))
   x, y = jnp.asarray(TRAIN.x[:8]), jnp.asarray(TRAIN.y[:8])
-  run = lambda pool, step: loss(recipe, pool, x, y, key=jax.random.key(0), step=step, first=0)
-  run = jax.jit(run)
+  key, bits = jax.random.key(0), jnp.ones(2, bool)
+  run = jax.jit(lambda pool, step: loss(recipe, pool, Slot(bits, x, y, key, step))[0])
   of = lambda step: float(run(pool, step))
   alphas = model.log_alpha(pool)
   total = sum(float(divergence(a).sum()) for a in alphas.values())
@@ -347,10 +355,6 @@ def test_bad_levels(level, model, message):
     (lambda: largest({'a': np.ones(3)}, 4), '4 largest of 3: expected 0 to 3'),
     (lambda: largest({'a': np.ones(3)}, {'a': 4}), '4 largest of 3 in a: expected no more'),
     (lambda: largest({'a': np.ones(3)}, 2, 'net'), "scope 'net': expected one of global, layer"),
-    (
-      lambda: Recipe(MODELS['mlp'], 'classification', optax.sgd(1.0), distill=0.5, loss=print),
-      'a loss of its own with random structures, distillation or routers',
-    ),
   ],
 )
 def test_bad_options(make, message):
@@ -360,7 +364,7 @@ def test_bad_options(make, message):
 
 def test_a_loss_of_its_own_needs_all_gates(recipe):
   with pytest.raises(UserError, match='structures of Uniform for a loss of its own: expected'):
-    Trainer(recipe, TRAIN, samplers.Uniform(2, 2), batch_size=8, seed=0, chunk_steps=4)
+    Trainer(recipe, TRAIN, samplers.Uniform(2, 2), batch_size=8, seed=0)
 
 
 def test_checkpointed_state_of_pruned_networks(recipe):

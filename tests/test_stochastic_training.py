@@ -13,10 +13,14 @@ from additive_jax.data import ArraySplit
 from additive_jax.gates.subsets import Subsets, as_gates, draw
 from additive_jax.models import MLP
 from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Draw, Recipe, averaged_gradient
-from additive_jax.train.trainer import State, Trainer, init_state
+from additive_jax.train.gradients import Slots, averaged_gradient
+from additive_jax.train.losses import PerSample
+from additive_jax.train.recipe import Recipe, Structures
+from additive_jax.train.state import State, init_state
+from additive_jax.train.trainer import Trainer
 
 # Sums over all examples and outputs in float32, with much cancellation.
 CLOSE_GRADIENT = {'rtol': 1e-4, 'atol': 1e-4}
@@ -27,8 +31,8 @@ TRAIN = ArraySplit(
   np.random.default_rng(1).integers(0, 3, 29).astype(np.int32),
 )
 PLAN = Subsets(((1.0, 0.75, 0.5), (0.75, 0.5, 0.25)), (0, 4), parts=2)
-OPTIONS = {'distill': 0.3, 'rescale': 'inverse', 'subsets': PLAN}
-RECIPE = Recipe(MODEL, classification, optax.sgd(0.1, momentum=0.9), **OPTIONS)
+LOSS = PerSample(PLAN, distill=0.3, rescale='inverse')
+RECIPE = Recipe(MODEL, classification, optax.sgd(0.1, momentum=0.9), LOSS)
 
 
 def test_gradient_of_a_step_is_that_of_the_masked_form(random_pool):
@@ -58,7 +62,7 @@ def test_gradient_of_a_step_is_that_of_the_masked_form(random_pool):
 
   bits = jnp.ones((2, 3), bool)
   program = jax.jit(
-    lambda params, step: averaged_gradient(RECIPE, params, bits, (x, y), draw=Draw(keys, step))
+    lambda params, step: averaged_gradient(RECIPE, params, Slots(bits, x, y, keys, step))
   )
   gradients = []
   for stage, step in enumerate(PLAN.starts):
@@ -80,9 +84,9 @@ def test_conditional_gradient_is_rescaled_by_the_rates(random_pool):
   x, y = TRAIN.x[None, :8], TRAIN.y[None, :8]
   params, bits = random_pool(MODEL, x[0])['params'], jnp.array([[True, False, True]])
   rates = jnp.array([0.5, 0.0, 0.8])
-  recipe = Recipe(MODEL, classification, optax.sgd(0.1), rescale='inverse')
-  draw_ = Draw(jax.random.split(jax.random.key(0), 1), jnp.int32(0), rates)
-  got = jax.jit(lambda p: averaged_gradient(recipe, p, bits, (x, y), draw=draw_).gradient)(params)
+  recipe = Recipe(MODEL, classification, optax.sgd(0.1), Structures(rescale='inverse'))
+  slots = Slots(bits, x, y, rates=rates)
+  got = jax.jit(lambda params: averaged_gradient(recipe, params, slots).gradient)(params)
 
   def by_hand(params):
     outputs = static(MODEL, {'params': params}, x[0], '101', scales=[2.0, 1.0, 1.25])
@@ -98,8 +102,8 @@ def trainer(recipe, mesh, sampler=None, **options):
     mesh, ('structure', 'data'), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=devices
   )
   sampler = sampler or samplers.listed(['111'], 3, 4)
-  options = {'batch_size': 8, 'seed': 3, 'chunk_steps': 5} | options
-  return Trainer(recipe, TRAIN, sampler, mesh=mesh, **options)
+  options = {'batch_size': 8, 'seed': 3} | options
+  return Trainer(recipe, TRAIN, sampler, placement=Placement(mesh, chunk_steps=5), **options)
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +136,7 @@ def test_an_interruption_changes_no_bit(uninterrupted):
 
 def test_other_rates_over_time_compile_nothing(compiles):
   make = functools.partial(samplers.make_sampler, 'bernoulli', 3, 4)
-  recipe = Recipe(MODEL, classification, optax.sgd(0.1), rescale='inverse')
+  recipe = Recipe(MODEL, classification, optax.sgd(0.1), Structures(rescale='inverse'))
   state = init_state(recipe, MODEL.init(jax.random.key(0), TRAIN.x[:1]))
   run = lambda sampler: trainer(recipe, (1, 1), sampler, state=state).run(4)['loss']
   losses = [run(make(keep_rate=0.5))]
@@ -147,21 +151,25 @@ BERNOULLI = samplers.make_sampler('bernoulli', 3, 4)
 
 
 @pytest.mark.parametrize(
-  ('recipe', 'arguments', 'message'),
+  ('loss', 'arguments', 'message'),
   [
-    (OPTIONS, {'sampler': BERNOULLI}, 'structures of Bernoulli for subsets per sample: expected'),
-    (OPTIONS, {'sampler': samplers.listed(['101'] * 4, 3)}, 'structures of Listed for subsets'),
-    (OPTIONS, {'batch_size': 7}, 'a batch of 7 in 2 parts: expected parts that divide'),
-    (OPTIONS, {'mesh': (1, 4)}, '4 devices split a batch of 2 parts with a subset each: expected'),
-    ({'subsets': Subsets(((0.5,),))}, {}, '1 keep rates: expected 3, one per gate'),
-    ({'rescale': 'inverse'}, {}, "rescale 'inverse' of the structures of Listed: expected a"),
+    (LOSS, {'sampler': BERNOULLI}, 'structures of Bernoulli for subsets per sample: expected'),
+    (LOSS, {'sampler': samplers.listed(['101'] * 4, 3)}, 'structures of Listed for subsets'),
+    (LOSS, {'batch_size': 7}, 'a batch of 7 in 2 parts: expected parts that divide'),
+    (LOSS, {'mesh': (1, 4)}, '4 devices split a batch of 2 parts with a subset each: expected'),
+    (PerSample(Subsets(((0.5,),))), {}, '1 keep rates: expected 3, one per gate'),
+    (
+      Structures(rescale='inverse'),
+      {},
+      "rescale 'inverse' of the structures of Listed: expected a",
+    ),
   ],
 )
-def test_draws_that_cannot_be(recipe, arguments, message):
+def test_draws_that_cannot_be(loss, arguments, message):
   with pytest.raises(UserError, match=message):
-    trainer(Recipe(MODEL, classification, optax.sgd(0.1), **recipe), **{'mesh': (1, 1)} | arguments)
+    trainer(Recipe(MODEL, classification, optax.sgd(0.1), loss), **{'mesh': (1, 1)} | arguments)
 
 
 def test_unknown_rescaling():
   with pytest.raises(UserError, match="rescale 'half': expected one of none, inverse"):
-    Recipe(MODEL, classification, optax.sgd(0.1), rescale='half')
+    Structures(rescale='half')

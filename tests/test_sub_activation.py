@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from additive_jax import Structure, UserError
-from additive_jax.gates.sums import sub_activation
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 
 VECTORS = Path(__file__).parent / 'data' / 'subactivation.npz'
 KINDS = ('gated', 'plain')
@@ -34,11 +34,10 @@ def layer(vectors, kind):
   """The vectors' layer as a function of x and a structure; SwiGLU and a ReLU layer with biases."""
   v = {key.removeprefix(f'{kind}_'): value for key, value in vectors.items() if kind in key}
   if kind == 'gated':
-    return lambda x, s: sub_activation(
-      x, v['up_kernel'], v['down_kernel'], s, jax.nn.silu, gate_kernel=v['gate_kernel']
-    )
-  biases = {'in_bias': v['in_bias'], 'out_bias': v['out_bias']}
-  return lambda x, s: sub_activation(x, v['in_kernel'], v['out_kernel'], s, jax.nn.relu, **biases)
+    layers = LayerPair(Layer(v['up_kernel']), Layer(v['down_kernel']), Layer(v['gate_kernel']))
+    return lambda x, s: sub_activation(x, layers, s, jax.nn.silu)
+  layers = LayerPair(Layer(v['in_kernel'], v['in_bias']), Layer(v['out_kernel'], v['out_bias']))
+  return lambda x, s: sub_activation(x, layers, s, jax.nn.relu)
 
 
 def bits_of(vectors, kind):
@@ -93,7 +92,7 @@ def test_a_structure_per_token_matches_the_vectors(vectors, kind, dtype):
 @pytest.mark.parametrize('kind', KINDS)
 def test_gates_as_separate_arrays(vectors, kind):
   run, bits = layer(vectors, kind), bits_of(vectors, kind)[5]
-  found = run(vectors[f'{kind}_x'], [jnp.asarray(bit) for bit in bits])
+  found = run(jnp.asarray(vectors[f'{kind}_x']), [jnp.asarray(bit) for bit in bits])
   np.testing.assert_allclose(found, vectors[f'{kind}_y'][5], **CLOSE)
 
 
@@ -168,11 +167,14 @@ def single(tree):
   return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
 
 
+def pair(weights):
+  first, second, gating, *biases = (weights.get(name) for name in WEIGHTS)
+  gating = None if gating is None else Layer(gating)
+  return LayerPair(Layer(first, biases[0]), Layer(second, biases[1]), gating)
+
+
 def ours(x, weights, structure):
-  rest = {name: weights[name] for name in WEIGHTS[2:]}
-  return sub_activation(
-    x, weights['in_kernel'], weights['out_kernel'], structure, jax.nn.silu, **rest
-  )
+  return sub_activation(x, pair(weights), structure, jax.nn.silu)
 
 
 def structures(m):
@@ -266,35 +268,33 @@ def test_gradient_of_soft_gates_is_the_finite_difference(leading):
   assert abs(want[0]) > 2e-3
 
 
-def arrays(**changed):
-  """x [2, 4] and a layer of 4, 5 and 4 units, with some arrays changed."""
-  found = {'x': (2, 4), 'in_kernel': (4, 5), 'out_kernel': (5, 4)} | changed
-  return {name: jnp.ones(shape) for name, shape in found.items()}
+def ones(**changed):
+  """A layer of 4, 5 and 4 units, with some arrays changed."""
+  shapes = {'in_kernel': (4, 5), 'out_kernel': (5, 4)} | changed
+  return pair({name: jnp.ones(shape) for name, shape in shapes.items()})
 
 
 @pytest.mark.parametrize(
   ('changed', 'structure', 'message'),
   [
-    ({'gate_kernel': (4, 1)}, '1', r'gate_kernel of shape \(4, 1\): expected \(4, 5\), to fit'),
-    ({'out_kernel': (6, 4)}, '1', r'out_kernel of shape \(6, 4\): expected \(5, 4\)'),
-    ({'in_bias': (4,)}, '1', r'in_bias of shape \(4,\): expected \(5,\)'),
-    ({'out_bias': (5,)}, '1', r'out_bias of shape \(5,\): expected \(4,\)'),
-    ({}, jnp.bool_(True), 'structure True: expected m − 1 gates, not a number'),
+    ({'gate_kernel': (4, 1)}, '1', r'gating.kernel of shape \(4, 1\): expected \(4, 5\), to fit'),
+    ({'out_kernel': (6, 4)}, '1', r'second.kernel of shape \(6, 4\): expected \(5, 4\)'),
+    ({'in_bias': (4,)}, '1', r'first.bias of shape \(4,\): expected \(5,\)'),
+    ({'out_bias': (5,)}, '1', r'second.bias of shape \(5,\): expected \(4,\)'),
+    ({}, jnp.bool_(True), 'gates True: expected m − 1 gates, not a number'),
+    ({}, 5, 'gates 5: expected a Structure, its text, or m − 1 gates'),
     ({}, jnp.ones((3, 1)), r'gates of shape \(3,\) for x of shape \(2, 4\): expected leading axes'),
   ],
 )
 def test_arrays_that_do_not_fit(changed, structure, message):
   with pytest.raises(UserError, match=message):
-    sub_activation(**arrays(**changed), structure=structure, activation=jnp.tanh)
+    sub_activation(jnp.ones((2, 4)), ones(**changed), structure, jnp.tanh)
 
 
 @pytest.mark.parametrize('form', [np.array, list, lambda bits: [np.bool_(b) for b in bits]])
 def test_rows_of_plain_bits_are_static(form):
-  text = lambda s: str(
-    jax.make_jaxpr(
-      lambda x: sub_activation(**{**arrays(), 'x': x}, structure=s, activation=jnp.tanh)
-    )(jnp.ones((2, 4)))
-  )
+  layer = lambda x, s: sub_activation(x, ones(), s, jnp.tanh)
+  text = lambda s: str(jax.make_jaxpr(lambda x: layer(x, s))(jnp.ones((2, 4))))
   assert text(form([1, 0])) == text('10')
   assert text(form([True, False])) == text('10')
   assert text(jnp.array([True, False])) != text('10')
@@ -335,10 +335,10 @@ def test_matmuls_are_those_of_the_dense_layer(gated):
 def test_activations_once_for_each_group_or_chunk():
   x, weights = single(make((13, 20, 11, 4), gated=False))
   for structure, want in [(s, 4 - s.num_on) for s in ALL] + [(jnp.ones(3), 4)]:
-    kernels = weights['in_kernel'], weights['out_kernel']
+    layers = LayerPair(Layer(weights['in_kernel']), Layer(weights['out_kernel']))
     static = isinstance(structure, Structure)  # else the compiler would know the gates
-    layer = jax.jit(lambda *a: sub_activation(*a, jnp.tanh), static_argnums=3 if static else ())
-    program = layer.lower(single(x), *single(kernels), structure).compile().as_text()
+    layer = jax.jit(lambda *a: sub_activation(*a, jnp.tanh), static_argnums=2 if static else ())
+    program = layer.lower(single(x), single(layers), structure).compile().as_text()
     shapes = re.findall(r'= f32\[([\d,]*)\]\S* tanh\(', program)
     assert [np.prod([int(n) for n in shape.split(',')]) for shape in shapes] == [3 * 4 * 20] * want
 

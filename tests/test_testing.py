@@ -143,7 +143,7 @@ def test_a_site_that_names_gates_and_takes_no_values():
   class Deaf(Branch):
     gates = ('residual', 'join')
 
-  only(Net(site=Deaf), "Site 'second' fails", 'called as site(h, values)', 'TypeError')
+  only(Net(site=Deaf), "Site 'second' fails", 'called as site(h, gates)', 'TypeError')
 
 
 class Branching(Gated):
@@ -178,9 +178,9 @@ class Wider(Gated):
 @pytest.mark.parametrize(
   ('site', 'words'),
   [
-    (Branching, ('fails, called as site(h, values)', 'as bool scalars', 'Python decision')),
-    (ByExample, ('fails, called as site(h, values)', 'as bool scalars', 'Python decision')),
-    (Scalar, ('fails, called as site(h, values)', 'as floats [6], one per example')),
+    (Branching, ('fails, called as site(h, gates)', 'as bool scalars', 'Python decision')),
+    (ByExample, ('fails, called as site(h, gates)', 'as bool scalars', 'Python decision')),
+    (Scalar, ('fails, called as site(h, gates)', 'as floats [6], one per example')),
     (Growing, ('creates other parameters with inner gates 00', "['second']['more']['bias']")),
     (Wider, ('gives float32 (6, 10)', 'Python bools, 00', 'float32 (6, 5) with all of them on')),
   ],

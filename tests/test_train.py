@@ -13,10 +13,13 @@ from additive_jax.data import ArraySplit, Order, SourceSplit
 from additive_jax.models import MLP
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, Trainer, init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.recipe import Recipe, Structures
+from additive_jax.train.state import State, init_state, train_step
+from additive_jax.train.trainer import Trainer
 
 MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 # Momentum and a schedule, so that the state of the optimizer matters to every step.
@@ -54,8 +57,9 @@ def initial(random_pool):
 @pytest.fixture
 def trainer_of(initial):
   def build(sampler, mesh=(1, 1), train=TRAIN, recipe=RECIPE, **options):
-    options = {'batch_size': BATCH, 'seed': SEED, 'state': initial, 'chunk_steps': 5} | options
-    return Trainer(recipe, train, sampler, mesh=mesh_of(*mesh), **options)
+    options = {'batch_size': BATCH, 'seed': SEED, 'state': initial} | options
+    placement = Placement(mesh_of(*mesh), chunk_steps=options.pop('chunk_steps', 5))
+    return Trainer(recipe, train, sampler, placement=placement, **options)
 
   return build
 
@@ -112,9 +116,8 @@ def test_is_the_loop_written_by_hand(trainer_of, initial):
 
 @pytest.fixture(scope='module')
 def uninterrupted(initial):
-  trainer = Trainer(
-    RECIPE, TRAIN, ramped(), batch_size=BATCH, seed=SEED, state=initial, mesh=mesh_of(1, 1)
-  )
+  options = {'batch_size': BATCH, 'seed': SEED, 'state': initial}
+  trainer = Trainer(RECIPE, TRAIN, ramped(), placement=Placement(mesh_of(1, 1)), **options)
   return trainer.run(11), processes.to_host(trainer.state)
 
 
@@ -218,7 +221,7 @@ def test_a_step_without_a_finite_slot_changes_nothing(trainer_of, initial):
 
 def test_options_of_the_recipe_on_many_devices(trainer_of):
   """Coverage, ring and distillation: two devices are one, and differ from the default recipe."""
-  recipe = Recipe(MODEL, classification, OPTIMIZER, 'coverage', 'ring', 0.5)
+  recipe = Recipe(MODEL, classification, OPTIMIZER, Structures(0.5), 'coverage', 'ring')
   two, one = (trainer_of(ramped(), mesh, recipe=recipe) for mesh in ((2, 1), (1, 1)))
   plain = trainer_of(ramped())
   for trainer in (two, one, plain):
@@ -238,7 +241,9 @@ def test_source_of_the_state_survives(trainer_of, initial):
 
 def test_starts_from_the_init_of_its_seed():
   trainers = [
-    Trainer(RECIPE, TRAIN, ramped(), batch_size=BATCH, seed=seed, mesh=mesh_of(1, 1))
+    Trainer(
+      RECIPE, TRAIN, ramped(), batch_size=BATCH, seed=seed, placement=Placement(mesh_of(1, 1))
+    )
     for seed in (0, 0, 1)
   ]
   kernel = [np.asarray(t.variables['params']['embed']['kernel']) for t in trainers]
@@ -267,7 +272,7 @@ def test_train_step_alone(initial):
   """Outside of any mesh, as `population` uses it."""
   x, y = TRAIN[np.arange(2 * BATCH).reshape(2, BATCH)]
   bits = jnp.array([[True, False, True], [True, True, True]])
-  state, metrics = jax.jit(lambda state: train_step(RECIPE, state, bits, (x, y)))(initial)
+  state, metrics = jax.jit(lambda state: train_step(RECIPE, state, Slots(bits, x, y)))(initial)
   (first, g), (second, h) = (
     static_gradient(initial.params, x[k], y[k], s) for k, s in enumerate(['101', '111'])
   )

@@ -19,9 +19,10 @@ from additive_jax.models import MLP, Transformer
 from additive_jax.models.moe import Experts
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import HOST, Packed, Storage, bytes_per_device, split_further
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.recipe import Recipe
 from additive_jax.train.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
@@ -50,14 +51,23 @@ def mesh_of(structure, data):
 
 def in_one_part(trainer):
   inputs = trainer._inputs(0, 1)
-  arguments = (trainer.held, trainer._sampler, trainer._key, np.int32(1), inputs, trainer._data)
+  arguments = (
+    trainer.sharded_state,
+    trainer._sampler,
+    trainer._key,
+    np.int32(1),
+    inputs,
+    trainer._data,
+  )
   trainer._program = trainer._program.lower(*arguments).compile(compiler_options=ONE_PART)
   return trainer
 
 
 def trainer_of(mesh=(2, 4), recipe=RECIPE, **options):
-  options = {'batch_size': 8, 'seed': 0, 'chunk_steps': 3} | options
-  return in_one_part(Trainer(recipe, TRAIN, SAMPLER, mesh=mesh_of(*mesh), **options))
+  placed = {name: options.pop(name) for name in ('zero', 'offload') if name in options}
+  placement = Placement(mesh_of(*mesh), chunk_steps=3, **placed)
+  options = {'batch_size': 8, 'seed': 0} | options
+  return in_one_part(Trainer(recipe, TRAIN, SAMPLER, placement=placement, **options))
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +106,9 @@ def test_updates_are_those_of_whole_states_to_the_bit(mesh, options, trained):
 def test_bytes_of_each_device(mesh, options, trained):
   """At most an eighth and one in a hundred, as measured; none on the device where they are kept in
   host memory."""
-  plain, split = (bytes_per_device(trained(mesh, **chosen)[0].held) for chosen in ({}, options))
+  plain, split = (
+    bytes_per_device(trained(mesh, **chosen)[0].sharded_state) for chosen in ({}, options)
+  )
   whole = plain['optimizer'].device[0]
   assert whole > 2 * plain['parameters'].device[0] > 0
   assert set(plain['optimizer'].host.values()) == {0}
@@ -110,7 +122,7 @@ def test_bytes_of_each_device(mesh, options, trained):
 
 
 def test_leaves_that_do_not_divide_share_a_vector(trained):
-  kept = trained((2, 4), **ZERO)[0].held.opt_state
+  kept = trained((2, 4), **ZERO)[0].sharded_state.opt_state
   assert isinstance(kept, Packed)
   # Two moments, each with biases of 9 and 10; then up to a multiple of 8.
   assert {name: vector.shape for name, vector in kept.vectors.items()} == {'float32': (40,)}
@@ -146,7 +158,7 @@ def test_a_checkpoint_moves_between_all_ways_to_keep_it(tmp_path, trained):
     checkpoints.save(STEPS, second.state, wait=True)
     first.state = checkpoints.restore(first.state).state
   assert_same(first.state, want)
-  kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(first.held.opt_state)}
+  kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(first.sharded_state.opt_state)}
   assert kinds == {HOST}
   fewer = trainer_of((1, 1), **ZERO)
   fewer.state = first.state
@@ -159,7 +171,7 @@ def test_a_state_starts_as_the_optimizer_says(trained):
   params = trained((2, 4))[0].variables['params']
   shapes = jax.eval_shape(keeps.init, params)
   specs = jax.tree.map(lambda _: PartitionSpec(), params)
-  lies = trained((2, 4))[0].held._replace(params=specs, opt_state={'pool': specs})
+  lies = trained((2, 4))[0].sharded_state._replace(params=specs, opt_state={'pool': specs})
   for options in ({}, ZERO):
     storage = Storage(keeps, params, lies, mesh_of(2, 4), **options)
     kept = storage.init(params)
@@ -185,9 +197,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
       samplers.make_sampler('bernoulli', 2, 2, keep_rate=0.5),
       batch_size=2,
       seed=0,
-      mesh=mesh,
-      chunk_steps=3,
-      **options,
+      placement=Placement(mesh, chunk_steps=3, **options),
     )
   )
   plain, split = make(), make(**ZERO)
@@ -195,7 +205,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
   close = functools.partial(np.testing.assert_allclose, atol=2e-6)
   jax.tree.map(close, got, want)
   jax.tree.map(close, processes.to_host(split.state), processes.to_host(plain.state))
-  whole, parts = (bytes_per_device(t.held) for t in (plain, split))
+  whole, parts = (bytes_per_device(t.sharded_state) for t in (plain, split))
   total = sum(leaf.nbytes for leaf in jax.tree.leaves(plain.state.opt_state))
   assert whole['optimizer'].device[0] > total / 2
   assert parts['optimizer'].device[0] <= 1.01 * total / 8
@@ -233,5 +243,5 @@ def test_options_make_no_other_run(tmp_path):
     config = tiny.config('sweep', options)
     with open_session(config, tmp_path / 'run', check=lambda session: None) as session:
       trainer = session.trainer(session.recipe(4), session.sampler(4), 0)
-    found = bytes_per_device(trainer.held)['optimizer']
+    found = bytes_per_device(trainer.sharded_state)['optimizer']
     assert (max(found.device.values()) == 0) == bool(options)

@@ -13,10 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates as gates_
-from additive_jax.models.attention import attend, rotate
-from additive_jax.models.conv import conv_kernel, conv_sub_activation
-from additive_jax.models.feed_forward import Linear
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
+from additive_jax.gates.sums import lane as lane_gate
+from additive_jax.models.attention import (
+  AttentionLayers,
+  attention,
+  attention_layers,
+  causal_mask,
+)
+from additive_jax.models.conv import conv_sub_activation
+from additive_jax.models.feed_forward import feed_forward_layers, linear_pair
 from additive_jax.models.transformer import UNITS
 
 
@@ -38,21 +44,15 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    width, heads = h.shape[-1], sum(self.heads)
     x = nn.LayerNorm(name='norm')(h)
-    shape = (width, 3, heads, self.size)
-    qkv, qkv_bias = Linear(shape, bias=shape[1:], name='qkv')()
-    shape = (heads, self.size, width)
-    out, out_bias = Linear(shape, in_axis=(0, 1), bias=(width,), name='out')()
+    qkv, out = attention_layers(h.shape[-1], sum(self.heads), self.size)
+    mask = causal_mask(h.shape[-2]) if self.causal else None
 
     def branch(x, part):
-      kernel, bias = qkv[:, :, part], qkv_bias[:, part]
-      q, k, v = jnp.moveaxis(jnp.einsum('btd,dshk->btshk', x, kernel) + bias, 2, 0)
-      if self.rope:
-        q, k = rotate(q), rotate(k)
-      return jnp.einsum('bthk,hkd->btd', attend(q, k, v, self.causal), out[part])
+      heads = Layer(qkv.kernel[:, :, part], qkv.bias[:, part]), Layer(out.kernel[part])
+      return attention(x, AttentionLayers(*heads), mask=mask, rope=self.rope)
 
-    return _add(h, x, self.heads, self.meet, branch, out_bias)
+    return _add(h, x, self.heads, self.meet, branch, out.bias)
 
 
 class FeedForward(nn.Module):
@@ -72,26 +72,16 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    width, hidden = h.shape[-1], sum(self.hidden)
     activation, gated = UNITS[self.unit]
     x = nn.LayerNorm(name='norm')(h)
-    bias = lambda size: None if gated else (size,)
-    first, first_bias = Linear((width, hidden), bias=bias(hidden), name='in')()
-    second, second_bias = Linear((hidden, width), bias=bias(width), name='out')()
-    gate = Linear((width, hidden), name='gate')()[0] if gated else None
+    layers = feed_forward_layers(h.shape[-1], sum(self.hidden), gated)
 
     def branch(x, part):
-      return gates_.sub_activation(
-        x,
-        first[:, part],
-        second[part],
-        self.joins,
-        activation,
-        gate_kernel=None if gate is None else gate[:, part],
-        in_bias=None if first_bias is None else first_bias[part],
-      )
+      first, gating = jax.tree.map(lambda a: a[..., part], (layers.first, layers.gating))
+      lane = LayerPair(first, Layer(layers.second.kernel[part]), gating)
+      return sub_activation(x, lane, self.joins, activation)
 
-    return _add(h, x, self.hidden, self.meet, branch, second_bias)
+    return _add(h, x, self.hidden, self.meet, branch, layers.second.bias)
 
 
 class ConvBlock(nn.Module):
@@ -107,13 +97,9 @@ class ConvBlock(nn.Module):
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    channels = h.shape[-1]
     x = nn.LayerNorm(name='norm')(h)
-    first, first_bias = conv_kernel((3, 3, channels, self.hidden), 'in')
-    second, second_bias = conv_kernel((3, 3, self.hidden, channels), 'out')
-    return h + conv_sub_activation(
-      x, first, second, self.joins, nn.gelu, in_bias=first_bias, out_bias=second_bias
-    )
+    layers = linear_pair((3, 3, h.shape[-1], self.hidden), (3, 3, self.hidden, h.shape[-1]))
+    return h + conv_sub_activation(x, layers, self.joins, nn.gelu)
 
 
 class Shift(nn.Module):
@@ -145,7 +131,7 @@ def _add(h, x, sizes, meet: bool, branch: Callable, bias):
   for lane, size in enumerate(sizes):
     z = branch(x[:, lane], slice(*bounds[lane : lane + 2])) if size else 0
     parts.append(jnp.broadcast_to(z + bias / len(sizes), h[:, lane].shape))
-  return gates_.lane(h, jnp.stack(parts, 1), meet, axis=1)
+  return lane_gate(h, jnp.stack(parts, 1), meet, axis=1)
 
 
 def ends(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from additive_jax.compress.steps import Step, step
+from additive_jax.gates.layers import chunks
 from additive_jax.gates.structure import Structure
-from additive_jax.gates.sums import chunks
 from additive_jax.models import DNA, MLP, ConvNet, Transformer
 from additive_jax.models.additive import sites_of
 from additive_jax.models.dense_stack import DenseStack
@@ -49,7 +49,7 @@ class Kept:
   def sites(self, model):
     """Of each site that is on its module's name, and the values of its gates by name."""
     for site in sites_of(model):
-      values = dict(zip(site.names, self.structure.bits[site.own]))
+      values = dict(zip(site.names, self.structure.bits[site.gates]))
       if values.pop(RESIDUAL, True):
         yield site.label.replace('/', '__'), values
 

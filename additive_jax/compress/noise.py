@@ -119,8 +119,8 @@ def with_kernels(model, params, x: jax.Array, replaced: Mapping[str, Callable]) 
     if name not in replaced:
       return call(*args, **kwargs)
     if isinstance(module, Linear):
-      kernel, bias = call(*args, **kwargs)
-      return replaced[name](kernel), bias
+      layer = call(*args, **kwargs)
+      return layer._replace(kernel=replaced[name](layer.kernel))
     out = args[0] @ replaced[name](module.get_variable('params', KERNEL))
     return out + module.get_variable('params', 'bias') if module.use_bias else out
 

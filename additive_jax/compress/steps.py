@@ -18,7 +18,7 @@ from additive_jax.compress.branches import Attention, ConvBlock, FeedForward, Sh
 from additive_jax.errors import UserError
 from additive_jax.models.conv import Conv, as_images
 from additive_jax.models.convnet import Down, PooledHead
-from additive_jax.models.feed_forward import Linear
+from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.mlp import Head
 from additive_jax.models.transformer import patches
 
@@ -126,19 +126,17 @@ class ChunkedPair(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shapes = (sum(self.inputs), self.hidden), (self.hidden, sum(self.outputs))
-    (first, first_bias), (second, second_bias) = (
-      Linear(shape, bias=shape[1:], name=name)() for shape, name in zip(shapes, self.layers)
-    )
+    first, second, _ = linear_pair(*shapes, names=self.layers)
     reads, writes = ends(self.inputs), ends(self.outputs)
 
     def partial(lo, hi):
       part = slice(reads[lo], reads[hi])
-      return x[..., part] @ first[part] + first_bias * ((hi - lo) / len(self.inputs))
+      return x[..., part] @ first.kernel[part] + first.bias * ((hi - lo) / len(self.inputs))
 
     def outputs(h, lo, hi):
-      return h @ second[:, writes[lo] : writes[hi]]
+      return h @ second.kernel[:, writes[lo] : writes[hi]]
 
-    y = gates_.compose(self.joins, partial, nn.relu, outputs) + second_bias
+    y = gates_.compose(self.joins, partial, nn.relu, outputs) + second.bias
     return ACTIVATIONS[self.activation](y)
 
 

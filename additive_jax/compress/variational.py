@@ -20,6 +20,8 @@ import numpy as np
 
 from additive_jax.compress.levels import Gates, Units, Weights
 from additive_jax.errors import UserError
+from additive_jax.train.recipe import Loss
+from additive_jax.train.samplers import check_all_on
 
 THRESHOLD = 3.0
 MEAN, LOG_VARIANCE = 'mean', 'log_variance'
@@ -65,7 +67,7 @@ class Variational:
 
 
 @dataclasses.dataclass(frozen=True)
-class VariationalLoss:
+class VariationalLoss(Loss):
   """The mean loss of a batch under noise, plus the divergence over the number of terms that the
   whole training set's loss has: the negative evidence lower bound of one term.
 
@@ -90,13 +92,19 @@ class VariationalLoss:
     share = jnp.clip(step / jnp.maximum(self.ramp_steps, 1e-6), 0, 1)
     return self.kl_weight * jnp.where(self.ramp_steps > 0, share, 1.0)
 
-  def __call__(self, recipe, params, x, y, *, key, step, first) -> jax.Array:
-    """A scalar; the arguments are those of `gradients.Recipe.loss`."""
-    noise = recipe.model.noise
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(len(x)))
-    outputs = noise.run(params[MEAN], params[LOG_VARIANCE], x, keys)
+  def __call__(self, recipe, params, slot):
+    """The bound, and no facts; see `recipe.Loss`."""
+    noise, count = recipe.model.noise, len(slot.x)
+    rows = slot.share * count + jnp.arange(count)
+    keys = jax.vmap(lambda row: jax.random.fold_in(slot.key, row))(rows)
+    outputs = noise.run(params[MEAN], params[LOG_VARIANCE], slot.x, keys)
+    loss = recipe.objective(outputs, slot.y)[0].mean()
     total = total_divergence(recipe.model, params)
-    return recipe.objective(outputs, y)[0].mean() + self.weight(step) * total / self.num_terms
+    return loss + self.weight(slot.step) * total / self.num_terms, {}
+
+  def check_training(self, recipe, sampler, batch_size, mesh):
+    """Raises `UserError` for structures other than all-on."""
+    check_all_on(sampler, 'a loss of its own')
 
 
 def total_divergence(model: Variational, pool) -> jax.Array:

@@ -256,10 +256,10 @@ def _candidates(num_clusters):
 
 def _balanced(features, labels, num_clusters):
   """Labels [N] of equal sizes, and the FLOPs that these took."""
-  centers, prices, flops = _means(features, labels, num_clusters), None, 0.0
+  centers, flops = _means(features, labels, num_clusters), 0.0
   for _ in range(_MAX_ROUNDS):
     before = labels
-    labels, prices = assign_equally(_costs(features, centers), prices)
+    labels = assign_equally(_costs(features, centers))
     flops += 2.0 * features.size * num_clusters
     if (labels != before).sum() <= _SETTLED * len(labels):
       break

@@ -15,7 +15,7 @@ from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.parallel import processes
-from additive_jax.train.balance import summary
+from additive_jax.train.recipe import Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,8 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
         values = trainer.run(count)
         seconds = time.perf_counter() - started
         step += count
-        shown = point(values, curves.labels) | (curves.probe(trainer) if curves.probe else {})
+        shown = point(values, trainer.recipe.loss, curves.labels)
+        shown |= curves.probe(trainer) if curves.probe else {}
         session.metrics.write(step, shown, name)
         if curves.clock is not None and processes.is_primary():
           curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
@@ -80,9 +81,9 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def point(values: dict, labels: Sequence[str] = ()) -> dict:
-  """One point of the curves: means over the finite slots of the steps since the last point, and for
-  each site with a router what `balance.summary` says of its mean facts.
+def point(values: dict, loss: Loss, labels: Sequence[str] = ()) -> dict:
+  """One point of the curves: means over the finite slots of the steps since the last point, and
+  what the loss says of its mean facts.
   """
   finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
   total = np.where(finite, values['loss'], 0).sum(0)
@@ -92,7 +93,5 @@ def point(values: dict, labels: Sequence[str] = ()) -> dict:
     'skipped': int((~finite).sum()),
   }
   curves |= {f'loss/{label}': float(t / c) for label, t, c in zip(labels, total, count)}
-  for site, facts in values.get('facts', {}).items():
-    said = summary(jax.tree.map(lambda leaf: leaf.mean(0), facts))
-    curves |= {f'{site.replace("__", "/")}/{name}': value for name, value in said.items()}
-  return curves
+  facts = jax.tree.map(lambda leaf: leaf.mean(0), values.get('facts', {}))
+  return curves | loss.curves(facts)

@@ -17,7 +17,15 @@ from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
-from additive_jax.experiments.options import check_config, parse_shard
+from additive_jax.experiments.options import (
+  PLACEMENT,
+  DataOptions,
+  Options,
+  parse_shard,
+  read_options,
+  replaced,
+  selected,
+)
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper
@@ -28,26 +36,17 @@ from additive_jax.models.identity import describe
 from additive_jax.parallel import layout, pipeline, processes, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import objective_of
 from additive_jax.train import samplers
-from additive_jax.train.gradients import Recipe
+from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.population import Population
-from additive_jax.train.trainer import State, Trainer
+from additive_jax.train.recipe import Loss, Recipe, Structures
+from additive_jax.train.state import State
+from additive_jax.train.trainer import Trainer, default_mesh
 
 log = logging.getLogger('additive_jax')
-
-# Options that do not make a run another run.
-EXCLUDED = (
-  'shard',
-  'train.expert_devices',
-  'train.zero',
-  'train.offload',
-  'train.pipe_devices',
-  'train.microbatches',
-  'train.pipe_schedule',
-  'train.pipe_repeats',
-)
 
 
 class Stopped(Exception):
@@ -72,7 +71,7 @@ class Session:
     recipes: made so far, by number of steps; see `recipe`.
   """
 
-  config: ConfigDict
+  config: Options
   rundir: RunDir
   metrics: Metrics
   data: data_.Data
@@ -110,9 +109,7 @@ class Session:
 
   def with_options(self, changed: dict) -> Session:
     """This run with other options, by their dotted names."""
-    config = self.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changed)
-    return dataclasses.replace(self, config=config, recipes={})
+    return dataclasses.replace(self, config=replaced(self.config, changed), recipes={})
 
   def check_in_memory(self, expected: str = 'a set that fits') -> None:
     """Raises `UserError` for data that is read batch by batch."""
@@ -154,14 +151,8 @@ class Session:
   def trainer(self, recipe: Recipe, sampler, seed: int, state: State | None = None) -> Trainer:
     """A trainer of one pool on this run's devices, from `state` or the pool that the seed names."""
     train = self.config.train
-    splits = recipe.subsets.parts if recipe.subsets else train.batch_size
-    stages = 1
-    if recipe.pipeline is not None:
-      splits, stages = train.batch_size // recipe.pipeline.microbatches, recipe.pipeline.devices
     spread = train.expert_devices if layout.has_experts(self.model) else 1
-    mesh = mesh_.make_mesh(
-      sampler.num_structures, splits, self.devices, expert_devices=spread, pipe_devices=stages
-    )
+    mesh = default_mesh(recipe, sampler, train.batch_size, self.devices, spread)
     return Trainer(
       recipe,
       self.data.train,
@@ -169,11 +160,8 @@ class Session:
       batch_size=train.batch_size,
       seed=seed,
       state=state,
-      mesh=mesh,
-      chunk_steps=train.log_every,
       shared_batch=train.shared_batch,
-      zero=train.zero,
-      offload=train.offload,
+      placement=selected(Placement, train, mesh=mesh, chunk_steps=train.log_every),
     )
 
   @property
@@ -198,18 +186,30 @@ class Session:
         self.model,
         self.objective,
         make_optimizer(self.config, num_steps),
+        self.loss(train.distill),
         average=train.average,
         collective=train.collective,
-        distill=train.distill,
-        pipeline=self.pipeline,
       )
     return self.recipes[num_steps]
+
+  def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
+    """The loss of structures, in stages where `config.train.pipe_devices` asks for them."""
+    pipeline = self.pipeline
+    if pipeline is None:
+      return Structures(distill, rescale)
+    if distill:
+      raise UserError(f'distill {distill} in a pipeline: expected 0')
+    return Piped(pipeline, rescale)
+
+  def check_whole(self, loss: str) -> None:
+    """Raises `UserError` for a loss that cannot be in stages where stages are asked for."""
+    if self.config.train.pipe_devices > 1:
+      devices = self.config.train.pipe_devices
+      raise UserError(f'{loss} with config.train.pipe_devices {devices}: expected 1')
 
   def sampler(self, num_steps: int):
     """The sampler of `config.sampler`, for a run of `num_steps` steps."""
     options = self.config.sampler
-    if not 0 <= options.ramp <= 1:
-      raise UserError(f'sampler.ramp {options.ramp}: expected a share of the run in [0, 1]')
     return samplers.make_sampler(
       options.name,
       self.space.num_gates,
@@ -249,7 +249,7 @@ class Opening(TypedDict, total=False):
 
 @contextlib.contextmanager
 def open_session(
-  config: ConfigDict,
+  config: ConfigDict | Options,
   workdir=None,
   *,
   check: Callable[[Session], None],
@@ -272,7 +272,7 @@ def open_session(
     UserError: for options that make no sense, or while another process is at work in the directory;
       nothing has been written then.
   """
-  check_config(config)
+  config = read_options(config)
   devices = mesh_.pick_devices(devices)
   data = data or load_data(config.data)
   model = model or make_model(config.model, data)
@@ -288,7 +288,7 @@ def open_session(
   resolved = to_plain_config(config) | {'gates': list(space.names)}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
-  workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
+  workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=PLACEMENT))
   rundir = RunDir(workdir, primary=processes.is_primary())
   shard, num_shards = parse_shard(config.shard)
   curves = Metrics(rundir, shard=shard, num_shards=num_shards)
@@ -309,14 +309,14 @@ def _open(workdir, resolved, hold):
   for turn in (True, False):
     if primary == turn:
       try:
-        RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary, hold=hold)
+        RunDir.open(workdir, resolved, exclude=PLACEMENT, primary=primary, hold=hold)
       except UserError as error:
         problem = error
     if processes.agree(problem is not None):
       raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
-def load_data(options: ConfigDict) -> data_.Data:
+def load_data(options: DataOptions) -> data_.Data:
   """The data of `config.data`."""
   data = data_.load(
     options.name,
@@ -327,7 +327,7 @@ def load_data(options: ConfigDict) -> data_.Data:
   )
   splits = {}
   for name in ('train', 'test'):
-    count = options[f'{name}_examples']
+    count = getattr(options, f'{name}_examples')
     try:
       splits[name] = data_.take(getattr(data, name), count)
     except UserError as error:
@@ -335,7 +335,7 @@ def load_data(options: ConfigDict) -> data_.Data:
   return dataclasses.replace(data, **splits)
 
 
-def to_plain_config(config: ConfigDict) -> dict:
+def to_plain_config(config: Options) -> dict:
   """The config as nested dicts of JSON values."""
 
   def plain(value):
@@ -343,4 +343,4 @@ def to_plain_config(config: ConfigDict) -> dict:
       return {key: plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple | list) else value
 
-  return plain(config.to_dict())
+  return plain(dataclasses.asdict(config))

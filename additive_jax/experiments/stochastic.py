@@ -20,9 +20,10 @@ from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
 from additive_jax.gates.subsets import in_stages
+from additive_jax.train.losses import PerSample
 from additive_jax.train.samplers import listed
 
-MODES = CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
+CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,29 +61,23 @@ def run(
 
 
 def _check(session):
-  modes = session.config.stochastic.modes
-  if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
-    raise UserError(
-      f'config.stochastic.modes {tuple(modes)}: expected some of {", ".join(MODES)}, each once'
-    )
   session.check_experts([session.model])
   session.check_in_memory()
   make_variants(session)
 
 
-def make_variants(session: Session, records: Records | None = None) -> list[Variant]:
+def make_variants(session: Session) -> list[Variant]:
   """Returns the variants of a run, the one with all gates on first.
 
   Raises:
     UserError: for options of which a variant cannot be made.
   """
-  del records
   options, distill = session.config.stochastic, session.config.train.distill
   epochs, num_gates = session.config.train.epochs, session.space.num_gates
   num_steps = session.steps(epochs)
   judge = functools.partial(_judge, sampled_structures(session, options.num_structures))
   ones = np.ones((num_steps, num_gates))
-  variants = [_variant(session, NONE, num_steps, _all_on(session), ones, judge)]
+  variants = [_variant(session, NONE, session.loss(), num_steps, _all_on(session), ones, judge)]
   for mode in options.modes:
     for weight in (0.0, distill) if distill else (0.0,):
       ending = '_distilled' if weight else ''
@@ -105,17 +100,19 @@ def _random(session, mode, name, num_steps, judge, distill):
       f'config.sampler.name {session.config.sampler.name!r} for random structures: expected '
       'uniform or bernoulli, which have keep rates'
     )
-  chosen = {'distill': distill, 'rescale': options.rescale}
   if mode == CONDITIONAL:
     rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
-    return _variant(session, name, num_steps, sampler, rates, judge, **chosen)
+    loss = session.loss(distill, options.rescale)
+    return _variant(session, name, loss, num_steps, sampler, rates, judge)
+  session.check_whole('subsets per sample')
   ramp_steps = session.config.sampler.ramp * num_steps
   plan = in_stages(sampler.rates, num_steps, ramp_steps, options.stages, options.parts)
   size = session.config.train.batch_size
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
   rates = by_stage[stages]
-  return _variant(session, name, num_steps, _all_on(session), rates, judge, subsets=plan, **chosen)
+  loss = PerSample(plan, distill, options.rescale)
+  return _variant(session, name, loss, num_steps, _all_on(session), rates, judge)
 
 
 def _all_on(session):
@@ -124,13 +121,13 @@ def _all_on(session):
   return listed([everything], session.space.num_gates, slots)
 
 
-def _variant(session, name, num_steps, sampler, keep_rates, judge, *, distill=0.0, **recipe):
+def _variant(session, name, loss, num_steps, sampler, keep_rates, judge):
   full = session.space.flops(session.space.all_on())
   forward = float(np.mean(expected_flops(session.space, keep_rates)))
   # A backward pass costs about twice a forward pass; the teacher has none.
-  of_example = 3 * forward + (full if distill else 0)
+  of_example = 3 * forward + (full if getattr(loss, 'distill', 0) else 0)
   examples = num_steps * sampler.num_structures * session.config.train.batch_size
-  recipe = dataclasses.replace(session.recipe(num_steps), distill=distill, **recipe)
+  recipe = dataclasses.replace(session.recipe(num_steps), loss=loss)
   return Variant(
     name,
     recipe,
@@ -158,9 +155,14 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
   }
 
 
+def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
+  del records
+  yield make_variants(session)
+
+
 STUDY = study.Study(
   'stochastic',
-  stages=(make_variants,),
+  stages=_stages,
   check=_check,
   tables=make_tables,
   page=stochastic_report.page,

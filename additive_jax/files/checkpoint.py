@@ -1,42 +1,50 @@
 """Checkpoints that are whole or not there: Orbax underneath, a checksum for every leaf on top.
 
-Orbax renames a step into place when all of it is on disk: a kill leaves no half checkpoint. It does
-not notice bytes that change later. So beside the pytree, `state`, a checkpoint has `meta`: JSON
-with a checksum of its own, the model's identity, the caller's notes, and every leaf's CRC-32.
+Every process writes and reads the shards that lie on its own devices, so that no host ever holds a
+whole state. Orbax renames a step into place when all of it is on disk: a kill leaves no half
+checkpoint. It does not notice bytes that change later. So beside the pytree, `state`, a checkpoint
+has `meta`: JSON with a checksum of its own, the model's identity, the caller's notes, and the
+dtype, shape and checksum of every leaf.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import logging
 import re
-import typing
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files import leaves as leaves_
 from additive_jax.files.journal import to_plain
+from additive_jax.files.leaves import DamagedError
 from additive_jax.files.rundir import differences
 
 log = logging.getLogger('additive_jax')
 
 
-class Restored(typing.NamedTuple):
-  """What `restore` found: the step, the state placed like the template, the caller's notes."""
+class Restored(NamedTuple):
+  """What `restore` returns.
+
+  Attributes:
+    step: of the checkpoint.
+    state: placed like the template.
+    meta: the caller's notes.
+  """
 
   step: int
-  state: typing.Any
-  meta: dict
-
-
-class DamagedError(Exception):
-  """A part of a checkpoint is not what was saved; the message names it."""
+  state: PyTree
+  meta: dict[str, Any]
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -45,13 +53,20 @@ class Checkpointer(contextlib.AbstractContextManager):
   Reading changes nothing on disk. One run writes into a directory, several may read it; every
   process of a run makes the same calls. Also a context manager, which waits for the last save.
 
+    with Checkpointer('runs/a/checkpoints', identity={'model': 'MLP'}) as checkpoints:
+      restored = checkpoints.restore(state)
+      if restored is not None:
+        state = restored.state
+      checkpoints.save(100, state)
+
   Args:
     directory: where the steps are kept; made by the first `save`.
-    identity: small dict of JSON values, the model's name and gates; any other is refused.
+    identity: small dict of JSON values, such as the model's name and gates. A checkpoint of another
+      identity is refused.
     max_to_keep: how many of the newest checkpoints stay.
   """
 
-  def __init__(self, directory, *, identity, max_to_keep=3):
+  def __init__(self, directory: str | Path, *, identity: dict[str, Any], max_to_keep: int = 3):
     self.directory = Path(directory).resolve()  # tensorstore takes no `..`
     self._identity = _through_json(identity)
     self._max_to_keep = max_to_keep
@@ -59,51 +74,53 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._damaged = []
     self._last = (None, None)
 
-  def save(self, step, state, *, meta=None, wait=False):
+  def save(
+    self, step: int, state: PyTree, *, meta: dict[str, Any] | None = None, wait: bool = False
+  ) -> None:
     """Saves `state` as checkpoint `step` in the background.
 
-    The state is copied to the host before this returns, so its buffers may be donated at once. The
-    step that this object last saved or restored is left as it is when the content is the same; any
-    other checkpoint of the same step is replaced.
+    The state is copied before this returns, so its buffers may be donated at once. The step that
+    this object last saved or restored is left as it is when the content is the same; any other
+    checkpoint of the same step is replaced.
 
     Args:
-      step: non-negative integer; newer checkpoints have larger ones.
-      state: pytree of JAX or NumPy arrays and numbers. Arrays spread over processes without being
-        fully replicated are gathered first.
-      meta: dict of JSON values that `restore` hands back.
+      step: non-negative; newer checkpoints have larger ones.
+      state: JAX or NumPy arrays and numbers. What is not a JAX array spread over all processes is
+        saved as the first process has it.
+      meta: JSON values that `restore` hands back.
       wait: return only when the checkpoint is on disk.
 
     Raises:
       UserError: the directory cannot be written.
       ValueError: no leaves, or leaves of zero size or the same dotted name.
     """
-    host_state = jax.tree.map(_to_host, state)
-    names = _names(host_state)
-    empty = [path for path, array in _leaves(host_state) if array.size == 0]
-    if empty or not names:
+    state = jax.tree.map(leaves_.copied, state)
+    leaves = _leaves(state)
+    empty = [path for path, array in leaves.items() if array.size == 0]
+    if empty or not leaves_.names(state):
       raise ValueError(f'expected a state with leaves, none of zero size; found {empty or state}')
-    leaves = {path: _describe(array) for path, array in _leaves(host_state)}
-    body = {'step': step, 'identity': self._identity, 'meta': meta or {}, 'leaves': leaves}
-    body = _through_json(body)
+    body = {'step': step, 'identity': self._identity, 'meta': meta or {}}
+    body = _through_json(body | {'leaves': leaves_.describe(leaves)})
     last_step, last_body = self._last
     # Process 0 decides for all: the notes of the others may differ, and are not stored.
     same = multihost_utils.broadcast_one_to_all(np.array(body == last_body))
     if step != last_step or not same:
-      self._write(step, host_state, body)
+      self._write(step, state, body)
     if wait:
       self.wait()
 
-  def restore(self, template, *, fields=()):
-    """The newest sound checkpoint, or None when there is none at all.
+  def restore(self, template: PyTree, *, fields: Sequence[str] = ()) -> Restored | None:
+    """Returns the newest sound checkpoint, or None when there is none at all.
 
     Every leaf's dtype, shape and checksum are compared with what was saved. A damaged checkpoint is
     named in a warning and skipped for the next older; `save` renames it to `<step>.damaged`.
 
     Args:
-      template: pytree like the saved state. A JAX array or ShapeDtypeStruct comes back as a JAX
-        array, with its sharding if committed to one; NumPy arrays and Python numbers as such.
-      fields: of a template with fields, such as a `train.State`, the names of those that are read,
-        with all their leaves; () is all.
+      template: like the saved state, for any number of devices. A JAX array or ShapeDtypeStruct
+        comes back as a JAX array, with its sharding if committed to one, of which each process
+        reads its own shards; NumPy arrays and Python numbers come back as such.
+      fields: the names of the fields, or of the keys of a dict, that are read, with all their
+        leaves; the template's others are returned as they are. () reads all.
 
     Raises:
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
@@ -125,28 +142,23 @@ class Checkpointer(contextlib.AbstractContextManager):
       )
     return None
 
-  def latest_step(self):
-    """The newest step on disk that `restore` has not found damaged, or None."""
-    self.wait()
-    return next((step for step in self._steps() if step not in self._damaged), None)
-
-  def wait(self):
+  def wait(self) -> None:
     """Returns when the save in progress, if any, is on disk; raises what went wrong in it."""
     if self._manager is not None:
       with self._writing():
         self._manager.wait_until_finished()
 
-  def close(self):
+  def close(self) -> None:
     """Waits for the save in progress and releases the threads. Later calls work again."""
     if self._manager is not None:
       with self._writing():
         self._manager.close()
       self._manager = None
 
-  def __exit__(self, *_):
+  def __exit__(self, *_) -> None:
     self.close()
 
-  def _write(self, step, host_state, body):
+  def _write(self, step, state, body):
     with self._writing():
       self._open_manager()
       if step in self._manager.all_steps():
@@ -157,7 +169,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         # Orbax would otherwise skip, without a word, a step below the newest.
         force=True,
         args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(host_state),
+          state=ocp.args.PyTreeSave(state),
           meta=ocp.args.JsonSave({'body': body, 'crc32': _crc_of_json(body)}),
         ),
       )
@@ -188,11 +200,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     if self._manager is None:
       self._manager = ocp.CheckpointManager(
         self.directory,
-        # The layout that `_read_state` reads, whatever Orbax's defaults become.
-        item_handlers={
-          'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
-          'meta': ocp.JsonCheckpointHandler(),
-        },
+        item_handlers={'state': leaves_.handler(), 'meta': ocp.JsonCheckpointHandler()},
         options=ocp.CheckpointManagerOptions(
           max_to_keep=self._max_to_keep,
           cleanup_tmp_directories=True,
@@ -212,36 +220,52 @@ class Checkpointer(contextlib.AbstractContextManager):
   def _read(self, step, template, fields):
     """`Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
-    wanted = {name: _spec(leaf) for name, leaf in _leaves(template)}
+    wanted = {
+      leaf: (name, like)
+      for name, (leaf, like) in zip(leaves_.names(template), _leaves(template).items())
+      if not fields or re.search(r'\w+', leaf).group() in fields
+    }
     refused = problem = None
     try:
       body = _read_body(path, step)
-      self._check_fits(path, body, wanted, fields)
-      values = _read_state(path / 'state', body['leaves'], template)
+      saved = self._check_fits(path, body, wanted, fields)
+      values = leaves_.read(path / 'state', dict(wanted.values()), saved)
+      for leaf, value in zip(wanted, values):
+        with _naming(f'leaf {leaf}'):
+          if isinstance(value, BaseException):
+            raise value
     except UserError as error:
       refused = error
     except DamagedError as error:
       problem = str(error)
+    if _all_agree(problem is None and refused is None):
+      bad = [leaf for leaf, is_sound in zip(wanted, leaves_.sound(values, saved)) if not is_sound]
+      problem = f'leaf {bad[0]}: not the bytes that were saved' if bad else None
     if not _all_agree(problem is None):
       return problem or 'another process cannot read it'
     if refused is not None:
       raise refused
     self._last = (step, body)
-    return Restored(step, jax.tree.map(_place, values, template), body['meta'])
+    values = {leaf: leaves_.place(value, wanted[leaf][1]) for leaf, value in zip(wanted, values)}
+    state = [values.get(leaf, like) for leaf, like in _leaves(template).items()]
+    return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), body['meta'])
 
   def _check_fits(self, path, body, wanted, fields):
-    of_field = lambda name: not fields or re.match(r'\.(\w+)', name).group(1) in fields
-    leaves = {name: leaf for name, leaf in body['leaves'].items() if of_field(name)}
-    saved = {name: f'{leaf["dtype"]}{leaf["shape"]}' for name, leaf in leaves.items()}
+    """What was saved of each leaf that is wanted, in that order."""
+    saved = body['leaves']
+    if fields:
+      saved = {leaf: saved[leaf] for leaf in saved if re.search(r'\w+', leaf).group() in fields}
+    specs = {leaf: f'{about["dtype"]}{about["shape"]}' for leaf, about in saved.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
-      ('state', differences(saved, wanted)),
+      ('state', differences(specs, {leaf: _spec(like) for leaf, (_, like) in wanted.items()})),
     ):
       if different:
         raise UserError(
           f'{path} is a checkpoint of another {kind}: {"; ".join(different)};'
           f' {"expected one of this" if fields else "choose another --workdir"}'
         )
+    return [saved[leaf] for leaf in wanted]
 
 
 def _read_body(path, step):
@@ -251,31 +275,6 @@ def _read_body(path, step):
     if stored['crc32'] != _crc_of_json(body) or body['step'] != step:
       raise DamagedError(f'not what was saved as step {step}')
     return body
-
-
-def _read_state(path, saved, template):
-  """The saved pytree as NumPy arrays, each leaf checked against its description in `saved`."""
-  # Not by Orbax: its reader leaves reads behind in a closed event loop when one of them fails.
-  context = ts.Context()
-  database = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{path}/'}}
-  opened = [
-    ts.open({'driver': 'zarr', 'kvstore': {**database, 'path': f'{name}/'}}, context=context)
-    for name in _names(template)
-  ]
-  values = []
-  for (leaf, _), future in zip(_leaves(template), opened):
-    with _naming(f'leaf {leaf}'):
-      array = future.result()
-      # Before reading: a damaged shape may be of any size.
-      _compare({'dtype': array.dtype.name, 'shape': list(array.shape)}, saved[leaf])
-      values.append(array.read().result())
-      _compare(_describe(values[-1]), saved[leaf])
-  return jax.tree.unflatten(jax.tree.structure(template), values)
-
-
-def _compare(found, saved):
-  if saved | found != saved:
-    raise DamagedError(f'found {found}, saved {saved}')
 
 
 @contextlib.contextmanager
@@ -294,49 +293,13 @@ def _set_aside(path):
   path.rename(target)
 
 
-def _to_host(leaf):
-  """An owned NumPy copy of the whole value of `leaf`."""
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    if not leaf.is_fully_replicated:
-      return np.array(multihost_utils.process_allgather(leaf, tiled=True))
-    leaf = leaf.addressable_data(0)
-  # Copied: on CPU the view of a JAX array shares its buffer, and a NumPy array is the caller's own.
-  return np.array(leaf)
-
-
-def _place(value, leaf):
-  """The NumPy array `value` in the kind and sharding of the template's `leaf`."""
-  if isinstance(leaf, np.ndarray):
-    return value
-  if isinstance(leaf, np.generic):
-    return value[()]
-  if isinstance(leaf, bool | int | float | complex):
-    return value.item()
-  if leaf.sharding is None or not getattr(leaf, 'committed', True):
-    return jnp.asarray(value)
-  return jax.make_array_from_callback(value.shape, leaf.sharding, lambda index: value[index])
-
-
 def _leaves(tree):
-  return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
-
-
-def _names(tree):
-  """The leaves' names in the database, in order."""
-  names = list(ocp.tree.to_flat_dict(tree, sep='.'))
-  if len(names) < len(jax.tree.leaves(tree)):
-    raise ValueError('two leaves of the state have the same keys when these are joined by dots')
-  return names
+  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _spec(leaf):
   leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
   return f'{leaf.dtype}{list(leaf.shape)}'
-
-
-def _describe(array):
-  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return {'dtype': str(array.dtype), 'shape': list(array.shape), 'crc32': zlib.crc32(data)}
 
 
 def _through_json(value):

@@ -20,9 +20,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.sums import check_layer, chunks, joins
+from additive_jax.gates.layers import LayerPair, check_layers, chunked, joins, mixed_hidden
 
 Span = tuple[int, int]
 
@@ -32,12 +33,16 @@ DEFAULT_BLOCK_BYTES = 2**28
 
 
 def spans(num_chunks: int) -> list[Span]:
-  """The spans (a, b) of chunks a to b inclusive, ordered by a and then b; m(m+1)/2 of them."""
+  """Returns the m(m+1)/2 spans (a, b) of chunks a to b inclusive, ordered by a and then b.
+
+  >>> spans(2)
+  [(0, 0), (0, 1), (1, 1)]
+  """
   return list(itertools.combinations_with_replacement(range(num_chunks), 2))
 
 
-def span_weights(gates: jax.Array) -> jax.Array:
-  """`p([a, b]) = (1 − g_{a−1}) · g_a … g_{b−1} · (1 − g_b)`, gate k joining chunks k and k + 1.
+def span_weights(gates: Float[Array, '... joins']) -> Float[Array, '... spans']:
+  """Returns `p([a, b]) = (1 − g_{a−1}) · g_a … g_{b−1} · (1 − g_b)`; gate k joins chunks k and k+1.
 
   Args:
     gates: floats [..., m − 1]. Bits 0 and 1 give 1 for the spans that are groups of that structure;
@@ -49,93 +54,84 @@ def span_weights(gates: jax.Array) -> jax.Array:
   num_chunks = gates.shape[-1] + 1
   one = jnp.ones(gates.shape[:-1], gates.dtype)
   cut = [one, *(1 - gates[..., k] for k in range(num_chunks - 1)), one]  # before each chunk
-  found = []
+  weights = []
   for a in range(num_chunks):
     joined = cut[a]
     for b in range(a, num_chunks):
-      found.append(joined * cut[b + 1])
+      weights.append(joined * cut[b + 1])
       if b < num_chunks - 1:
         joined = joined * gates[..., b]
-  return jnp.stack(found, axis=-1)
+  return jnp.stack(weights, axis=-1)
 
 
 def span_mixture(
-  x: jax.Array,
-  in_kernel: jax.Array,
-  out_kernel: jax.Array,
-  weights: jax.Array,
-  activation: Callable,
-  *,
-  gate_kernel: jax.Array | None = None,
-  in_bias: jax.Array | None = None,
-  out_bias: jax.Array | None = None,
-) -> jax.Array:
-  """`Σ_s w_s f_s(x)` over structures s of `gates.sub_activation`, given the weights of the spans.
+  x: Float[Array, '*batch D'],
+  layers: LayerPair,
+  weights: Float[Array, '*batch spans'],
+  activation: Callable[[Array], Array],
+) -> Float[Array, '*batch E']:
+  """Returns `Σ_s w_s f_s(x)` over structures s of `gates.sub_activation`, given the weights of the
+  spans.
 
   Costs the matmuls of the dense layer and m(m+1)/2 activations, however many structures there are.
 
   Args:
     x: [..., D].
-    in_kernel, out_kernel, activation, gate_kernel, in_bias, out_bias: as in `sub_activation`.
+    layers, activation: as in `sub_activation`.
     weights: of every span, [..., m(m+1)/2] with the leading axes of x; see `span_weights`.
 
   Returns:
-    y [..., E]; `out_bias` counts with the sum of the structures' weights.
+    y [..., E]; the second bias counts with the sum of the structures' weights.
 
   Raises:
     UserError: when there is no m with as many spans, or the shapes do not fit.
   """
   num_chunks = _chunks_of(weights.shape[-1])
-  check_layer(x, in_kernel, out_kernel, gate_kernel, in_bias, out_bias)
-  partial = _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks)
-  hidden = _mix_spans(partial, weights, activation, gate_kernel is not None)
-  total = sum(weights[..., k] for k, (a, _) in enumerate(spans(num_chunks)) if a == 0)
-  return _second_layer(hidden, out_kernel, out_bias, total)
+  check_layers(x, layers)
+  first, activate, second = chunked(x, layers, num_chunks, activation)
+  hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
+  total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
+  return _output(hidden, second, layers.second.bias, total)
 
 
 def structure_mixture(
-  x: jax.Array,
-  in_kernel: jax.Array,
-  out_kernel: jax.Array,
-  bits: jax.Array,
-  weights: jax.Array,
-  activation: Callable,
-  *,
-  gate_kernel: jax.Array | None = None,
-  in_bias: jax.Array | None = None,
-  out_bias: jax.Array | None = None,
-) -> jax.Array:
-  """`Σ_i w_i f_{s_i}(x)` over k structures of each token, which share the first layer's partial
-  products and, because it is linear, the second layer.
+  x: Float[Array, '*batch D'],
+  layers: LayerPair,
+  structures: Bool[Array, '*batch k joins'],
+  weights: Float[Array, '*batch k'],
+  activation: Callable[[Array], Array],
+) -> Float[Array, '*batch E']:
+  """Returns `Σ_i w_i f_{s_i}(x)` over k structures of each token, which share the first layer's
+  partial products and, because it is linear, the second layer.
 
   Costs the matmuls of the dense layer and k·m or m(m+1)/2 activations, whichever is less.
 
   Args:
-    x, in_kernel, out_kernel, activation, gate_kernel, in_bias, out_bias: see `span_mixture`.
-    bits: the structures, bool [..., k, m − 1].
+    x, layers, activation: see `span_mixture`.
+    structures: s, bool [..., k, m − 1].
     weights: w, [..., k].
 
   Returns:
     y [..., E].
   """
-  k, num_chunks = bits.shape[-2], bits.shape[-1] + 1
-  gates = bits.astype(weights.dtype)
+  k, num_chunks = structures.shape[-2], structures.shape[-1] + 1
+  gates = structures.astype(weights.dtype)
   if 2 * k >= num_chunks + 1:
-    by_span = (weights[..., None] * span_weights(gates)).sum(-2)
-    return span_mixture(
-      x,
-      in_kernel,
-      out_kernel,
-      by_span,
-      activation,
-      gate_kernel=gate_kernel,
-      in_bias=in_bias,
-      out_bias=out_bias,
-    )
-  check_layer(x, in_kernel, out_kernel, gate_kernel, in_bias, out_bias)
-  partial = _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks)
-  hidden = _mix_structures(partial, gates, weights, activation, gate_kernel is not None)
-  return _second_layer(hidden, out_kernel, out_bias, weights.sum(-1))
+    return span_mixture(x, layers, (weights[..., None] * span_weights(gates)).sum(-2), activation)
+  check_layers(x, layers)
+  first, activate, second = chunked(x, layers, num_chunks, activation)
+
+  @jax.checkpoint
+  def mix(partial, gates, weights):
+    hidden = [0.0] * num_chunks
+    for i in range(k):
+      inner = [gates[..., i, j] for j in range(num_chunks - 1)]
+      for j, row in enumerate(joins(inner)):
+        hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
+    return hidden
+
+  hidden = mix([first(j, j + 1) for j in range(num_chunks)], gates, weights)
+  return _output(hidden, second, layers.second.bias, weights.sum(-1))
 
 
 def _chunks_of(num_spans: int) -> int:
@@ -146,23 +142,7 @@ def _chunks_of(num_spans: int) -> int:
   return num_chunks
 
 
-def _partial_products(x, in_kernel, gate_kernel, in_bias, num_chunks):
-  """Of each chunk, a tuple: of the first layer and, for a gated unit, of its gate before it."""
-  parts = []
-  for chunk in chunks(in_kernel.shape[0], num_chunks):
-    value = x[..., chunk] @ in_kernel[chunk]
-    if in_bias is not None:
-      value = value + in_bias / num_chunks
-    gate = () if gate_kernel is None else (x[..., chunk] @ gate_kernel[chunk],)
-    parts.append((*gate, value))
-  return parts
-
-
-def _activate(values, activation, gated):
-  return activation(values[0]) * values[1] if gated else activation(values[0])
-
-
-def _mix_spans(partial, weights, activation, gated):
+def _mix_spans(partial, weights, activate):
   """`H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j.
 
   Sums over the chunks of a span, and over the spans of a chunk, are products with one small matrix
@@ -187,7 +167,7 @@ def _mix_spans(partial, weights, activation, gated):
   def mix(block):
     sums, weights = block
     sums = [(member @ part.reshape(num_chunks, -1)).reshape(-1, rows, hidden) for part in sums]
-    weighted = weights.T[..., None] * _activate(sums, activation, gated)
+    weighted = weights.T[..., None] * activate(sums)
     return (member.T @ weighted.reshape(len(member), -1)).reshape(num_chunks, rows, hidden)
 
   stacked = [jnp.stack(list(map(cut, parts)), axis=1) for parts in zip(*partial, strict=True)]
@@ -196,25 +176,7 @@ def _mix_spans(partial, weights, activation, gated):
   return list(map(whole, range(num_chunks)))
 
 
-def _mix_structures(partial, gates, weights, activation, gated):
-  """The same for few structures, each in the mask form."""
-
-  @jax.checkpoint
-  def mix(partial, gates, weights):
-    num_chunks = len(partial)
-    hidden = [0] * num_chunks
-    for i in range(gates.shape[-2]):
-      table = joins([gates[..., i, k] for k in range(num_chunks - 1)], num_chunks)
-      for j, row in enumerate(table):
-        scale = lambda w, value: value * (w[..., None] if w.ndim else w)
-        total = (sum(map(scale, row, parts)) for parts in zip(*partial, strict=True))
-        hidden[j] = hidden[j] + weights[..., i, None] * _activate(tuple(total), activation, gated)
-    return hidden
-
-  return mix(partial, gates, weights)
-
-
-def _second_layer(hidden, out_kernel, out_bias, total):
-  outputs = chunks(out_kernel.shape[1], len(hidden))
-  y = jnp.concatenate([h @ out_kernel[:, c] for h, c in zip(hidden, outputs, strict=True)], axis=-1)
-  return y if out_bias is None else y + total[..., None] * out_bias
+def _output(hidden, second, bias, total):
+  """The second layer of the hidden values of every chunk, its bias weighted with `total`."""
+  y = jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
+  return y if bias is None else y + total[..., None] * bias

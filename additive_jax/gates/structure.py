@@ -1,12 +1,17 @@
-"""Bits: a structure, all of them, and the named space they live in. No JAX here."""
+"""A structure, all of them, and the named space they live in. No JAX here.
+
+Many structures at once are **bits**: a NumPy array bool [S, n], one structure a row.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
 
@@ -18,6 +23,10 @@ class Structure:
   """The value of all gates of a network: frozen, hashable, indexed by gate number.
 
   Text form: gate 0 leftmost (`'1011'`). Integer form: gate i is bit i, so `'100'` is the integer 1.
+
+  >>> structure = Structure.from_string('1011')
+  >>> structure[0], int(structure), structure.num_on
+  (True, 13, 3)
 
   Attributes:
     bits: one Python bool per gate, True where the `+` is performed.
@@ -32,14 +41,14 @@ class Structure:
 
   @classmethod
   def from_string(cls, text: str) -> Structure:
-    """`'1011'` with gate 0 leftmost. Raises `UserError` on any other character."""
+    """Returns the structure of a text such as `'1011'`; raises `UserError` on another character."""
     if not isinstance(text, str) or not text or set(text) - {'0', '1'}:
       raise UserError(f'structure {text!r}: expected a string of 0 and 1, gate 0 leftmost')
     return cls(tuple(char == '1' for char in text))
 
   @classmethod
   def from_int(cls, value: int, *, num_gates: int) -> Structure:
-    """The structure whose gate i is bit i of `value`; `UserError` outside [0, 2^num_gates)."""
+    """Returns the structure of an integer; raises `UserError` outside [0, 2^num_gates)."""
     value = int(value)
     if not 0 <= value < 1 << num_gates:
       raise UserError(f'structure {value}: expected an integer in [0, 2^{num_gates})')
@@ -47,7 +56,7 @@ class Structure:
 
   @classmethod
   def all_on(cls, num_gates: int) -> Structure:
-    """The structure of ones: the plain dense network."""
+    """Returns the structure of ones: the plain dense network."""
     return cls((True,) * num_gates)
 
   @property
@@ -59,7 +68,7 @@ class Structure:
     return sum(self.bits)
 
   def neighbours(self) -> Iterator[Structure]:
-    """The `num_gates` structures at Hamming distance one, the one with gate 0 flipped first."""
+    """Yields the structures at Hamming distance one, the one with gate 0 flipped first."""
     for i, bit in enumerate(self.bits):
       yield Structure((*self.bits[:i], not bit, *self.bits[i + 1 :]))
 
@@ -69,7 +78,7 @@ class Structure:
   def __iter__(self) -> Iterator[bool]:
     return iter(self.bits)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: Any) -> Any:
     return self.bits[index]
 
   def __int__(self) -> int:
@@ -85,14 +94,21 @@ class Structure:
     return np.asarray(self.bits, dtype=dtype or bool)
 
 
+StructureLike = Structure | str | int | Sequence[bool]  # see `parse`
+
+
 def all_structures(num_gates: int) -> Iterator[Structure]:
-  """All 2^num_gates structures in integer order, one at a time."""
+  """Yields all 2^num_gates structures in integer order.
+
+  >>> [str(structure) for structure in all_structures(2)]
+  ['00', '10', '01', '11']
+  """
   for value in range(1 << num_gates):
     yield Structure.from_int(value, num_gates=num_gates)
 
 
-def all_bits(num_gates: int) -> np.ndarray:
-  """All structures as rows of bool [2^num_gates, num_gates], in integer order.
+def all_bits(num_gates: int) -> Bool[np.ndarray, 'S n']:
+  """Returns all 2^num_gates structures as bits, in integer order.
 
   Raises:
     UserError: for more gates than can be listed.
@@ -107,8 +123,12 @@ def all_bits(num_gates: int) -> np.ndarray:
   return np.unpackbits(values, axis=1, count=num_gates, bitorder='little').astype(bool)
 
 
-def bits_of(structures: Iterable, num_gates: int) -> np.ndarray:
-  """Structures in any form (see `Space.parse`), or an array of 0 and 1, as bool [S, num_gates]."""
+def bits_of(structures: Iterable[StructureLike], num_gates: int) -> Bool[np.ndarray, 'S n']:
+  """Returns structures in any form (see `parse`), or an array of 0 and 1, as bits.
+
+  >>> bits_of(['10', 3], num_gates=2).astype(int).tolist()
+  [[1, 0], [1, 1]]
+  """
   if isinstance(structures, np.ndarray) and structures.ndim == 2:
     if structures.shape[1] != num_gates:
       raise UserError(
@@ -122,15 +142,22 @@ def bits_of(structures: Iterable, num_gates: int) -> np.ndarray:
   return np.array(rows, dtype=bool).reshape(len(rows), num_gates)
 
 
-def parse(structure, num_gates: int) -> Structure:
-  """A `Structure`, its text or integer form, or a sequence of bits, checked for its length."""
+def parse(structure: StructureLike, num_gates: int) -> Structure:
+  """Returns the structure that any of its forms stands for, checked for its number of gates.
+
+  >>> parse('101', 3) == parse(5, 3) == parse((True, False, True), 3)
+  True
+
+  Raises:
+    UserError: for another form, or another number of gates.
+  """
   if isinstance(structure, str):
     structure = Structure.from_string(structure)
   elif isinstance(structure, int | np.integer) and not isinstance(structure, bool | np.bool_):
     return Structure.from_int(structure, num_gates=num_gates)
   elif not isinstance(structure, Structure):
     try:
-      structure = Structure(tuple(structure))
+      structure = Structure(tuple(structure))  # type: ignore[arg-type]  # the error is for others
     except TypeError:
       raise UserError(
         f'structure {structure!r}: expected a Structure, a string of 0 and 1, or an integer'
@@ -167,6 +194,10 @@ class Gate:
 class Space:
   """The ordered, named gates of a model.
 
+  >>> space = Space((Gate('a/residual', 10.0, 2), Gate('b/residual', 20.0, 4)), 5.0, 1)
+  >>> space.flops('01'), space.params('01'), str(space.structure(['a/residual']))
+  (25.0, 5, '10')
+
   Attributes:
     gates: in the order of a structure's bits.
     fixed_flops: operations of one example's forward pass with every gate off (embed and readout);
@@ -199,35 +230,38 @@ class Space:
     return tuple(gate.name for gate in self.gates)
 
   def index(self, name: str) -> int:
-    """The number of the gate called `name`. Raises `UserError` for an unknown one."""
+    """Returns the number of the gate called `name`; raises `UserError` for an unknown one."""
     if name not in self.names:
       near = difflib.get_close_matches(name, self.names, n=1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise UserError(f'unknown gate {name!r}: expected one of {", ".join(self.names)}{hint}')
     return self.names.index(name)
 
-  def parse(self, structure) -> Structure:
-    """A `Structure`, `'1011'`, an integer, or a sequence of bits, checked against this space."""
+  def parse(self, structure: StructureLike) -> Structure:
+    """Returns a structure in any of its forms as a `Structure`, checked against this space."""
     return parse(structure, self.num_gates)
 
   def structure(self, on: Sequence[str] = ()) -> Structure:
-    """The structure with just the named gates on."""
+    """Returns the structure with just the named gates on."""
     indices = {self.index(name) for name in on}
     return Structure(tuple(i in indices for i in range(self.num_gates)))
 
   def all_on(self) -> Structure:
+    """Returns the structure of ones."""
     return Structure.all_on(self.num_gates)
 
-  def flops(self, structure) -> float:
-    """FLOPs of one example's forward pass through `structure`."""
+  def flops(self, structure: StructureLike) -> float:
+    """Returns the FLOPs of one example's forward pass through `structure`."""
     return float(self.costs([structure])[0][0])
 
-  def params(self, structure) -> int:
-    """Parameters that `structure` reads."""
+  def params(self, structure: StructureLike) -> int:
+    """Returns the parameters that `structure` reads."""
     return int(self.costs([structure])[1][0])
 
-  def costs(self, structures: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """FLOPs of one example's forward pass [S] and parameters [S] of many structures.
+  def costs(
+    self, structures: Iterable[StructureLike]
+  ) -> tuple[Float[np.ndarray, 'S'], Int[np.ndarray, 'S']]:
+    """Returns the FLOPs of one example's forward pass and the parameters of many structures.
 
     Raises:
       UserError: when this space carries no costs; `additive_jax.measure(model, x)` gives one that

@@ -1,7 +1,8 @@
 """Additive networks, in Flax Linen."""
 
-from additive_jax.models.additive import Additive, measure
+from additive_jax.models.additive import Additive
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.costs import measure
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.mlp import MLP

@@ -1,7 +1,7 @@
 """Arithmetic of networks whose tokens choose: what the chosen parts cost, by which networks are
 compared.
 
-Counts are XLA's own for the parts that are chosen (`additive.measure`), which leave out
+Counts are XLA's own for the parts that are chosen (`costs.measure`), which leave out
 transcendental functions. What a program computes beyond that, to keep shapes static, is not active:
 see `dispatch`.
 """
@@ -12,25 +12,18 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from additive_jax.errors import UserError
-from additive_jax.models.additive import measure, module_flops, parts
+from additive_jax.models.additive import parts
 from additive_jax.models.attention import Attention
+from additive_jax.models.costs import measure, module_flops
 from additive_jax.models.dna import DNA
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
 from additive_jax.models.transformer import UNITS, Transformer
-
-
-def num_params(model: nn.Module, x) -> int:
-  """Parameters of the pool, for inputs of the shape of `x` [B, ...]."""
-  x = jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
 def active_flops(

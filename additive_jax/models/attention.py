@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from additive_jax import gates as gates_
+from additive_jax.gates.layers import Layer
+from additive_jax.gates.sums import lane
 from additive_jax.models.feed_forward import Linear, in_lanes
 from additive_jax.models.kinds import LANE, RESIDUAL, Lanes, gate_names
 
@@ -14,15 +19,14 @@ ROPE_BASE = 10_000.0
 
 
 class Attention(nn.Module):
-  """`h + W_o softmax(q kᵀ/√d) v` with q, k, v of LayerNorm(h), from [B, T, D] to the same shape.
+  """`h + attention(LayerNorm(h))`, from [B, T, D] to the same shape.
 
   Attributes:
-    num_heads: heads, of D/num_heads units each.
+    num_heads: N heads of D/N units each.
     kinds: which gates it has: 'residual' and 'lane', see `models.kinds`.
-    lanes: P lanes; the stream is then [B, P, T, D], and lane p owns num_heads/P heads.
+    lanes: P lanes; the stream is then [B, P, T, D], and lane p owns N/P heads.
     causal: whether token t attends to the tokens up to t alone.
-    rope: whether queries and keys are rotated by their positions. Source: Su et al. 2021
-      (arXiv:2104.09864).
+    rope: whether queries and keys are rotated by their positions.
   """
 
   num_heads: int
@@ -36,56 +40,115 @@ class Attention(nn.Module):
     return gate_names(self.kinds, 1)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     width = h.shape[-1]
-    heads, size = self.num_heads // self.lanes.devices, width // self.num_heads
     x = nn.LayerNorm(name='norm')(h)
-    shape = (width, 3, heads, size)
-    qkv, qkv_bias = Linear(shape, bias=shape[1:], name='qkv')()
-    out, out_bias = Linear((heads, size, width), in_axis=(0, 1), bias=(width,), name='out')()
-
-    # Kernels enter as factors of `@` alone, so that `sparse.noise` can put others in their place.
-    def branch(x, qkv, qkv_bias, out):
-      each = (x @ qkv.reshape(width, -1)).reshape(*x.shape[:-1], *qkv.shape[1:])
-      q, k, v = jnp.moveaxis(each + qkv_bias, 2, 0)
-      if self.rope:
-        q, k = rotate(q), rotate(k)
-      z = attend(q, k, v, self.causal)
-      return z.reshape(*z.shape[:-2], -1) @ out.reshape(-1, width)
-
+    heads = self.num_heads // self.lanes.devices
+    layers = attention_layers(width, heads, width // self.num_heads)
+    mask = causal_mask(h.shape[-2]) if self.causal else None
     if LANE not in self.kinds:
-      return h + branch(x, qkv, qkv_bias, out) + out_bias
-    lanes = self.lanes.local
-    shards = in_lanes(qkv, 2, lanes), in_lanes(qkv_bias, 1, lanes), in_lanes(out, 0, lanes)
-    z = jax.vmap(branch, in_axes=(1, 0, 0, 0), out_axes=1)(x, *shards)
-    z = z + out_bias / self.lanes.count
-    reduce = values[0] if values else True
-    return gates_.lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
+      return h + attention(x, layers, mask=mask, rope=self.rope)
+    branch = lambda x, layers: attention(x, layers, mask=mask, rope=self.rope)
+    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.lanes.local))
+    z = z + layers.out.bias / self.lanes.count
+    reduce = gates[0] if gates else True
+    return lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, allowed=None) -> jax.Array:
-  """Softmax attention of queries, keys and values [B, T, heads, d]; the same shape.
+class AttentionLayers(NamedTuple):
+  """The parameters of attention with N heads of U units.
+
+  Attributes:
+    qkv: to queries, keys and values, kernel [D, 3, N, U] and bias [3, N, U].
+    out: from the heads, kernel [N, U, D] and bias [D] or None.
+  """
+
+  qkv: Layer
+  out: Layer
+
+
+def attention_layers(
+  width: int, heads: int, size: int, *, copies: tuple[int, ...] = (), prefix: str = ''
+) -> AttentionLayers:
+  """In a compact module: the layers of attention, in submodules `qkv` and `out`.
 
   Args:
-    allowed: in place of `causal`, which keys each query sees, bool [B, T, T].
+    width, heads, size: D, N and U.
+    copies: leading axes of all arrays, such as the number of modules.
+    prefix: of the submodules' names.
   """
-  scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k)
-  if allowed is None and causal:
-    tokens = q.shape[1]
-    allowed = jnp.tril(jnp.ones((1, tokens, tokens), bool))
-  if allowed is not None:
-    scores = jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min)
-  return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
+  lead, shape = len(copies), (*copies, 3, heads, size)
+  qkv = Linear((*copies, width, *shape[lead:]), lead, shape, name=f'{prefix}qkv')
+  shape = (*copies, heads, size, width)
+  out = Linear(shape, (lead, lead + 1), (*copies, width), name=f'{prefix}out')
+  return AttentionLayers(qkv(), out())
 
 
-def rotate(x: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-  """Rotary positions: the pair (i, i + d/2) of a token [B, T, heads, d] at position t is turned by
-  t·base^(−2i/d). Positions are int [B, T]; None is 0 to T − 1.
+def layers_of_lanes(layers: AttentionLayers, lanes: int) -> AttentionLayers:
+  """Splits the heads over lanes: arrays with a leading axis of lanes, without the output bias,
+  which lanes share."""
+  (kernel, bias), out = layers.qkv, layers.out.kernel
+  qkv = Layer(in_lanes(kernel, 2, lanes), in_lanes(bias, 1, lanes))
+  return AttentionLayers(qkv, Layer(in_lanes(out, 0, lanes)))
+
+
+def attention(
+  x: Float[Array, 'B T D'],
+  layers: AttentionLayers,
+  *,
+  mask: Bool[Array, '#B T T'] | None = None,
+  positions: Int[Array, 'B T'] | None = None,
+  rope: bool = False,
+) -> Float[Array, 'B T D']:
+  """Returns `W_o softmax(q kᵀ/√U) v` with q, k, v linear in x.
+
+  Args:
+    x: the normalised stream.
+    layers: the parameters.
+    mask: which keys each query sees; None is all.
+    positions: of the tokens, for rotations; None is 0 to T − 1.
+    rope: whether queries and keys are rotated by their positions, see `rotate`.
+  """
+  (kernel, bias), out = layers
+  # Kernels enter as factors of `@` alone, so that `compress.noise` can put others in their place.
+  qkv = (x @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], *kernel.shape[1:]) + bias
+  q, k, v = jnp.moveaxis(qkv, 2, 0)
+  if rope:
+    q, k = rotate(q, positions), rotate(k, positions)
+  z = attend(q, k, v, mask)
+  y = z.reshape(*z.shape[:-2], -1) @ out.kernel.reshape(-1, x.shape[-1])
+  return y if out.bias is None else y + out.bias
+
+
+def attend(
+  q: Float[Array, 'B T N U'],
+  k: Float[Array, 'B T N U'],
+  v: Float[Array, 'B T N U'],
+  mask: Bool[Array, '#B T T'] | None = None,
+) -> Float[Array, 'B T N U']:
+  """Returns the values' mean for each query, weighted by the softmax of its products with the keys
+  that the mask lets it see."""
+  scores = jnp.einsum('bqnu,bknu->bnqk', q * q.shape[-1] ** -0.5, k)
+  if mask is not None:
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
+  return jnp.einsum('bnqk,bknu->bqnu', jax.nn.softmax(scores), v)
+
+
+def causal_mask(tokens: int) -> Bool[Array, '1 T T']:
+  """Returns the mask by which token t sees the tokens up to t alone."""
+  return jnp.tril(jnp.ones((1, tokens, tokens), bool))
+
+
+def rotate(
+  x: Float[Array, 'B T N U'], positions: Int[Array, 'B T'] | None = None
+) -> Float[Array, 'B T N U']:
+  """Returns queries or keys turned by their positions: the pair (i, i + U/2) of a token at position
+  t by t·base^(−2i/U). Positions of None are 0 to T − 1. Source: Su et al. 2021 (arXiv:2104.09864).
   """
   size = x.shape[-1]
   positions = jnp.arange(x.shape[1]) if positions is None else positions
   rate = ROPE_BASE ** (-jnp.arange(size // 2) / (size // 2))
-  angle = (positions[..., None] * rate)[..., None, :]  # [..., T, 1, d/2]
+  angle = (positions[..., None] * rate)[..., None, :]  # [..., T, 1, U/2]
   cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from additive_jax import gates as gates_
 from additive_jax.errors import UserError
-from additive_jax.models.feed_forward import Linear
+from additive_jax.gates.layers import LayerPair, sub_activation
+from additive_jax.gates.sums import GateValue
 from additive_jax.models.kinds import check_sizes
 
 # Up to this many input channels a matmul of patches is faster than a convolution on CPU; above it
@@ -38,11 +39,6 @@ class Conv(nn.Module):
     shape = (self.side, self.side, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
     return conv(x, kernel) + self.param('bias', nn.initializers.zeros, shape[-1:])
-
-
-def conv_kernel(shape: tuple[int, ...], name: str):
-  """In a compact module: a kernel [kh, kw, in, out] and its bias [out], in a submodule `name`."""
-  return Linear(shape, in_axis=(0, 1, 2), bias=shape[-1:], name=name)()
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -116,59 +112,35 @@ def tiles(x: jax.Array, tile_height: int = 2, tile_width: int = 2) -> jax.Array:
 
 
 def conv_sub_activation(
-  x: jax.Array,
-  in_kernel: jax.Array,
-  out_kernel: jax.Array,
-  structure: Sequence,
-  activation: Callable,
+  x: Float[Array, 'B height width D'],
+  layers: LayerPair,
+  gates: Sequence[GateValue],
+  activation: Callable[[Array], Array],
   *,
-  in_bias: jax.Array | None = None,
-  out_bias: jax.Array | None = None,
-  out_conv: Callable = conv,
-) -> jax.Array:
-  """`conv → act → conv` whose sums over input channels are gates: `gates.sub_activation` with
-  convolutions in place of matrices.
-
-  Input and output channels are split into m contiguous chunks each, sizes differing by at most one,
-  larger first. With partial convolutions `P_i = x_i * A_i`, gate k joins chunks k and k+1; for a
-  maximal run G of joined chunks `h_G = act(Σ_{i∈G} P_i)`, and output chunk j is `h_{G(j)} * B_j`.
+  second_map: Callable[[Array, Array], Array] = conv,
+) -> Float[Array, 'B height2 width2 E']:
+  """Returns `conv → act → conv` of x whose sums over input channels are gates: `sub_activation`
+  with convolutions `P_i = x_i * A_i` in place of matrices.
 
   Args:
-    x: [B, height, width, C].
-    in_kernel: A, [kh, kw, C, H].
-    out_kernel: B, [kh, kw, H, E], of the same or another size.
-    structure: the m − 1 gates, static (a `Structure` or Python bools) or traced (bools [], or
-      floats [] or [B]), as `gates.compose` takes them.
+    x: images.
+    layers: kernels [kh, kw, D, H] and [kh, kw, H, E], of the same or another size.
+    gates: the m − 1 gates, static or traced (bools [], or floats [] or [B]).
     activation: act, from [B, height, width, H] to hidden channels; it may pool as well.
-    in_bias: [H]; each chunk has the share b/m.
-    out_bias: [E].
-    out_conv: how the second kernel is applied, `conv` or `conv_tiles`.
+    second_map: how the second kernel is applied, `conv` or `conv_tiles`.
 
   Returns:
-    y [B, height, width, E], of the sides that the convolutions and `activation` leave.
+    y, of the sides that the convolutions and `activation` leave.
 
   Raises:
-    UserError: when there are more chunks than input or output channels.
+    UserError: as `sub_activation` does.
 
   The mask form runs one convolution for each chunk. A grouped convolution would compute the same at
   once, but its gradient is far slower on CPU.
   """
-  gates = tuple(structure)
-  m = len(gates) + 1
-  inputs = gates_.chunks(in_kernel.shape[2], m)
-  outputs = gates_.chunks(out_kernel.shape[3], m)
-  in_conv = _conv_for(in_kernel.shape[2])  # one way for all groups, or costs would not add up
-
-  def first(lo, hi):
-    part = slice(inputs[lo].start, inputs[hi - 1].stop)
-    value = in_conv(x[..., part], in_kernel[:, :, part])
-    return value if in_bias is None else value + in_bias * ((hi - lo) / m)
-
-  def second(h, lo, hi):
-    return out_conv(h, out_kernel[..., outputs[lo].start : outputs[hi - 1].stop])
-
-  y = gates_.compose(gates, first, activation, second)
-  return y if out_bias is None else y + out_bias
+  # One map for all groups, whatever their channels, or their costs would not add up.
+  first_map = _conv_for(layers.first.kernel.shape[2])
+  return sub_activation(x, layers, gates, activation, maps=(first_map, second_map))
 
 
 def as_images(x: jax.Array, *, least: int = 1) -> jax.Array:

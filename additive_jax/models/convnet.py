@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array
 
 from additive_jax.models.additive import Additive
 from additive_jax.models.conv import (
   Conv,
   as_images,
   check_channels,
-  conv_kernel,
   conv_sub_activation,
   conv_tiles,
 )
+from additive_jax.models.feed_forward import Linear, linear_pair
 from additive_jax.models.kinds import (
   RESIDUAL,
   SUB_ACTIVATION,
@@ -44,15 +44,10 @@ class ConvBlock(nn.Module):
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
-    channels = h.shape[-1]
-    shape = (3, 3, channels, channels)
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+    shape = (3, 3, h.shape[-1], h.shape[-1])
     x = nn.LayerNorm(name='norm')(h)
-    first, first_bias = conv_kernel(shape, 'in')
-    second, second_bias = conv_kernel(shape, 'out')
-    return h + conv_sub_activation(
-      x, first, second, values, nn.gelu, in_bias=first_bias, out_bias=second_bias
-    )
+    return h + conv_sub_activation(x, linear_pair(shape, shape), gates, nn.gelu)
 
 
 class Down(nn.Module):
@@ -69,10 +64,10 @@ class Down(nn.Module):
     return ()
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     shape = (2, 2, h.shape[-1], self.channels)
     x = nn.LayerNorm(name='norm')(h)
-    kernel, bias = conv_kernel(shape, 'conv')
+    kernel, bias = Linear(shape, (0, 1, 2), shape[-1:], name='conv')()
     return conv_tiles(x, kernel) + bias
 
 
@@ -83,7 +78,7 @@ class PooledHead(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Array) -> Array:
     return nn.Dense(self.num_classes, name='out')(nn.LayerNorm(name='norm')(h).mean((1, 2)))
 
 
@@ -133,10 +128,10 @@ class ConvNet(Additive):
     self.sites = sites
     self.head = PooledHead(self.num_classes, name='readout')
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Array) -> Array:
     return self.stem(as_images(x, least=2 ** (len(self.channels) - 1)))
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Array) -> Array:
     return self.head(h)
 
 

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from additive_jax import gates as gates_
 from additive_jax.errors import UserError
+from additive_jax.gates.layers import sub_activation
 from additive_jax.models.additive import Additive
-from additive_jax.models.feed_forward import Linear
+from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.kinds import (
   SUB_ACTIVATION,
   check_chunks,
@@ -45,14 +45,9 @@ class DensePair(nn.Module):
     return gate_names(KINDS, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
-    shapes = zip((h.shape[-1], self.sizes[0]), self.sizes)
-    (first, first_bias), (second, second_bias) = (
-      Linear(shape, bias=shape[1:], name=name)() for shape, name in zip(shapes, self.layers)
-    )
-    y = gates_.sub_activation(
-      h, first, second, tuple(values), nn.relu, in_bias=first_bias, out_bias=second_bias
-    )
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+    layers = linear_pair((h.shape[-1], self.sizes[0]), self.sizes, names=self.layers)
+    y = sub_activation(h, layers, gates, nn.relu)
     return y if self.last else nn.relu(y)
 
 
@@ -105,9 +100,9 @@ class DenseStack(Additive):
       for i in range(first, len(sizes), 2)
     ]
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Array) -> Array:
     h = x.reshape(x.shape[0], -1).astype(jnp.float32)
     return h if self.stem is None else nn.relu(self.stem(h))
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Array) -> Array:
     return h

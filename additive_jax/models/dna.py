@@ -14,18 +14,20 @@ their positions kept. No token is dropped, see `dispatch`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.models.attention import Attention, attend, rotate
-from additive_jax.models.feed_forward import FeedForward, Linear, dense_layer
+from additive_jax.gates.layers import sub_activation
+from additive_jax.models.attention import Attention, attention, attention_layers
+from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, TokenNetwork
@@ -109,8 +111,10 @@ class Pool(nn.Module):
   spread: Spread = Spread()
 
   @nn.compact
-  def __call__(self, h: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
-    width, how = h.shape[-1], self.modules
+  def __call__(
+    self, h: Float[Array, 'B T D'], index: Int[Array, 'B T k'], weights: Float[Array, 'B T k']
+  ) -> Float[Array, 'B T D']:
+    how = self.modules
     total, first = jnp.zeros_like(h), 0
     kinds = (
       ('attention', how.attention, self._attention, True),
@@ -120,84 +124,68 @@ class Pool(nn.Module):
     for name, count, apply, by_sequence in kinds:
       if not count:
         continue
-      parameters, local = {}, count // self.spread.devices
-      if name != 'mlp':
-        parameters |= self._attention_parameters(f'{name}_attention', local, width)
-      if name != 'attention':
-        parameters |= self._mlp_parameters(f'{name}_mlp', local, width)
+      parameters = self._parameters(name, count // self.spread.devices, h.shape[-1])
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
       @jax.checkpoint
       def add(total, one, name=name, apply=apply, streams=streams, chosen=chosen, share=share):
-        number, own = one
+        number, module = one
         mine = chosen == number
         weight = jnp.where(mine, share, 0).sum(-1)
-        layer = lambda x, positions, valid: apply(own, x, positions, valid, weight)
-        y = packed(layer, streams, mine.any(-1))
+        branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
+        y = packed(branch, streams, mine.any(-1))
         inside = how.rescale_inside and name == 'block'
         return total + (y if inside else weight[..., None] * y), None
 
       numbers = first + self.spread.numbers(count)
-      found, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
-      total, first = total + found.reshape(h.shape), first + count
+      added, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
+      total, first = total + added.reshape(h.shape), first + count
     return self.spread.join(total)
 
-  def _norm_parameters(self, name, count, width):
+  def _parameters(self, kind, count, width):
+    """Of `count` modules of a kind: a norm and the layers of attention, feed-forward or both."""
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
-    shape = (count, width)
-    return self.param(f'{name}_scale', ones, shape), self.param(f'{name}_bias', zeros, shape)
+    parameters = {}
+    for part in ('attention', 'mlp') if kind == 'block' else (kind,):
+      name = f'{kind}_{part}_'
+      norm = {
+        'scale': self.param(f'{name}norm_scale', ones, (count, width)),
+        'bias': self.param(f'{name}norm_bias', zeros, (count, width)),
+      }
+      options = {'copies': (count,), 'prefix': name}
+      if part == 'attention':
+        size = width // self.num_heads
+        parameters[part] = norm, attention_layers(width, self.num_heads, size, **options)
+      else:
+        gated = UNITS[self.unit][1]
+        parameters[part] = norm, feed_forward_layers(width, self.hidden, gated, **options)
+    return parameters
 
-  def _attention_parameters(self, name, count, width):
-    heads, size = self.num_heads, width // self.num_heads
-    qkv = Linear((count, width, 3, heads, size), 1, (count, 3, heads, size), name=f'{name}_qkv')
-    out = Linear((count, heads, size, width), (1, 2), (count, width), name=f'{name}_out')
-    norm = self._norm_parameters(f'{name}_norm', count, width)
-    return {'attention_norm': norm, 'qkv': qkv(), 'attention_out': out()}
-
-  def _mlp_parameters(self, name, count, width):
-    gated = UNITS[self.unit][1]
-    bias = lambda size: None if gated else (count, size)
-    into = Linear((count, width, self.hidden), 1, bias(self.hidden), name=f'{name}_in')
-    out = Linear((count, self.hidden, width), 1, bias(width), name=f'{name}_out')
-    norm = self._norm_parameters(f'{name}_norm', count, width)
-    found = {'mlp_norm': norm, 'mlp_in': into(), 'mlp_out': out()}
-    if gated:
-      gate = Linear((count, width, self.hidden), 1, name=f'{name}_gate')
-      found['mlp_gate'] = gate()
-    return found
-
-  def _attention(self, own, h, positions, valid, weight=None):
+  def _attention(self, module, h, positions, valid, weight=None):
     """Attention among the valid tokens [B, c, D] of each sequence, at their positions."""
-    x = _norm(h, own['attention_norm'])
-    kernel, bias = own['qkv']
-    q, k, v = jnp.moveaxis(jnp.einsum('btd,dshk->btshk', x, kernel) + bias, 2, 0)
-    if self.rope:
-      q, k = rotate(q, positions), rotate(k, positions)
-    allowed = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
+    norm, layers = module['attention']
+    mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
-      allowed &= positions[:, :, None] >= positions[:, None, :]
-    mixed = attend(q, k, v, self.causal, allowed)
-    kernel, bias = own['attention_out']
-    return jnp.einsum('bthk,hkd->btd', mixed, kernel) + bias
+      mask &= positions[:, :, None] >= positions[:, None, :]
+    return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
 
-  def _mlp(self, own, h, positions=None, valid=None, weight=None):
-    x, activation = _norm(h, own['mlp_norm']), UNITS[self.unit][0]
-    return dense_layer(x, own['mlp_in'], own['mlp_out'], own.get('mlp_gate'), activation)
+  def _mlp(self, module, h, positions=None, valid=None, weight=None):
+    norm, layers = module['mlp']
+    return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
 
-  def _block(self, own, h, positions, valid, weight):
+  def _block(self, module, h, positions, valid, weight):
     """A transformer layer less its input; weights [B, T] are those of all tokens."""
     scale = 1.0
     if self.modules.rescale_inside:
       scale = jnp.take_along_axis(weight, positions, 1)[..., None]
-    after = scale * self._attention(own, h, positions, valid)
-    return after + scale * self._mlp(own, h + after)
+    after = scale * self._attention(module, h, positions, valid)
+    return after + scale * self._mlp(module, h + after)
 
 
 def _norm(x, parameters):
   """LayerNorm with the parameters of one module."""
-  scale, bias = parameters
-  return nn.LayerNorm(parent=None).apply({'params': {'scale': scale, 'bias': bias}}, x)
+  return nn.LayerNorm(parent=None).apply({'params': parameters}, x)
 
 
 class Step(nn.Module):
@@ -214,21 +202,20 @@ class Step(nn.Module):
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     how = self.modules
     logits = linear_router(how.count)(h)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
-    nothing = np.zeros((how.count, 0), bool)  # modules have no gates
-    choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
-    facts = routers.facts_of_list(logits, choice, how.count)
+    choice = routers.top_k(logits, how.top_k, renormalise=how.renormalise, bias=bias)
+    facts = routers.facts_of_list(logits, choice.indices, how.count)
     identity = jnp.arange(how.count) >= how.count - how.identity
     facts = facts._replace(
       share=jnp.where(identity & (how.skip > 0), how.skip / max(how.identity, 1), -1.0),
       kept=1 - jnp.where(identity, facts.load, 0).sum(),
       keep=jnp.float32(1 - how.skip),
     )
-    leave(self, facts, Chosen(choice.index))
-    return h + self.pool(h, choice.index, choice.weights)
+    leave(self, facts, Chosen(choice.indices))
+    return h + self.pool(h, choice.indices, choice.weights)
 
 
 class DNA(TokenNetwork):

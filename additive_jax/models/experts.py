@@ -8,16 +8,17 @@ is dispatched and no token is dropped, whatever the router chooses.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from additive_jax.gates import mixtures, routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.gates.sums import chunks
-from additive_jax.models.feed_forward import Linear
+from additive_jax.gates.layers import chunks
+from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.models.routing import (
   KEEP_BIAS,
@@ -55,27 +56,20 @@ class StructureExperts(nn.Module):
   gates = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     width, num_gates = h.shape[-1], self.num_chunks - 1
     chunks(width, self.num_chunks)
     self.routing.check(num_gates)
     x = nn.LayerNorm(name='norm')(h)
-    bias = None if self.gated else (self.hidden,)
-    first, first_bias = Linear((width, self.hidden), bias=bias, name='in')()
-    bias = None if self.gated else (width,)
-    second, second_bias = Linear((self.hidden, width), bias=bias, name='out')()
-    gate = Linear((width, self.hidden), name='gate')()[0] if self.gated else None
-    layer = (first, second)
-    options = {'gate_kernel': gate, 'in_bias': first_bias, 'out_bias': second_bias}
-
+    layers = feed_forward_layers(width, self.hidden, self.gated)
     routed, facts, index = self._route(x, num_gates)
     on = None
 
     def experts(x, routed):
       if isinstance(routed, routers.Choice):
-        chosen = routed.bits, routed.weights
-        return mixtures.structure_mixture(x, *layer, *chosen, self.activation, **options)
-      return mixtures.span_mixture(x, *layer, routed, self.activation, **options)
+        structures, weights = routed.structures, routed.weights
+        return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
+      return mixtures.span_mixture(x, layers, routed, self.activation)
 
     if self.routing.keep < 1:
       score = nn.Dense(1, use_bias=False, name='keep')(x)
@@ -102,7 +96,7 @@ class StructureExperts(nn.Module):
       choice = jax.tree.map(
         lambda a: jnp.broadcast_to(a, (x.shape[0], *a.shape)), choice
       )  # the same for every example, so that devices which split a batch draw alike
-      return choice, routers.facts_of_list(None, choice, len(listed)), choice.index
+      return choice, routers.facts_of_list(None, choice.indices, len(listed)), choice.indices
     count = how.num_logits(num_gates)
     logits = (linear_router(count) if self.router is None else self.router)(x)
     if how.router == 'marginal':
@@ -111,10 +105,13 @@ class StructureExperts(nn.Module):
     bias = jax.lax.stop_gradient(bias)
     if how.router == 'factorised':
       choice = routers.k_best(logits, how.top_k, renormalise=how.renormalise, bias=bias)
-      return choice, routers.facts_of_gates(logits, choice), routers.codes(choice.bits)
+      chosen = choice.structures
+      return choice, routers.facts_of_gates(logits, chosen), routers.codes(chosen)
     listed = how.listed(num_gates)
-    choice = routers.top_k(logits, listed, how.top_k, renormalise=how.renormalise, bias=bias)
-    return choice, routers.facts_of_list(logits, choice, len(listed)), choice.index
+    choice = routers.top_k(
+      logits, how.top_k, structures=listed, renormalise=how.renormalise, bias=bias
+    )
+    return choice, routers.facts_of_list(logits, choice.indices, len(listed)), choice.indices
 
 
 def _of_tokens(function, x, routed, on):

@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from additive_jax import gates as gates_
+from additive_jax.gates.layers import Layer, LayerPair, sub_activation
+from additive_jax.gates.sums import GateValue, lane
 from additive_jax.models.kinds import LANE, RESIDUAL, SUB_ACTIVATION, Lanes, gate_names
 
 
 class Linear(nn.Module):
-  """The kernel and bias of a linear map, for code that takes them apart; named as in `Dense`."""
+  """The parameters of a linear map, for code that takes them apart; named as in `nn.Dense`.
+
+  Attributes:
+    shape: of the kernel.
+    in_axis: the axes of the kernel that are summed over.
+    bias: the shape of the bias; None for a map without.
+  """
 
   shape: tuple[int, ...]
   in_axis: int | tuple[int, ...] = 0
   bias: tuple[int, ...] | None = None
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> Layer:
     axes = (self.in_axis,) if isinstance(self.in_axis, int) else self.in_axis
     out_axis = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
     init = nn.initializers.lecun_normal(in_axis=self.in_axis, out_axis=out_axis)
     kernel = self.param('kernel', init, self.shape)
     if self.bias is None:
-      return kernel, None
-    return kernel, self.param('bias', nn.initializers.zeros, self.bias)
+      return Layer(kernel)
+    return Layer(kernel, self.param('bias', nn.initializers.zeros, self.bias))
+
+
+def linear_pair(*shapes: tuple[int, ...], names: tuple[str, str] = ('in', 'out')) -> LayerPair:
+  """In a compact module: two linear maps with biases, in submodules of these names. Kernels have
+  the given shapes, [..., inputs, outputs]."""
+  layers = [
+    Linear(shape, tuple(range(len(shape) - 1)), shape[-1:], name=name)()
+    for shape, name in zip(shapes, names)
+  ]
+  return LayerPair(*layers)
+
+
+def feed_forward_layers(
+  width: int, hidden: int, gated: bool, *, copies: tuple[int, ...] = (), prefix: str = ''
+) -> LayerPair:
+  """In a compact module: the layers of a feed-forward branch, in submodules `in`, `out` and, for a
+  gated unit, `gate`.
+
+  Args:
+    width, hidden: D and H.
+    gated: whether it is a gated unit, whose layers have no biases.
+    copies: leading axes of all arrays, such as the number of experts.
+    prefix: of the submodules' names.
+  """
+
+  def layer(name, inputs, outputs):
+    bias = None if gated else (*copies, outputs)
+    return Linear((*copies, inputs, outputs), len(copies), bias, name=f'{prefix}{name}')()
+
+  pair = LayerPair(layer('in', width, hidden), layer('out', hidden, width))
+  return pair._replace(gating=layer('gate', width, hidden)) if gated else pair
 
 
 class FeedForward(nn.Module):
@@ -56,60 +95,35 @@ class FeedForward(nn.Module):
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
-    width, hidden = h.shape[-1], self.hidden // self.lanes.devices
-    joins, reduce = split_values(self.kinds, values)
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+    joins, reduce = split_gates(self.kinds, gates)
     x = nn.LayerNorm(name='norm')(h)
-    first, first_bias = Linear((width, hidden), bias=None if self.gated else (hidden,), name='in')()
-    second, second_bias = Linear(
-      (hidden, width), bias=None if self.gated else (width,), name='out'
-    )()
-    gate = Linear((width, hidden), name='gate')()[0] if self.gated else None
-
-    def branch(x, first, second, gate, first_bias):
-      return gates_.sub_activation(
-        x, first, second, joins, self.activation, gate_kernel=gate, in_bias=first_bias
-      )
-
+    layers = feed_forward_layers(h.shape[-1], self.hidden // self.lanes.devices, self.gated)
     if LANE not in self.kinds:
-      z = branch(x, first, second, gate, first_bias)
-      return h + (z if second_bias is None else z + second_bias)
-    columns = lambda a: None if a is None else in_lanes(a, a.ndim - 1, self.lanes.local)
-    shards = (
-      columns(first),
-      in_lanes(second, 0, self.lanes.local),
-      columns(gate),
-      columns(first_bias),
-    )
-    axes = (1, *(None if shard is None else 0 for shard in shards))
-    z = jax.vmap(branch, in_axes=axes, out_axes=1)(x, *shards)
-    z = z if second_bias is None else z + second_bias / self.lanes.count
-    return gates_.lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
+      return h + sub_activation(x, layers, joins, self.activation)
+    branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)
+    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.lanes.local))
+    bias = layers.second.bias
+    z = z if bias is None else z + bias / self.lanes.count
+    return lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
 
 
-def dense_layer(x: jax.Array, first, second, gate, activation: Callable) -> jax.Array:
-  """`linear → act → linear` of pairs (kernel, bias or None), as `Linear` gives; `gate` may be None,
-  and has no bias."""
-  return gates_.sub_activation(
-    x,
-    first[0],
-    second[0],
-    (),
-    activation,
-    gate_kernel=None if gate is None else gate[0],
-    in_bias=first[1],
-    out_bias=second[1],
-  )
+def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
+  """Splits the hidden units of a branch over lanes: arrays with a leading axis of lanes, without
+  the second bias, which lanes share."""
+  columns = lambda a: in_lanes(a, a.ndim - 1, lanes)
+  first, gating = jax.tree.map(columns, (layers.first, layers.gating))
+  return LayerPair(first, Layer(in_lanes(layers.second.kernel, 0, lanes)), gating)
 
 
-def in_lanes(kernel: jax.Array, axis: int, lanes: int) -> jax.Array:
-  """Splits an axis of a kernel into equal contiguous shards, [lanes, ...]."""
-  shape = (*kernel.shape[:axis], lanes, -1, *kernel.shape[axis + 1 :])
-  return jnp.moveaxis(kernel.reshape(shape), axis, 0)
+def in_lanes(array: Array, axis: int, lanes: int) -> Array:
+  """Splits an axis of an array into equal contiguous shards, [lanes, ...]."""
+  shape = (*array.shape[:axis], lanes, -1, *array.shape[axis + 1 :])
+  return jnp.moveaxis(array.reshape(shape), axis, 0)
 
 
-def split_values(kinds: tuple[str, ...], values) -> tuple[tuple, object]:
-  """A branch's inner gates as those of its chunks and that of its lanes; () is all-on."""
+def split_gates(kinds: tuple[str, ...], gates: Sequence) -> tuple[tuple, GateValue]:
+  """Returns a branch's inner gates as those of its chunks and that of its lanes; () is all-on."""
   if LANE in kinds:
-    return tuple(values[:-1]), values[-1] if values else True
-  return tuple(values) if SUB_ACTIVATION in kinds else (), True
+    return tuple(gates[:-1]), gates[-1] if gates else True
+  return tuple(gates) if SUB_ACTIVATION in kinds else (), True

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from additive_jax.errors import UserError
-from additive_jax.gates.sums import chunks
+from additive_jax.gates.layers import chunks
 
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
 

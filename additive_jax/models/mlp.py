@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates as gates_
+from additive_jax.gates.sums import lane_mean
 from additive_jax.models.additive import Additive
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
@@ -87,10 +87,6 @@ class MLP(Additive):
   def lanes(self) -> Lanes:
     return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
 
-  @property
-  def stream_shape(self) -> tuple[int, ...]:
-    return (self.lanes.local, self.width) if LANE in self.gates else (self.width,)
-
   def setup(self):
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
@@ -106,5 +102,5 @@ class MLP(Additive):
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
-      h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+      h = lane_mean(h, axis=1, mesh_axis=self.lane_axis)
     return self.head(h)

@@ -5,16 +5,17 @@ token dropped. The baseline of mixtures of structures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array
 
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.models.feed_forward import Linear, dense_layer
+from additive_jax.gates.layers import sub_activation
+from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 
@@ -66,37 +67,28 @@ class MixtureOfExperts(nn.Module):
   gates = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     self.experts.check(self.spread.devices)
-    width, count, how = h.shape[-1], self.experts.num_experts, self.experts
-    local = count // self.spread.devices
+    width, count, top_k = h.shape[-1], self.experts.num_experts, self.experts.top_k
     x = nn.LayerNorm(name='norm')(h)
-    bias = lambda size: None if self.gated else (local, size)
-    weights = {
-      'in': Linear((local, width, self.hidden), 1, bias(self.hidden), name='in')(),
-      'out': Linear((local, self.hidden, width), 1, bias(width), name='out')(),
-    }
-    if self.gated:
-      weights['gate'] = Linear((local, width, self.hidden), 1, name='gate')()
+    local = (count // self.spread.devices,)
+    layers = feed_forward_layers(width, self.hidden, self.gated, copies=local)
     logits = linear_router(count)(x)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
-    nothing = np.zeros((count, 0), bool)  # experts have no gates
-    choice = routers.top_k(logits, nothing, how.top_k, renormalise=how.renormalise, bias=bias)
-    leave(self, routers.facts_of_list(logits, choice, count), Chosen(choice.index))
+    choice = routers.top_k(logits, top_k, renormalise=self.experts.renormalise, bias=bias)
+    leave(self, routers.facts_of_list(logits, choice.indices, count), Chosen(choice.indices))
 
     tokens = x.reshape(1, -1, width)
-    index, weight = (part.reshape(1, -1, how.top_k) for part in (choice.index, choice.weights))
+    index, weights = (part.reshape(1, -1, top_k) for part in (choice.indices, choice.weights))
 
     @jax.checkpoint
     def add_expert(total, expert):
-      number, own = expert
-      mine = index == number
-      layer = lambda x, positions, valid: dense_layer(
-        x, own['in'], own['out'], own.get('gate'), self.activation
-      )
-      y = packed(layer, tokens, mine.any(-1))
-      return total + jnp.where(mine, weight, 0).sum(-1)[..., None] * y, None
+      number, layers = expert
+      chosen = index == number
+      branch = lambda x, positions, valid: sub_activation(x, layers, (), self.activation)
+      y = packed(branch, tokens, chosen.any(-1))
+      return total + jnp.where(chosen, weights, 0).sum(-1)[..., None] * y, None
 
     numbers = self.spread.numbers(count)
-    y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (numbers, weights))
+    y, _ = jax.lax.scan(add_expert, jnp.zeros_like(tokens), (numbers, layers))
     return h + self.spread.join(y).reshape(h.shape)

@@ -9,20 +9,19 @@ import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array
 
-from additive_jax import gates as gates_
+from additive_jax.gates.layers import sub_activation
 from additive_jax.models.additive import Additive
 from additive_jax.models.conv import (
   Conv,
   as_images,
   check_channels,
-  conv_kernel,
   conv_sub_activation,
   conv_tiles,
   tiles,
 )
-from additive_jax.models.feed_forward import Linear
+from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.kinds import (
   SUB_ACTIVATION,
   check_chunks,
@@ -35,7 +34,7 @@ KINDS = (SUB_ACTIVATION,)
 C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
 
 
-def _squash(x: jax.Array) -> jax.Array:
+def _squash(x: Array) -> Array:
   """LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
   return tiles(nn.tanh(x)).mean((2, 4))
 
@@ -61,22 +60,12 @@ class C3C5(Pair):
   """
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     _, height, width, channels = h.shape
     shape = (5, 5, channels, C3_CHANNELS)
     whole = (height // 2, width // 2, C3_CHANNELS, C5_UNITS)
-    first, first_bias = conv_kernel(shape, 'c3')
-    second, second_bias = conv_kernel(whole, 'c5')
-    y = conv_sub_activation(
-      h,
-      first,
-      second,
-      values,
-      _squash,
-      in_bias=first_bias,
-      out_bias=second_bias,
-      out_conv=conv_tiles,
-    )
+    layers = linear_pair(shape, whole, names=('c3', 'c5'))
+    y = conv_sub_activation(h, layers, gates, _squash, second_map=conv_tiles)
     return nn.tanh(y[:, 0, 0])
 
 
@@ -90,14 +79,9 @@ class F6Out(Pair):
   num_classes: int
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
-    first, first_bias = Linear((h.shape[-1], F6_UNITS), bias=(F6_UNITS,), name='f6')()
-    second, second_bias = Linear(
-      (F6_UNITS, self.num_classes), bias=(self.num_classes,), name='out'
-    )()
-    return gates_.sub_activation(
-      h, first, second, tuple(values), nn.tanh, in_bias=first_bias, out_bias=second_bias
-    )
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+    shapes = (h.shape[-1], F6_UNITS), (F6_UNITS, self.num_classes)
+    return sub_activation(h, linear_pair(*shapes, names=('f6', 'out')), gates, nn.tanh)
 
 
 class LeNet(Additive):
@@ -134,10 +118,10 @@ class LeNet(Additive):
       F6Out(self.num_chunks, self.num_classes, name='f6_out'),
     ]
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Array) -> Array:
     return _squash(self.stem(as_images(x, least=4)))
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Array) -> Array:
     return h
 
 
@@ -152,14 +136,9 @@ class ConvPair(Pair):
   channels: int
 
   @nn.compact
-  def __call__(self, h: jax.Array, values=()) -> jax.Array:
+  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     shapes = (3, 3, h.shape[-1], self.channels), (3, 3, self.channels, self.channels)
-    (first, first_bias), (second, second_bias) = (
-      conv_kernel(shape, name) for shape, name in zip(shapes, ('in', 'out'))
-    )
-    y = conv_sub_activation(
-      h, first, second, values, nn.relu, in_bias=first_bias, out_bias=second_bias
-    )
+    y = conv_sub_activation(h, linear_pair(*shapes), gates, nn.relu)
     return tiles(nn.relu(y)).max((2, 4))
 
 
@@ -198,8 +177,8 @@ class VGG(Additive):
     ]
     self.head = nn.Dense(self.num_classes, name='readout')
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Array) -> Array:
     return nn.relu(self.stem(as_images(x, least=2 ** len(self.channels))))
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Array) -> Array:
     return self.head(h.mean((1, 2)))

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates as gates_
 from additive_jax.errors import UserError
+from additive_jax.gates.sums import lane_mean
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention
 from additive_jax.models.experts import StructureExperts
@@ -194,7 +194,7 @@ class Transformer(TokenNetwork):
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
-      h = gates_.lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+      h = lane_mean(h, axis=1, mesh_axis=self.lane_axis)
     return super().readout(h)
 
 

@@ -55,7 +55,7 @@ def bytes_per_device(state) -> dict[str, Bytes]:
   device. Gradients exist only within a step; as they lie like the parameters, theirs are the same.
 
   Args:
-    state: with `params` and `opt_state` of arrays on devices, such as `Trainer.held`.
+    state: with `params` and `opt_state` of arrays on devices, such as `Trainer.sharded_state`.
   """
   parameters = _measured(state.params)
   return {

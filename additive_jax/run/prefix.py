@@ -96,7 +96,7 @@ def plan(bits: np.ndarray, rounds: int, width: int, sites, *, keep: int | None =
   values = tuple(np.zeros((rounds, width, site.num_inner), np.float32) for site in sites)
   leaf = np.zeros((rounds, width), np.int32)
 
-  differs = [(bits[1:, site.own] != bits[:-1, site.own]).any(1) for site in sites]
+  differs = [(bits[1:, site.gates] != bits[:-1, site.gates]).any(1) for site in sites]
   common = np.r_[0, np.argmax(differs, axis=0)]  # sites that each shares with the one before
   path, known = [0], 0  # slots of the first node after 0, 1, ... sites; as many sites are computed
   for r, start in enumerate(range(0, len(bits), width)):

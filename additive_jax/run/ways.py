@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from additive_jax import gates
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.structure import parse
-from additive_jax.gates.traced import as_bits
+from additive_jax.gates.sums import is_static
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
 from additive_jax.models.routing import CHOICES, ROUTING
 
@@ -31,7 +31,7 @@ def static(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Arr
     scales: float [n]; what a site with residual gate i adds is multiplied by `scales[i]`; None: 1.
   """
   structure = parse(structure, len(gate_names(model)))
-  return _run(model, variables, x, structure.bits, scales)
+  return _run(model, variables, x, structure, scales)
 
 
 def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
@@ -43,7 +43,7 @@ def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> ja
 
   Under `vmap` over structures every branch would run; map over them with `lax.map` or `lax.scan`.
   """
-  return _run(model, variables, x, as_bits(structure, len(gate_names(model))), scales)
+  return _run(model, variables, x, traced_structure(structure, len(gate_names(model))), scales)
 
 
 def masked(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
@@ -123,8 +123,8 @@ def gathered(
       h = step(model, variables, i, h, (True, *inner), scale)
     elif len(rows):
       part = h[rows]
-      own = [gate if gates.is_static(gate) else gate[rows] for gate in inner]
-      new = step(model, variables, i, part, (True, *own), scale)
+      inner = [gate if is_static(gate) else gate[rows] for gate in inner]
+      new = step(model, variables, i, part, (True, *inner), scale)
       h = h.at[rows].set(new, unique_indices=True)
   return readout(model, variables, h)
 
@@ -173,10 +173,9 @@ def _left(collections, name) -> dict:
 
 
 def _run(model, variables, x, structure, scales=None):
+  """The logits of a structure in any form whose slices are gates."""
   h = embed(model, variables, x)
   for i, site in enumerate(sites_of(model)):
     scale = scales[site.start] if scales is not None and site.has_residual else None
-    h = step(
-      model, variables, i, h, [structure[k] for k in range(site.own.start, site.own.stop)], scale
-    )
+    h = step(model, variables, i, h, structure[site.gates], scale)
   return readout(model, variables, h)

@@ -7,7 +7,6 @@ SGD: Stich 2018, arXiv:1805.09767); between these no device waits for another.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ from additive_jax.gates.structure import parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import State, init_state, train_step
 
 log = logging.getLogger('additive_jax')
 
@@ -97,7 +97,7 @@ class Fleet:
         raise UserError(f'{name} {value}: expected at least 1')
     if sync_every < 0:
       raise UserError(f'sync_every {sync_every}: expected 0 or more')
-    self.recipe = dataclasses.replace(recipe, average='mean', distill=0.0)
+    self.recipe = recipe.alone()
     self.batch_size, self.chunk_steps = batch_size, chunk_steps
     model, count = recipe.model, len(gate_names(recipe.model))
     bits = np.ones(count, bool) if structure is None else np.array(parse(structure, count).bits)
@@ -213,7 +213,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int):
     def one(inputs):
       state, rows = inputs
       batch = jax.tree.map(lambda a: a[rows][None], data)
-      state, found = train_step(recipe, state, bits[None], batch)
+      state, found = train_step(recipe, state, Slots(bits[None], *batch))
       return state, {name: jnp.squeeze(found[name]) for name in metrics}
 
     def body(t, carry):

@@ -24,8 +24,9 @@ from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.train.gradients import Recipe
-from additive_jax.train.trainer import State, init_state, train_step
+from additive_jax.train.gradients import Slots
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.state import State, init_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,7 @@ class Population:
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
       )
-    # Alone there is nothing to average with, and no teacher to distill from.
-    self.recipe = dataclasses.replace(recipe, average='mean', distill=0.0)
+    self.recipe = recipe.alone()
     recipe, self.batch_size, self.seed = self.recipe, batch_size, seed
     self.devices = workers.workers(devices)
     self._order = Order(len(data.train), batch_size, seed)
@@ -142,7 +142,7 @@ def _program(recipe: Recipe, platform: str):
       state, total = carry
       t, rows = inputs
       batch = jax.tree.map(lambda a: a[rows][None], train)
-      state, metrics = train_step(recipe, state, bits[None], batch)
+      state, metrics = train_step(recipe, state, Slots(bits[None], *batch))
       total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
       return (state, total), None
 

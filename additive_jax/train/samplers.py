@@ -10,14 +10,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Key
 
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets
 from additive_jax.gates.structure import Structure, bits_of, parse
+from additive_jax.parallel import processes
+
+
+class Sampler(Protocol):
+  """What draws the structures of a step: a pytree that is called with a key and the step.
+
+  Samplers of gates with keep rates also have a method `rates`, from the step to float [n].
+  """
+
+  num_structures: int
+
+  def __call__(self, key: Key[Array, ''], step: Int[Array, '']) -> Bool[Array, 'slots gates']:
+    """Returns the structures of a step's slots."""
 
 
 def _sampler(*static: str):
@@ -189,6 +204,18 @@ def keep_rates(
 def inverse(rates):
   """`1/p` for each probability p that a gate is on, [n], and 0 where p is 0."""
   return jnp.where(rates > 0, 1 / jnp.where(rates > 0, rates, 1), 0)
+
+
+def check_all_on(sampler: Sampler, what: str) -> None:
+  """Raises `UserError` for a sampler that may give structures other than all-on.
+
+  Args:
+    what: what the structures are for, for the message.
+  """
+  if not isinstance(sampler, Listed) or not np.all(processes.to_host(sampler.bits)):
+    raise UserError(
+      f'structures of {type(sampler).__name__} for {what}: expected the sampler fixed to all-on'
+    )
 
 
 def _bernoulli(num_gates, num_structures, *, rate, ramp, rates, ramp_steps, shape, sites):

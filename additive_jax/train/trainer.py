@@ -12,222 +12,138 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
-from additive_jax import run
 from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.models.additive import initial
-from additive_jax.parallel import layout, pipeline, processes, staging
+from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
-from additive_jax.parallel.zero import Storage
-from additive_jax.train.balance import move_biases
-from additive_jax.train.draws import check_draws
-from additive_jax.train.gradients import Averaged, Draw, Recipe, averaged_gradient, usage
+from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
+from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import Sampler
+from additive_jax.train.state import State, StateLayout, apply_gradient, layout_of
+
+EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-class State(NamedTuple):
-  """What a step reads and writes.
+def _rows(shared_batch: bool) -> PartitionSpec:
+  """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
+  and its share of each batch."""
+  return PartitionSpec(None, None if shared_batch else mesh_.STRUCTURE, mesh_.DATA)
 
-  Attributes:
-    params: the pool.
-    opt_state: of the optimizer.
-    step: int32 scalar, steps taken.
-    skipped: int32 scalar, slots left out so far because their loss or gradient was not finite.
+
+def _device_slots(mesh, sampler, key, step) -> Slots:
+  """Returns one device's slots of a step, without their examples."""
+  per_device = sampler.num_structures // mesh.shape[mesh_.STRUCTURE]
+  first = jax.lax.axis_index(mesh_.STRUCTURE) * per_device
+  now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+  bits = jax.lax.dynamic_slice_in_dim(sampler(now, step), first, per_device)
+  numbers = first + jnp.arange(per_device)
+  keys = jax.vmap(lambda slot: jax.random.fold_in(now, slot))(numbers)
+  rates = sampler.rates(step) if hasattr(sampler, 'rates') else None
+  return Slots(bits, None, None, keys, step, rates)
+
+
+def _gradient_on_mesh(
+  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+) -> Callable:
+  """Returns the function that gives the `Averaged` gradient of a step on the mesh.
+
+  It takes the pool, the number of the step and its place t in the chunk, the sampler and its key,
+  the chunk's examples, and the data that these are numbers in, () if they are the examples.
   """
+  mesh = layout.mesh
+  experts = mesh.shape.get(mesh_.EXPERT, 1)
+  local = dataclasses.replace(recipe, model=layout_.local_model(recipe.model, experts))
+  reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
+  axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
 
-  params: Any
-  opt_state: Any
-  step: jax.Array
-  skipped: jax.Array
+  def gradient(params, step, t, sampler, key, inputs, data):
+    slots = _device_slots(mesh, sampler, key, step)
+    batch = jax.tree.map(lambda a: a[t], inputs)
+    if data:
+      batch = jax.tree.map(lambda a: a[batch], data)
+    if shared_batch:
+      repeat = lambda a: jnp.broadcast_to(a, (len(slots.bits), *a.shape[1:]))
+      batch = jax.tree.map(repeat, batch)
+    slots = slots._replace(x=batch[0], y=batch[1])
+    return averaged_gradient(local, params, slots, axes=axes, reads=reads, specs=layout.pool)
 
-
-def init_state(recipe: Recipe, variables) -> State:
-  """The state before the first step, from `{'params': pool}`."""
-  params = variables['params']
-  return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
-
-
-def train_step(recipe: Recipe, state: State, bits: jax.Array, batch, *, reads=None, draw=None):
-  """One step of the pool, with all slots on one device and outside of any mesh; the arguments are
-  those of `averaged_gradient`, and what it returns is that of `apply_gradient`.
-  """
-  found = averaged_gradient(recipe, state.params, bits, batch, reads=reads, draw=draw)
-  return apply_gradient(recipe, state, found)
-
-
-def apply_gradient(recipe: Recipe, state: State, found: Averaged):
-  """The optimizer's part of a step, outside of `shard_map`: on whole arrays, however they lie on
-  the mesh, so that norms are those of all of them.
-
-  Returns:
-    The new state, and a dict: `loss` [K], `finite` bool [K], `gradient_norm` [], and for models
-    with routers `facts`, by site. When no slot is finite, or their average is not, the pool and the
-    optimizer stay as they were.
-  """
-  updates, opt_state = recipe.optimizer.update(found.gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  if recipe.balance is not None:
-    params = move_biases(recipe.balance, params, state.params, found.facts)
-  norm = optax.tree.norm(found.gradient)
-  # Gradients that are each finite may overflow in their sum.
-  sound = (found.count > 0) & jnp.isfinite(norm)
-  keep = lambda new, old: jnp.where(sound, new, old)
-  params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
-  skipped = state.skipped + found.finite.size - jnp.where(sound, found.count, 0)
-  metrics = {
-    'loss': found.loss,
-    'finite': found.finite,
-    'gradient_norm': norm,
-    'facts': found.facts,
-  }
-  return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
-
-
-def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
-  """The layout of a state: a `State` of pytrees of `PartitionSpec`.
-
-  Experts are split over the mesh axis `expert`, stages over `pipe`, with what the optimizer keeps
-  of them; all else is on every device.
-
-  Args:
-    example: the shape of a batch of inputs.
-  """
-  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  shapes = jax.eval_shape(
-    lambda v: staging.on_mesh(recipe.model, recipe.pipeline, init_state(recipe, v), example),
-    variables,
+  return jax.shard_map(
+    gradient,
+    mesh=mesh,
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(shared_batch), EVERYWHERE),
+    out_specs=Averaged(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )
-  specs = staging.layout_of(recipe.model, recipe.pipeline, mesh, example)
-  optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
-  return State(specs, optimizer, PartitionSpec(), PartitionSpec())
 
 
 @functools.lru_cache(maxsize=32)
-def _chunk(
-  recipe: Recipe,
-  mesh: Mesh,
-  example,
-  shared_batch: bool,
-  gathered: bool,
-  lay_out: Callable,
-  zero: bool,
-  offload: bool,
-):
-  """The compiled program of up to `len(inputs)` steps; how many, and everything else that varies,
-  is data. Also the layout of the state that it takes and returns, and the storage of what its
-  optimizer keeps.
-  """
-  experts = mesh.shape.get(mesh_.EXPERT, 1)
-  local = dataclasses.replace(recipe, model=layout.local_model(recipe.model, experts))
-  specs = staging.layout_of(recipe.model, recipe.pipeline, mesh, example)
-  reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
-  axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
-  rescaled = recipe.rescale != 'none' and recipe.subsets is None
-  facts = {}
-  if recipe.balance is not None:
-    variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-    facts = jax.eval_shape(lambda v, x: run.routed(recipe.model, v, x)[1], variables, example)
-  everywhere, by_slot = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
-
-  def gradient(params, step, t, sampler, key, inputs, data):
-    """What one device finds for step `step`, the chunk's t-th."""
-    per_device = sampler.num_structures // mesh.shape[mesh_.STRUCTURE]
-    first = jax.lax.axis_index(mesh_.STRUCTURE) * per_device
-    slots = jnp.arange(per_device)
-    now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-    bits = jax.lax.dynamic_slice_in_dim(sampler(now, step), first, per_device)
-    draw = Draw(jax.vmap(lambda slot: jax.random.fold_in(now, slot))(first + slots), step)
-    if rescaled:
-      draw = draw._replace(rates=sampler.rates(step))
-    batch = jax.tree.map(lambda a: a[t], inputs)
-    if gathered:
-      batch = jax.tree.map(lambda a: a[batch], data)
-    if shared_batch:
-      repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
-      batch = jax.tree.map(repeat, batch)
-    return averaged_gradient(
-      local, params, bits, batch, axes=axes, reads=reads, draw=draw, specs=specs
-    )
-
-  gradient = jax.shard_map(
-    gradient,
-    mesh=mesh,
-    in_specs=(specs, *[everywhere] * 4, _rows(shared_batch), everywhere),
-    out_specs=Averaged(specs, by_slot, by_slot, everywhere, everywhere),
-    check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
-  )
-  lies = lay_out(recipe, mesh, example)
-  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  shapes = jax.eval_shape(
-    lambda v: staging.on_mesh(recipe.model, recipe.pipeline, v['params'], example), variables
-  )
-  storage = Storage(recipe.optimizer, shapes, lies, mesh, zero=zero, offload=offload)
-  of_state = layout.shardings(mesh, lies)._replace(opt_state=storage.shardings)
-  curves = layout.shardings(mesh, PartitionSpec(None, mesh_.STRUCTURE))
+def _chunk_program(
+  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+) -> Callable:
+  """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
+  varies, is data."""
+  # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
+  gradient = jax.jit(_gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
+  curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
+  apply = functools.partial(apply_gradient, recipe)
 
   def steps(state, sampler, key, num_steps, inputs, data):
-    limit, slots = jax.tree.leaves(inputs)[0].shape[0], sampler.num_structures
+    shapes = jax.eval_shape(gradient, state.params, state.step, 0, sampler, key, inputs, data)
+    limit = jax.tree.leaves(inputs)[0].shape[0]
+    by_step = lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype)
     metrics = {
-      'loss': jnp.zeros((limit, slots)),
-      'finite': jnp.zeros((limit, slots), bool),
+      'loss': by_step(shapes.loss),
+      'finite': by_step(shapes.finite),
       'gradient_norm': jnp.zeros(limit),
-      'facts': jax.tree.map(lambda leaf: jnp.zeros((limit, *leaf.shape), leaf.dtype), facts),
+      'facts': jax.tree.map(by_step, shapes.facts),
     }
 
     def body(t, carry):
       state, metrics = carry
-      found = gradient(state.params, state.step, t, sampler, key, inputs, data)
-      state, values = storage.step(functools.partial(apply_gradient, recipe), state, found)
+      averaged = gradient(state.params, state.step, t, sampler, key, inputs, data)
+      state, values = layout.storage.step(apply, state, averaged)
       metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
       for name in ('loss', 'finite'):
         metrics[name] = jax.lax.with_sharding_constraint(metrics[name], curves)
-      return jax.lax.with_sharding_constraint(state, of_state), metrics
+      return jax.lax.with_sharding_constraint(state, layout.shardings), metrics
 
     return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-  whole = layout.shardings(mesh, everywhere)
-  return jax.jit(steps, donate_argnums=0, out_shardings=(of_state, whole)), lies, storage
-
-
-def _rows(shared_batch: bool) -> PartitionSpec:
-  """Placement of a chunk's examples [steps, slots, B]: every device gets its own slots and its
-  share of each batch.
-  """
-  return PartitionSpec(None, None if shared_batch else mesh_.STRUCTURE, mesh_.DATA)
+  everywhere = layout_.shardings(layout.mesh, EVERYWHERE)
+  return jax.jit(steps, donate_argnums=0, out_shardings=(layout.shardings, everywhere))
 
 
 class Trainer:
   """Trains one pool on one mesh.
 
   Attributes:
-    held: the current `State`, on the mesh as `specs` says, of a pipeline with stages stacked; what
-      the optimizer keeps of it, as `zero.Storage` does. See also `state`.
-    mesh: axes `structure` and `data`, `expert` where experts are spread over devices, and `pipe`
-      where stages are.
+    sharded_state: the current state as it lies on the mesh, see `state.StateLayout`; `state` gives
+      the ordinary one.
+    mesh: see `placement.Placement`.
   """
 
   def __init__(
     self,
     recipe: Recipe,
-    train,
-    sampler,
+    train: Any,
+    sampler: Sampler,
     *,
     batch_size: int,
     seed: int,
     state: State | None = None,
-    mesh: Mesh | None = None,
-    chunk_steps: int = 100,
     shared_batch: bool = False,
-    specs: Callable = state_specs,
-    zero: bool = False,
-    offload: bool = False,
+    placement: Placement | None = None,
   ):
     """Places data and state.
 
@@ -237,136 +153,92 @@ class Trainer:
       sampler: draws K structures a step, see `samplers`.
       batch_size: B, examples of each slot and step.
       seed: names the initial pool, the order of the data and the draws of structures.
-      state: to continue from, with the ordinary pool; None starts from `model.init` with the seed.
-      mesh: default all devices, see `placement.make_mesh`.
-      chunk_steps: the most steps that one call of the compiled program takes.
+      state: to continue from, an ordinary one; None starts from `model.init` with the seed.
       shared_batch: all K slots train on the same B examples of a step, instead of on B of their
         own.
-      specs: the layout of the state, a function like `state_specs`. Leaves of the pool that it
-        splits in another way than experts are gathered in each step.
-      zero, offload: what each device keeps of the optimizer's state, see `zero.Storage`.
+      placement: how the steps run on devices; None is `Placement()`.
 
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
-        the mesh, or the recipe does not suit the sampler.
+        the mesh, or the loss does not suit the sampler.
     """
-    for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
-      if value < 1:
-        raise UserError(f'{name} {value}: expected at least 1')
+    if batch_size < 1:
+      raise UserError(f'batch_size {batch_size}: expected at least 1')
+    placement = placement or Placement()
     self.recipe, self.sampler, self.train = recipe, sampler, train
-    self.batch_size, self.chunk_steps, self.shared_batch = batch_size, chunk_steps, shared_batch
-    self.mesh = mesh or self._default_mesh()
-    structure, data = (self.mesh.shape[axis] for axis in (mesh_.STRUCTURE, mesh_.DATA))
-    if sampler.num_structures % structure or batch_size % data:
-      raise UserError(
-        f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
-        f'each on {batch_size} examples: expected numbers that divide'
-      )
-    check_draws(recipe, sampler, batch_size, data)
-    if recipe.pipeline is not None:
-      pipeline.check_mesh(self.mesh, recipe.pipeline)
-      pipeline.check_batch(batch_size // data, recipe.pipeline)
+    self.batch_size, self.shared_batch = batch_size, shared_batch
+    self.chunk_steps = placement.chunk_steps
+    self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
+    check_division(self.mesh, sampler, batch_size)
+    recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     key = jax.random.key(seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
-    example = train[np.zeros(1, np.int64)][0]
+    x = train[np.zeros(1, np.int64)][0]
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
-    self._example = jax.ShapeDtypeStruct(example.shape, example.dtype)
-    self._program, self._lies, self._storage = _chunk(
-      recipe, self.mesh, self._example, shared_batch, train.in_memory, specs, zero, offload
-    )
+    example = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
+    self._program = _chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:
-      params = initial(recipe.model, jax.random.fold_in(key, 0), example)['params']
-      params = self._on_mesh(processes.to_host(params))
-      self.held = self._placed(State(params, (), np.int32(0), np.int32(0)))
-      self.held = self.held._replace(opt_state=self._storage.init(self.held.params))
+      params = initial(recipe.model, jax.random.fold_in(key, 0), x)['params']
+      self.sharded_state = self._layout.start(params)
     else:
       self.state = state
 
-  def _default_mesh(self):
-    stages, size = self.recipe.pipeline, self.batch_size
-    if stages is None:
-      return mesh_.make_mesh(self.sampler.num_structures, size)
-    return mesh_.make_mesh(
-      self.sampler.num_structures, size // stages.microbatches, pipe_devices=stages.devices
-    )
-
   @property
   def state(self) -> State:
-    """The current state with the ordinary pool, in the optimizer's own form: the same however it is
-    held. Of several processes, all must get and set it together."""
-    whole = self.held._replace(opt_state=self._storage.unpack(self.held.opt_state))
-    return self._ordinary(whole)
+    """The current state in its ordinary form, the same on any mesh. Of several processes, all must
+    get and set it together."""
+    return self._layout.ordinary(self.sharded_state)
 
   @state.setter
   def state(self, state: State):
-    if self.recipe.pipeline is not None:
-      state = self._on_mesh(processes.to_host(state))
-    opt_state = self._storage.place(state.opt_state)
-    self.held = self._placed(state)._replace(opt_state=opt_state)
-
-  def _on_mesh(self, tree):
-    return staging.on_mesh(self.recipe.model, self.recipe.pipeline, tree, self._example)
-
-  def _ordinary(self, tree):
-    return staging.ordinary(self.recipe.model, self.recipe.pipeline, tree, self._example)
-
-  def _placed(self, state):
-    """All but the optimizer's part of a state, on the mesh."""
-    rest, specs = (tree._replace(opt_state=()) for tree in (state, self._lies))
-    return mesh_.place(processes.to_host(rest), self.mesh, specs)
+    self.sharded_state = self._layout.place(state)
 
   @property
   def step(self) -> int:
-    return int(processes.to_host(self.held.step))
+    """Steps taken."""
+    return int(processes.to_host(self.sharded_state.step))
 
   @property
-  def variables(self):
+  def variables(self) -> dict[str, PyTree]:
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self._ordinary(self.held.params)}
+    return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
-    inputs = self._inputs(self.step, 0)
-    self.held, _ = self._program(
-      self.held, self._sampler, self._key, np.int32(0), inputs, self._data
-    )
+    self._take(0)
 
-  def run(self, num_steps: int) -> dict[str, np.ndarray]:
+  def run(self, num_steps: int) -> dict[str, Any]:
     """Takes steps; the length of the last chunk needs no other program.
 
     Returns:
-      `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a model
-      with routers `facts`, by site, each leaf [num_steps, ...].
+      `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a loss
+      that gives facts `facts`, each leaf [num_steps, ...].
     """
     if num_steps < 0:
       raise UserError(f'num_steps {num_steps}: expected 0 or more')
-    num_slots = self.sampler.num_structures
-    nothing = {
-      'loss': np.zeros((0, num_slots), np.float32),
-      'finite': np.zeros((0, num_slots), bool),
-      'gradient_norm': np.zeros(0, np.float32),
-    }
-    collected, seen = [nothing], []
+    chunks = [] if num_steps else [self._take(0)]
     while num_steps > 0:
-      count = min(num_steps, self.chunk_steps)
-      inputs = self._inputs(self.step, count)
-      self.held, metrics = self._program(
-        self.held, self._sampler, self._key, np.int32(count), inputs, self._data
-      )
-      facts = metrics.pop('facts')
-      collected.append({name: value[:count] for name, value in processes.to_host(metrics).items()})
-      if facts:
-        seen.append(jax.tree.map(lambda leaf, count=count: leaf[:count], processes.to_host(facts)))
-      num_steps -= count
-    values = {name: np.concatenate([chunk[name] for chunk in collected]) for name in nothing}
-    if seen:
-      values['facts'] = jax.tree.map(lambda *chunks: np.concatenate(chunks), *seen)
-    return values
+      chunks.append(self._take(min(num_steps, self.chunk_steps)))
+      num_steps -= len(chunks[-1]['gradient_norm'])
+    metrics = jax.tree.map(lambda *values: np.concatenate(values), *chunks)
+    if not metrics['facts']:
+      del metrics['facts']
+    return metrics
+
+  def _take(self, count):
+    """Takes up to `chunk_steps` steps, and returns their metrics."""
+    inputs = self._inputs(self.step, count)
+    self.sharded_state, metrics = self._program(
+      self.sharded_state, self._sampler, self._key, np.int32(count), inputs, self._data
+    )
+    return jax.tree.map(lambda values: values[:count], processes.to_host(metrics))
 
   def _inputs(self, start, count):
+    """Returns a chunk's examples on the mesh: numbers in the data, or streamed examples."""
     indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)
     padding = [(0, self.chunk_steps - count), (0, 0), (0, 0)]
     if self.train.in_memory:
@@ -377,3 +249,32 @@ class Trainer:
         for a in self.train[indices.reshape(-1)]
       )
     return mesh_.place(inputs, self.mesh, _rows(self.shared_batch))
+
+
+def default_mesh(
+  recipe: Recipe, sampler: Sampler, batch_size: int, devices=None, experts=1
+) -> Mesh:
+  """Returns the mesh of the most devices that the slots and their batches divide over.
+
+  Args:
+    devices: default all.
+    experts: over how many devices the experts of one network are spread.
+  """
+  pipeline = recipe.loss.stages()
+  return mesh_.make_mesh(
+    sampler.num_structures,
+    recipe.loss.batch_parts(batch_size),
+    devices,
+    expert_devices=experts,
+    pipe_devices=1 if pipeline is None else pipeline.devices,
+  )
+
+
+def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
+  """Raises `UserError` where slots and batches do not divide over a mesh."""
+  structure, data = (mesh.shape[axis] for axis in (mesh_.STRUCTURE, mesh_.DATA))
+  if sampler.num_structures % structure or batch_size % data:
+    raise UserError(
+      f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
+      f'each on {batch_size} examples: expected numbers that divide'
+    )

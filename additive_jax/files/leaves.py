@@ -1,0 +1,145 @@
+"""The leaves of a state in files: written and read by Orbax, in shards, by the processes that hold
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from additive_jax.files import checksum
+
+# Devices that hold copies of a leaf share its writing where each then writes as many bytes.
+SHARED_WRITES = 1 << 20
+
+
+class DamagedError(Exception):
+  """A part of a checkpoint is not what was saved; the message names it."""
+
+
+def handler() -> ocp.PyTreeCheckpointHandler:
+  """Returns what writes a state in the format that `read` reads, whatever Orbax's defaults become.
+
+  It reads buffers on CPU after it returns; see `copied`.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_WRITES)
+  return ocp.PyTreeCheckpointHandler(
+    use_ocdbt=True,
+    use_zarr3=False,
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (np.ndarray, ocp.type_handlers.NumpyHandler()), (jax.Array, arrays)
+    ),
+  )
+
+
+def copied(leaf: Any) -> jax.Array | np.ndarray:
+  """Returns a leaf whose buffer is not reused while it is written: a JAX array where its shards
+  lie, of all else a NumPy array."""
+  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable and jax.process_count() > 1):
+    on_cpu = next(iter(leaf.sharding.device_set)).platform == 'cpu'
+    return jnp.copy(leaf) if on_cpu else leaf
+  return np.array(leaf)
+
+
+def names(tree: PyTree) -> list[str]:
+  """Returns the leaves' names in the files, in order."""
+  found = list(ocp.tree.to_flat_dict(tree, sep='.'))
+  if len(found) < len(jax.tree.leaves(tree)):
+    raise ValueError('two leaves of the state have the same keys when these are joined by dots')
+  return found
+
+
+def describe(leaves: Mapping[str, jax.Array | np.ndarray]) -> dict[str, dict[str, Any]]:
+  """Returns dtype, shape and checksum of each leaf, as JSON values; for all processes to call."""
+  sums = checksum.of_arrays(list(leaves.values()))
+  return {
+    name: {'dtype': str(leaf.dtype), 'shape': list(leaf.shape), 'sum': f'{replicas[0]:016x}'}
+    for (name, leaf), replicas in zip(leaves.items(), sums)
+  }
+
+
+def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, Any]]) -> list[Any]:
+  """Returns the leaves of a state: a JAX array where its template says on which devices it lies, of
+  which this process reads its shards, and else a whole NumPy array.
+
+  All reads are waited for even where one fails, for what is left behind in an event loop that is
+  closed fails noisily in other threads.
+
+  Args:
+    templates: what each leaf is to be like, by its name in the files.
+    saved: what `describe` said of each.
+
+  Returns:
+    In place of a leaf that cannot be read, the exception.
+  """
+  context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
+  as_array, as_numpy = ocp.type_handlers.ArrayHandler(), ocp.type_handlers.NumpyHandler()
+
+  async def read_leaf(name, template, about):
+    info = ocp.type_handlers.ParamInfo(
+      name=name,
+      parent_dir=epath.Path(folder),
+      is_ocdbt_checkpoint=True,
+      use_zarr3=False,
+      ts_context=context,
+    )
+    # Before reading: a damaged shape may be of any size.
+    (stored,) = await as_numpy.metadata([info])
+    found = {'dtype': np.dtype(stored.dtype).name, 'shape': list(stored.shape)}
+    if about | found != about:
+      raise DamagedError(f'found {found}, saved {about}')
+    if 'sum' not in about or not _is_placed(template):
+      return (await as_numpy.deserialize([info], [ocp.RestoreArgs()]))[0]
+    args = ocp.ArrayRestoreArgs(sharding=template.sharding, global_shape=tuple(about['shape']))
+    return (await as_array.deserialize([info], [args]))[0]
+
+  async def read_all():
+    leaves = [read_leaf(*leaf, about) for leaf, about in zip(templates.items(), saved)]
+    values = await asyncio.gather(*leaves, return_exceptions=True)
+    behind = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*behind, return_exceptions=True)
+    return values
+
+  # A thread of its own: a notebook's has an event loop already.
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(asyncio.run, read_all()).result()
+
+
+def sound(values: Sequence[jax.Array | np.ndarray], saved: Sequence[dict[str, Any]]) -> list[bool]:
+  """Returns whether each leaf is what was saved, byte for byte; for all processes to call."""
+  flags = []
+  for value, about, replicas in zip(values, saved, checksum.of_arrays(values)):
+    if 'sum' in about:
+      flags.append(all(f'{total:016x}' == about['sum'] for total in replicas))
+    else:  # saved by a version that gathered whole leaves
+      content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+      flags.append(zlib.crc32(content) == about['crc32'])
+  return flags
+
+
+def place(value: jax.Array | np.ndarray, template: Any) -> Any:
+  """Returns what was read of a leaf in the kind and sharding of its template."""
+  if isinstance(value, jax.Array) or isinstance(template, np.ndarray):
+    return value
+  if isinstance(template, np.generic):
+    return value[()]
+  if isinstance(template, bool | int | float | complex):
+    return value.item()
+  if not _is_placed(template):
+    return jnp.asarray(value)
+  return jax.make_array_from_callback(value.shape, template.sharding, lambda index: value[index])
+
+
+def _is_placed(template):
+  return getattr(template, 'sharding', None) is not None and getattr(template, 'committed', True)

@@ -1,0 +1,262 @@
+"""How a pool is trained: the recipe, and the loss that it minimises.
+
+`losses.py` has losses beside the plain one that stands here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from additive_jax import run
+from additive_jax.errors import UserError
+from additive_jax.models.additive import gate_names
+from additive_jax.parallel import collectives
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.run.objectives import objective_of, regression
+from additive_jax.train.samplers import Sampler, inverse
+
+AVERAGES = ('mean', 'coverage')
+RESCALES = ('none', 'inverse')
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """One slot of a step as a loss sees it: a structure, its examples, and a key to draw with.
+
+  Devices may split the examples of a slot. Each then evaluates the loss of its own share.
+
+  Attributes:
+    bits: the structure.
+    x, y: examples [B, ...], this device's share of them.
+    key: another one in each slot and step, the same on all devices that share the slot; None for
+      networks that are trained alone.
+    step: of the training; None likewise.
+    rates: the probability that each gate is on, where structures are drawn with keep rates.
+    num_shares: how many devices split the examples.
+    share: the number of this device among them.
+  """
+
+  bits: Bool[Array, gates]
+  x: Array
+  y: Array
+  key: Key[Array, ''] | None = None
+  step: Int[Array, ''] | None = None
+  rates: Float[Array, gates] | None = None
+  num_shares: int = 1
+  share: int | Int[Array, ''] = 0
+
+  def mean(self, values: PyTree) -> PyTree:
+    """Returns the mean of values over the devices that split the examples, without gradient."""
+    if self.num_shares == 1:
+      return values
+    return jax.lax.pmean(jax.lax.stop_gradient(values), mesh_.DATA)
+
+
+class Loss:
+  """What a recipe minimises. A loss of one's own is a frozen dataclass derived from this class.
+
+  It is called inside the compiled step, once for each slot, and has to be hashable, for one
+  program is compiled per recipe. All methods but the call have defaults.
+
+    @dataclasses.dataclass(frozen=True)
+    class LabelSmoothed(Loss):
+      amount: float
+
+      def __call__(self, recipe, params, slot):
+        logits = run.conditional(recipe.model, {'params': params}, slot.x, slot.bits)
+        targets = optax.smooth_labels(jax.nn.one_hot(slot.y, logits.shape[-1]), self.amount)
+        return optax.softmax_cross_entropy(logits, targets).mean(), {}
+  """
+
+  def __call__(
+    self, recipe: Recipe, params: PyTree, slot: Slot
+  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+    """Returns the mean loss of a slot's examples, and facts.
+
+    Args:
+      params: the pool.
+
+    Facts are arrays by name that are no part of the gradient. The trainer gives their mean over
+    slots and devices for each step.
+    """
+    raise NotImplementedError
+
+  def gradient(
+    self, recipe: Recipe, params: PyTree, slot: Slot
+  ) -> tuple[tuple[Float[Array, ''], dict[str, PyTree]], PyTree]:
+    """Returns what the call gives, and the gradient of the loss with respect to the pool."""
+    return jax.value_and_grad(lambda params: self(recipe, params, slot), has_aux=True)(params)
+
+  def adjust(self, params: PyTree, before: PyTree, facts: dict[str, PyTree]) -> PyTree:
+    """Returns the pool after a step, with what moves outside of the gradient.
+
+    Args:
+      params, before: the pool after and before the optimizer's step.
+      facts: of the step.
+    """
+    del before, facts
+    return params
+
+  def curves(self, facts: dict[str, PyTree]) -> dict[str, float]:
+    """Returns the figures to plot, by name, of facts that are averaged over some steps."""
+    leaves = jax.tree.leaves_with_path(facts)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+    return {name(path): float(leaf) for path, leaf in leaves if leaf.ndim == 0}
+
+  def alone(self) -> Loss:
+    """Returns the loss of a structure that is trained by itself, without others in its pool."""
+    return self
+
+  def batch_parts(self, batch_size: int) -> int:
+    """Returns into how many equal parts devices may split a slot's batch."""
+    return batch_size
+
+  def stages(self) -> Pipeline | None:
+    """Returns how the sites lie in stages over the mesh axis `pipe`; None for whole networks."""
+    return None
+
+  def check(self, recipe: Recipe) -> None:
+    """Raises `UserError` where the loss does not suit the recipe that holds it."""
+
+  def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
+    """Raises `UserError` where sampler, batch or mesh do not suit the loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Structures(Loss):
+  """The objective's mean in the slot's structure, which runs by conditionals.
+
+  Attributes:
+    distill: weight α of in-place distillation: the loss of a structure other than all-on is
+      (1 − α)·loss + α·KL(all-on ‖ structure). Source: Yu & Huang 2019 (arXiv:1903.05134), section
+      3.2.
+    rescale: 'none', or 'inverse': what a gate adds in training is divided by the probability p that
+      it is on, so that the mean over its draws is what it adds with the gate always on; with p = 0
+      it adds nothing. All structures are judged without scales.
+  """
+
+  distill: float = 0.0
+  rescale: str = 'none'
+
+  def __post_init__(self):
+    check_distill(self.distill)
+    check_rescale(self.rescale)
+
+  def __call__(
+    self, recipe: Recipe, params: PyTree, slot: Slot
+  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+    """Returns the mean loss and no facts; without `slot.rates` nothing is rescaled."""
+    outputs = run.conditional(
+      recipe.model, {'params': params}, slot.x, slot.bits, scales=scales_of(self.rescale, slot)
+    )
+    loss = recipe.objective(outputs, slot.y)[0].mean()
+    if not self.distill:
+      return loss, {}
+    divergence = divergence_from_all_on(recipe.model, params, outputs, slot.x).mean()
+    mixed = (1 - self.distill) * loss + self.distill * divergence
+    return jnp.where(slot.bits.all(), loss, mixed), {}
+
+  def alone(self) -> Loss:
+    """Returns the plain loss: alone there is no teacher, and nothing is drawn."""
+    return Structures()
+
+  def check(self, recipe: Recipe) -> None:
+    """Raises `UserError` for distillation in a regression."""
+    check_classes(self.distill, recipe.objective)
+
+  def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
+    """Raises `UserError` where gates are rescaled that have no keep rates."""
+    check_rates_known(self.rescale, sampler)
+
+
+def scales_of(rescale: str, slot: Slot) -> Float[Array, gates] | None:
+  """Returns what each residual gate's addition is multiplied by in a slot; None is 1."""
+  return None if rescale == 'none' or slot.rates is None else inverse(slot.rates)
+
+
+def divergence_from_all_on(
+  model: Any, params: PyTree, outputs: Float[Array, '*batch classes'], x: Array
+) -> Float[Array, '*batch']:
+  """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant."""
+  all_on = (True,) * len(gate_names(model))
+  teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
+  return optax.losses.kl_divergence_with_log_targets(
+    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
+  )
+
+
+def check_distill(weight: float) -> None:
+  """Raises `UserError` for a weight of distillation outside [0, 1]."""
+  if not 0 <= weight <= 1:
+    raise UserError(f'distill {weight}: expected a weight in [0, 1]')
+
+
+def check_classes(weight: float, objective: Callable) -> None:
+  """Raises `UserError` for distillation in a regression, which has no classes."""
+  if weight and objective is regression:
+    raise UserError(f'distill {weight} in a regression: expected 0, for want of classes')
+
+
+def check_rescale(rescale: str) -> None:
+  """Raises `UserError` for an unknown rescaling."""
+  if rescale not in RESCALES:
+    raise UserError(f'rescale {rescale!r}: expected one of {", ".join(RESCALES)}')
+
+
+def check_rates_known(rescale: str, sampler: Sampler) -> None:
+  """Raises `UserError` for a rescaling of structures whose sampler has no keep rates."""
+  if rescale != 'none' and not hasattr(sampler, 'rates'):
+    raise UserError(
+      f'rescale {rescale!r} of the structures of {type(sampler).__name__}: expected a '
+      'sampler of gates with keep rates, uniform or bernoulli'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a pool is trained: static and hashable, one compiled program per recipe.
+
+  Attributes:
+    model: an additive model.
+    objective: from outputs and targets to per-example loss and accuracy, or a task's name; see
+      `objectives`.
+    optimizer: an Optax transformation.
+    loss: what is minimised.
+    average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each
+      parameter's by the number of slots whose structure read it, so that rarely chosen sites are
+      not held back.
+    collective: 'psum' or 'ring'.
+  """
+
+  model: Any
+  objective: Callable | str
+  optimizer: optax.GradientTransformation
+  loss: Loss = Structures()
+  average: str = 'mean'
+  collective: str = 'psum'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'objective', objective_of(self.objective))
+    if self.average not in AVERAGES:
+      raise UserError(f'average {self.average!r}: expected one of {", ".join(AVERAGES)}')
+    if self.collective not in collectives.COLLECTIVES:
+      known = ', '.join(collectives.COLLECTIVES)
+      raise UserError(f'collective {self.collective!r}: expected one of {known}')
+    if not isinstance(self.loss, Loss):
+      raise UserError(f'loss {self.loss!r}: expected a Loss, such as Structures()')
+    if type(self.loss).__hash__ is None:
+      raise UserError(f'loss {self.loss!r}: expected a hashable one, such as a frozen dataclass')
+    self.loss.check(self)
+
+  def alone(self) -> Recipe:
+    """Returns the recipe of a structure that is trained by itself, with nothing to average."""
+    return dataclasses.replace(self, loss=self.loss.alone(), average='mean')

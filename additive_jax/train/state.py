@@ -1,0 +1,177 @@
+"""The state of a training: what a step reads and writes, and how it lies on a mesh."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from additive_jax.parallel import layout, processes, staging
+from additive_jax.parallel import mesh as mesh_
+from additive_jax.parallel.placement import Placement
+from additive_jax.parallel.zero import Storage
+from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
+from additive_jax.train.recipe import Recipe
+
+
+class State(NamedTuple):
+  """What a step reads and writes.
+
+  Attributes:
+    params: the pool.
+    opt_state: of the optimizer.
+    step: steps taken.
+    skipped: slots left out so far because their loss or gradient was not finite.
+  """
+
+  params: PyTree
+  opt_state: PyTree
+  step: Int[Array, '']
+  skipped: Int[Array, '']
+
+
+def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
+  """Returns the state before the first step, from `{'params': pool}`."""
+  params = variables['params']
+  return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
+
+
+def train_step(
+  recipe: Recipe, state: State, slots: Slots, *, reads: PyTree | None = None
+) -> tuple[State, dict[str, Any]]:
+  """Returns what `apply_gradient` does for one step, with all slots on one device and no mesh.
+
+  Args:
+    slots, reads: as for `averaged_gradient`.
+  """
+  averaged = averaged_gradient(recipe, state.params, slots, reads=reads)
+  return apply_gradient(recipe, state, averaged)
+
+
+def apply_gradient(
+  recipe: Recipe, state: State, averaged: Averaged
+) -> tuple[State, dict[str, Any]]:
+  """Takes the optimizer's part of a step, outside of `shard_map`: on whole arrays, however they lie
+  on the mesh, so that norms are those of all of them.
+
+  Returns:
+    The new state, and a dict: `loss` [K], `finite` bool [K], `gradient_norm` [] and `facts`. When
+    no slot is finite, or their average is not, the pool and the optimizer stay as they were.
+  """
+  updates, opt_state = recipe.optimizer.update(averaged.gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  params = recipe.loss.adjust(params, state.params, averaged.facts)
+  norm = optax.tree.norm(averaged.gradient)
+  # Gradients that are each finite may overflow in their sum.
+  sound = (averaged.count > 0) & jnp.isfinite(norm)
+  keep = lambda new, old: jnp.where(sound, new, old)
+  params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
+  skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.count, 0)
+  metrics = {
+    'loss': averaged.loss,
+    'finite': averaged.finite,
+    'gradient_norm': norm,
+    'facts': averaged.facts,
+  }
+  return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
+
+
+def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
+  """Returns the layout of a state: a `State` of pytrees of `PartitionSpec`.
+
+  Experts are split over the mesh axis `expert`, stages over `pipe`, with what the optimizer keeps
+  of them; all else is on every device.
+
+  Args:
+    example: the shape of a batch of inputs.
+  """
+  pipeline = recipe.loss.stages()
+  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+  shapes = jax.eval_shape(
+    lambda v: staging.on_mesh(recipe.model, pipeline, init_state(recipe, v), example), variables
+  )
+  specs = staging.layout_of(recipe.model, pipeline, mesh, example)
+  optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
+  return State(specs, optimizer, PartitionSpec(), PartitionSpec())
+
+
+class StateLayout:
+  """How the state of one training lies on a mesh, and the way there and back.
+
+  An ordinary state has the pool as `model.init` makes it and the optimizer's state in its own form.
+  On the mesh its arrays are split over devices, of a pipeline with stages stacked, and the
+  optimizer's state is kept as `zero.Storage` keeps it. Made by `layout_of`.
+
+  Attributes:
+    mesh: with all its axes.
+    pool: the layout of the pool inside of a step, a pytree of `PartitionSpec`.
+    specs: that of a state without ZeRO, a `State` of pytrees of `PartitionSpec`.
+    storage: of what the optimizer keeps.
+    shardings: of the whole state, a `State` of pytrees of `NamedSharding`.
+  """
+
+  def __init__(self, recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct):
+    self.mesh = placement.mesh
+    self.pool = staging.layout_of(recipe.model, recipe.loss.stages(), self.mesh, example)
+    self.specs = (placement.specs or state_specs)(recipe, self.mesh, example)
+    self._forms = recipe.model, recipe.loss.stages()
+    self._example = example
+    variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+    shapes = jax.eval_shape(self._in_stages, variables['params'])
+    self.storage = Storage(
+      recipe.optimizer,
+      shapes,
+      self.specs,
+      self.mesh,
+      zero=placement.zero,
+      offload=placement.offload,
+    )
+    shardings = layout.shardings(self.mesh, self.specs)
+    self.shardings = shardings._replace(opt_state=self.storage.shardings)
+
+  def start(self, params: PyTree) -> State:
+    """Returns the state on the mesh before the first step, from an ordinary pool."""
+    params = self._in_stages(processes.to_host(params))
+    state = self._place(State(params, (), np.int32(0), np.int32(0)))
+    return state._replace(opt_state=self.storage.init(state.params))
+
+  def place(self, state: State) -> State:
+    """Returns an ordinary state on the mesh."""
+    if self._forms[1] is not None:
+      state = self._in_stages(processes.to_host(state))
+    opt_state = self.storage.place(state.opt_state)
+    return self._place(state)._replace(opt_state=opt_state)
+
+  def ordinary(self, state: State) -> State:
+    """Returns a state on the mesh in its ordinary form. Of several processes, all must call this
+    together."""
+    return self.ordinary_pool(state._replace(opt_state=self.storage.unpack(state.opt_state)))
+
+  def ordinary_pool(self, tree: PyTree) -> PyTree:
+    """Returns a pool on the mesh, or anything with pools in it, in the ordinary form."""
+    return staging.ordinary(*self._forms, tree, self._example)
+
+  def _in_stages(self, tree):
+    return staging.on_mesh(*self._forms, tree, self._example)
+
+  def _place(self, state):
+    """Returns all but the optimizer's part of a state on the mesh."""
+    state, specs = (tree._replace(opt_state=()) for tree in (state, self.specs))
+    return mesh_.place(processes.to_host(state), self.mesh, specs)
+
+
+@functools.lru_cache(maxsize=32)
+def layout_of(recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct) -> StateLayout:
+  """Returns the layout of a training's states, the same object each time.
+
+  Args:
+    placement: with a mesh.
+    example: the shape of a batch of inputs.
+  """
+  return StateLayout(recipe, placement, example)
