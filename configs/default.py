@@ -2,7 +2,8 @@
 
   additive-jax --config=exp2 --config.learning_rate=3e-4
 
-A key that is not in this file is refused, and so is a value of another type.
+A key that is not in this file is refused, and so is a value of another type, or one that is not
+allowed. The file is written by `python tests/options_page.py`.
 """
 
 from pathlib import Path
@@ -28,309 +29,381 @@ def get_config() -> ConfigDict:
   # structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
   # from small ones) or 'compress' (what a network can do without, by variational dropout).
   config.experiment = 'cotrain'
-  # First seed. A seed names the initial pool, the order of the data and the draws of structures.
+  # First seed. A seed names the initial pool, the order of the data and the draws of structures. 0
+  # or more.
   config.seed = 0
-  # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them.
+  # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them. At least 1.
   config.num_seeds = 3
 
-  # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME
+  # What is learnt.
   config.data = ConfigDict()
+  # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME
   config.data.name = 'digits'
-  # Tokens of one example of text.
+  # Tokens of one example of text. At least 1.
   config.data.sequence_length = 128
   # Where TensorFlow Datasets keeps its sets; '' is its own default.
   config.data.data_dir = ''
   # Whether a TensorFlow Datasets set that is not there may be downloaded.
   config.data.download = False
-  # Bytes up to which a set is kept on the device; a larger one is read batch by batch.
-  config.data.memory_limit = 2 * 1024**3
-  # Examples used of each split, spaced evenly over it; 0 is all.
+  # Bytes up to which a set is kept on the device; a larger one is read batch by batch. By default 2
+  # GiB. 0 or more.
+  config.data.memory_limit = 2147483648
+  # Examples used of the training split, spaced evenly over it; 0 is all. 0 or more.
   config.data.train_examples = 0
+  # Examples used of the test split, likewise. 0 or more.
   config.data.test_examples = 0
 
-  # 'mlp', 'transformer' (a classifier of image patches, or a causal model of text), 'convnet',
-  # 'lenet', 'vgg', 'dense_stack'; or 'module:Class' for a network of your own, which is made with
-  # `kwargs` and num_classes alone.
+  # The network.
   config.model = ConfigDict()
+  # A transformer classifies image patches, or is a causal model of text; 'module:Class' is a
+  # network of your own, which is made with `kwargs` and num_classes alone. One of mlp, dense_stack,
+  # transformer, convnet, lenet, vgg, or module:Class.
   config.model.name = 'mlp'
-  # Kinds of gates: residual | sub_activation | lane. Those not chosen stay on.
+  # Kinds of gates that are chosen; those of other kinds stay on. Some of residual, sub_activation,
+  # lane, each once.
   config.model.gates = ('residual',)
-  # Chunks that the sub-activation gates of a branch join: one gate less than chunks.
+  # Chunks that the sub-activation gates of a branch join: one gate less than chunks. At least 1.
   config.model.num_chunks = 4
-  # Lanes that lane gates join; hidden units and attention heads are split over them.
+  # Lanes that lane gates join; hidden units and attention heads are split over them. At least 1.
   config.model.num_lanes = 2
-  # Residual blocks of mlp, layers of transformer (an attention and a feed-forward site each).
+  # Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each. At
+  # least 1.
   config.model.num_blocks = 6
+  # Width of the stream, of mlp and transformer. At least 1.
   config.model.width = 64
-  # Hidden units of a feed-forward branch; for mlp one number for all, or one per block. Of
-  # dense_stack those of each hidden layer: (300, 100).
+  # Hidden units of a feed-forward branch: one number for all, or one per block. Of dense_stack
+  # those of each hidden layer: (300, 100). Sizes of at least 1.
   config.model.hidden = (128,)
-  # Of transformer.
+  # Attention heads, of transformer. At least 1.
   config.model.num_heads = 4
-  # Side of the square patches that images are cut into.
+  # Side of the square patches that a transformer cuts images into. At least 1.
   config.model.patch_size = 2
-  # learned | rope
+  # How a transformer knows the order of its tokens. One of learned, rope.
   config.model.positions = 'learned'
-  # gelu | swiglu
+  # Feed-forward unit of a transformer. One of gelu, swiglu.
   config.model.unit = 'gelu'
-  # Of convnet and vgg: channels of each stage.
+  # Channels of each stage, of convnet and vgg. Sizes of at least 1.
   config.model.channels = (16, 32)
-  # Of convnet: residual blocks of each stage.
+  # Residual blocks of each stage, of convnet. At least 1.
   config.model.blocks_per_stage = 2
+  # What a network of your own is made with.
   config.model.kwargs = ConfigDict()
 
   # Training of pools and of structures alone.
   config.train = ConfigDict()
-  # Passes over the training set, at batch_size examples a step; a pool passes K times as many.
+  # Passes over the training set, at batch_size examples a step; a pool passes K times as many. A
+  # positive number.
   config.train.epochs = 10.0
-  # Examples of each structure and step.
+  # Examples of each structure and step. At least 1.
   config.train.batch_size = 128
   # K, structures that a pool trains in each step. Co-training takes its own number of structures.
+  # At least 1.
   config.train.structures_per_step = 4
   # Whether the K structures of a step share one batch instead of having one each.
   config.train.shared_batch = False
-  # 'mean', or 'coverage': divide each parameter's gradient by the structures that used it.
+  # How the gradients of a step become one: 'coverage' divides each parameter's by the number of
+  # structures that used it. One of mean, coverage.
   config.train.average = 'mean'
-  # 'psum' or 'ring'.
+  # How devices average. One of psum, ring.
   config.train.collective = 'psum'
   # Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
-  # and runs as many of them. A number that divides the devices and the experts; 1: all have all.
+  # and runs as many of them. A number that divides the devices and the experts; 1: all have all. At
+  # least 1. Not part of a run's identity.
   config.train.expert_devices = 1
   # Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
-  # them having a copy (ZeRO, stage 1); the numbers stay the same.
+  # them having a copy (ZeRO, stage 1); the numbers stay the same. Not part of a run's identity.
   config.train.zero = False
-  # Whether it is kept in host memory, from where each step fetches it: a copy for each device, or
-  # with `zero` a part for each.
+  # Whether what the optimizer keeps lies in host memory, from where each step fetches it: a copy
+  # for each device, or with `zero` a part for each. Not part of a run's identity.
   config.train.offload = False
   # Devices that the sites of one network are spread over in stages, as a pipeline: a number that
   # divides the devices and, times pipe_repeats, the sites, which must be alike from stage to stage;
-  # 1: all devices have all. Not part of a run's identity, nor are the next three.
+  # 1: all devices have all. At least 1. Not part of a run's identity.
   config.train.pipe_devices = 1
-  # Parts of a slot's batch that go through the stages one after the other.
+  # Parts of a slot's batch that go through the stages one after the other. At least 1. Not part of
+  # a run's identity.
   config.train.microbatches = 4
   # 'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a multiple
-  # of pipe_devices, for a shorter bubble at more traffic.
+  # of pipe_devices, for a shorter bubble at more traffic. One of gpipe, circular. Not part of a
+  # run's identity.
   config.train.pipe_schedule = 'gpipe'
+  # Stages on each device, of 'circular'. At least 1. Not part of a run's identity.
   config.train.pipe_repeats = 1
-  # Weight in [0, 1] of in-place distillation from all-on; 0 is none.
+  # Weight of in-place distillation from all-on; 0 is none. A share in [0, 1].
   config.train.distill = 0.0
-  # Steps between two points of the curves, at least; also the most that one device call takes.
+  # Steps between two points of the curves, at least; also the most that one device call takes. At
+  # least 1.
   config.train.log_every = 50
-  # Steps between two checkpoints.
+  # Steps between two checkpoints. At least 1.
   config.train.checkpoint_every = 500
 
-  # Peak (or only) learning rate; for any optimizer of Optax that takes one.
-  config.learning_rate = 1e-3
+  # Peak (or only) learning rate. A positive number.
+  config.learning_rate = 0.001
+
+  # The optimizer, of Optax.
   config.optimizer = ConfigDict()
+  # Any optimizer of Optax that takes a learning rate.
   config.optimizer.name = 'adamw'
-  config.optimizer.kwargs = ConfigDict({'weight_decay': 1e-4}, type_safe=False)
-  # 'constant' or a schedule of Optax; arguments named *_steps may be given as shares of the run.
+  # Its other arguments.
+  config.optimizer.kwargs = ConfigDict({'weight_decay': 0.0001}, type_safe=False)
+
+  # How the learning rate changes over the run.
   config.schedule = ConfigDict()
+  # 'constant', or a schedule of Optax.
   config.schedule.name = 'cosine_decay_schedule'
+  # Its arguments beside the rate; those named *_steps may be given as shares of the run.
   config.schedule.kwargs = ConfigDict({'decay_steps': 1.0}, type_safe=False)
-  # Global norm that gradients are clipped to; 0 is no clipping.
+
+  # Global norm that gradients are clipped to; 0 is no clipping. 0 or more.
   config.clip_norm = 0.0
 
-  # Which structures a shared pool is trained on:
-  # fixed | listed | uniform | bernoulli | sandwich | sorted
+  # Which structures a shared pool is trained on.
   config.sampler = ConfigDict()
+  # The distribution that structures are drawn from; with 'fixed' and 'listed' they are given. One
+  # of fixed, listed, uniform, bernoulli, sandwich, sorted.
   config.sampler.name = 'uniform'
-  # For fixed and listed, as text: ('1011', '0011').
+  # For fixed and listed: ('1011', '0011'). Structures as text, gate 0 first, such as ('1011',
+  # '0011').
   config.sampler.structures = ()
-  # For bernoulli: keep rate of the last site, and how rates fall over depth, all gates of a site
-  # alike (uniform | linear | exponential); or one rate per gate, which replaces both.
+  # For bernoulli: keep rate of the last site. A share in [0, 1].
   config.sampler.keep_rate = 0.5
+  # For bernoulli: how keep rates fall over depth, all gates of a site alike. One of uniform,
+  # linear, exponential.
   config.sampler.keep_ramp = 'uniform'
+  # For bernoulli: one keep rate per gate, in place of keep_rate and keep_ramp. Shares in [0, 1].
   config.sampler.gate_keep_rates = ()
-  # For bernoulli: share of the run over which the rates fall from 1, and how (linear | cosine:
-  # slowly at both ends | step: at its end).
+  # For bernoulli: share of the run over which the rates fall from 1. A share in [0, 1].
   config.sampler.ramp = 0.0
+  # For bernoulli: how they fall over the run; 'cosine' slowly at both ends, 'step' at its end. One
+  # of linear, cosine, step.
   config.sampler.ramp_shape = 'linear'
 
   # Exp 1.
   config.sweep = ConfigDict()
-  # 'standalone': train every structure alone. 'shared': train one pool, rank all in it.
+  # 'standalone': train every structure alone. 'shared': train one pool, rank all in it. Some of
+  # standalone, shared, each once.
   config.sweep.modes = ('standalone', 'shared')
   # Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
-  # the K structures of a step; 0 is as many as `train.epochs`.
+  # the K structures of a step; 0 is as many as `train.epochs`. 0 or more.
   config.sweep.shared_epochs = 0.0
-  # How many structures count as the best, in recall, regret and pictures.
+  # How many structures count as the best, in recall, regret and pictures. At least 1.
   config.sweep.top_k = 8
   # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
   # each rung halving times as long; 0 trains all to the end. With shards, give each shard's command
-  # again once all have finished a rung.
+  # again once all have finished a rung. 0 or at least 2.
   config.sweep.halving = 0
-  # Rungs of successive halving, the last one of the full length.
+  # Rungs of successive halving, the last one of the full length. At least 1.
   config.sweep.rungs = 3
 
-  # A searched set for spaces too large to enumerate: '' (all 2^n), 'evolution' or 'random'.
+  # A searched set, for spaces too large to enumerate.
   config.search = ConfigDict()
+  # How structures are searched; '' is not at all, but all 2^n. One of '', evolution, random.
   config.search.method = ''
-  # Structures evaluated in all, and in each generation.
+  # Structures evaluated in all. At least 1.
   config.search.budget = 2048
+  # Structures evaluated in each generation. At least 1.
   config.search.population = 128
 
   # Exp 2.
   config.cotrain = ConfigDict()
-  # K. 0 with listed structures is all of them.
+  # K. 0 with listed structures is all of them. 0 or more.
   config.cotrain.top_k = 4
   # Passes over the training set of the short shared sweep that finds the structures, if none are
-  # given below.
+  # given below. A positive number.
   config.cotrain.sweep_epochs = 10.0
-  # Structures to co-train, as text: ('110111', '111111'); or an Exp 1 run directory whose top K are
-  # taken. With neither, a short shared sweep finds them.
+
+  # Structures to co-train: ('110111', '111111'). With none, and no directory below, a short shared
+  # sweep finds them. Structures as text, gate 0 first, such as ('1011', '0011').
   config.structures = ()
+  # An Exp 1 run directory whose top K are co-trained.
   config.structures_from = ''
 
   # Exp 3. Keep rates are those of `sampler`, uniform or bernoulli; `train.distill` above 0 trains
   # each variant with random structures a second time, distilled from all-on.
   config.stochastic = ConfigDict()
-  # How structures are drawn: 'conditional' (one for each slot and step) and 'per_sample' (one for
-  # each example: every gate runs on a random subset of fixed size of the batch).
+  # How structures are drawn: one for each slot and step ('conditional'), or one for each example:
+  # every gate runs on a random subset of fixed size of the batch ('per_sample'). Some of
+  # conditional, per_sample, each once.
   config.stochastic.modes = ('conditional', 'per_sample')
-  # 'none', or 'inverse': in training what a gate adds is divided by its keep probability.
+  # 'inverse': in training what a gate adds is divided by its keep probability. One of none,
+  # inverse.
   config.stochastic.rescale = 'none'
-  # For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage.
+  # For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage. At
+  # least 1.
   config.stochastic.stages = 4
-  # For per_sample: equal parts of a batch with a subset each. As many devices may split a batch.
+  # For per_sample: equal parts of a batch with a subset each. As many devices may split a batch. At
+  # least 1.
   config.stochastic.parts = 1
-  # Structures that each pool is judged by: all, or that many drawn at random and all-on.
+  # Structures that each pool is judged by: all, or that many drawn at random and all-on. At least
+  # 1.
   config.stochastic.num_structures = 1024
 
   # Exp 4. The dense network is `model`, a transformer, and the others are made from it.
   config.experts = ConfigDict()
-  # Networks beside the dense one: softmax | factorised | marginal | random (routers over the
-  # structures of the feed-forward layers, of `model.num_chunks` chunks), 'single' (the best static
-  # structure in a pool trained with `sampler`) and 'moe' (experts of their own weights).
+  # Networks beside the dense one: four routers over the structures of the feed-forward layers, of
+  # `model.num_chunks` chunks; 'single', the best static structure in a pool trained with `sampler`;
+  # and 'moe', experts of their own weights. Some of softmax, factorised, marginal, random, single,
+  # moe, each once.
   config.experts.variants = ('softmax', 'factorised', 'marginal', 'random', 'single', 'moe')
-  # What each has as much of as the dense network: 'flops' (active) and 'params', one network each.
+  # What each has as much of as the dense network, one network each; FLOPs are the active ones. Some
+  # of flops, params, each once.
   config.experts.budgets = ('flops', 'params')
-  # Structures of each token, and whether their weights sum to 1 or are the router's probabilities.
+  # Structures of each token. At least 1.
   config.experts.top_k = 2
+  # Whether the weights of a token's structures sum to 1, or are the router's probabilities.
   config.experts.renormalise = False
-  # For softmax and random: structures to choose from, as text of num_chunks − 1 gates; none is all.
+  # For softmax and random: structures to choose from, of num_chunks − 1 gates; none is all.
+  # Structures as text, gate 0 first, such as ('1011', '0011').
   config.experts.structures = ()
-  # Share of tokens that each feed-forward layer computes; below 1 tokens get gates of their own.
+  # Share of tokens that each feed-forward layer computes; below 1 tokens get gates of their own. A
+  # share in (0, 1].
   config.experts.keep = 1.0
   # One router for all layers instead of one for each.
   config.experts.shared_router = False
-  # Of moe: experts in each layer, and experts of each token.
+  # Of moe: experts in each layer. At least 1.
   config.experts.num_experts = 8
+  # Of moe: experts of each token. At least 1.
   config.experts.expert_top_k = 2
-  # Static structures among which the best single one is found: all, or that many at random.
+  # Static structures among which the best single one is found: all, or that many at random. At
+  # least 1.
   config.experts.num_structures = 1024
 
-  # How routers are kept balanced, in Exp 4 and DNA: weights of the load-balance loss and of the
-  # z-loss, and by how much a step moves the biases of choices (in DNA: of the identities, towards
-  # `dna.skip`) and those of tokens' own gates (towards `experts.keep`); 0 is none.
+  # How routers are kept balanced, in Exp 4 and DNA.
   config.balance = ConfigDict()
+  # Weight of the load-balance loss; 0 is none. 0 or more.
   config.balance.auxiliary = 0.01
+  # Weight of the z-loss; 0 is none. 0 or more.
   config.balance.z = 0.001
+  # By how much a step moves the biases of choices, in DNA those of the identities, towards
+  # `dna.skip`; 0 is not at all. 0 or more.
   config.balance.bias_rate = 0.0
+  # By how much a step moves the biases of tokens' own gates, towards `experts.keep`. 0 or more.
   config.balance.keep_rate = 0.05
 
   # DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
   # num_blocks are the layers of the dense network it is compared with.
   config.dna = ConfigDict()
-  # Dense sublayers first (attention and feed-forward in turn), then steps over one pool.
+  # Dense sublayers that come first, attention and feed-forward in turn. 0 or more.
   config.dna.num_backbone = 2
+  # Steps over one pool of modules, after them. At least 1.
   config.dna.num_steps = 4
-  # Modules in the pool; a block is a whole transformer layer, an identity computes nothing.
+  # Attention modules in the pool. 0 or more.
   config.dna.attention = 4
+  # Feed-forward modules in the pool. 0 or more.
   config.dna.mlp = 4
+  # Modules in the pool that are whole transformer layers. 0 or more.
   config.dna.block = 0
+  # Modules in the pool that compute nothing. 0 or more.
   config.dna.identity = 2
-  # Modules of each token and step, and whether their weights sum to 1 or are the router's
-  # probabilities.
+  # Modules of each token and step. At least 1.
   config.dna.top_k = 2
+  # Whether the weights of a token's modules sum to 1, or are the router's probabilities.
   config.dna.renormalise = False
   # Whether the weight of a block scales each of its two branches instead of their sum.
   config.dna.rescale_inside = False
-  # Target share of choices that fall on identities, for a second DNA and a shallow dense network;
-  # 0 trains neither. `balance.bias_rate` must be above 0 for it.
+  # Target share of choices that fall on identities, for a second DNA and a shallow dense network; 0
+  # trains neither. `balance.bias_rate` must be above 0 for it. A share in [0, 1).
   config.dna.skip = 0.3
-  # Test examples whose tokens' paths are analysed.
+  # Test examples whose tokens' paths are analysed. At least 1.
   config.dna.examples = 256
 
   # Exp 5. `model` is trained from scratch for `train.epochs`, and from narrow copies of itself.
   config.booster = ConfigDict()
   # Ways to start, beside training from scratch: 'clusters' (a narrow copy on each cluster of the
   # data), 'random_split' (on each part of a random split), 'one_narrow' (one copy on all data) and
-  # 'untrained' (a copy that was never trained).
+  # 'untrained' (a copy that was never trained). Some of clusters, random_split, one_narrow,
+  # untrained, each once.
   config.booster.variants = ('clusters', 'random_split', 'one_narrow', 'untrained')
   # Narrow copies, which share the batch of a step, so that all of them together cost what one does.
+  # At least 1.
   config.booster.num_models = 4
-  # Share of the width that a copy has; and the structure of `model` that it is, as text: blocks
-  # whose gates are off in it are left out. '' is all-on.
+  # Share of the width that a copy has. A share in (0, 1].
   config.booster.width = 0.5
+  # The structure of `model` that a copy is: blocks whose gates are off in it are left out. '' is
+  # all-on. A structure as text, or ''.
   config.booster.structure = ''
-  # Passes over the training set: of the copies, all together, and then of the large model.
+  # Passes over the training set of the copies, all together. A positive number.
   config.booster.epochs = 5.0
+  # Passes over the training set of the large model after them. A positive number.
   config.booster.large_epochs = 5.0
-  # Learning rates: of copies that share a batch (the noise of small batches makes Adam's steps
-  # short, so about the square root of their number more), of one narrow copy alone, and of the
-  # large model after them; 0 is `learning_rate`. The large model follows `schedule`, as from
-  # scratch; the copies one of their own, in which they need not come to rest.
+  # Learning rate of copies that share a batch; 0 is `learning_rate`. The noise of small batches
+  # makes Adam's steps short, so about the square root of their number more suits them. 0 or more.
   config.booster.learning_rate = 0.0
+  # Learning rate of one narrow copy alone; 0 is `learning_rate`. 0 or more.
   config.booster.lone_learning_rate = 0.0
+  # Learning rate of the large model, which follows `schedule`, as from scratch; 0 is
+  # `learning_rate`. 0 or more.
   config.booster.large_learning_rate = 0.0
+
+  # How the learning rate of the copies changes: they need not come to rest.
   config.booster.schedule = ConfigDict()
+  # 'constant', or a schedule of Optax.
   config.booster.schedule.name = 'warmup_constant_schedule'
+  # Its arguments beside the rate; those named *_steps may be given as shares of the run.
   config.booster.schedule.kwargs = ConfigDict({'warmup_steps': 0.05}, type_safe=False)
-  # Passes, of all copies together, after which they are replaced by their mean; 0 is never.
+  # Passes, of all copies together, after which they are replaced by their mean; 0 is never. 0 or
+  # more.
   config.booster.sync_epochs = 0.5
-  # How the copies become one: 'average', 'pack' (their strongest units side by side) or 'best' (on
-  # training examples).
+  # How the copies become one: 'pack' puts their strongest units side by side, 'best' takes the one
+  # that is best on training examples. One of average, pack, best.
   config.booster.join = 'average'
   # Whether the optimizer's state is taken along; not with 'pack', which has none.
   config.booster.optimizer_state = True
-  # How far the shares of copied units differ, in [0, 1).
+  # How far the shares of copied units differ. A share in [0, 1).
   config.booster.unequal = 0.5
   # What is clustered: 'inputs' (pixels, columns, or n-grams of text) or 'embedding' (of a narrow
-  # model trained for `embedding_epochs`); and whether clusters are made of equal sizes.
+  # model trained for `embedding_epochs`). One of inputs, embedding.
   config.booster.features = 'inputs'
+  # Passes over the training set of the model whose embedding is clustered. A positive number.
   config.booster.embedding_epochs = 0.5
+  # Whether clusters are made of equal sizes.
   config.booster.balanced = True
-  # Whether every copy is a process of its own at its own pace, never synchronised. The large model
-  # begins when the share `quorum` of them are done or all have ended, with the newest checkpoint of
-  # each.
+  # Whether every copy is a process of its own at its own pace, never synchronised.
   config.booster.asynchronous = False
+  # Of copies that are processes: the large model begins when that share of them are done or all
+  # have ended, with the newest checkpoint of each. A share in (0, 1].
   config.booster.quorum = 0.75
 
   # Compression. What starts from the network of `train.epochs` takes `compress.epochs` +
   # `compress.tune_epochs` more, each time with the learning rate and schedule from their beginning.
   config.compress = ConfigDict()
-  # What is removed: 'weight', 'unit' (hidden units and attention heads) or 'gate' (residual ones).
+  # What is removed; units are hidden units and attention heads, gates residual ones. One of weight,
+  # unit, gate.
   config.compress.level = 'weight'
   # Of 'unit': whether the numbers of a flattened input (of dense_stack and mlp) are units too.
   config.compress.inputs = False
-  # Passes over the training set in which variational dropout learns the noise, and those of what it
-  # leaves, without noise; 0 is none. Magnitude pruning tunes what it leaves for both together.
+  # Passes over the training set in which variational dropout learns the noise. A positive number.
   config.compress.epochs = 10.0
+  # Passes of what it leaves, without noise; 0 is none. Magnitude pruning tunes what it leaves for
+  # both together. 0 or more.
   config.compress.tune_epochs = 10.0
-  # Weight of the divergence from the prior, and the share of the run over which it rises from 0.
+  # Weight of the divergence from the prior. 0 or more.
   config.compress.kl = 1.0
+  # Share of the run over which that weight rises from 0. A share in [0, 1].
   config.compress.ramp = 0.5
-  # log σ² at the start, and how many times faster than the rest it is learnt (by Adam).
+  # log σ² at the start.
   config.compress.log_variance = -8.0
+  # How many times faster than the rest log σ² is learnt (by Adam). A positive number.
   config.compress.variance_rate = 20.0
   # log α above which a weight, unit or gate is removed.
   config.compress.threshold = 3.0
-  # Shares that magnitude pruning removes, a network each, beside the one that keeps as many as
-  # variational dropout.
+  # What magnitude pruning removes, a network each, beside the one that keeps as many as variational
+  # dropout. Shares in (0, 1), each once.
   config.compress.sparsities = (0.5, 0.8, 0.9, 0.95)
-  # Weight in [0, 1] of what a teacher says of each training example, beside its label, in the
-  # training of what is left; the temperature that softens both; and how many epochs more than the
-  # network that all start from the teacher takes: enough to know better, too few to overfit.
+  # Weight of what a teacher says of each training example, beside its label, in the training of
+  # what is left. A share in [0, 1].
   config.compress.distill = 0.0
+  # What softens both. A positive number.
   config.compress.temperature = 2.0
+  # Epochs that the teacher takes more than the network that all start from: enough to know better,
+  # too few to overfit. 0 or more.
   config.compress.teacher_epochs = 0.0
   # 'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of units
-  # always the latter.
+  # always the latter. One of global, layer.
   config.compress.scope = 'global'
 
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
-  # without it to merge. Not part of a run's identity.
+  # without it to merge. I/N with 0 <= I < N, such as 0/4. Not part of a run's identity.
   config.shard = ''
 
   # A misspelt option is refused; what Optax or a model of your own takes is not known here.

@@ -1,8 +1,10 @@
-"""Every option is there, has a comment, is read, and is refused when misspelt."""
+"""Every option is declared, shown with its meaning, read by some run, and refused when misspelt."""
 
+import dataclasses
+
+import options_page
 import pytest
 import tiny
-from ml_collections import ConfigDict
 
 from additive_jax import data
 from additive_jax.cli.configs import config_file, config_names, load_config
@@ -17,39 +19,70 @@ from additive_jax.experiments import (
   stochastic,
   sweep,
 )
+from additive_jax.experiments.options import (
+  DECLARED,
+  PLACEMENT,
+  Option,
+  Options,
+  options_of,
+  read_options,
+  reading,
+)
 
-DEFAULT = tiny.ROOT / 'configs' / 'default.py'
 EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
-
-
-def options(config, path=''):
-  """Dotted names of all options; what Optax or a model takes counts as one."""
-  for key in config:
-    value, name = config[key], f'{path}{key}'
-    if isinstance(value, ConfigDict) and key != 'kwargs':
-      yield from options(value, f'{name}.')
-    else:
-      yield name
 
 
 @pytest.mark.parametrize('name', config_names())
 def test_config_overrides_known_options_and_says_what_it_is(name):
-  config, default = load_config(name), load_config('default')
-  assert set(options(config)) == set(options(default))
-  session.check_config(config)
-  assert config.experiment in EXPERIMENTS
+  config = load_config(name)
+  assert read_options(config).experiment in EXPERIMENTS
   assert config_file(name).read_text().startswith('"""')
 
 
-def test_every_default_has_a_comment():
-  """Each option stands below a comment, alone or in a group that one comment introduces."""
-  lines = DEFAULT.read_text().splitlines()
-  for number, line in enumerate(lines):
-    if line.startswith('  config.'):
-      above = number - 1
-      while lines[above].startswith('  config.'):
-        above -= 1
-      assert lines[above].lstrip().startswith('#'), line
+def sections(section=Options):
+  """A section and all that are in it."""
+  yield section
+  for declared in options_of(section).values():
+    if not isinstance(declared, Option):
+      yield from sections(declared)
+
+
+def test_the_page_of_options_shows_what_is_declared():
+  assert config_file('default').read_text() == options_page.render(), (
+    'run: python tests/options_page.py > configs/default.py'
+  )
+  assert read_options(load_config('default')) == Options()
+
+
+@pytest.mark.parametrize('section', sorted(set(sections()), key=str), ids=lambda one: one.__name__)
+def test_every_option_has_a_meaning(section):
+  options = {name for name, one in options_of(section).items() if isinstance(one, Option)}
+  assert set(options_page.meanings(section)) >= options
+  assert section.__doc__
+
+
+@pytest.mark.parametrize('option', DECLARED.values(), ids=lambda one: one.name)
+def test_every_default_is_allowed(option):
+  section = Options()
+  *parents, name = option.name.split('.')
+  for parent in parents:
+    section = getattr(section, parent)
+  value = getattr(section, name)
+  assert option.read(value) == value
+  assert type(option.read(value)) is option.kind
+
+
+def test_where_a_run_is_computed_is_no_part_of_it():
+  assert set(PLACEMENT) == {
+    'shard',
+    'train.expert_devices',
+    'train.zero',
+    'train.offload',
+    'train.pipe_devices',
+    'train.microbatches',
+    'train.pipe_schedule',
+    'train.pipe_repeats',
+  }
 
 
 def test_misspelt_options_are_refused():
@@ -65,51 +98,58 @@ def test_misspelt_options_are_refused():
     config.num_seeds = 'two'
 
 
+def test_options_in_python():
+  """A config, nested dicts and `Options` give the same; lists and whole numbers are converted."""
+  config = tiny.config('sweep', {'model.hidden': (8, 4)})
+  options = read_options(config)
+  assert options.model.hidden == (8, 4)
+  assert read_options(options) == options
+  plain = dataclasses.asdict(options)
+  plain['model']['hidden'], plain['learning_rate'] = [8, 4], 1
+  changed = read_options(plain)
+  assert changed == reading.replaced(options, {'learning_rate': 1.0})
+  assert isinstance(changed.learning_rate, float)
+
+
 def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   """By some run, apart from checking its range and writing it down."""
-  read, watched, paused = set(), {}, []
+  read, paused = set(), []
 
-  def watch(config, path=''):
-    watched[id(config)] = path
-    for key in config:
-      if isinstance(config[key], ConfigDict):
-        watch(config[key], f'{path}{key}.')
-    return config
+  def recorded(section):
+    original = section.__getattribute__
 
-  def recording(name):
-    original = getattr(ConfigDict, name)
+    def get(self, name):
+      if not paused:
+        read.add((section, name))
+      return original(self, name)
 
-    def get(self, key):
-      if not paused and id(self) in watched:
-        read.add(f'{watched[id(self)]}{key}')
-      return original(self, key)
+    monkeypatch.setattr(section, '__getattribute__', get)
 
-    monkeypatch.setattr(ConfigDict, name, get)
+  def unseen(module, name):
+    original = getattr(module, name)
 
-  def unseen(name):
-    original = getattr(session, name)
-
-    def call(config):
+    def call(*args):
       paused.append(name)
       try:
-        return original(config)
+        return original(*args)
       finally:
         paused.pop()
 
-    monkeypatch.setattr(session, name, call)
+    monkeypatch.setattr(module, name, call)
 
-  recording('__getattr__')
-  recording('__getitem__')
-  unseen('check_config')
-  unseen('to_plain_config')
+  for section in set(sections()):
+    recorded(section)
+  unseen(session, 'read_options')
+  unseen(session, 'replaced')
+  unseen(session, 'to_plain_config')
   small = {'num_seeds': 1, 'model.num_blocks': 2}
   halved = small | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
   searched = small | {'search.method': 'random', 'search.budget': 4, 'search.population': 2}
   random = small | {'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)}
   configs = [
-    watch(tiny.config('sweep', halved)),
-    watch(tiny.config('cotrain', searched)),
-    watch(tiny.config('stochastic', random)),
+    tiny.config('sweep', halved),
+    tiny.config('cotrain', searched),
+    tiny.config('stochastic', random),
   ]
   with_routers = {
     'num_seeds': 1,
@@ -133,19 +173,18 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     'dna.top_k': 1,
     'dna.skip': 0.0,
   }
-  routed = [watch(tiny.config(name, with_routers)) for name in ('experts', 'dna')]
+  routed = [tiny.config(name, with_routers) for name in ('experts', 'dna')]
   plain = ('lenet', 'vgg', 'dense_stack')
   kinds = {name: ('sub_activation' if name in plain else 'residual',) for name in network.TASKS}
   networks = [
-    watch(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
+    read_options(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
     for name, gates in kinds.items()
   ]
   few = small | {'compress.epochs': 1.0, 'compress.tune_epochs': 0.0, 'compress.sparsities': ()}
-  compressed = watch(tiny.config('compress', few))
+  compressed = tiny.config('compress', few)
   few = small | {'train.epochs': 1.0, 'train.structures_per_step': 1, 'booster.num_models': 2}
   few |= {'booster.variants': ('clusters', 'one_narrow'), 'booster.features': 'embedding'}
-  boosted = watch(tiny.config('booster', few))
-  known = set(options(configs[0]))
+  boosted = tiny.config('booster', few)
   read.clear()
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
     sweep.run(configs[0], tmp_path / 'sweep', devices=1)
@@ -157,5 +196,11 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     booster.run(boosted, tmp_path / 'booster', devices=1)
   for config in networks:
     network.make_model(config.model, data.load('digits'))
+  declared = {
+    (section, name)
+    for section in sections()
+    for name, one in options_of(section).items()
+    if isinstance(one, Option)
+  }
   # The launcher reads this one.
-  assert known - read == {'experiment'}
+  assert declared - read == {(Options, 'experiment')}

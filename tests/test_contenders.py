@@ -8,8 +8,11 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
+from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
+from additive_jax.parallel import processes
 from additive_jax.report import paths
 
 # Images of 4 tokens, 6 steps of one structure.
@@ -121,8 +124,11 @@ def test_what_exp4_leaves(mixed):
 
 def test_differences_are_paired_by_seed(mixed):
   result, workdir = mixed
-  lines = (workdir / 'journals' / experts.JOURNAL).read_text().splitlines()
+  lines = (workdir / 'journals' / 'experts.jsonl').read_text().splitlines()
   records = {(r['seed'], r['variant']): r for r in map(json.loads, lines)}
+  assert set(records) == {
+    (seed, name) for seed in (0, 1) for name in ('pool', *result.variants['variant'])
+  }
   rows = result.variants.set_index('variant')
   for name in rows.index:
     own = np.array([records[seed, name]['loss'] for seed in (0, 1)])
@@ -139,11 +145,10 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
   """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
   with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
     contender = experts.make_contenders(session)[1]
-    trainer = contender.session.trainer(contender.recipe, contender.sampler, 0)
-    x, y = session.test
-    found = contenders.inspect(contender, trainer.variables, (x, y))
-    pool = contenders.placement.to_host(trainer.variables)
-    want = contenders.evaluate_structures(contender.model, pool, (x, y), [contender.structure])
+    own = contender.own_session
+    pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
+    found = inspect(own, pool, session.test)
+    want = evaluate(own, pool, [contender.structure])
     np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
     assert found.chosen.shape == (40, 4, 1, 2)
     whole = found.chosen[:32]  # the last 8 do not fill a batch
@@ -178,55 +183,10 @@ def test_what_dna_leaves(distributed):
 def test_a_killed_run_goes_on_to_the_same_numbers(distributed, tmp_path):
   """After one DNA: the other and the dense networks, which are sized by both, are still to do."""
   _, workdir = distributed
-  tiny.killed_copy(workdir, tmp_path / 'run', dna.JOURNAL, 1, b'{"seed": 0, "vari')
+  tiny.killed_copy(workdir, tmp_path / 'run', 'dna.jsonl', 1, b'{"seed": 0, "vari')
   dna.run(tiny.config('dna', DNAS), tmp_path / 'run', devices=1)
   for name in ('variants.csv', 'structures.csv', 'paths.csv', 'modules.csv', 'summary.json'):
     assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
-
-
-@pytest.mark.parametrize(
-  ('experiment', 'options', 'message'),
-  [
-    ('experts', {'experts.variants': ('softmax', 'topk')}, 'config.experts.variants .*: expected'),
-    ('experts', {'experts.budgets': ()}, r'config.experts.budgets \(\): expected some of flops'),
-    ('experts', {'experts.top_k': 5}, 'top 5 of 4 structures: expected 1 to 4'),
-    ('experts', {'experts.expert_top_k': 9}, 'top 9 of 3 experts: expected 1 to 3'),
-    ('experts', {'experts.structures': ('11', '01', '11')}, 'structure 11 is listed twice'),
-    ('experts', {'experts.structures': ('110',)}, 'structure 110 has 3 gates: expected 2'),
-    ('experts', {'experts.keep': 0.0}, r'keep 0.0: expected a share of tokens in \(0, 1\]'),
-    (
-      'experts',
-      {'model.width': 36, 'model.num_chunks': 18},
-      r"a router over all 2\^17 structures: .*'factorised' and 'marginal' do not enumerate",
-    ),
-    ('experts', {'balance.auxiliary': -1.0}, 'auxiliary -1.0 of the balance: expected a weight'),
-    ('experts', {'shard': '0/2'}, "config.shard '0/2': expected none"),
-    ('experts', {'model.name': 'mlp'}, 'MLP for networks with routers: expected config.model.name'),
-    ('experts', {'model.gates': ('lane',)}, r"config.model.gates \('lane',\) with routers"),
-    ('experts', {'experts.num_experts': 200}, 'params of moe_equal_params: .* expected a smaller'),
-    ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
-    ('dna', {'dna.skip': 1.0}, r'skip 1.0: expected a share in \[0, 1\)'),
-    ('dna', {'dna.skip': -0.1}, r'skip -0.1: expected a share in \[0, 1\)'),
-    ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0: exp'),
-    ('dna', {'dna.skip': 0.9}, 'skip 0.9 with 1 identities of 3 modules, top 2: expected a share'),
-    ('dna', {'dna.attention': 0, 'dna.mlp': 0, 'dna.identity': 2}, r'expected a share from 1 to 1'),
-    ('dna', {'model.num_blocks': 1}, 'config.model.num_blocks 1: expected at least 2'),
-    (
-      'experts',
-      {'experts.num_structures': 1},
-      'config.experts.num_structures 1: expected',
-    ),
-    ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
-    ('dna', {'dna.num_steps': 0}, 'num_steps 0: expected at least 1'),
-    ('dna', {'dna.examples': 0}, 'config.dna.examples 0: expected at least 1'),
-    ('dna', {'data.memory_limit': 10}, 'is larger than config.data.memory_limit 10'),
-  ],
-)
-def test_bad_options_leave_nothing(experiment, options, message, tmp_path):
-  run, base = {'experts': (experts.run, EXPERTS), 'dna': (dna.run, DNAS)}[experiment]
-  with pytest.raises(UserError, match=message):
-    run(tiny.config(experiment, base | options), tmp_path / 'run', devices=1)
-  assert not (tmp_path / 'run').exists()
 
 
 def test_a_model_of_your_own_must_be_a_transformer(tmp_path):

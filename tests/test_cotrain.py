@@ -339,32 +339,6 @@ def test_regression(tmp_path):
   assert ensemble['loss'].item() < result.table['alone_loss'].mean()
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
-    ({'structures': ('1x1', '111')}, "structure '1x1': expected a string of 0 and 1"),
-    ({'structures': ('111', '111')}, 'structure 111 occurs twice in config.structures'),
-    ({'structures': ('111',)}, 'config.cotrain.top_k 2: expected at most the 1 listed'),
-    ({'cotrain.top_k': 9}, 'config.cotrain.top_k 9: expected at most 2^3 = 8 structures'),
-    ({'cotrain.top_k': 0}, 'config.cotrain.top_k 0: expected at least 1'),
-    ({'shard': '0/2'}, "config.shard '0/2': expected none"),
-    ({'structures_from': '/nowhere'}, "config.structures_from '/nowhere': expected the directory"),
-    ({'structures_from': 'a', 'structures': ('111',)}, 'expected one of the two'),
-    ({'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
-    ({'train.distill': 2.0}, 'distill 2.0: expected a weight in [0, 1]'),
-    ({'data.name': 'tabular:diabetes', 'train.distill': 0.5}, 'distill 0.5 in a regression'),
-    ({'data.memory_limit': 100}, 'is larger than config.data.memory_limit 100'),
-  ],
-)
-def test_what_cannot_be_leaves_no_file(tmp_path, options, message):
-  with pytest.raises(UserError) as caught:
-    cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
-  assert not (tmp_path / 'run').exists()
-
-
 def test_a_run_that_is_no_sweep(trained, tmp_path):
   options = {'structures_from': str(trained[1])}
   with pytest.raises(UserError, match='expected the directory of a finished sweep'):

@@ -21,6 +21,9 @@ from additive_jax import data
 from additive_jax.data import tfds_prepare
 from additive_jax.errors import UserError
 
+# tfds 4.9.10 reads descriptors in a way that protobuf is about to drop.
+pytestmark = pytest.mark.filterwarnings(r'ignore:label\(\) is deprecated:DeprecationWarning')
+
 CLASSES = tfds.features.ClassLabel(names=('circle', 'square', 'star'))
 PICTURE = tfds.features.Image(shape=(4, 5, 3))
 

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax import UserError
-from additive_jax.gates.dispatch import default_sizes, packed
+from additive_jax.gates.dispatch import packed, sizes_of
 
 ROWS, LENGTH, WIDTH = 3, 8, 4
-SIZES = (2, 5, 8)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, LENGTH, WIDTH)), jnp.float32)
 KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(WIDTH, 6)), jnp.float32)
 
@@ -37,7 +35,7 @@ def choices(most):
 @pytest.mark.parametrize('most', range(LENGTH + 1))
 def test_is_the_masked_form(most):
   chosen = choices(most)
-  found = jax.jit(lambda x, c: packed(layer, x, c, sizes=SIZES))(X, chosen)
+  found = jax.jit(lambda x, c: packed(layer, x, c))(X, chosen)
   np.testing.assert_allclose(found, masked(X, chosen), rtol=1e-6)
 
 
@@ -56,7 +54,7 @@ def test_gradients(most):
     positions = jnp.broadcast_to(jnp.arange(LENGTH), x.shape[:2])
     return jnp.where(chosen[..., None], layer(x, positions, None), 0)
 
-  found = of(lambda layer, x: packed(layer, x, chosen, sizes=SIZES))
+  found = of(lambda layer, x: packed(layer, x, chosen))
   for a, b in zip(found, of(plain), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   assert (np.abs(found[1]).max() > 0.1) == (most > 0)
@@ -69,22 +67,14 @@ def test_the_smallest_size_that_holds_the_fullest_row_runs():
     jax.debug.callback(lambda valid: ran.append(valid.shape[1]), valid)
     return layer(x, positions, valid)
 
-  program = jax.jit(lambda x, c: packed(counted, x, c, sizes=SIZES))
+  program = jax.jit(lambda x, c: packed(counted, x, c))
   for most in range(LENGTH + 1):
     program(X, choices(most)).block_until_ready()
   jax.effects_barrier()
-  assert ran == [2, 2, 5, 5, 5, 8, 8, 8]
+  assert ran == [1, 2, 3, 4, 6, 6, 8, 8]
   assert program._cache_size() == 1
 
 
-def test_default_sizes():
-  assert default_sizes(16) == (2, 4, 6, 8, 12, 16)
-  assert default_sizes(3) == (1, 2, 3)
-  found = packed(layer, X, choices(3))
-  np.testing.assert_allclose(found, masked(X, choices(3)), rtol=1e-6)
-
-
-@pytest.mark.parametrize('sizes', [(), (2, 5), (5, 2, 8), (0, 8), (8, 8)])
-def test_bad_sizes(sizes):
-  with pytest.raises(UserError, match='for rows of 8: expected numbers that ascend to 8'):
-    packed(layer, X, choices(1), sizes=sizes)
+def test_sizes():
+  assert sizes_of(3) == (1, 2, 3)
+  assert sizes_of(LENGTH) == (1, 2, 3, 4, 6, 8)

@@ -210,7 +210,7 @@ def test_facts_count_the_choices(random_pool):
   load = np.bincount(best.ravel(), minlength=6) / best.size
   np.testing.assert_allclose(facts['step_00'].load, load, rtol=1e-6)
   np.testing.assert_allclose(facts['step_00'].kept, 1 - load[5], rtol=1e-6)
-  np.testing.assert_array_equal(chosen['step_00'].index, best)
+  np.testing.assert_array_equal(chosen['step_00'].indices, best)
   assert set(facts) == set(chosen) == {'step_00'}
 
 

@@ -113,9 +113,9 @@ def test_random_routes_differ_by_site(random_pool):
   (first, second), (again, _), (drawn, _) = (
     sites.values() for sites in look(random_pool(model, tokens))
   )
-  assert (first.index != second.index).any()
-  np.testing.assert_array_equal(first.index, again.index)
-  assert (first.index != drawn.index).any()
+  assert (first.indices != second.indices).any()
+  np.testing.assert_array_equal(first.indices, again.indices)
+  assert (first.indices != drawn.indices).any()
 
 
 def test_random_routes_by_position_and_key():
@@ -202,9 +202,7 @@ def test_selection_bias_evens_the_load():
 
   @jax.jit
   def step(bias):
-    facts = routers.facts_of_list(
-      logits, routers.top_k(logits, 2, structures=all_bits(3), bias=bias), 8
-    )
+    facts = routers.facts_of_list(logits, routers.top_k(logits, 2, bias=bias).indices, 8)
     return routers.rebalanced(bias, facts, 0.02), facts.load
 
   for _ in range(300):
@@ -216,8 +214,8 @@ def test_selection_bias_evens_the_load():
 
 def test_balance_pushes_towards_even_choices():
   for facts_of in (
-    lambda z: routers.facts_of_list(z, routers.top_k(z, 1, structures=all_bits(2)), 4),
-    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1)),
+    lambda z: routers.facts_of_list(z, routers.top_k(z, 1).indices, 4),
+    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1).structures),
   ):
     logits = jnp.array([2.0, 0.5, -0.5, -1]) + jax.random.normal(jax.random.key(1), (200, 4)) / 2
     loss = jax.jit(jax.value_and_grad(lambda z, of=facts_of: routers.load_balance(of(z))))
@@ -315,13 +313,13 @@ def test_choices_of_every_token_are_left():
   chosen = state[CHOICES]['left']
   x = normed(params, h)
   best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
-  np.testing.assert_array_equal(chosen.index, best.structures @ (1 << np.arange(3)))
+  np.testing.assert_array_equal(chosen.indices, best.structures @ (1 << np.arange(3)))
   on = x @ params['keep']['kernel'][:, 0] + params[KEEP_BIAS] > 0
   np.testing.assert_array_equal(chosen.on, on)
   assert 0 < on.mean() < 1
   marginal = StructureExperts(HIDDEN, CHUNKS, Routing('marginal'))
   state = marginal.apply({'params': pool_of(marginal)}, h, mutable=[CHOICES])[1]
-  assert state[CHOICES]['left'].index is None
+  assert state[CHOICES]['left'].indices is None
 
 
 def test_structures_beyond_an_int32_have_no_numbers():

@@ -217,7 +217,7 @@ def test_groups_are_the_compositions():
 def test_joins_are_products_of_the_gates_between(shape):
   soft = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32)
   for values in (soft, soft > 0.5):
-    table = gates.joins([jnp.asarray(value) for value in values], 5)
+    table = gates.joins([jnp.asarray(value) for value in values])
     for j, i in itertools.product(range(5), repeat=2):
       want = np.ones(shape)
       for gate in values[min(i, j) : max(i, j)]:

@@ -7,6 +7,7 @@ import tiny
 
 from additive_jax import UserError, data, models
 from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.options import read_options
 from additive_jax.models.additive import gate_names
 
 OPTIONS = {
@@ -36,7 +37,7 @@ def sets(tmp_path_factory):
 
 def options(**changed):
   changed = {f'model.{key}': value for key, value in changed.items()}
-  return tiny.config('sweep', {**OPTIONS, **changed}).model
+  return read_options(tiny.config('sweep', {**OPTIONS, **changed})).model
 
 
 # name, data, kinds of gates, class, gates
@@ -131,7 +132,11 @@ def test_a_network_of_your_own(sets):
     ('a table', {'name': 'lenet'}, 'model lenet on tabular:iris, a table: expected images'),
     ('text', {'name': 'vgg'}, 'lines.txt, text: expected images'),
     ('text', {'name': 'mlp'}, 'lines.txt, text: expected images or a table'),
-    ('images', {'gates': ('residul',)}, "gate kind 'residul' for mlp: expected some of residual,"),
+    (
+      'images',
+      {'gates': ('residul',)},
+      "config.model.gates ('residul',): expected some of ",
+    ),
     (
       'images',
       {'name': 'convnet', 'gates': (LANE,)},
@@ -143,8 +148,8 @@ def test_a_network_of_your_own(sets):
       "gate kind 'residual' for lenet: expected some of sub_activation",
     ),
     ('images', {'name': 'vgg', 'gates': ALL}, "gate kind 'residual' for vgg: expected some of"),
-    ('images', {'gates': (LANE, LANE)}, "gate kinds ('lane', 'lane') for mlp: expected some of"),
-    ('images', {'gates': ()}, 'gate kinds () for mlp: expected some of'),
+    ('images', {'gates': (LANE, LANE)}, "config.model.gates ('lane', 'lane'): expected some of"),
+    ('images', {'gates': ()}, 'config.model.gates (): expected some of'),
     ('images', {'hidden': (4, 4, 4)}, 'hidden (4, 4, 4) has 3 sizes: expected 1 or 2'),
     ('images', {'hidden': ()}, 'hidden () has 0 sizes: expected 1 or 2'),
     ('images', {'width': 0}, 'width 0: expected at least 1'),
@@ -185,7 +190,11 @@ def test_a_network_of_your_own(sets):
       {'name': 'convnet', 'channels': ()},
       'channels (): expected a number for each stage',
     ),
-    ('images', {'name': 'convnet', 'channels': (4, 0)}, 'channels 0: expected at least 1'),
+    (
+      'images',
+      {'name': 'convnet', 'channels': (4, 0)},
+      'config.model.channels (4, 0): expected sizes of at ',
+    ),
     (
       'images',
       {'name': 'convnet', 'gates': (JOINS,), 'num_chunks': 5},
@@ -211,8 +220,7 @@ def test_what_cannot_be(sets, kind, changed, message):
 
 @pytest.mark.parametrize('name', TASKS)
 def test_kwargs_are_for_networks_of_your_own(sets, name):
-  chosen = options(name=name)
-  chosen.kwargs.depth = 3
+  chosen = options(name=name, kwargs={'depth': 3})
   with pytest.raises(UserError) as error:
     make_model(chosen, sets['images'])
   assert str(error.value) == f"config.model.kwargs {{'depth': 3}} for {name}: expected none"

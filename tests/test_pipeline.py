@@ -395,21 +395,3 @@ def test_options_of_a_run(tmp_path):
         assert trainer.recipe.loss.pipeline.stages == 2 * options.get('train.pipe_repeats', 1)
   assert recipe.loss == Structures()
   assert identities[0] == identities[1] == identities[2]
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'train.pipe_devices': 0}, 'config.train.pipe_devices 0: expected at least 1'),
-    ({'train.microbatches': 0}, 'config.train.microbatches 0: expected at least 1'),
-    ({'train.pipe_devices': 3}, 'pipe_devices 3 on 4 devices: expected a number that divides them'),
-    ({'model.num_blocks': 3}, '3 sites of MLP in 2 stages'),
-    ({'train.microbatches': 3}, 'a batch of 16 examples in 3 microbatches: expected a multiple'),
-    ({'train.distill': 0.5}, 'distill 0.5 in a pipeline: expected 0'),
-  ],
-)
-def test_bad_options_write_nothing(options, message, tmp_path):
-  check = lambda session: session.recipe(4)
-  with pytest.raises(UserError, match=message), opened(options, tmp_path / 'run', check):
-    pass
-  assert not (tmp_path / 'run').exists()

@@ -11,6 +11,7 @@ import pytest
 from additive_jax import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.structure import all_bits
+from additive_jax.models import Routing
 
 TOKENS = 50
 
@@ -37,9 +38,9 @@ def test_k_best_is_exact(num_gates, k):
   logits = draw(num_gates, num_gates)
   if k > 2**num_gates:
     with pytest.raises(UserError, match=f'top {k} of {2**num_gates} structures: expected 1 to'):
-      routers.k_best(logits, k)
+      routers.k_best(jnp.asarray(logits), k)
     return
-  choice = jax.jit(routers.k_best, static_argnums=1)(logits, k)
+  choice = jax.jit(routers.k_best, static_argnums=1)(jnp.asarray(logits), k)
   bits = np.asarray(choice.structures)
   assert bits.shape == (TOKENS, k, num_gates)
   codes = bits @ (1 << np.arange(num_gates))
@@ -47,7 +48,7 @@ def test_k_best_is_exact(num_gates, k):
   want = enumerated_best(logits, k)
   np.testing.assert_allclose(log_probability(logits[:, None], bits), want, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(choice.weights, np.exp(want), rtol=1e-4, atol=1e-6)
-  renormalised = routers.k_best(logits, k, renormalise=True)
+  renormalised = routers.k_best(jnp.asarray(logits), k, renormalise=True)
   np.testing.assert_array_equal(renormalised.structures, bits)
   np.testing.assert_allclose(
     renormalised.weights, np.exp(want) / np.exp(want).sum(-1, keepdims=True), rtol=1e-4, atol=1e-6
@@ -68,7 +69,7 @@ def test_k_best_with_ties(logits):
 
 def test_k_best_of_many_gates_flips_the_cheapest_alone():
   logits = draw(3, 40)
-  bits = np.asarray(routers.k_best(logits, 8).structures)
+  bits = np.asarray(routers.k_best(jnp.asarray(logits), 8).structures)
   flipped = bits != (logits > 0)[:, None]
   order = np.argsort(np.abs(logits), axis=-1)
   assert not np.take_along_axis(flipped, order[:, None], -1)[..., 7:].any()
@@ -82,7 +83,7 @@ def test_k_best_of_many_gates_flips_the_cheapest_alone():
 def test_k_best_flips_beyond_the_bits_of_one_integer():
   """Costs are nearly equal, so that the cheapest sets are those of one gate."""
   logits = np.random.default_rng(0).uniform(1, 1.5, (5, 40)).astype(np.float32)
-  bits = np.asarray(routers.k_best(logits, 40).structures)
+  bits = np.asarray(routers.k_best(jnp.asarray(logits), 40).structures)
   cost = ((bits != (logits > 0)[:, None]) * np.abs(logits)[:, None].astype(np.float64)).sum(-1)
   # The sum of any two is above every single one.
   want = np.concatenate([np.zeros((5, 1)), np.sort(logits.astype(np.float64), axis=-1)[:, :39]], -1)
@@ -108,15 +109,17 @@ def test_flip_sets_are_enough_and_all_needed(k):
 
 def test_bias_counts_in_the_choice_alone():
   logits = draw(4, 5)
-  bias = np.float32([3, -3, 0, 0, 1])
-  choice = routers.k_best(logits, 3, bias=bias)
-  np.testing.assert_array_equal(choice.structures, routers.k_best(logits + bias, 3).structures)
+  bias = jnp.float32([3, -3, 0, 0, 1])
+  choice = routers.k_best(jnp.asarray(logits), 3, bias=bias)
+  np.testing.assert_array_equal(
+    choice.structures, routers.k_best(jnp.asarray(logits + bias), 3).structures
+  )
   want = np.exp(log_probability(logits[:, None], np.asarray(choice.structures)))
   np.testing.assert_allclose(choice.weights, want, rtol=1e-4, atol=1e-7)
-  listed = routers.top_k(logits, 2, structures=all_bits(5)[:5], bias=bias)
-  np.testing.assert_array_equal(listed.index, np.argsort(-(logits + bias), axis=-1)[:, :2])
+  listed = routers.top_k(jnp.asarray(logits), 2, structures=all_bits(5)[:5], bias=bias)
+  np.testing.assert_array_equal(listed.indices, np.argsort(-(logits + bias), axis=-1)[:, :2])
   soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  want = np.take_along_axis(soft, np.asarray(listed.index), -1)
+  want = np.take_along_axis(soft, np.asarray(listed.indices), -1)
   np.testing.assert_allclose(listed.weights, want, rtol=1e-5)
 
 
@@ -124,9 +127,9 @@ def test_bias_counts_in_the_choice_alone():
 def test_top_k_of_a_list(renormalise):
   structures = all_bits(3)[[7, 0, 5, 2, 6]]
   logits = draw(5, 5)
-  choice = routers.top_k(logits, 2, structures=structures, renormalise=renormalise)
+  choice = routers.top_k(jnp.asarray(logits), 2, structures=structures, renormalise=renormalise)
   index = np.argsort(-logits, axis=-1)[:, :2]
-  np.testing.assert_array_equal(choice.index, index)
+  np.testing.assert_array_equal(choice.indices, index)
   np.testing.assert_array_equal(choice.structures, structures[index])
   weights = np.take_along_axis(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), index, -1)
   if renormalise:
@@ -150,9 +153,9 @@ def test_random_draws_different_structures_evenly():
   structures = all_bits(3)
   choice = routers.random(jax.random.key(0), (4000,), structures, 3)
   np.testing.assert_array_equal(choice.weights, np.full((4000, 3), np.float32(1 / 3)))
-  np.testing.assert_array_equal(choice.structures, structures[np.asarray(choice.index)])
-  assert all(len(set(row)) == 3 for row in np.asarray(choice.index))
-  share = np.bincount(np.asarray(choice.index).ravel(), minlength=8) / 4000
+  np.testing.assert_array_equal(choice.structures, structures[np.asarray(choice.indices)])
+  assert all(len(set(row)) == 3 for row in np.asarray(choice.indices))
+  share = np.bincount(np.asarray(choice.indices).ravel(), minlength=8) / 4000
   np.testing.assert_allclose(share, 3 / 8, atol=0.04)  # five standard deviations
 
 
@@ -165,9 +168,8 @@ def test_random_draws_different_structures_evenly():
     ),
     (lambda: routers.k_best(jnp.zeros(2), 0), 'top 0 of 4 structures: expected 1 to 4'),
     (lambda: routers.random(jax.random.key(0), (2,), all_bits(1), 3), 'top 3 of 2 structures'),
-    (lambda: routers.check_list([[1, 0], [1, 0]], 2), 'structure 10 is listed twice'),
-    (lambda: routers.check_list([[1, 0, 1]], 2), 'structures of shape (1, 3): expected [S, 2]'),
-    (lambda: routers.check_list(np.zeros((0, 2)), 2), 'an empty list of structures'),
+    (lambda: Routing(structures=('10', '10')).listed(2), 'structure 10 is listed twice'),
+    (lambda: Routing(structures=('101',)).listed(2), 'structure 101 has 3 gates: expected 2'),
     (
       lambda: routers.enumerated(17),
       "all 2^17 structures: expected at most 2^16; the routers 'fac",

@@ -105,55 +105,6 @@ def test_directory_of_another_config(tmp_path):
     pass
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'num_seeds': 0}, 'config.num_seeds 0: expected at least 1'),
-    ({'train.batch_size': 0}, 'config.train.batch_size 0: expected at least 1'),
-    ({'train.structures_per_step': -1}, 'config.train.structures_per_step -1'),
-    ({'train.log_every': 0}, 'config.train.log_every 0: expected at least 1'),
-    ({'train.checkpoint_every': 0}, 'config.train.checkpoint_every 0: expected at least 1'),
-    ({'train.expert_devices': 0}, 'config.train.expert_devices 0: expected at least 1'),
-    ({'train.expert_devices': 3}, 'expert_devices 3 on 2 devices: expected a number that divides'),
-    ({'train.epochs': 0.0}, 'config.train.epochs 0.0: expected a positive number'),
-    ({'train.epochs': float('nan')}, 'config.train.epochs nan: expected a positive number'),
-    ({'cotrain.sweep_epochs': -1.0}, 'config.cotrain.sweep_epochs -1.0: expected a positive'),
-    ({'sweep.shared_epochs': -1.0}, 'config.sweep.shared_epochs -1.0: expected 0 or more'),
-    ({'sweep.rungs': 0}, 'config.sweep.rungs 0: expected at least 1'),
-    ({'seed': -1}, 'config.seed -1: expected 0 or more'),
-    ({'cotrain.top_k': -1}, 'config.cotrain.top_k -1: expected 0 or more'),
-    ({'shard': '2/2'}, "config.shard '2/2': expected I/N with 0 <= I < N, such as 0/4"),
-    ({'shard': 'a'}, "config.shard 'a': expected I/N"),
-    ({'data.name': 'iris'}, "unknown data 'iris'; expected digits, stdlib"),
-    ({'data.name': 'tabular:irs'}, 'tabular:irs: unknown table; expected one of iris'),
-    ({'data.name': 'stdlib'}, 'model mlp on stdlib, text: expected images or a table'),
-    ({'model.hidden': (8, 8)}, 'hidden (8, 8) has 2 sizes: expected 1 or 3'),
-    ({'model.width': 0}, 'width 0: expected at least 1'),
-    ({'model.name': 'mpl'}, "module:Class; did you mean 'mlp'?"),
-    ({'model.name': 'nowhere:Net'}, "config.model.name 'nowhere:Net': No module named 'nowhere'"),
-    ({'model.name': 'math:Net'}, "config.model.name 'math:Net': module 'math' has no attribute"),
-    ({'model.name': ':Net'}, "config.model.name ':Net': Empty module name"),
-    ({'model.name': 'math:sqrt'}, 'expected an additive module that takes num_classes'),
-  ],
-)
-def test_what_cannot_be(tmp_path, options, message):
-  with pytest.raises(UserError) as caught, opened(options, tmp_path / 'run'):
-    pass
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
-  assert not (tmp_path / 'run').exists()
-
-
-def test_mlp_takes_no_kwargs(tmp_path):
-  config = tiny.config('sweep')
-  config.model.kwargs.depth = 3
-  with (
-    pytest.raises(UserError, match=r"kwargs {'depth': 3} for mlp: expected none"),
-    open_session(config, tmp_path / 'run', check=lambda session: None),
-  ):
-    pass
-
-
 def test_model_of_the_config():
   options = tiny.config('sweep', {'model.hidden': (4, 5, 6)}).model
   model = session_.make_model(options, data_.load('digits'))

@@ -10,8 +10,6 @@ import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments import shared, sweep
-from additive_jax.experiments.session import open_session
-from additive_jax.experiments.shared import check_shared
 from additive_jax.files.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
@@ -46,7 +44,7 @@ def test_curves_have_a_point_every_log_every_steps(pools):
 @pytest.mark.parametrize('lost', ['missing', 'damaged'])
 def test_a_pool_goes_on_from_its_newest_sound_checkpoint(pools, tmp_path, lost):
   workdir = tmp_path / 'run'
-  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  tiny.killed_copy(pools[1], workdir, 'sweep.jsonl', 1)
   checkpoints = workdir / 'checkpoints' / 'shared-seed1'
   for step in (10, 15):
     if lost == 'missing':
@@ -116,11 +114,11 @@ def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
     assert not sweep.run(config, workdir, devices=2).complete
   assert not (workdir / 'metrics.jsonl').exists()
   for shard in range(2):
-    lines = (workdir / 'journals' / f'shared-{shard}-of-2.jsonl').read_text().splitlines()
+    lines = (workdir / 'journals' / f'sweep-{shard}-of-2.jsonl').read_text().splitlines()
     assert [json.loads(line)['seed'] for line in lines] == [shard]
   sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
-  assert not (workdir / 'journals' / 'shared-0-of-1.jsonl').exists()
+  assert not (workdir / 'journals' / 'sweep.jsonl').exists()
   read = [Metrics.read(path) for path in (workdir, pools[1])]
   pd.testing.assert_frame_equal(*read, check_exact=True)
   assert (workdir / 'report.html').read_bytes() == (pools[1] / 'report.html').read_bytes()
@@ -136,29 +134,9 @@ def test_one_device_and_two_agree(pools, tmp_path):
 
 def test_damaged_checkpoints_end_the_run_in_one_line(pools, tmp_path):
   workdir = tmp_path / 'run'
-  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  tiny.killed_copy(pools[1], workdir, 'sweep.jsonl', 1)
   for path in (workdir / 'checkpoints' / 'shared-seed1').rglob('metadata'):
     path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(UserError, match=r'every checkpoint in .*shared-seed1 is damaged') as caught:
     sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert 'remove the directory to start afresh' in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4 gates'),
-    ({'sampler.name': 'listed', 'sampler.structures': ('1x1',)}, "structure '1x1': expected"),
-    ({'sampler.ramp': 2.0}, 'sampler.ramp 2.0: expected a share of the run'),
-    ({'train.collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
-    ({'train.average': 'median'}, "average 'median': expected one of mean, coverage"),
-    ({'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
-  ],
-)
-def test_what_cannot_be(tmp_path, options, message):
-  check = lambda session: check_shared(session, 1.0)
-  config = tiny.config('sweep', options)
-  with pytest.raises(UserError) as caught, open_session(config, tmp_path / 'run', check=check):
-    pass
-  assert message in str(caught.value)
-  assert not (tmp_path / 'run').exists()

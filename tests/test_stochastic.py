@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import tiny
 
-from additive_jax import UserError
 from additive_jax.experiments import stochastic
 from additive_jax.experiments.stochastic_tables import expected_flops
 from additive_jax.gates.structure import all_bits
@@ -174,30 +173,3 @@ def test_distilled_and_a_sample_of_the_structures(tmp_path):
   assert extra == pytest.approx(rows.loc['none', 'training_flops'] / 3)
   page = (tmp_path / 'run' / 'report.html').read_text()
   assert 'over the seeds' not in page
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'stochastic.modes': ('pairs',)}, "config.stochastic.modes ('pairs',): expected some of cond"),
-    ({'stochastic.modes': ()}, 'config.stochastic.modes (): expected some of conditional'),
-    ({'stochastic.rescale': 'half'}, "rescale 'half': expected one of none, inverse"),
-    ({'stochastic.parts': 3}, 'a batch of 16 in 3 parts: expected parts that divide'),
-    ({'stochastic.stages': 0}, 'config.stochastic.stages 0: expected at least 1'),
-    ({'sampler.keep_rate': 1.5}, 'keep rate 1.5: expected a number in [0, 1]'),
-    ({'sampler.gate_keep_rates': (0.5, 2.0, 0.5)}, 'keep rate 2.0: expected a number in [0, 1]'),
-    ({'sampler.keep_ramp': 'cubic'}, "keep-rate ramp 'cubic': expected one of uniform, linear"),
-    ({'sampler.ramp_shape': 'cubic'}, "ramp shape 'cubic': expected one of linear, cosine, step"),
-    ({'sampler.ramp': 1.5}, 'sampler.ramp 1.5: expected a share of the run in [0, 1]'),
-    ({'sampler.name': 'sorted'}, "config.sampler.name 'sorted' for random structures: expected"),
-    ({'train.distill': 2.0}, 'distill 2.0: expected a weight in [0, 1]'),
-    ({'shard': '0/2'}, "config.shard '0/2': expected none"),
-    ({'data.memory_limit': 100}, 'is larger than config.data.memory_limit 100'),
-  ],
-)
-def test_what_cannot_be_leaves_no_file(tmp_path, options, message):
-  with pytest.raises(UserError) as caught:
-    stochastic.run(tiny.config('stochastic', CHOSEN | options), tmp_path / 'run', devices=1)
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value)
-  assert not (tmp_path / 'run').exists()

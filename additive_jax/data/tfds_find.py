@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from additive_jax.data.tfds_prepare import one_line
+from additive_jax.data.tfds_prepare import first_line
 from additive_jax.errors import UserError
 
 
@@ -31,7 +31,7 @@ def undamaged(name: str, folder: str) -> Iterator[None]:
     yield
   except (json_format.ParseError, json.JSONDecodeError, OSError, RuntimeError) as error:
     raise UserError(
-      f'tfds:{name}: the prepared set in {folder!r} cannot be read: {one_line(error)}'
+      f'tfds:{name}: the prepared set in {folder!r} cannot be read: {first_line(error)}'
     ) from error
 
 

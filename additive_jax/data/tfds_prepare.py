@@ -1,32 +1,35 @@
-"""Preparing a TensorFlow Datasets set as ArrayRecord: the command, the network check, the work."""
+"""Preparing a TensorFlow Datasets set as ArrayRecord: the command, the network check, the work.
+
+The work is the library's own `download_and_prepare`. Its command `tfds build` would do the same,
+but cannot be started without TensorFlow (4.9.10), so the command for a set that is not prepared
+calls `load` with `download=True`.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import json
 import logging
-import os
-import pathlib
 import shlex
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any
+from types import ModuleType
 
 from additive_jax.errors import UserError
-from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
 
 # Sets whose builder doesn't record its URLs are downloaded from hosts that only the builder knows.
 DEFAULT_URL = 'https://storage.googleapis.com'
 NETWORK_SECONDS = 3.0
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def command(name: str, folder: str) -> str:
-  """The shell command that prepares `tfds:<name>` in `folder`."""
+  """Returns the shell command that prepares `tfds:<name>` in `folder`."""
   # JSON strings are Python strings, and their double quotes survive the shell's single ones.
   spec, data_dir = json.dumps(f'tfds:{name}'), json.dumps(folder)
   code = f'from additive_jax import data; data.load({spec}, data_dir={data_dir}, download=True)'
@@ -34,7 +37,10 @@ def command(name: str, folder: str) -> str:
 
 
 def answers(url: str, seconds: float = NETWORK_SECONDS) -> bool:
-  """Whether anything, an error page included, answers a request for `url` within `seconds`."""
+  """Returns whether anything, an error page included, answers for `url` within `seconds`.
+
+  Without a network the library itself tries for 205 seconds.
+  """
   reached = threading.Event()
 
   def ask() -> None:
@@ -55,8 +61,8 @@ def answers(url: str, seconds: float = NETWORK_SECONDS) -> bool:
   return reached.is_set()
 
 
-def prepare(tfds: Any, name: str, folder: str) -> None:
-  """Downloads and prepares `tfds:<name>` as ArrayRecord in `folder`.
+def prepare(tfds: ModuleType, name: str, folder: str) -> None:
+  """Downloads and prepares `tfds:<name>` as ArrayRecord in `folder`, with the library's own bars.
 
   Args:
     tfds: the module tensorflow_datasets.
@@ -71,7 +77,7 @@ def prepare(tfds: Any, name: str, folder: str) -> None:
   try:
     builder = tfds.builder(name, data_dir=folder, file_format='array_record')
   except (ValueError, AssertionError) as error:
-    raise UserError(f'{spec}: {one_line(error)}') from error
+    raise UserError(f'{spec}: {first_line(error)}') from error
   urls = list(builder.url_infos or ())
   if not urls and type(builder).__module__.startswith('tensorflow_datasets.'):
     urls = [DEFAULT_URL]
@@ -80,9 +86,13 @@ def prepare(tfds: Any, name: str, folder: str) -> None:
       f'{spec}: no answer from {urls[0]} within {NETWORK_SECONDS:g} s; where there is a network, '
       f'run: {command(name, folder)}'
     )
+  log.info('preparing %s in %s', spec, folder)
+  start = time.monotonic()
+  tfds.display_progress_bar(sys.stderr.isatty())  # in a log file a bar is many lines
   config = tfds.download.DownloadConfig(try_download_gcs=False)
   try:
-    with _watched(tfds, f'preparing {spec}', builder):
+    # tfds prints its notices; standard output belongs to the caller.
+    with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(download_config=config)
   except ImportError as error:
     raise UserError(
@@ -92,54 +102,19 @@ def prepare(tfds: Any, name: str, folder: str) -> None:
   except AssertionError as error:
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
       raise
-    raise UserError(f'{spec}: needs files that you download yourself: {one_line(error)}') from error
+    raise UserError(
+      f'{spec}: needs files that you download yourself: {first_line(error)}'
+    ) from error
   except (OSError, tfds.download.DownloadError) as error:
-    raise UserError(f'{spec}: preparing failed: {one_line(error)}') from error
+    raise UserError(f'{spec}: preparing failed: {first_line(error)}') from error
+  log.info('prepared %s in %.0f s', spec, time.monotonic() - start)
 
 
-@contextlib.contextmanager
-def _watched(tfds: Any, description: str, builder: Any) -> Iterator[None]:
-  """Shows the bytes that have reached the disk, in place of tfds's own bars."""
-  total = int(builder.info.download_size or 0) + int(builder.info.dataset_size or 0)
-  set_folder = pathlib.Path(builder.data_dir).parent
-  folders = [pathlib.Path(builder.data_dir_root, 'downloads'), set_folder]
-  before = sum(map(_folder_bytes, folders))
-  stop = threading.Event()
-  with Progress(total or None, description, unit='byte') as progress:
+def first_line(error: Exception) -> str:
+  """Returns the first line of what an exception says.
 
-    def look() -> None:
-      seen = before
-      while not stop.wait(SECONDS_BETWEEN_LOOKS):
-        now = sum(map(_folder_bytes, folders))
-        progress.advance(max(now - seen, 0))
-        seen = max(now, seen)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    tfds.display_progress_bar(False)
-    start = time.monotonic()
-    try:
-      # tfds prints its notices; standard output belongs to the caller.
-      with contextlib.redirect_stdout(io.StringIO()):
-        yield
-    finally:
-      tfds.display_progress_bar(True)
-      stop.set()
-      thread.join()
-  log.info('%s: done in %.0f s', description, time.monotonic() - start)
-
-
-def _folder_bytes(folder: pathlib.Path) -> int:
-  total = 0
-  for parent, _, names in os.walk(folder):
-    for name in names:
-      # Files come and go while a set is prepared.
-      with contextlib.suppress(OSError):
-        total += os.lstat(os.path.join(parent, name)).st_size
-  return total
-
-
-def one_line(error: Exception) -> str:
-  """The first line of what an exception says."""
+  >>> first_line(ValueError('no such set', 'mnsit'))
+  "('no such set', 'mnsit')"
+  """
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return lines[0] if lines else type(error).__name__

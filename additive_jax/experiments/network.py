@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-
-from ml_collections import ConfigDict
 
 from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError
+from additive_jax.experiments.options import ModelOptions
 from additive_jax.models.additive import gate_names
 
 TASKS = {
@@ -22,7 +20,7 @@ TASKS = {
 }
 
 
-def make_model(options: ConfigDict, data: data_.Data):
+def make_model(options: ModelOptions, data: data_.Data):
   """The model of `config.model`, with as many outputs as the data asks for.
 
   Raises:
@@ -30,25 +28,18 @@ def make_model(options: ConfigDict, data: data_.Data):
   """
   if ':' in options.name:
     return _own_model(options, data)
-  if options.name not in TASKS:
-    near = difflib.get_close_matches(options.name, TASKS, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise UserError(
-      f'config.model.name {options.name!r}: expected one of {", ".join(TASKS)}, '
-      f'or module:Class{hint}'
-    )
   if options.kwargs:
-    raise UserError(f'config.model.kwargs {dict(options.kwargs)} for {options.name}: expected none')
+    raise UserError(f'config.model.kwargs {options.kwargs} for {options.name}: expected none')
   if _kind(data) not in TASKS[options.name]:
     raise UserError(
       f'model {options.name} on {data.name}, {_kind(data)}: expected {TASKS[options.name]}'
     )
   common = {
     'num_classes': data.num_outputs,
-    'gates': tuple(options.gates),
+    'gates': options.gates,
     'num_chunks': options.num_chunks,
   }
-  hidden = options.hidden[0] if len(options.hidden) == 1 else tuple(options.hidden)
+  hidden = options.hidden[0] if len(options.hidden) == 1 else options.hidden
   if options.name == 'mlp':
     return models.MLP(
       options.num_blocks, options.width, hidden, num_lanes=options.num_lanes, **common
@@ -71,10 +62,9 @@ def make_model(options: ConfigDict, data: data_.Data):
       num_lanes=options.num_lanes,
       **common,
     )
-  channels = tuple(options.channels)
   if options.name == 'convnet':
-    return models.ConvNet(channels, options.blocks_per_stage, **common)
-  return models.VGG(channels, **common) if options.name == 'vgg' else models.LeNet(**common)
+    return models.ConvNet(options.channels, options.blocks_per_stage, **common)
+  return models.VGG(options.channels, **common) if options.name == 'vgg' else models.LeNet(**common)
 
 
 def _kind(data):
@@ -103,7 +93,7 @@ def _own_model(options, data):
     gate_names(model)
   except (TypeError, AttributeError) as error:
     raise UserError(
-      f'config.model.name {options.name!r} with {dict(options.kwargs)}: {error}; '
+      f'config.model.name {options.name!r} with {options.kwargs}: {error}; '
       'expected an additive module that takes num_classes'
     ) from error
   return model

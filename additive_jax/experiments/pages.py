@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from additive_jax.experiments.options import PLACEMENT
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import EXCLUDED, Session
+from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures, stochastic_figures
 from additive_jax.report.page import Page, details, picture, section, table, tiles
@@ -20,7 +21,7 @@ def finished_page(session: Session, page: Page) -> str:
   the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
-  options = flatten(session.rundir.read_json('config.json'), EXCLUDED)
+  options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
   texts = {'Command, which also continues the run': session.command} if session.command else {}

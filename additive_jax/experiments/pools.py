@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.experiments.session import load_data
-from additive_jax.transplant.restore import Saved, read_checkpoint
+from additive_jax.transplant.restore import Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
@@ -27,14 +27,12 @@ class Pools:
 
   Attributes:
     path: the run directory.
-    config: the run's options.
     data: its data.
     model: its additive model.
     names: of the pools that have checkpoints, folders of `checkpoints`; at least one.
   """
 
   path: Path
-  config: ConfigDict
   data: data_.Data
   model: Any
   names: tuple[str, ...]
@@ -57,7 +55,7 @@ class Pools:
     refused = None
     for each in [name] if name else self.names:
       try:
-        return each, read_checkpoint(self.path / 'checkpoints' / each, self.model, x)
+        return each, Checkpoints(self.path / 'checkpoints' / each, self.model).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
@@ -76,16 +74,22 @@ def open_pools(path, *, own: str = '') -> Pools:
   """
   path = Path(path)
   config = _read_config(path)
-  foremost = FOREMOST.get(config.get('experiment'), '')
+  foremost = FOREMOST.get(config.get('experiment', ''), '')
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in TASKS}
-  kind = config.model.name
+  kind = config['model'].get('name', '')
   if not own and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
-  data = load_data(config.data)
-  with config.unlocked():
-    config.model.name = own or known[kind.lower()]
-  return Pools(path, config, data, make_model(config.model, data), names)
+  data = load_data(_section(DataOptions, config['data']))
+  options = _section(ModelOptions, config['model'] | {'name': own or known[kind.lower()]})
+  return Pools(path, data, make_model(options, data), names)
+
+
+def _section(section, values):
+  """The options of a section, as a run has written them; one of an older version lacks some, and
+  does what their defaults say."""
+  known = {name: value for name, value in values.items() if name in options_of(section)}
+  return read_section(section, dataclasses.asdict(section()) | known, f'{section.__name__}.')
 
 
 def _read_config(path):
@@ -100,7 +104,7 @@ def _read_config(path):
     raise UserError(f'{file} ({error}): expected the config of a run') from error
   if not isinstance(config, dict) or not {'data', 'model'} <= config.keys():
     raise UserError(f'{file} without data and model: expected the config of a run')
-  return ConfigDict(config)
+  return config
 
 
 def _pool_names(path):

@@ -17,7 +17,15 @@ from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import make_model
-from additive_jax.experiments.options import check_config, parse_shard
+from additive_jax.experiments.options import (
+  PLACEMENT,
+  DataOptions,
+  Options,
+  parse_shard,
+  read_options,
+  replaced,
+  selected,
+)
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper
@@ -39,18 +47,6 @@ from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer, default_mesh
 
 log = logging.getLogger('additive_jax')
-
-# Options that do not make a run another run.
-EXCLUDED = (
-  'shard',
-  'train.expert_devices',
-  'train.zero',
-  'train.offload',
-  'train.pipe_devices',
-  'train.microbatches',
-  'train.pipe_schedule',
-  'train.pipe_repeats',
-)
 
 
 class Stopped(Exception):
@@ -75,7 +71,7 @@ class Session:
     recipes: made so far, by number of steps; see `recipe`.
   """
 
-  config: ConfigDict
+  config: Options
   rundir: RunDir
   metrics: Metrics
   data: data_.Data
@@ -113,9 +109,7 @@ class Session:
 
   def with_options(self, changed: dict) -> Session:
     """This run with other options, by their dotted names."""
-    config = self.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changed)
-    return dataclasses.replace(self, config=config, recipes={})
+    return dataclasses.replace(self, config=replaced(self.config, changed), recipes={})
 
   def check_in_memory(self, expected: str = 'a set that fits') -> None:
     """Raises `UserError` for data that is read batch by batch."""
@@ -167,7 +161,7 @@ class Session:
       seed=seed,
       state=state,
       shared_batch=train.shared_batch,
-      placement=Placement(mesh, train.zero, train.offload, train.log_every),
+      placement=selected(Placement, train, mesh=mesh, chunk_steps=train.log_every),
     )
 
   @property
@@ -216,8 +210,6 @@ class Session:
   def sampler(self, num_steps: int):
     """The sampler of `config.sampler`, for a run of `num_steps` steps."""
     options = self.config.sampler
-    if not 0 <= options.ramp <= 1:
-      raise UserError(f'sampler.ramp {options.ramp}: expected a share of the run in [0, 1]')
     return samplers.make_sampler(
       options.name,
       self.space.num_gates,
@@ -257,7 +249,7 @@ class Opening(TypedDict, total=False):
 
 @contextlib.contextmanager
 def open_session(
-  config: ConfigDict,
+  config: ConfigDict | Options,
   workdir=None,
   *,
   check: Callable[[Session], None],
@@ -280,7 +272,7 @@ def open_session(
     UserError: for options that make no sense, or while another process is at work in the directory;
       nothing has been written then.
   """
-  check_config(config)
+  config = read_options(config)
   devices = mesh_.pick_devices(devices)
   data = data or load_data(config.data)
   model = model or make_model(config.model, data)
@@ -296,7 +288,7 @@ def open_session(
   resolved = to_plain_config(config) | {'gates': list(space.names)}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
-  workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=EXCLUDED))
+  workdir = Path(workdir or default_workdir(name or config.experiment, resolved, exclude=PLACEMENT))
   rundir = RunDir(workdir, primary=processes.is_primary())
   shard, num_shards = parse_shard(config.shard)
   curves = Metrics(rundir, shard=shard, num_shards=num_shards)
@@ -317,14 +309,14 @@ def _open(workdir, resolved, hold):
   for turn in (True, False):
     if primary == turn:
       try:
-        RunDir.open(workdir, resolved, exclude=EXCLUDED, primary=primary, hold=hold)
+        RunDir.open(workdir, resolved, exclude=PLACEMENT, primary=primary, hold=hold)
       except UserError as error:
         problem = error
     if processes.agree(problem is not None):
       raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
-def load_data(options: ConfigDict) -> data_.Data:
+def load_data(options: DataOptions) -> data_.Data:
   """The data of `config.data`."""
   data = data_.load(
     options.name,
@@ -335,7 +327,7 @@ def load_data(options: ConfigDict) -> data_.Data:
   )
   splits = {}
   for name in ('train', 'test'):
-    count = options[f'{name}_examples']
+    count = getattr(options, f'{name}_examples')
     try:
       splits[name] = data_.take(getattr(data, name), count)
     except UserError as error:
@@ -343,7 +335,7 @@ def load_data(options: ConfigDict) -> data_.Data:
   return dataclasses.replace(data, **splits)
 
 
-def to_plain_config(config: ConfigDict) -> dict:
+def to_plain_config(config: Options) -> dict:
   """The config as nested dicts of JSON values."""
 
   def plain(value):
@@ -351,4 +343,4 @@ def to_plain_config(config: ConfigDict) -> dict:
       return {key: plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple | list) else value
 
-  return plain(config.to_dict())
+  return plain(dataclasses.asdict(config))

@@ -23,7 +23,7 @@ from additive_jax.gates.subsets import in_stages
 from additive_jax.train.losses import PerSample
 from additive_jax.train.samplers import listed
 
-MODES = CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
+CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,23 +61,17 @@ def run(
 
 
 def _check(session):
-  modes = session.config.stochastic.modes
-  if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
-    raise UserError(
-      f'config.stochastic.modes {tuple(modes)}: expected some of {", ".join(MODES)}, each once'
-    )
   session.check_experts([session.model])
   session.check_in_memory()
   make_variants(session)
 
 
-def make_variants(session: Session, records: Records | None = None) -> list[Variant]:
+def make_variants(session: Session) -> list[Variant]:
   """Returns the variants of a run, the one with all gates on first.
 
   Raises:
     UserError: for options of which a variant cannot be made.
   """
-  del records
   options, distill = session.config.stochastic, session.config.train.distill
   epochs, num_gates = session.config.train.epochs, session.space.num_gates
   num_steps = session.steps(epochs)
@@ -161,9 +155,14 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
   }
 
 
+def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
+  del records
+  yield make_variants(session)
+
+
 STUDY = study.Study(
   'stochastic',
-  stages=(make_variants,),
+  stages=_stages,
   check=_check,
   tables=make_tables,
   page=stochastic_report.page,

@@ -4,12 +4,17 @@ On a terminal a live bar; in a log file plain lines. `Stopper` turns the first S
 into a request.
 """
 
+from __future__ import annotations
+
 import logging
 import numbers
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar, TextIO
 
 import numpy as np
 import rich.console
@@ -26,12 +31,13 @@ class LineHandler(logging.Handler):
     stream: where the lines go; None follows `sys.stderr`.
   """
 
-  def __init__(self, stream=None):
+  def __init__(self, stream: TextIO | None = None):
     super().__init__()
     self.stream = stream
     self.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
 
-  def emit(self, record):
+  def emit(self, record: logging.LogRecord) -> None:
+    """Writes one record."""
     try:
       line = self.format(record)
       display = Progress.display
@@ -46,8 +52,8 @@ class LineHandler(logging.Handler):
       self.handleError(record)
 
 
-def setup_logging(level=logging.INFO, stream=None):
-  """Sends the package's log to `stream` as lines `HH:MM:SS message`; returns the handler.
+def setup_logging(level: int = logging.INFO, stream: TextIO | None = None) -> LineHandler:
+  """Sends the package's log to `stream` as lines `HH:MM:SS message`, and returns the handler.
 
   `stream` None is standard error. Called again, it replaces the handler it installed before.
   Records no longer reach the root logger, whose handlers would write each line a second time.
@@ -68,11 +74,11 @@ class Progress:
         ...
         progress.advance(10, loss=0.512)
 
-  The bar shows description, completed and total, rate, time left and the latest figures. Rate and
+  The bar shows description, completed and total, time left, rate and the latest figures. Rate and
   time left are measured from the first advance on, since what comes before it is often the compile
   of the program that all the rest reuses; until the second advance they are not known. In a log
   file the first line comes at once, the last one at the end, and between them at most one every
-  `interval` seconds: `cotrain: 400/1500 steps (27%), 3.1 s left, loss 0.512`. Bars may be nested;
+  `interval` seconds: `cotrain: 400/1500 steps (27%), 3.0 s left, loss 0.512`. Bars may be nested;
   the inner one stands below the outer.
 
   Args:
@@ -86,113 +92,94 @@ class Progress:
     brief: in a log file, work that ends within `interval` is not mentioned.
   """
 
-  display = None  # The one rich display of this process, shared by nested bars and the log.
+  # The one rich display on the terminal, shared by nested bars and the log.
+  display: ClassVar[rich.progress.Progress | None] = None
 
   def __init__(
     self,
-    total,
-    description,
+    total: int | None,
+    description: str,
     *,
-    unit='step',
-    stream=None,
-    start=0,
-    interval=10.0,
-    enabled=True,
-    brief=False,
+    unit: str = 'step',
+    stream: TextIO | None = None,
+    start: int = 0,
+    interval: float = 10.0,
+    enabled: bool = True,
+    brief: bool = False,
   ):
     self.total = total
     self.description = description
     self.unit = unit if total == 1 else f'{unit}s'
     self.start = start
-    self.completed = start
     self.interval = interval
     self._stream = stream
     self._enabled = enabled
     self._brief = brief
-    self._figures = {}
-    self._first = None  # when the first advance came, and what was completed then
-    self._latest = None
-    self._task = None
-    self._owns_display = False
+    self._figures: dict[str, Any] = {}
 
-  def __enter__(self):
+  def __enter__(self) -> Progress:
     self._began = self._shown = time.monotonic()
-    if not self._enabled:
-      return self
     stream = self._stream or sys.stderr
-    if stream.isatty():
-      if Progress.display is None:
-        Progress.display = _make_display(stream)
-        Progress.display.start()
-        self._owns_display = True
-      self._task = Progress.display.add_task(
-        self.description, total=self.total, completed=self.start, bar=self, figures=''
-      )
-    elif not self._brief:
-      log.info('%s', self._counts())
+    self._live = self._enabled and stream.isatty()
+    outer = Progress.display if self._live else None
+    self._nested = outer is not None
+    # Without a terminal rich counts and measures all the same, and draws nothing.
+    self._bars = outer or _bars(stream, drawn=self._live)
+    id_ = self._bars.add_task(self.description, total=self.total, completed=self.start, figures='')
+    self._task = self._bars.tasks[self._bars.task_ids.index(id_)]
+    if self._live and not self._nested:
+      Progress.display = self._bars
+      self._bars.start()
+    if not self._brief:
+      self._say()
     return self
 
-  def advance(self, n=1, **figures):
+  def advance(self, n: int = 1, **figures: Any) -> None:
     """Counts `n` more units as done and shows `figures`, the latest numbers or strings by name."""
-    self.completed += n
     self._figures |= figures
-    now = time.monotonic(), self.completed
-    self._first = self._first or now
-    self._latest = now
-    if not self._enabled:
-      return
-    if self._task is not None:
-      Progress.display.update(self._task, advance=n, figures=', '.join(self._figure_texts()))
-    elif self.completed != self.total and time.monotonic() - self._shown >= self.interval:
+    self._bars.advance(self._task.id, n)
+    if self._live:
+      rate = [f'{self._task.speed:.3g} {self.unit}/s'] if self._task.speed else []
+      self._bars.update(self._task.id, figures=', '.join(rate + self._figure_texts()))
+    elif not self._task.finished and time.monotonic() - self._shown >= self.interval:
       self._shown = time.monotonic()
-      left = [] if self.time_left is None else [f'{duration(self.time_left)} left']
-      log.info('%s', ', '.join([self._counts(), *left, *self._figure_texts()]))
+      left = self._task.time_remaining
+      self._say(*[] if left is None else [f'{duration(left)} left'])
 
-  def __exit__(self, *_):
-    if not self._enabled:
-      return
-    if self._task is None:
-      elapsed = time.monotonic() - self._began
-      if not self._brief or elapsed >= self.interval:
-        took = f'took {duration(elapsed)}'
-        log.info('%s', ', '.join([self._counts(), took, *self._figure_texts()]))
-    elif self._owns_display:
-      Progress.display.stop()
+  def __exit__(self, *_: object) -> None:
+    elapsed = time.monotonic() - self._began
+    if not self._brief or elapsed >= self.interval:
+      self._say(f'took {duration(elapsed)}')
+    if self._nested:
+      self._bars.remove_task(self._task.id)
+    elif self._live:
+      self._bars.stop()
       Progress.display = None
-    elif Progress.display is not None:
-      Progress.display.remove_task(self._task)
 
-  @property
-  def rate(self):
-    """Units a second between the first advance and the latest; None until the second."""
-    # Read once: the thread that draws the bar asks while the other counts.
-    first, latest = self._first, self._latest
-    if latest is None or latest == first:
-      return None
-    return (latest[1] - first[1]) / max(latest[0] - first[0], 1e-9)
+  def _say(self, *facts: str) -> None:
+    """Writes a line of counts, facts and figures, unless a bar shows them."""
+    if self._enabled and not self._live:
+      log.info('%s', ', '.join([self._counts(), *facts, *self._figure_texts()]))
 
-  @property
-  def time_left(self):
-    """Seconds until the total is reached at this rate, None while that is not known."""
-    rate, latest = self.rate, self._latest
-    if not rate or self.total is None:
-      return None
-    return max((self.total - latest[1]) / rate - (time.monotonic() - latest[0]), 0.0)
-
-  def _counts(self):
+  def _counts(self) -> str:
+    completed = int(self._task.completed)
     if self.total is None:
-      return f'{self.description}: {self.completed} {self.unit}'
-    percent = round(100 * self.completed / self.total) if self.total else 100
-    if self.completed < self.total:
+      return f'{self.description}: {completed} {self.unit}'
+    percent = round(100 * completed / self.total) if self.total else 100
+    if completed < self.total:
       percent = min(percent, 99)
-    return f'{self.description}: {self.completed}/{self.total} {self.unit} ({percent}%)'
+    return f'{self.description}: {completed}/{self.total} {self.unit} ({percent}%)'
 
-  def _figure_texts(self):
+  def _figure_texts(self) -> list[str]:
     return [f'{name} {_figure(value)}' for name, value in self._figures.items()]
 
 
-def duration(seconds):
-  """`seconds` as a person says it: `3.1 s`, `2 min 5 s`, `1 h 20 min`."""
+def duration(seconds: float) -> str:
+  """Returns `seconds` as a person says it.
+
+  >>> duration(3.14), duration(125), duration(4800)
+  ('3.1 s', '2 min 5 s', '1 h 20 min')
+  """
   if seconds < 59.95:
     return f'{seconds:.1f} s'
   minutes, rest = divmod(round(seconds), 60)
@@ -201,46 +188,28 @@ def duration(seconds):
   return f'{minutes // 60} h {minutes % 60} min'
 
 
-def _figure(value):
+def _figure(value: Any) -> str:
   if isinstance(value, str | numbers.Integral):
     return str(value)
   return f'{float(np.asarray(value)):.4g}'
 
 
-class _RateColumn(rich.progress.ProgressColumn):
-  """Units a second."""
-
-  def render(self, task):
-    bar = task.fields['bar']
-    rate = bar.rate
-    return rich.text.Text(f'{rate:.3g} {bar.unit}/s' if rate else '')
-
-
-class _TimeLeftColumn(rich.progress.ProgressColumn):
-  """Time left, as in a log file."""
-
-  max_refresh = 0.5
-
-  def render(self, task):
-    left = task.fields['bar'].time_left
-    return rich.text.Text(f'{duration(left)} left' if left else '')
-
-
-def _make_display(stream):
+def _bars(stream: TextIO, *, drawn: bool) -> rich.progress.Progress:
   return rich.progress.Progress(
     rich.progress.TextColumn('{task.description}', markup=False),
     rich.progress.BarColumn(bar_width=24),
     rich.progress.MofNCompleteColumn(),
-    _RateColumn(),
-    _TimeLeftColumn(),
+    rich.progress.TimeRemainingColumn(),
     rich.progress.TextColumn('{task.fields[figures]}', markup=False),
     console=rich.console.Console(file=stream),
+    disable=not drawn,
+    get_time=time.monotonic,
+    speed_estimate_period=float('inf'),  # a unit may take longer than rich's half a minute
   )
 
 
 class Stopper:
-  """Turns SIGTERM and the first Ctrl-C into a request to stop, so that a loop can save before it
-  ends.
+  """Turns SIGTERM and the first Ctrl-C into a request, so that a loop can save before it ends.
 
       with Stopper() as stopper:
         while not stopper.stop_requested:
@@ -251,35 +220,35 @@ class Stopper:
   parent process chose to ignore stays ignored.
   """
 
-  def __init__(self):
-    self._signal = None
+  def __init__(self) -> None:
+    self._signal: signal.Signals | None = None
     self._announced = False
-    self._old = {}
+    self._handlers: dict[int, Callable[..., Any] | int | None] = {}
 
-  def __enter__(self):
+  def __enter__(self) -> Stopper:
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
           continue
-        self._old[number] = signal.signal(number, self._request)
+        self._handlers[number] = signal.signal(number, self._request)
     return self
 
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._handlers.items():
       # None: the handler was not set from Python and cannot be set back from it.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    self._old.clear()
+    self._handlers.clear()
 
   @property
-  def stop_requested(self):
-    """True once a signal has come; the first reading says so in the log."""
+  def stop_requested(self) -> bool:
+    """Whether a signal has come; the first look says so in the log."""
     # Said here and not in the handler, which may interrupt a half-written log line.
     if self._signal is not None and not self._announced:
       self._announced = True
       log.info('%s: stopping after this step; Ctrl-C stops at once', self._signal.name)
     return self._signal is not None
 
-  def _request(self, number, frame):
+  def _request(self, number: int, frame: FrameType | None) -> None:
     if self._signal is not None:
       if number == signal.SIGINT:
         raise KeyboardInterrupt

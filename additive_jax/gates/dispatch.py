@@ -3,58 +3,60 @@ static.
 
 The chosen tokens of each row are gathered into the smallest of a few static sizes that holds the
 fullest row; which size is found at run time (`lax.switch`), so one compiled program serves every
-choice, and the work follows the number of tokens in steps.
+choice, and the work follows the number of tokens in steps. Of two rows of 8, whose fullest has five
+chosen tokens, 6 are gathered:
+
+  chosen     . x . x x . x x      positions   1 3 4 6 7 | 0
+             . . . . . . x .                  6 | 0 1 2 3 4
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from additive_jax.errors import UserError
 from additive_jax.gates.sums import SAVED
 
-EIGHTHS = (1, 2, 3, 4, 6, 8)  # the sizes that a row is gathered into by default
+EIGHTHS = (1, 2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
 
 
-def default_sizes(length: int) -> tuple[int, ...]:
-  """Eighths of a row's length, rounded up, the last one all of it."""
+def sizes_of(length: int) -> tuple[int, ...]:
+  """Returns the sizes that a row is gathered into: eighths of its length, rounded up, the last one
+  all of it.
+
+  >>> sizes_of(16)
+  (2, 4, 6, 8, 12, 16)
+  """
   return tuple(sorted({-(-length * eighths // 8) for eighths in EIGHTHS}))
 
 
 def packed(
-  function: Callable, x: jax.Array, chosen: jax.Array, *, sizes: Sequence[int] | None = None
-) -> jax.Array:
-  """`function` of the chosen tokens of each row, and zero for the others.
+  function: Callable[[Array, Array, Array], Array],
+  x: Float[Array, 'B T D'],
+  chosen: Bool[Array, 'B T'],
+) -> Float[Array, 'B T E']:
+  """Returns `function` of the chosen tokens of each row, and zero for the others.
+
+  >>> x = jnp.array([[[1.0], [2.0]]])
+  >>> packed(lambda x, positions, valid: 10 * x, x, jnp.array([[False, True]])).tolist()
+  [[[0.0], [20.0]]]
 
   Args:
-    function: from tokens [B, c, D], their positions in the row, int32 [B, c], and whether they are
-      chosen, bool [B, c], to [B, c, E]. Tokens stand in the order of the row; those that are not
-      chosen fill the rest of c, and what it gives for them is ignored.
-    x: [B, T, D].
-    chosen: bool [B, T].
-    sizes: what c may be, ascending, the last one T; see `default_sizes`. Nothing runs when no token
-      is chosen at all.
-
-  Returns:
-    [B, T, E].
-
-  Raises:
-    UserError: for sizes that do not ascend to T.
+    function: from c tokens [B, c, D], their positions in the row, int32 [B, c], and whether they
+      are chosen, bool [B, c], to [B, c, E]. Tokens stand in the order of the row; those that are
+      not chosen come after them, and what it gives for them is ignored.
+    x: all tokens.
+    chosen: those that the function is for. Nothing runs when there are none at all.
   """
-  length = x.shape[1]
-  sizes = default_sizes(length) if sizes is None else tuple(sizes)
-  if sizes != tuple(sorted(set(sizes))) or not sizes or sizes[0] < 1 or sizes[-1] != length:
-    raise UserError(f'sizes {sizes} for rows of {length}: expected numbers that ascend to {length}')
+  sizes = sizes_of(x.shape[1])
   order = jnp.argsort(~chosen, axis=1, stable=True).astype(jnp.int32)
   count = chosen.sum(1)
   rows = jnp.arange(len(x))[:, None]
-  full = jax.ShapeDtypeStruct((len(x), length), jnp.int32)
-  valid = jax.ShapeDtypeStruct(full.shape, bool)
-  out = jax.eval_shape(function, x, full, valid)
+  out = jax.eval_shape(function, x, order, chosen)
   nothing = jnp.zeros(out.shape, out.dtype)
 
   def run(size):
@@ -68,5 +70,5 @@ def packed(
     return jax.checkpoint(run_size, prevent_cse=False, policy=SAVED)
 
   # A branch that is not taken must not leave residuals, which reverse mode would fill with zeros.
-  which = jnp.searchsorted(np.array((0, *sizes)), count.max())
-  return jax.lax.switch(which, [lambda x: nothing, *map(run, sizes)], x)
+  index = jnp.searchsorted(np.array((0, *sizes)), count.max())
+  return jax.lax.switch(index, [lambda x: nothing, *map(run, sizes)], x)

@@ -11,6 +11,7 @@ joined chunks is a group. With m = 4 and gates 1, 0, 1:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import GateValue, aligned, is_soft, is_static
 
-MATMULS = (operator.matmul, operator.matmul)
+LinearMap = Callable[[Any, Any], Any]  # from an input and a kernel to the output
+MATMULS: tuple[LinearMap, LinearMap] = (operator.matmul, operator.matmul)
 
 
 class Layer(NamedTuple):
@@ -71,7 +73,7 @@ def chunks(width: int, num_chunks: int) -> tuple[slice, ...]:
   return tuple(slice(*pair) for pair in itertools.pairwise(ends))
 
 
-def groups(gates: Sequence[bool]) -> tuple[range, ...]:
+def groups(gates: Sequence[GateValue]) -> tuple[range, ...]:
   """Returns the maximal runs of chunks that static gates join; gate k joins chunks k and k + 1.
 
   >>> groups((True, False, True))
@@ -81,7 +83,7 @@ def groups(gates: Sequence[bool]) -> tuple[range, ...]:
   return tuple(range(*pair) for pair in itertools.pairwise([*starts, len(gates) + 1]))
 
 
-def joins(gates: Sequence[Array], num_chunks: int) -> list[list[Array]]:
+def joins(gates: Sequence[GateValue]) -> list[list[Float[Array, '...']]]:
   """Returns the table `M[j][i]`: whether chunks i and j are joined, the product of the gates
   between them.
 
@@ -91,12 +93,12 @@ def joins(gates: Sequence[Array], num_chunks: int) -> list[list[Array]]:
   Returns:
     m rows of m values, floats of the gates' shape; the diagonal is 1.
   """
-  gates = [jnp.asarray(gate) for gate in gates]
-  gates = [gate if is_soft(gate) else gate.astype(jnp.float32) for gate in gates]
+  values = [gate if is_soft(gate) else jnp.asarray(gate, jnp.float32) for gate in gates]
+  num_chunks = len(values) + 1
   table = [[jnp.float32(1)] * num_chunks for _ in range(num_chunks)]
   for j in range(num_chunks):
     for i in range(j + 1, num_chunks):
-      table[i][j] = table[j][i] = table[j][i - 1] * gates[i - 1]
+      table[i][j] = table[j][i] = table[j][i - 1] * jnp.asarray(values[i - 1])
   return table
 
 
@@ -105,7 +107,7 @@ def compose(
   first: Callable[[int, int], Any],
   activate: Callable[[Any], Array],
   second: Callable[[Array, int, int], Array],
-) -> Array:
+) -> Float[Array, '... E']:
   """Returns the output of a sub-activation layer of any two linear maps with a nonlinear one
   between; `sub_activation` is the case of matrices.
 
@@ -131,16 +133,18 @@ def compose(
       for group in groups(gates)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-  num_chunks = len(gates) + 1
-  partial = [first(i, i + 1) for i in range(num_chunks)]
+  partial = [first(i, i + 1) for i in range(len(gates) + 1)]
+  hidden = jax.checkpoint(functools.partial(mixed_hidden, activate))
+  parts = [second(hidden(row, partial), j, j + 1) for j, row in enumerate(joins(gates))]
+  return jnp.concatenate(parts, axis=-1)
 
-  @jax.checkpoint
-  def mixed(row, partial):
-    mix = lambda *values: sum(aligned(weight, value) * value for weight, value in zip(row, values))
-    return activate(jax.tree.map(mix, *partial))
 
-  hidden = [mixed(row, partial) for row in joins(gates, num_chunks)]
-  return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
+def mixed_hidden(
+  activate: Callable[[Any], Array], row: Sequence[GateValue], partial: Sequence[Any]
+) -> Float[Array, '... H']:
+  """Returns the hidden value `act(Σ_i M_i P_i)`, M a row of `joins` and P the partial products."""
+  mix = lambda *values: sum(aligned(weight, value) * value for weight, value in zip(row, values))
+  return activate(jax.tree.map(mix, *partial))
 
 
 def sub_activation(
@@ -149,7 +153,7 @@ def sub_activation(
   gates: Any,
   activation: Callable[[Array], Array],
   *,
-  maps: tuple[Callable, Callable] = MATMULS,
+  maps: tuple[LinearMap, LinearMap] = MATMULS,
 ) -> Float[Array, '*batch2 E']:
   """Returns `linear → act → linear` of x, whose sums of partial products are gates: one of the
   2^(m−1) compositions of m chunks, from m narrow layers side by side (all-off) to the dense layer
@@ -198,12 +202,12 @@ def sub_activation(
 
 
 def chunked(
-  x: Array,
+  x: Float[Array, '... D'],
   layers: LayerPair,
   num_chunks: int,
   activation: Callable[[Array], Array],
-  maps: tuple[Callable, Callable] = MATMULS,
-) -> tuple[Callable, Callable, Callable]:
+  maps: tuple[LinearMap, LinearMap] = MATMULS,
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
   """Returns the functions (first, activate, second) of a pair of layers that `compose` takes. The
   partial products are a tuple of arrays, for a gated unit its two; the second bias is left out."""
   inputs = chunks(layers.first.kernel.shape[-2], num_chunks)
@@ -230,16 +234,16 @@ def chunked(
   return first, activate, second
 
 
-def check_layers(x: Array, layers: LayerPair) -> None:
+def check_layers(x: Float[Array, '... D'], layers: LayerPair) -> None:
   """Raises `UserError` where an input and the arrays of a pair of layers do not fit each other."""
   (inputs, hidden), outputs = layers.first.kernel.shape[-2:], layers.second.kernel.shape[-1]
   if x.shape[-1] != inputs:
     raise UserError(f'x of width {x.shape[-1]}: expected {inputs}, as first.kernel has')
-  gating = layers.gating or Layer(None)
+  gating_kernel, gating_bias = layers.gating or (None, None)
   for name, value, shape in (
     ('second.kernel', layers.second.kernel, (hidden, outputs)),
-    ('gating.kernel', gating.kernel, (inputs, hidden)),
-    ('gating.bias', gating.bias, (hidden,)),
+    ('gating.kernel', gating_kernel, (inputs, hidden)),
+    ('gating.bias', gating_bias, (hidden,)),
     ('first.bias', layers.first.bias, (hidden,)),
     ('second.bias', layers.second.bias, (outputs,)),
   ):
@@ -247,28 +251,19 @@ def check_layers(x: Array, layers: LayerPair) -> None:
       raise UserError(f'{name} of shape {value.shape}: expected {shape}, to fit the other arrays')
 
 
-def _inner(gates) -> tuple:
+def _inner(gates: Any) -> tuple[GateValue, ...]:
   """Inner gates as a tuple: of Python bools, or of arrays."""
   if isinstance(gates, str):
-    gates = Structure.from_string(gates) if gates else ()
-  if isinstance(gates, Structure):
-    return gates.bits
-  if isinstance(gates, list | tuple | np.ndarray) and _is_plain(gates):
-    return tuple(bool(gate) for gate in gates)
-  if isinstance(gates, jax.Array | np.ndarray):
-    if not gates.ndim:
-      raise UserError(f'gates {gates}: expected m − 1 gates, not a number')
-    gates = jnp.asarray(gates)
-    return tuple(gates[..., k] for k in range(gates.shape[-1]))
+    return Structure.from_string(gates).bits if gates else ()
+  if isinstance(gates, jax.Array | np.ndarray) and not gates.ndim:
+    raise UserError(f'gates {gates}: expected m − 1 gates, not a number')
+  traced = isinstance(gates, jax.Array)
+  if traced or (isinstance(gates, np.ndarray) and (gates.ndim > 1 or gates.dtype.kind == 'f')):
+    return tuple(jnp.asarray(gates[..., k]) for k in range(gates.shape[-1]))
   try:
-    return tuple(gates)
+    gates = tuple(gates)
   except TypeError:
     raise UserError(f'gates {gates!r}: expected a Structure, its text, or m − 1 gates') from None
-
-
-def _is_plain(gates) -> bool:
-  """Whether it is a row of Python or NumPy bools, or of integers 0 and 1."""
-  if isinstance(gates, np.ndarray) and (gates.ndim != 1 or gates.dtype.kind not in 'biu'):
-    return False
   whole = bool | np.bool_ | int | np.integer
-  return all(isinstance(gate, whole) and gate in (0, 1) for gate in gates)
+  plain = all(isinstance(gate, whole) and gate in (0, 1) for gate in gates)
+  return tuple(map(bool, gates)) if plain else gates

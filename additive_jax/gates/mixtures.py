@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.layers import LayerPair, check_layers, chunked, joins
+from additive_jax.gates.layers import LayerPair, check_layers, chunked, joins, mixed_hidden
 
 Span = tuple[int, int]
 
@@ -89,8 +89,7 @@ def span_mixture(
   num_chunks = _chunks_of(weights.shape[-1])
   check_layers(x, layers)
   first, activate, second = chunked(x, layers, num_chunks, activation)
-  partial = [first(i, i + 1) for i in range(num_chunks)]
-  hidden = _mix_spans(partial, weights, activate)
+  hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
   total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
   return _output(hidden, second, layers.second.bias, total)
 
@@ -121,8 +120,17 @@ def structure_mixture(
     return span_mixture(x, layers, (weights[..., None] * span_weights(gates)).sum(-2), activation)
   check_layers(x, layers)
   first, activate, second = chunked(x, layers, num_chunks, activation)
-  partial = [first(i, i + 1) for i in range(num_chunks)]
-  hidden = _mix_structures(partial, gates, weights, activate)
+
+  @jax.checkpoint
+  def mix(partial, gates, weights):
+    hidden = [0.0] * num_chunks
+    for i in range(k):
+      inner = [gates[..., i, j] for j in range(num_chunks - 1)]
+      for j, row in enumerate(joins(inner)):
+        hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
+    return hidden
+
+  hidden = mix([first(j, j + 1) for j in range(num_chunks)], gates, weights)
   return _output(hidden, second, layers.second.bias, weights.sum(-1))
 
 
@@ -166,24 +174,6 @@ def _mix_spans(partial, weights, activate):
   mixed = jax.lax.map(mix, (stacked, cut(weights)))
   whole = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
   return list(map(whole, range(num_chunks)))
-
-
-def _mix_structures(partial, gates, weights, activate):
-  """The same for few structures, each in the mask form."""
-
-  @jax.checkpoint
-  def mix(partial, gates, weights):
-    num_chunks = len(partial)
-    hidden = [0] * num_chunks
-    for i in range(gates.shape[-2]):
-      table = joins([gates[..., i, k] for k in range(num_chunks - 1)], num_chunks)
-      for j, row in enumerate(table):
-        scale = lambda w, value: value * (w[..., None] if w.ndim else w)
-        total = (sum(map(scale, row, parts)) for parts in zip(*partial, strict=True))
-        hidden[j] = hidden[j] + weights[..., i, None] * activate(tuple(total))
-    return hidden
-
-  return mix(partial, gates, weights)
 
 
 def _output(hidden, second, bias, total):

@@ -157,7 +157,7 @@ def parse(structure: StructureLike, num_gates: int) -> Structure:
     return Structure.from_int(structure, num_gates=num_gates)
   elif not isinstance(structure, Structure):
     try:
-      structure = Structure(tuple(structure))
+      structure = Structure(tuple(structure))  # type: ignore[arg-type]  # the error is for others
     except TypeError:
       raise UserError(
         f'structure {structure!r}: expected a Structure, a string of 0 and 1, or an integer'

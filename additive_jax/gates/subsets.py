@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from additive_jax.errors import UserError
 
@@ -52,27 +53,33 @@ class Subsets:
       check_rates(row)
 
   def rows(self, batch_size: int) -> int:
-    """Rows of one part of a batch.
-
-    Raises:
-      UserError: where they differ from part to part.
-    """
+    """Returns the rows of one part of a batch; raises `UserError` where parts do not divide it."""
     if batch_size % self.parts:
       raise UserError(f'a batch of {batch_size} in {self.parts} parts: expected parts that divide')
     return batch_size // self.parts
 
   def probabilities(self, stage: int, batch_size: int) -> tuple[float, ...]:
-    """The exact probability that a gate runs on an example: its size over the rows of a part."""
+    """Returns the exact probability that each gate runs on an example: its size over the rows of a
+    part."""
     rows = self.rows(batch_size)
     return tuple(size(rate, rows) / rows for rate in self.keep_rates[stage])
 
-  def stage(self, step) -> jax.Array:
-    """The number of the stage that a traced step lies in."""
+  def stage(self, step: int | Int[Array, '']) -> Int[Array, '']:
+    """Returns the number of the stage that a traced step is in."""
     return jnp.sum(step >= jnp.asarray(self.starts)) - 1
 
 
-def in_stages(rates: Callable, num_steps: int, ramp_steps: float, stages: int, parts: int = 1):
-  """`Subsets` that follow a schedule over time, which they hold constant within a stage.
+def in_stages(
+  rates: Callable[[float], Iterable[float]],
+  num_steps: int,
+  ramp_steps: float,
+  stages: int,
+  parts: int = 1,
+) -> Subsets:
+  """Returns `Subsets` that follow a schedule over time, constant within a stage.
+
+  >>> in_stages(lambda step: [1 - step / 16], num_steps=8, ramp_steps=4, stages=2)
+  Subsets(keep_rates=((0.96875,), (0.84375,), (0.5,)), starts=(0, 2, 4), parts=1)
 
   Args:
     rates: gives the keep rates [n] at a step.
@@ -104,13 +111,23 @@ def check_rates(rates: Sequence[float]) -> None:
 
 
 def size(rate: float, rows: int) -> int:
-  """How many of `rows` examples a gate of a keep rate runs on: the nearest number, halves up."""
+  """Returns how many of `rows` examples a gate of a keep rate runs on: the nearest number, halves
+  up.
+
+  >>> size(0.5, 5)
+  3
+  """
   return min(rows, int(rate * rows + 0.5))
 
 
 def draw(
-  key: jax.Array, keep_rates: Sequence[float], rows: int, *, parts: int = 1, first=0
-) -> tuple[jax.Array, ...]:
+  key: PRNGKeyArray,
+  keep_rates: Sequence[float],
+  rows: int,
+  *,
+  parts: int = 1,
+  first: int | Int[Array, ''] = 0,
+) -> tuple[Int[Array, '_'], ...]:
   """Draws one subset for each gate, independently, every subset of its size equally likely.
 
   Args:
@@ -125,19 +142,23 @@ def draw(
   sizes = [size(rate, rows) for rate in keep_rates]
 
   def shuffled(gate, part):  # ties between 32 bits are too rare to matter
-    own = jax.random.fold_in(jax.random.fold_in(key, gate), first + part)
-    return part * rows + jnp.argsort(jax.random.bits(own, (rows,)))
+    part_key = jax.random.fold_in(jax.random.fold_in(key, gate), first + part)
+    return part * rows + jnp.argsort(jax.random.bits(part_key, (rows,)))
 
-  each_part = jax.vmap(shuffled, in_axes=(None, 0))
-  order = jax.vmap(each_part, in_axes=(0, None))(jnp.arange(len(sizes)), jnp.arange(parts))
-  everything = jnp.arange(rows * parts)
+  of_parts = jax.vmap(shuffled, in_axes=(None, 0))
+  order = jax.vmap(of_parts, in_axes=(0, None))(jnp.arange(len(sizes)), jnp.arange(parts))
+  batch = jnp.arange(rows * parts)
   return tuple(
-    everything if count == rows else order[gate, :, :count].reshape(-1)
+    batch if count == rows else order[gate, :, :count].reshape(-1)
     for gate, count in enumerate(sizes)
   )
 
 
-def as_gates(subsets: Sequence[jax.Array], batch_size: int) -> jax.Array:
-  """The same subsets as gates per example: float32 [B, n], 1 where the gate runs."""
+def as_gates(subsets: Sequence[Int[Array, '_']], batch_size: int) -> Float[Array, 'B n']:
+  """Returns subsets as gates per example, 1 where the gate runs.
+
+  >>> as_gates([jnp.array([0]), jnp.array([0, 1])], batch_size=2).tolist()
+  [[1.0, 1.0], [0.0, 1.0]]
+  """
   columns = [jnp.zeros(batch_size).at[rows].set(1.0) for rows in subsets]
   return jnp.stack(columns, axis=-1)

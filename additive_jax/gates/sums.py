@@ -46,7 +46,7 @@ def is_soft(gate: GateValue) -> bool:
   return not is_static(gate) and jnp.issubdtype(jnp.asarray(gate).dtype, jnp.floating)
 
 
-def aligned(gate: GateValue, x: Array) -> Array:
+def aligned(gate: GateValue, x: Float[Array, '...']) -> Float[Array, '...']:
   """Returns a gate whose axes are leading axes of `x`, in a shape that multiplies `x`."""
   gate = jnp.asarray(gate)
   return gate.reshape(gate.shape + (1,) * (x.ndim - gate.ndim)).astype(x.dtype)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool
 
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import Structure, parse
+from additive_jax.gates.structure import Structure, StructureLike, parse
 
 
-def as_bits(structure, num_gates: int) -> jax.Array:
-  """A structure as bool [n]: a traced bool [n], a traced integer scalar whose bit i is gate i, or
-  any Python form that `Space.parse` takes."""
+def traced_structure(structure: StructureLike | ArrayLike, num_gates: int) -> Bool[Array, 'n']:
+  """Returns a structure as an array: from a traced bool [n], a traced integer scalar whose bit i is
+  gate i, or any form that `parse` takes.
+
+  >>> traced_structure(jnp.int32(5), 3).tolist()
+  [True, False, True]
+  """
   if isinstance(structure, str | Structure | tuple | list):
     return jnp.asarray(parse(structure, num_gates).bits)
   structure = jnp.asarray(structure)

@@ -207,15 +207,15 @@ class Step(nn.Module):
     logits = linear_router(how.count)(h)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
     choice = routers.top_k(logits, how.top_k, renormalise=how.renormalise, bias=bias)
-    facts = routers.facts_of_list(logits, choice, how.count)
+    facts = routers.facts_of_list(logits, choice.indices, how.count)
     identity = jnp.arange(how.count) >= how.count - how.identity
     facts = facts._replace(
       share=jnp.where(identity & (how.skip > 0), how.skip / max(how.identity, 1), -1.0),
       kept=1 - jnp.where(identity, facts.load, 0).sum(),
       keep=jnp.float32(1 - how.skip),
     )
-    leave(self, facts, Chosen(choice.index))
-    return h + self.pool(h, choice.index, choice.weights)
+    leave(self, facts, Chosen(choice.indices))
+    return h + self.pool(h, choice.indices, choice.weights)
 
 
 class DNA(TokenNetwork):

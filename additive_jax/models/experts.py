@@ -96,7 +96,7 @@ class StructureExperts(nn.Module):
       choice = jax.tree.map(
         lambda a: jnp.broadcast_to(a, (x.shape[0], *a.shape)), choice
       )  # the same for every example, so that devices which split a batch draw alike
-      return choice, routers.facts_of_list(None, choice, len(listed)), choice.index
+      return choice, routers.facts_of_list(None, choice.indices, len(listed)), choice.indices
     count = how.num_logits(num_gates)
     logits = (linear_router(count) if self.router is None else self.router)(x)
     if how.router == 'marginal':
@@ -105,12 +105,13 @@ class StructureExperts(nn.Module):
     bias = jax.lax.stop_gradient(bias)
     if how.router == 'factorised':
       choice = routers.k_best(logits, how.top_k, renormalise=how.renormalise, bias=bias)
-      return choice, routers.facts_of_gates(logits, choice), routers.codes(choice.structures)
+      chosen = choice.structures
+      return choice, routers.facts_of_gates(logits, chosen), routers.codes(chosen)
     listed = how.listed(num_gates)
     choice = routers.top_k(
       logits, how.top_k, structures=listed, renormalise=how.renormalise, bias=bias
     )
-    return choice, routers.facts_of_list(logits, choice, len(listed)), choice.index
+    return choice, routers.facts_of_list(logits, choice.indices, len(listed)), choice.indices
 
 
 def _of_tokens(function, x, routed, on):

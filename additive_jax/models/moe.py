@@ -76,10 +76,10 @@ class MixtureOfExperts(nn.Module):
     logits = linear_router(count)(x)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
     choice = routers.top_k(logits, top_k, renormalise=self.experts.renormalise, bias=bias)
-    leave(self, routers.facts_of_list(logits, choice, count), Chosen(choice.index))
+    leave(self, routers.facts_of_list(logits, choice.indices, count), Chosen(choice.indices))
 
     tokens = x.reshape(1, -1, width)
-    index, weights = (part.reshape(1, -1, top_k) for part in (choice.index, choice.weights))
+    index, weights = (part.reshape(1, -1, top_k) for part in (choice.indices, choice.weights))
 
     @jax.checkpoint
     def add_expert(total, expert):

@@ -6,12 +6,12 @@ import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.structure import parse
+from additive_jax.gates.structure import bits_of, parse
 
 ROUTERS = ('softmax', 'factorised', 'marginal', 'random')
 
@@ -28,17 +28,16 @@ class Chosen(NamedTuple):
   """The choice of every token.
 
   Attributes:
-    index: the k structures, experts or modules of each, by number in the router's list (of all
-      structures: as integers), int32 [B, T, k]; None where nothing is chosen, or where 2^n is too
-      large for an int32.
-    on: which tokens the branch computed, bool [B, T]; None for all.
+    indices: the k structures, experts or modules of each, by number in the router's list (of all
+      structures: as integers); None where nothing is chosen, or 2^n is too large for an int32.
+    on: which tokens the branch computed; None for all.
   """
 
-  index: jax.Array | None
-  on: jax.Array | None = None
+  indices: Int[Array, 'B T k'] | None
+  on: Bool[Array, 'B T'] | None = None
 
 
-def leave(site: nn.Module, facts, chosen: Chosen) -> None:
+def leave(site: nn.Module, facts: routers.Facts, chosen: Chosen) -> None:
   """Leaves what a router did for callers who ask for `ROUTING` or `CHOICES`; the pool that `init`
   gives is parameters alone."""
   if not site.is_initializing():
@@ -90,17 +89,25 @@ class Routing:
     elif self.router != 'marginal':
       routers.check_k(self.top_k, len(self.listed(num_gates)))
 
-  def listed(self, num_gates: int) -> np.ndarray:
-    """The list of structures, bool [S, m − 1]."""
+  def listed(self, num_gates: int) -> Bool[np.ndarray, 'S n']:
+    """Returns the list of structures of m − 1 gates.
+
+    Raises:
+      UserError: where one is listed twice, or they are all, and too many.
+    """
     if not self.structures:
       return routers.enumerated(num_gates)
-    return routers.check_list([parse(s, num_gates).bits for s in self.structures], num_gates)
+    structures = [parse(text, num_gates) for text in self.structures]
+    for i, structure in enumerate(structures):
+      if structure in structures[:i]:
+        raise UserError(f'structure {structure} is listed twice: expected each once')
+    return bits_of(structures, num_gates)
 
   def num_logits(self, num_gates: int) -> int:
-    """How many logits the router gives: one a structure of the list, or one a gate."""
+    """Returns how many logits the router gives: one a structure of the list, or one a gate."""
     return len(self.listed(num_gates)) if self.router == 'softmax' else num_gates
 
 
 def linear_router(count: int, name: str | None = 'router') -> nn.Dense:
-  """The router of `count` logits: linear, without a bias."""
+  """Returns the router of `count` logits: linear, without a bias."""
   return nn.Dense(count, use_bias=False, name=name)

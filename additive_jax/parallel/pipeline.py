@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from additive_jax.errors import UserError
 from additive_jax.gates.sums import SAVED
-from additive_jax.gates.traced import as_bits
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
@@ -165,7 +165,7 @@ def over_mesh(model, mesh: Mesh, pipeline: Pipeline) -> Callable:
     specs = {'params': pool_specs(model, pipeline, _example(x))}
     inputs = (specs, rows, PartitionSpec())
     call = jax.shard_map(logits, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False)
-    return call(variables, x, as_bits(structure, len(gate_names(model))))
+    return call(variables, x, traced_structure(structure, len(gate_names(model))))
 
   return run
 

@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from additive_jax.errors import UserError
-from additive_jax.gates.traced import as_bits
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import gate_names
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
@@ -118,7 +118,7 @@ def measure_bubble(
     raise UserError(f'a bubble measured on {devices[0].platform} devices: expected those of a CPU')
   mesh = mesh_.make_mesh(1, 1, devices, pipe_devices=pipeline.devices)
   num_gates = len(gate_names(model))
-  bits = as_bits((True,) * num_gates if structure is None else structure, num_gates)
+  bits = traced_structure((True,) * num_gates if structure is None else structure, num_gates)
   example = jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
   specs = pool_specs(model, pipeline, example)
   clock = _Clock()

@@ -26,12 +26,18 @@ from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.structure import StructureLike, parse
 from additive_jax.gates.sums import is_static
+<<<<<<< HEAD
 from additive_jax.gates.traced import as_bits
 from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
 
 Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
 TracedStructure = Shaped[Array | np.ndarray, '...']  # bool [n], or an integer []; else refused
+=======
+from additive_jax.gates.traced import traced_structure
+from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
+from additive_jax.models.routing import CHOICES, ROUTING
+>>>>>>> main
 
 
 def static(
@@ -70,7 +76,7 @@ def conditional(
 
   Under `vmap` over structures every branch would run; map over them with `lax.map` or `lax.scan`.
   """
-  return _run(model, variables, x, as_bits(structure, len(gate_names(model))), scales)
+  return _run(model, variables, x, traced_structure(structure, len(gate_names(model))), scales)
 
 
 def masked(

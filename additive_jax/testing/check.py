@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from additive_jax.errors import UserError
 from additive_jax.run.objectives import objective_of
-from additive_jax.testing import contract, runs, shapes
+from additive_jax.testing import form, runs, shapes
+from additive_jax.testing.case import Case
 
 log = logging.getLogger('additive_jax')
 
@@ -34,10 +37,10 @@ class ContractError(AssertionError):
     super().__init__('\n'.join(lines))
 
 
-# Each takes the case, writes down what it finds, and says whether the next can be checked at all.
-CLAUSES = (
-  contract.is_usable_module,
-  contract.has_its_parts,
+# Each adds what it finds to the case, and returns whether the next can be checked at all.
+CLAUSES: tuple[Callable[[Case], bool], ...] = (
+  form.is_usable_module,
+  form.has_its_parts,
   shapes.parts_fit_at_init,
   shapes.has_one_pool,
   shapes.parts_take_any_batch,
@@ -50,14 +53,14 @@ CLAUSES = (
 
 
 def check_model(
-  model,
-  batch,
+  model: nn.Module,
+  batch: tuple[Any, Any],
   *,
-  task: str | Callable = 'classification',
+  task: str | Callable[..., Any] = 'classification',
   max_structures: int = 8,
   seed: int = 0,
 ) -> str:
-  """Runs the whole contract of an additive network on your Flax module.
+  """Checks the whole contract of an additive network on your Flax module.
 
   The clauses: it provides embed, sites and readout; names of sites and gates are unique; fields are
   hashable; the pool is the same tree, shapes and values for whatever structure init is called with,
@@ -80,18 +83,21 @@ def check_model(
     seed: for the pool and the sample.
 
   Returns:
-    What was checked, with notes on what is allowed but may surprise, such as a site that adds
-    nothing at init.
+    A report of what was checked, with notes on what is allowed but may surprise, such as a site
+    that adds nothing at init.
 
   Raises:
     ContractError: lists every clause that is broken, in words.
     UserError: the batch or an option cannot serve.
+
+  Example, in a test of your own (some seconds):
+    report = aj.testing.check_model(MyNetwork(), (x, y))
   """
   x, y = _pair(batch)
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
   rows = _few(x)
-  case = contract.Case(model, x[rows], y[rows], y, objective_of(task), max_structures, seed)
+  case = Case(model, x[rows], y[rows], y, objective_of(task), max_structures, seed)
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):
@@ -101,22 +107,22 @@ def check_model(
   return '\n'.join([f'{name} keeps the contract of an additive network.', *case.notes])
 
 
-def _check(case, name, number):
-  """Checks one clause and says so; whether the next can be checked at all."""
+def _check(case, name, number) -> bool:
+  """Checks and logs one clause; returns whether the next can be checked at all."""
   clause = CLAUSES[number]
-  said = clause.__name__.replace('_', ' ')
-  log.info('check_model %s, %d of %d: %s', name, number + 1, len(CLAUSES), said)
+  title = clause.__name__.replace('_', ' ')
+  log.info('check_model %s, %d of %d: %s', name, number + 1, len(CLAUSES), title)
   start = time.perf_counter()
   goes_on = clause(case)
-  log.debug('check_model %s: %s took %.1f s', name, said, time.perf_counter() - start)
+  log.debug('check_model %s: %s took %.1f s', name, title, time.perf_counter() - start)
   return goes_on
 
 
-def _pair(batch):
+def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
   """The inputs and targets of a batch as NumPy arrays of the dtypes that JAX would give them."""
   if not isinstance(batch, tuple | list) or len(batch) != 2:
-    what = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
-    raise UserError(f'batch is a {type(batch).__name__}{what}: expected a pair (x, y)')
+    shape = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
+    raise UserError(f'batch is a {type(batch).__name__}{shape}: expected a pair (x, y)')
   x, y = (np.asarray(part) for part in batch)
   if not x.ndim or not y.ndim:
     raise UserError(
@@ -125,11 +131,12 @@ def _pair(batch):
     )
   if len(x) != len(y):
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number')
-  return (part.astype(jax.dtypes.canonicalize_dtype(part.dtype)) for part in (x, y))
+  x, y = (part.astype(jax.dtypes.canonicalize_dtype(part.dtype)) for part in (x, y))
+  return x, y
 
 
-def _few(x):
-  """The first examples, one that differs from the first among them."""
+def _few(x) -> np.ndarray:
+  """The numbers of the first examples, one that differs from the first among them."""
   different = np.flatnonzero((x != x[:1]).reshape(len(x), -1).any(1))
   if not len(different):
     raise UserError(

@@ -15,7 +15,7 @@ import numpy as np
 from additive_jax import run
 from additive_jax.models.additive import gate_names, parts
 from additive_jax.run.prefix import shared_prefix
-from additive_jax.testing.contract import Case, compiled, reason, sentence
+from additive_jax.testing.case import Case, compiled, leaves_by_path, reason
 
 log = logging.getLogger('additive_jax')
 
@@ -23,55 +23,54 @@ log = logging.getLogger('additive_jax')
 # differ by about 1e-6, and a stack of layers multiplies that. bfloat16 has 8 bits: 2^-8 a rounding.
 TOLERANCE, LOW_TOLERANCE = 1e-4, 4e-2
 APPLY = 'model.apply(variables, x, structure)'
-WHAT = ('outputs', 'gradients')
 
 
 def parts_are_pure(case: Case) -> bool:
   """Deterministic, finite, and for each example the same whatever the others and their number; and
-  so is the pool a step away from init, which the ways to run are compared at."""
+  so is the pool a step away from init, which the ways to run are compared at.
+
+  Every part runs on four batches, here of four examples:
+
+    inputs  a b c d      again   a b c d   equal, or the part is not deterministic
+    mixed   a b C D      alone   a         rows a and b equal, or it mixes examples
+  """
   half = len(case.x) // 2
   try:
     program = _all_parts(case)
     inputs = _inputs(case, program, case.variables)
     mixed = [np.concatenate([a[:half], _changed(a[half:])]) for a in inputs]
+    batches = (inputs, inputs, mixed, [a[:1] for a in inputs])
     first, again, varied, alone = (
-      jax.device_get(program(case.variables, given))
-      for given in (inputs, inputs, mixed, [a[:1] for a in inputs])
+      jax.device_get(program(case.variables, batch)) for batch in batches
     )
-    apart = [_distance(out[:1], other) for out, other in zip(first, alone)]
+    alone_differs = [_distance(out[:1], other) for out, other in zip(first, alone)]
     case.tolerance = _tolerance(program, case.variables, inputs)
     # Another number of examples is another program: is it the number, or what tracing drew?
-    suspect = max(apart) > case.tolerance
+    suspect = max(alone_differs) > case.tolerance
     fresh = jax.device_get(_all_parts(case)(case.variables, inputs)) if suspect else first
     case.moved = _moved(case, program)
   except Exception as error:
-    case.violations.append(f'Its parts cannot be compiled together: {reason(error)}.')
-    return False
+    return case.fail(f'Its parts cannot be compiled together: {reason(error)}.')
   sound = True
   for i, part in enumerate(case.parts):
     out = first[i]
-    if not np.isfinite(out).all():
-      case.violations.append(sentence(f'{part.name} gives numbers that are not finite at init.'))
-      return False  # the parts after it are given these
-    elif max(_distance(out, again[i]), _distance(out, fresh[i])) > case.tolerance:
-      case.violations.append(
-        sentence(
-          f'{part.name} gives different numbers for the same input and parameters: it must be '
-          'deterministic, without hidden random numbers or state.'
-        )
-      )
+    if not np.isfinite(out).all():  # the parts after it are given these
+      return case.fail(f'{part.title} gives numbers that are not finite at init.')
+    if max(_distance(out, again[i]), _distance(out, fresh[i])) > case.tolerance:
       sound = False
-    elif max(_distance(out[:half], varied[i][:half]), apart[i]) > case.tolerance:
-      case.violations.append(
-        sentence(
-          f'{part.name} mixes the examples of a batch: what it gives for one changes with the '
-          'others or with their number (batch statistics?), but structures are evaluated side by '
-          'side along the batch axis.'
-        )
+      case.fail(
+        f'{part.title} gives different numbers for the same input and parameters: it must be '
+        'deterministic, without hidden random numbers or state.'
       )
+    elif max(_distance(out[:half], varied[i][:half]), alone_differs[i]) > case.tolerance:
       case.independent = False
+      case.fail(
+        f'{part.title} mixes the examples of a batch: what it gives for one changes with the '
+        'others or with their number (batch statistics?), but structures are evaluated side by '
+        'side along the batch axis.'
+      )
     elif part.site is not None and np.array_equal(part.after(inputs[i], out), inputs[i]):
-      case.notes.append(sentence(f'{part.name} adds nothing at init.'))
+      case.notes.append(f'{part.title} adds nothing at init.')
   return sound
 
 
@@ -96,17 +95,17 @@ def ways_agree(case: Case) -> bool:
       results |= zip(names, jax.device_get(way(case, structures, bits, graded)))
     except _Failure as failure:
       name, error = failure.args
-      case.violations.append(f'The {name} run fails: {reason(error)}.')
+      case.fail(f'The {name} run fails: {reason(error)}.')
       return True
     except Exception as error:
-      case.violations.append(f'The {names[-1]} run fails: {reason(error)}.')
+      case.fail(f'The {names[-1]} run fails: {reason(error)}.')
   reference = results.pop('static')
-  for what, found in zip(WHAT, reference):
-    for i, tree in found.items():
+  for kind, trees in zip(('outputs', 'gradients'), reference):
+    for i, tree in trees.items():
       if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
-        case.violations.append(f'The {what} of structure {structures[i]} are not finite.')
+        case.fail(f'The {kind} of structure {structures[i]} are not finite.')
         return True
-  worst = [_compare(case, name, structures, reference, found) for name, found in results.items()]
+  worst = [_compare(case, name, structures, reference, way) for name, way in results.items()]
   case.notes.append(
     f'{len(gate_names(case.model))} gates; {len(structures)} structures compared by static, '
     f'{", ".join(results)}, {len(graded)} of them in gradients: largest relative difference '
@@ -115,33 +114,72 @@ def ways_agree(case: Case) -> bool:
   return True
 
 
+def off_gates_read_nothing(case: Case) -> bool:
+  """With the parameters that only off sites read replaced by NaN, a structure is as before; of the
+  sampled structures, and of those residual gates that skip their site."""
+  shapes, sites = parts(case.model, case.x), case.sites
+  gated = [i for i, site in enumerate(sites) if site.has_residual]
+  reads = [set(leaves_by_path(tree)) for tree in shapes.sites]
+  ends = set(leaves_by_path(shapes.embed)) | set(leaves_by_path(shapes.readout))
+  always = ends.union(*(reads[i] for i in range(len(sites)) if i not in gated))
+  _, created = jax.eval_shape(
+    lambda key: case.model.init_with_output(key, method=lambda module: module.sites and None),
+    jax.random.key(case.seed),
+  )
+  # Parameters of `setup` count as read by every part, since each runs it.
+  by_setup = set(leaves_by_path(created.get('params', {})))
+  for i in gated:
+    if reads[i] & always - by_setup:
+      who = 'Embed or readout' if reads[i] & ends - by_setup else 'A site without a residual gate'
+      case.notes.append(
+        f'{who} reads parameters of site {sites[i].label!r}: they are in use when its gate is off.'
+      )
+  for way, programs in case.programs.items():
+    culprits: set[int] = set()
+    for structure, program in programs.items():
+      off = [i for i in gated if not structure[sites[i].start]]
+      on = always.union(*(reads[i] for i in gated if i not in off))
+      clean = program(case.moved, case.x)
+      for i in off:
+        if i not in culprits:
+          poisoned = program(_poison(case.moved, reads[i] - on), case.x)
+          culprits |= {i} if _distance(clean, poisoned) > 0 else set()
+    if culprits:
+      names = ', '.join(gate_names(case.model)[sites[i].start] for i in sorted(culprits))
+      case.fail(
+        f'The {way} run reads parameters of sites whose gate is off ({names}): an off gate must '
+        'skip its site, not multiply it by zero.'
+      )
+  return True
+
+
 class _Failure(Exception):
   """A way to run by name, and the error it gave."""
 
 
-# Each gives, for every way to run it is about, the pair {number of a structure: outputs},
-# {number of a structure: gradients}.
+# The ways to run. Each gives, for every name it is about, the pair {number of a structure:
+# outputs}, {number of a structure: gradients}.
 
 
 def _static(case, structures, bits, graded):
   """Traced apart, compiled together: what the two have in common costs once."""
   ways = {'static': functools.partial(run.static, case.model), APPLY: case.model.apply}
-  found = [({}, {}) for _ in ways]
+  results = [({}, {}) for _ in ways]
   case.programs[APPLY] = {}
   for i, structure in enumerate(structures):
     program = _both(case, ways.values(), structure, i in graded)
     try:
-      results = program(case.moved, case.x)
+      both = program(case.moved, case.x)
     except Exception as error:
       raise _Failure(_culprit(case, ways, structure), error) from error
-    for (outputs, gradients), out in zip(found, results):
-      outputs[i] = out[0]
-      gradients |= {i: out[1]} if i in graded else {}
+    for (outputs, gradients), result in zip(results, both):
+      outputs[i] = result[0]
+      gradients |= {i: result[1]} if i in graded else {}
     case.programs[APPLY][structure] = lambda v, x, program=program: program(v, x)[-1][0]
-  return found
+  return results
 
 
-def _culprit(case, ways, structure):
+def _culprit(case, ways, structure) -> str:
   """Which of several ways to run a structure fails."""
   for name, way in ways.items():
     try:
@@ -151,7 +189,7 @@ def _culprit(case, ways, structure):
   return next(iter(ways))
 
 
-def _both(case, ways, structure, graded):
+def _both(case, ways, structure, graded: bool):
   """One program of several ways to run a static structure: for each [outputs], or [outputs,
   gradient]."""
 
@@ -165,12 +203,12 @@ def _both(case, ways, structure, graded):
 
 def _conditional(case, structures, bits, graded):
   program = compiled(_with_gradient(case, functools.partial(run.conditional, case.model)))
-  found = _traced(case, program, bits, graded)
+  results = _traced(case, program, bits, graded)
   case.programs['conditional'] = {
     structure: lambda v, x, row=row: program(v, x, row)[0]
     for structure, row in zip(structures, bits)
   }
-  return [found]
+  return [results]
 
 
 def _masked(case, structures, bits, graded):
@@ -180,17 +218,17 @@ def _masked(case, structures, bits, graded):
   gates = [np.broadcast_to(row, (rows, len(row))).astype(np.float32) for row in bits]
   outputs, gradients = _traced(case, program, gates, graded)
   if case.independent:
-    # Replaces each example's row in the outputs of the structure that it has in the mixed batch.
-    own = np.arange(rows) % len(bits)
-    mixed = np.asarray(program(case.moved, case.x, bits[own].astype(np.float32))[0])
+    # Example r runs in structure r mod S; its row replaces the one in that structure's outputs.
+    number = np.arange(rows) % len(bits)
+    mixed = np.asarray(program(case.moved, case.x, bits[number].astype(np.float32))[0])
     for i in outputs:
-      there = (own == i).reshape(-1, *(1,) * (mixed.ndim - 1))
-      outputs[i] = np.where(there, mixed, outputs[i])
+      in_structure = (number == i).reshape(-1, *(1,) * (mixed.ndim - 1))
+      outputs[i] = np.where(in_structure, mixed, outputs[i])
   return [(outputs, gradients)]
 
 
-def _traced(case, program, forms, graded):
-  results = [jax.device_get(program(case.moved, case.x, form)) for form in forms]
+def _traced(case, program, gates, graded):
+  results = [jax.device_get(program(case.moved, case.x, value)) for value in gates]
   return {i: out for i, (out, _) in enumerate(results)}, {i: results[i][1] for i in graded}
 
 
@@ -199,10 +237,11 @@ def _shared_prefix(case, structures, bits, graded):
   return [(dict(enumerate(program(case.moved, case.x))), {})]
 
 
-def _compare(case, name, structures, reference, found):
-  """Reports the structure where a way to run differs most from the static one, if it does."""
+def _compare(case, name, structures, reference, results) -> float:
+  """Notes the structure where a way to run differs most from the static one, if it does; returns
+  the largest relative difference."""
   largest = 0.0
-  for what, one, two in zip(WHAT, reference, found):
+  for kind, one, two in zip(('outputs', 'gradients'), reference, results):
     scale = max(map(_largest, one.values()))
     for i in two:
       leaves = zip(jax.tree.leaves(one[i]), jax.tree.leaves(two[i]))
@@ -211,68 +250,26 @@ def _compare(case, name, structures, reference, found):
         largest, worst = distance, structures[i]
     if largest > case.tolerance:
       remedy = ': leave __call__ as additive_jax.Additive has it' if name == APPLY else ''
-      case.violations.append(
-        f'The {what} of {name} differ from those of embed, the sites that are on, and readout, run '
+      case.fail(
+        f'The {kind} of {name} differ from those of embed, the sites that are on, and readout, run '
         f'one after the other, at structure {worst} by {largest:.1e} of the largest{remedy}.'
       )
       break
   return largest
 
 
-def off_gates_read_nothing(case: Case) -> bool:
-  """With the parameters that only off sites read replaced by NaN, a structure is as before; of the
-  sampled structures, and of those residual gates that skip their site."""
-  found, sites = parts(case.model, case.x), case.sites
-  gated = [i for i, site in enumerate(sites) if site.has_residual]
-  reads = [_paths(site) for site in found.sites]
-  ends = _paths(found.embed) | _paths(found.readout)
-  always = ends.union(*(reads[i] for i in range(len(sites)) if i not in gated))
-  _, made = jax.eval_shape(
-    lambda key: case.model.init_with_output(key, method=lambda module: module.sites and None),
-    jax.random.key(case.seed),
-  )
-  by_setup = _paths(made.get('params', {}))  # counted as read by every part, since each runs setup
-  for i in gated:
-    if reads[i] & always - by_setup:
-      who = 'Embed or readout' if reads[i] & ends - by_setup else 'A site without a residual gate'
-      case.notes.append(
-        f'{who} reads parameters of site {sites[i].label!r}: they are in use when its gate is off.'
-      )
-  for way, programs in case.programs.items():
-    culprits = set()
-    for structure, program in programs.items():
-      off = [i for i in gated if not structure[sites[i].start]]
-      on = always.union(*(reads[i] for i in gated if i not in off))
-      clean = program(case.moved, case.x)
-      spoiled = lambda i, clean=clean, program=program, on=on: (
-        _distance(clean, program(_poison(case.moved, reads[i] - on), case.x)) > 0
-      )
-      culprits |= {i for i in off if i not in culprits and spoiled(i)}
-    if culprits:
-      names = ', '.join(gate_names(case.model)[sites[i].start] for i in sorted(culprits))
-      case.violations.append(
-        f'The {way} run reads parameters of sites whose gate is off ({names}): an off gate must '
-        'skip its site, not multiply it by zero.'
-      )
-  return True
-
-
-def _paths(tree):
-  return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _all_parts(case):
   """A freshly traced program: what each part gives for an input or stream of its own."""
-  every = case.parts
-
-  def run_parts(variables, inputs):
-    return [part.run(variables, a, model=case.model) for part, a in zip(every, inputs)]
-
-  return compiled(run_parts)
+  parts_ = case.parts
+  return compiled(
+    lambda variables, inputs: [
+      part.run(variables, value, model=case.model) for part, value in zip(parts_, inputs)
+    ]
+  )
 
 
 def _inputs(case, program, variables):
-  """What reaches each part, as NumPy arrays: x and the streams; found by running all parts as often
+  """The input of each part, as NumPy arrays: x and the streams; found by running all parts as often
   as there are streams, since one program costs less than two."""
   inputs = [case.x, *(np.zeros(stream.shape, stream.dtype) for stream in case.streams)]
   for i, part in enumerate(case.parts[:-1]):
@@ -310,35 +307,33 @@ def _moved(case, program):
 
 
 def _poison(variables, paths):
-  spoil = lambda path, leaf: (
-    np.full_like(leaf, np.nan)
-    if jax.tree_util.keystr(path[1:]) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
-    else leaf
-  )
+  """The variables with NaN in the leaves of these paths, which are those within `params`."""
+
+  def spoil(path, leaf):
+    poisoned = jax.tree_util.keystr(path[1:]) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.full_like(leaf, np.nan) if poisoned else leaf
+
   return jax.tree_util.tree_map_with_path(spoil, variables)
 
 
 def _changed(x):
   """The same examples with other values of the kind that occur in them."""
-  if jnp.issubdtype(x.dtype, jnp.floating):
-    return 1 - 2 * x
-  return x.max() - x + x.min()
+  return 1 - 2 * x if jnp.issubdtype(x.dtype, jnp.floating) else x.max() - x + x.min()
 
 
-def _tolerance(program, *arguments):
+def _tolerance(program, *arguments) -> float:
   """By the narrowest floats that a program computes with."""
   text = str(program.trace(*arguments).jaxpr)
   low = any(f'{name}[' in text for name in ('bf16', 'f16', 'f8'))
   return LOW_TOLERANCE if low else TOLERANCE
 
 
-def _largest(tree):
-  return max(
-    float(np.abs(np.asarray(leaf, np.float64)).max(initial=0)) for leaf in jax.tree.leaves(tree)
-  )
+def _largest(tree) -> float:
+  leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+  return max(float(np.abs(leaf).max(initial=0)) for leaf in leaves)
 
 
-def _distance(a, b, scale=None):
+def _distance(a, b, scale: float | None = None) -> float:
   """Largest difference relative to `scale` (default: the largest number in a); NaN counts as
   infinite."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

@@ -14,7 +14,7 @@ import numpy as np
 from additive_jax.models.additive import gate_names
 from additive_jax.models.costs import measure
 from additive_jax.run.objectives import classification, language
-from additive_jax.testing.contract import Case, Part, compiled, reason, sentence, site_part
+from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, reason, site_part
 
 LABELLED = (classification, language)  # objectives whose targets are numbers of outputs
 
@@ -32,43 +32,42 @@ def parts_fit_at_init(case: Case) -> bool:
 
 def has_one_pool(case: Case) -> bool:
   """init gives the same parameters, and nothing else, whatever structure it is called with."""
-  structures = case.sample()
-  chosen = list(dict.fromkeys([None, structures[0], structures[len(structures) // 2]]))
-  called = ['no structure' if s is None else f'structure {s}' for s in chosen]
+  sample = case.sample()
+  structures = list(dict.fromkeys([None, sample[0], sample[len(sample) // 2]]))
+  calls = ['no structure' if s is None else f'structure {s}' for s in structures]
 
   def init(structure, key):
     arguments = (case.x,) if structure is None else (case.x, structure)
     return case.model.init(key, *arguments)
 
   key = jax.random.key(case.seed)
-  inits = [jax.jit(functools.partial(init, structure)) for structure in chosen]
-  pools = []
-  for function, name in zip(inits, called):
+  inits = [jax.jit(functools.partial(init, structure)) for structure in structures]
+  reference = None
+  for function, call in zip(inits, calls):
     try:
-      variables = jax.eval_shape(function, key)
+      shapes = jax.eval_shape(function, key)
     except Exception as error:
-      case.violations.append(f'init with {name} fails: {reason(error)}.')
-      return False
-    for collection in sorted(set(variables) - {'params'}):
-      case.violations.append(
+      return case.fail(f'init with {call} fails: {reason(error)}.')
+    for collection in sorted(set(shapes) - {'params'}):
+      case.fail(
         f'It has a collection {collection!r} beside the parameters: the pool must be parameters '
         'alone (in place of BatchNorm take LayerNorm, GroupNorm or RMSNorm).'
       )
-    pools.append(_leaves(variables.get('params', {})))
-    case.violations += _differences(pools[0], pools[-1], name)
+    leaves = leaves_by_path(shapes.get('params', {}))
+    reference = leaves if reference is None else reference
+    case.violations += _differences(reference, leaves, call)
     if case.violations:
       return False
   try:
     # One program, so that random numbers which are the same are drawn once.
-    values = jax.device_get(compiled(lambda key: [function(key) for function in inits])(key))
+    pools = jax.device_get(compiled(lambda key: [function(key) for function in inits])(key))
   except Exception as error:
-    case.violations.append(f'init fails when compiled: {reason(error)}.')
-    return False
-  case.variables = {'params': values[0].get('params', {})}
-  reference = _leaves(case.variables['params'])
-  for name, variables in zip(called, values):
+    return case.fail(f'init fails when compiled: {reason(error)}.')
+  reference, *others = [leaves_by_path(pool.get('params', {})) for pool in pools]
+  case.variables = {'params': pools[0].get('params', {})}
+  for call, leaves in zip(calls[1:], others):
     if not case.violations:
-      case.violations += _differences(reference, _leaves(variables.get('params', {})), name)
+      case.violations += _differences(reference, leaves, call)
   return not case.violations
 
 
@@ -89,96 +88,95 @@ def inner_gates_take_every_form(case: Case) -> bool:
   """A site that names its gates takes values for the inner ones as Python bools, bool scalars,
   float scalars and floats [B]; its result has the same shape, and it creates no other parameters.
   """
-  for i, (site, stream) in enumerate(zip(case.sites, case.streams)):
-    if site.num_inner and (wrong := _wrong_form(case, i, stream)):
-      case.violations.append(f'Site {site.label!r} {wrong}.')
+  for index, site in enumerate(case.sites):
+    if site.num_inner and (wrong := _wrong_static(case, index) or _wrong_traced(case, index)):
+      case.fail(f'Site {site.label!r} {wrong}.')
   return not case.violations
-
-
-def _wrong_form(case, index, stream):
-  """What is wrong with a site for some values of its inner gates; None if nothing is."""
-  site, rows = case.sites[index], len(case.x)
-  pool = _leaves(case.variables['params'])
-  off = (False,) * site.num_inner
-  static = [
-    (True,) * site.num_inner,
-    off,
-    *((*off[:k], True, *off[k + 1 :]) for k in range(len(off))),
-  ]
-  on = None
-  for inner in dict.fromkeys(static):
-    text = ''.join('01'[value] for value in inner)
-
-    def create(key, h, inner=inner):
-      return case.model.init_with_output(key, h, method=site_part(site, index, inner).method)
-
-    out, created, failed = None, {}, None
-    try:
-      out, created = jax.eval_shape(create, jax.random.key(case.seed), stream)
-    except Exception as error:
-      failed = error
-    if wrong := _wrong_result(f'Python bools, {text}', out, on, failed):
-      return wrong
-    on = out if on is None else on
-    own = _leaves(created.get('params', {}))
-    other = [p for p in sorted(own) if p not in pool or _differ(own[p], pool[p])]
-    if other:
-      return (
-        f'creates other parameters with inner gates {text} than with all of them on ({other[0]}): '
-        'inner gates must not change which parameters exist'
-      )
-  traced = {
-    'bool scalars': ((), bool),
-    'float scalars': ((), np.float32),
-    f'floats [{rows}], one per example': ((rows,), np.float32),
-  }
-  for name, (shape, dtype) in traced.items():
-    values = tuple(jax.ShapeDtypeStruct(shape, dtype) for _ in off)
-
-    def run(variables, h, values):
-      return site_part(site, index, values).run(variables, h, model=case.model)
-
-    out, failed = None, None
-    try:
-      out = jax.eval_shape(run, case.variables, stream, values)
-    except Exception as error:
-      failed = error
-    if wrong := _wrong_result(name, out, on, failed):
-      return wrong
-  return None
-
-
-def _wrong_result(form, out, on, failed):
-  """What is wrong with what a site gave for inner gates in some form, `on` being what it gives with
-  all of them on."""
-  if failed is not None:
-    return f'fails, called as site(h, gates) with its inner gates as {form}: {reason(failed)}'
-  if on is not None and _described(out) != _described(on):
-    return (
-      f'gives {_described(out)} with its inner gates as {form}, but {_described(on)} with all of '
-      'them on: expected the same shape and dtype'
-    )
-  return None
 
 
 def space_matches(case: Case) -> bool:
   """`space` names the gates in order, and the cost of every part can be found."""
   names = gate_names(case.model)
   try:
-    found = case.model.space.names
-    if found != names:
-      case.violations.append(
-        f'space names the gates {found}, but the sites in order are {names}: leave space as '
+    space_names = case.model.space.names
+    if space_names != names:
+      case.fail(
+        f'space names the gates {space_names}, but the sites in order are {names}: leave space as '
         'additive_jax.Additive has it.'
       )
     measure(case.model, case.x)
   except Exception as error:
-    case.violations.append(f'Its space or its costs cannot be found: {reason(error)}.')
+    case.fail(f'Its space or its costs cannot be found: {reason(error)}.')
   return True
 
 
-def _walk(case, rows, run, first):
-  """Passes the shapes of a batch through every part by `run(part, first, value)`, and reports what
+def _create(case: Case, index: int, inner):
+  """What site `index` gives when it creates its parameters, and these; both as shapes."""
+  method = site_part(case.sites[index], index, inner).method
+  create = lambda key, h: case.model.init_with_output(key, h, method=method)
+  return jax.eval_shape(create, jax.random.key(case.seed), case.streams[index])
+
+
+def _wrong_static(case: Case, index: int) -> str | None:
+  """Returns what is wrong with a site for inner gates all on, all off, or one on, as Python bools;
+  None if nothing is."""
+  count = case.sites[index].num_inner
+  pool = leaves_by_path(case.variables['params'])
+  one_on = [tuple(k == i for i in range(count)) for k in range(count)]
+  all_on = None
+  for inner in dict.fromkeys([(True,) * count, (False,) * count, *one_on]):
+    text = ''.join('01'[value] for value in inner)
+    try:
+      result, created = _create(case, index, inner)
+    except Exception as error:
+      return _failure(f'Python bools, {text}', error)
+    all_on = result if all_on is None else all_on
+    if _described(result) != _described(all_on):
+      return _other_result(f'Python bools, {text}', result, all_on)
+    for path, leaf in sorted(leaves_by_path(created.get('params', {})).items()):
+      if path not in pool or _differ(leaf, pool[path]):
+        return (
+          f'creates other parameters with inner gates {text} than with all of them on ({path}): '
+          'inner gates must not change which parameters exist'
+        )
+  return None
+
+
+def _wrong_traced(case: Case, index: int) -> str | None:
+  """The same for inner gates that are arrays."""
+  site, rows = case.sites[index], len(case.x)
+  all_on, _ = _create(case, index, ())
+  for form, shape, dtype in (
+    ('bool scalars', (), bool),
+    ('float scalars', (), np.float32),
+    (f'floats [{rows}], one per example', (rows,), np.float32),
+  ):
+    values = (jax.ShapeDtypeStruct(shape, dtype),) * site.num_inner
+    run = lambda variables, h, values: site_part(site, index, values).run(
+      variables, h, model=case.model
+    )
+    try:
+      result = jax.eval_shape(run, case.variables, case.streams[index], values)
+    except Exception as error:
+      return _failure(form, error)
+    if _described(result) != _described(all_on):
+      return _other_result(form, result, all_on)
+  return None
+
+
+def _failure(form, error):
+  return f'fails, called as site(h, gates) with its inner gates as {form}: {reason(error)}'
+
+
+def _other_result(form, result, all_on):
+  return (
+    f'gives {_described(result)} with its inner gates as {form}, but {_described(all_on)} with all '
+    'of them on: expected the same shape and dtype'
+  )
+
+
+def _walk(case: Case, rows: int, run, first):
+  """Passes the shapes of a batch through every part by `run(part, first, value)`, and notes what
   does not fit.
 
   Returns:
@@ -188,98 +186,87 @@ def _walk(case, rows, run, first):
   value = jax.ShapeDtypeStruct((rows, *case.x.shape[1:]), case.x.dtype)
   streams = []
   for part in case.parts:
-    out = None
+    result = None
     try:
-      out = jax.eval_shape(functools.partial(run, part), first, value)
-      wrong = _wrong_output(part, value, out)
+      result = jax.eval_shape(functools.partial(run, part), first, value)
+      wrong = _wrong_output(part, value, result)
     except Exception as error:
       form = '' if part.site is None or part.site.adds else ', called as site(h, gates)'
-      wrong = f'{part.name} fails on a batch of {rows}{form}: {reason(error)}.'
+      wrong = f'{part.title} fails on a batch of {rows}{form}: {reason(error)}.'
     if wrong:
-      case.violations.append(sentence(wrong))
-    keeps = part.site is not None and part.site.has_residual
-    if wrong and not keeps:
-      return (), None  # nobody knows the stream that reaches the next part
-    value = value if keeps else out
+      case.fail(wrong)
+      if not part.keeps_stream:
+        return (), None  # nobody knows the stream that reaches the next part
+    value = value if part.keeps_stream else result
     streams.append(value)
   return tuple(streams[:-1]), value
 
 
-def _wrong_output(part: Part, value, out):
-  """What is wrong with the shape or dtype that a part gives; None if nothing is."""
+def _wrong_output(part: Part, value, result) -> str | None:
+  """Returns what is wrong with the shape or dtype of a part's result; None if nothing is."""
   site = part.site
-  if not hasattr(out, 'shape'):
-    what = 'the value that its + adds' if site is not None and site.adds else 'its result'
-    return f'{part.name} gives a {type(out).__name__}: expected {what}, one array [B, ...].'
-  if out.shape[:1] != value.shape[:1]:
-    return f'{part.name} gives {out.shape} for a batch of {value.shape[0]}: expected [B, ...].'
+  if not hasattr(result, 'shape'):
+    role = 'the value that its + adds' if site is not None and site.adds else 'its result'
+    return f'{part.title} gives a {type(result).__name__}: expected {role}, one array [B, ...].'
+  if result.shape[:1] != value.shape[:1]:
+    return f'{part.title} gives {result.shape} for a batch of {value.shape[0]}: expected [B, ...].'
   if part.name == 'readout':
     return None
   if site is None or not site.has_residual:
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-      return f'the stream that {part.name} gives is {out.dtype}: expected floats.'
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+      return f'The stream that {part.name} gives is {result.dtype}: expected floats.'
     return None
-  if out.shape != value.shape:
+  if result.shape != value.shape:
     return (
-      f'{part.name} maps a stream of shape {value.shape} to {out.shape}: a gated + needs the same '
-      'shape (only a site without a residual gate may change the stream).'
+      f'{part.title} maps a stream of shape {value.shape} to {result.shape}: a gated + needs the '
+      'same shape (only a site without a residual gate may change the stream).'
     )
-  dtype = jnp.promote_types(out.dtype, value.dtype) if site.adds else out.dtype
+  dtype = jnp.promote_types(result.dtype, value.dtype) if site.adds else result.dtype
   if dtype != value.dtype:
     return (
-      f'{part.name} gives {out.dtype}, which turns the {value.dtype} stream into another dtype: '
-      'cast its result to the dtype of its input.'
+      f'{part.title} gives {result.dtype}, which turns the {value.dtype} stream into another '
+      'dtype: cast its result to the dtype of its input.'
     )
   return None
 
 
-def _described(out):
-  return f'{out.dtype} {out.shape}' if hasattr(out, 'shape') else f'a {type(out).__name__}'
-
-
-def _judge(case, outputs):
-  """Reports targets that the objective cannot compare with outputs of this shape."""
+def _judge(case: Case, outputs) -> None:
+  """Notes targets that the objective cannot compare with outputs of this shape."""
   try:
     loss, accuracy = jax.eval_shape(case.objective, outputs, case.y)
     fits = loss.shape == accuracy.shape == (len(case.x),)
     why = f'it gives {loss.shape} and {accuracy.shape}, expected one number per example'
   except Exception as error:
     fits, why = False, reason(error)
+  targets = case.targets
   if not fits:
-    case.violations.append(
+    case.fail(
       f'The objective cannot judge outputs of shape {outputs.shape} by targets of shape '
       f'{case.y.shape}: {why}.'
     )
-  elif case.objective in LABELLED:
-    _check_labels(case, outputs.shape[-1])
-
-
-def _check_labels(case, num_outputs):
-  y = case.targets
-  if not np.issubdtype(y.dtype, np.integer):
-    case.violations.append(
-      f'The targets are {y.dtype}: expected integers, the numbers of the right outputs.'
+  elif case.objective in LABELLED and not np.issubdtype(targets.dtype, np.integer):
+    case.fail(
+      f'The targets are {targets.dtype}: expected integers, the numbers of the right outputs.'
     )
-  elif y.min() < 0 or y.max() >= num_outputs:
-    case.violations.append(
-      f'The targets run from {y.min()} to {y.max()}, but readout gives {num_outputs} outputs: '
-      f'expected targets from 0 to {num_outputs - 1}.'
+  elif case.objective in LABELLED and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
+    case.fail(
+      f'The targets run from {targets.min()} to {targets.max()}, but readout gives '
+      f'{outputs.shape[-1]} outputs: expected targets from 0 to {outputs.shape[-1] - 1}.'
     )
 
 
-def _leaves(tree):
-  return {
-    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+def _described(result) -> str:
+  is_array = hasattr(result, 'shape')
+  return f'{result.dtype} {result.shape}' if is_array else f'a {type(result).__name__}'
 
 
-def _differ(a, b):
+def _differ(a, b) -> bool:
   return a.shape != b.shape or a.dtype != b.dtype
 
 
-def _differences(reference, leaves, called):
-  """How the pool that init gives with a structure differs from the one it gives with none."""
-  pools = f'The pool that init gives with {called} is not the one it gives with none: '
+def _differences(reference, leaves, call: str) -> list[str]:
+  """Returns how the pool that init gives with a structure differs from the one of no structure."""
+  pools = f'The pool that init gives with {call} is not the one it gives with none: '
   remedy = '; create every site at init, on or off, with explicit names.'
   missing = sorted(set(reference) ^ set(leaves))
   if missing:
@@ -287,7 +274,6 @@ def _differences(reference, leaves, called):
   for path, leaf in reference.items():
     if _differ(leaf, leaves[path]):
       return [f'{pools}{path} has shape {leaf.shape} and {leaves[path].shape}{remedy}']
-    values = isinstance(leaf, np.ndarray)
-    if values and not np.array_equal(leaf, leaves[path]):
+    if isinstance(leaf, np.ndarray) and not np.array_equal(leaf, leaves[path]):
       return [f'{pools}{path} has other values{remedy}']
   return []

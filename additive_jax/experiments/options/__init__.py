@@ -1,0 +1,37 @@
+"""The options of a run, each declared once: name, default, meaning, and what is allowed.
+
+`general` and `studies` declare them, and `reading` makes checked `Options` of a config. The page
+`configs/default.py` shows them all; `python tests/options_page.py` writes it.
+"""
+
+from additive_jax.experiments.options.general import DataOptions, ModelOptions, TrainOptions
+from additive_jax.experiments.options.reading import (
+  DECLARED,
+  PLACEMENT,
+  Option,
+  check_unsharded,
+  options_of,
+  read_options,
+  read_section,
+  replaced,
+  selected,
+)
+from additive_jax.experiments.options.rules import parse_shard
+from additive_jax.experiments.options.studies import Options
+
+__all__ = [
+  'DECLARED',
+  'PLACEMENT',
+  'DataOptions',
+  'ModelOptions',
+  'Option',
+  'Options',
+  'TrainOptions',
+  'check_unsharded',
+  'options_of',
+  'parse_shard',
+  'read_options',
+  'read_section',
+  'replaced',
+  'selected',
+]

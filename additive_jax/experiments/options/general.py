@@ -1,0 +1,212 @@
+"""The options of every experiment: data, model, training, and which structures are drawn.
+
+A section is a frozen dataclass. Each of its fields is an option: the annotation says what is
+allowed, the default stands beside it, and the text below it says what it means. They are shown, all
+together, in `configs/default.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from additive_jax.experiments.options.rules import (
+  SHARE,
+  Count,
+  NotNegative,
+  Placement,
+  Positive,
+  Rule,
+  Share,
+  Sizes,
+  Structures,
+  Whole,
+  each,
+  one_of,
+  some_of,
+)
+from additive_jax.models.kinds import KINDS
+from additive_jax.models.transformer import POSITIONS, UNITS
+from additive_jax.parallel.collectives import COLLECTIVES
+from additive_jax.parallel.pipeline_schedule import SCHEDULES
+from additive_jax.search import METHODS
+from additive_jax.train.recipe import AVERAGES
+from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+  """What is learnt."""
+
+  name: str = 'digits'
+  """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME"""
+  sequence_length: Count = 128
+  """Tokens of one example of text."""
+  data_dir: str = ''
+  """Where TensorFlow Datasets keeps its sets; '' is its own default."""
+  download: bool = False
+  """Whether a TensorFlow Datasets set that is not there may be downloaded."""
+  memory_limit: Whole = 2 * 1024**3
+  """Bytes up to which a set is kept on the device; a larger one is read
+  batch by batch. By default 2 GiB."""
+  train_examples: Whole = 0
+  """Examples used of the training split, spaced evenly over it; 0 is all."""
+  test_examples: Whole = 0
+  """Examples used of the test split, likewise."""
+
+
+NETWORKS = ('mlp', 'dense_stack', 'transformer', 'convnet', 'lenet', 'vgg')
+_NETWORK = Rule(
+  f'one of {", ".join(NETWORKS)}, or module:Class',
+  lambda name: name in NETWORKS or ':' in name,
+  NETWORKS,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """The network."""
+
+  name: Annotated[str, _NETWORK] = 'mlp'
+  """A transformer classifies image patches, or is a causal model of text; 'module:Class'
+  is a network of your own, which is made with `kwargs` and num_classes alone."""
+  gates: Annotated[tuple[str, ...], some_of(*KINDS)] = ('residual',)
+  """Kinds of gates that are chosen; those of other kinds stay on."""
+  num_chunks: Count = 4
+  """Chunks that the sub-activation gates of a branch join: one gate less than chunks."""
+  num_lanes: Count = 2
+  """Lanes that lane gates join; hidden units and attention heads are split over them."""
+  num_blocks: Count = 6
+  """Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each."""
+  width: Count = 64
+  """Width of the stream, of mlp and transformer."""
+  hidden: Sizes = (128,)
+  """Hidden units of a feed-forward branch: one number for all, or one per block. Of dense_stack
+  those of each hidden layer: (300, 100)."""
+  num_heads: Count = 4
+  """Attention heads, of transformer."""
+  patch_size: Count = 2
+  """Side of the square patches that a transformer cuts images into."""
+  positions: Annotated[str, one_of(*POSITIONS)] = 'learned'
+  """How a transformer knows the order of its tokens."""
+  unit: Annotated[str, one_of(*UNITS)] = 'gelu'
+  """Feed-forward unit of a transformer."""
+  channels: Sizes = (16, 32)
+  """Channels of each stage, of convnet and vgg."""
+  blocks_per_stage: Count = 2
+  """Residual blocks of each stage, of convnet."""
+  kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+  """What a network of your own is made with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+  """Training of pools and of structures alone."""
+
+  epochs: Positive = 10.0
+  """Passes over the training set, at batch_size examples a step; a pool passes K times as many."""
+  batch_size: Count = 128
+  """Examples of each structure and step."""
+  structures_per_step: Count = 4
+  """K, structures that a pool trains in each step. Co-training takes its own number of
+  structures."""
+  shared_batch: bool = False
+  """Whether the K structures of a step share one batch instead of having one each."""
+  average: Annotated[str, one_of(*AVERAGES)] = 'mean'
+  """How the gradients of a step become one: 'coverage' divides each parameter's by the number of
+  structures that used it."""
+  collective: Annotated[str, one_of(*COLLECTIVES)] = 'psum'
+  """How devices average."""
+  expert_devices: Placement[Count] = 1
+  """Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
+  and runs as many of them. A number that divides the devices and the experts; 1: all have all."""
+  zero: Placement[bool] = False
+  """Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
+  them having a copy (ZeRO, stage 1); the numbers stay the same."""
+  offload: Placement[bool] = False
+  """Whether what the optimizer keeps lies in host memory, from where each step fetches it: a copy
+  for each device, or with `zero` a part for each."""
+  pipe_devices: Placement[Count] = 1
+  """Devices that the sites of one network are spread over in stages, as a pipeline: a number that
+  divides the devices and, times pipe_repeats, the sites, which must be alike from stage to stage;
+  1: all devices have all."""
+  microbatches: Placement[Count] = 4
+  """Parts of a slot's batch that go through the stages one after the other."""
+  pipe_schedule: Placement[Annotated[str, one_of(*SCHEDULES)]] = 'gpipe'
+  """'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a
+  multiple of pipe_devices, for a shorter bubble at more traffic."""
+  pipe_repeats: Placement[Count] = 1
+  """Stages on each device, of 'circular'."""
+  distill: Share = 0.0
+  """Weight of in-place distillation from all-on; 0 is none."""
+  log_every: Count = 50
+  """Steps between two points of the curves, at least; also the most that one device call takes."""
+  checkpoint_every: Count = 500
+  """Steps between two checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """The optimizer, of Optax."""
+
+  name: str = 'adamw'
+  """Any optimizer of Optax that takes a learning rate."""
+  kwargs: dict[str, Any] = dataclasses.field(default_factory=lambda: {'weight_decay': 1e-4})
+  """Its other arguments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleOptions:
+  """How the learning rate changes over the run."""
+
+  name: str = 'cosine_decay_schedule'
+  """'constant', or a schedule of Optax."""
+  kwargs: dict[str, Any] = dataclasses.field(default_factory=lambda: {'decay_steps': 1.0})
+  """Its arguments beside the rate; those named *_steps may be given as shares of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOptions:
+  """Which structures a shared pool is trained on."""
+
+  name: Annotated[str, one_of(*SAMPLERS)] = 'uniform'
+  """The distribution that structures are drawn from; with 'fixed' and 'listed' they are given."""
+  structures: Structures = ()
+  """For fixed and listed: ('1011', '0011')."""
+  keep_rate: Share = 0.5
+  """For bernoulli: keep rate of the last site."""
+  keep_ramp: Annotated[str, one_of('uniform', 'linear', 'exponential')] = 'uniform'
+  """For bernoulli: how keep rates fall over depth, all gates of a site alike."""
+  gate_keep_rates: Annotated[tuple[float, ...], each('shares in [0, 1]', SHARE.allows)] = ()
+  """For bernoulli: one keep rate per gate, in place of keep_rate and keep_ramp."""
+  ramp: Share = 0.0
+  """For bernoulli: share of the run over which the rates fall from 1."""
+  ramp_shape: Annotated[str, one_of(*RAMP_SHAPES)] = 'linear'
+  """For bernoulli: how they fall over the run; 'cosine' slowly at both ends, 'step' at its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+  """A searched set, for spaces too large to enumerate."""
+
+  method: Annotated[str, one_of('', *METHODS)] = ''
+  """How structures are searched; '' is not at all, but all 2^n."""
+  budget: Count = 2048
+  """Structures evaluated in all."""
+  population: Count = 128
+  """Structures evaluated in each generation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BalanceOptions:
+  """How routers are kept balanced, in Exp 4 and DNA."""
+
+  auxiliary: NotNegative = 0.01
+  """Weight of the load-balance loss; 0 is none."""
+  z: NotNegative = 0.001
+  """Weight of the z-loss; 0 is none."""
+  bias_rate: NotNegative = 0.0
+  """By how much a step moves the biases of choices, in DNA those of the identities, towards
+  `dna.skip`; 0 is not at all."""
+  keep_rate: NotNegative = 0.05
+  """By how much a step moves the biases of tokens' own gates, towards `experts.keep`."""

@@ -1,0 +1,193 @@
+"""From a config, which a user writes, to checked options."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import numbers
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from additive_jax.errors import UserError
+from additive_jax.experiments.options.rules import SAME_RUN, Rule, did_you_mean
+from additive_jax.experiments.options.studies import Options
+
+Section = TypeVar('Section')
+
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
+WORDS = {
+  bool: 'true or false',
+  int: 'an integer',
+  float: 'a number',
+  str: 'text',
+  tuple: "values such as ('a', 'b')",
+  dict: 'names and values',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """One option, as its section declares it.
+
+  Attributes:
+    name: dotted, as in a config: `train.zero`.
+    kind: bool, int, float, str, dict, or tuple.
+    item: the type of a tuple's values; None for other kinds.
+    rule: what is allowed of its values; None for all of their type.
+    same_run: whether a run with another value of it is the same run.
+  """
+
+  name: str
+  kind: type
+  item: type | None = None
+  rule: Rule | None = None
+  same_run: bool = False
+
+  def read(self, value: Any) -> Any:
+    """Returns a value in the option's own type: 2 as 2.0, a list as a tuple.
+
+    Raises:
+      UserError: for another type, or a value that is not allowed.
+    """
+    if not self._fits(value):
+      raise UserError(f'config.{self.name} {value!r}: expected {self.expected}')
+    value = value.to_dict() if isinstance(value, ConfigDict) else self.kind(value)
+    if self.rule and not self.rule.allows(value):
+      hint = did_you_mean(value, self.rule.choices) if self.rule.choices else ''
+      raise UserError(f'config.{self.name} {value!r}: expected {self.rule.expected}{hint}')
+    return value
+
+  def _fits(self, value):
+    if self.kind is tuple:
+      return isinstance(value, list | tuple) and all(map(Option('', self.item)._fits, value))
+    if self.kind in NUMBERS:
+      return isinstance(value, NUMBERS[self.kind]) and not isinstance(value, bool)
+    return isinstance(value, Mapping | ConfigDict if self.kind is dict else self.kind)
+
+  @property
+  def expected(self) -> str:
+    """What is expected in place of a value of another type."""
+    if self.rule and self.kind in (str, tuple):
+      return self.rule.expected
+    return WORDS[self.kind]
+
+
+@functools.cache
+def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
+  """Returns what a section declares by its fields' names: options, and sections in it.
+
+  >>> from additive_jax.experiments.options import TrainOptions
+  >>> options_of(TrainOptions, 'train.')['zero']
+  Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True)
+  """
+  declared = {}
+  for name, kind in typing.get_type_hints(section, include_extras=True).items():
+    marks = getattr(kind, '__metadata__', ())
+    kind = kind.__origin__ if marks else kind
+    if dataclasses.is_dataclass(kind):
+      declared[name] = kind
+      continue
+    items, kind = typing.get_args(kind), typing.get_origin(kind) or kind
+    item = items[0] if kind is tuple else None
+    rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
+    declared[name] = Option(f'{prefix}{name}', kind, item, rule, SAME_RUN in marks)
+  return declared
+
+
+def _all_options(section, prefix=''):
+  """Every option of a section and of those in it, in the order in which they stand."""
+  for name, declared in options_of(section, prefix).items():
+    if isinstance(declared, Option):
+      yield declared
+    else:
+      yield from _all_options(declared, f'{prefix}{name}.')
+
+
+# Every option by its dotted name, and the names of those that may differ from one start of a run to
+# the next.
+DECLARED = {option.name: option for option in _all_options(Options)}
+PLACEMENT = tuple(option.name for option in DECLARED.values() if option.same_run)
+
+
+def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
+  """Returns the options of a config, each checked by what its section declares.
+
+  Args:
+    config: as `get_config()` of `configs/default.py` gives it, or nested dicts, or `Options`.
+
+  Raises:
+    UserError: for an option that is unknown, missing, of another type, or not allowed.
+
+  >>> read_options(Options(num_seeds=0))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: config.num_seeds 0: expected at least 1
+  """
+  values = dataclasses.asdict(config) if isinstance(config, Options) else config
+  return read_section(Options, values)
+
+
+def read_section(
+  section: type[Section], values: ConfigDict | Mapping[str, Any], prefix: str = ''
+) -> Section:
+  """Returns one section, as `read_options` does; `prefix` is the section's name and a dot."""
+  declared = options_of(section, prefix)
+  for name in values:
+    if name not in declared:
+      raise UserError(
+        f"unknown option 'config.{prefix}{name}': expected one that the config has"
+        f'{did_you_mean(name, list(declared))}'
+      )
+  read = {}
+  for name, option in declared.items():
+    if name not in values:
+      raise UserError(f'no config.{prefix}{name}: expected every option of configs/default.py')
+    value = values[name]
+    if isinstance(option, Option):
+      read[name] = option.read(value)
+    elif isinstance(value, Mapping | ConfigDict):
+      read[name] = read_section(option, value, f'{prefix}{name}.')
+    else:
+      raise UserError(
+        f'config.{prefix}{name} {value!r}: expected one option at a time, config.{prefix}{name}.KEY'
+      )
+  return section(**read)
+
+
+def check_unsharded(config: Options | ConfigDict) -> None:
+  """Raises `UserError` for a shard of an experiment that has none."""
+  if config.shard:
+    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
+
+
+def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
+  """Returns the options with other values of some, by their dotted names.
+
+  >>> replaced(Options(), {'train.zero': True}).train.zero
+  True
+  """
+  for name, value in changes.items():
+    options = _with_value(options, name.split('.'), value)
+  return options
+
+
+def _with_value(section, names, value):
+  first, *rest = names
+  if rest:
+    value = _with_value(getattr(section, first), rest, value)
+  return dataclasses.replace(section, **{first: value})
+
+
+def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:
+  """Returns an object of the fields that it shares with sections of the options, and of `values`.
+
+  >>> from additive_jax.experiments.options import TrainOptions
+  >>> fewer = dataclasses.make_dataclass('Fewer', ['zero', 'offload'])
+  >>> selected(fewer, TrainOptions())
+  Fewer(zero=False, offload=False)
+  """
+  names = [field.name for field in dataclasses.fields(kind)]
+  shared = {name: getattr(s, name) for s in sections for name in names if hasattr(s, name)}
+  return kind(**shared, **values)

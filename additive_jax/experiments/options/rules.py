@@ -1,0 +1,120 @@
+"""What the value of an option may be: rules that check it and say what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What is allowed of the values of an option's type.
+
+  Attributes:
+    expected: the words that follow "expected" where a value is refused.
+    allows: tells whether a value is allowed.
+    choices: the words among which a refused one may have been meant.
+  """
+
+  expected: str
+  allows: Callable[[Any], bool]
+  choices: tuple[str, ...] = ()
+
+
+def at_least(least: int) -> Rule:
+  """Returns the rule of finite numbers from `least` on.
+
+  >>> at_least(1).allows(0), at_least(1).expected
+  (False, 'at least 1')
+  """
+  words = '0 or more' if least == 0 else f'at least {least}'
+  return Rule(words, lambda value: least <= value < math.inf)
+
+
+def one_of(*choices: str) -> Rule:
+  """Returns the rule of one of some words.
+
+  >>> one_of('psum', 'ring').expected
+  'one of psum, ring'
+  """
+  words = ', '.join(choice or "''" for choice in choices)
+  return Rule(f'one of {words}', lambda value: value in choices, choices)
+
+
+def some_of(*choices: str) -> Rule:
+  """Returns the rule of some words, at least one and each once.
+
+  >>> some_of('flops', 'params').allows(('flops', 'flops'))
+  False
+  """
+
+  def allows(values):
+    return bool(values) and set(values) <= set(choices) and len(set(values)) == len(values)
+
+  return Rule(f'some of {", ".join(choices)}, each once', allows)
+
+
+def each(words: str, allows: Callable[[Any], bool]) -> Rule:
+  """Returns the rule of tuples, the empty one too, all of whose values are allowed."""
+  return Rule(words, lambda values: all(map(allows, values)))
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+  """Returns the end of a message about a word that is likely to be misspelt; '' for no idea.
+
+  >>> did_you_mean('rng', ['psum', 'ring'])
+  "; did you mean 'ring'?"
+  """
+  near = difflib.get_close_matches(word, choices, n=1)
+  return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def is_structure(text: str) -> bool:
+  """Tells whether a text is that of a structure: of 0 and 1, at least one of them."""
+  return bool(re.fullmatch('[01]+', text))
+
+
+def parse_shard(text: str) -> tuple[int, int] | None:
+  """Returns the number of a shard and how many there are; None for a text that names none.
+
+  >>> parse_shard('3/16'), parse_shard('')
+  ((3, 16), (0, 1))
+  """
+  match = re.fullmatch(r'(\d+)/(\d+)', text or '0/1')
+  if not match or not int(match[1]) < int(match[2]):
+    return None
+  return int(match[1]), int(match[2])
+
+
+SHARE = Rule('a share in [0, 1]', lambda value: 0 <= value <= 1)
+HALVING = Rule('0 or at least 2', lambda value: value == 0 or value >= 2)
+STRUCTURE_OR_NONE = Rule("a structure as text, or ''", lambda text: not text or is_structure(text))
+SPARSITIES = Rule(
+  'shares in (0, 1), each once',
+  lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
+)
+
+# The types of options that several sections have.
+Count = Annotated[int, at_least(1)]
+Whole = Annotated[int, at_least(0)]
+Positive = Annotated[float, Rule('a positive number', lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, at_least(0)]
+Share = Annotated[float, SHARE]
+PositiveShare = Annotated[float, Rule('a share in (0, 1]', lambda value: 0 < value <= 1)]
+ShareBelowOne = Annotated[float, Rule('a share in [0, 1)', lambda value: 0 <= value < 1)]
+Sizes = Annotated[tuple[int, ...], each('sizes of at least 1', at_least(1).allows)]
+Structures = Annotated[
+  tuple[str, ...], each("structures as text, gate 0 first, such as ('1011', '0011')", is_structure)
+]
+Shard = Annotated[str, Rule('I/N with 0 <= I < N, such as 0/4', parse_shard)]
+
+# An option that says where and in what pieces a run is computed, and not what: it may differ from
+# one start of a run to the next.
+SAME_RUN = 'same run'
+Placement = Annotated[T, SAME_RUN]
