@@ -20,24 +20,18 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.structure import StructureLike, parse
 from additive_jax.gates.sums import is_static
-<<<<<<< HEAD
-from additive_jax.gates.traced import as_bits
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
 
 Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
-TracedStructure = Shaped[Array | np.ndarray, '...']  # bool [n], or an integer []; else refused
-=======
-from additive_jax.gates.traced import traced_structure
-from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
-from additive_jax.models.routing import CHOICES, ROUTING
->>>>>>> main
 
 
 def static(
@@ -63,7 +57,7 @@ def conditional(
   model: nn.Module,
   variables: PyTree,
   x: Inputs,
-  structure: StructureLike | TracedStructure,
+  structure: StructureLike | ArrayLike,
   *,
   scales: Scales | None = None,
 ) -> Logits:
@@ -83,7 +77,7 @@ def masked(
   model: nn.Module,
   variables: PyTree,
   x: Inputs,
-  structure: Shaped[Array | np.ndarray, '...'] | Sequence[float],
+  structure: ArrayLike | Sequence[float],
   *,
   scales: Scales | None = None,
 ) -> Logits:
