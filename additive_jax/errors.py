@@ -1,5 +1,11 @@
 """The one exception for a user's mistake, and errors of others in one line."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class UserError(ValueError):
   """What was asked for cannot be done, and the person who asked can mend it.
@@ -10,6 +16,26 @@ class UserError(ValueError):
 
 
 def one_line(error: Exception) -> str:
-  """What an error says, without line breaks."""
+  """Returns what an error says, without line breaks.
+
+  >>> one_line(ValueError('no such\\n  file'))
+  'no such file'
+  """
   text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
   return ' '.join(text.split())
+
+
+@contextlib.contextmanager
+def user_errors(action: str, path: Path, expected: str) -> Iterator[None]:
+  """Turns an OSError into one line: what could not be done to which path, and what was expected.
+
+  >>> with user_errors('read', Path('a.txt'), 'a text file'):
+  ...   open('/nowhere/a.txt')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: cannot read a.txt (No such file or directory); expected a text file
+  """
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise UserError(f'cannot {action} {path} ({reason}); expected {expected}') from error

@@ -1,5 +1,3 @@
-"""The version of the package, alone in its file so that the build can read it without importing
-JAX.
-"""
+"""The version, alone in its file so that the build can read it without importing JAX."""
 
 __version__ = '0.1.0'

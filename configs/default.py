@@ -3,7 +3,7 @@
   additive-jax --config=exp2 --config.learning_rate=3e-4
 
 A key that is not in this file is refused, and so is a value of another type, or one that is not
-allowed. The file is written by `python -m additive_jax.experiments.options.page`.
+allowed. The file is written by `python tests/options_page.py`.
 """
 
 from pathlib import Path

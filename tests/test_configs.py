@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import options_page
 import pytest
 import tiny
 
@@ -19,12 +20,11 @@ from additive_jax.experiments import (
   sweep,
 )
 from additive_jax.experiments.options import (
+  DECLARED,
   PLACEMENT,
   Option,
   Options,
-  all_options,
   options_of,
-  page,
   read_options,
   reading,
 )
@@ -48,8 +48,8 @@ def sections(section=Options):
 
 
 def test_the_page_of_options_shows_what_is_declared():
-  assert config_file('default').read_text() == page.render(), (
-    'run: python -m additive_jax.experiments.options.page > configs/default.py'
+  assert config_file('default').read_text() == options_page.render(), (
+    'run: python tests/options_page.py > configs/default.py'
   )
   assert read_options(load_config('default')) == Options()
 
@@ -57,11 +57,11 @@ def test_the_page_of_options_shows_what_is_declared():
 @pytest.mark.parametrize('section', sorted(set(sections()), key=str), ids=lambda one: one.__name__)
 def test_every_option_has_a_meaning(section):
   options = {name for name, one in options_of(section).items() if isinstance(one, Option)}
-  assert set(page.meanings(section)) >= options
+  assert set(options_page.meanings(section)) >= options
   assert section.__doc__
 
 
-@pytest.mark.parametrize('option', list(all_options()), ids=lambda one: one.name)
+@pytest.mark.parametrize('option', DECLARED.values(), ids=lambda one: one.name)
 def test_every_default_is_allowed(option):
   section = Options()
   *parents, name = option.name.split('.')

@@ -8,8 +8,11 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
+from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
+from additive_jax.parallel import processes
 from additive_jax.report import paths
 
 # Images of 4 tokens, 6 steps of one structure.
@@ -121,8 +124,11 @@ def test_what_exp4_leaves(mixed):
 
 def test_differences_are_paired_by_seed(mixed):
   result, workdir = mixed
-  lines = (workdir / 'journals' / experts.JOURNAL).read_text().splitlines()
+  lines = (workdir / 'journals' / 'experts.jsonl').read_text().splitlines()
   records = {(r['seed'], r['variant']): r for r in map(json.loads, lines)}
+  assert set(records) == {
+    (seed, name) for seed in (0, 1) for name in ('pool', *result.variants['variant'])
+  }
   rows = result.variants.set_index('variant')
   for name in rows.index:
     own = np.array([records[seed, name]['loss'] for seed in (0, 1)])
@@ -139,11 +145,10 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
   """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
   with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
     contender = experts.make_contenders(session)[1]
-    trainer = contender.session.trainer(contender.recipe, contender.sampler, 0)
-    x, y = session.test
-    found = contenders.inspect(contender, trainer.variables, (x, y))
-    pool = contenders.placement.to_host(trainer.variables)
-    want = contenders.evaluate_structures(contender.model, pool, (x, y), [contender.structure])
+    own = contender.own_session
+    pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
+    found = inspect(own, pool, session.test)
+    want = evaluate(own, pool, [contender.structure])
     np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
     assert found.chosen.shape == (40, 4, 1, 2)
     whole = found.chosen[:32]  # the last 8 do not fill a batch
@@ -178,7 +183,7 @@ def test_what_dna_leaves(distributed):
 def test_a_killed_run_goes_on_to_the_same_numbers(distributed, tmp_path):
   """After one DNA: the other and the dense networks, which are sized by both, are still to do."""
   _, workdir = distributed
-  tiny.killed_copy(workdir, tmp_path / 'run', dna.JOURNAL, 1, b'{"seed": 0, "vari')
+  tiny.killed_copy(workdir, tmp_path / 'run', 'dna.jsonl', 1, b'{"seed": 0, "vari')
   dna.run(tiny.config('dna', DNAS), tmp_path / 'run', devices=1)
   for name in ('variants.csv', 'structures.csv', 'paths.csv', 'modules.csv', 'summary.json'):
     assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()

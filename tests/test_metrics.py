@@ -79,7 +79,9 @@ def test_a_resumed_run_leaves_the_metrics_of_an_uninterrupted_one(tmp_path):
   # Killed in the middle of a line.
   with open(broken.path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 6, "ta')
-  with Metrics(broken, start_step=3) as metrics:
+  with Metrics(broken) as metrics:
+    for tag in ('train', 'eval'):
+      metrics.truncate(tag, 3)
     write(metrics, range(4, 7))
   name = 'metrics.jsonl'
   assert (broken.path / name).read_bytes() == (whole.path / name).read_bytes()
@@ -106,7 +108,7 @@ def test_one_tag_can_be_truncated_alone(tmp_path):
 def test_the_other_processes_write_nothing(tmp_path):
   run = RunDir.open(tmp_path / 'a', CONFIG)
   files = sorted(p.name for p in run.path.iterdir())
-  with Metrics(RunDir(run.path, primary=False), start_step=0) as metrics:
+  with Metrics(RunDir(run.path, primary=False)) as metrics:
     metrics.write(1, {'loss': 1.0})
     metrics.truncate('train', 0)
   assert sorted(p.name for p in run.path.iterdir()) == files

@@ -6,7 +6,7 @@ from bad_options import BASES, ROWS, VALUES
 
 from additive_jax import UserError
 from additive_jax.experiments import booster, compress, cotrain, dna, experts, stochastic, sweep
-from additive_jax.experiments.options import all_options, read_options
+from additive_jax.experiments.options import DECLARED, read_options
 
 RUNS = {
   'sweep': sweep.run,
@@ -33,7 +33,7 @@ def test_value_that_is_not_allowed(name, value, expected):
 def test_every_rule_has_a_value_that_breaks_it():
   """But those of counts and sizes, which many options share."""
   shared = ('at least 1', '0 or more', 'a positive number', 'sizes of at least 1')
-  ruled = {o.name for o in all_options() if o.rule and o.rule.expected not in shared}
+  ruled = {o.name for o in DECLARED.values() if o.rule and o.rule.expected not in shared}
   assert ruled - {name for name, *_ in VALUES} == set()
 
 

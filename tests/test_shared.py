@@ -44,7 +44,7 @@ def test_curves_have_a_point_every_log_every_steps(pools):
 @pytest.mark.parametrize('lost', ['missing', 'damaged'])
 def test_a_pool_goes_on_from_its_newest_sound_checkpoint(pools, tmp_path, lost):
   workdir = tmp_path / 'run'
-  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  tiny.killed_copy(pools[1], workdir, 'sweep.jsonl', 1)
   checkpoints = workdir / 'checkpoints' / 'shared-seed1'
   for step in (10, 15):
     if lost == 'missing':
@@ -114,11 +114,11 @@ def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
     assert not sweep.run(config, workdir, devices=2).complete
   assert not (workdir / 'metrics.jsonl').exists()
   for shard in range(2):
-    lines = (workdir / 'journals' / f'shared-{shard}-of-2.jsonl').read_text().splitlines()
+    lines = (workdir / 'journals' / f'sweep-{shard}-of-2.jsonl').read_text().splitlines()
     assert [json.loads(line)['seed'] for line in lines] == [shard]
   sweep.run(tiny.config('sweep', SHARED), workdir, devices=2)
   assert (workdir / 'structures.csv').read_bytes() == (pools[1] / 'structures.csv').read_bytes()
-  assert not (workdir / 'journals' / 'shared-0-of-1.jsonl').exists()
+  assert not (workdir / 'journals' / 'sweep.jsonl').exists()
   read = [Metrics.read(path) for path in (workdir, pools[1])]
   pd.testing.assert_frame_equal(*read, check_exact=True)
   assert (workdir / 'report.html').read_bytes() == (pools[1] / 'report.html').read_bytes()
@@ -134,7 +134,7 @@ def test_one_device_and_two_agree(pools, tmp_path):
 
 def test_damaged_checkpoints_end_the_run_in_one_line(pools, tmp_path):
   workdir = tmp_path / 'run'
-  tiny.killed_copy(pools[1], workdir, 'shared-0-of-1.jsonl', 1)
+  tiny.killed_copy(pools[1], workdir, 'sweep.jsonl', 1)
   for path in (workdir / 'checkpoints' / 'shared-seed1').rglob('metadata'):
     path.write_bytes(path.read_bytes()[:-20])
   with pytest.raises(UserError, match=r'every checkpoint in .*shared-seed1 is damaged') as caught:

@@ -12,7 +12,7 @@ from additive_jax.experiments import sweep
 # Forty steps, so that the last tenth of them is more than one.
 ALONE = {'sweep.modes': ('standalone',), 'train.epochs': 5.3}
 HALVED = ALONE | {'sweep.halving': 2, 'sweep.rungs': 3}
-JOURNAL = 'standalone-0-of-1.jsonl'
+JOURNAL = 'sweep.jsonl'
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -99,13 +99,13 @@ def test_shards_in_any_order_merge_to_the_undivided_run(kind, whole, halved, tmp
     assert not part.complete
     assert not (workdir / 'structures.csv').exists()
     if shard == '0/3':  # killed before its last three structures, and continued
-      journal = workdir / 'journals' / 'standalone-0-of-3.jsonl'
+      journal = workdir / 'journals' / 'sweep-0-of-3.jsonl'
       done = journal.read_bytes()
       journal.write_bytes(b''.join(done.splitlines(keepends=True)[:3]) + b'{"seed')
       sweep.run(config, workdir, devices=1)
       first_rung = [r for r in records(workdir, journal.name) if r['rung'] == 0]
       assert len(first_rung) == len({(r['seed'], r['structure']) for r in first_rung}) == 6
-  parts = [records(workdir, f'standalone-{i}-of-3.jsonl') for i in range(3)]
+  parts = [records(workdir, f'sweep-{i}-of-3.jsonl') for i in range(3)]
   assert all(parts)
   result = sweep.run(tiny.config('sweep', options), workdir, devices=1)
   assert result.complete

@@ -17,9 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import numpy as safetensors
 
 from additive_jax.compress.cutting import Cut, make
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
 from additive_jax.files.checkpoint import Checkpointer
-from additive_jax.files.rundir import WRITABLE, config_hash, user_errors
+from additive_jax.files.rundir import WRITABLE, config_hash
 
 MODEL, TENSORS, ORBAX = 'model.json', 'model.safetensors', 'orbax'
 

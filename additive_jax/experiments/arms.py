@@ -11,21 +11,25 @@ from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import Sampler
 from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Where a training begins.
+  """Where a training begins, and what of it depends on the seed.
 
   Attributes:
     state: of the trainer; None for the pool that the seed names.
     facts: what making the state gave, for the arm's record.
+    session, sampler: in place of the arm's.
   """
 
   state: State | None = None
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  session: Session | None = None
+  sampler: Sampler | None = None
 
 
 SEED = Start()
@@ -42,12 +46,14 @@ class Trained:
   """An arm after its last step, in one seed.
 
   Attributes:
+    arm: the arm.
     session: the run with the arm's model.
     seed: the seed.
     trainer: the trainer, which holds the last state.
     variables: `{'params': pool}`, a copy on the host.
   """
 
+  arm: Any
   session: Session
   seed: int
   trainer: Trainer
@@ -127,7 +133,7 @@ class Arm:
 
   name: str
   recipe: Recipe
-  sampler: Any
+  sampler: Sampler
   num_steps: int
   start: Callable[[Session, int], Start] = from_seed
   judge: Callable[[Trained], dict] = scores_on_test
@@ -140,9 +146,18 @@ class Arm:
     """Returns where the training of one seed starts."""
     return self.start(self.own_session or session, seed)
 
-  def train(self, session: Session, seed: int, start: Start = SEED) -> Trained:
-    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
-    session = self.own_session or session
-    trainer = session.trainer(self.recipe, self.sampler, seed, start.state)
-    fit(session, trainer, self.num_steps, f'{self.tag or self.name}-seed{seed}', self.curves)
-    return Trained(session, seed, trainer, processes.to_host(trainer.variables))
+  def train(self, session: Session, seed: int, start: Start = SEED, *, folder: str = '') -> Trained:
+    """Returns the arm after its last step, trained now or restored from its last checkpoint.
+
+    Args:
+      session: the run.
+      seed: the seed.
+      start: what `begin` gave.
+      folder: of the checkpoints, and name of the curves; '' is the tag with the seed.
+    """
+    session = start.session or self.own_session or session
+    sampler = self.sampler if start.sampler is None else start.sampler
+    trainer = session.trainer(self.recipe, sampler, seed, start.state)
+    folder = folder or f'{self.tag or self.name}-seed{seed}'
+    fit(session, trainer, self.num_steps, folder, self.curves)
+    return Trained(self, session, seed, trainer, processes.to_host(trainer.variables))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,11 +20,12 @@ from additive_jax.experiments import cotrain_report, study
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, POOL, make_tables
 from additive_jax.experiments.fit import Curves
-from additive_jax.experiments.lone import Crowd, Lone
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import ensemble, evaluate
 from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import check_shared, search_pools, train_shared
+from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
+from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
@@ -63,23 +64,19 @@ def _check(session):
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if config.structures and config.structures_from:
-    raise UserError(
-      f'config.structures {tuple(config.structures)} and config.structures_from '
-      f'{config.structures_from!r}: expected one of the two'
-    )
+    raise refused(config, 'structures', 'structures_from', expected='one of the two')
   if k > 2**num_gates:
-    raise UserError(
-      f'config.cotrain.top_k {k}: expected at most 2^{num_gates} = {2**num_gates} structures'
-    )
+    most = f'at most 2^{num_gates} = {2**num_gates} structures'
+    raise refused(config, 'cotrain.top_k', expected=most)
   if config.structures:
     structures = [session.space.parse(text) for text in config.structures]
     if len(set(structures)) < len(structures):
       twice = next(s for s in structures if structures.count(s) > 1)
       raise UserError(f'structure {twice} occurs twice in config.structures: expected each once')
     if k > len(structures):
-      raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(structures)} listed')
+      raise refused(config, 'cotrain.top_k', expected=f'at most the {len(structures)} listed')
   elif k < 1:
-    raise UserError(f'config.cotrain.top_k {k}: expected at least 1')
+    raise refused(config, 'cotrain.top_k', expected='at least 1')
   elif config.structures_from:
     _from_sweep(session)
   else:
@@ -107,7 +104,8 @@ def _choose(session):
     return [session.space.parse(text) for text in config.structures][: k or None]
   if config.structures_from:
     return _from_sweep(session)
-  pool = train_shared(session, config.seed, config.cotrain.sweep_epochs, 'sweep')
+  arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs)
+  pool = arm.train(session, config.seed, folder='sweep')
   if config.search.method:
     bits, scores = search_pools(session, lambda: [pool])
     loss = scores.loss[0]
@@ -123,8 +121,8 @@ def _from_sweep(session):
   path = Path(session.config.structures_from)
   sweep = RunDir(path)
   if not sweep.finished or sweep.read_json('summary.json').get('experiment') != 'sweep':
-    raise UserError(
-      f'config.structures_from {str(path)!r}: expected the directory of a finished sweep (Exp 1)'
+    raise refused(
+      session.config, 'structures_from', expected='the directory of a finished sweep (Exp 1)'
     )
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
@@ -135,14 +133,19 @@ def _from_sweep(session):
   table = sweep.read_table('structures.csv').sort_values('rank')
   k = session.config.cotrain.top_k
   if len(table) < k:
-    raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(table)} in {path}')
+    raise refused(session.config, 'cotrain.top_k', expected=f'at most the {len(table)} in {path}')
   return [session.space.parse(text) for text in table['structure'][:k]]
 
 
-def _alone(session: Session, records: Records) -> list[Lone]:
-  """The structures trained alone, for as many steps as the pool."""
-  del records
+def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
+  """The structures alone, then all of them together, for as many steps."""
+  structures = chosen_structures(session)
   num_steps = session.steps(session.config.train.epochs)
+  yield _alone(session, structures, num_steps)
+  yield [_pool(session, records, structures, num_steps)]
+
+
+def _alone(session, structures, num_steps) -> list[Lone]:
 
   def judge(seed: int, arm: Lone, member: Member) -> dict:
     content = flax.serialization.to_bytes(processes.to_host(member.state.params))
@@ -152,18 +155,17 @@ def _alone(session: Session, records: Records) -> list[Lone]:
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
     return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
 
-  crowd = Crowd(session.recipe(num_steps), judge, 'alone')
-  return [Lone(str(s), s, num_steps, crowd) for s in chosen_structures(session)]
+  crowd = Crowd(session.recipe(num_steps), judge)
+  return [Lone(structure, num_steps, crowd) for structure in structures]
 
 
 def _pool_file(session, seed, structure):
   return session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
 
 
-def _pool(session: Session, records: Records) -> list[Arm]:
+def _pool(session, records, structures, num_steps) -> Arm:
   """The structures trained together, judged beside what each became alone."""
-  num_steps = session.steps(session.config.train.epochs)
-  structures, recipe = chosen_structures(session), session.recipe(num_steps)
+  recipe = session.recipe(num_steps)
   labels = [str(s) for s in structures]
 
   def probe(trainer) -> dict:
@@ -179,7 +181,7 @@ def _pool(session: Session, records: Records) -> list[Arm]:
   sampler = listed(structures, session.space.num_gates)
   judge = functools.partial(_judge, records, recipe, structures)
   curves = Curves(labels=labels, probe=probe)
-  return [Arm(POOL, recipe, sampler, num_steps, judge=judge, curves=curves)]
+  return Arm(POOL, recipe, sampler, num_steps, judge=judge, curves=curves)
 
 
 def _cosines(
@@ -230,7 +232,7 @@ def _read_pool(session, path, checksum, template):
 
 STUDY = study.Study(
   'cotrain',
-  stages=(_alone, _pool),
+  stages=_stages,
   check=_check,
   tables=make_tables,
   page=cotrain_report.page,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from additive_jax.experiments.lone import Lone
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.standalone import Lone
 from additive_jax.experiments.study import Result
 from additive_jax.experiments.tables import FIRST, SCORES, headline, with_interval
 from additive_jax.report import statistics

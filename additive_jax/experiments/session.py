@@ -24,6 +24,7 @@ from additive_jax.experiments.options import (
   parse_shard,
   read_options,
   replaced,
+  selected,
 )
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
@@ -160,7 +161,7 @@ class Session:
       seed=seed,
       state=state,
       shared_batch=train.shared_batch,
-      placement=Placement(mesh, train.zero, train.offload, train.log_every),
+      placement=selected(Placement, train, mesh=mesh, chunk_steps=train.log_every),
     )
 
   @property

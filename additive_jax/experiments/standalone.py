@@ -1,163 +1,142 @@
-"""Every structure trained alone: journalled, sharded over processes, halved in rungs."""
+"""Structures trained alone: processes and shards share them out, successive halving cuts them."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
-from additive_jax.files.journal import Journal, read_all
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
-from additive_jax.run.evaluate import Evaluation
+from additive_jax.train.population import Member, Population
+from additive_jax.train.recipe import Recipe
 
-log = logging.getLogger('additive_jax')
 
-
-@dataclasses.dataclass(frozen=True)
-class Standalone:
-  """What training alone gave.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lone:
+  """An arm that is one structure, trained alone.
 
   Attributes:
-    records: journal records by (seed, structure, rung); one rung without successive halving.
-    seeds: in order.
-    num_rungs: rungs.
+    structure: the structure.
+    stop: the step at which its training ends.
+    executor: trains it.
+    rung: number of the rung of successive halving that ends there.
   """
 
-  records: dict
-  seeds: list[int]
-  num_rungs: int
-
-  def last_rung(self, structure: str) -> int:
-    """The last rung that `structure` was trained to, −1 for none."""
-    reached = (r for r in range(self.num_rungs) if (self.seeds[0], structure, r) in self.records)
-    return max(reached, default=-1)
-
-  def by_seed(self, structures: list[str]) -> Evaluation:
-    """Loss and accuracy [seeds, S] at each structure's last rung; NaN where not trained."""
-    return Evaluation(*(self._values(structures, key) for key in ('loss', 'accuracy')))
-
-  def first_rung(self, structures: list[str]) -> np.ndarray:
-    """Loss [seeds, S] after the first rung, which all structures reach."""
-    return self._values(structures, 'loss', 0)
+  structure: Structure
+  stop: int
+  executor: Crowd = dataclasses.field(repr=False)
+  rung: int = 0
 
   @property
-  def table(self) -> pd.DataFrame:
-    """One row per trained structure: means over seeds at its last rung."""
-    structures = sorted({structure for _, structure, _ in self.records})
-    values = self.by_seed(structures)
-    table = pd.DataFrame({'structure': structures})
-    table['loss'], table['loss_ci95'] = statistics.mean_and_ci(values.loss)
-    table['accuracy'], table['accuracy_ci95'] = statistics.mean_and_ci(values.accuracy)
-    table['train_loss'] = statistics.mean_and_ci(self._values(structures, 'train_loss'))[0]
-    table['steps'] = self._values(structures, 'steps')[0].astype(int)
-    table['skipped'] = self._values(structures, 'skipped').sum(0).astype(int)
-    return table
-
-  def _values(self, structures, key, rung=None):
-    def value(seed, structure):
-      record = self.records.get(
-        (seed, structure, self.last_rung(structure) if rung is None else rung)
-      )
-      return record[key] if record else np.nan
-
-    return np.array([[value(seed, s) for s in structures] for seed in self.seeds], float)
+  def name(self) -> str:
+    """The name of the arm."""
+    return lone_name(str(self.structure), self.rung)
 
 
-def train_standalone(
-  session: Session, structures: list[Structure], shard: int = 0, num_shards: int = 1
-) -> Standalone | None:
-  """Trains every structure from the same init, on the same examples in the same order, per seed.
+class Crowd:
+  """Trains structures alone, as many at a time as there are cores or devices."""
 
-  Successive halving (`config.sweep.halving` η, `config.sweep.rungs` R): rung r ends at step
-  steps·η^(r+1−R); the 1/η structures of lowest mean loss over the seeds go on to the next. Source:
-  Jamieson & Talwalkar 2016 (arXiv:1502.07943).
+  spread = True
 
-  Args:
-    structures: which.
-    shard, num_shards: this process trains every num_shards-th of the work, from `shard` on.
+  def __init__(
+    self,
+    recipe: Recipe,
+    judge: Callable[[int, Lone, Member], dict],
+    *,
+    keeps_states: bool = False,
+  ):
+    """Trains nothing yet.
 
-  Returns:
-    What was found, or None as long as other shards' parts are missing.
+    Args:
+      recipe: how each is trained.
+      judge: from a seed, an arm and its trained `Member` to what the journal keeps.
+      keeps_states: whether states are kept, from which arms of a later rung go on.
+    """
+    self.recipe, self.judge, self.keeps_states = recipe, judge, keeps_states
+    self._populations: dict[int, Population] = {}
+    self._states: dict[tuple[int, Structure], tuple[int, Any]] = {}
+
+  def __call__(
+    self, session: Session, units: Sequence[tuple[int, Lone]], total: int
+  ) -> Iterator[tuple[int, Lone, dict]]:
+    """Yields seed, arm and record of each unit when it is trained; see `arms.Executor`."""
+    wanted = {(seed, arm.structure) for seed, arm in units}
+    self._states = {unit: state for unit, state in self._states.items() if unit in wanted}
+    title = f'alone to step {units[0][1].stop}' if units else 'alone'
+    bar = Progress(total, title, unit='structure', start=total - len(units))
+    with bar as progress:
+      for seed in sorted({seed for seed, _ in units}):
+        arms = [arm for other, arm in units if other == seed]
+        for start, group in self._by_start(seed, arms):
+          for arm, member in self._train(session, seed, start, group):
+            yield seed, arm, self.judge(seed, arm, member)
+            progress.advance(1, loss=member.loss)
+            if session.stopper.stop_requested:
+              return
+
+  def _by_start(self, seed, arms):
+    """Arms grouped by the step to go on from; what another process began starts at 0."""
+    starts = [self._states.get((seed, arm.structure), (0, None))[0] for arm in arms]
+    for start in sorted(set(starts)):
+      yield start, [arm for arm, step in zip(arms, starts) if step == start]
+
+  def _train(self, session, seed, start, arms):
+    if seed not in self._populations:
+      self._populations[seed] = session.population(self.recipe, seed)
+    by_structure = {arm.structure: arm for arm in arms}
+    states = {s: self._states[seed, s][1] for s in by_structure} if start else None
+    members = self._populations[seed].train(
+      list(by_structure), arms[0].stop, states=states, start=start
+    )
+    for member in members:
+      if self.keeps_states:
+        self._states[seed, member.structure] = arms[0].stop, processes.to_host(member.state)
+      yield by_structure[member.structure], member
+
+
+def rungs(
+  session: Session, records: Records, structures: Sequence[Structure]
+) -> Iterator[list[Lone]]:
+  """Yields the arms of a standalone sweep, a rung of successive halving at a time.
+
+  Rung r of R ends at step num_steps·η^(r+1−R); the 1/η structures of lowest mean loss over the
+  seeds go on to the next. With η = 2, R = 3, 40 steps and 8 structures:
+
+      step   0 ─────── 10 ─────── 20 ─────────────────── 40
+      rung       0          1               2
+      trained    8          4               2
+
+  Without halving there is one rung. Source: Jamieson & Talwalkar 2016 (arXiv:1502.07943).
+
+  Raises:
+    Incomplete: when a rung waits for what other shards have not trained.
   """
   halving, num_steps = session.config.sweep.halving, session.steps(session.config.train.epochs)
   num_rungs = session.config.sweep.rungs if halving else 1
-  trainees = _Trainees(session, num_steps, shard, num_shards)
+  crowd = Crowd(session.recipe(num_steps), _record, keeps_states=bool(halving))
   for rung in range(num_rungs):
     stop = max(1, round(num_steps * halving ** (rung + 1 - num_rungs))) if halving else num_steps
-    units = [(seed, structure) for seed in session.seeds for structure in structures]
-    trainees.train(units[shard::num_shards], rung, stop)
-    processes.barrier(f'standalone rung {rung}')
-    session.check_stop()
-    records = read_records(session)
-    missing = sum((seed, str(structure), rung) not in records for seed, structure in units)
-    if missing:
-      log.info('%d of %d trainings are left to other shards', missing, len(units))
-      return None
+    arms = [Lone(structure, stop, crowd, rung) for structure in structures]
+    yield arms
     if rung + 1 < num_rungs:
-      found = Standalone(records, session.seeds, rung + 1)
-      loss = found.by_seed([str(structure) for structure in structures]).loss.mean(0)
-      best = np.argsort(statistics.rank(loss))[: max(1, len(structures) // halving)]
-      structures = [structures[i] for i in sorted(best)]
-  return Standalone(records, session.seeds, num_rungs)
+      by_arm = [[record['loss'] for record in records[arm.name]] for arm in arms]
+      order = np.argsort(statistics.rank(np.array(by_arm).T.mean(0)))
+      structures = [structures[i] for i in sorted(order[: max(1, len(structures) // halving)])]
 
 
-def read_records(session: Session) -> dict:
-  """All journalled trainings of the run, by (seed, structure, rung)."""
-  records = read_all(session.rundir.journals, 'standalone-*.jsonl')
-  return {(r['seed'], r['structure'], r['rung']): r for r in records}
-
-
-class _Trainees:
-  """The networks that this process trains, with their states where a later rung goes on."""
-
-  def __init__(self, session, num_steps, shard, num_shards):
-    self.session = session
-    self.recipe = session.recipe(num_steps)
-    self.journal = Journal(session.rundir.journals / f'standalone-{shard}-of-{num_shards}.jsonl')
-    self.populations = {}
-    self.states = {}
-
-  def train(self, units, rung, stop):
-    """Trains those (seed, structure) pairs that no journal has yet, up to step `stop`."""
-    records, config = read_records(self.session), self.session.config
-    going_on = set(units)
-    self.states = {unit: state for unit, state in self.states.items() if unit in going_on}
-    missing = [(seed, s) for seed, s in units if (seed, str(s), rung) not in records]
-    title = f'standalone rung {rung}' if config.sweep.halving else 'standalone'
-    bar = Progress(len(units), title, unit='structure', start=len(units) - len(missing))
-    with bar as progress:
-      for seed in sorted({seed for seed, _ in missing}):
-        population = self.populations.get(seed) or self.session.population(self.recipe, seed)
-        self.populations[seed] = population
-        for start, group in self._by_start(seed, [s for other, s in missing if other == seed]):
-          states = {s: self.states[seed, s][1] for s in group} if start else None
-          for member in population.train(group, stop, states=states, start=start):
-            if config.sweep.halving:
-              self.states[seed, member.structure] = stop, processes.to_host(member.state)
-            self.journal.append(_record(seed, rung, stop, member))
-            progress.advance(1, loss=member.loss)
-            if self.session.stopper.stop_requested:
-              return
-
-  def _by_start(self, seed, structures):
-    """Structures grouped by the step to go on from; what another process began starts at 0."""
-    starts = [self.states.get((seed, s), (0, None))[0] for s in structures]
-    for start in sorted(set(starts)):
-      yield start, [s for s, own in zip(structures, starts) if own == start]
-
-
-def _record(seed, rung, stop, member):
+def _record(seed: int, arm: Lone, member: Member) -> dict[str, Any]:
+  del seed
   return {
-    'seed': seed,
-    'structure': str(member.structure),
-    'rung': rung,
-    'steps': stop,
+    'structure': str(arm.structure),
+    'rung': arm.rung,
+    'steps': arm.stop,
     'loss': member.loss,
     'accuracy': member.accuracy,
     'train_loss': member.train_loss,

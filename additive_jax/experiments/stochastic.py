@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
 from additive_jax.experiments import stochastic_report, study
 from additive_jax.experiments.arms import Arm, Trained
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
@@ -66,13 +66,12 @@ def _check(session):
   make_variants(session)
 
 
-def make_variants(session: Session, records: Records | None = None) -> list[Variant]:
+def make_variants(session: Session) -> list[Variant]:
   """Returns the variants of a run, the one with all gates on first.
 
   Raises:
     UserError: for options of which a variant cannot be made.
   """
-  del records
   options, distill = session.config.stochastic, session.config.train.distill
   epochs, num_gates = session.config.train.epochs, session.space.num_gates
   num_steps = session.steps(epochs)
@@ -97,10 +96,8 @@ def _random(session, mode, name, num_steps, judge, distill):
   options = session.config.stochastic
   sampler = session.sampler(num_steps)
   if not hasattr(sampler, 'rates'):
-    raise UserError(
-      f'config.sampler.name {session.config.sampler.name!r} for random structures: expected '
-      'uniform or bernoulli, which have keep rates'
-    )
+    expected = 'uniform or bernoulli, which have keep rates'
+    raise refused(session.config, 'sampler.name', expected=expected)
   if mode == CONDITIONAL:
     rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
     loss = session.loss(distill, options.rescale)
@@ -156,9 +153,14 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
   }
 
 
+def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
+  del records
+  yield make_variants(session)
+
+
 STUDY = study.Study(
   'stochastic',
-  stages=(make_variants,),
+  stages=_stages,
   check=_check,
   tables=make_tables,
   page=stochastic_report.page,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ from additive_jax.gates.structure import Space
 NONE = 'none'
 
 
-def expected_flops(
-  space: Space, keep_rates: Float[np.ndarray, '*steps gates']
-) -> Float[np.ndarray, '*steps']:
+def expected_flops(space: Space, keep_rates: np.ndarray | Sequence) -> Float[np.ndarray, '*steps']:
   """Returns the expected FLOPs of one example's forward pass when gates are on independently.
 
   Args:
     space: with costs.
-    keep_rates: probabilities; a gate within a residual gate is paid for when both are on.
+    keep_rates: probabilities [..., gates]; a gate within a residual one is paid for when both are
+      on.
   """
   on = np.asarray(keep_rates, float)
   total = np.full(on.shape[:-1], float(space.fixed_flops))
@@ -34,7 +34,7 @@ def expected_flops(
     if gate.within is not None:
       paid = paid * on[..., space.index(gate.within)]
     total = total + gate.flops * paid
-  return total
+  return np.asarray(total)
 
 
 def make_tables(session: Session, records: Records) -> Result:

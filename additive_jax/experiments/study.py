@@ -1,30 +1,28 @@
 """The one loop of all experiments. A study is data, and `run` runs it.
 
-A study names its stages. A stage is a function of the open run and of its records so far, and gives
-arms: ways of training. For every seed the loop trains the arms that have no record yet, judges
-them, and appends what they scored to the journal. Tables, page and summary come last:
+The heart of a study is a generator: from the open run it yields arms, ways of training, a stage at
+a time. For every seed the loop trains the arms that have no record yet, judges them, and appends
+what they scored to the journal. Then the generator goes on, and may look at these records. Tables,
+page and summary come last:
 
-    stage 1 ──arms──▶ fit, judge ──▶ journal ──▶ stage 2 ──▶ … ──▶ tables ──▶ page, summary
+    arms ──▶ fit, judge ──▶ journal ──▶ more arms ──▶ … ──▶ tables ──▶ page, summary
 
-A run that was killed goes on with the first arm that has no record, from its newest checkpoint. A
-stage that depends on earlier results (the rungs of successive halving, networks that are as costly
-as others turned out to be) reads them from the records.
+A run that was killed goes on with the first arm that has no record, from its newest checkpoint.
 
-A study of one's own needs a name and one stage; see the page "A study of your own" of the docs:
+A study of one's own needs a name and its arms; see `docs/own_study.md`:
 
-    def samplers(session, records):
+    def stages(session, records):
       steps = session.steps(session.config.train.epochs)
-      return [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
+      yield [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
 
-    STUDY = Study('samplers', stages=(samplers,), baseline='uniform')
-    result = run(STUDY, config, workdir)
+    result = run(Study('samplers', stages), config, workdir)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -56,15 +54,19 @@ class Result:
   Attributes:
     tables: pandas frames by name.
     summary: the headline figures (`summary.json`).
-    complete: False for one shard of several, which leaves only its journal.
+    extras: what only the page shows, by name; no file has it.
+    complete: False for one shard of several, which leaves only its journal; its tables are empty.
   """
 
   tables: dict[str, pd.DataFrame]
   summary: dict[str, Any]
+  extras: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
   complete: bool = True
 
   def __getattr__(self, name: str) -> pd.DataFrame:
     tables = self.__dict__.get('tables', {})
+    if not self.__dict__.get('complete', True) and not name.startswith('_'):
+      return pd.DataFrame()
     key = 'structures' if name == 'table' else name
     if key not in tables:
       raise AttributeError(f'{name!r} of a result: expected one of {", ".join(tables)}')
@@ -88,7 +90,8 @@ class Study:
 
   Attributes:
     name: of its journal, and of the experiment in the summary.
-    stages: functions (session, records) → arms of one kind, in order; see `arms.Arm`.
+    stages: a generator of (session, records) that yields lists of arms, see `arms.Arm`; those of a
+      list are of one kind. When it goes on, `records` has what they scored.
     check: raises `UserError` for what the study cannot do; called before anything is written.
     tables: a function (session, records) → `Result`; by default a row for each arm, compared with
       the baseline.
@@ -98,7 +101,7 @@ class Study:
   """
 
   name: str
-  stages: tuple[Callable[[Session, Records], Sequence[Any]], ...]
+  stages: Callable[[Session, Records], Iterable[Sequence[Any]]]
   check: Callable[[Session], None] = lambda session: None
   tables: Callable[[Session, Records], Result] | None = None
   page: Callable[[Session, Result, Records], Page] = plain_page
@@ -129,8 +132,7 @@ def run(
       return Result.read(session.rundir)
     records = Records(session.rundir, study.name, session.seeds)
     try:
-      for stage in study.stages:
-        arms = stage(session, records)
+      for arms in study.stages(session, records):
         records.arms |= {arm.name: arm for arm in arms}
         train_missing(session, arms, records)
     except Incomplete:
@@ -138,7 +140,7 @@ def run(
         raise
     if session.shard[1] > 1:
       log.info('shard %s is done; run again without config.shard to merge', config.shard)
-      return Result({'structures': pd.DataFrame()}, {}, complete=False)
+      return Result({}, {}, complete=False)
     return _write(study, session, records)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted
 
 
-def page(session, result, curves: pd.DataFrame) -> Page:
-  """Returns the page of a `SweepResult`; `curves` is the run's metrics."""
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 1."""
+  del records
   structures, summary, names = result.table, result.summary, session.space.names
+  curves = read_curves(session)
   top = structures.head(session.config.sweep.top_k)
-  intervals = ', with 95 % intervals over the seeds' if summary['num_seeds'] > 1 else ''
+  intervals = over_seeds(session, ', with 95 % intervals over the seeds')
   return Page(
     f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
     f'on {session.data.name}',

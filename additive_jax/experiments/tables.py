@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -19,13 +19,13 @@ SCORES = ('loss', 'accuracy')
 FIRST = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
 
 
-def with_interval(name: str, values: Float[np.ndarray, ' seeds'] | Sequence) -> dict[str, float]:
+def with_interval(name: str, values: Iterable[float]) -> dict[str, float]:
   """Returns the mean of one value per seed, and as `<name>_ci95` half its 95 % interval.
 
   >>> with_interval('loss', [1.0, 1.0])
   {'loss': np.float64(1.0), 'loss_ci95': np.float64(0.0)}
   """
-  mean, half_width = statistics.mean_and_ci(np.asarray(values, float)[:, None])
+  mean, half_width = statistics.mean_and_ci(np.asarray(list(values), float)[:, None])
   return {name: mean[0], f'{name}_ci95': half_width[0]}
 
 

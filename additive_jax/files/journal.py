@@ -1,28 +1,39 @@
 """Append-only journals: one JSON object a line, whole or absent after a kill at any moment."""
 
+from __future__ import annotations
+
 import json
 import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
 
 log = logging.getLogger('additive_jax')
 
+Record = dict[str, Any]
 
-def to_plain(value):
-  """`value` in the types of JSON: dict, list, str, int, float, bool, None.
 
-  NumPy and JAX scalars become Python numbers without loss (a float32 is exactly representable as a
-  Python float), arrays become nested lists, tuples become lists, and keys become strings. Raises
-  TypeError for anything else.
+def to_plain(value: Any) -> Any:
+  """Returns `value` in the types of JSON: dict, list, str, int, float, bool, None.
+
+  Numbers of NumPy and JAX become Python's without loss, their arrays nested lists, tuples lists,
+  and keys text.
+
+  >>> to_plain({'loss': np.float32(0.5), 'hidden': (8, 8), 1: np.arange(2)})
+  {'loss': 0.5, 'hidden': [8, 8], '1': [0, 1]}
+
+  Raises:
+    TypeError: for anything else.
   """
   if value is None or isinstance(value, bool | str):
     return value
-  if isinstance(value, dict):
+  if isinstance(value, Mapping):
     return {str(key): to_plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
     return [to_plain(item) for item in value]
@@ -42,51 +53,48 @@ class Journal:
   """A file of JSON lines that survives a kill at any moment.
 
   Each record is written with its newline last and synchronised to disk, so a line that ends
-  in a newline was written whole. What a killed process left after the last newline is ignored by
-  `records` and cut off by the next `append`. One process writes a journal; several processes write
-  different files, which `read_all` merges.
+  in a newline was written whole:
 
-  Floats come back exactly (`repr`), NaN and the infinities included.
+    {"seed": 0, "loss": 0.31}⏎
+    {"seed": 1, "loss": 0.2          killed here: `records` ignores it, `append` cuts it off
+
+  One process writes a journal; several processes write different files, which `read_all` merges.
+  Floats come back exactly, NaN and the infinities included.
+
+      journal = Journal(folder / 'sweep.jsonl')
+      journal.append({'seed': 0, 'loss': loss})
+      losses = [record['loss'] for record in journal.records()]
 
   Args:
     path: the file; it and its directory are created by the first `append`.
   """
 
-  def __init__(self, path):
+  def __init__(self, path: str | Path):
     self.path = Path(path)
 
-  def append(self, record):
-    """Writes the dict `record` as one line and waits until it is on disk.
+  def append(self, record: Mapping[str, Any]) -> None:
+    """Writes a record, of values that `to_plain` takes, as one line, and waits until it is on disk.
 
-    Values may be anything `to_plain` accepts. Raises UserError when the file cannot be written.
+    Raises:
+      UserError: the file cannot be written.
     """
     line = _line(record)
-    try:
+    with user_errors('write the journal', self.path, 'a writable file'):
       self.path.parent.mkdir(parents=True, exist_ok=True)
       with open(self.path, 'a+b') as file:
         self._cut_torn_line(file)
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
-    except OSError as error:
-      raise UserError(
-        f'cannot write the journal {self.path} ({error.strerror}); expected a writable file'
-      ) from error
 
-  def records(self):
-    """The list of all whole records, in the order written; empty when there is no file.
+  def records(self) -> list[Record]:
+    """Returns all whole records, in the order written; none when there is no file.
 
-    Raises UserError, naming file and line, when a line that was written whole is no longer a JSON
-    object.
+    Raises:
+      UserError: the file cannot be read, or a line that was written whole is no JSON object.
     """
-    try:
-      content = self.path.read_bytes()
-    except FileNotFoundError:
-      return []
-    except OSError as error:
-      raise UserError(
-        f'cannot read the journal {self.path} ({error.strerror}); expected a readable file'
-      ) from error
+    with user_errors('read the journal', self.path, 'a readable file'):
+      content = self.path.read_bytes() if self.path.exists() else b''
     records = []
     for number, line in enumerate(content.split(b'\n')[:-1], start=1):
       try:
@@ -100,15 +108,15 @@ class Journal:
       records.append(record)
     return records
 
-  def keep(self, wanted):
-    """Drops, in one step, the records that the function `wanted` denies; tells whether any was."""
+  def keep(self, wanted: Callable[[Record], bool]) -> bool:
+    """Drops, in one step, the records that `wanted` denies; returns whether there were any."""
     records = self.records()
-    kept = [record for record in records if wanted(record)]
-    if len(kept) < len(records):
-      replace_file(self.path, b''.join(_line(record) for record in kept))
-    return len(kept) < len(records)
+    remaining = [record for record in records if wanted(record)]
+    if len(remaining) < len(records):
+      replace_file(self.path, b''.join(_line(record) for record in remaining))
+    return len(remaining) < len(records)
 
-  def _cut_torn_line(self, file):
+  def _cut_torn_line(self, file: BinaryIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
       return
@@ -121,16 +129,19 @@ class Journal:
     log.info('%s: cut off a line of %d bytes that was never finished', self.path, end - whole)
 
 
-def read_all(directory, pattern='*.jsonl'):
-  """The records of the journals in `directory` whose names match `pattern`, in order of names."""
+def read_all(directory: str | Path, pattern: str = '*.jsonl') -> list[Record]:
+  """Returns the records of the journals in `directory` that match `pattern`, in order of names."""
   return [r for path in sorted(Path(directory).glob(pattern)) for r in Journal(path).records()]
 
 
-def replace_file(path, content, *, keep_existing=False):
-  """Puts the bytes `content` at `path` in one step, synchronised to disk; raises OSError.
+def replace_file(path: Path, content: bytes, *, keep_existing: bool = False) -> None:
+  """Puts `content` at `path` in one step, synchronised to disk.
 
   With `keep_existing` a file that is there first stays, even when two processes come at the same
   moment.
+
+  Raises:
+    OSError: it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -147,7 +158,7 @@ def replace_file(path, content, *, keep_existing=False):
     temporary.unlink(missing_ok=True)
 
 
-def _link(temporary, path):
+def _link(temporary: Path, path: Path) -> None:
   try:
     os.link(temporary, path)
   except FileExistsError:
@@ -157,5 +168,5 @@ def _link(temporary, path):
     os.replace(temporary, path)
 
 
-def _line(record):
+def _line(record: Mapping[str, Any]) -> bytes:
   return json.dumps(to_plain(record)).encode() + b'\n'

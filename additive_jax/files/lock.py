@@ -9,29 +9,36 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from additive_jax.errors import UserError
-from additive_jax.files.rundir import user_errors
+from additive_jax.errors import UserError, user_errors
 
 try:
   import fcntl
 except ImportError:  # not on Windows
-  fcntl = None
+  fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger('additive_jax')
 
-WHOLE = 'run.lock'
 BUSY = (errno.EAGAIN, errno.EACCES)
-OF_NO_USE = 'two runs of the same command here would spoil each other'
+WITHOUT = 'two runs of the same command here would spoil each other'
 
 
 @contextlib.contextmanager
 def locked(folder: Path, shard: int = 0, num_shards: int = 1) -> Iterator[None]:
   """Holds the directory of a run, or one shard's part of it, for the length of the block.
 
-  Different shards of as many may be at work at once; nothing else may. The kernel releases the
-  lock when the process ends, however it ends. The file, which holds the process's number, stays.
-  Where the system or the file system has no locks, a warning says so and nothing is held.
+  Different shards of as many may be at work at once; nothing else may:
+
+    run.lock               the whole run        goes with nothing
+    shard-0-of-2.lock      one of two shards    goes with shard-1-of-2, not with shard-0-of-3
+
+  The kernel releases the lock when the process ends, however it ends. The file, which holds the
+  process's number, stays. Where the system or the file system has no locks, a warning says so and
+  nothing is held.
+
+      with locked(folder):
+        ...
 
   Args:
     folder: the run's directory, which exists.
@@ -41,30 +48,31 @@ def locked(folder: Path, shard: int = 0, num_shards: int = 1) -> Iterator[None]:
     UserError: another process is at work there; it is named.
   """
   if fcntl is None:
-    log.warning('%s: this system has no file locks; %s', folder, OF_NO_USE)
+    log.warning('%s: this system has no file locks; %s', folder, WITHOUT)
     yield
     return
-  own = folder / (WHOLE if num_shards == 1 else f'shard-{shard}-of-{num_shards}.lock')
+  path = folder / ('run.lock' if num_shards == 1 else f'shard-{shard}-of-{num_shards}.lock')
   with contextlib.ExitStack() as stack:
-    with user_errors('use', own, 'a file that may be written'):
-      file = stack.enter_context(open(own, 'a+'))
-    problem = _try(file, fcntl.LOCK_EX)
+    with user_errors('use', path, 'a file that may be written'):
+      file = stack.enter_context(open(path, 'a+'))
+    problem = _lock(file, fcntl.LOCK_EX)
     if problem and problem.errno in BUSY:
-      raise _in_use(folder, own)
+      raise _in_use(folder, path)
     if problem:
-      log.warning('%s cannot be locked (%s); %s', own, problem.strerror, OF_NO_USE)
+      log.warning('%s cannot be locked (%s); %s', path, problem.strerror, WITHOUT)
     else:
       file.truncate(0)
       file.write(f'{os.getpid()}\n')
       file.flush()
-      for rival in sorted(folder.glob('*.lock')):
-        if rival != own and not _is_sister(rival.name, num_shards) and _is_held(rival):
-          raise _in_use(folder, rival)
+      for other in sorted(folder.glob('*.lock')):
+        is_sister = re.fullmatch(rf'shard-\d+-of-{num_shards}\.lock', other.name)
+        if other != path and not is_sister and _is_locked(other):
+          raise _in_use(folder, other)
     yield
 
 
-def _try(file, kind):
-  """Takes the lock at once, or gives the reason why not."""
+def _lock(file: TextIO, kind: int) -> OSError | None:
+  """Takes the lock at once, or returns the reason why not."""
   try:
     fcntl.flock(file, kind | fcntl.LOCK_NB)
   except OSError as error:
@@ -72,21 +80,14 @@ def _try(file, kind):
   return None
 
 
-def _is_sister(name, num_shards):
-  """Whether a lock is that of another shard of as many."""
-  match = re.fullmatch(r'shard-\d+-of-(\d+)\.lock', name)
-  return bool(match) and int(match[1]) == num_shards
-
-
-def _is_held(path):
+def _is_locked(path: Path) -> bool:
   with open(path) as file:
-    problem = _try(file, fcntl.LOCK_SH)
-  return bool(problem) and problem.errno in BUSY
+    problem = _lock(file, fcntl.LOCK_SH)
+  return problem is not None and problem.errno in BUSY
 
 
-def _in_use(folder, path):
+def _in_use(folder: Path, path: Path) -> UserError:
+  process = 'another process'
   with contextlib.suppress(OSError):
-    holder = path.read_text().strip()
-    if holder:
-      return UserError(f'{folder} is in use by process {holder}: expected it to end first')
-  return UserError(f'{folder} is in use by another process: expected it to end first')
+    process = f'process {number}' if (number := path.read_text().strip()) else process
+  return UserError(f'{folder} is in use by {process}: expected it to end first')

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tensorboardX
 
-from additive_jax.files.journal import Journal, to_plain
-from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.errors import user_errors
+from additive_jax.files.journal import Journal, Record, to_plain
+from additive_jax.files.rundir import WRITABLE, RunDir
 
 
 class Metrics:
@@ -21,26 +24,25 @@ class Metrics:
   shard has a file of its own, `metrics-I-of-N.jsonl`; `read` merges all. At any time one process
   writes a tag, the first of several that train together. Also a context manager.
 
+      with Metrics(rundir) as metrics:
+        metrics.truncate('seed0', 100)       # goes on from step 100
+        metrics.write(110, {'loss': 0.5}, 'seed0')
+
   Args:
-    rundir: the `RunDir`.
-    start_step: the step a resumed run goes on from; what any tag recorded after it is dropped,
-      since it will be recorded again. None drops nothing.
+    rundir: the run's directory.
     shard, num_shards: whose file to write; shard 0 of 1 is the whole run.
   """
 
-  def __init__(self, rundir, start_step=None, *, shard=0, num_shards=1):
+  def __init__(self, rundir: RunDir, *, shard: int = 0, num_shards: int = 1):
     self._primary = rundir.primary
     name = 'metrics.jsonl' if num_shards == 1 else f'metrics-{shard}-of-{num_shards}.jsonl'
     self._journal = Journal(rundir.path / name)
     self._folder = rundir.path / 'tensorboard'
-    self._writers = {}
-    self._purge_steps = {}
-    if start_step is not None and self._primary:
-      for tag in {record['tag'] for record in _records(rundir.path)}:
-        self.truncate(tag, start_step)
+    self._writers: dict[str, tensorboardX.SummaryWriter] = {}
+    self._purge_steps: dict[str, int] = {}
 
-  def write(self, step, values, tag='train'):
-    """Records the dict `values` (name: number, or any other JSON value) at `step` under `tag`."""
+  def write(self, step: int, values: Mapping[str, Any], tag: str = 'train') -> None:
+    """Records `values` (name: number, or any other JSON value) at `step` under `tag`."""
     if not self._primary:
       return
     if values.keys() & {'step', 'tag'}:
@@ -53,10 +55,8 @@ class Metrics:
       if isinstance(value, int | float) and math.isfinite(value):
         writer.add_scalar(name, value, int(step))
 
-  def truncate(self, tag, step):
-    """Drops what `tag` recorded after `step`, by whichever shard: from the files at once, in
-    TensorBoard by purging.
-    """
+  def truncate(self, tag: str, step: int) -> None:
+    """Drops what `tag` recorded after `step`, by whichever shard; TensorBoard purges it."""
     if not self._primary:
       return
     dropped = []
@@ -69,8 +69,8 @@ class Metrics:
         self._writers.pop(tag).close()
 
   @staticmethod
-  def read(path):
-    """The pandas frame of the curves: step, tag, and every name; NaN where a line lacks it.
+  def read(path: str | Path) -> pd.DataFrame:
+    """Returns the curves: columns step, tag, and every name; NaN where a line lacks it.
 
     Lines of several files are put in the order of their tags and steps, whichever shard was first.
 
@@ -80,19 +80,19 @@ class Metrics:
     path = Path(path)
     return pd.DataFrame(_records(path) if path.is_dir() else Journal(path).records())
 
-  def close(self):
+  def close(self) -> None:
     """Closes the TensorBoard files."""
     for writer in self._writers.values():
       writer.close()
     self._writers.clear()
 
-  def __enter__(self):
+  def __enter__(self) -> Metrics:
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _writer(self, tag):
+  def _writer(self, tag: str) -> tensorboardX.SummaryWriter:
     if tag not in self._writers:
       self._writers[tag] = tensorboardX.SummaryWriter(
         str(self._folder / tag),
@@ -104,18 +104,19 @@ class Metrics:
     return self._writers[tag]
 
 
-def _journals(folder):
+def _journals(folder: Path) -> list[Journal]:
   """The whole run's and the shards', in order of names."""
   return [Journal(path) for path in sorted(folder.glob('metrics*.jsonl'))]
 
 
-def _records(folder):
+def _records(folder: Path) -> list[Record]:
   parts = [journal.records() for journal in _journals(folder)]
+  records = [record for part in parts for record in part]
   if len(parts) < 2:
-    return [record for part in parts for record in part]
-  return sorted((r for part in parts for r in part), key=lambda r: (_natural(r['tag']), r['step']))
+    return records
+  return sorted(records, key=lambda record: (_natural(record['tag']), record['step']))
 
 
-def _natural(name):
+def _natural(name: str) -> list[int | str]:
   """A key that sorts `seed2` before `seed10`."""
   return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]

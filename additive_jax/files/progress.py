@@ -121,9 +121,10 @@ class Progress:
     self._began = self._shown = time.monotonic()
     stream = self._stream or sys.stderr
     self._live = self._enabled and stream.isatty()
-    self._nested = self._live and Progress.display is not None
+    outer = Progress.display if self._live else None
+    self._nested = outer is not None
     # Without a terminal rich counts and measures all the same, and draws nothing.
-    self._bars = Progress.display if self._nested else _bars(stream, drawn=self._live)
+    self._bars = outer or _bars(stream, drawn=self._live)
     id_ = self._bars.add_task(self.description, total=self.total, completed=self.start, figures='')
     self._task = self._bars.tasks[self._bars.task_ids.index(id_)]
     if self._live and not self._nested:

@@ -4,44 +4,42 @@ Files appear whole or not at all (written beside, synchronised, renamed), so a k
 leaves a directory that the same command can go on with.
 """
 
-import contextlib
+from __future__ import annotations
+
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
 import platform
 import re
+from collections.abc import Callable, Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
 from additive_jax.files.journal import replace_file, to_plain
+from additive_jax.version import __version__
 
-PACKAGES = (
-  'additive_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
-  'pandas',
-  'tensorflow-datasets',
-)
+Config = Mapping[str, Any]  # nested, of values that `to_plain` takes
 
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas')
 WRITABLE = 'a directory that may be written'
 READABLE = 'a file that the run has written'
 
 
-def config_hash(config, exclude=('shard',)):
-  """Eight hex digits of the SHA-256 of `config` as canonical JSON, without the keys in `exclude`.
+def config_hash(config: Config, exclude: Collection[str] = ('shard',)) -> str:
+  """Returns eight hex digits of the SHA-256 of `config` as canonical JSON, without some keys.
+
+  >>> config_hash({'lr': 1e-3, 'shard': '0/2'}) == config_hash({'shard': '1/2', 'lr': 0.001})
+  True
 
   Args:
-    config: the resolved config as a (nested) dict of JSON values.
+    config: the resolved config.
     exclude: dotted names of keys that do not change what the run computes together with its sister
       processes.
   """
@@ -49,13 +47,17 @@ def config_hash(config, exclude=('shard',)):
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def default_workdir(config_name, config, root='runs', exclude=('shard',)):
-  """`root/<config_name>-<hash>`: the same config continues there, another gets its own."""
-  return Path(root) / f'{config_name}-{config_hash(config, exclude)}'
+def default_workdir(name: str, config: Config, exclude: Collection[str] = ('shard',)) -> Path:
+  """Returns `runs/<name>-<hash>`: the same config continues there, another gets its own."""
+  return Path('runs') / f'{name}-{config_hash(config, exclude)}'
 
 
-def differences(there, here, limit=3):
-  """What tells two nested dicts apart: at most `limit` texts `key: 1 there, 2 here`."""
+def differences(there: Config, here: Config, limit: int = 3) -> list[str]:
+  """Returns what tells two configs apart, at most `limit` texts.
+
+  >>> differences({'model': {'width': 64}, 'lr': 0.1}, {'model': {'width': 32}})
+  ['model.width: 64 there, 32 here', 'lr: 0.1 there, absent here']
+  """
   there, here = flatten(there), flatten(here)
   texts = []
   for key in [*there, *(k for k in here if k not in there)]:
@@ -65,11 +67,15 @@ def differences(there, here, limit=3):
   return texts[:limit]
 
 
-def flatten(config, exclude=()):
-  """{dotted key: value} of a nested dict of JSON values, without the keys in `exclude`."""
+def flatten(config: Config, exclude: Collection[str] = ()) -> dict[str, Any]:
+  """Returns `{dotted key: value}` of a config, without the keys in `exclude` and those below them.
+
+  >>> flatten({'model': {'width': 64, 'kwargs': {}}, 'shard': ''}, ['shard'])
+  {'model.width': 64, 'model.kwargs': {}}
+  """
   flat = {}
 
-  def walk(keys, value):
+  def walk(keys: tuple[str, ...], value: Any) -> None:
     if isinstance(value, dict) and (value or not keys):
       for key, item in value.items():
         walk((*keys, key), item)
@@ -91,14 +97,22 @@ class RunDir:
     primary: False in every process but the first of several; its write methods do nothing.
   """
 
-  def __init__(self, path, primary=True):
+  def __init__(self, path: str | Path, primary: bool = True):
     self.path = Path(path)
     self.checkpoints = self.path / 'checkpoints'
     self.journals = self.path / 'journals'
     self.primary = primary
 
   @classmethod
-  def open(cls, path, config, *, exclude=('shard',), primary=True, hold=None):
+  def open(
+    cls,
+    path: str | Path,
+    config: Config,
+    *,
+    exclude: Collection[str] = ('shard',),
+    primary: bool = True,
+    hold: Callable[[Path], object] | None = None,
+  ) -> RunDir:
     """Makes the directory, or goes on with the run of the same config that it holds.
 
     Writes `config.json` on first use and `environment.json` (versions and devices) until the run is
@@ -106,7 +120,7 @@ class RunDir:
 
     Args:
       path: the directory.
-      config: the resolved config as a (nested) dict of JSON values.
+      config: the resolved config.
       exclude: dotted names of keys in which the config may differ from the one the directory was
         made with.
       primary: False in every process but the first of several: nothing is written, a config that is
@@ -125,10 +139,8 @@ class RunDir:
         run._claim(config)
       claimed = (run.path / 'config.json').exists()
     if claimed:
-      different = differences(
-        flatten(run.read_json('config.json'), exclude), flatten(config, exclude)
-      )
-      if different:
+      there = flatten(run.read_json('config.json'), exclude)
+      if different := differences(there, flatten(config, exclude)):
         raise UserError(
           f'{run.path} holds a run of another config: {"; ".join(different)};'
           ' choose another --workdir'
@@ -139,35 +151,31 @@ class RunDir:
       with user_errors('use', run.path, WRITABLE):
         run.checkpoints.mkdir(exist_ok=True)
         run.journals.mkdir(exist_ok=True)
-      run.write_json('environment.json', environment())
+      run.write_json('environment.json', _environment())
     return run
 
-  def write_text(self, name, text):
-    """Writes the string `text` to the file `name` of the directory, whole or not at all."""
+  def write_text(self, name: str, text: str) -> None:
+    """Writes `text` to the file `name` of the directory, whole or not at all."""
     if self.primary:
       with user_errors('write', self.path / name, WRITABLE):
         replace_file(self.path / name, text.encode())
 
-  def write_json(self, name, obj):
-    """Writes `obj`, of values that `to_plain` accepts, as indented JSON.
-
-    What is not finite becomes null: JSON has no NaN.
-    """
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes what `to_plain` takes as indented JSON; what is not finite becomes null."""
     if self.primary:
-      text = json.dumps(_without_nan(to_plain(obj)), indent=2, allow_nan=False)
+      text = json.dumps(_without_nan(to_plain(value)), indent=2, allow_nan=False)
       self.write_text(name, text + '\n')
 
-  def write_table(self, name, frame):
-    """Writes the pandas `frame` as CSV, without its index; `read_table` gives the same floats."""
-    if not self.primary:
-      return
-    # The shortest text of a float32 is not the shortest of the same number as float64.
-    narrow = frame.select_dtypes(include=['float16', 'float32']).columns
-    frame = frame.astype(dict.fromkeys(narrow, np.float64))
-    self.write_text(name, frame.to_csv(index=False, lineterminator='\n'))
+  def write_table(self, name: str, frame: pd.DataFrame) -> None:
+    """Writes `frame` as CSV, without its index; `read_table` gives the same floats."""
+    if self.primary:
+      # The shortest text of a float32 is not the shortest of the same number as float64.
+      narrow = frame.select_dtypes(include=['float16', 'float32']).columns
+      frame = frame.astype(dict.fromkeys(narrow, np.float64))
+      self.write_text(name, frame.to_csv(index=False, lineterminator='\n'))
 
-  def read_table(self, name):
-    """The pandas frame that `write_table` wrote; the column `structure` is text (`0110`)."""
+  def read_table(self, name: str) -> pd.DataFrame:
+    """Returns the frame that `write_table` wrote; the column `structure` is text (`0110`)."""
     with user_errors('read', self.path / name, READABLE):
       frame = pd.read_csv(self.path / name, dtype={'structure': str})
       text = pd.read_csv(self.path / name, dtype=str)
@@ -175,8 +183,12 @@ class RunDir:
     floats = frame.select_dtypes('float').columns
     return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
 
-  def read_json(self, name):
-    """The content of the JSON file `name`. Raises UserError when it is missing or not JSON."""
+  def read_json(self, name: str) -> Any:
+    """Returns the content of the JSON file `name`.
+
+    Raises:
+      UserError: it is missing or not JSON.
+    """
     path = self.path / name
     with user_errors('read', path, READABLE):
       content = path.read_bytes()
@@ -188,21 +200,22 @@ class RunDir:
       ) from error
 
   @property
-  def finished(self):
-    """True when the run has reached its end."""
+  def finished(self) -> bool:
+    """Whether the run has reached its end."""
     return (self.path / 'summary.json').exists() and bool(
       self.read_json('summary.json').get('finished')
     )
 
-  def mark_finished(self, summary):
-    """Writes `summary.json`: the headline figures in the dict `summary`, and `finished: true`."""
+  def mark_finished(self, summary: Mapping[str, Any]) -> None:
+    """Writes `summary.json`: the headline figures, and `finished: true`."""
     self.write_json('summary.json', {**summary, 'finished': True})
 
-  def _claim(self, config):
+  def _claim(self, config: Config) -> None:
     """Writes `config.json` unless there is one; refuses a directory of something else."""
     path = self.path / 'config.json'
     # Listed before looking for the config: a sister process may be claiming the directory just now.
-    foreign = [p.name for p in self.path.iterdir() if not _is_temporary(p.name)]
+    names = [p.name for p in self.path.iterdir()]
+    foreign = [n for n in names if not (n.startswith('.') and n.endswith('.tmp'))]
     if path.exists():
       return
     if foreign:
@@ -214,7 +227,7 @@ class RunDir:
     replace_file(path, text.encode(), keep_existing=True)
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: _without_nan(item) for key, item in value.items()}
   if isinstance(value, list):
@@ -222,15 +235,15 @@ def _without_nan(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def environment():
-  """Versions, platform and devices as a dict, without names of users, machines or folders."""
+def _environment() -> dict[str, Any]:
+  """Versions, platform and devices, without names of users, machines or folders."""
   devices = jax.devices()
   # Some flags name a folder.
   flags = re.sub(r'=\S*[/\\]\S*', '=<path>', os.environ.get('XLA_FLAGS', ''))
   return {
     'python': platform.python_version(),
     'platform': f'{platform.system()} {platform.machine()}',
-    'versions': {name: _version(name) for name in PACKAGES},
+    'versions': {'additive_jax': __version__} | {name: version(name) for name in PACKAGES},
     'backend': jax.default_backend(),
     'devices': sorted({d.device_kind for d in devices}),
     'device_count': len(devices),
@@ -238,24 +251,3 @@ def environment():
     'cpu_count': os.cpu_count(),
     'XLA_FLAGS': flags,
   }
-
-
-def _version(package):
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return 'absent'
-
-
-def _is_temporary(name):
-  return name.startswith('.') and name.endswith('.tmp')
-
-
-@contextlib.contextmanager
-def user_errors(action, path, expected):
-  """Turns an OSError into one line: what could not be done to which path, and what was expected."""
-  try:
-    yield
-  except OSError as error:
-    reason = error.strerror or str(error)
-    raise UserError(f'cannot {action} {path} ({reason}); expected {expected}') from error

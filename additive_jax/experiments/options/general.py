@@ -25,6 +25,13 @@ from additive_jax.experiments.options.rules import (
   one_of,
   some_of,
 )
+from additive_jax.models.kinds import KINDS
+from additive_jax.models.transformer import POSITIONS, UNITS
+from additive_jax.parallel.collectives import COLLECTIVES
+from additive_jax.parallel.pipeline_schedule import SCHEDULES
+from additive_jax.search import METHODS
+from additive_jax.train.recipe import AVERAGES
+from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +70,7 @@ class ModelOptions:
   name: Annotated[str, _NETWORK] = 'mlp'
   """A transformer classifies image patches, or is a causal model of text; 'module:Class'
   is a network of your own, which is made with `kwargs` and num_classes alone."""
-  gates: Annotated[tuple[str, ...], some_of('residual', 'sub_activation', 'lane')] = ('residual',)
+  gates: Annotated[tuple[str, ...], some_of(*KINDS)] = ('residual',)
   """Kinds of gates that are chosen; those of other kinds stay on."""
   num_chunks: Count = 4
   """Chunks that the sub-activation gates of a branch join: one gate less than chunks."""
@@ -80,9 +87,9 @@ class ModelOptions:
   """Attention heads, of transformer."""
   patch_size: Count = 2
   """Side of the square patches that a transformer cuts images into."""
-  positions: Annotated[str, one_of('learned', 'rope')] = 'learned'
+  positions: Annotated[str, one_of(*POSITIONS)] = 'learned'
   """How a transformer knows the order of its tokens."""
-  unit: Annotated[str, one_of('gelu', 'swiglu')] = 'gelu'
+  unit: Annotated[str, one_of(*UNITS)] = 'gelu'
   """Feed-forward unit of a transformer."""
   channels: Sizes = (16, 32)
   """Channels of each stage, of convnet and vgg."""
@@ -105,10 +112,10 @@ class TrainOptions:
   structures."""
   shared_batch: bool = False
   """Whether the K structures of a step share one batch instead of having one each."""
-  average: Annotated[str, one_of('mean', 'coverage')] = 'mean'
+  average: Annotated[str, one_of(*AVERAGES)] = 'mean'
   """How the gradients of a step become one: 'coverage' divides each parameter's by the number of
   structures that used it."""
-  collective: Annotated[str, one_of('psum', 'ring')] = 'psum'
+  collective: Annotated[str, one_of(*COLLECTIVES)] = 'psum'
   """How devices average."""
   expert_devices: Placement[Count] = 1
   """Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
@@ -125,7 +132,7 @@ class TrainOptions:
   1: all devices have all."""
   microbatches: Placement[Count] = 4
   """Parts of a slot's batch that go through the stages one after the other."""
-  pipe_schedule: Placement[Annotated[str, one_of('gpipe', 'circular')]] = 'gpipe'
+  pipe_schedule: Placement[Annotated[str, one_of(*SCHEDULES)]] = 'gpipe'
   """'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a
   multiple of pipe_devices, for a shorter bubble at more traffic."""
   pipe_repeats: Placement[Count] = 1
@@ -162,9 +169,7 @@ class ScheduleOptions:
 class SamplerOptions:
   """Which structures a shared pool is trained on."""
 
-  name: Annotated[str, one_of('fixed', 'listed', 'uniform', 'bernoulli', 'sandwich', 'sorted')] = (
-    'uniform'
-  )
+  name: Annotated[str, one_of(*SAMPLERS)] = 'uniform'
   """The distribution that structures are drawn from; with 'fixed' and 'listed' they are given."""
   structures: Structures = ()
   """For fixed and listed: ('1011', '0011')."""
@@ -176,7 +181,7 @@ class SamplerOptions:
   """For bernoulli: one keep rate per gate, in place of keep_rate and keep_ramp."""
   ramp: Share = 0.0
   """For bernoulli: share of the run over which the rates fall from 1."""
-  ramp_shape: Annotated[str, one_of('linear', 'cosine', 'step')] = 'linear'
+  ramp_shape: Annotated[str, one_of(*RAMP_SHAPES)] = 'linear'
   """For bernoulli: how they fall over the run; 'cosine' slowly at both ends, 'step' at its end."""
 
 
@@ -184,7 +189,7 @@ class SamplerOptions:
 class SearchOptions:
   """A searched set, for spaces too large to enumerate."""
 
-  method: Annotated[str, one_of('', 'evolution', 'random')] = ''
+  method: Annotated[str, one_of('', *METHODS)] = ''
   """How structures are searched; '' is not at all, but all 2^n."""
   budget: Count = 2048
   """Structures evaluated in all."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import numbers
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -53,7 +53,7 @@ class Option:
       UserError: for another type, or a value that is not allowed.
     """
     if not self._fits(value):
-      raise UserError(f'config.{self.name} {value!r}: expected {self._type_words()}')
+      raise UserError(f'config.{self.name} {value!r}: expected {self.expected}')
     value = value.to_dict() if isinstance(value, ConfigDict) else self.kind(value)
     if self.rule and not self.rule.allows(value):
       hint = did_you_mean(value, self.rule.choices) if self.rule.choices else ''
@@ -67,7 +67,9 @@ class Option:
       return isinstance(value, NUMBERS[self.kind]) and not isinstance(value, bool)
     return isinstance(value, Mapping | ConfigDict if self.kind is dict else self.kind)
 
-  def _type_words(self):
+  @property
+  def expected(self) -> str:
+    """What is expected in place of a value of another type."""
     if self.rule and self.kind in (str, tuple):
       return self.rule.expected
     return WORDS[self.kind]
@@ -95,27 +97,19 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
   return declared
 
 
-def all_options(section: type = Options, prefix: str = '') -> Iterator[Option]:
-  """Yields every option of a section and of those in it, in the order in which they stand."""
+def _all_options(section, prefix=''):
+  """Every option of a section and of those in it, in the order in which they stand."""
   for name, declared in options_of(section, prefix).items():
     if isinstance(declared, Option):
       yield declared
     else:
-      yield from all_options(declared, f'{prefix}{name}.')
+      yield from _all_options(declared, f'{prefix}{name}.')
 
 
-# Options that may differ from one start of a run to the next.
-PLACEMENT = tuple(option.name for option in all_options() if option.same_run)
-
-
-def unknown_option(name: str, known: Iterator[str] | list[str]) -> str:
-  """Returns what to say of an option that is not there.
-
-  >>> unknown_option('train.epocs', ['epochs', 'zero'])
-  "unknown option 'train.epocs': expected one that the config has; did you mean 'epochs'?"
-  """
-  hint = did_you_mean(name.rpartition('.')[2], list(known))
-  return f'unknown option {name!r}: expected one that the config has{hint}'
+# Every option by its dotted name, and the names of those that may differ from one start of a run to
+# the next.
+DECLARED = {option.name: option for option in _all_options(Options)}
+PLACEMENT = tuple(option.name for option in DECLARED.values() if option.same_run)
 
 
 def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
@@ -142,7 +136,10 @@ def read_section(
   declared = options_of(section, prefix)
   for name in values:
     if name not in declared:
-      raise UserError(unknown_option(f'config.{prefix}{name}', list(declared)))
+      raise UserError(
+        f"unknown option 'config.{prefix}{name}': expected one that the config has"
+        f'{did_you_mean(name, list(declared))}'
+      )
   read = {}
   for name, option in declared.items():
     if name not in values:
@@ -159,10 +156,21 @@ def read_section(
   return section(**read)
 
 
-def check_unsharded(config: Options | ConfigDict) -> None:
+def refused(options: Options, *names: str, expected: str) -> UserError:
+  """Returns the error of options that do not suit each other, the model, the data or the devices.
+
+  >>> refused(Options(), 'booster.sync_epochs', 'booster.join', expected='0')
+  UserError("config.booster.sync_epochs 0.5 with config.booster.join 'average': expected 0")
+  """
+  values = [functools.reduce(getattr, name.split('.'), options) for name in names]
+  given = ' with '.join(f'config.{name} {value!r}' for name, value in zip(names, values))
+  return UserError(f'{given}: expected {expected}')
+
+
+def check_unsharded(config: Options) -> None:
   """Raises `UserError` for a shard of an experiment that has none."""
   if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
+    raise refused(config, 'shard', expected='none, a pool is trained as one')
 
 
 def replaced(options: Options, changes: Mapping[str, Any]) -> Options:

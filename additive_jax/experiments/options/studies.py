@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from additive_jax.compress.levels import LEVELS
+from additive_jax.compress.magnitude import SCOPES
 from additive_jax.experiments.options.general import (
   BalanceOptions,
   DataOptions,
@@ -32,6 +34,12 @@ from additive_jax.experiments.options.rules import (
   one_of,
   some_of,
 )
+from additive_jax.models.routing import ROUTERS
+from additive_jax.train.recipe import RESCALES
+
+SAMPLING = ('conditional', 'per_sample')
+NETWORKS = (*ROUTERS, 'single', 'moe')
+STARTS = ('clusters', 'random_split', 'one_narrow', 'untrained')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +77,10 @@ class StochasticOptions:
   """Exp 3. Keep rates are those of `sampler`, uniform or bernoulli; `train.distill` above 0 trains
   each variant with random structures a second time, distilled from all-on."""
 
-  modes: Annotated[tuple[str, ...], some_of('conditional', 'per_sample')] = (
-    'conditional',
-    'per_sample',
-  )
+  modes: Annotated[tuple[str, ...], some_of(*SAMPLING)] = SAMPLING
   """How structures are drawn: one for each slot and step ('conditional'), or one for each example:
   every gate runs on a random subset of fixed size of the batch ('per_sample')."""
-  rescale: Annotated[str, one_of('none', 'inverse')] = 'none'
+  rescale: Annotated[str, one_of(*RESCALES)] = 'none'
   """'inverse': in training what a gate adds is divided by its keep probability."""
   stages: Count = 4
   """For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage."""
@@ -90,9 +95,7 @@ class StochasticOptions:
 class ExpertsOptions:
   """Exp 4. The dense network is `model`, a transformer, and the others are made from it."""
 
-  variants: Annotated[
-    tuple[str, ...], some_of('softmax', 'factorised', 'marginal', 'random', 'single', 'moe')
-  ] = ('softmax', 'factorised', 'marginal', 'random', 'single', 'moe')
+  variants: Annotated[tuple[str, ...], some_of(*NETWORKS)] = NETWORKS
   """Networks beside the dense one: four routers over the structures of the feed-forward layers, of
   `model.num_chunks` chunks; 'single', the best static structure in a pool trained with `sampler`;
   and 'moe', experts of their own weights."""
@@ -151,9 +154,7 @@ class DnaOptions:
 class BoosterOptions:
   """Exp 5. `model` is trained from scratch for `train.epochs`, and from narrow copies of itself."""
 
-  variants: Annotated[
-    tuple[str, ...], some_of('clusters', 'random_split', 'one_narrow', 'untrained')
-  ] = ('clusters', 'random_split', 'one_narrow', 'untrained')
+  variants: Annotated[tuple[str, ...], some_of(*STARTS)] = STARTS
   """Ways to start, beside training from scratch: 'clusters' (a narrow copy on each cluster of the
   data), 'random_split' (on each part of a random split), 'one_narrow' (one copy on all data) and
   'untrained' (a copy that was never trained)."""
@@ -210,7 +211,7 @@ class CompressOptions:
   `compress.tune_epochs` more, each time with the learning rate and schedule from
   their beginning."""
 
-  level: Annotated[str, one_of('weight', 'unit', 'gate')] = 'weight'
+  level: Annotated[str, one_of(*LEVELS)] = 'weight'
   """What is removed; units are hidden units and attention heads, gates residual ones."""
   inputs: bool = False
   """Of 'unit': whether the numbers of a flattened input (of dense_stack and mlp) are units too."""
@@ -240,7 +241,7 @@ class CompressOptions:
   teacher_epochs: NotNegative = 0.0
   """Epochs that the teacher takes more than the network that all start from: enough to know better,
   too few to overfit."""
-  scope: Annotated[str, one_of('global', 'layer')] = 'global'
+  scope: Annotated[str, one_of(*SCOPES)] = 'global'
   """'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of
   units always the latter."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from additive_jax.experiments import contenders_report
-from additive_jax.experiments.contenders import loads
+from additive_jax.experiments import contenders_page
+from additive_jax.experiments.contenders import contenders_of, loads
+from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import path_figures, routing_figures
 from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.paths import rank_frequency
@@ -15,26 +17,21 @@ SKIPPING = 'dna_skipping'
 IMAGES = 4  # whose paths are drawn
 
 
-def page(session, result, contenders, records, analyses, curves: pd.DataFrame) -> Page:
-  """Returns the page of a `DNAResult`.
-
-  Args:
-    records: by network, those of all seeds; see `contenders.train_all`.
-    analyses: by DNA, its `dna_tables.Analysis`, the one that is shown in full last.
-    curves: the run's metrics.
-  """
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of a DNA run; the last DNA is shown in full."""
+  analyses = result.extras['analyses']
   name, analysis = list(analyses.items())[-1]
   skip, scores = session.config.dna.skip, result.summary['variants']
   return Page(
     f'Distributed neural architectures on {session.data.name}',
-    contenders_report.facts(
+    contenders_page.facts(
       result.variants,
       **{
         f'{plain(dna)}, share of choices that compute': scores[dna]['routers']['kept']
         for dna in analyses
       },
     ),
-    contenders_report.comparison(
+    contenders_page.comparison(
       result.variants,
       len(session.seeds),
       'All see the same examples in the same order, for as many steps. “dense” has the FLOPs that '
@@ -43,9 +40,9 @@ def page(session, result, contenders, records, analyses, curves: pd.DataFrame) -
     ),
     _choices(skip, records, analyses),
     _paths(plain(name), analysis, session.model),
-    contenders_report.training(
-      curves,
-      {'': [contender.name for contender in contenders]},
+    contenders_page.training(
+      read_curves(session),
+      {'': [contender.name for contender in contenders_of(records)]},
       {'kept': ('share of choices that compute', 1 - skip if skip else None)},
     ),
     section(

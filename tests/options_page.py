@@ -1,6 +1,6 @@
 """Writes `configs/default.py`: every option with its meaning, what is allowed, and its default.
 
-python -m additive_jax.experiments.options.page > configs/default.py
+python tests/options_page.py > configs/default.py
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import ast
 import inspect
 import textwrap
 
-from additive_jax.experiments.options.reading import Option, options_of
-from additive_jax.experiments.options.studies import Options
+from additive_jax.experiments.options import Option, Options, options_of
 
 WIDTH = 100
 HEAD = '''\
@@ -19,7 +18,7 @@ HEAD = '''\
   additive-jax --config=exp2 --config.learning_rate=3e-4
 
 A key that is not in this file is refused, and so is a value of another type, or one that is not
-allowed. The file is written by `python -m additive_jax.experiments.options.page`.
+allowed. The file is written by `python tests/options_page.py`.
 """
 
 from pathlib import Path
@@ -56,12 +55,7 @@ def render() -> str:
 
 
 def meanings(section: type) -> dict[str, str]:
-  """Returns what each field of a section means: the text below it, in one line.
-
-  >>> from additive_jax.experiments.options import DataOptions
-  >>> meanings(DataOptions)['sequence_length']
-  'Tokens of one example of text.'
-  """
+  """Returns what each field of a section means: the text below it, in one line."""
   (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
   texts = {}
   for field, text in zip(body.body, body.body[1:]):

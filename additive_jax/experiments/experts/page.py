@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from additive_jax.experiments import contenders_report
-from additive_jax.experiments.contenders import loads
+from additive_jax.experiments import contenders_page
+from additive_jax.experiments.contenders import contenders_of, loads
+from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures, routing_figures
 from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.wording import plain
 
 
-def page(session, result, contenders, records, paths, curves: pd.DataFrame) -> Page:
-  """Returns the page of an `ExpertsResult`.
-
-  Args:
-    records: by network, those of all seeds; see `contenders.train_all`.
-    paths: by network, what tokens chose in the first seed: `on`, and where they choose `counts`
-      and `fit`.
-    curves: the run's metrics.
-  """
-  options = session.config.experts
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 4."""
+  options, paths = session.config.experts, result.extras['paths']
+  contenders = contenders_of(records)
   routed = [contender.name for contender in contenders if contender.has_routers]
   static = [contender.name for contender in contenders if not contender.has_routers]
   target = {'kept': ('share of tokens that are computed', options.keep)}
   return Page(
     f'Mixtures of structures on {session.data.name}',
-    contenders_report.facts(result.variants),
-    contenders_report.comparison(
+    contenders_page.facts(result.variants),
+    contenders_page.comparison(
       result.variants,
       len(session.seeds),
       'All start from the seed’s own init and see the same examples in the same order, for as many '
@@ -37,8 +33,8 @@ def page(session, result, contenders, records, paths, curves: pd.DataFrame) -> P
     ),
     _choices(records, routed, paths) if routed else None,
     _computed(paths, options.keep) if options.keep < 1 else None,
-    contenders_report.training(
-      curves,
+    contenders_page.training(
+      read_curves(session),
       {
         f' at equal {budget}': static
         + [name for name in routed if name.endswith(f'equal_{budget}')]

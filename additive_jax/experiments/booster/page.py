@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from additive_jax.experiments.booster_tables import SCRATCH
+from additive_jax.experiments.booster.cluster_page import cluster_pieces
+from additive_jax.experiments.booster.groups import clusters_of, features_of
+from additive_jax.experiments.booster.tables import METHODS, SCRATCH
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import booster_figures, pipeline_figures
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, with_margin
@@ -15,19 +18,15 @@ from additive_jax.transplant import wiring_of
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
 
 
-def page(session, result, narrows, clusters: Sequence[Piece] = (), bubble=None) -> Page:
-  """Returns the page of a `BoosterResult`.
-
-  Args:
-    narrows: by way of training, its `Narrow`.
-    clusters: pictures and tables of the clusters.
-    bubble: of a pipeline, its ticks as `pipeline_timing.BubbleReport` has them.
-  """
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 5."""
+  ways = [way for way in records.arms.values() if way.narrow]
+  narrows, bubble = {way.name: way.narrow for way in ways}, result.extras['bubble']
   return Page(
     f'{type(session.model).__name__} started from small ones, on {session.data.name}',
     tiles(_facts(session, result)),
     _savings(result, _narrow_words(session, result.summary['narrow'], narrows)),
-    section('Clusters', *clusters),
+    section('Clusters', *_clusters(session, narrows)),
     section('The pipeline', _timeline(bubble)) if bubble else None,
     section(
       'Tables',
@@ -45,6 +44,17 @@ def page(session, result, narrows, clusters: Sequence[Piece] = (), bubble=None) 
       table(result.clusters, 'Sizes of the clusters.') if len(result.clusters) else None,
     ),
   )
+
+
+def _clusters(session, narrows) -> list[Piece]:
+  """Pictures of the clusters of the first seed."""
+  seed = session.config.seed
+  chosen = {name: narrow for name, narrow in narrows.items() if name in METHODS}
+  if not chosen:
+    return []
+  clusterings = [clusters_of(n, METHODS[name], seed).clusters for name, n in chosen.items()]
+  features, _ = features_of(next(iter(chosen.values())), seed)
+  return cluster_pieces(session.data, features, clusterings)
 
 
 def _facts(session, result):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from additive_jax.compress.levels import BINS
-from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
+from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
+from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
 from additive_jax.report import figures, sparsity_figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import plain, with_margin
@@ -14,13 +16,8 @@ NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 LEFT = 'share that is left'
 
 
-def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) -> Page:
-  """Returns the page of a `CompressResult`.
-
-  Args:
-    records: by network, those of all seeds.
-    curves: the run's metrics.
-  """
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of a compression."""
   options, variants, layers = session.config.compress, result.variants, result.layers
   noun = NOUNS[options.level]
   histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
@@ -55,7 +52,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
         f'How many {noun} of each layer are left, mean over the seeds.',
       ),
     ),
-    _training(curves),
+    _training(read_curves(session)),
     section(
       'Tables',
       table(

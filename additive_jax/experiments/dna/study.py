@@ -1,0 +1,179 @@
+"""Distributed neural architectures, with and without steered skips, against dense networks of the
+same compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from additive_jax.errors import UserError
+from additive_jax.experiments import study
+from additive_jax.experiments.contenders import (
+  DENSE,
+  Contender,
+  balance_of,
+  check_dense,
+  compare,
+  contenders_of,
+  make_contender,
+  router_table,
+  summarise,
+)
+from additive_jax.experiments.dna.analysis import Analysis, analyse, module_table, path_table
+from additive_jax.experiments.dna.page import SKIPPING, page
+from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.options import refused
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.tables import arms_as_structures
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.dna import DNA, Modules
+
+FREE, SHALLOW = 'dna', 'shallow'
+
+
+def run(
+  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+) -> study.Result:
+  """Trains DNAs and dense networks of the same compute, or goes on with it, and writes the run
+  directory.
+
+  Width, heads, hidden units, positions and units are those of `config.model`, a transformer. The
+  dense network has its `num_blocks` layers, and hidden units such that its FLOPs are what the free
+  DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the DNA that skips.
+  Args and errors are those of `study.run`.
+
+  Returns:
+    A result with `table` (`structures.csv`: the networks as one structure each, all gates on),
+    `variants` (`variants.csv`: one row per network: scores, active FLOPs, parameters, and what it
+    differs by from the dense one), `routers` (`routers.csv`: one row per network and step),
+    `modules` (`modules.csv`: one row per module of the network that skips if there is one, in the
+    first seed: its load and the classes of its tokens), and `paths` (`paths.csv`: one row per token
+    of some test examples: its path and compute).
+  """
+  return study.run(STUDY, config, workdir, **opening)
+
+
+def _check(session):
+  """Everything that can be said before any training."""
+  options, x = session.config.dna, session.test[0][:1]
+  if options.skip and not session.config.balance.bias_rate:
+    expected = 'a rate above 0, by which the skips are steered'
+    raise refused(session.config, 'dna.skip', 'balance.bias_rate', expected=expected)
+  if options.skip and check_dense(session).num_layers < 2:
+    raise UserError(
+      f'config.model.num_blocks {session.model.num_layers}: expected at least 2, since a shallower '
+      'network is compared with the DNA that skips'
+    )
+  dnas = make_dnas(session)
+  session.check_experts([dna.model for dna in dnas])
+  make_baselines(session, {dna.name: active_flops(dna.model, x) for dna in dnas})
+
+
+def make_dnas(session: Session) -> list[Contender]:
+  """Returns the DNA whose skips are free and, for `config.dna.skip` above 0, the one with that
+  share."""
+  like, options = check_dense(session), session.config.dna
+  hidden = like.sizes[0]
+  if set(like.sizes) != {hidden}:
+    raise UserError(f'config.model.hidden {like.sizes} of DNA: expected one number')
+  contenders = []
+  for name, skip in ((FREE, 0.0), (SKIPPING, options.skip)):
+    if name == SKIPPING and not skip:
+      continue
+    modules = Modules(
+      options.attention,
+      options.mlp,
+      options.block,
+      options.identity,
+      options.top_k,
+      options.renormalise,
+      skip,
+      options.rescale_inside,
+    )
+    model = DNA(
+      options.num_steps,
+      like.width,
+      like.num_heads,
+      hidden,
+      like.num_classes,
+      modules,
+      options.num_backbone,
+      like.num_tokens,
+      like.patch_size,
+      like.causal,
+      like.positions,
+      like.max_tokens,
+      like.unit,
+    )
+    contenders.append(make_contender(session, name, name, model, balance=balance_of(session)))
+  return contenders
+
+
+def make_baselines(session: Session, flops: Mapping[str, float]) -> list[Contender]:
+  """Returns dense networks of the FLOPs of each DNA: `dense`, and `shallow` where one skips."""
+  layers = session.model.num_layers
+  dense = _dense(session, layers, flops[FREE], DENSE)
+  contenders = [make_contender(session, DENSE, DENSE, dense)]
+  if SKIPPING in flops:
+    share = flops[SKIPPING] / flops[FREE]
+    fewer = max(1, min(round(layers * share), dense.num_layers - 1))
+    shallow = _dense(session, fewer, flops[SKIPPING], SHALLOW)
+    contenders.append(make_contender(session, SHALLOW, DENSE, shallow))
+  return contenders
+
+
+def _dense(session, layers, target, name):
+  """The dense network of at most that many layers whose hidden units bring it to `target`."""
+  x = session.test[0][:1]
+  for count in range(layers, 0, -1):
+    make = lambda hidden, count=count: session.model.clone(num_layers=count, hidden=hidden)
+    try:
+      return fitted(make, lambda model: active_flops(model, x), target, f'flops of {name}')
+    except UserError:
+      if count == 1:
+        raise
+  return None
+
+
+def _stages(session: Session, records: Records) -> Iterator[list[Contender]]:
+  """The DNAs, then dense networks of the FLOPs that these turned out to use."""
+  dnas = make_dnas(session)
+  yield dnas
+  flops = {dna.name: float(np.mean([r['flops'] for r in records[dna.name]])) for dna in dnas}
+  yield make_baselines(session, flops)
+
+
+def _tables(session: Session, records: Records) -> study.Result:
+  contenders = contenders_of(records)
+  variants, routers = compare(contenders, records), router_table(contenders, records)
+  dnas = [contender for contender in contenders if contender.has_routers]
+  analyses = {dna.name: _analysis(session, dna) for dna in dnas}
+  summary = summarise(session, 'dna', variants, routers)
+  for name, analysis in analyses.items():
+    summary['variants'][name]['first_seed'] = analysis.figures()
+  shown = analyses[dnas[-1].name]
+  tables = {
+    'structures': arms_as_structures(variants, [str(c.structure) for c in contenders]),
+    'variants': variants,
+    'routers': routers,
+    'modules': module_table(shown),
+    'paths': path_table(shown),
+  }
+  return study.Result(tables, summary, extras={'analyses': analyses})
+
+
+def _analysis(session, dna) -> Analysis:
+  """What the tokens of some test examples do in the network of the first seed."""
+  x, y = (part[: session.config.dna.examples] for part in session.test)
+  trained = dna.train(session, session.config.seed)
+  chosen = inspect(trained.session, trained.variables, (x, y)).chosen
+  return analyse(dna.model, chosen, x, y)
+
+
+STUDY = study.Study('dna', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)

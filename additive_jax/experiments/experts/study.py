@@ -1,0 +1,199 @@
+"""Exp 4: tokens choose among the structures of a layer, against a dense network, its best single
+structure, experts of their own weights, and a choice at random.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from additive_jax.experiments import study
+from additive_jax.experiments.arms import Arm, Trained
+from additive_jax.experiments.contenders import (
+  DENSE,
+  Contender,
+  balance_of,
+  check_dense,
+  compare,
+  contenders_of,
+  make_contender,
+  router_table,
+  summarise,
+)
+from additive_jax.experiments.experts.page import page
+from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.options import refused
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.scores import evaluate, sampled_structures
+from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.shared import judge_all, shared_arm
+from additive_jax.experiments.tables import arms_as_structures, structure_table
+from additive_jax.gates.structure import Structure
+from additive_jax.models.active import active_flops, fitted
+from additive_jax.models.costs import num_params
+from additive_jax.models.kinds import SUB_ACTIVATION
+from additive_jax.models.moe import Experts
+from additive_jax.models.routing import Routing
+from additive_jax.report import statistics
+from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+
+POOL, SINGLE, MOE = 'pool', 'single', 'moe'
+
+
+def run(
+  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+) -> study.Result:
+  """Runs Exp 4, or goes on with it, and writes its run directory.
+
+  The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
+  takes its place twice: with hidden units such that its active FLOPs are those of the dense
+  network, and such that its parameters are. Args and errors are those of `study.run`.
+
+  Returns:
+    A result with `table` (`structures.csv`: one row per static structure of the dense network's
+    feed-forward layers, ranked in one pool, best first; the dense network alone where none were
+    ranked), `variants` (`variants.csv`: one row per network: scores, active FLOPs, parameters, and
+    what it differs by from the dense one) and `routers` (`routers.csv`: one row per network and
+    layer with a router).
+  """
+  return study.run(STUDY, config, workdir, **opening)
+
+
+def _check(session):
+  """Everything that can be said before any training."""
+  session.check_experts([contender.model for contender in make_contenders(session)])
+  if SINGLE in session.config.experts.variants:
+    if session.config.experts.num_structures < 2:
+      expected = 'at least 2, all gates on and a structure with some gate off'
+      raise refused(session.config, 'experts.num_structures', expected=expected)
+    _pool(session)
+
+
+def routing_of(session: Session, router: str) -> Routing:
+  """Returns the options `config.experts` of a router."""
+  options = session.config.experts
+  lists = router in ('softmax', 'random')
+  return Routing(
+    router,
+    options.top_k,
+    options.renormalise,
+    tuple(options.structures) if lists else (),
+    options.keep,
+    options.shared_router and router != 'random',
+  )
+
+
+def make_contenders(session: Session, single: Structure | str | None = None) -> list[Contender]:
+  """Returns the networks of a run, the dense one first; the best single structure only where it is
+  known.
+
+  Raises:
+    UserError: for options of which a network cannot be made.
+  """
+  dense, options = check_dense(session), session.config.experts
+  x = session.test[0][:1]
+  contenders = [make_contender(session, DENSE, DENSE, dense)]
+  if single is not None:
+    model = _pool_session(session).model
+    contenders.append(make_contender(session, SINGLE, 'single structure', model, structure=single))
+  costs = {'flops': lambda model: active_flops(model, x), 'params': lambda m: num_params(m, x)}
+  experts = Experts(options.num_experts, options.expert_top_k, options.renormalise)
+  for budget in options.budgets:
+    target = costs[budget](dense)
+    for variant in options.variants:
+      if variant == SINGLE:
+        continue
+      routing = experts if variant == MOE else routing_of(session, variant)
+      make = lambda hidden, routing=routing: dense.clone(hidden=hidden, routing=routing)
+      name = f'{variant}_equal_{budget}'
+      model = fitted(make, costs[budget], target, f'{budget} of {name}')
+      family = 'separate experts' if variant == MOE else f'{variant} router'
+      balance = balance_of(session)
+      contenders.append(make_contender(session, name, family, model, balance=balance))
+  return contenders
+
+
+def _pool_session(session):
+  """The run with the dense network's feed-forward layers as sub-activation gates."""
+  return session.with_model(session.model.clone(gates=(SUB_ACTIVATION,)))
+
+
+def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
+  """A pool that finds the best single structure, then all networks."""
+  single = None
+  if SINGLE in session.config.experts.variants:
+    pool = _pool(session)
+    yield [pool]
+    single = _best_single(pool.own_session, records)
+  yield make_contenders(session, single)
+
+
+def _pool(session) -> Arm:
+  """The pool in which static structures are ranked, on training examples and on the test split."""
+  own = _pool_session(session)
+  bits = sampled_structures(own, own.config.experts.num_structures)
+
+  def judge(trained: Trained) -> dict[str, list[float]]:
+    seen = own.data.train
+    known = seen[np.arange(min(len(seen), len(own.data.test)))]
+    train = evaluate(own, trained.variables, bits, known)
+    return {'train_loss': train.loss.tolist(), **judge_all(bits, trained)}
+
+  pool = shared_arm(own, POOL, own.config.train.epochs, judge)
+  return dataclasses.replace(pool, own_session=own)
+
+
+def _best_single(own: Session, records: Records) -> Structure:
+  """The structure with some gate off that is best on training examples."""
+  bits = sampled_structures(own, own.config.experts.num_structures)
+  loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
+  eligible = ~bits.all(1) & np.isfinite(loss)
+  return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
+
+
+def _tables(session: Session, records: Records) -> study.Result:
+  contenders = contenders_of(records)
+  variants, routers = compare(contenders, records), router_table(contenders, records)
+  single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
+  if single is None:
+    structures = arms_as_structures(variants[:1], [str(contenders[0].structure)])
+    structures = structures.drop(columns='variant')
+  else:
+    own = records.arms[POOL].own_session
+    bits = sampled_structures(own, own.config.experts.num_structures)
+    keys = ('loss', 'accuracy', 'train_loss')
+    structures = structure_table(own, bits, {'': records[POOL]}, keys)
+  paths = _paths(session, contenders)
+  summary = summarise(session, 'experts', variants, routers) | {'single_structure': single}
+  for name, path in paths.items():
+    if 'fit' in path:
+      summary['variants'][name]['first_seed'] = {
+        'paths': len(path['counts']),
+        'path_exponent': path['fit'].exponent,
+        'path_exponent_ci95': [path['fit'].low, path['fit'].high],
+      }
+  tables = {'structures': structures, 'variants': variants, 'routers': routers}
+  return study.Result(tables, summary, extras={'paths': paths})
+
+
+def _paths(session, contenders) -> dict[str, dict[str, Any]]:
+  """What the tokens of the test split choose in all layers together, by network, in one seed."""
+  paths = {}
+  for contender in contenders:
+    if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
+      continue  # what is drawn at random says nothing about tokens
+    trained = contender.train(session, session.config.seed)
+    inspection = inspect(trained.session, trained.variables, session.test)
+    paths[contender.name] = {'on': inspection.on}
+    if inspection.chosen is not None:
+      codes = path_codes(inspection.chosen)
+      paths[contender.name] |= {'counts': rank_frequency(codes), 'fit': fit_power_law(codes)}
+  return paths
+
+
+STUDY = study.Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)

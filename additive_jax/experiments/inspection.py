@@ -1,0 +1,79 @@
+"""What the routers of a trained network do with examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from additive_jax import run
+from additive_jax.experiments.session import Session
+from additive_jax.parallel import processes
+
+BATCH = 32  # examples whose choices are looked at together
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """What a trained network with routers does with N examples.
+
+  Attributes:
+    loss, accuracy: means over the examples.
+    facts: by site, means over the whole batches.
+    chosen: numbers of what each token chose at each site; None where nothing is chosen.
+    on: which tokens were computed; None for all.
+  """
+
+  loss: float
+  accuracy: float
+  facts: dict[str, Any]
+  chosen: Int[np.ndarray, 'examples tokens sites choices'] | None
+  on: Bool[np.ndarray, 'examples tokens sites'] | None
+
+
+def inspect(session: Session, variables: Any, batch: tuple[np.ndarray, np.ndarray]) -> Inspection:
+  """Returns what the routers of a pool of the session's model do, all gates on.
+
+  Examples go through in batches of the same size, of which the last is filled up with repetitions;
+  what routers did is averaged over the whole ones. Routers that draw at random draw anew for each.
+
+  Args:
+    session: names the model and what is minimised.
+    variables: `{'params': pool}`.
+    batch: (x [N, ...], y [N, ...]).
+  """
+  x, y = batch
+  size, count = min(BATCH, len(x)), len(x)
+  rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+  keys = jax.random.split(jax.random.key(0), len(rows))
+  look = functools.partial(_look, session.model, session.objective, variables)
+  parts = [processes.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
+  loss, accuracy = (
+    float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
+    for i in range(2)
+  )
+  whole = [facts for _, facts, _ in parts[: count // size]]
+  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole)
+  choices = [sites for *_, sites in parts]
+  return Inspection(
+    loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _look(model, objective, variables, x, y, key):
+  outputs, facts, chosen = run.chosen(model, variables, x, key)
+  return objective(outputs, y), facts, chosen
+
+
+def _joined(choices, field, count):
+  """A field of all batches and sites, [count, T, S, …]; None where some site has none."""
+  names = sorted(choices[0])
+  if any(getattr(choices[0][name], field) is None for name in names):
+    return None
+  parts = [np.stack([getattr(sites[name], field) for name in names], 2) for sites in choices]
+  return np.concatenate(parts)[:count]

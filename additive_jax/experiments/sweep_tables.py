@@ -1,0 +1,155 @@
+"""The tables of Exp 1: structures, gate effects, interactions, and how far two rankings agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.shared import read_search
+from additive_jax.experiments.standalone import Lone
+from additive_jax.experiments.study import Result
+from additive_jax.experiments.tables import best_first, headline
+from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.report import rankings, statistics
+from additive_jax.run.evaluate import Evaluation
+
+SHARED = 'shared'
+
+
+def make_tables(session: Session, records: Records) -> Result:
+  """Returns the tables `structures`, `effects` and `interactions`, and the summary."""
+  config, names = session.config, session.space.names
+  bits, shared = _in_pool(session, records)
+  texts = [str(Structure(tuple(row))) for row in bits]
+  alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
+  table, agreement = pd.DataFrame({'structure': texts}), {}
+  if shared is not None:
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = statistics.rank(table['shared_loss'])
+  if alone is not None:
+    table = table.merge(alone.table(), how='left', on='structure')
+    # Structures are compared after the same training: that of successive halving's first rung.
+    truth = alone.values(texts, 'loss', alone.first)
+    if shared is not None:
+      agreement = _agreement(table['shared_loss'].to_numpy(), truth, config.sweep.top_k)
+  else:
+    truth = shared.loss
+    for column in ('loss', 'accuracy', 'loss_ci95'):
+      table[column] = table[f'shared_{column}']
+  table['flops'], table['params'] = session.space.costs(bits)
+  table['rank'] = _ranks(table)
+  table['pareto'] = _on_front(table)
+  # Of a searched set only few are trained alone.
+  effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
+  table = best_first(table)
+  interactions = pd.DataFrame(pairs, columns=list(names))
+  interactions.insert(0, 'gate', names)
+  ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
+  summary = headline(
+    session,
+    experiment='sweep',
+    num_gates=len(names),
+    num_structures=len(table),
+    best_structure=table['structure'][0],
+    best_loss=table['loss'][0],
+    best_accuracy=table['accuracy'][0],
+    all_on_rank=_rank_of(table, '1' * len(names)),
+    pareto=table.loc[table['pareto'], 'structure'].tolist(),
+    noise_ceiling=ceiling._asdict(),
+    shared_against_standalone=agreement,
+  )
+  tables = {'structures': table, 'effects': effects, 'interactions': interactions}
+  return Result(tables, summary)
+
+
+def _in_pool(session, records):
+  """The structures, and their scores [seeds, S] in the shared pools; None without these."""
+  if session.config.search.method:
+    return read_search(session)
+  bits = all_bits(session.space.num_gates)
+  if SHARED not in records.arms:
+    return bits, None
+  by_seed = ([record[key] for record in records[SHARED]] for key in Evaluation._fields)
+  return bits, Evaluation(*map(np.array, by_seed))
+
+
+class Alone:
+  """What training structures alone gave.
+
+  Attributes:
+    first: by structure, the arm of its first rung, which all of them reach.
+    last: by structure, the arm of the last rung that it reached.
+  """
+
+  def __init__(self, records: Records):
+    self._records = records
+    arms = [arm for arm in records.arms.values() if isinstance(arm, Lone)]  # rung by rung
+    self.last = {str(arm.structure): arm for arm in arms}
+    self.first = {str(arm.structure): arm for arm in reversed(arms)}
+
+  def values(
+    self, structures: Sequence[str], key: str, arms: Mapping[str, Lone]
+  ) -> Float[np.ndarray, 'seeds structures']:
+    """Returns a value of each structure's arm; NaN where there is none."""
+    missing = [{key: np.nan}] * len(self._records.seeds)
+    by_structure = [self._records[arms[s].name] if s in arms else missing for s in structures]
+    values = [[record[key] for record in seeds] for seeds in by_structure]
+    return np.ascontiguousarray(np.array(values, float).T)
+
+  def table(self) -> pd.DataFrame:
+    """Returns a row for each trained structure: means over seeds at its last rung."""
+    structures = sorted(self.last)
+    values = lambda key: self.values(structures, key, self.last)
+    table = pd.DataFrame({'structure': structures})
+    for key in ('loss', 'accuracy'):
+      table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
+    table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
+    table['steps'] = values('steps')[0].astype(int)
+    table['skipped'] = values('skipped').sum(0).astype(int)
+    return table
+
+
+def _agreement(predicted, truth, top_k):
+  both = np.isfinite(truth).all(0)
+  k = min(top_k, max(1, int(both.sum()) // 4))
+  return rankings.compare_rankings(predicted[both], truth[:, both], k)
+
+
+def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
+  """Ranks by loss; what was not trained alone is ranked by its loss in the shared pool, behind the
+  others. After successive halving, structures that were trained longer come first.
+  """
+  keys = [table[key].to_numpy() for key in ('shared_loss', 'loss') if key in table]
+  if 'steps' in table:
+    keys.append(-table['steps'].to_numpy())
+  ranks = np.empty(len(table), np.int64)
+  ranks[np.lexsort(keys)] = np.arange(1, len(table) + 1)
+  return ranks
+
+
+def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
+  """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
+  steps = table.get('steps', pd.Series(0, table.index))
+  longest = (steps == steps.max()).to_numpy()
+  return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
+
+
+def _effects(bits, by_seed, names):
+  """Main effects as a table, and interactions [n, n], of losses [seeds, S]."""
+  usable = np.isfinite(by_seed).all(0)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
+  mean = by_seed.mean(0)
+  if len(bits) == 2 ** bits.shape[1] and usable.all():
+    return frame, statistics.interactions(mean)
+  return frame, statistics.effects_from_sample(bits[usable], mean[usable])[1]
+
+
+def _rank_of(table, structure):
+  ranks = table.loc[table['structure'] == structure, 'rank']
+  return int(ranks.iloc[0]) if len(ranks) else None
