@@ -18,6 +18,7 @@ from additive_jax.experiments.fit import point
 from additive_jax.experiments.session import open_session
 from additive_jax.models import Transformer, identity
 from additive_jax.models.moe import Experts
+from additive_jax.train.recipe import Structures
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -153,7 +154,7 @@ def test_point_leaves_out_what_is_not_finite():
     'finite': np.array([[True, False], [True, True]]),
     'gradient_norm': np.array([2.0, 4.0]),
   }
-  assert point(values, ['a', 'b']) == {
+  assert point(values, Structures(), ['a', 'b']) == {
     'loss': 3.0,
     'gradient_norm': 3.0,
     'skipped': 1,
