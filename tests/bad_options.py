@@ -224,10 +224,22 @@ ROWS = [
   ('sweep', {'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4'),
   ('sweep', {'sweep.top_k': 9}, 'config.sweep.top_k 9: expected at most 2^3 = 8 structures'),
   ('sweep', {'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
-  ('sweep', {'sweep.halving': 4}, 'rungs 3 of halving 4 in 15 steps: expected at least 16 steps'),
+  (
+    'sweep',
+    {'sweep.halving': 4},
+    'config.sweep.rungs 3 with config.sweep.halving 4: expected at least 16 steps',
+  ),
   ('sweep', SEARCHED | {'search.budget': 9}, 'search budget 9'),
-  ('sweep', SEARCHED | {'sweep.modes': ('standalone',)}, "needs 'shared'"),
-  ('sweep', SEARCHED | {'shard': '0/2'}, "config.shard '0/2' of a search"),
+  (
+    'sweep',
+    SEARCHED | {'sweep.modes': ('standalone',)},
+    "config.search.method 'random' with config.sweep.modes ('standalone',): expected 'shared'",
+  ),
+  (
+    'sweep',
+    SEARCHED | {'shard': '0/2'},
+    "config.shard '0/2' with config.search.method 'random': expected no",
+  ),
   ('sweep', {'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
   # Exp 2.
   ('cotrain', {'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
@@ -241,7 +253,11 @@ ROWS = [
   ('cotrain', {'data.name': 'tabular:diabetes', 'train.distill': 0.5}, 'distill 0.5 in a regress'),
   # Exp 3.
   ('stochastic', {'stochastic.parts': 3}, 'a batch of 16 in 3 parts: expected parts that divide'),
-  ('stochastic', {'sampler.name': 'sorted'}, "config.sampler.name 'sorted' for random structures"),
+  (
+    'stochastic',
+    {'sampler.name': 'sorted'},
+    "config.sampler.name 'sorted': expected uniform or bernoulli",
+  ),
   # Exp 4 and DNA.
   ('experts', {'experts.top_k': 5}, 'top 5 of 4 structures: expected 1 to 4'),
   ('experts', {'experts.expert_top_k': 9}, 'top 9 of 3 experts: expected 1 to 3'),
@@ -257,7 +273,7 @@ ROWS = [
   ('experts', {'experts.num_experts': 200}, 'expected a smaller'),
   ('experts', {'experts.num_structures': 1}, 'config.experts.num_structures 1: expected at least'),
   ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
-  ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0: exp'),
+  ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0.0: exp'),
   ('dna', {'dna.skip': 0.9}, 'skip 0.9 with 1 identities of 3 modules, top 2: expected a share'),
   ('dna', {'dna.attention': 0, 'dna.mlp': 0, 'dna.identity': 2}, 'expected a share from 1 to 1'),
   ('dna', {'model.num_blocks': 1}, 'config.model.num_blocks 1: expected at least 2'),

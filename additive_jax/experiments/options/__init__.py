@@ -13,6 +13,7 @@ from additive_jax.experiments.options.reading import (
   options_of,
   read_options,
   read_section,
+  refused,
   replaced,
   selected,
 )
@@ -32,6 +33,7 @@ __all__ = [
   'parse_shard',
   'read_options',
   'read_section',
+  'refused',
   'replaced',
   'selected',
 ]
