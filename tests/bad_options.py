@@ -286,8 +286,8 @@ ROWS = [
   (
     'booster',
     {'booster.join': 'best'},
-    "config.booster.sync_epochs 0.25 with config.booster.join 'best': expected 0, since copies that "
-    'are synchronised are all alike',
+    "config.booster.sync_epochs 0.25 with config.booster.join 'best': expected 0, since copies "
+    'that are synchronised are all alike',
   ),
   ('booster', VIT | {'model.name': 'lenet'} | CHUNKS, 'transplant of LeNet: expected MLP'),
   (
