@@ -103,6 +103,21 @@ def read_sites(modules: Iterable[nn.Module]) -> tuple[Site, ...]:
   return tuple(sites)
 
 
+def flat(x: Inputs) -> Float[Array, 'B D']:
+  """Returns inputs as rows of float32."""
+  return jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
+
+
+def numbered(word: str, count: int) -> tuple[str, ...]:
+  """Returns the names of `count` modules, with as many digits, at least two.
+
+  >>> numbered('block', 2)
+  ('block_00', 'block_01')
+  """
+  digits = max(2, len(str(count - 1)))
+  return tuple(f'{word}_{i:0{digits}}' for i in range(count))
+
+
 class Additive(nn.Module):
   """Base class of every additive network, the library's own and yours.
 

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from additive_jax.gates.structure import Gate, Space
 from additive_jax.models.additive import (
   Inputs,
+  Parts,
   embed,
   gate_names,
   parts,
@@ -55,10 +56,15 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
     for k, name in enumerate(names[site.inner]):
       alone = tuple(j == k for j in range(site.num_inner))
       gates.append(Gate(name, flops(alone) - base, 0, residual))
-  fixed_flops *= batch
-  fixed_flops += _flops(lambda v, x: embed(model, v, x), shapes.embed, x)
-  fixed_flops += _flops(lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1])
-  return Space(tuple(gates), fixed_flops / batch, fixed_params)
+  fixed_flops += ends_flops(model, shapes, x)
+  return Space(tuple(gates), fixed_flops, fixed_params)
+
+
+def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | jax.ShapeDtypeStruct) -> float:
+  """Returns the FLOPs of embed and readout, per example of `x`; `shapes` are the model's for x."""
+  flops = _flops(lambda v, x: embed(model, v, x), shapes.embed, shape_of(x))
+  flops += _flops(lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1])
+  return flops / x.shape[0]
 
 
 def module_flops(module: nn.Module, tokens: int, width: int) -> float:

@@ -156,10 +156,15 @@ def read_section(
   return section(**read)
 
 
-def check_unsharded(config: Options | ConfigDict) -> None:
-  """Raises `UserError` for a shard of an experiment that has none."""
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
+def refused(options: Options, *names: str, expected: str) -> UserError:
+  """Returns the error of options that do not suit each other, the model, the data or the devices.
+
+  >>> refused(Options(), 'booster.sync_epochs', 'booster.join', expected='0')
+  UserError("config.booster.sync_epochs 0.5 with config.booster.join 'average': expected 0")
+  """
+  values = [functools.reduce(getattr, name.split('.'), options) for name in names]
+  given = ' with '.join(f'config.{name} {value!r}' for name, value in zip(names, values))
+  return UserError(f'{given}: expected {expected}')
 
 
 def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
