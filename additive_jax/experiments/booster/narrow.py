@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.errors import UserError
 from additive_jax.experiments.fit import Curves, fit
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
@@ -53,15 +53,11 @@ class Narrow:
     options, size = large.config.booster, large.config.train.batch_size
     model, place = transplant.narrowed(large.model, options.width, options.structure or None)
     if num_models > len(large.data.train):
-      raise UserError(
-        f'config.booster.num_models {num_models} of {len(large.data.train)} training examples: '
-        'expected at most as many clusters as examples'
-      )
+      expected = f'at most {len(large.data.train)}, the training examples'
+      raise refused(large.config, 'booster.num_models', expected=expected)
     if size % num_models:
-      raise UserError(
-        f'config.booster.num_models {num_models} of config.train.batch_size {size}: expected a '
-        'number that divides it, since the copies share the batch of a step'
-      )
+      expected = 'a number that divides it, since the copies share the batch of a step'
+      raise refused(large.config, 'booster.num_models', 'train.batch_size', expected=expected)
     # Each copy is whole on its device, and has a training of its own.
     changes = {'train.pipe_devices': 1, 'schedule': options.schedule}
     rate = options.learning_rate if num_models > 1 else options.lone_learning_rate

@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax import transplant
-from additive_jax.errors import UserError
 from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Start, Trained, from_seed
 from additive_jax.experiments.booster.groups import clusters_of
@@ -31,6 +30,7 @@ from additive_jax.experiments.booster.tables import (
   memory_rows,
 )
 from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Opening, Session
@@ -68,17 +68,13 @@ def run(
 
 def _check(session: Session) -> None:
   """Everything that can be said before any training."""
-  options, train = session.config.booster, session.config.train
+  options = session.config.booster
   if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
-    raise UserError(
-      f'config.booster.sync_epochs {options.sync_epochs:g} with join {options.join!r}: expected 0, '
-      'since copies that are synchronised are all alike'
-    )
-  if train.structures_per_step != 1:
-    raise UserError(
-      f'config.train.structures_per_step {train.structures_per_step}: expected 1, since '
-      'large and small models are trained with all gates on'
-    )
+    expected = '0, since copies that are synchronised are all alike'
+    raise refused(session.config, 'booster.sync_epochs', 'booster.join', expected=expected)
+  if session.config.train.structures_per_step != 1:
+    expected = '1, since large and small models are trained with all gates on'
+    raise refused(session.config, 'train.structures_per_step', expected=expected)
   session.check_in_memory()
   if options.asynchronous:
     check_processes(session)
