@@ -10,6 +10,15 @@ from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted
 
+FACTS = {
+  'co-trained, mean loss': 'loss',
+  'alone, mean loss': 'alone_loss',
+  'co-trained ensemble, loss': 'ensemble_loss',
+  'alone ensemble, loss': 'alone_ensemble_loss',
+  'parameters, one pool': 'pool_params',
+  'parameters, alone': 'alone_params',
+}
+
 
 def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 2."""
@@ -20,16 +29,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   return Page(
     f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
     f'on {session.data.name}',
-    tiles(
-      {
-        'co-trained, mean loss': summary['loss'],
-        'alone, mean loss': summary['alone_loss'],
-        'co-trained ensemble, loss': summary['ensemble_loss'],
-        'alone ensemble, loss': summary['alone_ensemble_loss'],
-        'parameters, one pool': summary['pool_params'],
-        'parameters, alone': summary['alone_params'],
-      }
-    ),
+    tiles({label: summary[key] for label, key in FACTS.items()}),
     section(
       'Together against alone',
       picture(
