@@ -196,10 +196,10 @@ class Session:
     """The loss of structures, in stages where `config.train.pipe_devices` asks for them."""
     pipeline = self.pipeline
     if pipeline is None:
-      return Structures(distill, rescale)
+      return Structures(distill=distill, rescale=rescale)
     if distill:
       raise UserError(f'distill {distill} in a pipeline: expected 0')
-    return Piped(pipeline, rescale)
+    return Piped(pipeline=pipeline, rescale=rescale)
 
   def check_whole(self, loss: str) -> None:
     """Raises `UserError` for a loss that cannot be in stages where stages are asked for."""
@@ -210,17 +210,17 @@ class Session:
   def sampler(self, num_steps: int):
     """The sampler of `config.sampler`, for a run of `num_steps` steps."""
     options = self.config.sampler
-    return samplers.make_sampler(
-      options.name,
-      self.space.num_gates,
-      self.config.train.structures_per_step,
-      structures=options.structures,
-      keep_rate=options.keep_rate,
-      keep_ramp=options.keep_ramp,
-      gate_keep_rates=options.gate_keep_rates,
+    keep = samplers.KeepRates(
+      rate=options.keep_rate,
+      ramp=options.keep_ramp,
+      by_gate=options.gate_keep_rates,
+      sites=[i for i, site in enumerate(sites_of(self.model)) for _ in site.names],
       ramp_steps=options.ramp * num_steps,
       ramp_shape=options.ramp_shape,
-      sites=[i for i, site in enumerate(sites_of(self.model)) for _ in site.names],
+    )
+    slots = self.config.train.structures_per_step
+    return samplers.make_sampler(
+      options.name, self.space.num_gates, slots, structures=options.structures, keep=keep
     )
 
   def check_stop(self) -> None:

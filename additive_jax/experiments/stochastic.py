@@ -109,7 +109,7 @@ def _random(session, mode, name, num_steps, judge, distill):
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
   rates = by_stage[stages]
-  loss = PerSample(plan, distill, options.rescale)
+  loss = PerSample(subsets=plan, distill=distill, rescale=options.rescale)
   return _variant(session, name, loss, num_steps, _all_on(session), rates, judge)
 
 
