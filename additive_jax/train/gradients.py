@@ -25,14 +25,14 @@ class Averaged(NamedTuple):
     loss: of each of this device's slots.
     finite: False for slots that were left out.
     facts: of the loss, averaged over all slots that are finite.
-    count: the finite slots of all devices.
+    num_finite: the finite slots of all devices.
   """
 
   gradient: PyTree
   loss: Float[Array, 'slots']
   finite: Bool[Array, 'slots']
   facts: Facts
-  count: Int[Array, '']
+  num_finite: Int[Array, '']
 
 
 class Slots(NamedTuple):
@@ -133,11 +133,12 @@ def _sum_over_slots(recipe, params, slots, axes):
   and the facts."""
   split = mesh.DATA in axes
   sharing = tuple(axis for axis in axes if axis != mesh.STRUCTURE)
-  shares = jax.lax.axis_size(mesh.DATA) if split else 1
+  num_shares = jax.lax.axis_size(mesh.DATA) if split else 1
   share = jax.lax.axis_index(mesh.DATA) if split else 0
 
   def add_slot(total, inputs):
-    slot = Slot(*inputs, slots.step, slots.rates, shares, share)
+    structure, x, y, key = inputs
+    slot = Slot(structure, x, y, key, slots.step, slots.rates, num_shares, share)
     (loss, facts), gradient = recipe.loss.gradient(recipe, params, slot)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together

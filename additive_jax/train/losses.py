@@ -77,7 +77,7 @@ class PerSample(Structures):
     if self.rescale == 'inverse':
       scales = inverse(np.array([len(rows) / size for rows in examples], np.float32))
     outputs = run.gathered(recipe.model, {'params': params}, slot.x, examples, scales=scales)
-    loss = recipe.objective(outputs, slot.y)[0]
+    loss = recipe.losses(outputs, slot.y)
     if not self.distill:
       return loss.mean()
     divergence = divergence_from_all_on(recipe.model, params, outputs, slot.x)
@@ -126,7 +126,7 @@ class Routed(Loss):
     the load-balance loss is a product of two means."""
     outputs, facts = run.routed(recipe.model, {'params': params}, slot.x, slot.key)
     facts = {name: site._replace(load=slot.mean(site.load)) for name, site in facts.items()}
-    loss = recipe.objective(outputs, slot.y)[0].mean()
+    loss = recipe.losses(outputs, slot.y).mean()
     return loss + penalty(self.balance, facts), facts
 
   def adjust(self, params: PyTree, before: PyTree, facts: Facts) -> PyTree:

@@ -20,7 +20,7 @@ from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import Objective, objective_of, regression
+from additive_jax.run.objectives import Objective, Outputs, Targets, objective_of, regression
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -158,7 +158,7 @@ class Structures(Loss):
     """Returns the mean loss and no facts."""
     model, variables = recipe.model, {'params': params}
     outputs = run.conditional(model, variables, slot.x, slot.structure, scales=self.scales(slot))
-    loss = recipe.objective(outputs, slot.y)[0].mean()
+    loss = recipe.losses(outputs, slot.y).mean()
     if not self.distill:
       return loss, {}
     divergence = divergence_from_all_on(model, params, outputs, slot.x).mean()
@@ -234,6 +234,10 @@ class Recipe:
     if type(self.loss).__hash__ is None:
       raise UserError(f'loss {self.loss!r}: expected a hashable one, such as a frozen dataclass')
     self.loss.check(self)
+
+  def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
+    """Returns the objective's loss of each example."""
+    return objective_of(self.objective)(outputs, y)[0]
 
   def alone(self) -> Recipe:
     """Returns the recipe of a structure that is trained by itself, with nothing to average."""

@@ -14,8 +14,8 @@ Array([[1, 1, 1],
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,21 @@ class Sampler(Protocol):
   Samplers of gates with keep rates also have a method `rates`, from the step to float [n].
   """
 
-  num_structures: int
+  @property
+  def num_structures(self) -> int:
+    """How many structures a step draws."""
 
   def __call__(self, key: PRNGKeyArray, step: ArrayLike) -> Bits:
     """Returns the structures of a step's slots."""
 
 
-def _sampler(*static: str):
-  """Registers a frozen dataclass as a pytree whose named fields are static."""
+Class = TypeVar('Class')
+
+
+def _pytree(*static: str) -> Callable[[type[Class]], type[Class]]:
+  """Registers a dataclass as a pytree whose named fields are static."""
 
   def register(cls):
-    cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     data = [name for name in names if name not in static]
 
@@ -69,7 +73,8 @@ def _sampler(*static: str):
   return register
 
 
-@_sampler('num_structures')
+@_pytree('num_structures')
+@dataclasses.dataclass(frozen=True)
 class Listed:
   """The rows of `bits` in turn: step s draws rows s·K … s·K + K − 1, round and round.
 
@@ -87,7 +92,8 @@ class Listed:
     return self.bits[rows % self.bits.shape[0]]
 
 
-@_sampler('num_gates', 'num_structures')
+@_pytree('num_gates', 'num_structures')
+@dataclasses.dataclass(frozen=True)
 class Uniform:
   """Every structure equally likely: each gate on with probability one half."""
 
@@ -104,7 +110,8 @@ class Uniform:
     return jax.random.bernoulli(key, 0.5, (self.num_structures, self.num_gates))
 
 
-@_sampler('num_structures')
+@_pytree('num_structures')
+@dataclasses.dataclass(frozen=True)
 class Bernoulli:
   """Gates on independently, gate i with its own keep rate.
 
@@ -134,7 +141,8 @@ class Bernoulli:
     return jax.random.bernoulli(key, self.rates(step), shape)
 
 
-@_sampler('num_gates', 'num_structures')
+@_pytree('num_gates', 'num_structures')
+@dataclasses.dataclass(frozen=True)
 class Sandwich:
   """The largest structure, the smallest, and K − 2 drawn uniformly; K = 1 is all-on alone.
 
@@ -151,7 +159,8 @@ class Sandwich:
     return bits.at[1].set(False) if self.num_structures > 1 else bits
 
 
-@_sampler('num_structures')
+@_pytree('num_structures')
+@dataclasses.dataclass(frozen=True)
 class Sorted:
   """Nested structures: the first d gates of `order` on, d uniform on 0 … n.
 
