@@ -13,13 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from additive_jax.data.clusters import (
-  Clusters,
-  cluster,
-  embedding_features,
-  input_features,
-  input_flops,
-)
+from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
+from additive_jax.data.clusters import Clusters, cluster
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.narrow import CLOCK, Narrow
 from additive_jax.experiments.session import Session
