@@ -60,24 +60,16 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values, config, name: str, command: str) -> int:
-  from additive_jax.experiments import booster, compress, cotrain, dna, experts, stochastic, sweep
   from additive_jax.experiments.session import Stopped
+  from additive_jax.experiments.studies import STUDIES
+  from additive_jax.experiments.study import run
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
 
   setup_logging()
-  experiments = {
-    'sweep': sweep.run,
-    'cotrain': cotrain.run,
-    'stochastic': stochastic.run,
-    'experts': experts.run,
-    'dna': dna.run,
-    'compress': compress.run,
-    'booster': booster.run,
-  }
-  if config.experiment not in experiments:
+  if config.experiment not in STUDIES:
     raise UserError(
-      f'config.experiment {config.experiment!r}: expected one of {", ".join(experiments)}'
+      f'config.experiment {config.experiment!r}: expected one of {", ".join(STUDIES)}'
     )
   if not values.coordinator and (values.num_processes > 1 or values.process_id):
     raise UserError(
@@ -86,9 +78,8 @@ def _run(values, config, name: str, command: str) -> int:
     )
   with processes.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
-      experiments[config.experiment](
-        config, values.workdir or None, name=name, devices=values.devices, command=command
-      )
+      opening = {'name': name, 'devices': values.devices, 'command': command}
+      run(STUDIES[config.experiment], config, values.workdir or None, **opening)
     except Stopped:
       processes.log.info('stopped; everything is saved, the same command goes on')
   return 0

@@ -9,6 +9,7 @@ for all their types; importing the package then takes 7 s in place of 1.)
 """
 
 import ast
+import functools
 import importlib.machinery
 import inspect
 import sys
@@ -68,11 +69,21 @@ def checked(function: Callable) -> Callable:
       arrays[name] = hint
   if not arrays or inspect.isgeneratorfunction(function):
     return function
-  plain = function.__annotations__
-  function.__annotations__ = arrays
-  wrapped = jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
-  function.__annotations__ = wrapped.__annotations__ = plain
-  return wrapped
+
+  @functools.cache  # made in the first call: most functions of a module have none in a test
+  def check() -> Callable:
+    plain = function.__annotations__
+    function.__annotations__ = arrays
+    wrapped = jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
+    function.__annotations__ = plain
+    return wrapped
+
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    __tracebackhide__ = True
+    return check()(*args, **kwargs)
+
+  return call
 
 
 def _has_array(hint) -> bool:

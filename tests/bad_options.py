@@ -217,17 +217,28 @@ ROWS = [
   ('sweep', PIPE | {'train.microbatches': 3}, 'a batch of 16 examples in 3 microbatches: expected'),
   ('sweep', PIPE | {'train.distill': 0.5}, 'distill 0.5 in a pipeline: expected 0'),
   ('booster', {'train.pipe_devices': 2}, '3 sites of MLP in 2 stages'),
-  ('booster', PIPE | {'train.pipe_repeats': 3}, 'pipe_repeats 3 of gpipe: expected 1, or circular'),
-  ('booster', PIPE | {'train.microbatches': 5}, 'a batch of 16 examples in 5 microbatches: exp'),
+  ('sweep', PIPE | {'train.pipe_repeats': 3}, 'pipe_repeats 3 of gpipe: expected 1, or circular'),
   # Exp 1.
   ('sweep', {'sampler.name': 'listed', 'sampler.structures': ('11',)}, 'structure 11 has 2'),
   ('sweep', {'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4'),
   ('sweep', {'sweep.top_k': 9}, 'config.sweep.top_k 9: expected at most 2^3 = 8 structures'),
   ('sweep', {'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
-  ('sweep', {'sweep.halving': 4}, 'rungs 3 of halving 4 in 15 steps: expected at least 16 steps'),
+  (
+    'sweep',
+    {'sweep.halving': 4},
+    'config.sweep.rungs 3 with config.sweep.halving 4: expected at least 16 steps',
+  ),
   ('sweep', SEARCHED | {'search.budget': 9}, 'search budget 9'),
-  ('sweep', SEARCHED | {'sweep.modes': ('standalone',)}, "needs 'shared'"),
-  ('sweep', SEARCHED | {'shard': '0/2'}, "config.shard '0/2' of a search"),
+  (
+    'sweep',
+    SEARCHED | {'sweep.modes': ('standalone',)},
+    "config.search.method 'random' with config.sweep.modes ('standalone',): expected 'shared'",
+  ),
+  (
+    'sweep',
+    SEARCHED | {'shard': '0/2'},
+    "config.shard '0/2' with config.search.method 'random': expected no",
+  ),
   ('sweep', {'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
   # Exp 2.
   ('cotrain', {'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
@@ -241,7 +252,11 @@ ROWS = [
   ('cotrain', {'data.name': 'tabular:diabetes', 'train.distill': 0.5}, 'distill 0.5 in a regress'),
   # Exp 3.
   ('stochastic', {'stochastic.parts': 3}, 'a batch of 16 in 3 parts: expected parts that divide'),
-  ('stochastic', {'sampler.name': 'sorted'}, "config.sampler.name 'sorted' for random structures"),
+  (
+    'stochastic',
+    {'sampler.name': 'sorted'},
+    "config.sampler.name 'sorted': expected uniform or bernoulli",
+  ),
   # Exp 4 and DNA.
   ('experts', {'experts.top_k': 5}, 'top 5 of 4 structures: expected 1 to 4'),
   ('experts', {'experts.expert_top_k': 9}, 'top 9 of 3 experts: expected 1 to 3'),
@@ -257,22 +272,22 @@ ROWS = [
   ('experts', {'experts.num_experts': 200}, 'expected a smaller'),
   ('experts', {'experts.num_structures': 1}, 'config.experts.num_structures 1: expected at least'),
   ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
-  ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0: exp'),
+  ('dna', {'balance.bias_rate': 0.0}, 'config.dna.skip 0.3 with config.balance.bias_rate 0.0: exp'),
   ('dna', {'dna.skip': 0.9}, 'skip 0.9 with 1 identities of 3 modules, top 2: expected a share'),
   ('dna', {'dna.attention': 0, 'dna.mlp': 0, 'dna.identity': 2}, 'expected a share from 1 to 1'),
   ('dna', {'model.num_blocks': 1}, 'config.model.num_blocks 1: expected at least 2'),
   ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
   # Exp 5.
   ('booster', {'train.structures_per_step': 4}, 'config.train.structures_per_step 4: expected 1'),
-  ('booster', {'booster.num_models': 121}, 'num_models 121 of 120 training examples: expected at'),
-  ('booster', {'booster.num_models': 3}, 'num_models 3 of config.train.batch_size 16: expected a'),
+  ('booster', {'booster.num_models': 121}, 'num_models 121: expected at most 120, the training'),
+  ('booster', {'booster.num_models': 3}, 'num_models 3 with config.train.batch_size 16: expected'),
   ('booster', {'booster.structure': '10'}, 'structure 10 has 2 gates: expected 3'),
   ('booster', {'booster.structure': '000'}, 'structure 000: expected a block that is on'),
   (
     'booster',
     {'booster.join': 'best'},
-    "config.booster.sync_epochs 0.25 with join 'best': expected 0, since copies that are "
-    'synchronised are all alike',
+    "config.booster.sync_epochs 0.25 with config.booster.join 'best': expected 0, since copies "
+    'that are synchronised are all alike',
   ),
   ('booster', VIT | {'model.name': 'lenet'} | CHUNKS, 'transplant of LeNet: expected MLP'),
   (
@@ -292,7 +307,7 @@ ROWS = [
   ('compress', {'compress.sparsities': (0.9, 0.9001)}, '0.9 and 0.9001 leave as many per weight'),
   ('compress', {'model.hidden': ()}, 'hidden (): expected the units of one layer or more'),
   ('compress', {'model.num_chunks': 11}, '11 chunks of a width of 10: expected 1 to 10'),
-  ('compress', {'train.distill': 0.5}, 'config.train.distill 0.5 in a compression: expected 0'),
+  ('compress', {'train.distill': 0.5}, 'config.train.distill 0.5: expected 0 in a compression'),
   ('compress', {'data.name': 'idx:/no/such/folder'}, 'idx:/no/such/folder'),
   ('compress', {'compress.inputs': True}, 'noise of inputs per weight: expected it per unit alone'),
   # Shards.

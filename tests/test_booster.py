@@ -13,8 +13,11 @@ import pytest
 import tiny
 
 from additive_jax import UserError, data, models
-from additive_jax.experiments import booster, booster_tables, groups, narrow_process
-from additive_jax.experiments import narrow as narrow_
+from additive_jax.experiments import booster
+from additive_jax.experiments.booster import groups, process, tables
+from additive_jax.experiments.booster.joining import join
+from additive_jax.experiments.booster.narrow import CLOCK, Narrow
+from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Stopped, open_session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -39,12 +42,13 @@ OPTIONS = {
 WAYS = ['clusters', 'random_split', 'one_narrow', 'untrained']
 ONE = {'num_seeds': 1, 'booster.variants': ('clusters',), 'booster.features': 'inputs'}
 STEPS = {'scratch': 15, 'narrow': 8, 'large': 8, 'embedding': 2}
+TABLES = ('structures', 'variants', 'curves', 'receipts', 'clusters', 'memory')
 FILES = {
   'report.html',
   'summary.json',
   'config.json',
   'metrics.jsonl',
-  *(f'{name}.csv' for name in booster.TABLES),
+  *(f'{name}.csv' for name in TABLES),
 }
 
 
@@ -76,7 +80,7 @@ def test_what_a_run_leaves(boosted):
   assert result.variants['variant'].tolist() == ['scratch', *WAYS]
   assert sorted(result.table['variant']) == sorted(['scratch', *WAYS])
   assert result.table['structure'].tolist() == ['111'] * 5
-  first = ['structure', 'variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+  first = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank', 'variant']
   assert list(result.table) == first
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['narrow']['blocks'] == [0, 2]
@@ -95,9 +99,8 @@ def test_what_a_run_leaves(boosted):
     assert text in page
   assert page.index('<img') < page.index('<table')
   again = start(workdir)
-  for name in booster.TABLES:
-    field = 'table' if name == 'structures' else name
-    pd.testing.assert_frame_equal(getattr(again, field), getattr(result, field))
+  for name in TABLES:
+    pd.testing.assert_frame_equal(again.tables[name], result.tables[name])
 
 
 def stored(workdir, method, seed=0):
@@ -157,12 +160,12 @@ def test_curves(boosted):
       assert after['loss'] == pytest.approx(before['loss'], abs=1e-5)
       assert (after['flops'], after['seconds']) == (before['flops'], before['seconds'])
   last = curves.groupby(['variant', 'seed'])['loss'].last()
-  for record in Journal(workdir / 'journals' / booster.JOURNAL).records():
+  for record in Journal(workdir / 'journals' / 'booster.jsonl').records():
     assert last[record['variant'], record['seed']] == pytest.approx(record['loss'], abs=1e-6)
 
 
 def test_seconds_of_finding_clusters_are_counted(boosted):
-  clock = Journal(boosted[1] / 'journals' / narrow_.CLOCK).records()
+  clock = Journal(boosted[1] / 'journals' / CLOCK).records()
   seconds = {(record['tag'], record['step']): record['seconds'] for record in clock}
   assert ('embedding-seed0', STEPS['embedding']) in seconds
   rows = boosted[0].curves.set_index(['variant', 'seed', 'step'])['seconds']
@@ -222,7 +225,7 @@ def test_stopped_and_started_again(boosted, tmp_path):
         start(tmp_path / 'run', options)
     cost = stored(tmp_path / 'run', 'kmeans')
   again = start(tmp_path / 'run', options)
-  record = Journal(tmp_path / 'run' / 'journals' / booster.JOURNAL).records()[-1]
+  record = Journal(tmp_path / 'run' / 'journals' / 'booster.jsonl').records()[-1]
   assert (record['cluster_flops'], record['cluster_seconds']) == (cost['flops'], cost['seconds'])
   for field in ('curves', 'receipts', 'clusters'):
     own, want = getattr(again, field), getattr(whole, field)
@@ -236,10 +239,10 @@ def test_stopped_and_started_again(boosted, tmp_path):
 def test_the_summary_tells_what_a_pipeline_leaves_idle(boosted, tmp_path):
   result, _ = boosted
   with session_of(ONE, tmp_path) as session:
-    narrows = {'clusters': booster.narrow_of(session, 'clusters')}
+    narrow = Narrow.of(session, session.config.booster.num_models)
     bubble = {'measured': 0.45, 'formula': 3 / 7, 'busy': [[1.0]]}
-    given = session, result.variants, result.receipts, narrows
-    found = booster_tables.summarise(*given, bubble)
+    given = session, result.variants, result.receipts, narrow
+    found = tables.summarise(*given, bubble)
   assert found['bubble'] == {'measured': 0.45, 'formula': 3 / 7}
   assert found['variants'].keys() == result.summary['variants'].keys()
 
@@ -247,40 +250,41 @@ def test_the_summary_tells_what_a_pipeline_leaves_idle(boosted, tmp_path):
 def test_clusters_of_a_run_are_read_again(tmp_path):
   """With what they cost; those that do not tell it are found again."""
   with session_of(ONE, tmp_path) as session:
-    narrow = booster.narrow_of(session, 'clusters')
-    first = groups.clusters_of(session, narrow, 'kmeans', 0)
+    narrow = Narrow.of(session, session.config.booster.num_models)
+    first = groups.clusters_of(narrow, 'kmeans', 0)
     # Columns of a table are no components, and cost nothing.
     assert first.flops == first.clusters.flops > 0
-    again = groups.clusters_of(session, narrow, 'kmeans', 0)
+    again = groups.clusters_of(narrow, 'kmeans', 0)
     assert (again.flops, again.seconds) == (first.flops, first.seconds)
     assert again.clusters.flops == first.clusters.flops
     path = session.rundir.journals / 'clusters-kmeans-seed0.npz'
     old = {key: stored(session.rundir.path, 'kmeans')[key] for key in ('labels', 'centers')}
     np.savez(path, **old, inertia=1.0)
-    anew = groups.clusters_of(session, narrow, 'kmeans', 0)
+    anew = groups.clusters_of(narrow, 'kmeans', 0)
     assert anew.flops == first.flops
     assert (anew.clusters.labels == first.clusters.labels).all()
     assert float(stored(session.rundir.path, 'kmeans')['flops']) == first.flops
-    random = groups.clusters_of(session, narrow, 'random', 0)
+    random = groups.clusters_of(narrow, 'random', 0)
     assert random[1:] == (0.0, 0.0)
 
 
 def test_the_best_copy(tmp_path):
   """Of lower loss on training examples; the test split has no say."""
   with session_of(ONE | {'booster.join': 'best', 'booster.sync_epochs': 0.0}, tmp_path) as session:
-    narrow = booster.narrow_of(session, 'clusters')
-    fleet = narrow_.make_fleet(session, narrow, [np.arange(60), np.arange(60, 120)], 0)
+    narrow = Narrow.of(session, session.config.booster.num_models)
+    fleet = narrow.fleet([np.arange(60), np.arange(60, 120)], 0)
     fleet.run(STEPS['narrow'])
     members, train = fleet.members(), session.data.train[np.arange(30)]
     pools = [{'params': state.params} for state in members]
-    known = [narrow_.judged(narrow.session, pool, train)['test_loss'] for pool in pools]
+    known = [full_scores(narrow.session, pool, train)['test_loss'] for pool in pools]
     assert abs(known[0] - known[1]) > 1e-3
     for order in (members, members[::-1]):
-      begun = narrow_.join(session, narrow, order, session.recipe(10), 0)
-      assert begun.exact
-      assert begun.rule.startswith('best of 2, grow')
-      assert max(begun.from_models, begun.from_joined) <= 1e-5
-      found = narrow_.judged(session, {'params': begun.state.params}, train)['test_loss']
+      begun = join(narrow, order, session.recipe(10), 0)
+      receipt = begun.facts['receipt']
+      assert receipt['exact']
+      assert receipt['rule'].startswith('best of 2, grow')
+      assert max(receipt['from_models'], receipt['from_joined']) <= 1e-5
+      found = full_scores(session, {'params': begun.state.params}, train)['test_loss']
       assert found == pytest.approx(min(known), abs=1e-5)
 
 
@@ -293,8 +297,8 @@ def test_averages_are_of_copies_that_began_alike(tmp_path):
     {'booster.join': 'best', 'booster.sync_epochs': 0.0},
   ):
     with session_of(options, tmp_path / '_'.join(map(str, options.values()))) as session:
-      narrow = booster.narrow_of(session, 'clusters')
-      fleet = narrow_.make_fleet(session, narrow, [np.arange(60), np.arange(60, 120)], 0)
+      narrow = Narrow.of(session, session.config.booster.num_models)
+      fleet = narrow.fleet([np.arange(60), np.arange(60, 120)], 0)
       one, other = (np.asarray(s.params['embed']['kernel']) for s in fleet.members())
       averaged = options['booster.join'] == 'average' or narrow.sync_every > 0
       assert (one == other).all() == averaged
@@ -302,19 +306,19 @@ def test_averages_are_of_copies_that_began_alike(tmp_path):
 
 def test_the_state_of_the_optimizer_goes_along(tmp_path):
   with session_of(ONE, tmp_path) as session:
-    narrow = booster.narrow_of(session, 'clusters')
+    narrow = Narrow.of(session, session.config.booster.num_models)
     groups = [np.arange(60), np.arange(60, 120)]
-    fleet = narrow_.make_fleet(session, narrow, groups, 0)
+    fleet = narrow.fleet(groups, 0)
     fleet.run(3)
     members, recipe = fleet.members(), session.recipe(10)
-    state = narrow_.join(session, narrow, members, recipe, 0).state
+    state = join(narrow, members, recipe, 0).state
     scale, *_, schedule = state.opt_state
     assert int(scale.count) == 3  # of Adam's means
     assert int(schedule.count) == 0  # of the learning rate
     mean = np.mean([s.opt_state[0].mu['readout']['out']['bias'] for s in members], axis=0)
     np.testing.assert_allclose(scale.mu['readout']['out']['bias'], mean, rtol=1e-5)
-    session.config.booster.optimizer_state = False
-    fresh = narrow_.join(session, narrow, members, recipe, 0).state
+    without = session.with_options({'booster.optimizer_state': False})
+    fresh = join(Narrow.of(without, 2), members, recipe, 0).state
     assert int(fresh.opt_state[0].count) == 0
     assert not np.any(fresh.opt_state[0].mu['readout']['out']['bias'])
 
@@ -344,7 +348,7 @@ def curve(losses, spent=None, variant='scratch', seed=0):
 )
 def test_spent_until(losses, target, want):
   for measure, unit in (('flops', 1), ('seconds', 10)):
-    found = booster_tables.spent_until(curve(losses), target, measure)
+    found = tables.spent_until(curve(losses), target, measure)
     np.testing.assert_allclose(found * unit, want)
 
 
@@ -360,13 +364,13 @@ def test_savings_at_the_lowest_loss_of_training_from_scratch():
       curve([5.0, 3.0], [4.0, 8.0], 'untrained', seed=1),
     ]
   )
-  found = booster_tables.savings(curves, 'flops')
+  found = tables.savings(curves, 'flops')
   assert found.index.tolist() == [0, 1]
   np.testing.assert_allclose(found['clusters'], [0.25, -0.5])
   np.testing.assert_allclose(found['untrained'], [np.nan, 0.6])
   scores = [{'flops': 1, 'params': 1, 'loss': 1.0, 'accuracy': 0.5, 'skipped': 0}] * 2
   records = {name: [s | {'narrow_flops': 3.0} for s in scores] for name in ('scratch', *found)}
-  rows = booster_tables.compare(records, curves).set_index('variant')
+  rows = tables.compare(records, curves).set_index('variant')
   assert rows.loc['clusters', 'saving'] == pytest.approx(-0.125)
   assert rows.loc['clusters', 'reached'] == 2
   assert rows.loc['clusters', 'training_flops'] == pytest.approx(30.0)
@@ -419,7 +423,7 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
     with pytest.raises(Stopped):
       start(workdir, APART)
   assert [process.returncode for process in started] == [0, -9, -9, -9]
-  (record,) = Journal(workdir / 'journals' / booster.TAKEN).records()
+  (record,) = Journal(workdir / 'journals' / 'narrow.jsonl').records()
   steps = saved_steps(folders[1])
   assert record['taken'] == [450, steps[-1]]
   assert 0 < steps[-1] < 450
@@ -440,11 +444,11 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
   rows = result.curves.query('variant == "clusters"')
   assert rows['step'].tolist() == [0, 6, 8]
   with session_of(APART, tmp_path / 'again') as session:
-    narrow = booster.narrow_of(session, 'clusters')
+    narrow = Narrow.of(session, session.config.booster.num_models)
     each = narrow.flops_per_step / 4
     clustering = float(stored(workdir, 'kmeans')['flops'])
     assert rows['flops'].iloc[0] == pytest.approx(clustering + each * (450 + steps[-1]))
-    fleet = narrow_.make_fleet(session, narrow, [np.arange(1)], 0)
+    fleet = narrow.fleet([np.arange(1)], 0)
     members = []
     for folder in folders[:2]:
       with Checkpointer(folder, identity=narrow.session.identity) as checkpoints:
@@ -452,9 +456,9 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
       members += fleet.members()
     kernels = [state.params['embed']['kernel'] for state in members]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
-    begun = narrow_.join(session, narrow, members, session.recipe(STEPS['large']), 0)
-    assert begun.from_models == pytest.approx(receipt['from_models'], abs=1e-5)
-    found = narrow_.judged(session, {'params': begun.state.params})
+    begun = join(narrow, members, session.recipe(STEPS['large']), 0)
+    assert begun.facts['receipt']['from_models'] == pytest.approx(receipt['from_models'], abs=1e-5)
+    found = full_scores(session, {'params': begun.state.params})
     assert rows['loss'].iloc[0] == pytest.approx(found['test_loss'], abs=1e-5)
 
 
@@ -468,16 +472,16 @@ def test_no_process_leaves_anything(command, tmp_path, monkeypatch):
     return started[-1]
 
   monkeypatch.setattr(subprocess, 'Popen', other)
-  monkeypatch.setattr(narrow_process, 'PATIENCE', 0.1)
+  monkeypatch.setattr(process, 'PATIENCE', 0.1)
   with session_of(APART, tmp_path) as session:
-    narrow = booster.narrow_of(session, 'clusters')
+    narrow = Narrow.of(session, session.config.booster.num_models)
     groups = [np.arange(1 if command == 'sleep' else 40_000)] * 4
     error, said = UserError, 'no process of copy-0, copy-1, copy-2, copy-3 left a checkpoint'
     if command == 'sleep':
       monkeypatch.setattr(type(session.stopper), 'stop_requested', True)
       error, said = Stopped, None
     with pytest.raises(error, match=said) as raised:
-      narrow_process.train_apart(session, narrow, groups, 0, 'copy')
+      process.train_apart(narrow, groups, 0, 'copy')
     assert '\n' not in str(raised.value)
   assert all(process.returncode is not None for process in started)
 

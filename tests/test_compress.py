@@ -12,7 +12,7 @@ from additive_jax.compress.levels import BINS
 from additive_jax.experiments import compress
 from additive_jax.experiments.pools import open_pools
 from additive_jax.export import load, main
-from additive_jax.report import sparsity_figures
+from additive_jax.report import figures
 
 # 64 images, 8 steps, then 16 under noise and 8 of what is left.
 OPTIONS = {
@@ -101,7 +101,7 @@ def test_weights(weights):
   page = (workdir / 'report.html').read_text()
   for text in ('What it costs', 'What the noise tells', 'What is left', 'Training'):
     assert text in page
-  record = json.loads((workdir / 'journals' / compress.JOURNAL).read_text().splitlines()[3])
+  record = json.loads((workdir / 'journals' / 'compress.jsonl').read_text().splitlines()[3])
   assert sum(record['histogram']) == every
   curves = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   shares = [line['kept'] for line in curves if 'kept' in line]
@@ -112,7 +112,7 @@ def test_weights(weights):
 def test_a_killed_run_goes_on_to_the_same_numbers(weights, tmp_path):
   """Killed while the noise was learnt: of its checkpoints one in the middle is left."""
   _, workdir = weights
-  tiny.killed_copy(workdir, tmp_path / 'run', compress.JOURNAL, 2, b'{"seed": 0, "vari')
+  tiny.killed_copy(workdir, tmp_path / 'run', 'compress.jsonl', 2, b'{"seed": 0, "vari')
   folder = tmp_path / 'run' / 'checkpoints'
   steps = sorted(int(path.name) for path in (folder / 'variational-seed0').iterdir())
   assert steps[0] < 16
@@ -168,7 +168,7 @@ def test_a_teacher(weights, tmp_path):
     assert loss[0][name] == loss[1][name]
   for name in ('variational', 'magnitude_matched', 'magnitude_0.6'):
     assert loss[0][name] != loss[1][name]
-  tiny.killed_copy(tmp_path / 'run', tmp_path / 'killed', compress.JOURNAL, 6, b'{"se')
+  tiny.killed_copy(tmp_path / 'run', tmp_path / 'killed', 'compress.jsonl', 6, b'{"se')
   shutil.rmtree(tmp_path / 'killed' / 'checkpoints' / 'magnitude_0.6-seed0')
   compress.run(taught, tmp_path / 'killed', devices=1)
   for name in ('variants.csv', 'summary.json'):
@@ -194,8 +194,8 @@ def test_pictures_cope_with_nothing():
   frame = pd.DataFrame(columns=['variant', 'layer', 'left', 'of', 'share', 'method', 'accuracy'])
   frame['factor'] = np.zeros(0)
   for figure in (
-    sparsity_figures.accuracy(frame, {'factor': 'times fewer'}),
-    sparsity_figures.log_alpha(BINS, {}, 3.0),
-    sparsity_figures.remains(frame),
+    figures.compression(frame, {'factor': 'times fewer'}),
+    figures.log_alpha(BINS, {}, 3.0),
+    figures.layers_left(frame),
   ):
     assert figure.axes

@@ -17,12 +17,7 @@ from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
 from additive_jax.train.state import State
 from additive_jax.transplant import grow, grow_optimizer, shrink
-from additive_jax.transplant.restore import (
-  read_checkpoint,
-  restore_grown,
-  restore_shrunk,
-  save_receipt,
-)
+from additive_jax.transplant.restore import Checkpoints
 
 KEY = jax.random.key(7)
 ROWS = jax.random.normal(jax.random.key(1), (16, 7))
@@ -70,9 +65,7 @@ def assert_same(one, other):
 
 def test_small_into_large(saved, pools):
   small, large = pools
-  found = restore_grown(
-    saved / 'small', SMALL, LARGE, large, ROWS, key=KEY, optimizer=ADAM, place='end'
-  )
+  found = Checkpoints(saved / 'small', SMALL, ADAM).grow(LARGE, large, ROWS, key=KEY, place='end')
   grown = grow(SMALL, small, LARGE, large, key=KEY, place='end')
   assert_same(found.transplant.variables, grown.variables)
   assert_same(found.opt_state, grow_optimizer(grown, state_of(small['params']).opt_state))
@@ -83,7 +76,7 @@ def test_small_into_large(saved, pools):
 
 def test_large_into_small(saved, pools):
   small, large = pools
-  found = restore_shrunk(saved / 'large', LARGE, SMALL, ROWS)
+  found = Checkpoints(saved / 'large', LARGE).shrink(SMALL, ROWS)
   assert_same(found.transplant.variables, shrink(LARGE, large, SMALL, small).variables)
   assert not found.receipt.exact
   assert found.receipt.max_difference > EXACT
@@ -97,7 +90,7 @@ def test_large_into_small_with_what_its_optimizer_knows(random_pool, tmp_path):
   large = random_pool(large_model, ROWS)
   state = state_of(large['params'])
   save(tmp_path, large_model, [state])
-  found = restore_shrunk(tmp_path, large_model, small_model, ROWS, optimizer=ADAM)
+  found = Checkpoints(tmp_path, large_model, ADAM).shrink(small_model, ROWS)
   own = {name: found.transplant.copies[name].source for name in ('fc1', 'fc2')}
   before, after = state.opt_state[0], found.opt_state[0]
   for old, new in (
@@ -118,7 +111,7 @@ def test_dense_stack_into_a_larger_one(random_pool, tmp_path):
   large_model = DenseStack((20, 13), num_classes=4, num_chunks=2)
   small, large = random_pool(small_model, ROWS, 1), random_pool(large_model, ROWS, 2)
   save(tmp_path, small_model, [state_of(small['params'])])
-  found = restore_grown(tmp_path, small_model, large_model, large, ROWS, key=KEY)
+  found = Checkpoints(tmp_path, small_model).grow(large_model, large, ROWS, key=KEY)
   assert found.receipt.max_difference <= EXACT
   structure = found.transplant.structure('0')
   before = small_model.apply(small, ROWS, '0')
@@ -134,7 +127,7 @@ def test_a_damaged_checkpoint_is_skipped(random_pool, tmp_path, caplog):
   for path in (tmp_path / '2' / 'state').rglob('d/*'):
     path.write_bytes(bytes(len(path.read_bytes())))
   before = tiny.contents(tmp_path)
-  found = read_checkpoint(tmp_path, SMALL, ROWS, optimizer=ADAM)
+  found = Checkpoints(tmp_path, SMALL, ADAM).read(ROWS)
   assert found.step == 1
   assert_same(found.variables, pool)
   assert_same(found.opt_state, states[0].opt_state)
@@ -169,7 +162,7 @@ def test_a_failure_leaves_the_target_untouched(
   target = random_pool(large_model, ROWS, 2)
   leaves, before, files = jax.tree.leaves(target), copy.deepcopy(target), tiny.contents(saved)
   with pytest.raises(UserError) as error:
-    restore_grown(saved / name, small_model, large_model, target, ROWS, key=KEY, optimizer=ADAM)
+    Checkpoints(saved / name, small_model, ADAM).grow(large_model, target, ROWS, key=KEY)
   assert message in str(error.value)
   assert '\n' not in str(error.value)
   assert all(a is b for a, b in zip(jax.tree.leaves(target), leaves))
@@ -181,15 +174,15 @@ def test_a_failure_leaves_the_target_untouched(
 def test_another_optimizer(saved, pools, optimizer):
   """Also one without any state of its own."""
   with pytest.raises(UserError, match='is a checkpoint of another state: '):
-    restore_grown(saved / 'small', SMALL, LARGE, pools[1], ROWS, key=KEY, optimizer=optimizer)
+    Checkpoints(saved / 'small', SMALL, optimizer).grow(LARGE, pools[1], ROWS, key=KEY)
 
 
 def test_receipt_beside_the_checkpoints(saved, pools, tmp_path, caplog):
   """It is said and written, and is in nobody's way."""
   with caplog.at_level('INFO', 'additive_jax'):
-    found = restore_grown(saved / 'small', SMALL, LARGE, pools[1], ROWS, key=KEY)
+    found = Checkpoints(saved / 'small', SMALL).grow(LARGE, pools[1], ROWS, key=KEY)
   assert str(found.receipt) in caplog.text
-  path = save_receipt(tmp_path / 'large', found.receipt)
+  path = found.receipt.save(tmp_path / 'large')
   assert json.loads(path.read_bytes()) == {
     'rule': 'grow stream 8→20, hidden 6→13, depth 2→3 (zero, spread)',
     'exact': True,
@@ -198,7 +191,7 @@ def test_receipt_beside_the_checkpoints(saved, pools, tmp_path, caplog):
     'max_logit': found.receipt.max_logit,
   }
   save(tmp_path / 'large', LARGE, [state_of(found.transplant.variables['params'])])
-  read = read_checkpoint(tmp_path / 'large', LARGE, ROWS)
+  read = Checkpoints(tmp_path / 'large', LARGE).read(ROWS)
   assert_same(read.variables, found.transplant.variables)
   with pytest.raises(UserError, match='expected a directory that may be written'):
-    save_receipt('/proc/run', found.receipt)
+    found.receipt.save('/proc/run')

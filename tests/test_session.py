@@ -18,6 +18,7 @@ from additive_jax.experiments.fit import point
 from additive_jax.experiments.session import open_session
 from additive_jax.models import Transformer, identity
 from additive_jax.models.moe import Experts
+from additive_jax.train.recipe import Structures
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -135,12 +136,16 @@ def test_structures_alone_are_not_distilled(tmp_path):
 def test_a_models_description_is_the_same_in_every_process():
   class Own(nn.Module):
     activation: object = dataclasses.field(default=functools.partial(nn.leaky_relu))
+    layer: nn.Module = nn.Dense(3)
+    sizes: tuple = (4,)
+    kinds: dict = dataclasses.field(default_factory=lambda: {'a': object(), 'b': nn.gelu})
 
   assert ' at 0x' in repr(Own())
   found = identity.describe(Own())
   assert '\n' not in found
   assert ' at 0x' not in found
-  assert 'leaky_relu' in found
+  for part in ('partial(<leaky_relu>', 'Dense(features=3, ', 'sizes=(4,)', "'b': <gelu>"):
+    assert part in found
 
 
 def test_point_leaves_out_what_is_not_finite():
@@ -149,7 +154,7 @@ def test_point_leaves_out_what_is_not_finite():
     'finite': np.array([[True, False], [True, True]]),
     'gradient_norm': np.array([2.0, 4.0]),
   }
-  assert point(values, ['a', 'b']) == {
+  assert point(values, Structures(), ['a', 'b']) == {
     'loss': 3.0,
     'gradient_norm': 3.0,
     'skipped': 1,

@@ -11,7 +11,6 @@ import pytest
 from additive_jax import UserError
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.transplant import average_optimizer, grow, grow_optimizer, restart_schedules
-from additive_jax.transplant.wiring import flat
 
 KEY = jax.random.key(7)
 ROWS = jax.random.normal(jax.random.key(1), (16, 7))
@@ -72,7 +71,7 @@ def test_moments_are_those_gathered_by_the_large_model(case, unequal, random_poo
   assert int(moved.count) == int(want.count) == 3
   new, exact = grown.pairs.new, set()
   for name in ('mu', 'nu'):
-    found, true = (flat(getattr(state, name), new) for state in (moved, want))
+    found, true = (new.flat(getattr(state, name)) for state in (moved, want))
     for path, leaf in found.items():
       if grown.pairs.origin[path] is None:
         continue

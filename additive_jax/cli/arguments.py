@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from additive_jax.cli.configs import config_file, load_config, unknown_option
 from additive_jax.errors import UserError, one_line
+from additive_jax.experiments.options import DECLARED
 
 PER_PROCESS = ('coordinator', 'num_processes', 'process_id')
 
@@ -64,7 +65,14 @@ def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = Fa
     options = ', or --config.KEY=VALUE' if 'config' in values else ''
     raise UserError(f'{one_line(error)}: expected one of {names}{options}') from error
   except flags.Error as error:
-    raise UserError(one_line(error)) from error
+    raise UserError(_wrong_value(error)) from error
+
+
+def _wrong_value(error):
+  """What absl says of a flag's value; of an option's, what its declaration expects."""
+  word = str(error).removesuffix(f': {error.__context__}').removeprefix('flag ')
+  option = DECLARED.get(word.removeprefix('--config.').partition('=')[0])
+  return f'{word}: expected {option.expected}' if option else one_line(error)
 
 
 def command_of(argv: list[str]) -> str:

@@ -34,9 +34,6 @@ from additive_jax.transplant.wiring import (
   Axis,
   Wiring,
   dense_layers,
-  flat,
-  flat_shapes,
-  unflat,
   wiring_of,
 )
 
@@ -141,7 +138,7 @@ def spaces(model, variables) -> dict[str, int]:
   if type(model) not in MAKERS:
     return {}
   wiring, found = _wiring(model), {}
-  for name, shape in flat_shapes(params_of(variables), wiring).items():
+  for name, shape in wiring.shapes(params_of(variables)).items():
     if name not in wiring.axes:
       raise UserError(f'leaf {name} of the pool: expected those of {type(model).__name__}')
     for axis, size in zip(wiring.axes[name], shape):
@@ -162,14 +159,14 @@ def masked(model, variables, keep: Mapping[str, Any]):
   if all(kept.all() for kept in units.values()):
     return variables
   wiring = _wiring(model)
-  leaves = flat(params_of(variables), wiring)
+  leaves = wiring.flat(params_of(variables))
   for name, leaf in leaves.items():
     for i, axis in enumerate(wiring.axes[name]):
       if axis is not None and axis.space in units:
         along = [-1 if i == j else 1 for j in range(leaf.ndim)]
         leaf = np.where(units[axis.space].reshape(along), leaf, np.zeros((), leaf.dtype))
     leaves[name] = leaf
-  return {'params': jax.tree.map(jnp.asarray, unflat(leaves, wiring))}
+  return {'params': jax.tree.map(jnp.asarray, wiring.pool(leaves))}
 
 
 def used(model, variables) -> dict[str, np.ndarray]:
@@ -183,7 +180,7 @@ def used(model, variables) -> dict[str, np.ndarray]:
   keep, found = None, {name: np.ones(size, bool) for name, size in sizes.items()}
   while keep is None or any((found[name] != keep[name]).any() for name in keep):
     keep = found
-    leaves = flat(params_of(masked(model, variables, keep)), wiring)
+    leaves = wiring.flat(params_of(masked(model, variables, keep)))
     found = {name: _is_used(name, leaves, wiring) for name in keep}
     for name, units in found.items():
       units[0] |= not units.any() and _needs_a_unit(model, name)
@@ -274,13 +271,13 @@ def _is_used(space, leaves, wiring) -> np.ndarray:
 def _cut_pool(model, pool, units, parameters):
   """The leaves that are kept, without the units that are not, under their new names."""
   wiring = _wiring(model)
-  leaves = flat(pool, wiring)
+  leaves = wiring.flat(pool)
   for name, leaf in leaves.items():
     for i, axis in enumerate(wiring.axes[name]):
       if axis is not None and axis.space in units:
         leaf = np.compress(units[axis.space], leaf, i)
     leaves[name] = leaf
-  leaves, kept = flatten_dict(unflat(leaves, wiring), sep='/'), {}
+  leaves, kept = flatten_dict(wiring.pool(leaves), sep='/'), {}
   for new, old in parameters.items():
     for path, leaf in leaves.items():
       if path == old or path.startswith(f'{old}/'):

@@ -32,7 +32,7 @@ from additive_jax.models.additive import gate_names, sites_of
 from additive_jax.models.costs import measure
 from additive_jax.models.kinds import LANE
 from additive_jax.transplant import wiring_of
-from additive_jax.transplant.wiring import READS, WRITES, flat, flat_shapes
+from additive_jax.transplant.wiring import READS, WRITES
 
 LEVELS = ('weight', 'unit', 'gate')
 GATES = 'gates'
@@ -110,7 +110,7 @@ class Weights:
     sizes = cut_spaces(self.model, {'params': params})
     read = {name: np.zeros(size, bool) for name, size in sizes.items()}
     wiring = wiring_of(self.model)
-    for name, leaf in flat(params, wiring).items():
+    for name, leaf in wiring.flat(params).items():
       for number, axis in enumerate(wiring.axes.get(name, ())):
         if axis is not None and axis.role == READS and axis.space in read:
           others = tuple(i for i in range(leaf.ndim) if i != number)
@@ -248,7 +248,7 @@ def _units(model, x, inputs):
     raise UserError(f'noise per unit in {type(model).__name__}: expected one of {known}')
   named, wiring = _check_maps(model, 'units', x), wiring_of(model)
   variables = jax.eval_shape(model.init, jax.random.key(0), x)
-  shapes = flat_shapes(variables['params'], wiring)
+  shapes = wiring.shapes(variables['params'])
   sizes, counts, written, readers = {}, {}, set(), {}
   for leaf, shape in shapes.items():
     module = leaf.removesuffix(f'/{KERNEL}')

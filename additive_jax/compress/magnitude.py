@@ -17,7 +17,7 @@ from additive_jax.compress.noise import KERNEL
 from additive_jax.errors import UserError
 from additive_jax.models.additive import sites_of
 from additive_jax.transplant import wiring_of
-from additive_jax.transplant.wiring import READS, flat
+from additive_jax.transplant.wiring import READS
 
 SCOPES = ('global', 'layer')
 
@@ -42,7 +42,7 @@ def magnitudes(level: Weights | Units | Gates, params) -> dict[str, np.ndarray]:
     return {GATES: np.array(found)}
   written, read = ({name: np.zeros(shape) for name, shape in level.shapes} for _ in range(2))
   wiring = wiring_of(level.model)
-  for name, leaf in flat(params, wiring).items():
+  for name, leaf in wiring.flat(params).items():
     for number, axis in enumerate(wiring.axes.get(name, ())):
       if axis is not None and axis.space in read:
         others = tuple(i for i in range(leaf.ndim) if i != number)

@@ -11,21 +11,25 @@ from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import Sampler
 from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Where a training begins.
+  """Where a training begins, and what of it depends on the seed.
 
   Attributes:
     state: of the trainer; None for the pool that the seed names.
     facts: what making the state gave, for the arm's record.
+    session, sampler: in place of the arm's.
   """
 
   state: State | None = None
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  session: Session | None = None
+  sampler: Sampler | None = None
 
 
 SEED = Start()
@@ -129,7 +133,7 @@ class Arm:
 
   name: str
   recipe: Recipe
-  sampler: Any
+  sampler: Sampler
   num_steps: int
   start: Callable[[Session, int], Start] = from_seed
   judge: Callable[[Trained], dict] = scores_on_test
@@ -151,8 +155,9 @@ class Arm:
       start: what `begin` gave.
       folder: of the checkpoints, and name of the curves; '' is the tag with the seed.
     """
-    session = self.own_session or session
-    trainer = session.trainer(self.recipe, self.sampler, seed, start.state)
+    session = start.session or self.own_session or session
+    sampler = self.sampler if start.sampler is None else start.sampler
+    trainer = session.trainer(self.recipe, sampler, seed, start.state)
     folder = folder or f'{self.tag or self.name}-seed{seed}'
     fit(session, trainer, self.num_steps, folder, self.curves)
     return Trained(self, session, seed, trainer, processes.to_host(trainer.variables))

@@ -17,7 +17,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import tables
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.inspection import inspect
-from additive_jax.experiments.options import selected
+from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
@@ -84,7 +84,7 @@ def make_contender(
   recipe = own.recipe(num_steps)
   if balance is not None:
     if own.config.train.distill:
-      raise UserError(f'config.train.distill {own.config.train.distill} with routers: expected 0')
+      raise refused(own.config, 'train.distill', expected='0 with routers')
     own.check_whole('a balance of routers')
     recipe = dataclasses.replace(recipe, loss=Routed(balance))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)

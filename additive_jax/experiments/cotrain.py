@@ -20,6 +20,7 @@ from additive_jax.experiments import cotrain_report, study
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.cotrain_tables import ENSEMBLE, POOL, make_tables
 from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import ensemble, evaluate
 from additive_jax.experiments.session import Opening, Session
@@ -63,23 +64,19 @@ def _check(session):
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if config.structures and config.structures_from:
-    raise UserError(
-      f'config.structures {tuple(config.structures)} and config.structures_from '
-      f'{config.structures_from!r}: expected one of the two'
-    )
+    raise refused(config, 'structures', 'structures_from', expected='one of the two')
   if k > 2**num_gates:
-    raise UserError(
-      f'config.cotrain.top_k {k}: expected at most 2^{num_gates} = {2**num_gates} structures'
-    )
+    most = f'at most 2^{num_gates} = {2**num_gates} structures'
+    raise refused(config, 'cotrain.top_k', expected=most)
   if config.structures:
     structures = [session.space.parse(text) for text in config.structures]
     if len(set(structures)) < len(structures):
       twice = next(s for s in structures if structures.count(s) > 1)
       raise UserError(f'structure {twice} occurs twice in config.structures: expected each once')
     if k > len(structures):
-      raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(structures)} listed')
+      raise refused(config, 'cotrain.top_k', expected=f'at most the {len(structures)} listed')
   elif k < 1:
-    raise UserError(f'config.cotrain.top_k {k}: expected at least 1')
+    raise refused(config, 'cotrain.top_k', expected='at least 1')
   elif config.structures_from:
     _from_sweep(session)
   else:
@@ -124,8 +121,8 @@ def _from_sweep(session):
   path = Path(session.config.structures_from)
   sweep = RunDir(path)
   if not sweep.finished or sweep.read_json('summary.json').get('experiment') != 'sweep':
-    raise UserError(
-      f'config.structures_from {str(path)!r}: expected the directory of a finished sweep (Exp 1)'
+    raise refused(
+      session.config, 'structures_from', expected='the directory of a finished sweep (Exp 1)'
     )
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
@@ -136,7 +133,7 @@ def _from_sweep(session):
   table = sweep.read_table('structures.csv').sort_values('rank')
   k = session.config.cotrain.top_k
   if len(table) < k:
-    raise UserError(f'config.cotrain.top_k {k}: expected at most the {len(table)} in {path}')
+    raise refused(session.config, 'cotrain.top_k', expected=f'at most the {len(table)} in {path}')
   return [session.space.parse(text) for text in table['structure'][:k]]
 
 

@@ -60,7 +60,7 @@ def inspect(session: Session, variables: Any, batch: tuple[np.ndarray, np.ndarra
   facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole)
   choices = [sites for *_, sites in parts]
   return Inspection(
-    loss, accuracy, facts, _joined(choices, 'index', count), _joined(choices, 'on', count)
+    loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)
   )
 
 

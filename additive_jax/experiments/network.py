@@ -1,15 +1,17 @@
-"""The network that a config asks for."""
+"""The network that `config.model` names."""
 
 from __future__ import annotations
 
 import importlib
 
-from additive_jax import data as data_
 from additive_jax import models
+from additive_jax.data import Data
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import ModelOptions
+from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 
+# What each network of the library takes, in words.
 TASKS = {
   'mlp': 'images or a table',
   'dense_stack': 'images or a table',
@@ -20,11 +22,14 @@ TASKS = {
 }
 
 
-def make_model(options: ModelOptions, data: data_.Data):
-  """The model of `config.model`, with as many outputs as the data asks for.
+def make_model(options: ModelOptions, data: Data) -> Additive:
+  """Returns the network of `config.model`, with as many outputs as the data has.
 
   Raises:
-    UserError: for a model that is not there, or options or data that it does not take.
+    UserError: for a class that cannot be imported, or options or data that it does not take.
+
+  >>> make_model(ModelOptions(num_blocks=2), aj.data.load('digits')).space.names
+  ('block_00/residual', 'block_01/residual')
   """
   if ':' in options.name:
     return _own_model(options, data)
@@ -68,21 +73,22 @@ def make_model(options: ModelOptions, data: data_.Data):
 
 
 def _kind(data):
-  """What the examples are, in a word."""
+  """What the examples of a data set are, in a word."""
   if data.task == 'language':
     return 'text'
   return 'images' if len(data.example_shape) > 1 else 'a table'
 
 
 def _tokens(data, patch_size):
-  """How many tokens the data's examples have as the transformer sees them."""
+  """The number of tokens of one example, as a transformer sees it."""
   if data.task == 'language':
     return data.example_shape[0]
   height, width = data.example_shape[:2]
-  return max(1, (height // max(1, patch_size)) * (width // max(1, patch_size)))
+  return max(1, (height // patch_size) * (width // patch_size))
 
 
 def _own_model(options, data):
+  """The network of a user's class, `module:Class`."""
   module, _, attribute = options.name.partition(':')
   try:
     make = getattr(importlib.import_module(module), attribute)

@@ -15,7 +15,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.network import TASKS, make_model
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.experiments.session import load_data
-from additive_jax.transplant.restore import Saved, read_checkpoint
+from additive_jax.transplant.restore import Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
@@ -55,7 +55,7 @@ class Pools:
     refused = None
     for each in [name] if name else self.names:
       try:
-        return each, read_checkpoint(self.path / 'checkpoints' / each, self.model, x)
+        return each, Checkpoints(self.path / 'checkpoints' / each, self.model).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused

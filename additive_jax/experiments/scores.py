@@ -87,3 +87,13 @@ def ensemble(
 def _outputs(model, task, variables, bits, x: Shaped[Array, 'batch ...']):
   outputs = run.conditional(model, variables, x, bits)
   return outputs if task == 'regression' else jax.nn.log_softmax(outputs)
+
+
+def full_scores(session: Session, variables: Any, split: Any = None) -> dict[str, float]:
+  """Returns `test_loss` and `test_accuracy` of a pool, all gates on.
+
+  Args:
+    session, variables, split: as `evaluate` takes them.
+  """
+  scores = evaluate(session, variables, [session.space.all_on()], split)
+  return {'test_loss': float(scores.loss[0]), 'test_accuracy': float(scores.accuracy[0])}

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
 from additive_jax.experiments import stochastic_report, study
 from additive_jax.experiments.arms import Arm, Trained
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
@@ -96,10 +96,8 @@ def _random(session, mode, name, num_steps, judge, distill):
   options = session.config.stochastic
   sampler = session.sampler(num_steps)
   if not hasattr(sampler, 'rates'):
-    raise UserError(
-      f'config.sampler.name {session.config.sampler.name!r} for random structures: expected '
-      'uniform or bernoulli, which have keep rates'
-    )
+    expected = 'uniform or bernoulli, which have keep rates'
+    raise refused(session.config, 'sampler.name', expected=expected)
   if mode == CONDITIONAL:
     rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
     loss = session.loss(distill, options.rescale)

@@ -29,7 +29,7 @@ from typing import Any, Unpack
 import pandas as pd
 from ml_collections import ConfigDict
 
-from additive_jax.experiments.options import check_unsharded
+from additive_jax.experiments.options import read_options, refused
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Opening, Session, open_session
@@ -124,9 +124,10 @@ def run(
     UserError: for options that make no sense; nothing has been written then.
     Stopped: when the run was asked to stop; the same call goes on.
   """
-  if not study.sharded:
-    check_unsharded(config)
-  with open_session(config, workdir, check=study.check, **opening) as session:
+  options = read_options(config)
+  if options.shard and not study.sharded:
+    raise refused(options, 'shard', expected='none, a pool is trained as one')
+  with open_session(options, workdir, check=study.check, **opening) as session:
     if session.rundir.finished:
       log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
       return Result.read(session.rundir)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
 from additive_jax.experiments import study, sweep_report
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.shared import check_shared, judge_all, search_pools, shared_arm
@@ -46,17 +47,12 @@ def _check(session):
   modes, sharded = config.sweep.modes, session.shard[1] > 1
   session.check_experts([session.model])
   if config.sweep.top_k > 2**num_gates:
-    raise UserError(
-      f'config.sweep.top_k {config.sweep.top_k}: expected at most 2^{num_gates} = {2**num_gates} '
-      'structures'
-    )
+    most = f'at most 2^{num_gates} = {2**num_gates} structures'
+    raise refused(config, 'sweep.top_k', expected=most)
   if config.search.method and SHARED not in modes:
-    raise UserError(
-      f"config.search.method {config.search.method!r} needs 'shared' in config.sweep.modes: "
-      f'got {tuple(modes)}'
-    )
+    raise refused(config, 'search.method', 'sweep.modes', expected="'shared' among the modes")
   if config.search.method and sharded:
-    raise UserError(f'config.shard {config.shard!r} of a search: expected no shard')
+    raise refused(config, 'shard', 'search.method', expected='no shard')
   if sharded and processes.process()[1] > 1:
     raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
   if SHARED in modes:
@@ -73,10 +69,8 @@ def _check_standalone(session):
   session.recipe(num_steps)
   halving, num_rungs = config.sweep.halving, config.sweep.rungs
   if halving and num_steps < halving ** (num_rungs - 1):
-    raise UserError(
-      f'config.sweep.rungs {num_rungs} of halving {halving} in {num_steps} steps: expected at '
-      f'least {halving ** (num_rungs - 1)} steps, one for the first rung'
-    )
+    least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'
+    raise refused(config, 'sweep.rungs', 'sweep.halving', expected=least)
   session.check_in_memory("a set that fits, or config.sweep.modes=('shared',)")
 
 

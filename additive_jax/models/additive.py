@@ -96,11 +96,26 @@ def read_sites(modules: Iterable[nn.Module]) -> tuple[Site, ...]:
   sites, start = [], 0
   for module in modules:
     names = getattr(module, 'gates', None)
-    label = module.name.replace('__', '/')
+    label = str(module.name).replace('__', '/')
     site = Site(label, (RESIDUAL,) if names is None else tuple(names), start, names is None)
     sites.append(site)
     start += len(site.names)
   return tuple(sites)
+
+
+def flat(x: Inputs) -> Float[Array, 'B D']:
+  """Returns inputs as rows of float32."""
+  return jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
+
+
+def numbered(word: str, count: int) -> tuple[str, ...]:
+  """Returns the names of `count` modules, with as many digits, at least two.
+
+  >>> numbered('block', 2)
+  ('block_00', 'block_01')
+  """
+  digits = max(2, len(str(count - 1)))
+  return tuple(f'{word}_{i:0{digits}}' for i in range(count))
 
 
 class Additive(nn.Module):
@@ -173,7 +188,7 @@ class Additive(nn.Module):
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:
   """Returns the stream [B, ..., D] of inputs."""
-  return model.apply(variables, x, method=lambda module, x: module.embed(x))
+  return _apply(model, variables, lambda module, x: module.embed(x), x)
 
 
 def branch(
@@ -182,7 +197,7 @@ def branch(
   """Returns what the module of site `index` gives for the stream: the value to add, or, for a site
   that names its gates, the new stream for its inner gates."""
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  return model.apply(variables, h, *gates, method=call)
+  return _apply(model, variables, call, h, *gates)
 
 
 def update(
@@ -214,7 +229,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return model.apply(variables, h, method=lambda module, h: module.readout(h))
+  return _apply(model, variables, lambda module, h: module.readout(h), h)
 
 
 @functools.lru_cache(maxsize=256)
@@ -288,6 +303,10 @@ def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""
   return model.init(key, x)
+
+
+def _apply(model: nn.Module, variables: PyTree, method: Callable[..., Any], *args: Any) -> Any:
+  return model.apply(variables, *args, method=method)
 
 
 def _shapes(model, function, value):

@@ -1,7 +1,7 @@
 """Convolutions whose sums over channels are gates, and what models of images share.
 
-Beside the letters of `gates`: kh, kw are the sides of a kernel; C, H and E are input, hidden and
-output channels. Images are [B, height, width, channels], kernels [kh, kw, in, out].
+Beside the letters of `gates.sums`: X and Y are the sides of an image in pixels, I and J those of a
+kernel or a tile; D, H and E count channels. Images are [B, X, Y, D], kernels [I, J, D, E].
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.layers import LayerPair, sub_activation
+from additive_jax.gates.layers import LayerPair, LinearMap, sub_activation
 from additive_jax.gates.sums import GateValue
+from additive_jax.models.additive import Inputs
 from additive_jax.models.kinds import check_sizes
 
 # Up to this many input channels a matmul of patches is faster than a convolution on CPU; above it
@@ -24,7 +25,7 @@ FEW_CHANNELS = 7
 
 
 class Conv(nn.Module):
-  """`conv` with parameters of its own, named and shaped as those of `nn.Conv`.
+  """The convolution `conv` with parameters of its own, named and shaped as those of `nn.Conv`.
 
   Attributes:
     features: output channels.
@@ -35,19 +36,22 @@ class Conv(nn.Module):
   side: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, 'B X Y D']) -> Float[Array, 'B X Y E']:
     shape = (self.side, self.side, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
     return conv(x, kernel) + self.param('bias', nn.initializers.zeros, shape[-1:])
 
 
-def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution of images [B, height, width, C] with a kernel [kh, kw, C, H] of odd sides,
-  borders padded with zeros: [B, height, width, H]."""
+def conv(x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']) -> Float[Array, 'B X Y E']:
+  """Returns the convolution of images with a kernel of odd sides, borders padded with zeros.
+
+  >>> conv(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
+  [[4.0, 6.0, 4.0], [4.0, 6.0, 4.0]]
+  """
   return _conv_for(kernel.shape[2])(x, kernel)
 
 
-def _conv_for(channels: int) -> Callable:
+def _conv_for(channels: int) -> LinearMap:
   """What computes `conv` for that many input channels in all."""
   return _patches_conv if channels <= FEW_CHANNELS else _convolve
 
@@ -61,7 +65,7 @@ def _patches_conv(x, kernel):
   return patches @ kernel.reshape(kh * kw * channels, -1)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, borders: Sequence[int]) -> jax.Array:
+def _plain(x: Array, kernel: Array, borders: Sequence[int]) -> Array:
   """A convolution in the layout that is fast everywhere, with this many zeros around the image."""
   return jax.lax.conv_general_dilated(
     x, kernel, (1, 1), [(n, n) for n in borders], dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -95,38 +99,40 @@ def _convolve_jvp(primals, tangents):
   return y, from_x + from_kernel
 
 
-def conv_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution of images [B, height, width, C] with a kernel [kh, kw, C, H] at windows that do
-  not overlap: [B, height/kh, width/kw, H], rounded down. A kernel of the image's size makes it a
-  dense layer."""
-  return jnp.einsum('bhiwjc,ijcd->bhwd', tiles(x, *kernel.shape[:2]), kernel)
+def conv_tiles(
+  x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']
+) -> Float[Array, 'B X//I Y//J E']:
+  """Returns the convolution of images with a kernel at windows that do not overlap. A kernel of the
+  image's size makes it a dense layer."""
+  return jnp.einsum('bxiyjd,ijde->bxye', tiles(x, *kernel.shape[:2]), kernel)
 
 
-def tiles(x: jax.Array, tile_height: int = 2, tile_width: int = 2) -> jax.Array:
-  """Images [B, height, width, C] as windows side by side, [B, height/a, a, width/b, b, C] for tiles
-  of a × b; rows and columns that are over are left out."""
+def tiles(
+  x: Float[Array, 'B X Y D'], i: int = 2, j: int = 2
+) -> Float[Array, 'B X//{i} {i} Y//{j} {j} D']:
+  """Returns images as windows of i × j pixels side by side; rows and columns that are over are left
+  out."""
   batch, height, width, channels = x.shape
-  rows, columns = height // tile_height, width // tile_width
-  x = x[:, : rows * tile_height, : columns * tile_width]
-  return x.reshape(batch, rows, tile_height, columns, tile_width, channels)
+  rows, columns = height // i, width // j
+  return x[:, : rows * i, : columns * j].reshape(batch, rows, i, columns, j, channels)
 
 
 def conv_sub_activation(
-  x: Float[Array, 'B height width D'],
+  x: Float[Array, 'B X Y D'],
   layers: LayerPair,
   gates: Sequence[GateValue],
   activation: Callable[[Array], Array],
   *,
-  second_map: Callable[[Array, Array], Array] = conv,
-) -> Float[Array, 'B height2 width2 E']:
+  second_map: LinearMap = conv,
+) -> Float[Array, 'B X2 Y2 E']:
   """Returns `conv → act → conv` of x whose sums over input channels are gates: `sub_activation`
   with convolutions `P_i = x_i * A_i` in place of matrices.
 
   Args:
     x: images.
-    layers: kernels [kh, kw, D, H] and [kh, kw, H, E], of the same or another size.
+    layers: kernels [I, J, D, H] and [I, J, H, E], of the same or another size.
     gates: the m − 1 gates, static or traced (bools [], or floats [] or [B]).
-    activation: act, from [B, height, width, H] to hidden channels; it may pool as well.
+    activation: act, from [B, X, Y, H] to hidden channels; it may pool as well.
     second_map: how the second kernel is applied, `conv` or `conv_tiles`.
 
   Returns:
@@ -143,8 +149,8 @@ def conv_sub_activation(
   return sub_activation(x, layers, gates, activation, maps=(first_map, second_map))
 
 
-def as_images(x: jax.Array, *, least: int = 1) -> jax.Array:
-  """Inputs [B, height, width] or [B, height, width, channels] as float32 images with channels.
+def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
+  """Returns inputs [B, X, Y] or [B, X, Y, D] as float32 images with channels.
 
   Args:
     least: pixels that each side must have, so that something is left after all poolings.
@@ -157,11 +163,11 @@ def as_images(x: jax.Array, *, least: int = 1) -> jax.Array:
   height, width = x.shape[1:3]
   if min(height, width) < least:
     raise UserError(f'images of {height} × {width}: expected at least {least} × {least}')
-  return (x if x.ndim == 4 else x[..., None]).astype(jnp.float32)
+  return jnp.asarray(x if x.ndim == 4 else x[..., None], jnp.float32)
 
 
 def check_channels(channels: int | Sequence[int]) -> tuple[int, ...]:
-  """The channels of each stage; one number is one stage.
+  """Returns the channels of each stage; one number is one stage.
 
   Raises:
     UserError: for no stage, or a stage without channels.

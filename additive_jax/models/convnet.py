@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from additive_jax.models.additive import Additive
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.additive import Additive, Inputs, Logits, numbered
 from additive_jax.models.conv import (
   Conv,
   as_images,
@@ -26,10 +28,12 @@ from additive_jax.models.kinds import (
   gate_names,
 )
 
+Images = Float[Array, 'B X Y D']
+
 
 class ConvBlock(nn.Module):
-  """`h + f(h)` with `f(h) = W_2 * gelu(W_1 * LayerNorm(h) + b_1) + b_2`, 3 × 3 convolutions from
-  [B, height, width, C] to the same shape through C hidden channels.
+  """`h + f(h)` with `f(h) = W_2 * gelu(W_1 * LayerNorm(h) + b_1) + b_2`, 3 × 3 convolutions through
+  D hidden channels.
 
   Attributes:
     kinds: which gates it has: 'residual' and 'sub_activation', see `models.kinds`.
@@ -44,41 +48,38 @@ class ConvBlock(nn.Module):
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(self, h: Images, gates: Sequence[GateValue] = ()) -> Images:
     shape = (3, 3, h.shape[-1], h.shape[-1])
     x = nn.LayerNorm(name='norm')(h)
     return h + conv_sub_activation(x, linear_pair(shape, shape), gates, nn.gelu)
 
 
 class Down(nn.Module):
-  """Halves the sides of [B, height, width, C] and goes over to `channels`: LayerNorm and a 2 × 2
-  convolution of stride 2. No gate switches it, as every later site needs its shape.
+  """Halves the sides of images and goes over to `channels`: LayerNorm and a 2 × 2 convolution of
+  stride 2. No gate switches it, as every later site needs its shape.
 
   The last row or column of an odd side is left out.
   """
 
   channels: int
 
-  @property
-  def gates(self) -> tuple[str, ...]:
-    return ()
+  gates: ClassVar[tuple[str, ...]] = ()
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(self, h: Images, gates: Sequence[GateValue] = ()) -> Float[Array, 'B X//2 Y//2 E']:
     shape = (2, 2, h.shape[-1], self.channels)
     x = nn.LayerNorm(name='norm')(h)
-    kernel, bias = Linear(shape, (0, 1, 2), shape[-1:], name='conv')()
-    return conv_tiles(x, kernel) + bias
+    layer = Linear(shape, (0, 1, 2), shape[-1:], name='conv')()
+    return layer.add_bias(conv_tiles(x, layer.kernel))
 
 
 class PooledHead(nn.Module):
-  """`logits = W mean(LayerNorm(h))`, the mean over pixels, from [B, height, width, C] to
-  [B, classes]."""
+  """`logits = W mean(LayerNorm(h))`, the mean over pixels."""
 
   num_classes: int
 
   @nn.compact
-  def __call__(self, h: Array) -> Array:
+  def __call__(self, h: Images) -> Logits:
     return nn.Dense(self.num_classes, name='out')(nn.LayerNorm(name='norm')(h).mean((1, 2)))
 
 
@@ -86,8 +87,7 @@ class ConvNet(Additive):
   """A 3 × 3 stem, stages of pre-norm residual blocks with a down-sampling between them, and a
   readout of the mean over pixels.
 
-  Inputs: images float [B, height, width] or [B, height, width, channels], with sides of at least
-  2^(stages − 1).
+  Inputs: images float [B, X, Y] or [B, X, Y, D], with sides of at least 2^(stages − 1).
 
   Attributes:
     channels: of each stage.
@@ -112,29 +112,20 @@ class ConvNet(Additive):
     if SUB_ACTIVATION in self.gates:
       check_chunks(min(self.channels), self.num_chunks)
 
-  def setup(self):
+  def setup(self) -> None:
     self.stem = Conv(self.channels[0], 3, name='embed')
-    sites = []
-    for i, channels in enumerate(self.channels):
-      stage = f'stage_{i:0{_digits(len(self.channels))}}'
-      if i:
+    sites: list[nn.Module] = []
+    for stage, channels in zip(numbered('stage', len(self.channels)), self.channels):
+      if sites:
         sites.append(Down(channels, name=f'{stage}__down'))
-      sites += [
-        ConvBlock(
-          self.gates, self.num_chunks, name=f'{stage}__block_{j:0{_digits(self.blocks_per_stage)}}'
-        )
-        for j in range(self.blocks_per_stage)
-      ]
+      for block in numbered('block', self.blocks_per_stage):
+        name = f'{stage}__{block}'
+        sites.append(ConvBlock(tuple(self.gates), self.num_chunks, name=name))
     self.sites = sites
     self.head = PooledHead(self.num_classes, name='readout')
 
-  def embed(self, x: Array) -> Array:
+  def embed(self, x: Inputs) -> Images:
     return self.stem(as_images(x, least=2 ** (len(self.channels) - 1)))
 
-  def readout(self, h: Array) -> Array:
+  def readout(self, h: Images) -> Logits:
     return self.head(h)
-
-
-def _digits(count: int) -> int:
-  """Digits of the numbers below `count` in a name, at least two."""
-  return max(2, len(str(count - 1)))

@@ -4,6 +4,7 @@ shapes."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import PyTree
 from additive_jax.gates.structure import Gate, Space
 from additive_jax.models.additive import (
   Inputs,
+  Parts,
   embed,
   gate_names,
   parts,
@@ -55,10 +57,15 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
     for k, name in enumerate(names[site.inner]):
       alone = tuple(j == k for j in range(site.num_inner))
       gates.append(Gate(name, flops(alone) - base, 0, residual))
-  fixed_flops *= batch
-  fixed_flops += _flops(lambda v, x: embed(model, v, x), shapes.embed, x)
-  fixed_flops += _flops(lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1])
-  return Space(tuple(gates), fixed_flops / batch, fixed_params)
+  fixed_flops += ends_flops(model, shapes, x)
+  return Space(tuple(gates), fixed_flops, fixed_params)
+
+
+def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | jax.ShapeDtypeStruct) -> float:
+  """Returns the FLOPs of embed and readout, per example of `x`; `shapes` are the model's for x."""
+  flops = _flops(lambda v, x: embed(model, v, x), shapes.embed, shape_of(x))
+  flops += _flops(lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1])
+  return flops / x.shape[0]
 
 
 def module_flops(module: nn.Module, tokens: int, width: int) -> float:
@@ -73,7 +80,7 @@ def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
   return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), shape_of(x))).values())
 
 
-def _flops(function: Callable, params: PyTree, value: jax.ShapeDtypeStruct) -> float:
+def _flops(function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct) -> float:
   analysis = jax.jit(function).lower({'params': params}, value).cost_analysis() or {}
   return float(analysis.get('flops', 0.0))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
 from additive_jax.gates.layers import sub_activation
-from additive_jax.models.additive import Additive
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.additive import Additive, Inputs, Logits, flat
 from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.kinds import (
   SUB_ACTIVATION,
@@ -24,31 +24,42 @@ from additive_jax.models.kinds import (
 KINDS = (SUB_ACTIVATION,)
 
 
-class DensePair(nn.Module):
-  """A site of two dense layers, from [B, D] to [B, E]: `W_2 relu(W_1 x + b_1) + b_2`, and another
-  relu where a layer follows. Its gates join chunks of its input and of its output.
+class Pair(nn.Module):
+  """A site of two linear maps whose sums over channels or units are gates.
 
   Attributes:
-    sizes: units of both layers, (H, E).
-    layers: their names.
-    num_chunks: m, chunks of the input and of the output.
-    last: whether its output are the logits.
+    num_chunks: m, chunks of its input and output.
   """
 
-  sizes: tuple[int, int]
-  layers: tuple[str, str]
   num_chunks: int
-  last: bool
 
   @property
   def gates(self) -> tuple[str, ...]:
     return gate_names(KINDS, self.num_chunks)
 
+
+class DensePair(Pair):
+  """A pair of dense layers: `W_2 act(W_1 x + b_1) + b_2`, and act again where a layer follows.
+
+  Attributes:
+    sizes: units of both layers, (H, E).
+    layers: their names.
+    last: whether its output are the logits.
+    activation: act.
+  """
+
+  sizes: tuple[int, ...]
+  layers: tuple[str, ...]
+  last: bool
+  activation: Callable[[Array], Array] = nn.relu
+
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B E']:
     layers = linear_pair((h.shape[-1], self.sizes[0]), self.sizes, names=self.layers)
-    y = sub_activation(h, layers, gates, nn.relu)
-    return y if self.last else nn.relu(y)
+    y = sub_activation(h, layers, gates, self.activation)
+    return y if self.last else self.activation(y)
 
 
 class DenseStack(Additive):
@@ -75,34 +86,35 @@ class DenseStack(Additive):
   num_chunks: int = 4
 
   def __post_init__(self):
-    self.hidden = (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden)
+    self.hidden = self.sizes[:-1]  # a module's fields must be hashable
     self.gates = check_kinds('dense_stack', self.gates, KINDS)
     super().__post_init__()
     if not self.hidden:
       raise UserError(f'hidden {self.hidden}: expected the units of one layer or more')
     check_sizes(hidden=min(self.hidden), num_classes=self.num_classes)
-    ends = (*self.hidden, self.num_classes)[::-2]  # where a pair ends, and the next one begins
-    check_chunks(min(ends), self.num_chunks)
+    # Every other layer ends a pair, and the next one begins.
+    check_chunks(min(self.sizes[::-2]), self.num_chunks)
 
-  def setup(self):
-    sizes = (*self.hidden, self.num_classes)
-    names = (*(f'fc{i + 1}' for i in range(len(self.hidden))), 'out')
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Units of each layer, with the logits as the last."""
+    hidden = (self.hidden,) if isinstance(self.hidden, int) else self.hidden
+    return (*hidden, self.num_classes)
+
+  def setup(self) -> None:
+    sizes = self.sizes
+    names = (*(f'fc{i + 1}' for i in range(len(sizes) - 1)), 'out')
     first = len(sizes) % 2
     self.stem = nn.Dense(sizes[0], name=names[0]) if first else None
+    pairs = [(sizes[i : i + 2], names[i : i + 2]) for i in range(first, len(sizes), 2)]
     self.sites = [
-      DensePair(
-        sizes[i : i + 2],
-        names[i : i + 2],
-        self.num_chunks,
-        i + 2 == len(sizes),
-        name='_'.join(names[i : i + 2]),
-      )
-      for i in range(first, len(sizes), 2)
+      DensePair(self.num_chunks, pair, layers, pair is pairs[-1][0], name='_'.join(layers))
+      for pair, layers in pairs
     ]
 
-  def embed(self, x: Array) -> Array:
-    h = x.reshape(x.shape[0], -1).astype(jnp.float32)
+  def embed(self, x: Inputs) -> Float[Array, 'B D']:
+    h = flat(x)
     return h if self.stem is None else nn.relu(self.stem(h))
 
-  def readout(self, h: Array) -> Array:
+  def readout(self, h: Logits) -> Logits:
     return h

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from additive_jax.gates import mixtures, routers
 from additive_jax.gates.dispatch import packed
 from additive_jax.gates.layers import chunks
+from additive_jax.gates.sums import GateValue
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.models.routing import (
@@ -49,69 +51,68 @@ class StructureExperts(nn.Module):
   hidden: int
   num_chunks: int
   routing: Routing = Routing()
-  activation: Callable = nn.gelu
+  activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
   router: nn.Module | None = None
 
-  gates = (RESIDUAL,)
+  gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
-    width, num_gates = h.shape[-1], self.num_chunks - 1
+  def __call__(
+    self, h: Float[Array, 'B *axes D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B *axes D']:
+    width = h.shape[-1]
     chunks(width, self.num_chunks)
-    self.routing.check(num_gates)
+    self.routing.check(self.num_chunks - 1)
     x = nn.LayerNorm(name='norm')(h)
     layers = feed_forward_layers(width, self.hidden, self.gated)
-    routed, facts, index = self._route(x, num_gates)
-    on = None
+    routed, facts, indices = self._route(x)
 
     def experts(x, routed):
-      if isinstance(routed, routers.Choice):
-        structures, weights = routed.structures, routed.weights
-        return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
-      return mixtures.span_mixture(x, layers, routed, self.activation)
+      weights, structures = routed
+      if structures is None:
+        return mixtures.span_mixture(x, layers, weights, self.activation)
+      return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
 
-    if self.routing.keep < 1:
-      score = nn.Dense(1, use_bias=False, name='keep')(x)
-      bias = jax.lax.stop_gradient(self.param(KEEP_BIAS, nn.initializers.zeros, ()))
-      on = score[..., 0] + bias > 0
-      facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
-      y = jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
-    else:
-      y = experts(x, routed)
-    leave(self, facts, Chosen(index, on))
-    return h + y
+    if self.routing.keep == 1:
+      leave(self, facts, Chosen(indices))
+      return h + experts(x, routed)
+    score = nn.Dense(1, use_bias=False, name='keep')(x)
+    on = score[..., 0] + jax.lax.stop_gradient(self.param(KEEP_BIAS, nn.initializers.zeros, ())) > 0
+    facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
+    leave(self, facts, Chosen(indices, on))
+    return h + jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
 
-  def _route(self, x, num_gates):
-    """A choice of structures, or the weights of spans; the facts about it; and the numbers of the
-    chosen structures, see `Chosen`."""
-    how = self.routing
-    if how.router == 'random':
-      listed = how.listed(num_gates)
+  def _route(self, x):
+    """The weights of structures and the structures, or the weights of spans and None; the facts
+    about them; and the numbers of the structures, see `Chosen`."""
+    routing, num_gates = self.routing, self.num_chunks - 1
+    if routing.router == 'random':
+      listed = routing.listed(num_gates)
       if self.has_rng(ROUTING):
         key = self.make_rng(ROUTING)
       else:  # one draw for each site, the same at any time
         key = jax.random.key(zlib.crc32('/'.join(self.path).encode()))
-      choice = routers.random(key, x.shape[1:-1], listed, how.top_k)
-      choice = jax.tree.map(
-        lambda a: jnp.broadcast_to(a, (x.shape[0], *a.shape)), choice
-      )  # the same for every example, so that devices which split a batch draw alike
-      return choice, routers.facts_of_list(None, choice.indices, len(listed)), choice.indices
-    count = how.num_logits(num_gates)
+      choice = routers.random(key, x.shape[1:-1], len(listed), routing.top_k)
+      # The same for every example, so that devices which split a batch draw alike.
+      choice = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape)), choice)
+      return self._of_list(None, choice, listed)
+    count = routing.num_logits(num_gates)
     logits = (linear_router(count) if self.router is None else self.router)(x)
-    if how.router == 'marginal':
-      return mixtures.span_weights(nn.sigmoid(logits)), routers.facts_of_gates(logits, None), None
-    bias = self.param(SELECTION_BIAS, nn.initializers.zeros, (count,))
-    bias = jax.lax.stop_gradient(bias)
-    if how.router == 'factorised':
-      choice = routers.k_best(logits, how.top_k, renormalise=how.renormalise, bias=bias)
-      chosen = choice.structures
-      return choice, routers.facts_of_gates(logits, chosen), routers.codes(chosen)
-    listed = how.listed(num_gates)
-    choice = routers.top_k(
-      logits, how.top_k, structures=listed, renormalise=how.renormalise, bias=bias
-    )
-    return choice, routers.facts_of_list(logits, choice.indices, len(listed)), choice.indices
+    if routing.router == 'marginal':
+      weights = mixtures.span_weights(nn.sigmoid(logits))
+      return (weights, None), routers.facts_of_gates(logits, None), None
+    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
+    choose = routers.k_best if routing.router == 'factorised' else routers.top_k
+    choice = choose(logits, routing.top_k, renormalise=routing.renormalise, bias=bias)
+    if routing.router == 'softmax':
+      return self._of_list(logits, choice, routing.listed(num_gates))
+    structures = choice[1]
+    return choice, routers.facts_of_gates(logits, structures), routers.codes(structures)
+
+  def _of_list(self, logits, choice, listed):
+    facts = routers.facts_of_list(logits, choice.indices, len(listed))
+    return (choice.weights, jnp.asarray(listed)[choice.indices]), facts, choice.indices
 
 
 def _of_tokens(function, x, routed, on):
@@ -120,8 +121,7 @@ def _of_tokens(function, x, routed, on):
   routed = jax.tree.map(flat, routed)
 
   def of_part(part, positions, valid):
-    here = jax.tree.map(lambda a: a[positions[0]], routed)
-    return function(part[0], here)[None]
+    return function(part[0], jax.tree.map(lambda a: a[positions[0]], routed))[None]
 
   y = packed(of_part, flat(x)[None], on.reshape(1, -1))
   return y.reshape(x.shape)

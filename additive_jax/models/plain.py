@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from additive_jax.gates.layers import sub_activation
-from additive_jax.models.additive import Additive
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.additive import Additive, Inputs, Logits, numbered
 from additive_jax.models.conv import (
   Conv,
   as_images,
@@ -21,16 +21,10 @@ from additive_jax.models.conv import (
   conv_tiles,
   tiles,
 )
+from additive_jax.models.dense_stack import KINDS, DensePair, Pair
 from additive_jax.models.feed_forward import linear_pair
-from additive_jax.models.kinds import (
-  SUB_ACTIVATION,
-  check_chunks,
-  check_kinds,
-  check_sizes,
-  gate_names,
-)
+from additive_jax.models.kinds import check_chunks, check_kinds, check_sizes
 
-KINDS = (SUB_ACTIVATION,)
 C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
 
 
@@ -39,49 +33,22 @@ def _squash(x: Array) -> Array:
   return tiles(nn.tanh(x)).mean((2, 4))
 
 
-class Pair(nn.Module):
-  """A site of two linear maps whose sums over channels or units are gates.
-
-  Attributes:
-    num_chunks: m, chunks of its input and output.
-  """
-
-  num_chunks: int
-
-  @property
-  def gates(self) -> tuple[str, ...]:
-    return gate_names(KINDS, self.num_chunks)
-
-
 class C3C5(Pair):
-  """From [B, height, width, 6] to [B, 120]: a 5 × 5 convolution to 16 channels, tanh, 2 × 2 means,
-  the dense layer C5 as a convolution with a kernel of the whole map, and tanh. Its gates join
-  chunks of the 6 channels and of the 120 units.
+  """From 6 channels to 120 units: a 5 × 5 convolution to 16 channels, tanh, 2 × 2 means, the dense
+  layer C5 as a convolution with a kernel of the whole map, and tanh. Its gates join chunks of the 6
+  channels and of the 120 units.
   """
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B X Y D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B E']:
     _, height, width, channels = h.shape
     shape = (5, 5, channels, C3_CHANNELS)
     whole = (height // 2, width // 2, C3_CHANNELS, C5_UNITS)
     layers = linear_pair(shape, whole, names=('c3', 'c5'))
     y = conv_sub_activation(h, layers, gates, _squash, second_map=conv_tiles)
     return nn.tanh(y[:, 0, 0])
-
-
-class F6Out(Pair):
-  """From [B, 120] to the logits [B, classes] through 84 units of tanh.
-
-  Attributes:
-    num_classes: the number of logits.
-  """
-
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
-    shapes = (h.shape[-1], F6_UNITS), (F6_UNITS, self.num_classes)
-    return sub_activation(h, linear_pair(*shapes, names=('f6', 'out')), gates, nn.tanh)
 
 
 class LeNet(Additive):
@@ -91,7 +58,7 @@ class LeNet(Additive):
   As usual today, C3 sees all channels, windows are averaged without parameters, and the logits
   are linear. All convolutions but C5 pad their borders, so that 8 × 8 images pass.
 
-  Inputs: images float [B, height, width] or [B, height, width, channels], with sides of at least 4.
+  Inputs: images float [B, X, Y] or [B, X, Y, D], with sides of at least 4.
 
   Attributes:
     num_classes: the number of logits.
@@ -111,23 +78,21 @@ class LeNet(Additive):
     for width in (C1_CHANNELS, self.num_classes):
       check_chunks(width, self.num_chunks)
 
-  def setup(self):
+  def setup(self) -> None:
     self.stem = Conv(C1_CHANNELS, 5, name='embed')
-    self.sites = [
-      C3C5(self.num_chunks, name='c3_c5'),
-      F6Out(self.num_chunks, self.num_classes, name='f6_out'),
-    ]
+    sizes = (F6_UNITS, self.num_classes)
+    out = DensePair(self.num_chunks, sizes, ('f6', 'out'), True, nn.tanh, name='f6_out')
+    self.sites = [C3C5(self.num_chunks, name='c3_c5'), out]
 
-  def embed(self, x: Array) -> Array:
+  def embed(self, x: Inputs) -> Float[Array, 'B X Y D']:
     return _squash(self.stem(as_images(x, least=4)))
 
-  def readout(self, h: Array) -> Array:
+  def readout(self, h: Logits) -> Logits:
     return h
 
 
 class ConvPair(Pair):
-  """From [B, height, width, C] to [B, height/2, width/2, channels]: two 3 × 3 convolutions, relu
-  after each, and the largest of 2 × 2 windows.
+  """Two 3 × 3 convolutions, relu after each, and the largest of 2 × 2 windows.
 
   Attributes:
     channels: of both convolutions.
@@ -136,7 +101,9 @@ class ConvPair(Pair):
   channels: int
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B X Y D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B X//2 Y//2 E']:
     shapes = (3, 3, h.shape[-1], self.channels), (3, 3, self.channels, self.channels)
     y = conv_sub_activation(h, linear_pair(*shapes), gates, nn.relu)
     return tiles(nn.relu(y)).max((2, 4))
@@ -146,8 +113,7 @@ class VGG(Additive):
   """A 3 × 3 stem, one pair of convolutions per stage, each halving the image, and a readout of the
   mean over pixels. Source: Simonyan and Zisserman 2014 (arXiv:1409.1556).
 
-  Inputs: images float [B, height, width] or [B, height, width, channels], with sides of at least
-  2^stages.
+  Inputs: images float [B, X, Y] or [B, X, Y, D], with sides of at least 2^stages.
 
   Attributes:
     channels: of each stage; the stem has those of the first. The sites are `stage_00` and so on.
@@ -168,17 +134,16 @@ class VGG(Additive):
     check_sizes(num_classes=self.num_classes)
     check_chunks(min(self.channels), self.num_chunks)
 
-  def setup(self):
+  def setup(self) -> None:
     self.stem = Conv(self.channels[0], 3, name='embed')
-    digits = max(2, len(str(len(self.channels) - 1)))
     self.sites = [
-      ConvPair(self.num_chunks, channels, name=f'stage_{i:0{digits}}')
-      for i, channels in enumerate(self.channels)
+      ConvPair(self.num_chunks, channels, name=name)
+      for name, channels in zip(numbered('stage', len(self.channels)), self.channels)
     ]
     self.head = nn.Dense(self.num_classes, name='readout')
 
-  def embed(self, x: Array) -> Array:
+  def embed(self, x: Inputs) -> Float[Array, 'B X Y D']:
     return nn.relu(self.stem(as_images(x, least=2 ** len(self.channels))))
 
-  def readout(self, h: Array) -> Array:
+  def readout(self, h: Float[Array, 'B X Y D']) -> Logits:
     return self.head(h.mean((1, 2)))

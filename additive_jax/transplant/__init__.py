@@ -3,7 +3,8 @@
 `grow` is exact, and its `receipt` shows it on a batch; `grow_optimizer` takes the optimizer's state
 along; `merge` is the way back. `narrowed` makes the small model of a large one. `average`, with
 `average_optimizer`, `best` and `pack` make one pool of several, `shrink` a small one of a large.
-All of them compute on the host in float64, and are not for tracing.
+All of them compute on the host in float64, and are not for tracing. `restore.Checkpoints` starts
+from what a training left.
 """
 
 from additive_jax.transplant.growth import Receipt, Transplant, grow, merge, receipt

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_errors
+from additive_jax.files.journal import replace_file
+from additive_jax.files.rundir import WRITABLE
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.transplant.copies import Copies, copied, merged, parameters
-from additive_jax.transplant.pairs import Pairs, pair, params_of
-from additive_jax.transplant.wiring import WRITES, flat, flat_shapes, unflat
+from additive_jax.transplant.pairs import Pairs, Place, pair, params_of
+from additive_jax.transplant.wiring import WRITES, Leaves
 
 DEPTHS = ('zero', 'gated')
 
@@ -36,29 +42,32 @@ class Transplant:
     depth: 'zero' or 'gated', how new blocks were made.
   """
 
-  variables: Any
+  variables: PyTree
   rule: str
   exact: bool
   pairs: Pairs
   copies: Mapping[str, Copies]
   depth: str = 'zero'
 
-  def structure(self, structure=None) -> Structure:
-    """The structure of the new model that computes what `structure` of the old one does; None is
-    all-on. After `depth='gated'` the new blocks are off in it."""
+  def structure(self, structure: Any = None) -> Structure:
+    """Returns the structure of the new model that computes what `structure` of the old one does;
+    None is all-on. After `depth='gated'` the new blocks are off in it."""
     return self.pairs.structure(structure, self.depth)
 
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-  """What a transplant gave on a batch; as text, one line.
+  """How far the logits of two models are apart on a batch; as text, one line.
 
   Attributes:
-    rule: of the transplant.
+    rule: how the second was made of the first.
     exact: whether the rule is exact.
     max_difference: max |Δlogit| between both models.
     num_examples: in the batch.
-    max_logit: max |logit| of the old model, by which rounding grows.
+    max_logit: max |logit| of the first model, by which rounding grows.
+
+  >>> print(Receipt('cut MLP: hidden 48→13', True, 1.9e-6, 64, 8.25))
+  cut MLP: hidden 48→13 (exact): max |Δlogit| 1.9e-06 of logits up to 8.2 on 64 examples
   """
 
   rule: str
@@ -73,19 +82,31 @@ class Receipt:
     apart = f'max |Δlogit| {self.max_difference:.2g} of logits up to {self.max_logit:.2g}'
     return f'{self.rule} ({kind}): {apart} on {examples}'
 
+  def save(self, directory: str | Path) -> Path:
+    """Writes `receipt.json`, whole or not at all, into a directory, which is made if it is not
+    there: beside the checkpoints of a training that starts from the new model, say.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    path = Path(directory) / 'receipt.json'
+    with user_errors('write', path, WRITABLE):
+      replace_file(path, (json.dumps(dataclasses.asdict(self), indent=2) + '\n').encode())
+    return path
+
 
 def grow(
-  small_model,
-  small,
-  large_model,
-  large,
+  small_model: nn.Module,
+  small: PyTree,
+  large_model: nn.Module,
+  large: PyTree,
   *,
-  key: jax.Array,
+  key: PRNGKeyArray,
   depth: str = 'zero',
-  place: str | Sequence[int] = 'spread',
+  place: Place = 'spread',
   unequal: float = 0.5,
 ) -> Transplant:
-  """The pool of a small model in a large one that computes the same logits.
+  """Returns the pool of a small model in a large one that computes the same logits.
 
   The width of the stream, hidden units, heads, units of a head (not with rope), channels and the
   number of blocks may grow, one or all of them, to any size. All structures agree, not only all-on;
@@ -106,72 +127,83 @@ def grow(
 
   Raises:
     UserError: where the small model does not fit into the large one, or for bad options.
+
+  >>> small, large = (aj.models.MLP(n, 4 * n, 8 * n, num_classes=3) for n in (1, 2))
+  >>> x = jnp.ones((2, 5))
+  >>> before, fresh = (model.init(jax.random.key(0), x) for model in (small, large))
+  >>> grown = aj.transplant.grow(small, before, large, fresh, key=jax.random.key(1))
+  >>> aj.transplant.receipt(grown, small, before, large, x).max_difference < 1e-5
+  True
   """
   if depth not in DEPTHS:
     raise UserError(f'depth {depth!r}: expected one of {", ".join(DEPTHS)}')
   if not 0 <= unequal < 1:
     raise UserError(f'unequal {unequal}: expected a number in [0, 1)')
   pairs = pair(small_model, small, large_model, large, place=place)
-  if depth == 'gated':
-    for old, new in pairs.sites:
-      if old is None and not new.has_residual:
-        raise UserError(
-          f"depth 'gated' with a new site {new.label} of gates {new.names}: expected a residual "
-          "gate, or depth 'zero'"
-        )
+  for old, new in pairs.sites:
+    if depth == 'gated' and old is None and not new.has_residual:
+      raise UserError(
+        f"depth 'gated' with a new site {new.label} of gates {new.names}: expected a residual "
+        "gate, or depth 'zero'"
+      )
   copies = {
-    name: copied(name, *sizes, pairs.new.streams.get(name), key, unequal)
+    name: copied(name, sizes, pairs.new.streams.get(name), key, unequal)
     for name, sizes in pairs.sizes.items()
   }
   where = place if isinstance(place, str) else f'at {", ".join(map(str, place))}'
-  how = f' ({depth}, {where})' if pairs.depths[0] < pairs.depths[1] else ''
-  leaves, initial = flat(params_of(small), pairs.old), flat(params_of(large), pairs.new)
-  pool = new_pool(pairs, copies, leaves, initial, depth)
-  return Transplant({'params': pool}, f'grow {pairs}{how}', True, pairs, copies, depth)
+  deeper = f' ({depth}, {where})' if pairs.depths[0] < pairs.depths[1] else ''
+  leaves, initial = pairs.old.flat(params_of(small)), pairs.new.flat(params_of(large))
+  variables = new_variables(pairs, copies, leaves, initial, depth)
+  return Transplant(variables, f'grow {pairs}{deeper}', True, pairs, copies, depth)
 
 
-def merge(grown: Transplant, large) -> Transplant:
-  """The way back from `grow`: copies are taken together, pads and new blocks left out.
+def merge(grown: Transplant, large: PyTree) -> Transplant:
+  """Returns the way back from `grow`: copies are taken together, pads and new blocks left out.
 
   The large pool as it was grown gives back the small one. Once it has been trained, what comes back
   computes something else than it does, but is the nearest start for the small model: what read the
   copies of a unit is summed, what wrote them averaged.
 
   Args:
-    grown: what `grow` returned.
+    grown: the result of `grow`.
     large: `{'params': pool}` of the large model, trained or not.
 
   Raises:
     UserError: for a pool of other shapes.
   """
-  pairs = grown.pairs
-  pool = params_of(large)
-  given = flat_shapes(pool, pairs.new)
-  for path in sorted(given.keys() | pairs.shapes[1]):
-    found, wanted = (shapes.get(path, 'no such leaf') for shapes in (given, pairs.shapes[1]))
-    if found != wanted:
+  pairs, pool = grown.pairs, params_of(large)
+  given, grown_shapes = pairs.new.shapes(pool), pairs.shapes[1]
+  for path in sorted(given.keys() | grown_shapes):
+    shape, expected = (shapes.get(path, 'no such leaf') for shapes in (given, grown_shapes))
+    if shape != expected:
       raise UserError(
-        f'leaf {path}: found {found}, expected {wanted} as in the pool that was grown'
+        f'leaf {path}: found {shape}, expected {expected} as in the pool that was grown'
       )
-  leaves, back = flat(pool, pairs.new), pairs.back()
-  found = {
+  leaves, back = pairs.new.flat(pool), pairs.back()
+  small = {
     name: merged(leaves[path], pairs.new.axes[path], grown.copies).astype(leaves[path].dtype)
     for name, path in back.origin.items()
+    if path is not None
   }
-  pool = jax.tree.map(jnp.asarray, unflat(found, pairs.old))
-  return Transplant({'params': pool}, f'merge {back}', False, back, {})
+  variables = {'params': jax.tree.map(jnp.asarray, pairs.old.pool(small))}
+  return Transplant(variables, f'merge {back}', False, back, {})
 
 
 def receipt(
-  transplant: Transplant, old_model, old, new_model, x: jax.Array, structure=None
+  transplant: Transplant,
+  old_model: nn.Module,
+  old: PyTree,
+  new_model: nn.Module,
+  x: Shaped[Array | np.ndarray, 'B ...'],
+  structure: Any = None,
 ) -> Receipt:
   """Compares the logits of both models.
 
   Args:
-    transplant: what made the new model's pool.
+    transplant: that made the new model's pool.
     old_model, old: the model and the `{'params': pool}` that it was made from.
     new_model: the other one.
-    x: a batch of inputs, [B, ...].
+    x: a batch of inputs.
     structure: of the old model, None for all-on; the new one runs in `transplant.structure` of it.
   """
   count = transplant.pairs.gates[0]
@@ -181,8 +213,10 @@ def receipt(
   return compare(transplant.rule, transplant.exact, before, after)
 
 
-def compare(rule: str, exact: bool, before: jax.Array, after: jax.Array) -> Receipt:
-  """The receipt of two models' logits [B, ...] on one batch."""
+def compare(
+  rule: str, exact: bool, before: Float[Array, 'B *rest'], after: Float[Array, 'B *rest']
+) -> Receipt:
+  """Returns the receipt of two models' logits on one batch."""
   difference, largest = (float(jnp.abs(a).max()) for a in (before - after, before))
   return Receipt(rule, exact, difference, len(before), largest)
 
@@ -192,12 +226,15 @@ def _logits(model, variables, x, structure):
   return model.apply(variables, x, structure)
 
 
-def new_pool(pairs: Pairs, copies: Mapping[str, Copies], leaves, initial, depth: str = 'zero'):
-  """The pool of the new model.
+def new_variables(
+  pairs: Pairs, copies: Mapping[str, Copies], leaves: Leaves, initial: Leaves, depth: str = 'zero'
+) -> PyTree:
+  """Returns `{'params': pool}` of the new model.
 
   Args:
+    pairs: of the models.
     copies: the units of each space.
-    leaves: of the old pool, by name.
+    leaves: of the old pool.
     initial: of an initial pool of the new model.
     depth: with 'zero', what new blocks write to a stream is zero.
   """
@@ -212,4 +249,4 @@ def new_pool(pairs: Pairs, copies: Mapping[str, Copies], leaves, initial, depth:
     else:
       leaf = fresh
     new[path] = leaf.astype(fresh.dtype)
-  return jax.tree.map(jnp.asarray, unflat(new, pairs.new))
+  return {'params': jax.tree.map(jnp.asarray, pairs.new.pool(new))}

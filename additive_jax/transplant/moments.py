@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.transplant.copies import gradients
 from additive_jax.transplant.growth import Transplant
-from additive_jax.transplant.wiring import flat, flat_shapes, unflat
 
 # What optimizers of Optax keep in the shape of the pool: means of gradients, and of squares.
 FIRST_MOMENTS = ('mu', 'trace', 'ema', 'acc_grads')
 SECOND_MOMENTS = ('nu', 'nu_max', 'sum_of_squares')
 
 
-def grow_optimizer(grown: Transplant, opt_state):
-  """What an optimizer of Optax knows of the small pool, for the large one.
+def grow_optimizer(grown: Transplant, opt_state: PyTree) -> PyTree:
+  """Returns what an optimizer of Optax knows of the small pool, for the large one.
 
   Gradients change by known factors: where units are read they are the old ones for every copy,
   where units are written a copy has its share. So means of gradients are multiplied by these, means
@@ -36,17 +36,17 @@ def grow_optimizer(grown: Transplant, opt_state):
   have long settled.
 
   Args:
-    grown: what `grow` returned; or `shrink`, of which the optimizer keeps what it knows of the
-      units that stay.
+    grown: the result of `grow`; or of `shrink`: the optimizer then keeps what it knows of the units
+      that stay.
     opt_state: of the old pool. Moments are found by their shape, the pool's, and their name.
 
   Raises:
     UserError: for a state that holds anything else than such moments and numbers.
   """
   pairs = grown.pairs
-  whole = {name.split('[')[0]: 0 for name in pairs.shapes[0]}
-  like_pool = jax.tree.structure(unflatten_dict(whole, sep='/'))
-  is_pool = lambda node: jax.tree.structure(node) == like_pool
+  names = {name.split('[')[0]: 0 for name in pairs.shapes[0]}
+  pool_structure = jax.tree.structure(unflatten_dict(names, sep='/'))
+  is_pool = lambda node: jax.tree.structure(node) == pool_structure
 
   def moved(path, node):
     name = jax.tree_util.keystr(path)
@@ -57,7 +57,7 @@ def grow_optimizer(grown: Transplant, opt_state):
           'shape of the pool'
         )
       return node
-    if flat_shapes(node, pairs.old) != pairs.shapes[0]:
+    if pairs.old.shapes(node) != pairs.shapes[0]:
       raise UserError(f'optimizer state {name}: expected leaves in the shapes of the pool')
     kind = next((getattr(key, 'name', getattr(key, 'key', '')) for key in path[::-1]), '')
     if kind not in (*FIRST_MOMENTS, *SECOND_MOMENTS):
@@ -70,30 +70,35 @@ def grow_optimizer(grown: Transplant, opt_state):
   return jax.tree.map_with_path(moved, opt_state, is_leaf=is_pool)
 
 
-def _moved_moments(grown, moments, power):
-  pairs, old = grown.pairs, flat(moments, grown.pairs.old)
+def _moved_moments(grown: Transplant, moments: PyTree, power: int) -> PyTree:
+  pairs, old = grown.pairs, grown.pairs.old.flat(moments)
   new = {}
   for path, name in pairs.origin.items():
     if name is None:
       before = old[pairs.like[path]]
-      moved, known, typical = np.zeros(pairs.shapes[1][path]), False, before.mean()
+      values, known, typical = np.zeros(pairs.shapes[1][path]), False, before.mean()
     else:
       before = old[name]
-      moved, known = gradients(before, pairs.new.axes[path], grown.copies, power)
-      typical = moved.mean(where=known)
-    filled = np.where(known, moved, typical if power == 2 else 0)
+      values, known = gradients(before, pairs.new.axes[path], grown.copies, power)
+      typical = values.mean(where=known)
+    filled = np.where(known, values, typical if power == 2 else 0)
     new[path] = filled.astype(before.dtype)
-  return jax.tree.map(jnp.asarray, unflat(new, pairs.new))
+  return jax.tree.map(jnp.asarray, pairs.new.pool(new))
 
 
-def average_optimizer(states: Sequence):
-  """What an optimizer knows of J pools, each trained on batches of its own, for their mean, trained
-  on the J batches together.
+def average_optimizer(states: Sequence[PyTree]) -> PyTree:
+  """Returns what an optimizer knows of J pools, each trained on batches of its own, for their mean,
+  trained on the J batches together.
 
   Means of gradients are averaged. So are means of squares, but for Adam's: these are g² + v, of a
   gradient g and its noise v on a small batch, and on J batches together g² + v/J. With the mean of
   gradients for g that is (1 − 1/J)·mu² + nu/J. Without this the noise of small batches would make
   the first steps on large ones too short, by up to √J. Of counts the largest is taken.
+
+  >>> adam = lambda mu, nu: optax.ScaleByAdamState(count=3, mu=jnp.array(mu), nu=jnp.array(nu))
+  >>> mean = average_optimizer([adam(1.0, 4.0), adam(3.0, 8.0)])
+  >>> float(mean.mu), float(mean.nu), int(mean.count)
+  (2.0, 5.0, 3)
   """
   if len(states) == 1:
     return states[0]
@@ -103,25 +108,22 @@ def average_optimizer(states: Sequence):
       return sum(leaves) / len(leaves)
     return np.max(leaves, axis=0)
 
-  def joined(node):
-    if not _is_adam(node):
+  def quieter(node):
+    if not isinstance(node, optax.ScaleByAdamState):
       return node
     share = 1 / len(states)
-    quieter = lambda mu, nu: (1 - share) * jnp.square(mu) + share * nu
-    return node._replace(nu=jax.tree.map(quieter, node.mu, node.nu))
+    nu = lambda mu, nu: (1 - share) * jnp.square(mu) + share * nu
+    return node._replace(nu=jax.tree.map(nu, node.mu, node.nu))
 
-  return jax.tree.map(joined, jax.tree.map(mean, *states), is_leaf=_is_adam)
-
-
-def _is_adam(node):
-  return isinstance(node, optax.ScaleByAdamState)
+  is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+  return jax.tree.map(quieter, jax.tree.map(mean, *states), is_leaf=is_adam)
 
 
-def restart_schedules(opt_state):
-  """An optimizer's state with the steps of its learning-rate schedules at 0: a transplant begins a
-  training of its own. What else it counts, such as the steps of Adam's means, stays."""
+def restart_schedules(opt_state: PyTree) -> PyTree:
+  """Returns an optimizer's state with the steps of its learning-rate schedules at 0: a transplant
+  begins a training of its own. What else it counts, such as the steps of Adam's means, stays."""
   is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
-  again = lambda node: (
+  restart = lambda node: (
     node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
   )
-  return jax.tree.map(again, opt_state, is_leaf=is_schedule)
+  return jax.tree.map(restart, opt_state, is_leaf=is_schedule)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+import flax.linen as nn
+import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Site, gate_names, sites_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.kinds import LANE
-from additive_jax.transplant.wiring import Wiring, flat_shapes, wiring_of
+from additive_jax.transplant.wiring import Wiring, module_names, wiring_of
 
 PLACES = ('spread', 'end')
+
+Shapes = Mapping[str, tuple[int, ...]]  # of leaves, by name
+Place = str | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,30 +49,27 @@ class Pairs:
   sites: tuple[tuple[Site | None, Site], ...]
   depths: tuple[int, int]
   gates: tuple[int, int]
-  shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]]
+  shapes: tuple[Shapes, Shapes]
 
   def back(self) -> Pairs:
-    """The pairs of the way back, without blocks that are new."""
-    found = {name: path for path, name in self.origin.items() if name is not None}
-    sites = sorted(
-      ((new, old) for old, new in self.sites if old is not None), key=lambda pair: pair[1].start
-    )
+    """Returns the pairs of the way back, without blocks that are new."""
+    sites = [(new, old) for old, new in self.sites if old is not None]
     return Pairs(
       self.new,
       self.old,
-      found,
-      {},
-      {old: new for new, old in self.spaces.items()},
-      {self.spaces[name]: sizes[::-1] for name, sizes in self.sizes.items()},
-      tuple(sites),
-      self.depths[::-1],
-      self.gates[::-1],
-      self.shapes[::-1],
+      origin={name: path for path, name in self.origin.items() if name is not None},
+      like={},
+      spaces={old: new for new, old in self.spaces.items()},
+      sizes={self.spaces[name]: sizes[::-1] for name, sizes in self.sizes.items()},
+      sites=tuple(sorted(sites, key=lambda pair: pair[1].start)),
+      depths=self.depths[::-1],
+      gates=self.gates[::-1],
+      shapes=self.shapes[::-1],
     )
 
-  def structure(self, structure, depth: str = 'zero') -> Structure:
-    """The structure of the new model that is the old one's `structure`, in any of its forms, None
-    for all-on.
+  def structure(self, structure: Any = None, depth: str = 'zero') -> Structure:
+    """Returns the structure of the new model that is the old one's `structure`, in any of its
+    forms, None for all-on.
 
     Gates of new blocks are off for `depth` 'gated', else on; their lane gates are on only if all of
     the old model's are, since lanes that are apart would otherwise meet there.
@@ -75,7 +79,7 @@ class Pairs:
     old_sites = [old for old, _ in self.sites if old is not None]
     lanes = [old.start + old.names.index(LANE) for old in old_sites if LANE in old.names]
     together = all(bits[i] for i in lanes)
-    new_bits = []
+    new_bits: list[bool] = []
     for old, new in self.sites:
       if old is None:
         new_bits += [depth != 'gated' and (together or name != LANE) for name in new.names]
@@ -85,23 +89,28 @@ class Pairs:
 
   def __str__(self) -> str:
     """What changes, such as `stream 8→20, hidden 9→24, depth 2→3`."""
-    changes = {}
+    changes: dict[str, dict[str, None]] = {}
     streams_first = sorted(self.sizes, key=lambda space: space not in self.new.streams)
     for space in streams_first:
       size, new_size = self.sizes[space]
       if size != new_size:
-        kind = space.split('/')[-1]
-        changes.setdefault(kind, {})[f'{size}→{new_size}'] = None
-    parts = [f'{kind} {" and ".join(each)}' for kind, each in changes.items()]
+        changes.setdefault(space.split('/')[-1], {})[f'{size}→{new_size}'] = None
+    parts = [f'{kind} {" and ".join(sizes)}' for kind, sizes in changes.items()]
     if self.depths[0] != self.depths[1]:
       parts.append('depth {}→{}'.format(*self.depths))
     return ', '.join(parts) or 'same sizes'
 
 
 def pair(
-  old_model, old, new_model, new, *, place: str | Sequence[int], grows: bool | None = True
+  old_model: nn.Module,
+  old: PyTree,
+  new_model: nn.Module,
+  new: PyTree,
+  *,
+  place: Place,
+  grows: bool | None = True,
 ) -> Pairs:
-  """Pairs two models of one kind.
+  """Returns how two models of one kind pair.
 
   Args:
     old, new: `{'params': pool}` of each, of arrays or shapes.
@@ -113,51 +122,40 @@ def pair(
   Raises:
     UserError: where the one does not fit into the other; it names the leaf and both shapes.
   """
-  if isinstance(place, str) and place not in PLACES:
-    raise UserError(f'place {place!r}: expected one of {", ".join(PLACES)}, or numbers of blocks')
-  if type(old_model) is not type(new_model):
-    names = [type(model).__name__ for model in (old_model, new_model)]
-    raise UserError('transplant of {} into {}: expected the same kind of model'.format(*names))
-  if isinstance(old_model, DenseStack) and len(old_model.hidden) != len(new_model.hidden):
-    raise UserError(
-      f'transplant of a DenseStack with hidden layers {old_model.hidden} into one with '
-      f'{new_model.hidden}: expected as many layers'
-    )
-  wirings = old_wiring, new_wiring = wiring_of(old_model), wiring_of(new_model)
+  _check_kinds(old_model, new_model, place)
+  old_wiring, new_wiring = wiring_of(old_model), wiring_of(new_model)
   pools = params_of(old), params_of(new)
-  modules, likes, depths = _pair_blocks(*wirings, place, grows)
-  origin, like = {}, {}
-  old_shapes, new_shapes = (flat_shapes(*each) for each in zip(pools, wirings))
-  for path in new_shapes:
-    module, _, rest = path.partition('/')
+  modules, likes, depths = _pair_blocks(old_wiring, new_wiring, place, grows)
+  shapes = old_wiring.shapes(pools[0]), new_wiring.shapes(pools[1])
+  origin: dict[str, str | None] = {}
+  like: dict[str, str] = {}
+  for path in shapes[1]:
+    module, slash, leaf = path.partition('/')
     before = modules.get(module, module)
-    named = lambda module, rest=rest: f'{module}/{rest}' if rest else module
-    origin[path] = None if before is None else named(before)
+    origin[path] = None if before is None else before + slash + leaf
     if before is None:
-      like[path] = named(likes[module])
-  found = {path: name for path, name in origin.items() if name in old_shapes}
-  spaces, sizes = _pair_spaces(pools, wirings, found, old_shapes, new_shapes, grows)
+      like[path] = likes[module] + slash + leaf
+  shared = {path: name for path, name in origin.items() if name in shapes[0]}
+  spaces, sizes = _pair_spaces(pools, (old_wiring, new_wiring), shared, shapes, grows)
+  kind = type(old_model).__name__
   for name, value in old_wiring.fixed.items():
     if value != new_wiring.fixed.get(name):
       raise UserError(
-        f'{type(old_model).__name__} with {name} {value!r} into one with '
-        f'{new_wiring.fixed.get(name)!r}: expected the same'
+        f'{kind} with {name} {value!r} into one with {new_wiring.fixed.get(name)!r}: expected the '
+        'same'
       )
-  _check_all_found(type(old_model).__name__, old_wiring, origin, found, old_shapes, modules)
-  by_module = {_module(site): site for site in sites_of(old_model)}
-  old_site = lambda module: by_module.get(modules.get(module, module))
-  sites = tuple((old_site(_module(site)), site) for site in sites_of(new_model))
+  _check_all_paired(kind, old_wiring, origin, shared, shapes[0], modules)
+  old_sites = dict(zip(module_names(old_model), sites_of(old_model)))
+  sites = tuple(
+    (old_sites.get(modules.get(module, module)), site)
+    for module, site in zip(module_names(new_model), sites_of(new_model))
+  )
   gates = len(gate_names(old_model)), len(gate_names(new_model))
-  shapes = old_shapes, new_shapes
-  return Pairs(*wirings, origin, like, spaces, sizes, sites, depths, gates, shapes)
+  return Pairs(old_wiring, new_wiring, origin, like, spaces, sizes, sites, depths, gates, shapes)
 
 
-def _module(site: Site) -> str:
-  return site.label.replace('/', '__')
-
-
-def params_of(variables):
-  """The pool of `{'params': pool}`.
+def params_of(variables: PyTree) -> PyTree:
+  """Returns the pool of `{'params': pool}`.
 
   Raises:
     UserError: for anything else.
@@ -168,15 +166,37 @@ def params_of(variables):
   return variables['params']
 
 
-def _pair_blocks(old: Wiring, new: Wiring, place, grows):
-  """For each module of the new model's blocks the old one, or None; the old one that a new module
-  is like; and the numbers of blocks."""
+def _check_kinds(old_model, new_model, place: Place) -> None:
+  if isinstance(place, str) and place not in PLACES:
+    raise UserError(f'place {place!r}: expected one of {", ".join(PLACES)}, or numbers of blocks')
+  if type(old_model) is not type(new_model):
+    names = [type(model).__name__ for model in (old_model, new_model)]
+    raise UserError('transplant of {} into {}: expected the same kind of model'.format(*names))
+  if isinstance(old_model, DenseStack) and np.size(old_model.hidden) != np.size(new_model.hidden):
+    raise UserError(
+      f'transplant of a DenseStack with hidden layers {old_model.hidden} into one with '
+      f'{new_model.hidden}: expected as many layers'
+    )
+
+
+def _pair_blocks(old: Wiring, new: Wiring, place: Place, grows: bool | None):
+  """Pairs the blocks of each group.
+
+    old blocks   a   b        spread: A is a, C is b; B is new, like a; D is new, like b
+    new blocks   A B C D      end:    A is a, B is b; C and D are new, like b
+
+  Returns:
+    For each module of the new model's blocks the old one, or None; the old one that a new module
+    is like; and the numbers of blocks.
+  """
   if len(old.blocks) != len(new.blocks):
     raise UserError(
       f'{len(old.blocks)} stages into {len(new.blocks)}: expected as many, of at least as many '
       'blocks and channels'
     )
-  modules, likes, start = {}, {}, 0
+  modules: dict[str, str | None] = {}
+  likes: dict[str, str] = {}
+  start = 0
   for before, after in zip(old.blocks, new.blocks):
     few, many = sorted((len(before), len(after)))
     if grows is not None and few < many and grows != (few == len(before)):
@@ -184,52 +204,58 @@ def _pair_blocks(old: Wiring, new: Wiring, place, grows):
         f'{len(before)} blocks ({before[0][0]} to {before[-1][-1]}) into {len(after)}: expected at '
         f'{"least" if grows else "most"} as many'
       )
-    if isinstance(place, str):
-      kept = [i * many // few if place == 'spread' else i for i in range(few)]
-    else:
-      kept = [i - start for i in place if start <= i < start + many]
-      if len(kept) != few or list(place) != sorted(set(place)):
-        raise UserError(
-          f'place {tuple(place)} of {few} blocks among blocks {start} to {start + many - 1}: '
-          'expected as many different numbers of these, in order'
-        )
+    places = _places(place, few, many, start)
     start += many
     if len(before) > len(after):
-      places, before = range(few), [before[i] for i in kept]
-    else:
-      places = kept
+      before, places = tuple(before[i] for i in places), list(range(few))
     for i, block in enumerate(after):
-      last = max((k for k, start in enumerate(places) if start <= i), default=0)
+      last = max((k for k, first in enumerate(places) if first <= i), default=0)
       modules |= zip(block, before[last] if i in places else (None,) * len(block))
       likes |= zip(block, before[last])
-  depths = tuple(sum(map(len, wiring.blocks)) for wiring in (old, new))
+  depths = sum(map(len, old.blocks)), sum(map(len, new.blocks))
   if not isinstance(place, str) and len(place) != min(depths):
-    raise UserError(
-      f'place {tuple(place)} of {min(depths)} blocks among blocks 0 to {max(depths) - 1}: expected '
-      'as many different numbers of these, in order'
-    )
+    raise _wrong_place(place, min(depths), 0, max(depths))
   return modules, likes, depths
 
 
-def _pair_spaces(pools, wirings, found, old_shapes, new_shapes, grows):
-  """The spaces of the leaves found in both pools, and their sizes."""
-  whole = [flatten_dict(pool, sep='/') for pool in pools]
-  spaces, sizes = {}, {}
+def _places(place: Place, few: int, many: int, start: int) -> list[int]:
+  """Returns which of `many` blocks, the first of which has the number `start`, the `few` are."""
+  if isinstance(place, str):
+    return [i * many // few if place == 'spread' else i for i in range(few)]
+  places = [i - start for i in place if start <= i < start + many]
+  if len(places) != few or list(place) != sorted(set(place)):
+    raise _wrong_place(place, few, start, many)
+  return places
 
-  def refuse(path, what):
-    names = found[path].split('[')[0], path.split('[')[0]
-    before, after = (tuple(leaves[name].shape) for leaves, name in zip(whole, names))
-    raise UserError(f'leaf {names[0]} of shape {before} into shape {after}: expected {what}')
 
-  for path, name in found.items():
-    before, after = old_shapes[name], new_shapes[path]
-    axes = [wiring.axes.get(leaf) for wiring, leaf in zip(wirings, (name, path))]
-    if any(axes_ is None for axes_ in axes):
+def _wrong_place(place: Sequence[int], few: int, start: int, many: int) -> UserError:
+  return UserError(
+    f'place {tuple(place)} of {few} blocks among blocks {start} to {start + many - 1}: expected as '
+    'many different numbers of these, in order'
+  )
+
+
+def _pair_spaces(pools, wirings, shared: Mapping[str, str], shapes, grows: bool | None):
+  """Returns the spaces of the leaves that are in both pools, and their sizes."""
+  spaces: dict[str, str] = {}
+  sizes: dict[str, tuple[int, int]] = {}
+
+  def refuse(path: str, expected: str) -> NoReturn:
+    names = shared[path].split('[')[0], path.split('[')[0]
+    before, after = (
+      tuple(flatten_dict(pool, sep='/')[name].shape) for pool, name in zip(pools, names)
+    )
+    raise UserError(f'leaf {names[0]} of shape {before} into shape {after}: expected {expected}')
+
+  for path, name in shared.items():
+    before, after = shapes[0][name], shapes[1][path]
+    old_axes, axes = wirings[0].axes.get(name), wirings[1].axes.get(path)
+    if old_axes is None or axes is None:
       raise UserError(f'leaf {path}: expected one that the wiring of the model names')
-    if not len(axes[0]) == len(axes[1]) == len(before) == len(after):
-      refuse(path, f'{len(axes[0])} axes')
-    for old_axis, axis, size, new_size in zip(*axes, before, after):
-      if None in (old_axis, axis):
+    if not len(old_axes) == len(axes) == len(before) == len(after):
+      refuse(path, f'{len(old_axes)} axes')
+    for old_axis, axis, size, new_size in zip(old_axes, axes, before, after):
+      if old_axis is None or axis is None:
         if size != new_size:
           refuse(path, f'{new_size} to be {size}, on an axis that cannot change')
         continue
@@ -241,12 +267,12 @@ def _pair_spaces(pools, wirings, found, old_shapes, new_shapes, grows):
   return spaces, sizes
 
 
-def _check_all_found(model, old_wiring, origin, found, old_shapes, modules):
+def _check_all_paired(kind: str, old: Wiring, origin, shared, old_shapes: Shapes, modules) -> None:
   for path, name in origin.items():
-    if name is not None and path not in found:
-      raise UserError(f'leaf {path} of the new {model}: expected {name} in the old pool')
-  repeated = {name for blocks in old_wiring.blocks for block in blocks for name in block}
+    if name is not None and path not in shared:
+      raise UserError(f'leaf {path} of the new {kind}: expected {name} in the old pool')
+  repeated = {name for blocks in old.blocks for block in blocks for name in block}
   dropped = repeated - set(modules.values())
   for name in old_shapes:
-    if name not in found.values() and name.split('/')[0] not in dropped:
-      raise UserError(f'leaf {name} of the old {model}: expected a place in the new pool')
+    if name not in shared.values() and name.split('/')[0] not in dropped:
+      raise UserError(f'leaf {name} of the old {kind}: expected a place in the new pool')

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import numpy as np
 import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
-from additive_jax.errors import UserError, user_errors
+from additive_jax.errors import UserError
 from additive_jax.files.checkpoint import Checkpointer
-from additive_jax.files.journal import replace_file
-from additive_jax.files.rundir import WRITABLE
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
 from additive_jax.train.state import State
-from additive_jax.transplant import Receipt, Transplant, grow, grow_optimizer, receipt, shrink
+from additive_jax.transplant.growth import Receipt, Transplant, grow, receipt
+from additive_jax.transplant.moments import grow_optimizer
+from additive_jax.transplant.selection import shrink
 
 log = logging.getLogger('additive_jax')
 
-RECEIPT = 'receipt.json'
+Batch = Shaped[Array | np.ndarray, 'B ...']
 
 
 class Saved(NamedTuple):
@@ -36,9 +38,9 @@ class Saved(NamedTuple):
   """
 
   step: int
-  variables: Any
-  opt_state: Any
-  meta: dict
+  variables: PyTree
+  opt_state: PyTree
+  meta: dict[str, Any]
 
 
 class Moved(NamedTuple):
@@ -52,114 +54,88 @@ class Moved(NamedTuple):
   """
 
   transplant: Transplant
-  opt_state: Any
+  opt_state: PyTree
   receipt: Receipt
   step: int
 
 
-def restore_grown(
-  path,
-  small_model,
-  large_model,
-  large,
-  x: jax.Array,
-  *,
-  key: jax.Array,
-  optimizer: optax.GradientTransformation | None = None,
-  identity: dict | None = None,
-  **options,
-) -> Moved:
-  """A small model's newest sound checkpoint in a large model that computes the same.
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """The checkpoints that a training left. They are only read, every leaf against its checksum.
 
-  Args:
-    path: the directory of the checkpoints, such as `RUN/checkpoints/pool-seed0`.
-    small_model: that the checkpoints are of.
-    large_model, large: the model and its initial pool; it is not changed.
-    x: a batch of inputs, [B, ...], for the receipt.
-    key: of the shares of copies.
-    optimizer: the one that trained the small model, to move its state as well.
-    identity: of the checkpoints, if not that of a run of `small_model`.
-    options: of `transplant.grow`.
+    small = Checkpoints('RUN/checkpoints/pool-seed0', small_model, optimizer)
+    moved = small.grow(large_model, large, x, key=jax.random.key(0))
+    moved.receipt.save('LARGE/checkpoints')
 
-  Raises:
-    UserError: when there is no sound checkpoint, or it is of another model, or the small model does
-      not fit into the large one.
+  Attributes:
+    path: their directory.
+    model: that they are of.
+    optimizer: the one that trained it, to take along what it knows; None leaves that out.
+    identity: of the checkpoints, if not that of a run of `model`.
   """
-  saved = read_checkpoint(path, small_model, x, optimizer=optimizer, identity=identity)
-  grown = grow(small_model, saved.variables, large_model, large, key=key, **options)
-  opt_state = None if optimizer is None else grow_optimizer(grown, saved.opt_state)
-  said = receipt(grown, small_model, saved.variables, large_model, x)
-  log.info('%s, step %d: %s', path, saved.step, said)
-  return Moved(grown, opt_state, said, saved.step)
 
+  path: str | Path
+  model: nn.Module
+  optimizer: optax.GradientTransformation | None = None
+  identity: dict[str, Any] | None = None
 
-def restore_shrunk(
-  path,
-  large_model,
-  small_model,
-  x: jax.Array,
-  *,
-  optimizer: optax.GradientTransformation | None = None,
-  identity: dict | None = None,
-  **options,
-) -> Moved:
-  """The strongest units of a large model's newest sound checkpoint in a small model; not exact.
+  def read(self, x: Batch) -> Saved:
+    """Returns the newest sound checkpoint; of `x` the shape matters.
 
-  Args:
-    path, x, identity: as in `restore_grown`.
-    optimizer: the one that trained the large model, to take along what it knows of these units.
-    large_model: that the checkpoints are of.
-    small_model: the other.
-    options: of `transplant.shrink`.
+    Raises:
+      UserError: when there is no sound checkpoint, or it is of another model.
+    """
+    params = jax.eval_shape(self.model.init, jax.random.key(0), x)['params']
+    opt_state, fields = None, ('params',)
+    if self.optimizer is not None:
+      opt_state, fields = jax.eval_shape(self.optimizer.init, params), ('params', 'opt_state')
+    gates = list(gate_names(self.model))
+    identity = self.identity or {'model': describe(self.model), 'gates': gates}
+    with Checkpointer(self.path, identity=identity) as checkpoints:
+      template = State(params, opt_state, None, None)  # type: ignore[arg-type]  # two unread fields
+      restored = checkpoints.restore(template, fields=fields)
+    if restored is None:
+      raise UserError(f'{self.path}: expected a directory of checkpoints, and there is none in it')
+    state = restored.state
+    return Saved(restored.step, {'params': state.params}, state.opt_state, restored.meta)
 
-  Raises:
-    UserError: as `restore_grown`.
-  """
-  saved = read_checkpoint(path, large_model, x, optimizer=optimizer, identity=identity)
-  small = jax.eval_shape(small_model.init, jax.random.key(0), x)
-  shrunk = shrink(large_model, saved.variables, small_model, small, **options)
-  opt_state = None if optimizer is None else grow_optimizer(shrunk, saved.opt_state)
-  said = receipt(shrunk, large_model, saved.variables, small_model, x)
-  log.info('%s, step %d: %s', path, saved.step, said)
-  return Moved(shrunk, opt_state, said, saved.step)
+  def grow(
+    self, large_model: nn.Module, large: PyTree, x: Batch, *, key: PRNGKeyArray, **options: Any
+  ) -> Moved:
+    """Returns the newest sound checkpoint in a large model that computes the same.
 
+    Args:
+      large_model, large: the model and its initial pool; it is not changed.
+      x: a batch of inputs, for the receipt.
+      key: of the shares of copies.
+      options: of `transplant.grow`.
 
-def read_checkpoint(
-  path,
-  model,
-  x: jax.Array,
-  *,
-  optimizer: optax.GradientTransformation | None = None,
-  identity: dict | None = None,
-) -> Saved:
-  """The pool, and if its optimizer is given the optimizer's state, of the newest sound checkpoint
-  of a training, every leaf checked against its checksum.
+    Raises:
+      UserError: as `read`, or when the model does not fit into the large one.
+    """
+    saved = self.read(x)
+    grown = grow(self.model, saved.variables, large_model, large, key=key, **options)
+    return self._moved(saved, grown, large_model, x)
 
-  Args: as in `restore_grown`; of `x` the shape matters.
+  def shrink(self, small_model: nn.Module, x: Batch, **options: Any) -> Moved:
+    """Returns the strongest units of the newest sound checkpoint in a small model; not exact.
 
-  Raises:
-    UserError: when there is no sound checkpoint, or it is of another model.
-  """
-  params = jax.eval_shape(model.init, jax.random.key(0), x)['params']
-  opt_state = None if optimizer is None else jax.eval_shape(optimizer.init, params)
-  identity = identity or {'model': describe(model), 'gates': list(gate_names(model))}
-  with Checkpointer(path, identity=identity) as checkpoints:
-    fields = ('params',) if optimizer is None else ('params', 'opt_state')
-    restored = checkpoints.restore(State(params, opt_state, None, None), fields=fields)
-  if restored is None:
-    raise UserError(f'{path}: expected a directory of checkpoints, and there is none in it')
-  state = restored.state
-  return Saved(restored.step, {'params': state.params}, state.opt_state, restored.meta)
+    Args:
+      small_model: the new model.
+      x: a batch of inputs, for the receipt.
+      options: of `transplant.shrink`.
 
+    Raises:
+      UserError: as `read`, or when the small model is not smaller.
+    """
+    saved = self.read(x)
+    small = jax.eval_shape(small_model.init, jax.random.key(0), x)
+    shrunk = shrink(self.model, saved.variables, small_model, small, **options)
+    return self._moved(saved, shrunk, small_model, x)
 
-def save_receipt(directory, receipt: Receipt) -> Path:
-  """Writes a receipt as `receipt.json`, whole or not at all, beside the checkpoints in `directory`,
-  which is made if it is not there.
-
-  Raises:
-    UserError: when it cannot be written.
-  """
-  path = Path(directory) / RECEIPT
-  with user_errors('write', path, WRITABLE):
-    replace_file(path, (json.dumps(dataclasses.asdict(receipt), indent=2) + '\n').encode())
-  return path
+  def _moved(self, saved: Saved, transplant: Transplant, model: nn.Module, x: Batch) -> Moved:
+    is_asked = self.optimizer is not None
+    opt_state = grow_optimizer(transplant, saved.opt_state) if is_asked else None
+    difference = receipt(transplant, self.model, saved.variables, model, x)
+    log.info('%s, step %d: %s', self.path, saved.step, difference)
+    return Moved(transplant, opt_state, difference, saved.step)

@@ -5,93 +5,105 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.transplant.copies import copied, selected, strengths
-from additive_jax.transplant.growth import Transplant, new_pool
-from additive_jax.transplant.pairs import pair, params_of
-from additive_jax.transplant.wiring import READS, flat
+from additive_jax.transplant.growth import Transplant, new_variables
+from additive_jax.transplant.pairs import Pairs, Place, pair, params_of
+from additive_jax.transplant.wiring import READS, Axes, Leaves
+
+Scores = Mapping[str, Any]  # how strong the units of a space are, [n], by the space's name
 
 
 def shrink(
-  large_model,
-  large,
-  small_model,
-  small,
+  large_model: nn.Module,
+  large: PyTree,
+  small_model: nn.Module,
+  small: PyTree,
   *,
-  scores: Mapping[str, Any] | None = None,
-  place: str | Sequence[int] = 'spread',
+  scores: Scores | None = None,
+  place: Place = 'spread',
 ) -> Transplant:
-  """The strongest units of a large model in a small one; not exact.
+  """Returns the strongest units of a large model in a small one; not exact.
 
   Args:
     large_model, large: the model and its `{'params': pool}`.
     small_model, small: the model and a pool of its shapes: arrays, or `jax.eval_shape` of its init.
     scores: how strong the units of a space are, [n] by the space's name in the large model, see
-      `wiring`. Other spaces take the norm of what writes a unit times the norm of what
-      reads it.
+      `wiring`. Other spaces take the norm of what writes a unit times the norm of what reads it.
     place: which blocks stay: where `grow` would have put those of the small model.
 
   Raises:
     UserError: where the small model is not smaller, or for scores of unknown spaces or lengths.
   """
   pairs = pair(large_model, large, small_model, small, place=place, grows=False)
-  leaves = flat(params_of(large), pairs.old)
+  leaves = pairs.old.flat(params_of(large))
   strength = _strengths(pairs, leaves, scores or {})
   copies = {
     name: selected(strength[name], size, pairs.new.streams.get(name))
     for name, (_, size) in pairs.sizes.items()
   }
   initial = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params_of(small))
-  pool = new_pool(pairs, copies, leaves, flat(initial, pairs.new))
-  return Transplant({'params': pool}, f'shrink {pairs}, strongest', False, pairs, copies)
+  variables = new_variables(pairs, copies, leaves, pairs.new.flat(initial))
+  return Transplant(variables, f'shrink {pairs}, strongest', False, pairs, copies)
 
 
-def average(pools: Sequence):
-  """The mean of several `{'params': pool}` of one shape, such as those of models that were trained
-  apart from one start.
+def average(pools: Sequence[PyTree]) -> PyTree:
+  """Returns the mean of several `{'params': pool}` of one shape, such as those of models that were
+  trained apart from one start.
 
   Raises:
     UserError: for none, or for pools of different shapes.
+
+  >>> average([{'params': {'bias': np.array([0.0, 4.0])}}, {'params': {'bias': np.ones(2)}}])
+  {'params': {'bias': array([0.5, 2.5])}}
   """
   _check_alike(pools)
   return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *pools)
 
 
-def best(pools: Sequence, losses: Sequence[float]):
-  """The one of several `{'params': pool}` with the lowest finite loss.
+def best(pools: Sequence[PyTree], losses: Sequence[float]) -> PyTree:
+  """Returns the one of several `{'params': pool}` with the lowest finite loss.
 
   Raises:
     UserError: for another number of losses, or no finite one.
+
+  >>> best(['pool 0', 'pool 1', 'pool 2'], [0.4, 0.2, np.nan])
+  'pool 1'
   """
-  losses = np.asarray(losses, float)
-  if len(losses) != len(pools):
-    raise UserError(f'{len(losses)} losses of {len(pools)} pools: expected one each')
-  if not np.isfinite(losses).any():
-    raise UserError(f'losses {losses.tolist()}: expected at least one finite')
-  return pools[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))]
+  values = np.asarray(losses, float)
+  if len(values) != len(pools):
+    raise UserError(f'{len(values)} losses of {len(pools)} pools: expected one each')
+  if not np.isfinite(values).any():
+    raise UserError(f'losses {values.tolist()}: expected at least one finite')
+  return pools[int(np.argmin(np.where(np.isfinite(values), values, np.inf)))]
 
 
 def pack(
-  small_model,
-  pools: Sequence,
-  large_model,
-  large,
+  small_model: nn.Module,
+  pools: Sequence[PyTree],
+  large_model: nn.Module,
+  large: PyTree,
   *,
-  key: jax.Array,
-  scores: Sequence[Mapping[str, Any]] | None = None,
-  place: str | Sequence[int] = 'spread',
+  key: PRNGKeyArray,
+  scores: Sequence[Scores] | None = None,
+  place: Place = 'spread',
   unequal: float = 0.5,
 ) -> Transplant:
-  """Several small models side by side in a large one; not exact.
+  """Returns several small models side by side in a large one; not exact.
 
   Their units of the stream, hidden units and heads are joined to as many spaces of J·n units, which
   read and write those of their own model alone; the logits are the mean. The only thing that the
   models then share are the norms, which see all their streams. Of each space that is too small for
   that the strongest units stay, and of one that is larger units are copied as in `grow`. Blocks of
-  further depth write zeros.
+  further depth write zeros. A kernel of two models, A and B:
+
+    A [n, h], B [n, h]   →   A 0     [2n, 2h]
+                             0 B
 
   Args:
     small_model, pools: the model, and J `{'params': pool}`.
@@ -109,68 +121,60 @@ def pack(
   if len(scores) != len(pools):
     raise UserError(f'{len(scores)} scores of {len(pools)} pools: expected one each')
   pairs = pair(small_model, pools[0], large_model, large, place=place, grows=None)
-  each = [flat(params_of(pool), pairs.old) for pool in pools]
-  strength = {name: [] for name in pairs.spaces}
-  for leaves, own in zip(each, scores):
-    for name, values in _strengths(pairs, leaves, own).items():
-      strength[name].append(values)
+  leaves = [pairs.old.flat(params_of(pool)) for pool in pools]
+  strength = [_strengths(pairs, *one) for one in zip(leaves, scores)]
   copies = {}
   for name, (_, size) in pairs.sizes.items():
-    nested = name in pairs.new.nested
-    joint = np.mean(strength[name], 0) if nested else np.concatenate(strength[name])
-    copies[name] = _fitted(name, joint, size, pairs.new.streams.get(name), key, unequal)
-  nested = pairs.old.nested
-  leaves = {
-    name: _side_by_side([leaves[name] for leaves in each], pairs.old.axes[name], nested)
-    for name in each[0]
+    # A nested space is one of each head, not one of each model.
+    join = (lambda a: np.mean(a, 0)) if name in pairs.new.nested else np.concatenate
+    units = join([one[name] for one in strength])
+    norm = pairs.new.streams.get(name)
+    copies[name] = (
+      selected(units, size, norm)
+      if size < len(units)
+      else copied(name, (len(units), size), norm, key, unequal)
+    )
+  joined = {
+    name: _side_by_side([one[name] for one in leaves], pairs.old.axes[name], pairs.old.nested)
+    for name in leaves[0]
   }
-  pool = new_pool(pairs, copies, leaves, flat(params_of(large), pairs.new))
-  rule = f'pack {len(pools)} × {pairs}'
-  return Transplant({'params': pool}, rule, False, pairs, copies)
+  variables = new_variables(pairs, copies, joined, pairs.new.flat(params_of(large)))
+  return Transplant(variables, f'pack {len(pools)} × {pairs}', False, pairs, copies)
 
 
-def _side_by_side(leaves, axes, nested) -> np.ndarray:
-  """One leaf of J models that read and write their own units."""
-  joined = [axis is not None and axis.space not in nested for axis in axes]
-  if not any(joined):
+def _side_by_side(leaves, axes: Axes, nested: frozenset[str]) -> np.ndarray:
+  """Returns one leaf of J models that read and write their own units."""
+  joins = [axis is not None and axis.space not in nested for axis in axes]
+  if not any(joins):
     return np.mean(leaves, 0)
-  sizes = leaves[0].shape
-  count = len(leaves)
-  whole = np.zeros([n * count if join else n for n, join in zip(sizes, joined)])
+  sizes, count = leaves[0].shape, len(leaves)
+  whole = np.zeros([n * count if join else n for n, join in zip(sizes, joins)])
   for i, leaf in enumerate(leaves):
-    parts = [slice(i * n, (i + 1) * n) for n in sizes]
-    whole[tuple(part if join else slice(None) for part, join in zip(parts, joined))] = leaf
+    rows = (slice(i * n, (i + 1) * n) if join else slice(None) for n, join in zip(sizes, joins))
+    whole[tuple(rows)] = leaf
   # What reads units and writes none gives the logits, which are the mean of all models'.
-  reads = all(axis.role == READS for axis, join in zip(axes, joined) if join)
+  reads = all(axis.role == READS for axis, join in zip(axes, joins) if axis is not None and join)
   return whole / count if reads else whole
 
 
-def _fitted(name, strength, size, norm, key, unequal):
-  if size < len(strength):
-    return selected(strength, size, norm)
-  return copied(name, len(strength), size, norm, key, unequal)
-
-
-def _strengths(pairs, leaves, scores) -> dict[str, np.ndarray]:
-  """How strong the units of each space are, by its name in the new model."""
-  unknown = sorted(set(scores) - set(pairs.spaces.values()))
-  if unknown:
-    known = ', '.join(sorted(set(pairs.spaces.values())))
-    raise UserError(f'scores of {", ".join(unknown)}: expected spaces out of {known}')
-  found = {}
+def _strengths(pairs: Pairs, leaves: Leaves, scores: Scores) -> dict[str, np.ndarray]:
+  """Returns how strong the units of each space are, by its name in the new model."""
+  names = sorted(set(pairs.spaces.values()))
+  if unknown := sorted(set(scores) - set(names)):
+    raise UserError(f'scores of {", ".join(unknown)}: expected spaces out of {", ".join(names)}')
+  strength = {}
   for new, old in pairs.spaces.items():
-    found[new] = strengths(leaves, pairs.old.axes, old)
+    strength[new] = norms = strengths(leaves, pairs.old, old)
     if old in scores:
-      given = np.asarray(scores[old], float)
-      if given.shape != found[new].shape:
+      strength[new] = np.asarray(scores[old], float)
+      if strength[new].shape != norms.shape:
         raise UserError(
-          f'scores of {old} of shape {given.shape}: expected {found[new].shape}, one a unit'
+          f'scores of {old} of shape {strength[new].shape}: expected {norms.shape}, one a unit'
         )
-      found[new] = given
-  return found
+  return strength
 
 
-def _check_alike(pools):
+def _check_alike(pools: Sequence[PyTree]) -> None:
   if not pools:
     raise UserError('no pools: expected at least one')
   first = jax.tree.leaves_with_path(pools[0])

@@ -4,17 +4,24 @@ A *space* is a set of like units that may grow together: the stream, the hidden 
 its heads, the units of a head. An axis of a leaf writes a space (the columns of a kernel, a bias),
 reads it (the rows of a kernel), is the scale or the bias of a norm of it, or belongs to none:
 classes, pixels of a patch, tokens. Such an axis never changes its size.
+
+  block_00__mlp/norm/scale  [D]      scale of stream
+  block_00__mlp/in/kernel   [D, H]   reads stream, writes block_00__mlp/hidden
+  block_00__mlp/in/bias     [H]      writes block_00__mlp/hidden
+  block_00__mlp/out/kernel  [H, D]   reads block_00__mlp/hidden, writes stream
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree, Shaped
 
 from additive_jax.errors import UserError
 from additive_jax.models.additive import sites_of
@@ -27,6 +34,10 @@ from additive_jax.models.transformer import Transformer
 READS, WRITES, SCALE, BIAS = 'reads', 'writes', 'scale', 'bias'
 QUERY, KEY = 'query', 'key'  # what they write is multiplied with each other and by size^(−1/2)
 LAYER, RMS = 'layer', 'rms'
+
+Leaves = Mapping[str, Shaped[np.ndarray, '...']]  # of a pool, by name
+Blocks = tuple[tuple[str, ...], ...]
+Leaf = TypeVar('Leaf')
 
 
 class Axis(NamedTuple):
@@ -41,10 +52,13 @@ class Axis(NamedTuple):
   space: str
 
 
+Axes = tuple[Axis | None, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Wiring:
   """The axes of all leaves of a model's pool. A network of your own gives it as a method
-  `wiring()`; that of the library's is in `wiring_of`.
+  `wiring()`; `wiring_of` gives that of the library's.
 
   Attributes:
     axes: for each leaf, named by its path with / between modules, an `Axis` or None for each of
@@ -57,19 +71,68 @@ class Wiring:
       axes of slice i, without that axis, are given for the leaf named `path[i]`.
     nested: spaces that each unit of another space has for itself, such as the units of a head.
     fixed: what two models must have in common beside the shapes, by name.
+
+  >>> wiring = wiring_of(aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3))
+  >>> wiring.axes['block_00/in/kernel']
+  (Axis(role='reads', space='stream'), Axis(role='writes', space='block_00/hidden'))
   """
 
-  axes: Mapping[str, tuple[Axis | None, ...]]
+  axes: Mapping[str, Axes]
   streams: Mapping[str, str | None]
-  blocks: tuple[tuple[tuple[str, ...], ...], ...] = ()
+  blocks: tuple[Blocks, ...] = ()
   stacked: Mapping[str, int] = dataclasses.field(default_factory=dict)
   nested: frozenset[str] = frozenset()
   fixed: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
+  def flat(self, params: PyTree) -> dict[str, Shaped[np.ndarray, '...']]:
+    """Returns the leaves of a pool on the host by name, the slices of stacked ones apart."""
+    leaves: dict[str, np.ndarray] = {}
+    for path, leaf in flatten_dict(params, sep='/').items():
+      leaf, axis = np.asarray(leaf), self.stacked.get(path)
+      leaves |= zip(_names(path, axis), [leaf] if axis is None else np.moveaxis(leaf, axis, 0))
+    return leaves
 
-def wiring_of(model) -> Wiring:
-  """The wiring of an MLP, a DenseStack, a Transformer without routers, a ConvNet, or a model that
-  has a method `wiring`.
+  def shapes(self, params: PyTree) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of `flat`, for a pool of anything that has shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in flatten_dict(params, sep='/').items():
+      axis = self.stacked.get(path)
+      if axis is None:
+        shapes[path] = tuple(leaf.shape)
+      else:
+        shape = (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
+        shapes |= zip(_names(path, axis), (shape,) * leaf.shape[axis])
+    return shapes
+
+  def pool(self, leaves: Leaves) -> dict[str, Any]:
+    """Returns the pool whose `flat` these leaves are."""
+    joined = dict(leaves)
+    for path, axis in self.stacked.items():
+      names = itertools.takewhile(joined.__contains__, _names(path, axis))
+      if slices := [joined.pop(name) for name in list(names)]:
+        joined[path] = np.stack(slices, axis)
+    return unflatten_dict(joined, sep='/')
+
+  def unit_axes(self, leaves: Mapping[str, Leaf]) -> Iterator[tuple[str, Leaf, int, Axis]]:
+    """Yields each axis that belongs to a space: its leaf's name, the leaf, its number, the axis."""
+    for name, leaf in leaves.items():
+      for number, axis in enumerate(self.axes.get(name, ())):
+        if axis is not None:
+          yield name, leaf, number, axis
+
+
+def other_axes(ndim: int, axis: int) -> tuple[int, ...]:
+  """Returns all axes but one, to sum over.
+
+  >>> other_axes(3, 1)
+  (0, 2)
+  """
+  return tuple(i for i in range(ndim) if i != axis)
+
+
+def wiring_of(model: nn.Module) -> Wiring:
+  """Returns the wiring of an MLP, a DenseStack, a Transformer without routers, a ConvNet, or a
+  model that has a method `wiring`.
 
   Raises:
     UserError: for any other model.
@@ -92,55 +155,25 @@ def wiring_of(model) -> Wiring:
   )
 
 
-def flat(params, wiring: Wiring) -> dict[str, np.ndarray]:
-  """A pool as arrays on the host by name, stacked leaves apart."""
-  leaves = {}
-  for path, leaf in flatten_dict(params, sep='/').items():
-    leaf, axis = np.asarray(leaf), wiring.stacked.get(path)
-    parts = [leaf] if axis is None else np.moveaxis(leaf, axis, 0)
-    leaves |= zip(_names(path, axis), parts)
-  return leaves
-
-
-def flat_shapes(params, wiring: Wiring) -> dict[str, tuple[int, ...]]:
-  """The shapes of `flat`, for a pool of anything that has shapes."""
-  shapes = {}
-  for path, leaf in flatten_dict(params, sep='/').items():
-    axis = wiring.stacked.get(path)
-    if axis is None:
-      shapes[path] = tuple(leaf.shape)
-    else:
-      shape = (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
-      shapes |= zip(_names(path, axis), (shape,) * leaf.shape[axis])
-  return shapes
-
-
-def unflat(leaves: Mapping[str, np.ndarray], wiring: Wiring):
-  """The pool whose `flat` these leaves are."""
-  joined = dict(leaves)
-  for path, axis in wiring.stacked.items():
-    names = itertools.takewhile(joined.__contains__, _names(path, axis))
-    slices = [joined[name] for name in names]
-    if slices:
-      joined = {name: leaf for name, leaf in joined.items() if not name.startswith(f'{path}[')}
-      joined[path] = np.stack(slices, axis)
-  return unflatten_dict(joined, sep='/')
+def module_names(model: nn.Module) -> list[str]:
+  """Returns the names of the sites' modules, in order."""
+  return [site.label.replace('/', '__') for site in sites_of(model)]
 
 
 def _names(path: str, axis: int | None) -> Iterable[str]:
   return (path,) if axis is None else (f'{path}[{i}]' for i in itertools.count())
 
 
-def _norm(name: str, stream: str) -> dict:
+def _norm(name: str, stream: str) -> dict[str, Axes]:
   return {f'{name}/scale': (Axis(SCALE, stream),), f'{name}/bias': (Axis(BIAS, stream),)}
 
 
-def _linear(name: str, *axes: Axis | None) -> dict:
+def _linear(name: str, *axes: Axis | None) -> dict[str, Axes]:
   """A kernel whose last axis is written, and its bias."""
   return {f'{name}/kernel': axes, f'{name}/bias': axes[-1:]}
 
 
-def _feed_forward(name: str, stream: str) -> dict:
+def _feed_forward(name: str, stream: str) -> dict[str, Axes]:
   hidden = f'{name}/hidden'
   return {
     **_norm(f'{name}/norm', stream),
@@ -150,7 +183,7 @@ def _feed_forward(name: str, stream: str) -> dict:
   }
 
 
-def _attention(name: str, stream: str, rope: bool) -> dict:
+def _attention(name: str, stream: str, rope: bool) -> dict[str, Axes]:
   # A rotation pairs a query's units by their number, so with it they stay as they are.
   unit = lambda role, space: None if rope else Axis(role, f'{name}/{space}')
   heads = lambda role: Axis(role, f'{name}/heads')
@@ -166,19 +199,12 @@ def _attention(name: str, stream: str, rope: bool) -> dict:
   return axes
 
 
-def _head(stream: str) -> dict:
-  return {
-    **_norm('readout/norm', stream),
-    **_linear('readout/out', Axis(READS, stream), None),
-  }
+def _head(stream: str) -> dict[str, Axes]:
+  return _norm('readout/norm', stream) | _linear('readout/out', Axis(READS, stream), None)
 
 
-def _modules(model) -> list[str]:
-  return [site.label.replace('/', '__') for site in sites_of(model)]
-
-
-def _gates(model) -> dict:
-  """What the gates of two models must have in common."""
+def _gates(model) -> dict[str, Any]:
+  """Returns what the gates of two models must have in common."""
   fixed = {'gates': model.gates}
   if SUB_ACTIVATION in model.gates:
     fixed['num_chunks'] = model.num_chunks
@@ -188,16 +214,16 @@ def _gates(model) -> dict:
 
 
 def _mlp(model: MLP) -> Wiring:
-  stream, modules = 'stream', _modules(model)
+  stream, modules = 'stream', module_names(model)
   axes = {**_linear('embed', None, Axis(WRITES, stream)), **_head(stream)}
   for name in modules:
     axes |= _feed_forward(name, stream)
-  return Wiring(axes, {stream: LAYER}, (_each(modules),), fixed=_gates(model))
+  return Wiring(axes, {stream: LAYER}, (_single(modules),), fixed=_gates(model))
 
 
 def dense_layers(model: DenseStack) -> dict[str, str]:
-  """The layers of a DenseStack in order, with the module of each."""
-  names = [f'fc{i + 1}' for i in range(len(model.hidden))] + ['out']
+  """Returns the layers of a DenseStack in order, with the module of each."""
+  names = [f'fc{i + 1}' for i in range(np.size(model.hidden))] + ['out']
   modules = {name: name for name in names}
   for site in sites_of(model):
     modules |= {name: f'{site.label}/{name}' for name in site.label.split('_')}
@@ -214,7 +240,7 @@ def _dense_stack(model: DenseStack) -> Wiring:
 
 
 def _transformer(model: Transformer) -> Wiring:
-  stream, modules = 'stream', _modules(model)
+  stream, modules = 'stream', module_names(model)
   rope = model.positions == 'rope'
   axes = {
     **_linear('embed', None, Axis(WRITES, stream)),
@@ -242,7 +268,7 @@ def _transformer(model: Transformer) -> Wiring:
 
 def _convnet(model: ConvNet) -> Wiring:
   stages = {}
-  for name in _modules(model):
+  for name in module_names(model):
     stages.setdefault(name.split('__')[0], []).append(name)
   axes, before = _head([*stages][-1]), None
   pixels = (None, None)
@@ -255,12 +281,12 @@ def _convnet(model: ConvNet) -> Wiring:
       axes |= _norm(f'{down}/norm', before)
       axes |= _linear(f'{down}/conv', *pixels, Axis(READS, before), written)
     for name in modules:
-      for path, own in _feed_forward(name, stage).items():
-        axes[path] = (*pixels, *own) if path.endswith('/kernel') else own
+      for path, dense in _feed_forward(name, stage).items():
+        axes[path] = (*pixels, *dense) if path.endswith('/kernel') else dense
     before = stage
-  blocks = tuple(_each(modules) for modules in stages.values())
+  blocks = tuple(_single(modules) for modules in stages.values())
   return Wiring(axes, dict.fromkeys(stages, LAYER), blocks, fixed=_gates(model))
 
 
-def _each(modules: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+def _single(modules: Iterable[str]) -> Blocks:
   return tuple((name,) for name in modules)

@@ -27,6 +27,7 @@ from additive_jax.experiments.contenders import (
 from additive_jax.experiments.dna.analysis import Analysis, analyse, module_table, path_table
 from additive_jax.experiments.dna.page import SKIPPING, page
 from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Opening, Session
 from additive_jax.experiments.tables import arms_as_structures
@@ -62,10 +63,8 @@ def _check(session):
   """Everything that can be said before any training."""
   options, x = session.config.dna, session.test[0][:1]
   if options.skip and not session.config.balance.bias_rate:
-    raise UserError(
-      f'config.dna.skip {options.skip} with config.balance.bias_rate 0: expected a rate above 0, '
-      'by which the skips are steered'
-    )
+    expected = 'a rate above 0, by which the skips are steered'
+    raise refused(session.config, 'dna.skip', 'balance.bias_rate', expected=expected)
   if options.skip and check_dense(session).num_layers < 2:
     raise UserError(
       f'config.model.num_blocks {session.model.num_layers}: expected at least 2, since a shallower '

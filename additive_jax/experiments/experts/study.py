@@ -12,7 +12,6 @@ from typing import Any, Unpack
 import numpy as np
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
 from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.contenders import (
@@ -28,6 +27,7 @@ from additive_jax.experiments.contenders import (
 )
 from additive_jax.experiments.experts.page import page
 from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Opening, Session
@@ -69,10 +69,8 @@ def _check(session):
   session.check_experts([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
     if session.config.experts.num_structures < 2:
-      raise UserError(
-        f'config.experts.num_structures {session.config.experts.num_structures}: expected at least '
-        '2, all gates on and a structure with some gate off'
-      )
+      expected = 'at least 2, all gates on and a structure with some gate off'
+      raise refused(session.config, 'experts.num_structures', expected=expected)
     _pool(session)
 
 

@@ -4,50 +4,34 @@
 `configs/default.py` shows them all; `python tests/options_page.py` writes it.
 """
 
-from additive_jax.experiments.options.general import (
-  BalanceOptions,
-  DataOptions,
-  ModelOptions,
-  OptimizerOptions,
-  SamplerOptions,
-  ScheduleOptions,
-  SearchOptions,
-  TrainOptions,
-)
+from additive_jax.experiments.options.general import DataOptions, ModelOptions, TrainOptions
 from additive_jax.experiments.options.reading import (
+  DECLARED,
   PLACEMENT,
   Option,
-  all_options,
-  check_unsharded,
   options_of,
   read_options,
   read_section,
+  refused,
   replaced,
   selected,
-  unknown_option,
 )
 from additive_jax.experiments.options.rules import parse_shard
 from additive_jax.experiments.options.studies import Options
 
 __all__ = [
+  'DECLARED',
   'PLACEMENT',
-  'BalanceOptions',
   'DataOptions',
   'ModelOptions',
-  'OptimizerOptions',
   'Option',
   'Options',
-  'SamplerOptions',
-  'ScheduleOptions',
-  'SearchOptions',
   'TrainOptions',
-  'all_options',
-  'check_unsharded',
   'options_of',
   'parse_shard',
   'read_options',
   'read_section',
+  'refused',
   'replaced',
   'selected',
-  'unknown_option',
 ]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import numbers
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -49,11 +49,14 @@ class Option:
   def read(self, value: Any) -> Any:
     """Returns a value in the option's own type: 2 as 2.0, a list as a tuple.
 
+    >>> DECLARED['train.epochs'].read(2)
+    2.0
+
     Raises:
       UserError: for another type, or a value that is not allowed.
     """
     if not self._fits(value):
-      raise UserError(f'config.{self.name} {value!r}: expected {self._type_words()}')
+      raise UserError(f'config.{self.name} {value!r}: expected {self.expected}')
     value = value.to_dict() if isinstance(value, ConfigDict) else self.kind(value)
     if self.rule and not self.rule.allows(value):
       hint = did_you_mean(value, self.rule.choices) if self.rule.choices else ''
@@ -67,7 +70,9 @@ class Option:
       return isinstance(value, NUMBERS[self.kind]) and not isinstance(value, bool)
     return isinstance(value, Mapping | ConfigDict if self.kind is dict else self.kind)
 
-  def _type_words(self):
+  @property
+  def expected(self) -> str:
+    """What is expected in place of a value of another type."""
     if self.rule and self.kind in (str, tuple):
       return self.rule.expected
     return WORDS[self.kind]
@@ -95,27 +100,19 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
   return declared
 
 
-def all_options(section: type = Options, prefix: str = '') -> Iterator[Option]:
-  """Yields every option of a section and of those in it, in the order in which they stand."""
+def _all_options(section, prefix=''):
+  """Every option of a section and of those in it, in the order in which they stand."""
   for name, declared in options_of(section, prefix).items():
     if isinstance(declared, Option):
       yield declared
     else:
-      yield from all_options(declared, f'{prefix}{name}.')
+      yield from _all_options(declared, f'{prefix}{name}.')
 
 
-# Options that may differ from one start of a run to the next.
-PLACEMENT = tuple(option.name for option in all_options() if option.same_run)
-
-
-def unknown_option(name: str, known: Iterator[str] | list[str]) -> str:
-  """Returns what to say of an option that is not there.
-
-  >>> unknown_option('train.epocs', ['epochs', 'zero'])
-  "unknown option 'train.epocs': expected one that the config has; did you mean 'epochs'?"
-  """
-  hint = did_you_mean(name.rpartition('.')[2], list(known))
-  return f'unknown option {name!r}: expected one that the config has{hint}'
+# Every option by its dotted name, and the names of those that may differ from one start of a run to
+# the next.
+DECLARED = {option.name: option for option in _all_options(Options)}
+PLACEMENT = tuple(option.name for option in DECLARED.values() if option.same_run)
 
 
 def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
@@ -138,31 +135,50 @@ def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
 def read_section(
   section: type[Section], values: ConfigDict | Mapping[str, Any], prefix: str = ''
 ) -> Section:
-  """Returns one section, as `read_options` does; `prefix` is the section's name and a dot."""
+  """Returns one section of a config, checked as by `read_options`.
+
+  >>> from additive_jax.experiments.options import DataOptions
+  >>> read_section(DataOptions, dataclasses.asdict(DataOptions()) | {'sequence_length': 0}, 'data.')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: config.data.sequence_length 0: expected at least 1
+
+  Args:
+    section: the dataclass that declares it.
+    values: all of its options by name.
+    prefix: what stands before their names in messages.
+  """
   declared = options_of(section, prefix)
   for name in values:
     if name not in declared:
-      raise UserError(unknown_option(f'config.{prefix}{name}', list(declared)))
-  read = {}
+      raise UserError(
+        f"unknown option 'config.{prefix}{name}': expected one that the config has"
+        f'{did_you_mean(name, list(declared))}'
+      )
+  checked = {}
   for name, option in declared.items():
     if name not in values:
       raise UserError(f'no config.{prefix}{name}: expected every option of configs/default.py')
     value = values[name]
     if isinstance(option, Option):
-      read[name] = option.read(value)
+      checked[name] = option.read(value)
     elif isinstance(value, Mapping | ConfigDict):
-      read[name] = read_section(option, value, f'{prefix}{name}.')
+      checked[name] = read_section(option, value, f'{prefix}{name}.')
     else:
       raise UserError(
         f'config.{prefix}{name} {value!r}: expected one option at a time, config.{prefix}{name}.KEY'
       )
-  return section(**read)
+  return section(**checked)
 
 
-def check_unsharded(config: Options | ConfigDict) -> None:
-  """Raises `UserError` for a shard of an experiment that has none."""
-  if config.shard:
-    raise UserError(f'config.shard {config.shard!r}: expected none, a pool is trained as one')
+def refused(options: Options, *names: str, expected: str) -> UserError:
+  """Returns the error of options that do not suit each other, the model, the data or the devices.
+
+  >>> refused(Options(), 'booster.sync_epochs', 'booster.join', expected='0')
+  UserError("config.booster.sync_epochs 0.5 with config.booster.join 'average': expected 0")
+  """
+  values = [functools.reduce(getattr, name.split('.'), options) for name in names]
+  given = ' with '.join(f'config.{name} {value!r}' for name, value in zip(names, values))
+  return UserError(f'{given}: expected {expected}')
 
 
 def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
@@ -184,7 +200,10 @@ def _with_value(section, names, value):
 
 
 def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:
-  """Returns an object of the fields that it shares with sections of the options, and of `values`.
+  """Returns an object whose fields are options of the same names, and `values`.
+
+  An object of a lower room, such as `Placement(mesh, zero, offload, …)`, gets its options without
+  the names of them being written once more.
 
   >>> from additive_jax.experiments.options import TrainOptions
   >>> fewer = dataclasses.make_dataclass('Fewer', ['zero', 'offload'])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from additive_jax.experiments.booster_tables import SCRATCH
-from additive_jax.report import booster_figures, pipeline_figures
+from additive_jax.experiments.booster.cluster_page import cluster_pieces
+from additive_jax.experiments.booster.groups import clusters_of, features_of
+from additive_jax.experiments.booster.tables import METHODS, SCRATCH
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
+from additive_jax.report import figures
+from additive_jax.report.figures.booster import FLOPS, NAMES
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, with_margin
 from additive_jax.transplant import wiring_of
@@ -15,19 +19,15 @@ from additive_jax.transplant import wiring_of
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
 
 
-def page(session, result, narrows, clusters: Sequence[Piece] = (), bubble=None) -> Page:
-  """Returns the page of a `BoosterResult`.
-
-  Args:
-    narrows: by way of training, its `Narrow`.
-    clusters: pictures and tables of the clusters.
-    bubble: of a pipeline, its ticks as `pipeline_timing.BubbleReport` has them.
-  """
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 5."""
+  ways = [way for way in records.arms.values() if way.narrow]
+  narrows, bubble = {way.name: way.narrow for way in ways}, result.extras['bubble']
   return Page(
     f'{type(session.model).__name__} started from small ones, on {session.data.name}',
     tiles(_facts(session, result)),
     _savings(result, _narrow_words(session, result.summary['narrow'], narrows)),
-    section('Clusters', *clusters),
+    section('Clusters', *_clusters(session, narrows)),
     section('The pipeline', _timeline(bubble)) if bubble else None,
     section(
       'Tables',
@@ -47,10 +47,21 @@ def page(session, result, narrows, clusters: Sequence[Piece] = (), bubble=None) 
   )
 
 
+def _clusters(session, narrows) -> list[Piece]:
+  """Pictures of the clusters of the first seed."""
+  seed = session.config.seed
+  chosen = {name: narrow for name, narrow in narrows.items() if name in METHODS}
+  if not chosen:
+    return []
+  clusterings = [clusters_of(n, METHODS[name], seed).clusters for name, n in chosen.items()]
+  features, _ = features_of(next(iter(chosen.values())), seed)
+  return cluster_pieces(session.data, features, clusterings)
+
+
 def _facts(session, result):
   summary, forward = result.summary, session.space.flops(session.space.all_on())
   rows = result.variants[result.variants['variant'] != SCRATCH].set_index('variant')
-  saved = {booster_figures.NAMES[name]: _saved(row) for name, row in rows.iterrows()}
+  saved = {NAMES[name]: _saved(row) for name, row in rows.iterrows()}
   first = next(iter(saved))
   return {
     f'{first}: FLOPs saved at equal loss': saved.pop(first),
@@ -70,7 +81,7 @@ def _savings(result, narrow_words):
   return section(
     'What starting small saves',
     picture(
-      booster_figures.booster(result.curves, result.variants),
+      figures.savings(result.curves, result.variants),
       'Left: test loss against the FLOPs of the whole training, forward and backward, mean over '
       'the seeds; circles: where the large model begins; dashed: the lowest loss of training from '
       'scratch. Right: the share of FLOPs saved until that loss, paired by seed, with 95 % '
@@ -78,11 +89,11 @@ def _savings(result, narrow_words):
       '(components of the inputs, or the model whose embedding they are).',
     ),
     picture(
-      booster_figures.spent(result.curves, 'flops', booster_figures.FLOPS, scores=('accuracy',)),
+      figures.spent(result.curves, 'flops', FLOPS, scores=('accuracy',)),
       'Test accuracy against the same FLOPs; dashed: the highest of training from scratch.',
     ),
     picture(
-      booster_figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
+      figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
       'Loss and accuracy against measured time on this run’s devices, without compiling and '
       'judging. Each narrow model trains on one device: one alone leaves the others idle, and '
       'those that share a device take turns.',
@@ -112,7 +123,7 @@ def _narrow_words(session, small, narrows):
 
 def _timeline(bubble):
   return picture(
-    pipeline_figures.timeline(*(bubble[part] for part in TICKS)),
+    figures.pipeline_timeline(*(bubble[part] for part in TICKS)),
     f'Ticks of one step on {len(bubble["busy"])} devices, by measured processor time of each, as '
     f'devices side by side would take them: {bubble["measured"]:.3f} of their time is idle; the '
     f'formula for equal ticks gives {bubble["formula"]:.3f}.',

@@ -1,15 +1,14 @@
 """Narrow models as processes of their own: each trains at its own pace and leaves checkpoints; the
 large model takes the newest sound one of each.
 
-A process is `python -m additive_jax.experiments.narrow_process`, told in JSON on its standard input
-what to train, and ends, with everything saved, when that is closed: no process outlives the run
-that started it.
+A process is `python -m additive_jax.experiments.booster.process`, told in JSON on its standard
+input what to train, and ends, with everything saved, when that is closed: no process outlives the
+run that started it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
@@ -26,13 +25,12 @@ import numpy as np
 
 from additive_jax import models
 from additive_jax.errors import UserError, one_line
-from additive_jax.experiments import narrow as narrow_
+from additive_jax.experiments.booster.narrow import CLOCK, Narrow
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import read_options
 from additive_jax.experiments.session import Session, Stopped, load_data, to_plain_config
 from additive_jax.files.checkpoint import Checkpointer
-from additive_jax.files.journal import Journal
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper, setup_logging
@@ -65,7 +63,7 @@ def check_processes(session: Session) -> None:
 
 
 def train_apart(
-  session: Session, narrow: narrow_.Narrow, groups: Sequence[np.ndarray], seed: int, name: str
+  narrow: Narrow, groups: Sequence[np.ndarray], seed: int, name: str
 ) -> tuple[list[State], list[int]]:
   """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
 
@@ -80,6 +78,7 @@ def train_apart(
     UserError: where no copy left a checkpoint.
   """
   names = [f'{name}-{i}' for i in range(narrow.num_models)]
+  session = narrow.large
   needed = math.ceil(session.config.booster.quorum * len(names))
   processes = []
   try:
@@ -101,7 +100,7 @@ def train_apart(
     codes = [_ended(process) for process in processes]
   members, steps = [], []
   for tag, code in zip(names, codes):
-    state, step = newest(session, narrow, tag)
+    state, step = newest(narrow, tag)
     if step < narrow.num_steps:
       log.warning(
         '%s: its process %s at step %d of %d%s',
@@ -122,12 +121,11 @@ def train_apart(
   return members, steps
 
 
-def newest(session: Session, narrow: narrow_.Narrow, name: str) -> tuple[State | None, int]:
-  """The state in the newest sound checkpoint of a copy and its step; None and 0 for none."""
-  alone = dataclasses.replace(session, devices=session.devices[:1])
-  fleet = narrow_.make_fleet(alone, narrow, [np.arange(1)], 0)
-  identity = narrow.session.identity
-  with Checkpointer(session.rundir.checkpoints / name, identity=identity) as checkpoints:
+def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
+  """Returns the state in a copy's newest sound checkpoint and its step; None and 0 for none."""
+  fleet = narrow.fleet([np.arange(1)], 0, devices=narrow.large.devices[:1])
+  folder = narrow.large.rundir.checkpoints / name
+  with Checkpointer(folder, identity=narrow.session.identity) as checkpoints:
     try:
       restored = checkpoints.restore(fleet.state)
     except UserError as error:
@@ -214,10 +212,9 @@ def _work(what):
   with Stopper() as stopper, curves as metrics, _alone(rundir.checkpoints / name):
     objective, devices = objective_of(data.task), pick_devices(0)[:1]
     session = Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
-    narrow = narrow_.make_narrow(session, config.booster.num_models)
-    rows = [np.array(what['rows'])]
-    fleet = narrow_.make_fleet(session, narrow, rows, what['seed'], names=[index])
-    clock = Journal(rundir.journals / f'{name}-{narrow_.CLOCK}')
+    narrow = Narrow.of(session, config.booster.num_models)
+    fleet = narrow.fleet([np.array(what['rows'])], what['seed'], names=[index])
+    clock = narrow.clock(f'{name}-{CLOCK}')
     fit(narrow.session, fleet, narrow.num_steps, name, Curves(clock=clock))
 
 

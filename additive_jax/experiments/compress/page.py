@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from additive_jax.compress.levels import BINS
-from additive_jax.experiments.compressor import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.report import figures, sparsity_figures
+from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
+from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import plain, with_margin
 
@@ -14,13 +16,8 @@ NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 LEFT = 'share that is left'
 
 
-def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) -> Page:
-  """Returns the page of a `CompressResult`.
-
-  Args:
-    records: by network, those of all seeds.
-    curves: the run's metrics.
-  """
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of a compression."""
   options, variants, layers = session.config.compress, result.variants, result.layers
   noun = NOUNS[options.level]
   histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
@@ -30,7 +27,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What it costs',
       picture(
-        sparsity_figures.accuracy(
+        figures.compression(
           _with_methods(variants),
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
         ),
@@ -43,7 +40,7 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What the noise tells',
       picture(
-        sparsity_figures.log_alpha(BINS, histograms, options.threshold),
+        figures.log_alpha(BINS, histograms, options.threshold),
         f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at '
         '±8; what is right of the threshold is removed.',
       ),
@@ -51,11 +48,11 @@ def page(session, result, records: dict[str, list[dict]], curves: pd.DataFrame) 
     section(
       'What is left',
       picture(
-        sparsity_figures.remains(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
+        figures.layers_left(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
         f'How many {noun} of each layer are left, mean over the seeds.',
       ),
     ),
-    _training(curves),
+    _training(read_curves(session)),
     section(
       'Tables',
       table(

@@ -1,0 +1,133 @@
+"""The groups of training examples that narrow copies are trained on: clusters found, kept in the
+run directory, and what finding them took.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
+from additive_jax.data.clusters import Clusters, cluster
+from additive_jax.experiments.booster.narrow import Narrow
+from additive_jax.experiments.fit import Curves, fit
+from additive_jax.files.journal import replace_file
+from additive_jax.models.additive import embed, sites_of, update
+from additive_jax.parallel import processes
+from additive_jax.train.fleet import Fleet
+
+log = logging.getLogger('additive_jax')
+
+
+class Grouping(NamedTuple):
+  """Clusters of the training examples, and what finding them took; nothing, for a random split.
+
+  Attributes:
+    clusters: the clusters.
+    flops: of k-means, of the features, and of the training of a model whose embedding they are.
+    seconds: of the same, without compiling; that training's are in the run's clock.
+  """
+
+  clusters: Clusters
+  flops: float
+  seconds: float
+
+
+def clusters_of(narrow: Narrow, method: str, seed: int) -> Grouping:
+  """Returns the clusters of the training examples, found now or read from the run directory.
+
+  Args:
+    narrow: the copies, one for each cluster.
+    method: of `clusters.cluster`.
+    seed: names the clusters.
+  """
+  session = narrow.large
+  path = session.rundir.journals / f'clusters-{method}-seed{seed}.npz'
+  balanced = session.config.booster.balanced
+  if path.exists() and (grouping := _read(path, method, balanced or method == 'random')):
+    return grouping
+  log.info('seed %d: clusters of %d examples, %s', seed, len(session.data.train), method)
+  features, seconds = features_of(narrow, seed)
+  started = time.perf_counter()
+  clusters = cluster(features, narrow.num_models, method=method, balanced=balanced, seed=seed)
+  seconds += time.perf_counter() - started
+  grouping = Grouping(clusters, 0.0, 0.0)
+  if method != 'random':
+    grouping = Grouping(clusters, clusters.flops + feature_flops(narrow), seconds)
+  if processes.is_primary():
+    stream = io.BytesIO()
+    cost = {'flops': grouping.flops, 'seconds': grouping.seconds, 'own_flops': clusters.flops}
+    parts = {key: getattr(clusters, key) for key in ('labels', 'centers', 'inertia')}
+    np.savez(stream, **parts, **cost)
+    replace_file(path, stream.getvalue())
+  return grouping
+
+
+def _read(path, method, even) -> Grouping | None:
+  """The grouping in a file; None for one that does not tell what it took."""
+  with np.load(path) as file:
+    stored = {key: file[key] for key in file.files}
+  if not stored.keys() >= {'flops', 'seconds', 'own_flops'}:
+    return None
+  labels, inertia = stored['labels'], float(stored['inertia'])
+  sizes, flops = np.bincount(labels), float(stored['own_flops'])
+  clusters = Clusters(labels, sizes, stored['centers'], inertia, method, even, flops)
+  return Grouping(clusters, float(stored['flops']), float(stored['seconds']))
+
+
+def features_of(narrow: Narrow, seed: int) -> tuple[Float[np.ndarray, 'examples features'], float]:
+  """Returns what clusters are found on, of every training example (`config.booster.features`), and
+  the seconds that it took, without training and compiling."""
+  session = narrow.large
+  x, task = session.data.train.x, session.data.task
+  make = lambda x: input_features(x, task)
+  if session.config.booster.features == 'embedding':
+    variables = _briefly_trained(narrow, seed)
+    make = lambda x: embedding_features(lambda rows: _stream(narrow.model, variables, rows), x)
+    make(x[:1])  # batches are of one size: it compiles what follows
+  started = time.perf_counter()
+  features = make(x)
+  return features, time.perf_counter() - started
+
+
+def feature_flops(narrow: Narrow) -> float:
+  """Returns what the features of all examples cost: of inputs `clusters.input_flops`; of an
+  embedding to train the model that embeds, and to embed every example."""
+  options, data = narrow.large.config.booster, narrow.large.data
+  if options.features == 'inputs':
+    return input_flops(data.train.x, data.task)
+  space, steps = narrow.session.space, narrow.session.steps(options.embedding_epochs)
+  return steps * narrow.flops_per_step + len(data.train) * space.flops(space.all_on())
+
+
+def _briefly_trained(narrow, seed):
+  """One narrow model after a short training on all examples, and its `{'params': pool}`."""
+  session, options = narrow.session, narrow.large.config
+  steps = session.steps(options.booster.embedding_epochs)
+  fleet = Fleet(
+    session.recipe(steps),
+    narrow.large.data.train,
+    [np.arange(len(narrow.large.data.train))],
+    batch_size=options.train.batch_size,
+    seed=seed,
+    devices=narrow.large.devices[:1],
+    chunk_steps=options.train.log_every,
+  )
+  fit(session, fleet, steps, f'embedding-seed{seed}', Curves(clock=narrow.clock()))
+  return {'params': fleet.members()[0].params}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stream(model, variables, x):
+  """What the readout is given, all gates on, [B, ..., D]."""
+  h = embed(model, variables, x)
+  for i in range(len(sites_of(model))):
+    h = update(model, variables, i, h)
+  return h

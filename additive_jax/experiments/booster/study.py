@@ -1,0 +1,214 @@
+"""Exp 5: start a large model from small ones trained in parallel on clusters of the data, and count
+what that saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from additive_jax import transplant
+from additive_jax.experiments import study
+from additive_jax.experiments.arms import Arm, Start, Trained, from_seed
+from additive_jax.experiments.booster.groups import clusters_of
+from additive_jax.experiments.booster.joining import join
+from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow
+from additive_jax.experiments.booster.page import page
+from additive_jax.experiments.booster.process import check_processes, newest, train_apart
+from additive_jax.experiments.booster.tables import (
+  METHODS,
+  SCRATCH,
+  UNTRAINED,
+  make_tables,
+  memory_rows,
+)
+from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.options import refused
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.scores import full_scores
+from additive_jax.experiments.session import Opening, Session
+from additive_jax.files.journal import Journal
+from additive_jax.models.additive import initial
+from additive_jax.parallel import processes
+from additive_jax.parallel.pipeline_timing import measure_bubble
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import listed
+from additive_jax.train.state import State
+
+TAKEN = 'narrow.jsonl'
+
+
+def run(
+  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+) -> study.Result:
+  """Runs Exp 5, or goes on with it, and writes its run directory.
+
+  `config.model` is trained from scratch for `config.train.epochs`. Each of
+  `config.booster.variants` trains narrow copies of it for `config.booster.epochs`, all together,
+  makes a pool of the large model of them, and trains that for `config.booster.large_epochs`. Args
+  and errors are those of `study.run`.
+
+  Returns:
+    A result with `table` (`structures.csv`: the large model as each way of training made it),
+    `variants` (`variants.csv`: scores, FLOPs of the whole training, and what it saves of those of
+    training from scratch at equal loss), `curves` (`curves.csv`: test loss and accuracy against all
+    FLOPs and seconds spent), `receipts` (`receipts.csv`: how the large pool was made, and max
+    |Δlogit|), `clusters` (`clusters.csv`: their sizes) and `memory` (`memory.csv`: bytes of the
+    large model's training on each device and in host memory).
+  """
+  return study.run(STUDY, config, workdir, **opening)
+
+
+def _check(session: Session) -> None:
+  """Everything that can be said before any training."""
+  options = session.config.booster
+  if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
+    expected = '0, since copies that are synchronised are all alike'
+    raise refused(session.config, 'booster.sync_epochs', 'booster.join', expected=expected)
+  if session.config.train.structures_per_step != 1:
+    expected = '1, since large and small models are trained with all gates on'
+    raise refused(session.config, 'train.structures_per_step', expected=expected)
+  session.check_in_memory()
+  if options.asynchronous:
+    check_processes(session)
+  for way in make_ways(session):
+    if way.narrow is not None:
+      _check_grows(way.narrow)
+
+
+def _check_grows(narrow):
+  """Makes the large pool of an untrained copy."""
+  key, x = jax.random.key(0), narrow.large.test[0][:1]
+  small, large = (initial(model, key, x) for model in (narrow.model, narrow.large.model))
+  grown = transplant.grow(
+    narrow.model, small, narrow.large.model, large, key=key, place=narrow.place
+  )
+  if narrow.large.config.booster.optimizer_state:
+    transplant.grow_optimizer(grown, narrow.recipe.optimizer.init(small['params']))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Way(Arm):
+  """One way of training the large model.
+
+  Attributes:
+    narrow: the copies that it starts from; None from scratch.
+  """
+
+  narrow: Narrow | None = None
+
+
+def make_ways(session: Session) -> list[Way]:
+  """Returns the ways of a run, training from scratch first.
+
+  Raises:
+    UserError: for options of which a way cannot be made.
+  """
+  options = session.config.booster
+  num_models = {name: options.num_models if name in METHODS else 1 for name in options.variants}
+  narrows = {number: Narrow.of(session, number) for number in dict.fromkeys(num_models.values())}
+  rate = options.large_learning_rate
+  grown = session.with_options({'learning_rate': rate}) if rate else session
+  ways = [_way(SCRATCH, session, session.steps(session.config.train.epochs), None)]
+  num_steps = grown.steps(options.large_epochs)
+  return ways + [_way(name, grown, num_steps, narrows[num_models[name]]) for name in num_models]
+
+
+def _way(name, session, num_steps, narrow) -> Way:
+  recipe, space = session.recipe(num_steps), session.space
+  return Way(
+    name,
+    recipe,
+    listed([space.all_on()], space.num_gates, 1),
+    num_steps,
+    start=functools.partial(_start, name, narrow, recipe) if narrow else from_seed,
+    judge=_judge,
+    own_session=session,
+    curves=Curves(
+      probe=lambda trainer: full_scores(session, processes.to_host(trainer.variables)),
+      clock=Journal(session.rundir.journals / CLOCK),
+    ),
+    narrow=narrow,
+  )
+
+
+def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
+  del records
+  yield make_ways(session)
+
+
+def _start(name: str, narrow: Narrow, recipe: Recipe, session: Session, seed: int) -> Start:
+  """What the large model starts from, and what that cost."""
+  del session
+  members, facts = _members(name, narrow, seed)
+  start = join(narrow, members, recipe, seed)
+  return Start(start.state, {**facts, **start.facts})
+
+
+def _members(name, narrow, seed) -> tuple[Sequence[State], dict[str, Any]]:
+  """The copies of a way, and what they cost."""
+  groups, facts, spent = [np.arange(len(narrow.large.data.train))], {}, 0.0
+  if name == UNTRAINED:
+    return [narrow.untrained(seed)], {'narrow_flops': 0.0}
+  if name in METHODS:
+    clusters, spent, seconds = clusters_of(narrow, METHODS[name], seed)
+    groups = [clusters.members(i) for i in range(narrow.num_models)]
+    sizes = clusters.sizes.tolist()
+    facts = {'cluster_flops': spent, 'cluster_seconds': seconds, 'sizes': sizes}
+  tag = f'{name}-narrow-seed{seed}'
+  if narrow.large.config.booster.asynchronous and name in METHODS:
+    members, taken = _apart(narrow, groups, seed, name, tag)
+  else:
+    members = narrow.train(groups, seed, tag)
+    taken = [narrow.num_steps] * len(members)
+  flops = spent + narrow.flops_per_step / narrow.num_models * sum(taken)
+  return members, {**facts, 'narrow_flops': flops, 'taken': taken}
+
+
+def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
+  """As `train_apart`; what was taken from each copy is journalled, and taken again after a stop."""
+  journal = Journal(narrow.large.rundir.journals / TAKEN)
+  for record in journal.records():
+    if (record['seed'], record['variant']) == (seed, name):
+      copies = [newest(narrow, f'{tag}-{i}') for i in range(narrow.num_models)]
+      return [state for state, step in copies if step], [step for _, step in copies if step]
+  members, taken = train_apart(narrow, groups, seed, tag)
+  journal.append({'seed': seed, 'variant': name, 'taken': taken})
+  return members, taken
+
+
+def _judge(trained: Trained) -> dict[str, Any]:
+  session, space = trained.session, trained.session.space
+  scores = full_scores(session, trained.variables)
+  stages = trained.arm.recipe.loss.stages()
+  record = {'loss': scores['test_loss'], 'accuracy': scores['test_accuracy']}
+  record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
+  record['memory'] = memory_rows(trained.trainer.sharded_state)
+  if (trained.arm.name, trained.seed) == (SCRATCH, session.config.seed) and stages is not None:
+    record['bubble'] = _bubble(session, stages, trained.trainer.variables)
+  return record | {'skipped': trained.skipped}
+
+
+def _bubble(session, pipeline, variables) -> dict[str, Any]:
+  """Busy and idle ticks of a step of the pipeline, see `pipeline_timing`."""
+  rows = np.arange(session.config.train.batch_size) % len(session.data.train)
+  x, y = session.data.train[rows]
+  devices = session.devices[: pipeline.devices]
+  report = measure_bubble(
+    session.model, session.objective, pipeline, variables, x, y, devices=devices
+  )
+  values = {'formula': report.formula, 'measured': report.measured}
+  parts = ('busy', 'microbatch', 'forward', 'backward')
+  return values | {part: getattr(report, part).tolist() for part in parts}
+
+
+STUDY = study.Study(
+  'booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH
+)

@@ -1,0 +1,121 @@
+"""How good a compressed network is, what is left of it, and what it costs when cut out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import Bool, PyTree
+
+from additive_jax.compress import cutting, exported
+from additive_jax.compress.levels import Gates, Units, Weights
+from additive_jax.compress.noise import KERNEL
+from additive_jax.experiments.arms import Trained
+from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
+from additive_jax.experiments.scores import evaluate
+from additive_jax.experiments.session import Session
+from additive_jax.files.rundir import WRITABLE, user_errors
+from additive_jax.gates.structure import Structure
+from additive_jax.parallel import processes
+
+log = logging.getLogger('additive_jax')
+
+RECEIPT_EXAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network that has lost something.
+
+  Attributes:
+    params: its pool, on the host.
+    structure: its gates.
+    units: as in `levels.Pruned`.
+    stays: what is not removed, by layer or space; None where nothing is.
+    histogram: of log α, where noise was learnt.
+  """
+
+  params: PyTree
+  structure: Bool[np.ndarray, ' gates']
+  units: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  stays: Mapping[str, Any] | None = None
+  histogram: list[int] | None = None
+
+
+def judge(
+  session: Session, level: Weights | Units | Gates, trained: Trained, network: Network
+) -> dict[str, Any]:
+  """Returns the record of a network; what variational dropout leaves is also exported."""
+  name, variables = trained.arm.name, {'params': network.params}
+  structure = Structure(tuple(map(bool, network.structure)))
+  scores = evaluate(session, variables, [structure])
+  smaller = cutting.cut(session.model, variables, structure, network.units or None)
+  x = session.test[0][:RECEIPT_EXAMPLES]
+  receipt = cutting.receipt(smaller, session.model, variables, x)
+  if receipt.max_difference > 1e-3:
+    difference = receipt.max_difference
+    log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
+  cost = cutting.cost(smaller.model, smaller.variables, x[:1])
+  remains = left(level, network.stays)
+  record = {
+    'loss': float(scores.loss[0]),
+    'accuracy': float(scores.accuracy[0]),
+    'structure': str(structure),
+    'nonzero': nonzero(level, remains, smaller.variables['params']),
+    'weights': num_weights(network.params),
+    'flops': cost.flops,
+    'bytes': cost.bytes,
+    'receipt': receipt.max_difference,
+    'left': remains,
+  }
+  if name != VARIATIONAL:
+    return record
+  if processes.is_primary():
+    notes = {'receipt': dataclasses.asdict(receipt), 'cost': cost._asdict()}
+    _export(session, smaller, f'{name}-seed{trained.seed}', notes)
+  return record | {'histogram': network.histogram}
+
+
+def _export(session, smaller, name, notes):
+  """Writes the network that was cut out, with its receipt and costs."""
+  folder = session.rundir.path / EXPORTED
+  with user_errors('write', folder, WRITABLE):
+    folder.mkdir(exist_ok=True)
+    if (folder / name).exists():  # of a run that was killed before its record
+      shutil.rmtree(folder / name)
+  exported.export(smaller, folder / name, notes=notes)
+
+
+def num_weights(params: PyTree) -> int:
+  """Returns the number of weights in all kernels of a pool."""
+  leaves = flatten_dict(params, sep='/')
+  return sum(int(np.size(leaf)) for name, leaf in leaves.items() if name.endswith(KERNEL))
+
+
+def nonzero(
+  level: Weights | Units | Gates, remains: Mapping[str, list[int]], params: PyTree
+) -> int:
+  """Returns the number of weights that are left.
+
+  Per weight they are those of the mask, whether or not another one reads what they give; otherwise
+  those of the network that was cut out, `params`.
+  """
+  if isinstance(level, Weights):
+    return sum(count for count, _ in remains.values())
+  return num_weights(params)
+
+
+def left(
+  level: Weights | Units | Gates, stays: Mapping[str, np.ndarray] | None
+) -> dict[str, list[int]]:
+  """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
+  if isinstance(level, Gates):
+    on = np.ones(len(level.names), bool) if stays is None else next(iter(stays.values()))
+    return {name: [int(bit), 1] for name, bit in zip(level.names, on)}
+  sizes = {name: int(np.prod(shape)) for name, shape in level.shapes}
+  return {n: [size if stays is None else int(stays[n].sum()), size] for n, size in sizes.items()}

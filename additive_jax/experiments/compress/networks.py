@@ -1,0 +1,268 @@
+"""The networks of a compression: what each starts from, what it loses, and how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Bool
+
+from additive_jax.compress import cutting, levels, magnitude
+from additive_jax.compress.masks import keep_zeros
+from additive_jax.compress.variational import (
+  LOG_VARIANCE,
+  MEAN,
+  Variational,
+  VariationalLoss,
+  kept,
+  total_divergence,
+)
+from additive_jax.data import ArraySplit
+from additive_jax.experiments.arms import Arm, Start, Trained
+from additive_jax.experiments.compress.judging import Network, judge
+from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
+from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.session import Session
+from additive_jax.gates.structure import Structure
+from additive_jax.run.objectives import Distilled
+from additive_jax.train.optimizers import make_optimizer, make_schedule
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import Sampler, listed
+from additive_jax.train.state import init_state
+
+START, TEACHER, UNTUNED = 'start', 'teacher', 'variational_untuned'
+TEACHER_BATCH = 2048  # training examples that the teacher sees at once
+
+
+class Compression:
+  """The networks of a run. Recipes are made once, and with them their programs.
+
+  Of each seed:
+
+      start ──▶ teacher (if there is one)
+        ├─────▶ dense
+        ├─────▶ variational: learns its noise ──▶ loses weights ──▶ is tuned
+        ├─────▶ magnitude_matched: loses as many that are small ──▶ is tuned
+        └─────▶ magnitude_0.9, …: loses that share ──▶ is tuned
+
+  Attributes:
+    session: the run.
+    level: what is removed.
+  """
+
+  def __init__(self, session: Session):
+    """Makes the recipes.
+
+    Raises:
+      UserError: for a level that the model does not have.
+    """
+    options = session.config.compress
+    x = session.test[0][:1]
+    self.session = session
+    self.level = levels.make_level(options.level, session.model, x, inputs=options.inputs)
+    self._objective = session.objective
+    if options.distill:
+      self._objective = Distilled(self._objective, options.distill, options.temperature)
+    self._learning = self._learning_recipe()
+    self._keeping = functools.cache(self._keeping_recipe)
+    # Of one seed, since arms are trained a seed at a time.
+    self._started = functools.lru_cache(maxsize=1)(self._started)
+    self._taught = functools.lru_cache(maxsize=1)(self._taught)
+    self._learnt = functools.lru_cache(maxsize=1)(self._learnt)
+
+  def arms(self) -> list[Arm]:
+    """Returns the networks of each seed, in the order in which they are trained."""
+    options, steps = self.session.config.compress, self.session.steps
+    whole = steps(options.epochs + options.tune_epochs)
+    arms = [self._first, *([self._teacher] if self._has_teacher else [])]
+    arms.append(self._kept(DENSE, whole))
+    if options.tune_epochs:
+      arms.append(self._noisy(UNTUNED))
+      learnt = lambda seed: self._learnt(seed)
+      tune_steps = steps(options.tune_epochs)
+      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned'))
+    else:
+      arms.append(self._noisy(VARIATIONAL))
+    arms.append(self._tuned(MATCHED, lambda seed: self._smaller(seed, self._matching(seed)), whole))
+    for share in options.sparsities:
+      smaller = functools.partial(self._smaller, count=self.share(share))
+      arms.append(self._tuned(f'magnitude_{share:g}', smaller, whole))
+    return arms
+
+  def share(self, sparsity: float) -> int | dict[str, int]:
+    """Returns how many stay, in all, or of units in each space, where that share is removed."""
+    sizes = {name: int(np.prod(shape)) for name, shape in self.level.shapes}
+    if isinstance(self.level, levels.Units):
+      return {name: max(1, round((1 - sparsity) * size)) for name, size in sizes.items()}
+    return max(1, round((1 - sparsity) * sum(sizes.values())))
+
+  @property
+  def _has_teacher(self) -> bool:
+    """Whether a network is trained to teach the others."""
+    options = self.session.config.compress
+    return options.distill > 0 < options.teacher_epochs
+
+  @functools.cached_property
+  def _first(self) -> Arm:
+    session = self.session
+    num_steps = session.steps(session.config.train.epochs)
+    sampler = self._sampler(np.ones(session.space.num_gates, bool))
+    judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
+    return Arm(START, session.recipe(num_steps), sampler, num_steps, judge=judged)
+
+  @functools.cached_property
+  def _teacher(self) -> Arm:
+    return self._kept(TEACHER, self.session.steps(self.session.config.compress.teacher_epochs))
+
+  def _kept(self, name, num_steps) -> Arm:
+    """A network in which nothing is removed."""
+    recipe = dataclasses.replace(self._keeping(num_steps), objective=self.session.objective)
+    return self._arm(name, recipe, num_steps, self._started)
+
+  def _tuned(self, name, before, num_steps, tag='') -> Arm:
+    """A network in which what is zero stays zero, taught by the teacher."""
+    return self._arm(name, self._keeping(num_steps), num_steps, before, tag, self._taught)
+
+  def _arm(
+    self,
+    name: str,
+    recipe: Recipe,
+    num_steps: int,
+    before: Callable[[int], Network],
+    tag: str = '',
+    session_of: Callable[[int], Session] | None = None,
+  ) -> Arm:
+    """A network that goes on from what `before` gives in a seed."""
+
+    def start(session: Session, seed: int) -> Start:
+      network = before(seed)
+      state = init_state(recipe, {'params': network.params})
+      sampler = self._sampler(network.structure)
+      return Start(state, session=session_of and session_of(seed), sampler=sampler)
+
+    def judged(trained: Trained) -> dict[str, Any]:
+      params = trained.variables['params']
+      return self._judge(trained, dataclasses.replace(before(trained.seed), params=params))
+
+    return Arm(name, recipe, self._first.sampler, num_steps, start, judged, tag=tag)
+
+  def _noisy(self, name) -> Arm:
+    """The network that learns its noise, and is judged without what has too much of it."""
+    recipe, options = self._learning, self.session.config.compress
+    size = sum(int(np.prod(shape)) for _, shape in self.level.shapes)
+
+    def start(session: Session, seed: int) -> Start:
+      pool = recipe.model.pool(self._started(seed).params)
+      session = dataclasses.replace(self._taught(seed), model=recipe.model)
+      return Start(init_state(recipe, {'params': pool}), session=session)
+
+    def probe(trainer) -> dict[str, float]:
+      params = trainer.state.params
+      stays = kept(recipe.model.log_alpha(params), options.threshold)
+      return {
+        'kept': sum(int(mask.sum()) for mask in stays.values()) / size,
+        'divergence': float(total_divergence(recipe.model, params)),
+      }
+
+    return Arm(
+      name,
+      recipe,
+      self._first.sampler,
+      self.session.steps(options.epochs),
+      start,
+      lambda trained: self._judge(trained, self._learnt(trained.seed)),
+      tag=VARIATIONAL,
+      curves=Curves(probe=probe),
+    )
+
+  def _judge(self, trained, network) -> dict[str, Any]:
+    return judge(self.session, self.level, trained, network)
+
+  def _started(self, seed) -> Network:
+    """The network that all others of a seed start from."""
+    return self._full(self._first.train(self.session, seed).variables['params'])
+
+  def _taught(self, seed) -> Session:
+    """The run with what a network says of its training examples beside their labels."""
+    session = self.session
+    if not session.config.compress.distill:
+      return session
+    params = self._started(seed).params
+    if self._has_teacher:
+      start = self._teacher.begin(session, seed)
+      params = self._teacher.train(session, seed, start).variables['params']
+    train, structure = session.data.train, Structure.all_on(session.space.num_gates)
+    parts = np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH))
+    logits = [
+      np.asarray(cutting.logits(session.model, {'params': params}, train[rows][0], structure))
+      for rows in parts
+    ]
+    split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(logits)))
+    return dataclasses.replace(session, data=dataclasses.replace(session.data, train=split))
+
+  def _learnt(self, seed) -> Network:
+    """The means of the network that learnt its noise, without what has too much of it."""
+    arm = self._noisy(VARIATIONAL)
+    pool = arm.train(self.session, seed, arm.begin(self.session, seed)).variables['params']
+    log_alpha = {
+      name: np.asarray(values) for name, values in self._learning.model.log_alpha(pool).items()
+    }
+    counts, _ = np.histogram(np.concatenate([a.ravel() for a in log_alpha.values()]), levels.BINS)
+    stays = kept(log_alpha, self.session.config.compress.threshold)
+    network = self._without(pool[MEAN], stays)
+    return dataclasses.replace(network, histogram=counts.tolist())
+
+  def _smaller(self, seed, count) -> Network:
+    """The network of a seed's start that loses all but `count` of what is small."""
+    params = self._started(seed).params
+    sizes = magnitude.magnitudes(self.level, params)
+    stays = magnitude.largest(sizes, count, self.session.config.compress.scope)
+    return self._without(params, stays)
+
+  def _matching(self, seed) -> int | dict[str, int]:
+    """As many as variational dropout keeps: weights and gates in all, units of each space, so that
+    FLOPs are the same too."""
+    counts = {name: int(mask.sum()) for name, mask in self._learnt(seed).stays.items()}
+    return counts if isinstance(self.level, levels.Units) else sum(counts.values())
+
+  def _full(self, params) -> Network:
+    return Network(params, np.ones(self.session.space.num_gates, bool))
+
+  def _without(self, params, stays) -> Network:
+    pruned = self.level.prune(params, stays)
+    return Network(pruned.params, pruned.structure, pruned.units, stays)
+
+  def _sampler(self, structure: Bool[np.ndarray, ' gates']) -> Sampler:
+    count = self.session.config.train.structures_per_step
+    return listed([Structure(tuple(map(bool, structure)))], len(structure), count)
+
+  def _learning_recipe(self) -> Recipe:
+    """That of the network that learns its noise."""
+    session, options, data = self.session, self.session.config.compress, self.session.data
+    num_steps = session.steps(options.epochs)
+    rate = session.config.learning_rate * options.variance_rate
+    faster = session.with_options({'learning_rate': rate}).config
+    labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
+    optimizer = optax.multi_transform(
+      {
+        MEAN: make_optimizer(session.config, num_steps),
+        # What pulls weights to zero has no meaning for log σ².
+        LOG_VARIANCE: optax.adam(make_schedule(faster, num_steps)),
+      },
+      labels,
+    )
+    terms = len(data.train) * (data.example_shape[0] if data.task == 'language' else 1)
+    loss = VariationalLoss(terms, options.kl, options.ramp * num_steps)
+    model = Variational(self.level, options.log_variance)
+    return Recipe(model, self._objective, optimizer, loss=loss)
+
+  def _keeping_recipe(self, num_steps) -> Recipe:
+    """That of networks in which what is zero stays zero."""
+    optimizer = keep_zeros(make_optimizer(self.session.config, num_steps))
+    recipe = self.session.recipe(num_steps)
+    return dataclasses.replace(recipe, objective=self._objective, optimizer=optimizer)

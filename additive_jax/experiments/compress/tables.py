@@ -1,0 +1,88 @@
+"""The tables of a compression: networks, what is left of each, and the headline figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
+from additive_jax.experiments.tables import headline, with_interval
+
+DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
+EXPORTED = 'exported'  # folder of the run directory
+
+
+def make_tables(session: Session, records: Records) -> Result:
+  """Returns the tables `variants`, `structures` and `layers`, and the summary."""
+  by_network = {name: records[name] for name in records.arms}
+  table, options = variants(by_network), session.config.compress
+  summary = headline(
+    session,
+    experiment='compress',
+    level=options.level,
+    threshold=options.threshold,
+    variants=table.set_index('variant').to_dict('index'),
+  )
+  tables = {
+    'variants': table,
+    'structures': structures(by_network),
+    'layers': layers(by_network),
+  }
+  return Result(tables, summary)
+
+
+def variants(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+  """Returns a row for each network: means over the seeds with 95 % intervals, and what it lost
+  against the dense one of the same seed.
+
+  `nonzero` weights stay of `weights`, in kernels alone; `factor` is all over nonzero; `flops`, of
+  one example, and `bytes`, of all parameters, are those of the network that was cut out (of single
+  weights: without the units and inputs that none of them reads), and `receipt` is the largest
+  difference of its logits from those of the network with zeros.
+  """
+  dense, rows = pd.DataFrame(records[DENSE]), []
+  for name, seeds in records.items():
+    frame = pd.DataFrame(seeds)
+    row = {'variant': name, 'weights': int(frame['weights'].iloc[0])}
+    row['nonzero'] = round(frame['nonzero'].mean())
+    row |= with_interval('factor', frame['weights'] / np.maximum(frame['nonzero'], 1))
+    for key in ('accuracy', 'loss'):
+      row |= with_interval(key, frame[key])
+    row |= with_interval('accuracy_lost', dense['accuracy'] - frame['accuracy'])
+    row |= {'flops': float(frame['flops'].mean()), 'bytes': float(frame['bytes'].mean())}
+    row |= with_interval('flops_factor', dense['flops'] / frame['flops'])
+    row['receipt'] = float(frame['receipt'].max())
+    rows.append(row)
+  return pd.DataFrame(rows)
+
+
+def structures(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+  """Returns a row for each network and seed: its gates, and what is left of it."""
+  keys = (
+    'variant',
+    'seed',
+    'structure',
+    'nonzero',
+    'flops',
+    'bytes',
+    'loss',
+    'accuracy',
+    'receipt',
+  )
+  rows = [{key: record[key] for key in keys} for seeds in records.values() for record in seeds]
+  return pd.DataFrame(rows)
+
+
+def layers(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+  """Returns a row for each network and layer: how many weights, units or gates are left, mean over
+  the seeds."""
+  rows = []
+  for name, seeds in records.items():
+    for layer, (_, size) in seeds[0]['left'].items():
+      mean = np.mean([record['left'][layer][0] for record in seeds])
+      rows.append({'variant': name, 'layer': layer, 'left': mean, 'of': size, 'share': mean / size})
+  return pd.DataFrame(rows)
