@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from additive_jax.data.clusters import Clusters, nearest_examples, quality, telling_ngrams
+from additive_jax.data.clusters import Clusters, nearest_examples, quality
+from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, table
 
