@@ -22,6 +22,7 @@ from additive_jax.experiments.session import Stopped, open_session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
+from additive_jax.report.savings import savings, spent_until
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.trainer import Trainer
 
@@ -348,7 +349,7 @@ def curve(losses, spent=None, variant='scratch', seed=0):
 )
 def test_spent_until(losses, target, want):
   for measure, unit in (('flops', 1), ('seconds', 10)):
-    found = tables.spent_until(curve(losses), target, measure)
+    found = spent_until(curve(losses), target, measure)
     np.testing.assert_allclose(found * unit, want)
 
 
@@ -364,12 +365,13 @@ def test_savings_at_the_lowest_loss_of_training_from_scratch():
       curve([5.0, 3.0], [4.0, 8.0], 'untrained', seed=1),
     ]
   )
-  found = tables.savings(curves, 'flops')
+  found = savings(curves, 'flops', 'scratch')
   assert found.index.tolist() == [0, 1]
   np.testing.assert_allclose(found['clusters'], [0.25, -0.5])
   np.testing.assert_allclose(found['untrained'], [np.nan, 0.6])
   scores = [{'flops': 1, 'params': 1, 'loss': 1.0, 'accuracy': 0.5, 'skipped': 0}] * 2
-  records = {name: [s | {'narrow_flops': 3.0} for s in scores] for name in ('scratch', *found)}
+  records = {'scratch': scores}
+  records |= {name: [s | {'narrow_flops': 3.0} for s in scores] for name in found}
   rows = tables.compare(records, curves).set_index('variant')
   assert rows.loc['clusters', 'saving'] == pytest.approx(-0.125)
   assert rows.loc['clusters', 'reached'] == 2

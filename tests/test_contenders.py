@@ -8,12 +8,12 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
-from additive_jax.experiments.inspection import inspect
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
 from additive_jax.parallel import processes
 from additive_jax.report import paths
+from additive_jax.run.inspection import inspect
 
 # Images of 4 tokens, 6 steps of one structure.
 SHARED = {
@@ -147,7 +147,7 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
     contender = experts.make_contenders(session)[1]
     own = contender.own_session
     pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
-    found = inspect(own, pool, session.test)
+    found = inspect(own.model, own.objective, pool, session.test)
     want = evaluate(own, pool, [contender.structure])
     np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
     assert found.chosen.shape == (40, 4, 1, 2)

@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from additive_jax.experiments import stochastic
-from additive_jax.experiments.stochastic_tables import expected_flops
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.models.costs import measure
@@ -112,8 +111,8 @@ def test_expected_flops_are_the_mean_over_structures():
   bits = all_bits(space.num_gates)
   weights = np.where(bits, rates, 1 - rates).prod(1)
   want = weights @ space.costs(bits)[0]
-  np.testing.assert_allclose(expected_flops(space, rates), want, rtol=1e-12)
-  np.testing.assert_allclose(expected_flops(space, [rates, rates * 0])[0], want, rtol=1e-12)
+  np.testing.assert_allclose(space.expected_flops(rates), want, rtol=1e-12)
+  np.testing.assert_allclose(space.expected_flops([rates, rates * 0])[0], want, rtol=1e-12)
 
 
 def test_a_killed_run_goes_on(done, tmp_path):

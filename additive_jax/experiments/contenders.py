@@ -5,6 +5,7 @@ compared with a dense one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +15,19 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import tables
 from additive_jax.experiments.arms import Arm, Trained
-from additive_jax.experiments.inspection import inspect
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.tables import headline
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
+from additive_jax.report import comparison
+from additive_jax.run.inspection import inspect
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
 from additive_jax.train.samplers import listed
@@ -137,8 +139,9 @@ def _judge(trained: Trained) -> dict[str, Any]:
   record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
   if trained.arm.has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
-    test = inspect(session, trained.variables, session.test)
-    train = inspect(session, trained.variables, (seen.x, seen.y))
+    look = functools.partial(inspect, session.model, session.objective, trained.variables)
+    test = look(session.test)
+    train = look((seen.x, seen.y))
     sites = {name.replace('__', '/'): _site(facts) for name, facts in test.facts.items()}
     flops = active_flops(session.model, x, test.facts, test.chosen)
     record |= {'sites': sites, 'flops': flops, 'loss': test.loss, 'accuracy': test.accuracy}
@@ -170,7 +173,7 @@ def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
       'training_flops': 3 * examples * flops,  # a backward pass costs about two forward passes
       'skipped': int(frame['skipped'].sum()),
     }
-  return tables.compare(scores, DENSE, facts=facts)
+  return comparison.compare(scores, DENSE, facts=facts)
 
 
 def router_table(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
@@ -207,11 +210,11 @@ def summarise(
   """Returns the headline figures of a comparison."""
   figures = {}
   for row in variants.to_dict('records'):
-    shown = tables.without_own_differences(row, DENSE)
+    shown = comparison.without_own_differences(row, DENSE)
     shown = {key: value for key, value in shown.items() if key not in ('family', 'skipped')}
     figures[row['variant']] = shown
   for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
     figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
-  return tables.headline(
+  return headline(
     session, experiment=experiment, variants=figures, skipped=int(variants['skipped'].sum())
   )

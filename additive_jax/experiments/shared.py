@@ -14,12 +14,11 @@ from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
-from additive_jax.gates.structure import Structure, all_bits, bits_of
+from additive_jax.gates.structure import all_bits
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation
-from additive_jax.search import Evaluated, Search
-
-SCORES = ('loss', 'accuracy')
+from additive_jax.search import Search
+from additive_jax.search.generations import Generations
 
 
 def shared_arm(
@@ -62,59 +61,35 @@ def search_pools(
   Returns:
     What was evaluated, and its loss and accuracy [pools, S].
   """
-  options, num_gates = session.config.search, session.space.num_gates
-  journal = _journal(session)
-  lines = journal.records()
-  known = len(_joined(lines, 'structures'))
+  options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))
-  bar = Progress(
-    options.budget, 'search', unit='structure', start=known, enabled=processes.is_primary()
-  )
 
   def evaluate_all(bits):
     session.check_stop()
     scores = [evaluate(session, pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with structures that are not asked for.
-    fresh = min(len(bits), options.budget - len(_joined(lines, 'structures')))
-    line = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
-    for key in SCORES:
-      line[key] = np.array([getattr(score, key)[:fresh] for score in scores]).T.tolist()
-    if processes.is_primary():
-      journal.append(line)
-    lines.append(line)
-    loss = _means(lines, 'loss')
-    progress.advance(fresh, loss=loss.min(where=np.isfinite(loss), initial=np.inf))
-    return Evaluation(*(_means([line], key) for key in SCORES))
+    fresh = bits[: options.budget - len(generations)]
+    means = generations.add(fresh, scores)
+    loss = generations.means().loss
+    progress.advance(len(fresh), loss=loss.min(where=np.isfinite(loss), initial=np.inf))
+    return means
 
+  primary, known = processes.is_primary(), len(generations)
+  bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
   with bar as progress:
-    known = Evaluated(
-      bits_of(_joined(lines, 'structures'), num_gates), *(_means(lines, key) for key in SCORES)
-    )
-    selected(Search, options, seed=session.config.seed).run(evaluate_all, num_gates, known)
-  return _searched(lines, num_gates)
+    search = selected(Search, options, seed=session.config.seed)
+    search.run(evaluate_all, session.space.num_gates, generations.means())
+  return generations.by_pool()
 
 
 def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
   """Returns what `search_pools` gave, from its journal."""
-  return _searched(_journal(session).records(), session.space.num_gates)
+  return _generations(session).by_pool()
 
 
-def _journal(session):
-  return Journal(session.rundir.journals / 'search.jsonl')
-
-
-def _searched(lines, num_gates):
-  scores = (np.array(_joined(lines, key)).T for key in SCORES)
-  return bits_of(_joined(lines, 'structures'), num_gates), Evaluation(*scores)
-
-
-def _joined(lines, key):
-  return [value for line in lines for value in line[key]]
-
-
-def _means(lines, key):
-  """Over the pools, of every structure of the lines, [S]."""
-  return np.array([np.mean(values) for values in _joined(lines, key)])
+def _generations(session):
+  journal = Journal(session.rundir.journals / 'search.jsonl')
+  return Generations(journal, session.space.num_gates, write=processes.is_primary())
 
 
 def check_shared(session: Session, epochs: float) -> None:

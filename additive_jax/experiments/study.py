@@ -1,4 +1,4 @@
-"""The one loop of all experiments. A study is data, and `run` runs it.
+"""The one loop of all experiments. A study is data, and `Study.run` runs it.
 
 The heart of a study is a generator: from the open run it yields arms, ways of training, a stage at
 a time. For every seed the loop trains the arms that have no record yet, judges them, and appends
@@ -15,7 +15,7 @@ A study of one's own needs a name and its arms; see `docs/own_study.md`:
       steps = session.steps(session.config.train.epochs)
       yield [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
 
-    result = run(Study('samplers', stages), config, workdir)
+    result = Study('samplers', stages).run(config, workdir)
 """
 
 from __future__ import annotations
@@ -108,40 +108,38 @@ class Study:
   baseline: str = ''
   sharded: bool = False
 
+  def run(
+    self, config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+  ) -> Result:
+    """Runs the study, or goes on with it, and writes its run directory.
 
-def run(
-  study: Study, config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> Result:
-  """Runs a study, or goes on with it, and writes its run directory.
+    Args:
+      config: as in `configs/default.py`.
+      workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+      opening: what else may be given, see `session.Opening`.
 
-  Args:
-    study: what to run.
-    config: as in `configs/default.py`.
-    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
-    opening: what else may be given, see `session.Opening`.
-
-  Raises:
-    UserError: for options that make no sense; nothing has been written then.
-    Stopped: when the run was asked to stop; the same call goes on.
-  """
-  if not study.sharded:
-    check_unsharded(config)
-  with open_session(config, workdir, check=study.check, **opening) as session:
-    if session.rundir.finished:
-      log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
-      return Result.read(session.rundir)
-    records = Records(session.rundir, study.name, session.seeds)
-    try:
-      for arms in study.stages(session, records):
-        records.arms |= {arm.name: arm for arm in arms}
-        train_missing(session, arms, records)
-    except Incomplete:
-      if session.shard[1] == 1:
-        raise
-    if session.shard[1] > 1:
-      log.info('shard %s is done; run again without config.shard to merge', config.shard)
-      return Result({}, {}, complete=False)
-    return _write(study, session, records)
+    Raises:
+      UserError: for options that make no sense; nothing has been written then.
+      Stopped: when the run was asked to stop; the same call goes on.
+    """
+    if not self.sharded:
+      check_unsharded(config)
+    with open_session(config, workdir, check=self.check, **opening) as session:
+      if session.rundir.finished:
+        log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
+        return Result.read(session.rundir)
+      records = Records(session.rundir, self.name, session.seeds)
+      try:
+        for arms in self.stages(session, records):
+          records.arms |= {arm.name: arm for arm in arms}
+          train_missing(session, arms, records)
+      except Incomplete:
+        if session.shard[1] == 1:
+          raise
+      if session.shard[1] > 1:
+        log.info('shard %s is done; run again without config.shard to merge', config.shard)
+        return Result({}, {}, complete=False)
+      return _write(self, session, records)
 
 
 def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:

@@ -1,18 +1,14 @@
-"""Exp 5: start a large model from small ones trained in parallel on clusters of the data, and count
-what that saves.
-"""
+"""The declaration of the study `booster`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax import transplant
 from additive_jax.errors import UserError
@@ -33,7 +29,7 @@ from additive_jax.experiments.booster.tables import (
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import full_scores
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -43,27 +39,6 @@ from additive_jax.train.samplers import listed
 from additive_jax.train.state import State
 
 TAKEN = 'narrow.jsonl'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 5, or goes on with it, and writes its run directory.
-
-  `config.model` is trained from scratch for `config.train.epochs`. Each of
-  `config.booster.variants` trains narrow copies of it for `config.booster.epochs`, all together,
-  makes a pool of the large model of them, and trains that for `config.booster.large_epochs`. Args
-  and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: the large model as each way of training made it),
-    `variants` (`variants.csv`: scores, FLOPs of the whole training, and what it saves of those of
-    training from scratch at equal loss), `curves` (`curves.csv`: test loss and accuracy against all
-    FLOPs and seconds spent), `receipts` (`receipts.csv`: how the large pool was made, and max
-    |Δlogit|), `clusters` (`clusters.csv`: their sizes) and `memory` (`memory.csv`: bytes of the
-    large model's training on each device and in host memory).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session: Session) -> None:
@@ -216,3 +191,5 @@ def _bubble(session, pipeline, variables) -> dict[str, Any]:
 STUDY = study.Study(
   'booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH
 )
+
+run = STUDY.run

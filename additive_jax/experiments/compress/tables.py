@@ -10,7 +10,8 @@ import pandas as pd
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import headline, with_interval
+from additive_jax.experiments.tables import headline
+from additive_jax.report.comparison import with_interval
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory

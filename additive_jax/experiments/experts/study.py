@@ -1,16 +1,12 @@
-"""Exp 4: tokens choose among the structures of a layer, against a dense network, its best single
-structure, experts of their own weights, and a choice at random.
-"""
+"""The declaration of the study `experts`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Trained
@@ -26,13 +22,12 @@ from additive_jax.experiments.contenders import (
   summarise,
 )
 from additive_jax.experiments.experts.page import page
-from additive_jax.experiments.inspection import inspect
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
-from additive_jax.experiments.tables import arms_as_structures, structure_table
+from additive_jax.experiments.tables import structure_table
 from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
@@ -40,28 +35,11 @@ from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
 from additive_jax.report import statistics
+from additive_jax.report.comparison import arms_as_structures
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 4, or goes on with it, and writes its run directory.
-
-  The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
-  takes its place twice: with hidden units such that its active FLOPs are those of the dense
-  network, and such that its parameters are. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per static structure of the dense network's
-    feed-forward layers, ranked in one pool, best first; the dense network alone where none were
-    ranked), `variants` (`variants.csv`: one row per network: scores, active FLOPs, parameters, and
-    what it differs by from the dense one) and `routers` (`routers.csv`: one row per network and
-    layer with a router).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -188,7 +166,8 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
     trained = contender.train(session, session.config.seed)
-    inspection = inspect(trained.session, trained.variables, session.test)
+    own = trained.session
+    inspection = inspect(own.model, own.objective, trained.variables, own.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)
@@ -197,3 +176,5 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
 
 
 STUDY = study.Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+
+run = STUDY.run

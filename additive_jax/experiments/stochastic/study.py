@@ -1,24 +1,23 @@
-"""Exp 3: random structures as a regulariser, against the same training with all gates on."""
+"""The declaration of the study `stochastic`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
-from ml_collections import ConfigDict
 
-from additive_jax.experiments import stochastic_report, study
+from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
-from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.stochastic.page import page
+from additive_jax.experiments.stochastic.tables import NONE, make_tables
 from additive_jax.gates.subsets import in_stages
 from additive_jax.train.losses import PerSample
 from additive_jax.train.samplers import listed
@@ -40,24 +39,6 @@ class Variant(Arm):
   keep_rates: Float[np.ndarray, 'steps gates']
   forward_flops: float
   training_flops: float
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 3, or goes on with it, and writes its run directory.
-
-  For each seed, pools are trained from the same init on the same data in the same order: with all
-  gates on, and for each of `config.stochastic.modes` with random structures, for as many epochs and
-  again for as many FLOPs. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first, with its scores in
-    the pool of each variant; columns without a variant's name are those of the first variant with
-    random structures), and `variants` (`variants.csv`: scores of the full network, the train–test
-    gap, the mean over all structures, and what each differs by from training with all gates on).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -121,7 +102,7 @@ def _all_on(session):
 
 def _variant(session, name, loss, num_steps, sampler, keep_rates, judge):
   full = session.space.flops(session.space.all_on())
-  forward = float(np.mean(expected_flops(session.space, keep_rates)))
+  forward = float(np.mean(session.space.expected_flops(keep_rates)))
   # A backward pass costs about twice a forward pass; the teacher has none.
   of_example = 3 * forward + (full if getattr(loss, 'distill', 0) else 0)
   examples = num_steps * sampler.num_structures * session.config.train.batch_size
@@ -163,6 +144,8 @@ STUDY = study.Study(
   stages=_stages,
   check=_check,
   tables=make_tables,
-  page=stochastic_report.page,
+  page=page,
   baseline=NONE,
 )
+
+run = STUDY.run

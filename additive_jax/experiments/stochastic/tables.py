@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import sampled_structures
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import SCORES, compare, headline, structure_table
-from additive_jax.gates.structure import Space
+from additive_jax.experiments.tables import headline, structure_table
+from additive_jax.report.comparison import SCORES, compare
 
 NONE = 'none'
-
-
-def expected_flops(space: Space, keep_rates: np.ndarray | Sequence) -> Float[np.ndarray, '*steps']:
-  """Returns the expected FLOPs of one example's forward pass when gates are on independently.
-
-  Args:
-    space: with costs.
-    keep_rates: probabilities [..., gates]; a gate within a residual one is paid for when both are
-      on.
-  """
-  on = np.asarray(keep_rates, float)
-  total = np.full(on.shape[:-1], float(space.fixed_flops))
-  for i, gate in enumerate(space.gates):
-    paid = on[..., i]
-    if gate.within is not None:
-      paid = paid * on[..., space.index(gate.within)]
-    total = total + gate.flops * paid
-  return np.asarray(total)
 
 
 def make_tables(session: Session, records: Records) -> Result:

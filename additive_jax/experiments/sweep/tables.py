@@ -13,9 +13,10 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import read_search
 from additive_jax.experiments.standalone import Lone
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import best_first, headline
+from additive_jax.experiments.tables import headline
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.report import rankings, statistics
+from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
 
 SHARED = 'shared'
@@ -47,7 +48,7 @@ def make_tables(session: Session, records: Records) -> Result:
   table['pareto'] = _on_front(table)
   # Of a searched set only few are trained alone.
   effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
-  table = best_first(table)
+  table = structures_first(table)
   interactions = pd.DataFrame(pairs, columns=list(names))
   interactions.insert(0, 'gate', names)
   ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])

@@ -1,44 +1,26 @@
-"""Exp 1: ranks the structures of a model, each trained alone and all in one shared pool."""
+"""The declaration of the study `sweep`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import study, sweep_report
+from additive_jax.experiments import study
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, judge_all, search_pools, shared_arm
 from additive_jax.experiments.standalone import rungs
-from additive_jax.experiments.sweep_tables import SHARED, make_tables
+from additive_jax.experiments.sweep.page import page
+from additive_jax.experiments.sweep.tables import SHARED, make_tables
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 
 STANDALONE = 'standalone'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 1, or goes on with it, and writes its run directory.
-
-  See the sections `train`, `sweep`, `sampler` and `search` of `configs/default.py`. Args and errors
-  are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first), `effects`
-    (`effects.csv`: main effect of each gate on the loss, with its interval), `interactions`
-    (`interactions.csv`: pairwise, [n, n]) and `agreement` (how well the shared pool ranks the
-    standalone losses, and the noise ceiling).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -106,6 +88,8 @@ STUDY = study.Study(
   stages=_stages,
   check=_check,
   tables=make_tables,
-  page=sweep_report.page,
+  page=page,
   sharded=True,
 )
+
+run = STUDY.run

@@ -1,4 +1,4 @@
-"""Exp 2: trains the best K structures together in one pool, against the same K trained alone."""
+"""The declaration of the study `cotrain`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import flax.serialization
 import jax
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain_report, study
+from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Trained
-from additive_jax.experiments.cotrain_tables import ENSEMBLE, POOL, make_tables
+from additive_jax.experiments.cotrain.page import page
+from additive_jax.experiments.cotrain.tables import ENSEMBLE, POOL, make_tables
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import ensemble, evaluate
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.scores import evaluate
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.files.journal import Journal, replace_file
@@ -32,6 +32,7 @@ from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
 from additive_jax.report.wording import counted
+from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
 from additive_jax.train.population import Member
 from additive_jax.train.recipe import Recipe
@@ -40,22 +41,6 @@ from additive_jax.train.samplers import listed
 log = logging.getLogger('additive_jax')
 
 COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 2, or goes on with it, and writes its run directory.
-
-  The structures come from `config.structures`, from the Exp 1 run directory
-  `config.structures_from`, or from a short shared sweep. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first, co-trained and
-    alone), `comparison` (`comparison.csv`: its long form with the ensembles), and `cosines`
-    (`cosines.csv`: cosine between the structures' gradients at the end, mean over seeds).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -211,12 +196,17 @@ def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], structures)
+
+  def ensemble(pools) -> dict[str, float]:
+    scores = evaluate_ensemble(session.model, pools, bits, session.test, session.objective)
+    return dict(zip(('loss', 'accuracy'), scores))
+
   return {
     'cotrained': {'loss': together.loss.tolist(), 'accuracy': together.accuracy.tolist()},
     'alone': {key: [record[key] for record in alone] for key in ('loss', 'accuracy')},
     ENSEMBLE: {
-      'cotrained': ensemble(session, [trained.variables] * len(bits), bits),
-      'alone': ensemble(session, lone_pools, bits),
+      'cotrained': ensemble([trained.variables] * len(bits)),
+      'alone': ensemble(lone_pools),
     },
     'cosines': matrix.tolist(),
     'skipped': trained.skipped,
@@ -235,5 +225,7 @@ STUDY = study.Study(
   stages=_stages,
   check=_check,
   tables=make_tables,
-  page=cotrain_report.page,
+  page=page,
 )
+
+run = STUDY.run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.stochastic_tables import NONE
+from additive_jax.experiments.stochastic.tables import NONE
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures, stochastic_figures
 from additive_jax.report.page import Page, picture, section, table, tiles

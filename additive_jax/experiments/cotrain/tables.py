@@ -11,8 +11,9 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.standalone import Lone
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import FIRST, SCORES, headline, with_interval
+from additive_jax.experiments.tables import headline
 from additive_jax.report import statistics
+from additive_jax.report.comparison import FIRST, SCORES, with_interval
 
 POOL, ENSEMBLE = 'pool', 'ensemble'
 VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
