@@ -269,7 +269,7 @@ ROWS = [
     "a router over all 2^17 structures: expected at most 2^16; the routers 'factorised' and 'marg",
   ),
   ('experts', {'model.name': 'mlp'}, 'MLP for networks with routers: expected config.model.name'),
-  ('experts', {'model.gates': ('lane',)}, "config.model.gates ('lane',) with routers"),
+  ('experts', {'model.gates': ('lane',)}, "config.model.gates ('lane',): expected residual"),
   ('experts', {'experts.num_experts': 200}, 'expected a smaller'),
   ('experts', {'experts.num_structures': 1}, 'config.experts.num_structures 1: expected at least'),
   ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
@@ -280,15 +280,15 @@ ROWS = [
   ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
   # Exp 5.
   ('booster', {'train.structures_per_step': 4}, 'config.train.structures_per_step 4: expected 1'),
-  ('booster', {'booster.num_models': 121}, 'num_models 121 of 120 training examples: expected at'),
-  ('booster', {'booster.num_models': 3}, 'num_models 3 of config.train.batch_size 16: expected a'),
+  ('booster', {'booster.num_models': 121}, 'num_models 121: expected at most 120, as many'),
+  ('booster', {'booster.num_models': 3}, 'num_models 3 with config.train.batch_size 16: expected'),
   ('booster', {'booster.structure': '10'}, 'structure 10 has 2 gates: expected 3'),
   ('booster', {'booster.structure': '000'}, 'structure 000: expected a block that is on'),
   (
     'booster',
     {'booster.join': 'best'},
-    "config.booster.sync_epochs 0.25 with join 'best': expected 0, since copies that are "
-    'synchronised are all alike',
+    "config.booster.sync_epochs 0.25 with config.booster.join 'best': expected 0, since copies "
+    'that are synchronised are all alike',
   ),
   ('booster', VIT | {'model.name': 'lenet'} | CHUNKS, 'transplant of LeNet: expected MLP'),
   (
@@ -305,10 +305,10 @@ ROWS = [
   ('booster', {'optimizer.name': 'adafactor', 'optimizer.kwargs': {}}, 'optimizer state '),
   # Compression.
   ('compress', {'compress.level': 'gate'}, 'noise per gate in DenseStack with gates '),
-  ('compress', {'compress.sparsities': (0.9, 0.9001)}, '0.9 and 0.9001 leave as many per weight'),
+  ('compress', {'compress.sparsities': (0.9, 0.9001)}, '0.9 and 0.9001 leave as many'),
   ('compress', {'model.hidden': ()}, 'hidden (): expected the units of one layer or more'),
   ('compress', {'model.num_chunks': 11}, '11 chunks of a width of 10: expected 1 to 10'),
-  ('compress', {'train.distill': 0.5}, 'config.train.distill 0.5 in a compression: expected 0'),
+  ('compress', {'train.distill': 0.5}, 'config.train.distill 0.5: expected 0 in a compression'),
   ('compress', {'data.name': 'idx:/no/such/folder'}, 'idx:/no/such/folder'),
   ('compress', {'compress.inputs': True}, 'noise of inputs per weight: expected it per unit alone'),
   # Shards.

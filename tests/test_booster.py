@@ -17,8 +17,9 @@ from additive_jax.experiments import booster
 from additive_jax.experiments.booster import groups, process, tables
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
+from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.scores import full_scores
-from additive_jax.experiments.session import Stopped, open_session
+from additive_jax.experiments.session import Stopped
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
@@ -280,7 +281,7 @@ def test_the_best_copy(tmp_path):
     known = [full_scores(narrow.session, pool, train)['test_loss'] for pool in pools]
     assert abs(known[0] - known[1]) > 1e-3
     for order in (members, members[::-1]):
-      begun = join(narrow, order, session.recipe(10), 0)
+      begun = join(narrow, order, session.training.recipe(10), 0)
       receipt = begun.facts['receipt']
       assert receipt['exact']
       assert receipt['rule'].startswith('best of 2, grow')
@@ -311,7 +312,7 @@ def test_the_state_of_the_optimizer_goes_along(tmp_path):
     groups = [np.arange(60), np.arange(60, 120)]
     fleet = narrow.fleet(groups, 0)
     fleet.run(3)
-    members, recipe = fleet.members(), session.recipe(10)
+    members, recipe = fleet.members(), session.training.recipe(10)
     state = join(narrow, members, recipe, 0).state
     scale, *_, schedule = state.opt_state
     assert int(scale.count) == 3  # of Adam's means
@@ -458,7 +459,7 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
       members += fleet.members()
     kernels = [state.params['embed']['kernel'] for state in members]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
-    begun = join(narrow, members, session.recipe(STEPS['large']), 0)
+    begun = join(narrow, members, session.training.recipe(STEPS['large']), 0)
     assert begun.facts['receipt']['from_models'] == pytest.approx(receipt['from_models'], abs=1e-5)
     found = full_scores(session, {'params': begun.state.params})
     assert rows['loss'].iloc[0] == pytest.approx(found['test_loss'], abs=1e-5)

@@ -8,8 +8,8 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
+from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.scores import evaluate
-from additive_jax.experiments.session import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
 from additive_jax.parallel import processes
 from additive_jax.report import paths

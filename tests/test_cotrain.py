@@ -19,7 +19,7 @@ from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain, shared, sweep
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.opening import open_session
 from additive_jax.files.checkpoint import Checkpointer
 
 LISTED = {'structures': ('011', '111')}
@@ -47,7 +47,7 @@ def pools(trained):
   with opening as session:
     for seed in session.seeds:
       sampler = additive_jax.train.samplers.listed(TEXTS, 3)
-      trainer = session.trainer(session.recipe(15), sampler, seed)
+      trainer = session.trainer(session.training.recipe(15), sampler, seed)
       folder = workdir / 'checkpoints' / f'pool-seed{seed}'
       with Checkpointer(folder, identity=session.identity) as checkpoints:
         together = jax.device_get(checkpoints.restore(trainer.state).state.params)

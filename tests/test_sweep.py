@@ -165,7 +165,7 @@ def test_standalone_equals_a_plain_training_loop(swept, iris, structure):
 
 
 def test_shared_losses_are_those_of_each_structure_in_the_pool(swept, iris):
-  from additive_jax.experiments.session import open_session
+  from additive_jax.experiments.opening import open_session
   from additive_jax.files.checkpoint import Checkpointer
 
   result, workdir = swept
@@ -173,7 +173,7 @@ def test_shared_losses_are_those_of_each_structure_in_the_pool(swept, iris):
   opening = open_session(tiny.config('sweep'), workdir, check=lambda session: None, devices=2)
   with opening as session:
     for seed in session.seeds:
-      trainer = session.trainer(session.recipe(15), session.sampler(15), seed)
+      trainer = session.trainer(session.training.recipe(15), session.training.sampler(15), seed)
       folder = workdir / 'checkpoints' / f'shared-seed{seed}'
       with Checkpointer(folder, identity=session.identity) as checkpoints:
         state = checkpoints.restore(trainer.state).state

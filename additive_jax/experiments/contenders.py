@@ -82,12 +82,12 @@ def make_contender(
     structure: what it is without routers; None is all-on.
   """
   own = session.with_model(model)
-  num_steps = own.steps(own.config.train.epochs)
-  recipe = own.recipe(num_steps)
+  num_steps = own.training.steps(own.config.train.epochs)
+  recipe = own.training.recipe(num_steps)
   if balance is not None:
     if own.config.train.distill:
       raise refused(own.config, 'train.distill', expected='0 with routers')
-    own.check_whole('a balance of routers')
+    own.training.check_whole('a balance of routers')
     recipe = dataclasses.replace(recipe, loss=Routed(balance))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   return Contender(
@@ -121,7 +121,7 @@ def check_dense(session: Session) -> Transformer:
       f'{type(model).__name__} for networks with routers: expected config.model.name transformer'
     )
   if model.gates != (RESIDUAL,):
-    raise UserError(f'config.model.gates {model.gates} with routers: expected residual alone')
+    raise refused(session.config, 'model.gates', expected='residual alone with routers')
   session.check_in_memory()
   return model
 

@@ -30,7 +30,7 @@ def evaluate(
     session.test if split is None else split,
     structures,
     task=session.objective,
-    devices=session.workers,
+    devices=session.machine.workers,
   )
 
 

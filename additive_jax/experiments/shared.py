@@ -32,8 +32,8 @@ def shared_arm(
     epochs: passes of each slot over the training set.
     judge: as in `Arm`.
   """
-  num_steps = session.steps(epochs)
-  recipe, sampler = session.recipe(num_steps), session.sampler(num_steps)
+  num_steps = session.training.steps(epochs)
+  recipe, sampler = session.training.recipe(num_steps), session.training.sampler(num_steps)
   return Arm(name, recipe, sampler, num_steps, judge=judge)
 
 
@@ -94,9 +94,9 @@ def _generations(session):
 
 def check_shared(session: Session, epochs: float) -> None:
   """Raises `UserError` for a sampler that cannot be, or a search when one is asked for."""
-  num_steps = session.steps(epochs)
-  session.sampler(num_steps)
-  session.recipe(num_steps)
+  num_steps = session.training.steps(epochs)
+  session.training.sampler(num_steps)
+  session.training.recipe(num_steps)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
     selected(Search, options, seed=session.config.seed).check(num_gates)

@@ -118,9 +118,12 @@ def rungs(
   Raises:
     Incomplete: when a rung waits for what other shards have not trained.
   """
-  halving, num_steps = session.config.sweep.halving, session.steps(session.config.train.epochs)
+  halving, num_steps = (
+    session.config.sweep.halving,
+    session.training.steps(session.config.train.epochs),
+  )
   num_rungs = session.config.sweep.rungs if halving else 1
-  crowd = Crowd(session.recipe(num_steps), _record, keeps_states=bool(halving))
+  crowd = Crowd(session.training.recipe(num_steps), _record, keeps_states=bool(halving))
   for rung in range(num_rungs):
     stop = max(1, round(num_steps * halving ** (rung + 1 - num_rungs))) if halving else num_steps
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]

@@ -12,8 +12,8 @@ A run that was killed goes on with the first arm that has no record, from its ne
 A study of one's own needs a name and its arms; see `docs/own_study.md`:
 
     def stages(session, records):
-      steps = session.steps(session.config.train.epochs)
-      yield [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
+      steps = session.training.steps(session.config.train.epochs)
+      yield [Arm(name, session.training.recipe(steps), sampler, steps) for name, sampler in ...]
 
     result = Study('samplers', stages).run(config, workdir)
 """
@@ -29,10 +29,11 @@ from typing import Any, Unpack
 import pandas as pd
 from ml_collections import ConfigDict
 
+from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import check_unsharded
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
-from additive_jax.experiments.session import Opening, Session, open_session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.rundir import RunDir
 from additive_jax.parallel import processes

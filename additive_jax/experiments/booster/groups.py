@@ -108,21 +108,21 @@ def feature_flops(narrow: Narrow) -> float:
   options, data = narrow.large.config.booster, narrow.large.data
   if options.features == 'inputs':
     return input_flops(data.train.x, data.task)
-  space, steps = narrow.session.space, narrow.session.steps(options.embedding_epochs)
+  space, steps = narrow.session.space, narrow.session.training.steps(options.embedding_epochs)
   return steps * narrow.flops_per_step + len(data.train) * space.flops(space.all_on())
 
 
 def _briefly_trained(narrow, seed):
   """One narrow model after a short training on all examples, and its `{'params': pool}`."""
   session, options = narrow.session, narrow.large.config
-  steps = session.steps(options.booster.embedding_epochs)
+  steps = session.training.steps(options.booster.embedding_epochs)
   fleet = Fleet(
-    session.recipe(steps),
+    session.training.recipe(steps),
     narrow.large.data.train,
     [np.arange(len(narrow.large.data.train))],
     batch_size=options.train.batch_size,
     seed=seed,
-    devices=narrow.large.devices[:1],
+    devices=narrow.large.machine.devices[:1],
     chunk_steps=options.train.log_every,
   )
   fit(session, fleet, steps, f'embedding-seed{seed}', Curves(clock=narrow.clock()))

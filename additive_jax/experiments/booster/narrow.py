@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.errors import UserError
 from additive_jax.experiments.fit import Curves, fit
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
@@ -53,22 +53,18 @@ class Narrow:
     options, size = large.config.booster, large.config.train.batch_size
     model, place = transplant.narrowed(large.model, options.width, options.structure or None)
     if num_models > len(large.data.train):
-      raise UserError(
-        f'config.booster.num_models {num_models} of {len(large.data.train)} training examples: '
-        'expected at most as many clusters as examples'
-      )
+      expected = f'at most {len(large.data.train)}, as many clusters as training examples'
+      raise refused(large.config, 'booster.num_models', expected=expected)
     if size % num_models:
-      raise UserError(
-        f'config.booster.num_models {num_models} of config.train.batch_size {size}: expected a '
-        'number that divides it, since the copies share the batch of a step'
-      )
+      expected = 'copies that share the batch of a step in equal parts'
+      raise refused(large.config, 'booster.num_models', 'train.batch_size', expected=expected)
     # Each copy is whole on its device, and has a training of its own.
     changes = {'train.pipe_devices': 1, 'schedule': options.schedule}
     rate = options.learning_rate if num_models > 1 else options.lone_learning_rate
     if rate:
       changes['learning_rate'] = rate
     session = large.with_model(model).with_options(changes)
-    recipe = session.recipe(session.steps(options.epochs))
+    recipe = session.training.recipe(session.training.steps(options.epochs))
     return cls(large, session, place, num_models, recipe)
 
   @property
@@ -79,7 +75,7 @@ class Narrow:
   @property
   def num_steps(self) -> int:
     """The steps of each copy."""
-    return self.session.steps(self.session.config.booster.epochs)
+    return self.session.training.steps(self.session.config.booster.epochs)
 
   @property
   def batch_size(self) -> int:
@@ -90,7 +86,7 @@ class Narrow:
   def sync_every(self) -> int:
     """The steps after which copies are replaced by their mean; 0 is never."""
     epochs = self.session.config.booster.sync_epochs
-    return self.session.steps(epochs) if self.num_models > 1 and epochs else 0
+    return self.session.training.steps(epochs) if self.num_models > 1 and epochs else 0
 
   @property
   def flops_per_step(self) -> float:
@@ -124,7 +120,7 @@ class Narrow:
       # Networks that begin apart have nothing in common that could be averaged.
       same_start=self.large.config.booster.join == AVERAGE or sync_every > 0,
       sync_every=sync_every,
-      devices=self.large.devices if devices is None else devices,
+      devices=self.large.machine.devices if devices is None else devices,
       chunk_steps=self.large.config.train.log_every,
     )
 

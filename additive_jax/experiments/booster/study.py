@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.errors import UserError
 from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm, Start, Trained, from_seed
 from additive_jax.experiments.booster.groups import clusters_of
@@ -27,6 +26,7 @@ from additive_jax.experiments.booster.tables import (
   memory_rows,
 )
 from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
@@ -43,17 +43,13 @@ TAKEN = 'narrow.jsonl'
 
 def _check(session: Session) -> None:
   """Everything that can be said before any training."""
-  options, train = session.config.booster, session.config.train
+  options = session.config.booster
   if options.sync_epochs and options.join != AVERAGE and options.num_models > 1:
-    raise UserError(
-      f'config.booster.sync_epochs {options.sync_epochs:g} with join {options.join!r}: expected 0, '
-      'since copies that are synchronised are all alike'
-    )
-  if train.structures_per_step != 1:
-    raise UserError(
-      f'config.train.structures_per_step {train.structures_per_step}: expected 1, since '
-      'large and small models are trained with all gates on'
-    )
+    expected = '0, since copies that are synchronised are all alike'
+    raise refused(session.config, 'booster.sync_epochs', 'booster.join', expected=expected)
+  if session.config.train.structures_per_step != 1:
+    expected = '1, since large and small models are trained with all gates on'
+    raise refused(session.config, 'train.structures_per_step', expected=expected)
   session.check_in_memory()
   if options.asynchronous:
     check_processes(session)
@@ -95,13 +91,13 @@ def make_ways(session: Session) -> list[Way]:
   narrows = {number: Narrow.of(session, number) for number in dict.fromkeys(num_models.values())}
   rate = options.large_learning_rate
   grown = session.with_options({'learning_rate': rate}) if rate else session
-  ways = [_way(SCRATCH, session, session.steps(session.config.train.epochs), None)]
-  num_steps = grown.steps(options.large_epochs)
+  ways = [_way(SCRATCH, session, session.training.steps(session.config.train.epochs), None)]
+  num_steps = grown.training.steps(options.large_epochs)
   return ways + [_way(name, grown, num_steps, narrows[num_models[name]]) for name in num_models]
 
 
 def _way(name, session, num_steps, narrow) -> Way:
-  recipe, space = session.recipe(num_steps), session.space
+  recipe, space = session.training.recipe(num_steps), session.space
   return Way(
     name,
     recipe,
@@ -179,7 +175,7 @@ def _bubble(session, pipeline, variables) -> dict[str, Any]:
   """Busy and idle ticks of a step of the pipeline, see `pipeline_timing`."""
   rows = np.arange(session.config.train.batch_size) % len(session.data.train)
   x, y = session.data.train[rows]
-  devices = session.devices[: pipeline.devices]
+  devices = session.machine.devices[: pipeline.devices]
   report = measure_bubble(
     session.model, session.objective, pipeline, variables, x, y, devices=devices
   )

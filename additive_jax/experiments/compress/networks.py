@@ -110,14 +110,16 @@ class Compression:
   @functools.cached_property
   def _first(self) -> Arm:
     session = self.session
-    num_steps = session.steps(session.config.train.epochs)
+    num_steps = session.training.steps(session.config.train.epochs)
     sampler = self._sampler(np.ones(session.space.num_gates, bool))
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
-    return Arm(START, session.recipe(num_steps), sampler, num_steps, judge=judged)
+    return Arm(START, session.training.recipe(num_steps), sampler, num_steps, judge=judged)
 
   @functools.cached_property
   def _teacher(self) -> Arm:
-    return self._kept(TEACHER, self.session.steps(self.session.config.compress.teacher_epochs))
+    return self._kept(
+      TEACHER, self.session.training.steps(self.session.config.compress.teacher_epochs)
+    )
 
   def _kept(self, name, num_steps) -> Arm:
     """A network in which nothing is removed."""
@@ -173,7 +175,7 @@ class Compression:
       name,
       recipe,
       self._first.sampler,
-      self.session.steps(options.epochs),
+      self.session.training.steps(options.epochs),
       start,
       lambda trained: self._judge(trained, self._learnt(trained.seed)),
       tag=VARIATIONAL,
@@ -244,7 +246,7 @@ class Compression:
   def _learning_recipe(self) -> Recipe:
     """That of the network that learns its noise."""
     session, options, data = self.session, self.session.config.compress, self.session.data
-    num_steps = session.steps(options.epochs)
+    num_steps = session.training.steps(options.epochs)
     rate = session.config.learning_rate * options.variance_rate
     faster = session.with_options({'learning_rate': rate}).config
     labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
@@ -264,5 +266,5 @@ class Compression:
   def _keeping_recipe(self, num_steps) -> Recipe:
     """That of networks in which what is zero stays zero."""
     optimizer = keep_zeros(make_optimizer(self.session.config, num_steps))
-    recipe = self.session.recipe(num_steps)
+    recipe = self.session.training.recipe(num_steps)
     return dataclasses.replace(recipe, objective=self._objective, optimizer=optimizer)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from additive_jax.errors import UserError
 from additive_jax.experiments import study
 from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.compress.networks import Compression
 from additive_jax.experiments.compress.page import page
 from additive_jax.experiments.compress.tables import DENSE, make_tables
+from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 
@@ -19,23 +19,18 @@ def _check(session):
   """Everything that can be said before any training."""
   options = session.config.compress
   if options.distill and session.data.task == 'regression':
-    raise UserError(
-      f'config.compress.distill {options.distill} in a regression: expected 0, for want of classes'
-    )
+    expected = '0 in a regression, for want of classes'
+    raise refused(session.config, 'compress.distill', expected=expected)
   if session.config.train.distill:
-    raise UserError(
-      f'config.train.distill {session.config.train.distill} in a compression: expected 0; '
-      'config.compress.distill has a teacher of its own'
-    )
+    expected = '0 in a compression; config.compress.distill has a teacher of its own'
+    raise refused(session.config, 'train.distill', expected=expected)
   session.check_in_memory()
   compression = Compression(session)
   counts = {share: compression.share(share) for share in options.sparsities}
   for first, second in itertools.combinations(options.sparsities, 2):
     if counts[first] == counts[second]:
-      raise UserError(
-        f'config.compress.sparsities {options.sparsities}: expected shares that leave different '
-        f'numbers, {first} and {second} leave as many per {options.level}'
-      )
+      expected = f'different numbers to be left, {first} and {second} leave as many'
+      raise refused(session.config, 'compress.sparsities', 'compress.level', expected=expected)
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:

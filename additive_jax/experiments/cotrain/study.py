@@ -45,7 +45,7 @@ COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 def _check(session):
   """Everything about the structures that can be said before any training."""
-  session.check_experts([session.model])
+  session.machine.check_experts([session.model])
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if config.structures and config.structures_from:
@@ -66,7 +66,7 @@ def _check(session):
     _from_sweep(session)
   else:
     check_shared(session, config.cotrain.sweep_epochs)
-  session.recipe(session.steps(config.train.epochs))
+  session.training.recipe(session.training.steps(config.train.epochs))
   session.check_in_memory()
 
 
@@ -125,7 +125,7 @@ def _from_sweep(session):
 def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The structures alone, then all of them together, for as many steps."""
   structures = chosen_structures(session)
-  num_steps = session.steps(session.config.train.epochs)
+  num_steps = session.training.steps(session.config.train.epochs)
   yield _alone(session, structures, num_steps)
   yield [_pool(session, records, structures, num_steps)]
 
@@ -140,7 +140,7 @@ def _alone(session, structures, num_steps) -> list[Lone]:
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
     return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
 
-  crowd = Crowd(session.recipe(num_steps), judge)
+  crowd = Crowd(session.training.recipe(num_steps), judge)
   return [Lone(structure, num_steps, crowd) for structure in structures]
 
 
@@ -150,7 +150,7 @@ def _pool_file(session, seed, structure):
 
 def _pool(session, records, structures, num_steps) -> Arm:
   """The structures trained together, judged beside what each became alone."""
-  recipe = session.recipe(num_steps)
+  recipe = session.training.recipe(num_steps)
   labels = [str(s) for s in structures]
 
   def probe(trainer) -> dict:

@@ -27,7 +27,7 @@ def _check(session):
   """Everything that can be said before any training."""
   config, num_gates = session.config, session.space.num_gates
   modes, sharded = config.sweep.modes, session.shard[1] > 1
-  session.check_experts([session.model])
+  session.machine.check_experts([session.model])
   if config.sweep.top_k > 2**num_gates:
     most = f'at most 2^{num_gates} = {2**num_gates} structures'
     raise refused(config, 'sweep.top_k', expected=most)
@@ -47,8 +47,8 @@ def _check_standalone(session):
   config, num_gates = session.config, session.space.num_gates
   if not config.search.method:
     all_bits(num_gates)  # says so if there are too many
-  num_steps = session.steps(config.train.epochs)
-  session.recipe(num_steps)
+  num_steps = session.training.steps(config.train.epochs)
+  session.training.recipe(num_steps)
   halving, num_rungs = config.sweep.halving, config.sweep.rungs
   if halving and num_steps < halving ** (num_rungs - 1):
     least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'

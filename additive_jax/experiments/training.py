@@ -1,0 +1,106 @@
+"""How pools of one model are trained with the options of a run: recipes, samplers, steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from additive_jax.data import Data, Order
+from additive_jax.errors import UserError
+from additive_jax.experiments.options import Options, selected
+from additive_jax.models.additive import sites_of
+from additive_jax.parallel import pipeline, staging
+from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.train import samplers
+from additive_jax.train.losses import Piped
+from additive_jax.train.optimizers import make_optimizer
+from additive_jax.train.recipe import Loss, Recipe, Structures
+from additive_jax.train.samplers import Sampler
+
+
+class Training:
+  """Makes what a pool is trained with. It remembers its recipes, since the compiled programs belong
+  to the object: another one, though equal, would compile them anew.
+
+  Attributes:
+    config: the options of the run.
+    model: the network.
+    data: what it is trained on.
+    objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+  """
+
+  def __init__(self, config: Options, model: Any, data: Data, objective: Any):
+    self.config, self.model, self.data, self.objective = config, model, data, objective
+    self._recipes: dict[int, Recipe] = {}
+
+  def steps(self, epochs: float) -> int:
+    """Returns the steps of `batch_size` examples that pass `epochs` times over the training set."""
+    order = Order(len(self.data.train), self.config.train.batch_size, 0)
+    return order.steps_for(epochs)
+
+  def recipe(self, num_steps: int) -> Recipe:
+    """Returns how a training of `num_steps` steps takes each of them; the same object each time."""
+    if num_steps not in self._recipes:
+      train = self.config.train
+      optimizer = make_optimizer(self.config, num_steps)
+      self._recipes[num_steps] = selected(
+        Recipe,
+        train,
+        model=self.model,
+        objective=self.objective,
+        optimizer=optimizer,
+        loss=self.loss(train.distill),
+      )
+    return self._recipes[num_steps]
+
+  def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
+    """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""
+    stages = self.pipeline
+    if stages is None:
+      return Structures(distill, rescale)
+    if distill:
+      raise UserError(f'distill {distill} in a pipeline: expected 0')
+    return Piped(stages, rescale)
+
+  @property
+  def pipeline(self) -> Pipeline | None:
+    """How pools are trained in stages; None for whole networks on each device.
+
+    Raises:
+      UserError: for a model or a batch that does not divide into them, see `staging`.
+    """
+    train = self.config.train
+    if train.pipe_devices == 1:
+      return None
+    stages = Pipeline(
+      train.pipe_devices, train.microbatches, train.pipe_schedule, train.pipe_repeats
+    )
+    pipeline.check_batch(train.batch_size, stages)
+    x = self.data.train[np.zeros(1, np.int64)][0]
+    staging.staging(self.model, stages, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return stages
+
+  def check_whole(self, loss: str) -> None:
+    """Raises `UserError` for a loss that cannot be in stages where stages are asked for."""
+    if self.config.train.pipe_devices > 1:
+      devices = self.config.train.pipe_devices
+      raise UserError(f'{loss} with config.train.pipe_devices {devices}: expected 1')
+
+  def sampler(self, num_steps: int) -> Sampler:
+    """Returns the sampler of `config.sampler`, for a training of `num_steps` steps."""
+    options = self.config.sampler
+    sites = [number for number, site in enumerate(sites_of(self.model)) for _ in site.names]
+    return samplers.make_sampler(
+      options.name,
+      len(sites),
+      self.config.train.structures_per_step,
+      structures=options.structures,
+      keep_rate=options.keep_rate,
+      keep_ramp=options.keep_ramp,
+      gate_keep_rates=options.gate_keep_rates,
+      ramp_steps=options.ramp * num_steps,
+      ramp_shape=options.ramp_shape,
+      sites=sites,
+    )
