@@ -15,6 +15,7 @@ from additive_jax.experiments import (
   dna,
   experts,
   network,
+  opening,
   session,
   stochastic,
   sweep,
@@ -139,9 +140,9 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
 
   for section in set(sections()):
     recorded(section)
-  unseen(session, 'read_options')
+  unseen(opening, 'read_options')
   unseen(session, 'replaced')
-  unseen(session, 'to_plain_config')
+  unseen(opening, 'resolve')
   small = {'num_seeds': 1, 'model.num_blocks': 2}
   halved = small | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
   searched = small | {'search.method': 'random', 'search.budget': 4, 'search.population': 2}

@@ -13,8 +13,8 @@ import tiny
 import additive_jax
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments import session as session_
 from additive_jax.experiments.fit import point
+from additive_jax.experiments.network import make_model
 from additive_jax.experiments.opening import open_session
 from additive_jax.models import Transformer, identity
 from additive_jax.models.moe import Experts
@@ -108,7 +108,7 @@ def test_directory_of_another_config(tmp_path):
 
 def test_model_of_the_config():
   options = tiny.config('sweep', {'model.hidden': (4, 5, 6)}).model
-  model = session_.make_model(options, data_.load('digits'))
+  model = make_model(options, data_.load('digits'))
   assert model == additive_jax.models.MLP(3, 8, (4, 5, 6), 10)
 
 
