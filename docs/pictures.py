@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from additive_jax.files.rundir import RunDir
-from additive_jax.report import booster_figures, figures
+from additive_jax.report import figures
 
 IMAGES = Path(__file__).parent / 'images'
 
@@ -25,7 +25,7 @@ def main(sweep_path, cotrain_path, *booster_paths):
   }
   for name, path in zip(('booster', 'booster_lm'), map(RunDir, booster_paths)):
     tables = (path.read_table(f'{table}.csv') for table in ('curves', 'variants'))
-    pictures[name] = booster_figures.booster(*tables)
+    pictures[name] = figures.savings(*tables)
   for name, figure in pictures.items():
     figure.savefig(IMAGES / f'{name}.png', dpi=110, metadata={'Software': None})
 

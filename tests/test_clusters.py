@@ -10,7 +10,8 @@ from additive_jax.data import cluster_features, clusters
 from additive_jax.data.assignment import assign_equally
 from additive_jax.data.splits import SourceSplit
 from additive_jax.errors import UserError
-from additive_jax.report import cluster_figures
+from additive_jax.report import figures
+from additive_jax.report.figures.clusters import cluster_colours
 
 
 @pytest.fixture(scope='module')
@@ -275,14 +276,14 @@ def test_text_clusters_and_what_tells_them():
 
 def test_pictures():
   counts = {'k-means': [5, 3, 2], 'random': [4, 3, 3]}
-  figure = cluster_figures.sizes(counts)
+  figure = figures.cluster_sizes(counts)
   assert [axes.get_title('left') for axes in figure.axes] == list(counts)
   assert [bar.get_height() for bar in figure.axes[0].patches] == [5, 3, 2]
   assert figure.axes[1].lines[0].get_ydata()[0] == pytest.approx(10 / 3)
   rng = np.random.default_rng(0)
   truth = np.arange(2500) % 3
   points = rng.normal(size=(2500, 4)) + 20 * np.eye(4)[truth]
-  figure = cluster_figures.maps(points, {'k-means': truth, 'random': rng.permutation(truth)})
+  figure = figures.cluster_maps(points, {'k-means': truth, 'random': rng.permutation(truth)})
   apart, mixed = figure.axes
   assert len(apart.collections[0].get_offsets()) == 2000
   np.testing.assert_array_equal(
@@ -291,19 +292,19 @@ def test_pictures():
   assert [text.get_text() for text in apart.texts] == ['0', '1', '2']
   assert not mixed.texts  # they would cover one another
   images = [rng.random((count, 4, 4, 1)) for count in (3, 1)]
-  figure = cluster_figures.examples(images, [1234, 7])
+  figure = figures.cluster_examples(images, [1234, 7])
   assert sum(len(axes.images) for axes in figure.axes) == 4
   assert [text.get_text() for text in figure.axes[0].texts] == ['0', '1,234']
-  many = cluster_figures.examples([np.zeros((1, 2, 2, 3))] * 15, [1] * 15)
+  many = figures.cluster_examples([np.zeros((1, 2, 2, 3))] * 15, [1] * 15)
   assert many.get_suptitle() == 'the first 12 of 15 clusters'
   for count in (3, 15, 50):
-    assert len(np.unique(cluster_figures.cluster_colours(count), axis=0)) == count
+    assert len(np.unique(cluster_colours(count), axis=0)) == count
 
 
 def test_pictures_of_little():
-  cluster_figures.sizes({})
-  cluster_figures.maps(np.zeros((4, 1)), {'k-means': [0, 0, 1, 1]})
-  cluster_figures.examples([np.zeros((0, 4, 4))], [3])
+  figures.cluster_sizes({})
+  figures.cluster_maps(np.zeros((4, 1)), {'k-means': [0, 0, 1, 1]})
+  figures.cluster_examples([np.zeros((0, 4, 4))], [3])
 
 
 @pytest.mark.parametrize(
@@ -327,9 +328,9 @@ def test_pictures_of_little():
     (lambda x: clusters.embedding_features(x[0]), r'an embedding of shape \(3,\)'),
     (lambda x: clusters.quality(x, np.zeros(3, int)), r'expected \[N, F\], \[N\] and \[N\]'),
     (lambda x: clusters.telling_ngrams(x, [0, 1]), r'labels of shape \(2,\): expected \[100\]'),
-    (lambda x: cluster_figures.maps(x, {'a': [0]}), r"labels 'a' of \(1,\): expected \[100\]"),
-    (lambda x: cluster_figures.examples([x], [1]), r'images of shape \(100, 3\)'),
-    (lambda x: cluster_figures.examples([x], []), 'images of 1 clusters: expected 0'),
+    (lambda x: figures.cluster_maps(x, {'a': [0]}), r"labels 'a' of \(1,\): expected \[100\]"),
+    (lambda x: figures.cluster_examples([x], [1]), r'images of shape \(100, 3\)'),
+    (lambda x: figures.cluster_examples([x], []), 'images of 1 clusters: expected 0'),
     (lambda x: assign_equally(x[:2]), r'costs of shape \(2, 3\): expected \[N, J\]'),
   ],
 )

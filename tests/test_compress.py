@@ -12,7 +12,7 @@ from additive_jax.compress.levels import BINS
 from additive_jax.experiments import compress
 from additive_jax.experiments.pools import open_pools
 from additive_jax.export import load, main
-from additive_jax.report import sparsity_figures
+from additive_jax.report import figures
 
 # 64 images, 8 steps, then 16 under noise and 8 of what is left.
 OPTIONS = {
@@ -194,8 +194,8 @@ def test_pictures_cope_with_nothing():
   frame = pd.DataFrame(columns=['variant', 'layer', 'left', 'of', 'share', 'method', 'accuracy'])
   frame['factor'] = np.zeros(0)
   for figure in (
-    sparsity_figures.accuracy(frame, {'factor': 'times fewer'}),
-    sparsity_figures.log_alpha(BINS, {}, 3.0),
-    sparsity_figures.remains(frame),
+    figures.compression(frame, {'factor': 'times fewer'}),
+    figures.log_alpha(BINS, {}, 3.0),
+    figures.layers_left(frame),
   ):
     assert figure.axes

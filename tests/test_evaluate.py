@@ -96,9 +96,9 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   held = []
   run_plan = prefix.run_plan
 
-  def watched(model, variables, x, arrays, finish, *, tile, slots):
-    held.append(slots + 1)
-    return run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)
+  def watched(model, variables, x, plan, finish, *, tile):
+    held.append(plan.slots + 1)
+    return run_plan(model, variables, x, plan, finish, tile=tile)
 
   monkeypatch.setattr(prefix, 'run_plan', watched)
   got = evaluate_structures(

@@ -5,18 +5,9 @@ import tiny
 from bad_options import BASES, ROWS, VALUES
 
 from additive_jax import UserError
-from additive_jax.experiments import booster, compress, cotrain, dna, experts, stochastic, sweep
 from additive_jax.experiments.options import DECLARED, read_options
-
-RUNS = {
-  'sweep': sweep.run,
-  'cotrain': cotrain.run,
-  'stochastic': stochastic.run,
-  'experts': experts.run,
-  'dna': dna.run,
-  'booster': booster.run,
-  'compress': compress.run,
-}
+from additive_jax.experiments.studies import STUDIES
+from additive_jax.experiments.study import run
 
 
 @pytest.mark.parametrize(('name', 'value', 'expected'), VALUES)
@@ -41,7 +32,7 @@ def test_every_rule_has_a_value_that_breaks_it():
 def test_options_that_cannot_be(experiment, options, message, tmp_path):
   config = tiny.config(experiment, BASES[experiment] | options)
   with pytest.raises(UserError) as caught:
-    RUNS[experiment](config, tmp_path / 'run', devices=4)
+    run(STUDIES[experiment], config, tmp_path / 'run', devices=4)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run').exists()

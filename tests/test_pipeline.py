@@ -25,7 +25,7 @@ from additive_jax.parallel.pipeline_schedule import Pipeline, bubble, microbatch
 from additive_jax.parallel.pipeline_timing import BubbleReport, measure_bubble
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.staging import stack, staging, unstack
-from additive_jax.report import pipeline_figures
+from additive_jax.report import figures
 from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
 from additive_jax.train.losses import Piped
@@ -233,12 +233,11 @@ def test_bubble_of_given_seconds():
 def test_timeline(how):
   table = microbatches(how)
   seconds = np.where(table >= 0, 2.0, 0.1)
-  figure = pipeline_figures.timeline(table >= 0, table, seconds, 2 * seconds, note='bubble 43 %')
+  figure = figures.pipeline_timeline(table >= 0, table, seconds, 2 * seconds)
   axes = figure.axes[0]
   assert axes.get_xlim()[1] == pytest.approx(3 * 2.0 * how.ticks)
   assert len(axes.texts) == 2 * (table >= 0).sum()
-  assert axes.get_title(loc='left') == 'bubble 43 %'
-  alone = pipeline_figures.timeline(table >= 0, table, seconds)
+  alone = figures.pipeline_timeline(table >= 0, table, seconds)
   assert len(alone.axes[0].texts) == (table >= 0).sum()
 
 

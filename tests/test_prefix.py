@@ -62,7 +62,7 @@ def random_mixed(seed):
   return ordered(bits)
 
 
-def walk_by_hand(plan, tile, sites, slots):
+def walk_by_hand(plan, tile, sites):
   """Follows a plan in Python, a tile at a time.
 
   A stream is the list of (site, values) that ran on it, which is the whole of what it depends on.
@@ -77,9 +77,9 @@ def walk_by_hand(plan, tile, sites, slots):
         step = range(start, min(start + tile, plan.count[r, i]))
         reads = [streams[int(plan.source[r, i, k])] for k in step]
         for k, before in zip(step, reads):
-          after = (*before, (i, *plan.values[i][r, k].astype(bool).tolist()))
+          after = (*before, (i, *plan.inner[i][r, k].astype(bool).tolist()))
           done.append(after)
-          assert 0 <= plan.target[r, i, k] < slots
+          assert 0 <= plan.target[r, i, k] < plan.slots
           streams[int(plan.target[r, i, k])] = after
     left = plan.size - r * plan.leaf.shape[1]
     leaves += [streams[int(slot)] for slot in plan.leaf[r][:left]]
@@ -99,8 +99,7 @@ def check_plan(bits, sites, *, rounds, width, keep, tile):
   plan = prefix.plan(bits, rounds, width, sites, keep=keep)
   assert plan.capacity == rounds * width
   assert plan.size == len(bits)
-  slots = prefix.num_slots(width, len(sites) if keep is None else keep)
-  leaves, done = walk_by_hand(plan, tile, sites, slots)
+  leaves, done = walk_by_hand(plan, tile, sites)
   assert len(done) == plan.count.sum()
   want = [expected(row, sites) for row in bits]
   assert leaves == want
@@ -234,13 +233,13 @@ def test_another_set_of_the_same_size_compiles_nothing(model, variables, x, outp
 @pytest.mark.parametrize(('tile', 'width'), [(1, 32), (1, 4), (3, 6), (8, 8)])
 def test_tiles_rounds_and_spare_capacity(model, variables, x, outputs, tile, width):
   """One program serves every set up to its capacity."""
-  rounds, slots = -(-32 // width), prefix.num_slots(width, 5)
+  rounds = -(-32 // width)
   finish = lambda logits: jax.nn.softmax(logits).max(-1)
-  walk = functools.partial(prefix.run_plan, finish=finish, tile=tile, slots=slots)
-  run = jax.jit(lambda arrays: walk(model, variables, x, arrays))
+  walk = functools.partial(prefix.run_plan, finish=finish, tile=tile)
+  run = jax.jit(lambda plan: walk(model, variables, x, plan))
   for name in ('all', 'one', 'all-off alone', 'nested', 'eleven of 32'):
     bits = ordered(SETS[name])
-    got = run(prefix.plan(bits, rounds, width, sites(5)).arrays)
+    got = run(prefix.plan(bits, rounds, width, sites(5)))
     values = bits @ (1 << np.arange(5))
     np.testing.assert_allclose(got[: len(bits)], finish(outputs[values]), **CLOSE)
   assert run._cache_size() == 1
@@ -279,9 +278,8 @@ def test_branches_that_really_run(name, tile, width):
   bits = ordered(SETS[name])
   plan = prefix.plan(bits, -(-32 // width), width, sites(5))
   x = jnp.ones((2, 3))
-  options = {'tile': tile, 'slots': prefix.num_slots(width, 5)}
-  walk = functools.partial(prefix.run_plan, model, {}, x, finish=lambda logits: logits, **options)
-  got = jax.block_until_ready(jax.jit(walk)(plan.arrays))
+  walk = lambda plan: prefix.run_plan(model, {}, x, plan, lambda logits: logits, tile=tile)
+  got = jax.block_until_ready(jax.jit(walk)(plan))
   jax.effects_barrier()
   assert set(rows) == {2 * tile}
   assert len(rows) == (-(-plan.count // tile)).sum()

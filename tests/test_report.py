@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from additive_jax.errors import UserError
 from additive_jax.report import figures, rankings, statistics
+from additive_jax.report.figures.marks import power_of_thousand
 from additive_jax.report.page import Page, details, picture, section, table, text, tiles
-from additive_jax.report.plot_style import power_of_thousand
 from additive_jax.report.wording import counted, format_value, short_names, with_margin
 
 
@@ -69,7 +69,6 @@ def pictures(table, bits, values, names):
     figures.training_curves(curves),
     figures.cosines(np.eye(len(chosen)), chosen),
     figures.agreement(table['shared_loss'], table['loss']),
-    figures.agreement(table['shared_loss'], table['loss'], by='loss'),
     figures.comparison(sides),
     figures.comparison(sides.assign(loss_ci95=0.01)),
   ]
@@ -165,8 +164,6 @@ def test_bad_input_to_pictures():
     figures.structures(['1', '0'], ['a'], [''])
   with pytest.raises(UserError, match=r'matrix \[3, 3\] for 3 labels, got \(2, 2\)'):
     figures.cosines(np.eye(2), ['a', 'b', 'c'])
-  with pytest.raises(UserError, match="by='tau'"):
-    figures.agreement([1.0], [1.0], by='tau')
 
 
 def test_labels():
@@ -251,7 +248,7 @@ def test_the_page_stands_alone_and_is_well_formed():
   page = Parsed(html)
   assert page.open == []
   assert len(page.ids) == len(set(page.ids))
-  assert html.count('src="data:image/svg+xml;base64,') == page.tags.count('img') == 13
+  assert html.count('src="data:image/svg+xml;base64,') == page.tags.count('img') == 12
   assert 'alt="Picture 3"' in html  # its caption's first sentence
   assert 'script' not in page.tags
   assert 'link' not in page.tags

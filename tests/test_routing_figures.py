@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 
 from additive_jax.errors import UserError
-from additive_jax.report import path_figures, paths, routing_figures
+from additive_jax.report import figures, paths
+from additive_jax.report.figures.style import PALETTE, VERMILION
 from additive_jax.report.page import Page, picture
-from additive_jax.report.plot_style import PALETTE, VERMILION
 
 NAMES = ['attention 0', 'attention 1', 'mlp 0', 'block 0', 'identity 0']
 IDENTITY = np.array([0, 0, 0, 0, 1], bool)
@@ -50,17 +50,17 @@ def all_pictures(chosen, names, identity, grid):
   loads = [paths.utilisation(chosen[:, :, step], count) for step in range(steps)]
   law = paths.fit_power_law(codes, resamples=5, min_count=1)
   return [
-    routing_figures.utilisation({'dna': np.reshape(loads, (steps, count))}),
-    routing_figures.rank_frequency({'dna': paths.rank_frequency(codes)}, {'dna': law}),
-    routing_figures.compute({'dna': share, 'examples': share.mean(axis=1)}, target=0.7),
-    path_figures.text_paths(np.full(chosen.shape[1], 65), chosen[0], names, identity),
-    path_figures.image_paths(np.ones((2, 8, 8)), chosen[:2], grid, names, identity),
-    path_figures.flow(paths.flows(chosen, count), names),
-    path_figures.specialisation(
+    figures.utilisation({'dna': np.reshape(loads, (steps, count))}),
+    figures.rank_frequency({'dna': paths.rank_frequency(codes)}, {'dna': law}),
+    figures.compute_shares({'dna': share}, {'dna': 0.7}),
+    figures.text_paths(np.full(chosen.shape[1], 65), chosen[0], names, identity),
+    figures.image_paths(np.ones((2, 8, 8)), chosen[:2], grid, names, identity),
+    figures.flow(paths.flows(chosen, count), names),
+    figures.specialisation(
       paths.specialisation(chosen, classes, count, 2).lift, names, ['digit', 'other']
     ),
-    path_figures.reuse(paths.reuse(chosen, count), names),
-    path_figures.information(*paths.information(chosen, classes, count, 2)),
+    figures.reuse(paths.reuse(chosen, count), names),
+    figures.information(*paths.information(chosen, classes, count, 2)),
   ]
 
 
@@ -114,26 +114,26 @@ def test_pictures_of_nothing_say_so():
   unlogged = curves(1).assign(value=np.nan)
   said = {
     'nothing to compare': [
-      routing_figures.utilisation({}),
-      routing_figures.compute({}),
-      path_figures.specialisation(np.zeros((0, 0)), [], []),
+      figures.utilisation({}),
+      figures.compute_shares({}),
+      figures.specialisation(np.zeros((0, 0)), [], []),
     ],
     'nothing was chosen': [
-      routing_figures.utilisation({'dna': np.full((2, 5), np.nan)}),
-      routing_figures.rank_frequency({'dna': []}),
-      path_figures.information([np.nan, np.nan], [np.nan, np.nan]),
-      path_figures.information([], []),
+      figures.utilisation({'dna': np.full((2, 5), np.nan)}),
+      figures.rank_frequency({'dna': []}),
+      figures.information([np.nan, np.nan], [np.nan, np.nan]),
+      figures.information([], []),
     ],
-    'not measured': [routing_figures.compute({'dna': np.zeros((0, 4))})],
-    'nothing was logged': [routing_figures.over_time(unlogged, 'load', 1, 't')],
-    'no model has a finite loss': [routing_figures.budgets(frame)],
-    'no text': [path_figures.text_paths(np.zeros(0, int), empty, NAMES, IDENTITY)],
-    'no images': [path_figures.image_paths(np.zeros((0, 8, 8)), none, (4, 4), NAMES, IDENTITY)],
+    'not measured': [figures.compute_shares({'dna': np.zeros((0, 4))})],
+    'nothing was logged': [figures.training_curves(unlogged, 'value', 1)],
+    'no model has a finite loss': [figures.budgets(frame)],
+    'no text': [figures.text_paths(np.zeros(0, int), empty, NAMES, IDENTITY)],
+    'no images': [figures.image_paths(np.zeros((0, 8, 8)), none, (4, 4), NAMES, IDENTITY)],
     'nothing flows: fewer than two steps, or no tokens': [
-      path_figures.flow(flows, NAMES),
-      path_figures.flow(flows[:0], NAMES),
+      figures.flow(flows, NAMES),
+      figures.flow(flows[:0], NAMES),
     ],
-    'no tokens': [path_figures.reuse(np.zeros((5, 4)), NAMES)],
+    'no tokens': [figures.reuse(np.zeros((5, 4)), NAMES)],
   }
   for message, pictures in said.items():
     for figure in pictures:
@@ -144,9 +144,7 @@ def test_pictures_of_nothing_say_so():
 
 def test_utilisation_counts_and_marks_the_dead():
   load = np.array([[0.0, 2.5, 1.0, 0.5], [0.0, 0.0, 1.0, 3.0], [1.0, 1.0, 1.0, 1.0]])
-  figure = routing_figures.utilisation(
-    {'softmax': load, 'random': np.ones(4), 'moe': load * np.nan}
-  )
+  figure = figures.utilisation({'softmax': load, 'random': np.ones(4), 'moe': load * np.nan})
   axes = figure.axes[0]
   assert axes.get_title('right') == '3 of 12 dead'
   crosses = [line for line in axes.lines if line.get_marker() == 'x']
@@ -166,7 +164,7 @@ def test_rank_frequency_shows_the_fit():
   counts = (1e6 / np.arange(1, 1001) ** 1.5).astype(int)
   law = paths.PowerLaw(1.5, 1.4, 1.625, 1000, 200)
   few = paths.PowerLaw(np.nan, np.nan, np.nan, 3, 1)
-  figure = routing_figures.rank_frequency(
+  figure = figures.rank_frequency(
     {'dna': counts, 'few': [12, 3, 1], 'plain': [5]}, {'dna': law, 'few': few}
   )
   axes = figure.axes[0]
@@ -185,12 +183,12 @@ def test_rank_frequency_shows_the_fit():
   assert len(points) == 3
   assert len(points[0].get_xdata()) <= 400
   assert points[0].get_xdata()[[0, -1]].tolist() == [1, 1000]
-  assert 'dashed' not in str(texts(routing_figures.rank_frequency({'dna': counts})))
+  assert 'dashed' not in str(texts(figures.rank_frequency({'dna': counts})))
 
 
 def test_even_paths_are_a_flat_line():
   law = paths.fit_power_law(np.repeat(np.arange(20), 12)[:, None])
-  figure = routing_figures.rank_frequency({'dna': np.full(20, 12)}, {'dna': law})
+  figure = figures.rank_frequency({'dna': np.full(20, 12)}, {'dna': law})
   assert legend(figure)[0].startswith('dna: 20 paths\ns = 0.00 [')
   low, high = figure.axes[0].get_ylim()
   assert low < 0.05 < high
@@ -198,7 +196,7 @@ def test_even_paths_are_a_flat_line():
 
 
 def test_budgets_join_the_dense_and_leave_out_what_diverged():
-  figure = routing_figures.budgets(budget_frame())
+  figure = figures.budgets(budget_frame())
   left, right = figure.axes
   line = left.lines[0]
   assert line.get_xdata().tolist() == [2.0, 4.0]
@@ -215,45 +213,43 @@ def test_budgets_join_the_dense_and_leave_out_what_diverged():
   assert colours[4] == PALETTE[1]
   assert points[2].get_marker() != points[3].get_marker()
   in_frame(figure)
-  in_frame(routing_figures.budgets(budget_frame().iloc[2:4]))
+  in_frame(figures.budgets(budget_frame().iloc[2:4]))
 
 
-def test_over_time_draws_the_target():
-  figure = routing_figures.over_time(curves(), 'MaxVio', 4.0, 'DNA')
+def test_curves_have_a_target():
+  figure = figures.training_curves(curves().rename(columns={'value': 'MaxVio'}), 'MaxVio', 4.0)
   axes = figure.axes[0]
   assert len(axes.lines) == 4
   assert axes.lines[-1].get_linestyle() == '--'
   assert axes.get_ylim()[1] > 4.0
   assert axes.get_ylabel() == 'MaxVio'
-  assert axes.get_title('left') == 'DNA'
   assert legend(figure) == ['site 0', 'site 1', 'site 2', 'target']
   in_frame(figure)
-  many = routing_figures.over_time(curves(14), 'entropy', title='DNA')
-  assert many.axes[0].get_title('left') == 'DNA: 14 runs, from site 0 (dark) to site 13 (light)'
-  assert len(many.axes[0].lines) == 14
+  many = figures.training_curves(curves(14), 'value', 4.0)
+  assert many.axes[0].get_title('left') == '14 runs, from site 0 (dark) to site 13 (light)'
+  assert len(many.axes[0].lines) == 15
 
 
 def test_compute_shows_means_and_targets():
   share = np.array([[0.25, 0.5], [0.5, 1.0]])
-  figure = routing_figures.compute({'a': share, 'b': share[:, 0]}, {'a': 0.7})
-  tokens, examples, unmeasured, other = figure.axes
+  figure = figures.compute_shares({'a': share, 'b': share[:0]}, {'a': 0.7})
+  tokens, examples, *unmeasured = figure.axes
   bars = [bar for bar in tokens.patches if isinstance(bar, Rectangle)]
   middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
   assert middles == pytest.approx([0.25, 0.5, 1.0])
   assert [bar.get_height() for bar in bars] == pytest.approx([0.25, 0.5, 0.25])
   assert legend(figure, tokens) == legend(figure, examples)
   assert legend(figure, tokens) == ['mean 0.562', 'target 0.700']
-  assert legend(figure, other) == ['mean 0.375']
-  assert 'not measured' in [text.get_text() for text in unmeasured.texts]
+  assert [axes.texts[0].get_text() for axes in unmeasured] == ['not measured'] * 2
   low, high = tokens.get_xlim()
   assert low < 0
   assert high > 1
-  fine = routing_figures.compute({'a': np.random.default_rng(0).random((50, 40))})
+  fine = figures.compute_shares({'a': np.random.default_rng(0).random((50, 40))})
   assert sum(bar.get_height() for bar in fine.axes[0].patches) == pytest.approx(1)
 
 
 def test_module_colours_have_a_hue_for_each_kind():
-  colours = path_figures.module_colours(NAMES)
+  colours = figures.module_colours(NAMES)
   assert colours.shape == (5, 4)
   red, green, blue, _ = colours.T
   assert (blue[:2] > red[:2]).all()
@@ -261,15 +257,15 @@ def test_module_colours_have_a_hue_for_each_kind():
   assert green[3] > max(red[3], blue[3])
   assert np.ptp(colours[4, :3]) < 0.01
   assert len({to_hex(colour) for colour in colours}) == 5
-  many = path_figures.module_colours(MANY)
+  many = figures.module_colours(MANY)
   assert len({to_hex(colour) for colour in many}) == len(MANY)
-  assert path_figures.module_colours([]).shape == (0, 4)
+  assert figures.module_colours([]).shape == (0, 4)
 
 
 def test_text_paths_show_every_choice():
   tokens = np.frombuffer(b'a $\n\t$\x07\xff', np.uint8)
   chosen = draw(tokens=8, examples=1)[0]
-  figure = path_figures.text_paths(tokens, chosen, NAMES, IDENTITY)
+  figure = figures.text_paths(tokens, chosen, NAMES, IDENTITY)
   axes = figure.axes[0]
   assert [label.get_text() for label in axes.get_xticklabels()] == list('a␣$↵⇥$··')
   assert [label.get_text() for label in axes.get_yticklabels()] == [
@@ -282,7 +278,7 @@ def test_text_paths_show_every_choice():
   assert len(axes.texts) == chosen.size + 8
   counts = [text.get_text() for text in axes.texts[-8:]]
   assert counts == [str((token != 4).sum()) for token in chosen]  # module 4 is the identity
-  colours = path_figures.module_colours(NAMES)
+  colours = figures.module_colours(NAMES)
   cells = axes.collections[0].get_facecolors().reshape(6, 8, 4)
   np.testing.assert_allclose(cells[2, 5], colours[chosen[5, 1, 0]])
   np.testing.assert_allclose(cells[5, 0], colours[chosen[0, 2, 1]])
@@ -293,14 +289,14 @@ def test_text_paths_show_every_choice():
 
 def test_long_texts_are_wrapped_and_cut():
   chosen = draw(tokens=200, examples=1)[0]
-  figure = path_figures.text_paths(np.arange(200) % 26 + 97, chosen, NAMES, IDENTITY)
+  figure = figures.text_paths(np.arange(200) % 26 + 97, chosen, NAMES, IDENTITY)
   assert len(figure.axes) == 3
   assert 'the first 144 of 200 bytes' in texts(figure)
   assert [axes.get_xlim() for axes in figure.axes] == [(0, 48)] * 3
   second = [label.get_text() for label in figure.axes[1].get_xticklabels()]
   assert second[0] == chr(97 + 48 % 26)
   in_frame(figure)
-  short = path_figures.text_paths(np.full(60, 97), chosen[:60], NAMES, IDENTITY)
+  short = figures.text_paths(np.full(60, 97), chosen[:60], NAMES, IDENTITY)
   assert [len(axes.get_xticks()) for axes in short.axes] == [48, 12]
   assert 'the first' not in str(texts(short))
 
@@ -308,7 +304,7 @@ def test_long_texts_are_wrapped_and_cut():
 def test_image_paths_lay_compute_over_the_image():
   chosen = draw(examples=2, tokens=6)
   images = np.random.default_rng(0).normal(size=(2, 8, 12, 3))
-  figure = path_figures.image_paths(images, chosen, (2, 3), NAMES, IDENTITY)
+  figure = figures.image_paths(images, chosen, (2, 3), NAMES, IDENTITY)
   assert len(figure.axes) == 2 * (1 + 3 + 1) + 1  # and the colour bar
   titles = [axes.get_title('left') for axes in figure.axes[:5]]
   assert titles == ['image', 'step 1', 'step 2', 'step 3', 'compute']
@@ -317,18 +313,18 @@ def test_image_paths_lay_compute_over_the_image():
   expected = paths.compute_share(chosen, IDENTITY)[0].reshape(2, 3)
   np.testing.assert_allclose(overlay.get_array(), expected)
   cells = figure.axes[5 + 2].collections[0].get_facecolors().reshape(2, 2, 3, 4)
-  colours = path_figures.module_colours(NAMES)
+  colours = figures.module_colours(NAMES)
   # Second image, second step, patch 4 is in the second row and column; its second choice below.
   np.testing.assert_allclose(cells[1, 1, 1], colours[chosen[1, 4, 1, 1]])
   in_frame(figure)
-  grey = path_figures.image_paths(images[..., :1], chosen, (2, 3), NAMES, IDENTITY)
+  grey = figures.image_paths(images[..., :1], chosen, (2, 3), NAMES, IDENTITY)
   assert grey.axes[0].images[0].get_array().shape == (8, 12)
 
 
 def test_flow_draws_lines_by_share_and_discs_by_load():
   flows = np.zeros((2, 3, 3))
   flows[0, 0, 1], flows[0, 0, 2], flows[1, 1, 1], flows[1, 2, 1] = 0.75, 0.25, 0.75, 0.25
-  figure = path_figures.flow(flows, NAMES[:3])
+  figure = figures.flow(flows, NAMES[:3])
   axes = figure.axes[0]
   lines = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
   widths = [line.get_linewidth() for line in lines]
@@ -344,7 +340,7 @@ def test_flow_draws_lines_by_share_and_discs_by_load():
 
 def test_specialisation_centres_on_one_and_names_the_dead():
   lift = np.array([[2.0, 0.5, np.nan], [np.nan] * 3, [0.0, 12.3, np.nan]])
-  figure = path_figures.specialisation(lift, NAMES[:3], ['digit', 'space', 'other'])
+  figure = figures.specialisation(lift, NAMES[:3], ['digit', 'space', 'other'])
   axes = figure.axes[0]
   said = [text.get_text() for text in axes.texts]
   assert sorted(said) == sorted(['2.00', '0.50', '0.00', '12', 'never chosen', 'no tokens'])
@@ -356,13 +352,13 @@ def test_specialisation_centres_on_one_and_names_the_dead():
   assert array[2, 0] == mesh.norm.vmin
   assert array.mask[1].all()
   squares = axes.collections[1].get_facecolors()
-  np.testing.assert_allclose(squares, path_figures.module_colours(NAMES[:3]))
+  np.testing.assert_allclose(squares, figures.module_colours(NAMES[:3]))
   ticks = [label.get_text() for label in figure.axes[1].get_yticklabels()]
   assert ticks == ['0.125', '0.25', '0.5', '1', '2', '4', '8']
 
 
 def test_reuse_stacks_shares():
-  figure = path_figures.reuse([[6, 3, 1], [10, 0, 0]], NAMES[:2])
+  figure = figures.reuse([[6, 3, 1], [10, 0, 0]], NAMES[:2])
   axes = figure.axes[0]
   assert legend(figure) == ['not used', 'once', '2 times']
   widths = np.array([[bar.get_width() for bar in bars] for bars in axes.containers])
@@ -372,7 +368,7 @@ def test_reuse_stacks_shares():
 
 
 def test_information_shows_both():
-  figure = path_figures.information([0.3, np.nan, 0.1], [0.02, np.nan, 0.01])
+  figure = figures.information([0.3, np.nan, 0.1], [0.02, np.nan, 0.01])
   axes = figure.axes[0]
   assert [bar.get_height() for bar in axes.containers[0]] == [0.3, 0, 0.1]
   assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.02, np.nan, 0.01], nan_ok=True)
@@ -383,18 +379,18 @@ def test_information_shows_both():
 
 def test_bad_input():
   with pytest.raises(UserError, match=r"column 'params'.*'variant'"):
-    routing_figures.budgets(budget_frame().drop(columns='params'))
-  with pytest.raises(UserError, match="column 'value'"):
-    routing_figures.over_time(pd.DataFrame({'step': [1], 'tag': ['a']}), 'load')
+    figures.budgets(budget_frame().drop(columns='params'))
+  with pytest.raises(UserError, match="column 'load'"):
+    figures.training_curves(pd.DataFrame({'step': [1], 'tag': ['a']}), 'load')
   with pytest.raises(UserError, match=r'tokens \[T\].*\(3,\), \(16, 3, 2\)'):
-    path_figures.text_paths(np.zeros(3, int), draw()[0], NAMES, IDENTITY)
+    figures.text_paths(np.zeros(3, int), draw()[0], NAMES, IDENTITY)
   with pytest.raises(UserError, match=r'1 or 3 channels, got \(6, 8, 8, 2\)'):
-    path_figures.image_paths(np.zeros((6, 8, 8, 2)), draw(), (4, 4), NAMES, IDENTITY)
+    figures.image_paths(np.zeros((6, 8, 8, 2)), draw(), (4, 4), NAMES, IDENTITY)
   with pytest.raises(UserError, match=r'choices \[6, 3 × 5, S, k\], got \(6, 16, 3, 2\)'):
-    path_figures.image_paths(np.zeros((6, 8, 8)), draw(), (3, 5), NAMES, IDENTITY)
+    figures.image_paths(np.zeros((6, 8, 8)), draw(), (3, 5), NAMES, IDENTITY)
   with pytest.raises(UserError, match=r'flows \[S−1, 5, 5\], got \(2, 4, 4\)'):
-    path_figures.flow(np.zeros((2, 4, 4)), NAMES)
+    figures.flow(np.zeros((2, 4, 4)), NAMES)
   with pytest.raises(UserError, match=r'lift \[5, 2\], got \(4, 2\)'):
-    path_figures.specialisation(np.ones((4, 2)), NAMES, ['a', 'b'])
+    figures.specialisation(np.ones((4, 2)), NAMES, ['a', 'b'])
   with pytest.raises(UserError, match=r'counts \[5, S \+ 1\], got \(4, 4\)'):
-    path_figures.reuse(np.ones((4, 4)), NAMES)
+    figures.reuse(np.ones((4, 4)), NAMES)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from additive_jax.experiments.contenders import DENSE
-from additive_jax.report import figures, routing_figures, stochastic_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, section, tiles
 from additive_jax.report.wording import plain, with_margin
 
@@ -45,16 +45,15 @@ def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece:
   return section(
     'Against the dense network',
     picture(
-      stochastic_figures.differences(
+      figures.differences(
         variants[variants['variant'] != DENSE],
-        ['loss_minus_dense', 'accuracy_minus_dense'],
-        ['test loss − dense', 'test accuracy − dense'],
+        {f'{score}_minus_dense': f'test {score} − dense' for score in ('loss', 'accuracy')},
       ),
       'What each network differs by from the dense one: means of differences paired by seed, with '
       f'95 % intervals{over}. An interval that crosses zero shows no difference. {note}',
     ),
     picture(
-      routing_figures.budgets(variants),
+      figures.budgets(variants),
       'Test loss against the FLOPs of one example’s forward pass, counting what tokens chose, and '
       'against all parameters.',
     ),
@@ -94,11 +93,11 @@ def training(
 def _over_time(curves, group, names, ending, label, ideal):
   """A measure of the routers over training, mean over sites and seeds; None where there is none."""
   columns = [column for column in curves if column.endswith(f'/{ending}')]
-  frame = figures.mean_curves(curves, 'value', names, columns=columns)
-  if not len(frame) or (ending == 'dead' and not frame['value'].any()):
+  frame = figures.mean_curves(curves, label, names, columns=columns)
+  if not len(frame) or (ending == 'dead' and not frame[label].any()):
     return None
   return picture(
-    routing_figures.over_time(frame, label, ideal),
+    figures.training_curves(frame, label, ideal),
     f'{label[0].upper()}{label[1:]} over training{group}, mean over sites and seeds'
     f'{MEANING.get(ending, "")}.',
   )

@@ -11,7 +11,7 @@ from additive_jax.experiments.options import PLACEMENT
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
-from additive_jax.report import figures, stochastic_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, details, picture, section, table, tiles
 from additive_jax.report.wording import counted, plain
 
@@ -54,10 +54,12 @@ def plain_page(session: Session, result: Any, records: Records) -> Page:
     section(
       f'Against {versus}',
       picture(
-        stochastic_figures.differences(
+        figures.differences(
           named[variants['variant'] != baseline],
-          [f'loss_minus_{baseline}', f'accuracy_minus_{baseline}'],
-          [f'test loss − {versus}', f'test accuracy − {versus}'],
+          {
+            f'{score}_minus_{baseline}': f'test {score} − {versus}'
+            for score in ('loss', 'accuracy')
+          },
         ),
         f'Means of differences paired by seed, with 95 % intervals{over_seeds(session)}. An '
         'interval that crosses zero shows no difference.',

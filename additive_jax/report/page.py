@@ -30,7 +30,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from additive_jax.report.plot_style import style
+from additive_jax.report.figures.style import look
 from additive_jax.report.wording import format_value
 
 _MAX_VECTOR_BYTES = 150_000  # a picture with a larger SVG is smaller and quicker as pixels
@@ -178,6 +178,6 @@ def _data_uri(figure):
 
 def _saved(figure, **options):
   stream = io.BytesIO()
-  with style():
+  with look():
     figure.savefig(stream, **options)
   return stream.getvalue()

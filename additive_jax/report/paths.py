@@ -1,44 +1,44 @@
 """Statistics of what tokens chose: paths, a power law, specialisation, compute, reuse, flows.
 
-Everything here is NumPy on plain arrays. N is a number of examples, T of tokens in each, S of steps
-(or of layers with a router), k of modules (or structures, by number) that a token chooses at a
-step, M of modules, C of classes. `chosen` is always `[N, T, S, k]`, whole numbers from 0 to M−1;
-the k of a step differ. All functions raise `UserError` for an array of another shape or range.
+N is a number of examples, T of tokens in each, S of steps (or of layers with a router), k of
+modules (or structures, by number) that a token chooses at a step, M of modules, C of classes.
+`chosen` is always `[N, T, S, k]`, whole numbers from 0 to M−1; the k of a step differ. All
+functions raise `UserError` for an array of another shape or range.
 """
 
+from __future__ import annotations
+
 import string
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from additive_jax.errors import UserError
 
-BYTE_CLASSES = (
-  'lower-case letter',
-  'upper-case letter',
-  'digit',
-  'space',
-  'newline',
-  'punctuation',
-  'other',
-)
-_CHARACTERS = (
-  string.ascii_lowercase,
-  string.ascii_uppercase,
-  string.digits,
-  ' \t\v\f',
-  '\n\r',
-  string.punctuation,
-)
+_CHARACTERS = {
+  'lower-case letter': string.ascii_lowercase,
+  'upper-case letter': string.ascii_uppercase,
+  'digit': string.digits,
+  'space': ' \t\v\f',
+  'newline': '\n\r',
+  'punctuation': string.punctuation,
+}
+BYTE_CLASSES = (*_CHARACTERS, 'other')
 _LARGEST_EXPONENT = 50.0  # e^(50 ln R) is finite up to a million ranks
 
 
-def path_codes(chosen):
-  """A number for each distinct path, `[N, T]`: 0 is the most frequent.
+def path_codes(chosen: ArrayLike) -> Int[np.ndarray, 'examples tokens']:
+  """Returns a number for each token's path: 0 is the most frequent.
 
   A path is the sequence over steps of the *set* of the k modules. Paths as frequent as each other
   are numbered in the order of their modules, smallest first.
+
+  >>> path_codes([[[[2], [1]], [[0], [1]], [[2], [1]]]]).tolist()  # 3 tokens, 2 steps, k = 1
+  [[0, 1, 0]]
   """
   sets = np.sort(_checked(chosen), axis=-1)
   columns = sets.reshape(-1, sets.shape[2] * sets.shape[3]).T
@@ -50,18 +50,20 @@ def path_codes(chosen):
       bound = values.size
     codes, bound = codes * base + column, bound * base
   _, codes, counts = np.unique(codes, return_inverse=True, return_counts=True)
-  place = np.empty(counts.size, np.int64)
-  place[np.argsort(-counts, kind='stable')] = np.arange(counts.size)
-  return place[codes].reshape(sets.shape[:2])
+  return _places(counts)[codes].reshape(sets.shape[:2])
 
 
-def rank_frequency(codes):
-  """How often each distinct one of `codes` (whole numbers, any shape) occurs, descending `[R]`."""
+def rank_frequency(codes: ArrayLike) -> Int[np.ndarray, ' ranks']:
+  """Returns how often each distinct one of `codes` (any shape) occurs, most frequent first.
+
+  >>> rank_frequency([3, 1, 3, 3]).tolist()
+  [3, 1]
+  """
   return np.sort(np.unique(np.asarray(codes), return_counts=True)[1])[::-1]
 
 
 class PowerLaw(NamedTuple):
-  """A power law of ranks, see `fit_power_law`: NaN where fewer than two ranks could be fitted."""
+  """The power law of `fit_power_law`: NaN where fewer than two ranks could be fitted."""
 
   exponent: float
   low: float
@@ -70,8 +72,14 @@ class PowerLaw(NamedTuple):
   num_fitted: int
 
 
-def fit_power_law(codes, level=0.95, resamples=200, seed=0, min_count=10):
-  """The exponent s of `p(rank) ∝ rank^−s`, rank = 1…R, by maximum likelihood.
+def fit_power_law(
+  codes: Iterable[ArrayLike],
+  level: float = 0.95,
+  resamples: int = 200,
+  seed: int = 0,
+  min_count: int = 10,
+) -> PowerLaw:
+  """Returns the exponent s of `p(rank) ∝ rank^−s`, rank = 1…R, by maximum likelihood.
 
   With c_r tokens on the path of rank r, the log-likelihood `−s Σ c_r ln r − Σ c_r · ln Σ r^−s` is
   concave in s, and highest where the mean of ln r under the law is that of the tokens. (A straight
@@ -106,13 +114,11 @@ def fit_power_law(codes, level=0.95, resamples=200, seed=0, min_count=10):
   num_fitted = int((counts >= min_count).sum())
   if num_fitted < 2:
     return PowerLaw(np.nan, np.nan, np.nan, counts.size, num_fitted)
-  rank = np.empty(counts.size, np.int64)
-  rank[np.argsort(-counts, kind='stable')] = np.arange(counts.size)
-  rank, logs = rank[path], np.log(np.arange(1, num_fitted + 1))
+  rank, logs = _places(counts)[path], np.log(np.arange(1, num_fitted + 1))
   fitted = rank < num_fitted
   owner, rank = owner[fitted], rank[fitted]
   # The law depends on the tokens through the mean of ln r alone, so two numbers for each example
-  # are all that a bootstrap sample has to add up.
+  # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
   number = np.bincount(owner, minlength=len(examples))
   total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
   drawn = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
@@ -125,24 +131,25 @@ def fit_power_law(codes, level=0.95, resamples=200, seed=0, min_count=10):
 
 
 class Specialisation(NamedTuple):
-  """What modules were chosen for: `share [M, C]` and `lift [M, C]`, see `specialisation`."""
+  """What modules were chosen for, see `specialisation`."""
 
-  share: np.ndarray
-  lift: np.ndarray
+  share: Float[np.ndarray, 'modules classes']
+  lift: Float[np.ndarray, 'modules classes']
 
 
-def specialisation(chosen, classes, num_modules, num_classes):
-  """Which classes each module serves.
+def specialisation(
+  chosen: ArrayLike, classes: ArrayLike, num_modules: int, num_classes: int
+) -> Specialisation:
+  """Returns which classes each module serves.
+
+  The share is that of each class among the tokens and steps that chose a module: rows add up to 1,
+  and are NaN for a module that was never chosen. The lift is the share over that of the class among
+  all tokens: 1 is indifference, NaN a class without tokens.
 
   Args:
     chosen: `[N, T, S, k]`.
     classes: of each token, `[N, T]`, or of each example, `[N]`; 0 to C−1.
     num_modules, num_classes: M and C.
-
-  Returns:
-    `share [M, C]`, of each class among the tokens and steps that chose each module: rows add up to
-    1, and are NaN for a module that was never chosen; and `lift [M, C]`, the share over that of the
-    class among all tokens: 1 is indifference, NaN a class without tokens.
   """
   chosen = _checked(chosen, num_modules)
   classes = _per_token(classes, chosen, num_classes)
@@ -153,14 +160,21 @@ def specialisation(chosen, classes, num_modules, num_classes):
 
 
 class Information(NamedTuple):
-  """Bits that modules and classes share at each step, `[S]`, and by chance; see `information`."""
+  """Bits that modules and classes share at each step, and by chance; see `information`."""
 
-  bits: np.ndarray
-  shuffled: np.ndarray
+  bits: Float[np.ndarray, ' steps']
+  shuffled: Float[np.ndarray, ' steps']
 
 
-def information(chosen, classes, num_modules, num_classes, shuffles=8, seed=0):
-  """Mutual information, in bits, between a token's class and its module, at each step.
+def information(
+  chosen: ArrayLike,
+  classes: ArrayLike,
+  num_modules: int,
+  num_classes: int,
+  shuffles: int = 8,
+  seed: int = 0,
+) -> Information:
+  """Returns the mutual information, in bits, of a token's class and its module, at each step.
 
   `Σ p(c, m) log₂ p(c, m) / (p(c) p(m))`, with p the shares among the tokens and their k modules
   (each of the k counts alike). An estimate from counts is too high, more so the fewer tokens there
@@ -189,27 +203,30 @@ def information(chosen, classes, num_modules, num_classes, shuffles=8, seed=0):
   return Information(bits(given), np.mean(shuffled, axis=0))
 
 
-def compute_share(chosen, identity):
-  """Share of the k·S choices of each token that are not identities, `[N, T]`.
+def compute_share(chosen: ArrayLike, identity: ArrayLike) -> Float[np.ndarray, 'examples tokens']:
+  """Returns the share of the k·S choices of each token that are not identities.
 
   Args:
     chosen: `[N, T, S, k]`.
     identity: bools `[M]`, which modules compute nothing.
+
+  >>> compute_share([[[[0], [1]], [[0], [0]]]], [False, True]).tolist()
+  [[0.5, 1.0]]
   """
   identity = np.asarray(identity, bool)
   return 1 - identity[_checked(chosen, identity.size)].mean(axis=(2, 3))
 
 
-def reuse(chosen, num_modules):
-  """How many tokens use each module 0, 1, … S times, `[M, S+1]`: row m, column u."""
+def reuse(chosen: ArrayLike, num_modules: int) -> Int[np.ndarray, 'modules uses']:
+  """Returns how many tokens use each module 0, 1, … S times, `[M, S+1]`."""
   chosen = _checked(chosen, num_modules)
   steps = chosen.shape[2]
   uses = ((chosen == module).sum(axis=(2, 3)).ravel() for module in range(num_modules))
-  return np.array([np.bincount(found, minlength=steps + 1) for found in uses], np.int64)
+  return np.array([np.bincount(number, minlength=steps + 1) for number in uses], np.int64)
 
 
-def mean_uses(counts, identity):
-  """Mean number of times that a token uses a module which it uses at all, identities left out.
+def mean_uses(counts: ArrayLike, identity: ArrayLike) -> float:
+  """Returns how often a token uses a module that it uses at all, on the mean, without identities.
 
   1 is no reuse: a network of as many parameters as are used. NaN where all was identity.
 
@@ -222,8 +239,8 @@ def mean_uses(counts, identity):
   return float(working @ np.arange(working.size) / distinct) if distinct else np.nan
 
 
-def flows(chosen, num_modules):
-  """Where tokens go, `[S−1, M, M]`: entry (s, i, j) is the share that chose i at step s and j next.
+def flows(chosen: ArrayLike, num_modules: int) -> Float[np.ndarray, 'moves modules modules']:
+  """Returns where tokens go: entry (s, i, j) is the share that chose i at step s and j next.
 
   Each of the k·k pairs of a token counts alike; each step adds up to 1.
   """
@@ -233,31 +250,43 @@ def flows(chosen, num_modules):
     _joint(chosen[:, :, s, :, None], chosen[:, :, s + 1, None], num_modules, num_modules)
     for s in steps
   ]
-  found = np.array(tables, np.float64).reshape(len(steps), num_modules, num_modules)
-  return _divided(found, found.sum(axis=(1, 2), keepdims=True))
+  counts = np.array(tables, np.float64).reshape(len(steps), num_modules, num_modules)
+  return _divided(counts, counts.sum(axis=(1, 2), keepdims=True))
 
 
-def byte_classes(tokens):
-  """The class of each byte, an index into `BYTE_CLASSES`; `tokens` has any shape, 0 to 255."""
+def byte_classes(tokens: ArrayLike) -> Int[np.ndarray, '...']:
+  """Returns the class of each byte, an index into `BYTE_CLASSES`; any shape, 0 to 255.
+
+  >>> [BYTE_CLASSES[number] for number in byte_classes(list(b'a 7'))]
+  ['lower-case letter', 'space', 'digit']
+  """
   tokens = np.asarray(tokens)
   _check_range(tokens, 256, 'bytes')
   table = np.full(256, len(_CHARACTERS))
-  for number, characters in enumerate(_CHARACTERS):
+  for number, characters in enumerate(_CHARACTERS.values()):
     table[np.frombuffer(characters.encode(), np.uint8)] = number
   return table[tokens]
 
 
-def utilisation(index, count):
-  """Load over the ideal even one of each of `count` experts, `[count]`: mean 1, 0 is a dead one.
+def utilisation(index: ArrayLike, count: int) -> Float[np.ndarray, ' experts']:
+  """Returns the load of each expert over the ideal even one: the mean is 1, 0 is a dead one.
 
   Args:
     index: the expert of every choice, any shape, 0 to count−1.
     count: how many experts there are.
+
+  >>> utilisation([0, 0, 0, 1], 2).tolist()
+  [1.5, 0.5]
   """
   index = np.asarray(index)
   _check_range(index, count, 'experts')
   loads = np.bincount(index.ravel(), minlength=count) * float(count)
   return _divided(loads, index.size)
+
+
+def _places(counts):
+  """Place of each count in descending order, 0 first; ties by index."""
+  return np.argsort(np.argsort(-counts, kind='stable'), kind='stable')
 
 
 def _exponent(mean, logs):
@@ -313,10 +342,10 @@ def _checked(chosen, num_modules=None):
   return chosen
 
 
-def _check_range(values, count, what):
+def _check_range(values, count, noun):
   if values.dtype.kind not in 'iu':
-    raise UserError(f'expected whole numbers for {what}, got {values.dtype}')
+    raise UserError(f'expected whole numbers for {noun}, got {values.dtype}')
   if values.size and (values.min() < 0 or (count is not None and values.max() >= count)):
     bad = values.min() if values.min() < 0 else values.max()
     limit = '' if count is None else f' and under {count}'
-    raise UserError(f'{bad} among the {what}: expected numbers of at least 0{limit}')
+    raise UserError(f'{bad} among the {noun}: expected numbers of at least 0{limit}')

@@ -27,7 +27,7 @@ def format_value(value: Any) -> str:
   if not isinstance(value, numbers.Real):
     return str(value)
   if math.isinf(value):
-    return '∞' if value > 0 else '−∞'
+    return '∞' if float(value) > 0 else '−∞'
   text = f'{float(value):z#.4g}'
   if 'e' in text:
     digits, exponent = text.split('e')

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from additive_jax import run
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import all_bits, bits_of
+from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.objectives import Objective, objective_of
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -30,25 +32,25 @@ MOST_ROUNDS = 64
 
 
 class Evaluation(NamedTuple):
-  """Means over the examples, in the order of the structures: loss [S] and accuracy [S], float64."""
+  """Means over the examples, in the order of the structures."""
 
-  loss: np.ndarray
-  accuracy: np.ndarray
+  loss: Float[np.ndarray, 'S']
+  accuracy: Float[np.ndarray, 'S']
 
 
 def evaluate_structures(
-  model,
-  variables,
-  batch,
-  structures: Iterable | np.ndarray | None = None,
+  model: nn.Module,
+  variables: PyTree,
+  batch: Any,
+  structures: Iterable[StructureLike] | None = None,
   *,
-  task: str | Callable = 'classification',
+  task: str | Objective = 'classification',
   batch_size: int = 256,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
 ) -> Evaluation:
-  """Ranks structures by shared-prefix evaluation: structures that agree on their first gates share
-  that work.
+  """Returns loss and accuracy of structures by shared-prefix evaluation: structures that agree on
+  their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
   nothing, whatever the structures.
@@ -57,19 +59,21 @@ def evaluate_structures(
     model: an additive model.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
-    structures: what to evaluate, in any form (see `Space.parse`) or as bits [S, n], repeats
-      allowed; None is all 2^n in integer order.
+    structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
+      integer order.
     task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss,
       accuracy) as in `objectives`.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
 
-  Returns:
-    `Evaluation(loss, accuracy)`, each [S].
-
   Raises:
     UserError: when 2^n is too large to enumerate, or x and y differ in length.
+
+  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
+  >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
+  (8,)
   """
   x, y = (np.asarray(part) for part in as_batch(batch))
   if len(x) != len(y) or not len(x):
@@ -82,64 +86,78 @@ def evaluate_structures(
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  platform = devices[0].platform
-
   batch_size = min(batch_size, len(x))
-  limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
-  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-  bytes_, rows = prefix.slot_size(model, (batch_size, *x.shape[1:]), dtype)
-  share = -(-len(bits) // len(set(devices)))
-  rounds, width, keep = _rounds(max(1, limit // bytes_ - 1), share, len(sites_of(model)))
-  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
-  tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
-
-  slots = prefix.num_slots(width, keep)
-  program = _program(model, objective_of(task), tile, slots, platform)
-  chunks = [slice(i, i + rounds * width) for i in range(0, len(bits), rounds * width)]
-  plans = [prefix.plan(bits[c], rounds, width, sites_of(model), keep=keep) for c in chunks]
-  starts = range(0, len(x), batch_size)
-  placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
-  compiling = {device: threading.Lock() for device in set(devices)}
-  nothing = jax.tree.map(np.zeros_like, plans[0].arrays)
-  compiled = set()
-
-  def work(job, device):
-    start, chunk = job
-    batch = jax.device_put(_padded(x, y, start, batch_size), device)
-    call = lambda arrays: np.asarray(
-      program(placed[device], *batch, jax.device_put(arrays, device))
-    )
-    with compiling[device]:  # else every thread would compile the same program
-      if device not in compiled:
-        call(nothing)
-        compiled.add(device)
-    return call(plans[chunk].arrays)
-
-  total = np.zeros((len(bits), 2))
-  jobs = [(start, chunk) for start in starts for chunk in range(len(plans))]
-  results = dict(workers.spread(jobs, work, devices))
-  # Added up in this order whoever was first, so that the sum is the same each time.
-  for start, chunk in jobs:
-    total[chunks[chunk]] += results[start, chunk][: plans[chunk].size]
-  loss, accuracy = total[inverse.reshape(-1)].T / len(x)
+  tile, plans = _plans(model, x[:batch_size], bits, devices, memory_limit)
+  program = _program(model, objective_of(task), tile, devices[0].platform)
+  sums = _sums(program, variables, (x, y), batch_size, plans, devices)
+  loss, accuracy = sums[inverse.reshape(-1)].T / len(x)
   return Evaluation(loss, accuracy)
 
 
-def as_batch(batch):
-  """A pair (x, y), or the two arrays of a split."""
+def _plans(model, x, bits, devices, memory_limit):
+  """Returns the tile of `prefix.run_plan`, and plans of one shape that cover the structures: as
+  large as memory allows, and enough of them that all workers have some to do."""
+  platform = devices[0].platform
+  limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
+  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+  bytes_of_slot, rows = prefix.slot_size(model, x.shape, dtype)
+  share = -(-len(bits) // len(set(devices)))
+  sites = sites_of(model)
+  rounds, width, keep = _rounds(max(1, limit // bytes_of_slot - 1), share, len(sites))
+  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
+  size = rounds * width
+  starts = range(0, len(bits), size)
+  return tile, [prefix.plan(bits[i : i + size], rounds, width, sites, keep=keep) for i in starts]
+
+
+def _sums(program, variables, batch, batch_size, plans, devices):
+  """Returns the sums of loss and accuracy of each structure over all examples, [S, 2]."""
+  x, y = batch
+  placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
+  compiling = {device: threading.Lock() for device in set(devices)}
+  compiled = set()
+
+  def work(job, device):
+    start, number = job
+    piece = jax.device_put(_padded(x, y, start, batch_size), device)
+    call = lambda plan: np.asarray(program(placed[device], *piece, jax.device_put(plan, device)))
+    with compiling[device]:  # else every thread would compile the same program
+      if device not in compiled:
+        call(jax.tree.map(np.zeros_like, plans[0]))
+        compiled.add(device)
+    return call(plans[number])
+
+  starts = range(0, len(x), batch_size)
+  jobs = [(start, number) for start in starts for number in range(len(plans))]
+  results = dict(workers.spread(jobs, work, devices))
+  # Added up in this order whoever was first, so that the sum is the same each time.
+  sums = [np.zeros((int(plan.size), 2)) for plan in plans]
+  for start, number in jobs:
+    sums[number] += results[start, number][: len(sums[number])]
+  return np.concatenate(sums)
+
+
+def as_batch(batch: Any) -> tuple[Any, Any]:
+  """Returns a pair (x, y) as it is, or the two arrays of a split."""
   return (batch.x, batch.y) if hasattr(batch, 'in_memory') else batch
 
 
-def evaluate_one(model, variables, batch, structure, *, objective: Callable, batch_size: int = 512):
-  """Loss and accuracy of one traced structure, bool [n]; for use inside a compiled program.
+def evaluate_one(
+  model: nn.Module,
+  variables: PyTree,
+  batch: tuple[Shaped[Array, 'N ...'], Shaped[Array, 'N ...']],
+  structure: Bool[Array, 'n'],
+  *,
+  objective: Objective,
+  batch_size: int = 512,
+) -> Float[Array, '2']:
+  """Returns the mean loss and accuracy of one traced structure, inside a compiled program.
 
   Args:
-    batch: (x [N, ...], y [N, ...]) on the device.
+    batch: inputs and targets on the device.
     objective: see `objectives`.
     batch_size: examples that are evaluated together.
-
-  Returns:
-    float32 [2], the means over the N examples.
   """
   x, y = batch
   batch_size = min(batch_size, len(x))
@@ -157,9 +175,9 @@ def evaluate_one(model, variables, batch, structure, *, objective: Callable, bat
   return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / len(x)
 
 
-def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
-  """How to cut a worker's share of structures: rounds of a plan, their width, and the levels of a
-  path that may stay from one to the next.
+def _rounds(slots, share, num_sites):
+  """Returns how to cut a worker's share of structures: rounds of a plan, their width, and the
+  levels of a path that may stay from one to the next.
 
   One round where the slots hold the share, else the widest rounds whose slots leave room for a
   path, and about four plans for each worker, so that none idles for long at the end.
@@ -176,14 +194,14 @@ def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
   return min(MOST_ROUNDS, _power(-(-share // (4 * width)))), width, keep
 
 
-def _power(number: int) -> int:
-  """The largest power of two that is not above `number`."""
+def _power(number):
+  """Returns the largest power of two that is not above `number`."""
   return 1 << (number.bit_length() - 1)
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model, objective, tile, slots, platform):
-  def evaluate(variables, x, y, weight, arrays):
+def _program(model, objective, tile, platform):
+  def evaluate(variables, x, y, weight, plan):
     def finish(outputs):
       loss, accuracy = objective(outputs, y)
       if loss.ndim != 2:
@@ -194,13 +212,14 @@ def _program(model, objective, tile, slots, platform):
       values = jnp.stack((loss, accuracy), axis=-1)  # [W, B, 2]
       return jnp.where(weight[:, None] > 0, values, 0).sum(1)
 
-    return prefix.run_plan(model, variables, x, arrays, finish, tile=tile, slots=slots)
+    return prefix.run_plan(model, variables, x, plan, finish, tile=tile)
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(evaluate, compiler_options=options)
 
 
 def _padded(x, y, start, batch_size):
+  """Returns a batch of examples, filled up with the last one, and which of them count."""
   x, y = x[start : start + batch_size], y[start : start + batch_size]
   missing = batch_size - len(x)
   weight = np.r_[np.ones(len(x), np.float32), np.zeros(missing, np.float32)]

@@ -1,50 +1,64 @@
-"""What a network is trained for and judged by: loss and accuracy of each example, per task."""
+"""What a network is trained for and judged by: loss and accuracy of each example, per task.
+
+An objective takes outputs [..., B, ...], whose leading axes are structures, and targets [B, ...].
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Num, Shaped
 
 from additive_jax.errors import UserError
 
+Outputs = Float[Array | np.ndarray, '...']
+Targets = Shaped[Array | np.ndarray, '...']
+Scores = tuple[Float[Array, '...'], Float[Array, '...']]
+Objective = Callable[[Any, Any], Scores]
 
-def classification(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats, and 1 where the label's logit is larger than every other.
+
+def classification(outputs: Outputs, y: Targets) -> Scores:
+  """Returns the cross-entropy in nats, and 1 where the label's logit is larger than every other.
 
   Args:
-    outputs: logits [..., B, C]; the leading axes are structures.
+    outputs: logits [..., B, C].
     y: labels, int [B].
 
-  Returns:
-    loss and accuracy, both [..., B].
+  >>> loss, accuracy = classification(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0]))
+  >>> print(np.asarray(loss).round(3), accuracy)
+  [0.693 0.313] [0. 1.]
   """
   y = jnp.broadcast_to(y.astype(jnp.int32), outputs.shape[:-1])
   loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
   # An argmax takes ten times as long on CPU, where it is not vectorised.
-  own = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
+  labelled = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
   others = jnp.where(jnp.arange(outputs.shape[-1]) == y[..., None], -jnp.inf, outputs).max(-1)
-  return loss, (own > others).astype(jnp.float32)
+  return loss, (labelled > others).astype(jnp.float32)
 
 
-def language(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats per token and next-token accuracy, averaged over each example's tokens.
+def language(outputs: Outputs, y: Targets) -> Scores:
+  """Returns cross-entropy in nats and next-token accuracy, averaged over each example's tokens.
 
   Args:
     outputs: logits [..., B, T, C].
     y: next tokens, int [B, T].
+
+  >>> print(np.asarray(language(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3)))[0]).round(3))
+  [1.386 1.386]
   """
   loss, accuracy = classification(outputs, y)
   return loss.mean(-1), accuracy.mean(-1)
 
 
-def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Squared error of standardised targets, and one minus it: its mean is the coefficient of
-  determination R².
+def regression(outputs: Outputs, y: Targets) -> Scores:
+  """Returns the squared error of standardised targets, and one minus it, whose mean is the
+  coefficient of determination R².
 
   Args:
     outputs: predictions [..., B, C].
@@ -52,6 +66,9 @@ def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   Raises:
     UserError: when their shapes differ, such as targets [B] for predictions [B, 1].
+
+  >>> print(*regression(jnp.ones((2, 1)), jnp.array([[1.0], [0.5]])))
+  [0.   0.25] [1.   0.75]
   """
   if outputs.shape[-y.ndim :] != y.shape:
     raise UserError(
@@ -63,17 +80,23 @@ def regression(outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-  """What another network says of each example beside its labels: (1 − w)·loss + w·t²·KL(teacher ‖
-  outputs) in nats, both of them softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531),
-  section 2.
+  """An objective with a teacher: (1 − w)·loss + w·t²·KL(teacher ‖ outputs) in nats, both of them
+  softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
+
+  The teacher's logits stand beside the labels in the targets, so that no step runs a teacher.
 
   Attributes:
     objective: `classification` or `language`.
     weight: w, in [0, 1].
     temperature: t, above 0.
+
+  >>> targets = Distilled.targets(np.array([0]), np.array([[2.0, 1.0]]))
+  >>> loss, _ = Distilled(classification, weight=1.0)(jnp.array([[2.0, 1.0]]), jnp.asarray(targets))
+  >>> bool(abs(loss[0]) < 1e-6)
+  True
   """
 
-  objective: Callable
+  objective: Objective
   weight: float
   temperature: float = 1.0
 
@@ -86,28 +109,31 @@ class Distilled:
       raise UserError(f'weight {self.weight} of a teacher in a regression: expected classes')
 
   @staticmethod
-  def targets(y, logits) -> np.ndarray:
-    """Labels, int [B] or [B, T], and the teacher's logits [..., C], as float32 [..., 1 + C]."""
+  def targets(
+    y: Num[np.ndarray, '*examples'], logits: Float[np.ndarray, '*examples C']
+  ) -> Float[np.ndarray, '*examples 1+C']:
+    """Returns labels, int [B] or [B, T], and the teacher's logits in one array."""
     return np.concatenate([np.asarray(y, np.float32)[..., None], logits], axis=-1)
 
-  def __call__(self, outputs: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Loss and accuracy of each example; `y` is what `targets` gave."""
+  def __call__(self, outputs: Outputs, y: Float[Array, '*examples _']) -> Scores:
+    """Returns loss and accuracy of each example; `y` is what `targets` gave."""
     loss, accuracy = self.objective(outputs, y[..., 0].astype(jnp.int32))
-    own, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y[..., 1:]))
-    apart = optax.losses.kl_divergence_with_log_targets(own, jnp.broadcast_to(teacher, own.shape))
-    apart = apart.reshape(*loss.shape, -1).mean(-1)  # of text, over the tokens
-    return (1 - self.weight) * loss + self.weight * self.temperature**2 * apart, accuracy
+    student, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y[..., 1:]))
+    teacher = jnp.broadcast_to(teacher, student.shape)
+    divergence = optax.losses.kl_divergence_with_log_targets(student, teacher)
+    divergence = divergence.reshape(*loss.shape, -1).mean(-1)  # of text, over the tokens
+    return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence, accuracy
 
 
-OBJECTIVES: dict[str, Callable] = {
+OBJECTIVES: dict[str, Objective] = {
   'classification': classification,
   'language': language,
   'regression': regression,
 }
 
 
-def objective_of(task: str | Callable) -> Callable:
-  """The objective of a task by name; a function of the same form is returned as it is."""
+def objective_of(task: str | Objective) -> Objective:
+  """Returns the objective of a task by name, and a function of the same form as it is."""
   if callable(task):
     return task
   if task not in OBJECTIVES:

@@ -1,41 +1,68 @@
-"""Three ways to run one structure of any additive model; `prefix.py` holds the fourth, for many at
-once.
+"""Ways to run structures of any additive model; `prefix` has the one for many structures at once.
 
 `variables` is `{'params': pool}` and `x` a batch of inputs [B, ...]; all return logits [B, ..., C].
-They agree to rounding: the static form compiles once per structure, the others once for all.
+`static`, `conditional` and `masked` agree to rounding: the static way compiles once per structure,
+the others once for all.
 
-`sampled` runs a random structure per example, by running each site on the examples that have it on.
+>>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+>>> x = np.ones((5, 6), np.float32)
+>>> variables = model.init(jax.random.key(0), x)
+>>> outputs = [run(model, variables, x, '10') for run in (static, conditional)]
+>>> outputs.append(masked(model, variables, x, [1.0, 0.0]))
+>>> [bool(jnp.allclose(outputs[0], other)) for other in outputs]
+[True, True, True]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
+import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
-from additive_jax.gates.structure import parse
+from additive_jax.gates.structure import StructureLike, parse
 from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import traced_structure
-from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
-from additive_jax.models.routing import CHOICES, ROUTING
+from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
+from additive_jax.models.routing import CHOICES, ROUTING, Chosen
+
+Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
 
 
-def static(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
-  """The structure is Python: gates that are off leave no trace in the program.
+def static(
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs,
+  structure: StructureLike,
+  *,
+  scales: Scales | None = None,
+) -> Logits:
+  """Returns the logits of one structure that is Python: gates that are off leave no trace in the
+  program.
 
   Args:
     structure: anything `Space.parse` takes.
-    scales: float [n]; what a site with residual gate i adds is multiplied by `scales[i]`; None: 1.
+    scales: what a site with residual gate i adds is multiplied by `scales[i]`; None is 1.
   """
   structure = parse(structure, len(gate_names(model)))
   return _run(model, variables, x, structure, scales)
 
 
-def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
-  """The structure is traced; an off residual gate skips its site at run time, forward and backward.
+def conditional(
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs,
+  structure: StructureLike | ArrayLike,
+  *,
+  scales: Scales | None = None,
+) -> Logits:
+  """Returns the logits of one structure that is traced: an off residual gate skips its site at run
+  time, forward and backward.
 
   Args:
     structure: bool [n], or an integer scalar whose bit i is gate i (n ≤ 31).
@@ -46,12 +73,19 @@ def conditional(model, variables, x: jax.Array, structure, *, scales=None) -> ja
   return _run(model, variables, x, traced_structure(structure, len(gate_names(model))), scales)
 
 
-def masked(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Array:
-  """Every branch is computed and multiplied by its gate, so gates may be soft and differ per
-  example.
+def masked(
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs,
+  structure: ArrayLike | Sequence[float],
+  *,
+  scales: Scales | None = None,
+) -> Logits:
+  """Returns the logits with every branch computed and multiplied by its gate, so that gates may be
+  soft and differ per example.
 
   Args:
-    structure: float [n] for the whole batch, [B, n] per example or [B, T, n] per token.
+    structure: numbers [n] for the whole batch, [B, n] per example or [B, T, n] per token.
     scales: as for `static`.
   """
   num_gates = len(gate_names(model))
@@ -65,17 +99,17 @@ def masked(model, variables, x: jax.Array, structure, *, scales=None) -> jax.Arr
 
 
 def sampled(
-  model,
-  variables,
-  x: jax.Array,
-  key: jax.Array,
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs,
+  key: PRNGKeyArray,
   keep_rates: Sequence[float],
   *,
-  scales=None,
+  scales: Scales | None = None,
   parts: int = 1,
-) -> jax.Array:
-  """A random structure per example, at the cost of what is on: each gate runs on a random subset of
-  fixed size of the batch.
+) -> Logits:
+  """Returns the logits with a random structure per example, at the cost of what is on: each gate
+  runs on a random subset of fixed size of the batch.
 
   Gate i is on for exactly `subsets.size(keep_rates[i], B/parts)·parts` of the B examples, chosen
   independently of other gates; that number over B is its exact keep probability. The examples of a
@@ -101,13 +135,19 @@ def sampled(
 
 
 def gathered(
-  model, variables, x: jax.Array, subsets: Sequence[jax.Array], *, scales=None
-) -> jax.Array:
-  """Each residual gate on for its own examples, which are gathered, and off for the others.
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs,
+  subsets: Sequence[Int[Array, '_']],
+  *,
+  scales: Scales | None = None,
+) -> Logits:
+  """Returns the logits with each residual gate on for its own examples, which are gathered, and off
+  for the others.
 
   Args:
-    subsets: for each gate the numbers of the examples it is on for, int [k_i], each once; all of
-      them when k_i is B.
+    subsets: for each gate the numbers of the examples it is on for, each once; all of them where
+      there are B.
     scales: as for `static`.
   """
   h = embed(model, variables, x)
@@ -129,23 +169,21 @@ def gathered(
   return readout(model, variables, h)
 
 
-def _inner_gates(subsets, batch) -> tuple:
-  """Gates of one site as Python bools where all are on or off for the whole batch, else as masks
-  [B]: one site takes them in one form."""
+def _inner_gates(subsets, batch):
+  """Returns the gates of one site as Python bools where all are on or off for the whole batch, else
+  as masks [B]: one site takes them in one form."""
   if all(len(rows) in (0, batch) for rows in subsets):
     return tuple(len(rows) == batch for rows in subsets)
   return tuple(jnp.moveaxis(subsets_.as_gates(subsets, batch), -1, 0))
 
 
-def routed(model, variables, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
-  """All gates on, with what the model's routers did.
+def routed(
+  model: nn.Module, variables: PyTree, x: Inputs, key: PRNGKeyArray | None = None
+) -> tuple[Logits, dict[str, PyTree]]:
+  """Returns the logits with all gates on, and the facts of each site with a router by its name.
 
   Args:
     key: for routers that draw at random; None gives them the draw that evaluation has.
-
-  Returns:
-    logits [B, ..., C], and the facts of each site with a router by the name of its module; see
-    `models.routing`.
   """
   rngs = {} if key is None else {ROUTING: key}
   outputs, left = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
@@ -153,27 +191,20 @@ def routed(model, variables, x: jax.Array, key: jax.Array | None = None) -> tupl
 
 
 def chosen(
-  model, variables, x: jax.Array, key: jax.Array | None = None
-) -> tuple[jax.Array, dict, dict]:
-  """All gates on, with what the model's routers did and what every token chose.
-
-  Args:
-    key: as for `routed`.
-
-  Returns:
-    logits and facts as `routed` gives them, and the `models.routing.Chosen` of each site.
-  """
+  model: nn.Module, variables: PyTree, x: Inputs, key: PRNGKeyArray | None = None
+) -> tuple[Logits, dict[str, PyTree], dict[str, Chosen]]:
+  """Returns logits and facts as `routed` does, and what every token chose at each site."""
   rngs = {} if key is None else {ROUTING: key}
   outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
   return outputs, _left(left, ROUTING), _left(left, CHOICES)
 
 
-def _left(collections, name) -> dict:
+def _left(collections, name):
   return {site: value['left'] for site, value in collections.get(name, {}).items()}
 
 
 def _run(model, variables, x, structure, scales=None):
-  """The logits of a structure in any form whose slices are gates."""
+  """Returns the logits of a structure in any form whose slices are gates."""
   h = embed(model, variables, x)
   for i, site in enumerate(sites_of(model)):
     scale = scales[site.start] if scales is not None and site.has_residual else None

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.data.clusters import Clusters, nearest_examples, quality, telling_ngrams
-from additive_jax.report import cluster_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, table
 
 
@@ -23,11 +23,11 @@ def cluster_pieces(data, features: np.ndarray, clusterings: Sequence[Clusters]) 
   named = {clusters.name: clusters for clusters in clusterings}
   return [
     picture(
-      cluster_figures.sizes({name: clusters.sizes for name, clusters in named.items()}),
+      figures.cluster_sizes({name: clusters.sizes for name, clusters in named.items()}),
       'Training examples in each cluster, first seed; dashed: even.',
     ),
     picture(
-      cluster_figures.maps(features, {name: clusters.labels for name, clusters in named.items()}),
+      figures.cluster_maps(features, {name: clusters.labels for name, clusters in named.items()}),
       'Training examples on the first two principal components of what was clustered, first seed.',
     ),
     table(
@@ -49,7 +49,7 @@ def _examples(data, features, clusters):
   images = [np.asarray(data.train.x[rows]) for rows in nearest_examples(features, clusters)]
   return [
     picture(
-      cluster_figures.examples(images, clusters.sizes),
+      figures.cluster_examples(images, clusters.sizes),
       f'The images nearest the centre of each cluster ({clusters.name}), first seed.',
     )
   ]

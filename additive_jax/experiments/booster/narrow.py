@@ -53,10 +53,10 @@ class Narrow:
     options, size = large.config.booster, large.config.train.batch_size
     model, place = transplant.narrowed(large.model, options.width, options.structure or None)
     if num_models > len(large.data.train):
-      expected = f'at most {len(large.data.train)}, as many clusters as training examples'
+      expected = f'at most {len(large.data.train)}, the training examples'
       raise refused(large.config, 'booster.num_models', expected=expected)
     if size % num_models:
-      expected = 'copies that share the batch of a step in equal parts'
+      expected = 'a number that divides it, since the copies share the batch of a step'
       raise refused(large.config, 'booster.num_models', 'train.batch_size', expected=expected)
     # Each copy is whole on its device, and has a training of its own.
     changes = {'train.pipe_devices': 1, 'schedule': options.schedule}

@@ -10,7 +10,8 @@ from additive_jax.experiments.booster.tables import METHODS, SCRATCH
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.report import booster_figures, pipeline_figures
+from additive_jax.report import figures
+from additive_jax.report.figures.booster import FLOPS, NAMES
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, with_margin
 from additive_jax.transplant import wiring_of
@@ -60,7 +61,7 @@ def _clusters(session, narrows) -> list[Piece]:
 def _facts(session, result):
   summary, forward = result.summary, session.space.flops(session.space.all_on())
   rows = result.variants[result.variants['variant'] != SCRATCH].set_index('variant')
-  saved = {booster_figures.NAMES[name]: _saved(row) for name, row in rows.iterrows()}
+  saved = {NAMES[name]: _saved(row) for name, row in rows.iterrows()}
   first = next(iter(saved))
   return {
     f'{first}: FLOPs saved at equal loss': saved.pop(first),
@@ -80,7 +81,7 @@ def _savings(result, narrow_words):
   return section(
     'What starting small saves',
     picture(
-      booster_figures.booster(result.curves, result.variants),
+      figures.savings(result.curves, result.variants),
       'Left: test loss against the FLOPs of the whole training, forward and backward, mean over '
       'the seeds; circles: where the large model begins; dashed: the lowest loss of training from '
       'scratch. Right: the share of FLOPs saved until that loss, paired by seed, with 95 % '
@@ -88,11 +89,11 @@ def _savings(result, narrow_words):
       '(components of the inputs, or the model whose embedding they are).',
     ),
     picture(
-      booster_figures.spent(result.curves, 'flops', booster_figures.FLOPS, scores=('accuracy',)),
+      figures.spent(result.curves, 'flops', FLOPS, scores=('accuracy',)),
       'Test accuracy against the same FLOPs; dashed: the highest of training from scratch.',
     ),
     picture(
-      booster_figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
+      figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
       'Loss and accuracy against measured time on this run’s devices, without compiling and '
       'judging. Each narrow model trains on one device: one alone leaves the others idle, and '
       'those that share a device take turns.',
@@ -122,7 +123,7 @@ def _narrow_words(session, small, narrows):
 
 def _timeline(bubble):
   return picture(
-    pipeline_figures.timeline(*(bubble[part] for part in TICKS)),
+    figures.pipeline_timeline(*(bubble[part] for part in TICKS)),
     f'Ticks of one step on {len(bubble["busy"])} devices, by measured processor time of each, as '
     f'devices side by side would take them: {bubble["measured"]:.3f} of their time is idle; the '
     f'formula for equal ticks gives {bubble["formula"]:.3f}.',

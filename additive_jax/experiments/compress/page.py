@@ -8,7 +8,7 @@ from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.report import figures, sparsity_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import plain, with_margin
 
@@ -27,7 +27,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'What it costs',
       picture(
-        sparsity_figures.accuracy(
+        figures.compression(
           _with_methods(variants),
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
         ),
@@ -40,7 +40,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'What the noise tells',
       picture(
-        sparsity_figures.log_alpha(BINS, histograms, options.threshold),
+        figures.log_alpha(BINS, histograms, options.threshold),
         f'log α of all {noun}, noise over signal, at the end of variational dropout, cut off at '
         '±8; what is right of the threshold is removed.',
       ),
@@ -48,7 +48,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'What is left',
       picture(
-        sparsity_figures.remains(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
+        figures.layers_left(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
         f'How many {noun} of each layer are left, mean over the seeds.',
       ),
     ),

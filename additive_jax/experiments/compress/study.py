@@ -19,8 +19,7 @@ def _check(session):
   """Everything that can be said before any training."""
   options = session.config.compress
   if options.distill and session.data.task == 'regression':
-    expected = '0 in a regression, for want of classes'
-    raise refused(session.config, 'compress.distill', expected=expected)
+    raise refused(session.config, 'compress.distill', expected='0 in a regression: no classes')
   if session.config.train.distill:
     expected = '0 in a compression; config.compress.distill has a teacher of its own'
     raise refused(session.config, 'train.distill', expected=expected)
@@ -29,8 +28,9 @@ def _check(session):
   counts = {share: compression.share(share) for share in options.sparsities}
   for first, second in itertools.combinations(options.sparsities, 2):
     if counts[first] == counts[second]:
-      expected = f'different numbers to be left, {first} and {second} leave as many'
-      raise refused(session.config, 'compress.sparsities', 'compress.level', expected=expected)
+      counted = f'{first} and {second} leave as many per {options.level}'
+      expected = f'shares that leave different numbers, {counted}'
+      raise refused(session.config, 'compress.sparsities', expected=expected)
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:

@@ -8,7 +8,7 @@ from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.report import path_figures, routing_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.paths import rank_frequency
 from additive_jax.report.wording import plain
@@ -60,14 +60,12 @@ def _choices(skip, records, analyses):
   return section(
     'What tokens choose',
     picture(
-      routing_figures.utilisation(
-        {plain(name): list(loads(records[name]).values()) for name in analyses}
-      ),
+      figures.utilisation({plain(name): list(loads(records[name]).values()) for name in analyses}),
       'Load of every module over the ideal even load, most used first, a line for each step; mean '
       'over the seeds.',
     ),
     picture(
-      routing_figures.rank_frequency(
+      figures.rank_frequency(
         {name: rank_frequency(analysis.codes) for name, analysis in by_name.items()},
         {name: analysis.fit for name, analysis in by_name.items()},
       ),
@@ -75,7 +73,7 @@ def _choices(skip, records, analyses):
       'steps. Lines: power laws, with the exponent’s 95 % interval over examples.',
     ),
     picture(
-      routing_figures.compute(
+      figures.compute_shares(
         {name: analysis.compute for name, analysis in by_name.items()}, {plain(SKIPPING): 1 - skip}
       ),
       'Share of a token’s choices that compute something, over tokens and over examples, in the '
@@ -90,22 +88,20 @@ def _paths(name, analysis, model):
     f'Paths in {name}',
     _single_paths(analysis, model),
     picture(
-      path_figures.flow(analysis.flows, analysis.names),
+      figures.flow(analysis.flows, analysis.names),
       'Where tokens go from step to step: widths are shares of the choices.',
     ),
     picture(
-      path_figures.specialisation(
-        analysis.specialisation.lift, analysis.names, analysis.class_names
-      ),
+      figures.specialisation(analysis.specialisation.lift, analysis.names, analysis.class_names),
       f'Specialisation: how much more often than in all tokens the {classes} are among those that '
       'chose each module.',
     ),
     picture(
-      path_figures.information(*analysis.information),
+      figures.information(*analysis.information),
       f'What a token’s modules tell about its class ({classes}) at each step, and by chance.',
     ),
     picture(
-      path_figures.reuse(analysis.reuse, analysis.names),
+      figures.reuse(analysis.reuse, analysis.names),
       'Reuse of parameters: how many tokens use each module how often on their path.',
     ),
   )
@@ -115,12 +111,12 @@ def _single_paths(analysis, model):
   modules = analysis.names, analysis.identity
   if analysis.is_text:
     return picture(
-      path_figures.text_paths(analysis.tokens[0], analysis.chosen[0], *modules),
+      figures.text_paths(analysis.tokens[0], analysis.chosen[0], *modules),
       'The path of every token of a sequence: modules chosen at each step.',
     )
   images = analysis.tokens[:IMAGES]
   grid = tuple(size // model.patch_size for size in images.shape[1:3])
   return picture(
-    path_figures.image_paths(images, analysis.chosen[:IMAGES], grid, *modules),
+    figures.image_paths(images, analysis.chosen[:IMAGES], grid, *modules),
     'The path of every patch of some images, and how much each computes.',
   )

@@ -8,7 +8,7 @@ from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.report import figures, routing_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.wording import plain
 
@@ -58,12 +58,12 @@ def _choices(records, routed, paths):
   return section(
     'What tokens choose',
     picture(
-      routing_figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
+      figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
       'Load of every structure or expert over the ideal even load, most used first, a line for '
       'each layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
     ),
     picture(
-      routing_figures.rank_frequency(
+      figures.rank_frequency(
         {name: path['counts'] for name, path in chosen.items()},
         {name: path['fit'] for name, path in chosen.items()},
       ),
@@ -81,7 +81,7 @@ def _computed(paths, keep):
   return section(
     'Tokens that are computed',
     picture(
-      routing_figures.compute(shares, keep),
+      figures.compute_shares(shares, dict.fromkeys(shares, keep)),
       'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
     ),
   )

@@ -167,12 +167,6 @@ def refused(options: Options, *names: str, expected: str) -> UserError:
   return UserError(f'{given}: expected {expected}')
 
 
-def check_unsharded(config: Options) -> None:
-  """Raises `UserError` for a shard of an experiment that has none."""
-  if config.shard:
-    raise refused(config, 'shard', expected='none, a pool is trained as one')
-
-
 def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
   """Returns the options with other values of some, by their dotted names.
 

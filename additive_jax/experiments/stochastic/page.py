@@ -7,7 +7,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.stochastic.tables import NONE
 from additive_jax.experiments.study import Result
-from additive_jax.report import figures, stochastic_figures
+from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted, plain, with_margin
 
@@ -27,16 +27,15 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'The full network, trained with and without random structures',
       picture(
-        stochastic_figures.variants(rows, list(MEASURES), list(MEASURES.values())),
+        figures.scores(rows, MEASURES),
         f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
         'init and see the data in the same order; “equal flops” ones train longer, until they have '
         'spent what training with all gates on spends.',
       ),
       picture(
-        stochastic_figures.differences(
+        figures.differences(
           rows[result.variants['variant'] != NONE],
-          [f'{measure}_minus_none' for measure in MEASURES],
-          list(MEASURES.values()),
+          {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
         ),
         'What each variant differs by from training with all gates on: means of differences paired '
         f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
@@ -94,17 +93,14 @@ def _distributions(structures, names):
   """Accuracy of every structure; the table is headed by that of the first random variant."""
   columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
   full = structures[~structures['structure'].str.contains('0')].iloc[0]
-  return stochastic_figures.distributions(
-    [structures[column].to_numpy() for column in columns],
-    [_label(name) for name in names],
-    [full[column] for column in columns],
+  labels = [_label(name) for name in names]
+  return figures.distributions(
+    {label: structures[column] for label, column in zip(labels, columns)},
+    {label: full[column] for label, column in zip(labels, columns)},
   )
 
 
 def _keep_rates(session, variants):
   shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
-  return stochastic_figures.keep_rates(
-    [variant.keep_rates for variant in shown],
-    [plain(variant.name) for variant in shown],
-    session.space.names,
-  )
+  rates = {plain(variant.name): variant.keep_rates for variant in shown}
+  return figures.keep_rates(rates, session.space.names)

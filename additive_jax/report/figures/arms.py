@@ -1,0 +1,161 @@
+"""The pictures that compare ways of training: scores, differences, distributions, and budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from additive_jax.report.figures import marks, style
+from additive_jax.report.wording import plain
+
+MARKERS = 'osD^vPX*<>'
+
+
+def scores(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+  """Draws points with intervals: a row for each variant, a panel for each measure.
+
+  Args:
+    frame: columns `variant`, the measures', and their half widths `<measure>_ci95`.
+    measures: titles of the panels by column.
+  """
+  return _points(frame, measures, is_difference=False)
+
+
+def differences(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+  """Draws paired differences from a baseline at zero, otherwise as `scores`.
+
+  The baseline itself is not among the rows; colours are those that `scores` gives with it first.
+  """
+  return _points(frame, measures, is_difference=True)
+
+
+def _points(frame, measures, is_difference):
+  height = max(1.5, 0.8 + 0.3 * len(frame))
+  with style.drawing(9.6, height, columns=len(measures), sharey=True) as (figure, [panels]):
+    for axes, (measure, title) in zip(panels, measures.items()):
+      for row, (value, half_width) in enumerate(zip(*marks.with_interval(frame, measure))):
+        tint = style.colour(row + is_difference)  # the first is the baseline's
+        axes.errorbar(value, row, xerr=half_width, fmt='o', ms=5, lw=1.4, color=tint)
+      if is_difference:
+        axes.axvline(0, color=style.GREY, lw=0.9)
+      marks.name_rows(axes, [plain(name) for name in frame['variant']])
+      axes.set_title(title)
+      axes.margins(x=0.12)
+      axes.locator_params(axis='x', nbins=4)
+  return figure
+
+
+def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
+  """Draws variants side by side for each label, with intervals: co-trained against alone.
+
+  Args:
+    frame: columns `label` (a structure, or `ensemble`), `variant`, the measure's, and its half
+      width `<measure>_ci95` where there is one. Labels are drawn from top to bottom in order of
+      first appearance.
+    measure: the column to draw.
+  """
+  marks.require(frame, 'label', 'variant', measure)
+  labels, variants = list(frame['label'].unique()), list(frame['variant'].unique())
+  if not labels:
+    return style.empty('nothing to compare')
+  height = max(1.6, 0.9 + (0.2 + 0.14 * len(variants)) * len(labels))
+  with style.drawing(6.8, height) as (figure, [[axes]]):
+    for number, variant in enumerate(variants):
+      rows = frame[frame['variant'] == variant]
+      offset = 0.6 * ((number + 0.5) / len(variants) - 0.5)
+      value, half_width = marks.with_interval(rows, measure)
+      axes.errorbar(
+        value,
+        [labels.index(label) + offset for label in rows['label']],
+        xerr=half_width,
+        fmt=MARKERS[number % len(MARKERS)],
+        ms=5,
+        lw=1.2,
+        color=style.colour(number),
+        label=str(variant),
+      )
+    marks.name_rows(axes, [str(label) for label in labels], family=style.MONO)
+    for row in range(1, len(labels)):
+      axes.axhline(row - 0.5, color=style.PALE, lw=0.8)
+    axes.set_xlabel(measure)
+    marks.legend_beside(axes)
+  return figure
+
+
+def distributions(
+  values: Mapping[str, ArrayLike], all_on: Mapping[str, float], label: str = 'accuracy'
+) -> Figure:
+  """Draws how a score is spread over structures: violins with quartiles, and the full networks.
+
+  Args:
+    values: by variant the score of every structure `[S]`, means over the seeds.
+    all_on: by variant the score of the full network.
+    label: of the score.
+  """
+  if not values:
+    return style.empty('nothing to compare')
+  with style.drawing(7.2, max(1.8, 0.9 + 0.5 * len(values))) as (figure, [[axes]]):
+    for row, (name, sample) in enumerate(values.items()):
+      sample = np.asarray(sample, np.float64)
+      sample = sample[np.isfinite(sample)]
+      if len(sample) > 1 and np.ptp(sample) > 0:
+        violin = {'orientation': 'horizontal', 'widths': 0.85, 'showextrema': False, 'points': 200}
+        for body in axes.violinplot(sample, [row], **violin)['bodies']:
+          body.set(facecolor=style.colour(row), edgecolor='none', alpha=0.35)
+        low, middle, high = np.quantile(sample, [0.25, 0.5, 0.75])
+        axes.plot([low, high], [row, row], color=style.colour(row), lw=3, solid_capstyle='butt')
+        axes.plot(middle, row, '|', ms=11, mew=2, color=style.INK)
+      ring = {'ms': 5.5, 'mfc': 'white', 'mew': 1.6, 'zorder': 3}
+      axes.plot(all_on[name], row, 'o', color=style.colour(row), **ring)
+    marks.name_rows(axes, list(values))
+    axes.set_xlabel(f'{label}  (○ full network, bar: middle half of the structures, | median)')
+  return figure
+
+
+def budgets(frame: pd.DataFrame) -> Figure:
+  """Draws test loss against active FLOPs, and against parameters; the dense networks are joined.
+
+  A model below the line does better than a dense one of its budget.
+
+  Args:
+    frame: columns `variant`, `family` (`dense` is the one that is joined), `loss`, `loss_ci95`
+      (half width, may be NaN), `flops` and `params`.
+  """
+  marks.require(frame, 'variant', 'family', 'loss', 'loss_ci95', 'flops', 'params')
+  frame = frame[np.isfinite(frame[['loss', 'flops', 'params']].to_numpy(np.float64)).all(axis=1)]
+  if frame.empty:
+    return style.empty('no model has a finite loss')
+  labels = {'flops': 'active FLOPs per example', 'params': 'parameters'}
+  size = (9.6, max(3.4, 1.0 + 0.2 * len(frame)))
+  with style.drawing(*size, columns=2, sharey=True) as (figure, [panels]):
+    for axes, (cost, label) in zip(panels, labels.items()):
+      exponent = marks.power_of_thousand(frame[cost])
+      _draw_budget(axes, frame.assign(cost=marks.column(frame, cost) / 10.0**exponent))
+      axes.set_xlabel(f'{label}{marks.times_power(exponent)}')
+    panels[0].set_ylabel('test loss')
+    marks.legend_beside(panels[1])
+  return figure
+
+
+def _draw_budget(axes, frame):
+  dense = frame[frame['family'] == 'dense'].sort_values('cost', kind='stable')
+  axes.plot(dense['cost'], dense['loss'], color=style.GREY, lw=1.2, zorder=1)
+  families = [name for name in frame['family'].unique() if name != 'dense']
+  place = frame.groupby('family').cumcount()  # of a network within its family
+  rows = zip(
+    frame['variant'], frame['family'], frame['cost'], place, *marks.with_interval(frame, 'loss')
+  )
+  for variant, family, cost, number, loss, half_width in rows:
+    # The last colour is close to the dense networks' ink.
+    tint = (
+      style.INK
+      if family == 'dense'
+      else style.PALETTE[families.index(family) % (len(style.PALETTE) - 1)]
+    )
+    look = {'marker': MARKERS[number % len(MARKERS)], 'ms': 6, 'lw': 1.2, 'capsize': 2.5}
+    axes.errorbar(cost, loss, half_width, ls='none', color=tint, label=plain(variant), **look)
+  axes.margins(0.08, 0.1)

@@ -1,0 +1,88 @@
+"""One look for every figure: fonts, colours, and figures made without pyplot's global state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import matplotlib.style
+import numpy as np
+from jaxtyping import Float, Shaped
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow: too pale.
+PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#4d4d4d')
+BLUE, VERMILION, GREEN = PALETTE[:3]
+INK, GREY, FAINT, PALE = '#22262b', '#8a9099', '#d5d9de', '#eceef1'
+BLUES = ('#08306b', '#9eccec')  # from dark to light
+DIVERGING = 'RdBu_r'
+MONO = 'DejaVu Sans Mono'
+
+
+def look() -> contextlib.AbstractContextManager[None]:
+  """Returns a context with the settings of `look.mplstyle`, whatever the reader's own are."""
+  return matplotlib.style.context('additive_jax.report.figures.look', after_reset=True)
+
+
+@contextlib.contextmanager
+def drawing(
+  width: float,
+  height: float,
+  rows: int = 1,
+  columns: int = 1,
+  *,
+  layout: Literal['constrained'] | None = 'constrained',
+  **options: Any,
+) -> Iterator[tuple[Figure, Shaped[np.ndarray, 'rows columns']]]:
+  """Yields a figure with this look and its axes `[rows, columns]`, and lays it out at the end.
+
+  It is laid out inside, because tick labels are made when first drawn and would otherwise take the
+  reader's own settings.
+
+  Args:
+    width, height: in inches.
+    rows, columns: of axes.
+    layout: of `matplotlib.figure.Figure`.
+    options: of `Figure.subplots`, such as `sharey`.
+
+  >>> with drawing(4, 3, columns=2) as (figure, [[left, right]]):
+  ...   _ = left.plot([1, 2, 3])
+  >>> figure.get_size_inches().tolist()
+  [4.0, 3.0]
+  """
+  with look():
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+    figure.draw_without_rendering()
+
+
+def empty(message: str) -> Figure:
+  """Returns a small figure that says why there is nothing to see."""
+  with drawing(4, 1.2) as (figure, [[axes]]):
+    say_empty(axes, message)
+  return figure
+
+
+def say_empty(axes: Any, message: str) -> None:
+  """Writes a message in the middle of axes that have nothing to show."""
+  axes.set_axis_off()
+  axes.text(0.5, 0.5, message, ha='center', va='center', color=GREY, transform=axes.transAxes)
+
+
+def colour(number: int) -> str:
+  """Returns the palette's colour of a number; they come again after the last."""
+  return PALETTE[number % len(PALETTE)]
+
+
+def shades(count: int, ends: Sequence[str] = BLUES) -> Float[np.ndarray, 'count 4']:
+  """Returns `count` colours from one to another, evenly spaced; the first alone for one."""
+  return LinearSegmentedColormap.from_list('shades', list(ends))(np.linspace(0, 1, count))
+
+
+def ink_on(background: Sequence[float]) -> str:
+  """Returns the colour of a text on a background `(r, g, b, …)`: white on dark, dark on light."""
+  return 'white' if np.dot(background[:3], (0.299, 0.587, 0.114)) < 0.55 else INK
