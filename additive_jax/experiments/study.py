@@ -117,13 +117,13 @@ class Study:
     Args:
       config: as in `configs/default.py`.
       workdir: the run directory; None is `runs/<name>-<hash of the config>`.
-      opening: what else may be given, see `session.Opening`.
+      opening: what else may be given, see `opening.Opening`.
 
     Raises:
       UserError: for options that make no sense; nothing has been written then.
       Stopped: when the run was asked to stop; the same call goes on.
     """
-    options = read_options(config)
+    options = dataclasses.replace(read_options(config), experiment=self.name)
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
     with open_session(options, workdir, check=self.check, **opening) as session:
