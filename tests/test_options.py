@@ -7,7 +7,6 @@ from bad_options import BASES, ROWS, VALUES
 from additive_jax import UserError
 from additive_jax.experiments.options import DECLARED, read_options
 from additive_jax.experiments.studies import STUDIES
-from additive_jax.experiments.study import run
 
 
 @pytest.mark.parametrize(('name', 'value', 'expected'), VALUES)
