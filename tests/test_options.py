@@ -31,7 +31,7 @@ def test_every_rule_has_a_value_that_breaks_it():
 def test_options_that_cannot_be(experiment, options, message, tmp_path):
   config = tiny.config(experiment, BASES[experiment] | options)
   with pytest.raises(UserError) as caught:
-    run(STUDIES[experiment], config, tmp_path / 'run', devices=4)
+    STUDIES[experiment].run(config, tmp_path / 'run', devices=4)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run').exists()
