@@ -53,8 +53,9 @@ def marginal(gate_logits, x, layers):
 
 
 def best(logits, x, layers):
-  choice = routers.top_k(logits, TOP, structures=structures)
-  return mixtures.structure_mixture(x, layers, choice.structures, choice.weights, jax.nn.gelu)
+  choice = routers.top_k(logits, TOP)
+  chosen = jnp.asarray(structures)[choice.indices]
+  return mixtures.structure_mixture(x, layers, chosen, choice.weights, jax.nn.gelu)
 
 
 def log_weights(gate_logits):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 import tiny
 
 from additive_jax import UserError, data, models
@@ -27,20 +28,7 @@ from additive_jax.report.savings import savings, spent_until
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.trainer import Trainer
 
-# 120 rows of a table, the first and third of three blocks, two copies of 8 examples a step.
-OPTIONS = {
-  'train.structures_per_step': 1,
-  'train.epochs': 2.0,
-  'train.log_every': 4,
-  'train.checkpoint_every': 100,
-  'booster.num_models': 2,
-  'booster.structure': '101',
-  'booster.epochs': 1.0,
-  'booster.large_epochs': 1.0,
-  'booster.sync_epochs': 0.25,
-  'booster.features': 'embedding',
-  'booster.embedding_epochs': 0.2,
-}
+OPTIONS = studies.CASES['booster'].options | {'train.checkpoint_every': 100}
 WAYS = ['clusters', 'random_split', 'one_narrow', 'untrained']
 ONE = {'num_seeds': 1, 'booster.variants': ('clusters',), 'booster.features': 'inputs'}
 STEPS = {'scratch': 15, 'narrow': 8, 'large': 8, 'embedding': 2}
@@ -62,8 +50,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def boosted(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('booster') / 'run'
-  return start(workdir), workdir
+  return studies.finished('booster', tmp_path_factory)
 
 
 def start(workdir, options=(), **opening):

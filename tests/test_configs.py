@@ -8,18 +8,7 @@ import tiny
 
 from additive_jax import data
 from additive_jax.cli.configs import config_file, config_names, load_config
-from additive_jax.experiments import (
-  booster,
-  compress,
-  cotrain,
-  dna,
-  experts,
-  network,
-  opening,
-  session,
-  stochastic,
-  sweep,
-)
+from additive_jax.experiments import network, opening, session, study
 from additive_jax.experiments.options import (
   DECLARED,
   PLACEMENT,
@@ -29,14 +18,13 @@ from additive_jax.experiments.options import (
   read_options,
   reading,
 )
-
-EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
+from additive_jax.experiments.studies import STUDIES
 
 
 @pytest.mark.parametrize('name', config_names())
 def test_config_overrides_known_options_and_says_what_it_is(name):
   config = load_config(name)
-  assert read_options(config).experiment in EXPERIMENTS
+  assert read_options(config).experiment in STUDIES
   assert config_file(name).read_text().startswith('"""')
 
 
@@ -112,6 +100,54 @@ def test_options_in_python():
   assert isinstance(changed.learning_rate, float)
 
 
+# Short runs that together read every option.
+TWO = {'model.num_blocks': 2}
+ROUTED = {
+  'data.name': 'digits',
+  'data.train_examples': 8,
+  'data.test_examples': 8,
+  'model.name': 'transformer',
+  'model.patch_size': 8,
+  'model.num_blocks': 1,
+  'model.num_chunks': 2,
+  'train.epochs': 1.0,
+  'train.batch_size': 4,
+  'train.structures_per_step': 1,
+}
+READING = {
+  'sweep': TWO | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0},
+  'cotrain': TWO | {'search.method': 'random', 'search.budget': 4, 'search.population': 2},
+  'stochastic': TWO | {'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)},
+  'experts': ROUTED | {'experts.variants': ('softmax', 'single'), 'experts.budgets': ('params',)},
+  'dna': ROUTED
+  | {
+    'dna.num_backbone': 1,
+    'dna.num_steps': 1,
+    'dna.attention': 0,
+    'dna.mlp': 1,
+    'dna.identity': 1,
+    'dna.top_k': 1,
+    'dna.skip': 0.0,
+  },
+  'compress': TWO
+  | {
+    'compress.epochs': 1.0,
+    'compress.tune_epochs': 0.0,
+    'compress.distill': 0.5,
+    'compress.sparsities': (),
+  },
+  'booster': TWO
+  | {
+    'train.epochs': 1.0,
+    'train.structures_per_step': 1,
+    'booster.num_models': 2,
+    'booster.variants': ('clusters', 'one_narrow'),
+    'booster.features': 'embedding',
+  },
+}
+
+
+@pytest.mark.slow
 def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   """By some run, apart from checking its range and writing it down."""
   read, paused = set(), []
@@ -140,68 +176,26 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
 
   for section in set(sections()):
     recorded(section)
-  unseen(opening, 'read_options')
+  for module in (opening, study):
+    unseen(module, 'read_options')
   unseen(session, 'replaced')
   unseen(opening, 'resolve')
-  small = {'num_seeds': 1, 'model.num_blocks': 2}
-  halved = small | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0}
-  searched = small | {'search.method': 'random', 'search.budget': 4, 'search.population': 2}
-  random = small | {'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)}
-  configs = [
-    tiny.config('sweep', halved),
-    tiny.config('cotrain', searched),
-    tiny.config('stochastic', random),
-  ]
-  with_routers = {
-    'num_seeds': 1,
-    'data.name': 'digits',
-    'data.train_examples': 8,
-    'data.test_examples': 8,
-    'model.name': 'transformer',
-    'model.patch_size': 8,
-    'model.num_blocks': 1,
-    'model.num_chunks': 2,
-    'train.epochs': 1.0,
-    'train.batch_size': 4,
-    'train.structures_per_step': 1,
-    'experts.variants': ('softmax', 'single'),
-    'experts.budgets': ('params',),
-    'dna.num_backbone': 1,
-    'dna.num_steps': 1,
-    'dna.attention': 0,
-    'dna.mlp': 1,
-    'dna.identity': 1,
-    'dna.top_k': 1,
-    'dna.skip': 0.0,
-  }
-  routed = [tiny.config(name, with_routers) for name in ('experts', 'dna')]
-  plain = ('lenet', 'vgg', 'dense_stack')
-  kinds = {name: ('sub_activation' if name in plain else 'residual',) for name in network.TASKS}
-  networks = [
-    read_options(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
-    for name, gates in kinds.items()
-  ]
-  few = small | {'compress.epochs': 1.0, 'compress.tune_epochs': 0.0, 'compress.sparsities': ()}
-  compressed = tiny.config('compress', few)
-  few = small | {'train.epochs': 1.0, 'train.structures_per_step': 1, 'booster.num_models': 2}
-  few |= {'booster.variants': ('clusters', 'one_narrow'), 'booster.features': 'embedding'}
-  boosted = tiny.config('booster', few)
-  read.clear()
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
-    sweep.run(configs[0], tmp_path / 'sweep', devices=1)
-    cotrain.run(configs[1], tmp_path / 'cotrain', devices=1)
-    stochastic.run(configs[2], tmp_path / 'stochastic', devices=1)
-    experts.run(routed[0], tmp_path / 'experts', devices=1)
-    dna.run(routed[1], tmp_path / 'dna', devices=1)
-    compress.run(compressed, tmp_path / 'compress', devices=1)
-    booster.run(boosted, tmp_path / 'booster', devices=1)
-  for config in networks:
-    network.make_model(config.model, data.load('digits'))
+    for experiment, options in READING.items():
+      config = tiny.config(experiment, {'num_seeds': 1} | options)
+      STUDIES[experiment].run(config, tmp_path / experiment, devices=1)
+  for name in network.TASKS:
+    gates = ('sub_activation' if name in ('lenet', 'vgg', 'dense_stack') else 'residual',)
+    options = read_options(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
+    network.make_model(options.model, data.load('digits'))
   declared = {
     (section, name)
     for section in sections()
     for name, one in options_of(section).items()
     if isinstance(one, Option)
   }
-  # The launcher reads this one.
-  assert declared - read == {(Options, 'experiment')}
+  # The launcher reads the one, a run whose narrow copies are processes the other.
+  assert {f'{section.__name__}.{name}' for section, name in declared - read} == {
+    'Options.experiment',
+    'BoosterOptions.quorum',
+  }

@@ -175,7 +175,7 @@ def test_facts_of_gates():
   facts = state[ROUTING]['left']
   logits = np.asarray(normed(params, h) @ params['router']['kernel'], np.float64)
   on = 1 / (1 + np.exp(-logits))
-  bits = np.asarray(routers.k_best(jnp.float32(logits), 3, bias=params[SELECTION_BIAS]).structures)
+  bits = np.asarray(routers.k_best(jnp.float32(logits), 3, bias=params[SELECTION_BIAS])[1])
   np.testing.assert_allclose(facts.load, bits.mean((0, 1, 2)), rtol=1e-6)
   np.testing.assert_allclose(facts.importance, on.mean((0, 1)), rtol=1e-4)
   every = all_bits(3)
@@ -215,7 +215,7 @@ def test_selection_bias_evens_the_load():
 def test_balance_pushes_towards_even_choices():
   for facts_of in (
     lambda z: routers.facts_of_list(z, routers.top_k(z, 1).indices, 4),
-    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1).structures),
+    lambda z: routers.facts_of_gates(z, routers.k_best(z, 1)[1]),
   ):
     logits = jnp.array([2.0, 0.5, -0.5, -1]) + jax.random.normal(jax.random.key(1), (200, 4)) / 2
     loss = jax.jit(jax.value_and_grad(lambda z, of=facts_of: routers.load_balance(of(z))))
@@ -312,8 +312,8 @@ def test_choices_of_every_token_are_left():
   _, state = site.apply({'params': params}, h, mutable=[CHOICES])
   chosen = state[CHOICES]['left']
   x = normed(params, h)
-  best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
-  np.testing.assert_array_equal(chosen.indices, best.structures @ (1 << np.arange(3)))
+  _, best = routers.k_best(x @ params['router']['kernel'], 3, bias=params[SELECTION_BIAS])
+  np.testing.assert_array_equal(chosen.indices, best @ (1 << np.arange(3)))
   on = x @ params['keep']['kernel'][:, 0] + params[KEEP_BIAS] > 0
   np.testing.assert_array_equal(chosen.on, on)
   assert 0 < on.mean() < 1

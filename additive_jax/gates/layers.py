@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
@@ -39,7 +40,13 @@ class Layer(NamedTuple):
   """
 
   kernel: Float[Array, '*sides inputs outputs']
-  bias: Float[Array, ' outputs'] | None = None
+  bias: Float[Array, 'outputs'] | None = None
+
+  def add_bias(self, y: Float[Array, '...'], share: ArrayLike | None = None) -> Float[Array, '...']:
+    """Returns y plus a share of the bias, by default all of it."""
+    if self.bias is None:
+      return y
+    return y + (self.bias if share is None else share * self.bias)
 
 
 class LayerPair(NamedTuple):
@@ -198,7 +205,7 @@ def sub_activation(
         f'gates of shape {axes} for x of shape {x.shape}: expected leading axes of x, or none'
       )
   y = compose(gates, *chunked(x, layers, len(gates) + 1, activation, maps))
-  return y if layers.second.bias is None else y + layers.second.bias
+  return layers.second.add_bias(y)
 
 
 def chunked(
@@ -216,8 +223,9 @@ def chunked(
 
   def product(layer, lo, hi):
     part = slice(inputs[lo].start, inputs[hi - 1].stop)
-    value = maps[0](x[..., part], layer.kernel[(*sides, part)])
-    return value if layer.bias is None else value + layer.bias * ((hi - lo) / num_chunks)
+    return layer.add_bias(
+      maps[0](x[..., part], layer.kernel[(*sides, part)]), (hi - lo) / num_chunks
+    )
 
   def first(lo, hi):
     return tuple(

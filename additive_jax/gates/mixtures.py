@@ -91,7 +91,7 @@ def span_mixture(
   first, activate, second = chunked(x, layers, num_chunks, activation)
   hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
   total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
-  return _output(hidden, second, layers.second.bias, total)
+  return _output(hidden, second, layers.second, total)
 
 
 def structure_mixture(
@@ -131,7 +131,7 @@ def structure_mixture(
     return hidden
 
   hidden = mix([first(j, j + 1) for j in range(num_chunks)], gates, weights)
-  return _output(hidden, second, layers.second.bias, weights.sum(-1))
+  return _output(hidden, second, layers.second, weights.sum(-1))
 
 
 def _chunks_of(num_spans: int) -> int:
@@ -176,7 +176,7 @@ def _mix_spans(partial, weights, activate):
   return list(map(whole, range(num_chunks)))
 
 
-def _output(hidden, second, bias, total):
+def _output(hidden, second, layer, total):
   """The second layer of the hidden values of every chunk, its bias weighted with `total`."""
   y = jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
-  return y if bias is None else y + total[..., None] * bias
+  return layer.add_bias(y, total[..., None])

@@ -28,17 +28,15 @@ WORD = 31  # bits of an int32 beside its sign
 
 
 class Choice(NamedTuple):
-  """What a router chose.
+  """What a router chose from a list.
 
   Attributes:
-    weights: of the k choices of each token, best first, [..., k]; they carry the gradient.
-    indices: the number of each in the router's list, int32 [..., k]; None for `k_best`.
-    structures: the structures chosen, bool [..., k, n]; None for a choice among modules or experts.
+    weights: of the k choices of each token, best first; they carry the gradient.
+    indices: the number of each in the list.
   """
 
   weights: Float[Array, '... k']
-  indices: Int[Array, '... k'] | None = None
-  structures: Bool[Array, '... k n'] | None = None
+  indices: Int[Array, '... k']
 
 
 def check_k(k: int, count: int, choices: str = 'structures') -> None:
@@ -61,9 +59,8 @@ def top_k(
   logits: Float[Array, '... S'],
   k: int,
   *,
-  structures: Bool[np.ndarray, 'S n'] | None = None,
   renormalise: bool = False,
-  bias: Float[Array, ' S'] | None = None,
+  bias: Float[Array, 'S'] | None = None,
 ) -> Choice:
   """Returns the k best of a list under a softmax.
 
@@ -73,7 +70,6 @@ def top_k(
   Args:
     logits: one for each entry of the list.
     k: how many each token takes.
-    structures: the list, where its entries are structures.
     renormalise: weights sum to 1 over the k chosen; otherwise they are the softmax over all S.
     bias: added to the logits in the choice but not in the weights.
   """
@@ -83,18 +79,15 @@ def top_k(
   chosen = jnp.take_along_axis(logits, indices, -1)
   total = chosen if renormalise else logits
   weights = jnp.exp(chosen - jax.nn.logsumexp(total, axis=-1, keepdims=True))
-  return Choice(weights, indices, None if structures is None else jnp.asarray(structures)[indices])
+  return Choice(weights, indices)
 
 
-def random(
-  key: PRNGKeyArray, shape: tuple[int, ...], structures: Bool[np.ndarray, 'S n'], k: int
-) -> Choice:
-  """Returns k different structures of a list at random for each of `shape` tokens, with equal
-  weights."""
-  check_k(k, len(structures))
-  scores = jax.random.uniform(key, (*shape, len(structures)))
-  indices = jax.lax.top_k(scores, k)[1]
-  return Choice(jnp.full((*shape, k), 1 / k), indices, jnp.asarray(structures)[indices])
+def random(key: PRNGKeyArray, shape: tuple[int, ...], count: int, k: int) -> Choice:
+  """Returns k different entries of a list of `count` at random for each of `shape` tokens, with
+  equal weights."""
+  check_k(k, count)
+  scores = jax.random.uniform(key, (*shape, count))
+  return Choice(jnp.full((*shape, k), 1 / k), jax.lax.top_k(scores, k)[1])
 
 
 def k_best(
@@ -102,12 +95,12 @@ def k_best(
   k: int,
   *,
   renormalise: bool = False,
-  bias: Float[Array, ' n'] | None = None,
-) -> Choice:
+  bias: Float[Array, 'n'] | None = None,
+) -> tuple[Float[Array, '... k'], Bool[Array, '... k n']]:
   """Returns the k most probable of all 2^n structures when gate i is on with probability
   σ(logit_i), independently; exact, on the device, with static shapes.
 
-  >>> k_best(jnp.array([2.0, -1.0, 0.5]), 3).structures.astype(int).tolist()
+  >>> k_best(jnp.array([2.0, -1.0, 0.5]), 3)[1].astype(int).tolist()
   [[1, 0, 1], [1, 0, 0], [1, 1, 1]]
 
   Args:
@@ -117,7 +110,8 @@ def k_best(
     bias: added to the logits in the choice but not in the weights.
 
   Returns:
-    The choice, best first; its `indices` are None.
+    The weights of the k structures of each token, best first, which carry the gradient, and the
+    structures.
   """
   # The best structure has every gate on whose logit is positive. Any other differs from it by a set
   # of flips, and its log-probability is lower by the sum of their |logit|. In the example above:
@@ -151,7 +145,7 @@ def k_best(
     structures ^= flipped & in_reach[..., None, :]
   log_probability = log_probabilities(logits, structures)
   weights = jax.nn.softmax(log_probability, -1) if renormalise else jnp.exp(log_probability)
-  return Choice(weights, structures=structures)
+  return weights, structures
 
 
 class ListFacts(NamedTuple):

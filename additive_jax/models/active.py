@@ -24,7 +24,7 @@ from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
-from additive_jax.models.transformer import UNITS, Transformer
+from additive_jax.models.transformer import UNITS
 
 
 def active_flops(
@@ -56,14 +56,14 @@ def active_flops(
     routers = 2 * tokens * width * routing.num_experts * model.num_layers
     return dense.flops(dense.all_on()) + routers
   if isinstance(routing, Routing):
-    return _of_structures(model, x, facts)
+    return _of_structures(model, routing, x, facts)
   space = measure(model, x)
   return space.flops(space.all_on())
 
 
-def _of_structures(model: Transformer, x, facts):
-  """Of a transformer with a `Routing`; its feed-forward sites treat every token alike."""
-  routing, num_gates = model.routing, model.num_chunks - 1
+def _of_structures(model, routing: Routing, x, facts):
+  """Of a transformer with routers; its feed-forward sites treat every token alike."""
+  num_gates = model.num_chunks - 1
   dense = measure(model.clone(routing=None), x)
   total = dense.flops([i % 2 == 0 for i in range(2 * model.num_layers)])  # attention sites alone
   tokens, width = parts(model, x).streams[0].shape[1:]

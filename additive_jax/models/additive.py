@@ -96,7 +96,7 @@ def read_sites(modules: Iterable[nn.Module]) -> tuple[Site, ...]:
   sites, start = [], 0
   for module in modules:
     names = getattr(module, 'gates', None)
-    label = module.name.replace('__', '/')
+    label = str(module.name).replace('__', '/')
     site = Site(label, (RESIDUAL,) if names is None else tuple(names), start, names is None)
     sites.append(site)
     start += len(site.names)
@@ -188,7 +188,7 @@ class Additive(nn.Module):
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:
   """Returns the stream [B, ..., D] of inputs."""
-  return model.apply(variables, x, method=lambda module, x: module.embed(x))
+  return _apply(model, variables, lambda module, x: module.embed(x), x)
 
 
 def branch(
@@ -197,7 +197,7 @@ def branch(
   """Returns what the module of site `index` gives for the stream: the value to add, or, for a site
   that names its gates, the new stream for its inner gates."""
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  return model.apply(variables, h, *gates, method=call)
+  return _apply(model, variables, call, h, *gates)
 
 
 def update(
@@ -229,7 +229,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return model.apply(variables, h, method=lambda module, h: module.readout(h))
+  return _apply(model, variables, lambda module, h: module.readout(h), h)
 
 
 @functools.lru_cache(maxsize=256)
@@ -303,6 +303,10 @@ def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""
   return model.init(key, x)
+
+
+def _apply(model: nn.Module, variables: PyTree, method: Callable[..., Any], *args: Any) -> Any:
+  return model.apply(variables, *args, method=method)
 
 
 def _shapes(model, function, value):

@@ -69,8 +69,8 @@ class Down(nn.Module):
   def __call__(self, h: Images, gates: Sequence[GateValue] = ()) -> Float[Array, 'B X//2 Y//2 E']:
     shape = (2, 2, h.shape[-1], self.channels)
     x = nn.LayerNorm(name='norm')(h)
-    kernel, bias = Linear(shape, (0, 1, 2), shape[-1:], name='conv')()
-    return conv_tiles(x, kernel) + bias
+    layer = Linear(shape, (0, 1, 2), shape[-1:], name='conv')()
+    return layer.add_bias(conv_tiles(x, layer.kernel))
 
 
 class PooledHead(nn.Module):
@@ -119,7 +119,8 @@ class ConvNet(Additive):
       if sites:
         sites.append(Down(channels, name=f'{stage}__down'))
       for block in numbered('block', self.blocks_per_stage):
-        sites.append(ConvBlock(self.gates, self.num_chunks, name=f'{stage}__{block}'))
+        name = f'{stage}__{block}'
+        sites.append(ConvBlock(tuple(self.gates), self.num_chunks, name=name))
     self.sites = sites
     self.head = PooledHead(self.num_classes, name='readout')
 

@@ -4,6 +4,7 @@ shapes."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,7 @@ def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
   return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), shape_of(x))).values())
 
 
-def _flops(function: Callable, params: PyTree, value: jax.ShapeDtypeStruct) -> float:
+def _flops(function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct) -> float:
   analysis = jax.jit(function).lower({'params': params}, value).cost_analysis() or {}
   return float(analysis.get('flops', 0.0))
 

@@ -48,8 +48,8 @@ class DensePair(Pair):
     activation: act.
   """
 
-  sizes: tuple[int, int]
-  layers: tuple[str, str]
+  sizes: tuple[int, ...]
+  layers: tuple[str, ...]
   last: bool
   activation: Callable[[Array], Array] = nn.relu
 
@@ -86,18 +86,24 @@ class DenseStack(Additive):
   num_chunks: int = 4
 
   def __post_init__(self):
-    self.hidden = (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden)
+    self.hidden = self.sizes[:-1]  # a module's fields must be hashable
     self.gates = check_kinds('dense_stack', self.gates, KINDS)
     super().__post_init__()
     if not self.hidden:
       raise UserError(f'hidden {self.hidden}: expected the units of one layer or more')
     check_sizes(hidden=min(self.hidden), num_classes=self.num_classes)
-    ends = (*self.hidden, self.num_classes)[::-2]  # where a pair ends, and the next one begins
-    check_chunks(min(ends), self.num_chunks)
+    # Every other layer ends a pair, and the next one begins.
+    check_chunks(min(self.sizes[::-2]), self.num_chunks)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Units of each layer, with the logits as the last."""
+    hidden = (self.hidden,) if isinstance(self.hidden, int) else self.hidden
+    return (*hidden, self.num_classes)
 
   def setup(self) -> None:
-    sizes = (*self.hidden, self.num_classes)
-    names = (*(f'fc{i + 1}' for i in range(len(self.hidden))), 'out')
+    sizes = self.sizes
+    names = (*(f'fc{i + 1}' for i in range(len(sizes) - 1)), 'out')
     first = len(sizes) % 2
     self.stem = nn.Dense(sizes[0], name=names[0]) if first else None
     pairs = [(sizes[i : i + 2], names[i : i + 2]) for i in range(first, len(sizes), 2)]

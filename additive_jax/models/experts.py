@@ -69,10 +69,10 @@ class StructureExperts(nn.Module):
     routed, facts, indices = self._route(x)
 
     def experts(x, routed):
-      if isinstance(routed, routers.Choice):
-        structures, weights = routed.structures, routed.weights
-        return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
-      return mixtures.span_mixture(x, layers, routed, self.activation)
+      weights, structures = routed
+      if structures is None:
+        return mixtures.span_mixture(x, layers, weights, self.activation)
+      return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
 
     if self.routing.keep == 1:
       leave(self, facts, Chosen(indices))
@@ -84,8 +84,8 @@ class StructureExperts(nn.Module):
     return h + jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
 
   def _route(self, x):
-    """A choice of structures, or the weights of spans; the facts about it; and the numbers of the
-    chosen structures, see `Chosen`."""
+    """The weights of structures and the structures, or the weights of spans and None; the facts
+    about them; and the numbers of the structures, see `Chosen`."""
     routing, num_gates = self.routing, self.num_chunks - 1
     if routing.router == 'random':
       listed = routing.listed(num_gates)
@@ -93,23 +93,26 @@ class StructureExperts(nn.Module):
         key = self.make_rng(ROUTING)
       else:  # one draw for each site, the same at any time
         key = jax.random.key(zlib.crc32('/'.join(self.path).encode()))
-      choice = routers.random(key, x.shape[1:-1], listed, routing.top_k)
+      choice = routers.random(key, x.shape[1:-1], len(listed), routing.top_k)
       # The same for every example, so that devices which split a batch draw alike.
       choice = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape)), choice)
-      return choice, routers.facts_of_list(None, choice.indices, len(listed)), choice.indices
+      return self._of_list(None, choice, listed)
     count = routing.num_logits(num_gates)
     logits = (linear_router(count) if self.router is None else self.router)(x)
     if routing.router == 'marginal':
-      return mixtures.span_weights(nn.sigmoid(logits)), routers.facts_of_gates(logits, None), None
+      weights = mixtures.span_weights(nn.sigmoid(logits))
+      return (weights, None), routers.facts_of_gates(logits, None), None
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
-    options = {'renormalise': routing.renormalise, 'bias': bias}
-    if routing.router == 'factorised':
-      choice = routers.k_best(logits, routing.top_k, **options)
-      chosen = choice.structures
-      return choice, routers.facts_of_gates(logits, chosen), routers.codes(chosen)
-    listed = routing.listed(num_gates)
-    choice = routers.top_k(logits, routing.top_k, structures=listed, **options)
-    return choice, routers.facts_of_list(logits, choice.indices, len(listed)), choice.indices
+    choose = routers.k_best if routing.router == 'factorised' else routers.top_k
+    choice = choose(logits, routing.top_k, renormalise=routing.renormalise, bias=bias)
+    if routing.router == 'softmax':
+      return self._of_list(logits, choice, routing.listed(num_gates))
+    structures = choice[1]
+    return choice, routers.facts_of_gates(logits, structures), routers.codes(structures)
+
+  def _of_list(self, logits, choice, listed):
+    facts = routers.facts_of_list(logits, choice.indices, len(listed))
+    return (choice.weights, jnp.asarray(listed)[choice.indices]), facts, choice.indices
 
 
 def _of_tokens(function, x, routed, on):

@@ -38,7 +38,7 @@ class Linear(nn.Module):
     return Layer(kernel, self.param('bias', nn.initializers.zeros, self.bias))
 
 
-def linear_pair(*shapes: tuple[int, ...], names: tuple[str, str] = ('in', 'out')) -> LayerPair:
+def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) -> LayerPair:
   """In a compact module: two linear maps with biases, in submodules of these names. Kernels have
   the given shapes, [..., inputs, outputs]."""
   layers = [
