@@ -30,7 +30,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from additive_jax.experiments.opening import Opening, open_session
-from additive_jax.experiments.options import read_options, refused
+from additive_jax.experiments.options import read_options, refused, replaced
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
@@ -123,7 +123,7 @@ class Study:
       UserError: for options that make no sense; nothing has been written then.
       Stopped: when the run was asked to stop; the same call goes on.
     """
-    options = dataclasses.replace(read_options(config), experiment=self.name)
+    options = replaced(read_options(config), {'experiment': self.name})
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
     with open_session(options, workdir, check=self.check, **opening) as session:
