@@ -15,11 +15,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Trained
 from additive_jax.experiments.tables import headline
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError
-from additive_jax.experiments.machine import Machine
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -24,7 +23,7 @@ from additive_jax.experiments.options import (
   read_options,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.training import Training
+from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics

@@ -11,9 +11,8 @@ import numpy as np
 from additive_jax import models
 from additive_jax.data import Data
 from additive_jax.errors import UserError
-from additive_jax.experiments.machine import Machine
 from additive_jax.experiments.options import Options, parse_shard, replaced
-from additive_jax.experiments.training import Training
+from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir

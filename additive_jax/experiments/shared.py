@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Bool
 
-from additive_jax.experiments.arms import Arm, Trained, scores_on_test
 from additive_jax.experiments.options import selected
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Trained, scores_on_test
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import all_bits

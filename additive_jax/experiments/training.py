@@ -1,7 +1,11 @@
-"""How pools of one model are trained with the options of a run: recipes, samplers, steps."""
+"""How pools of one model are trained with the options of a run, and where: recipes, samplers,
+devices.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,15 +13,17 @@ import numpy as np
 
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
-from additive_jax.experiments.options import Options, selected
+from additive_jax.experiments.options import Options, TrainOptions, selected
 from additive_jax.models.additive import sites_of
-from additive_jax.parallel import pipeline, staging
+from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.recipe import Loss, Recipe, Structures
 from additive_jax.train.samplers import Sampler
+from additive_jax.train.trainer import default_mesh
 
 
 class Training:
@@ -104,3 +110,35 @@ class Training:
       ramp_shape=options.ramp_shape,
       sites=sites,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """The devices of a run.
+
+  Attributes:
+    devices: those of the mesh that pools are trained on.
+    options: how pools are laid out on them.
+  """
+
+  devices: Sequence[jax.Device]
+  options: TrainOptions
+
+  @property
+  def workers(self) -> list[jax.Device] | None:
+    """This process's devices for work without a mesh; None on CPU, where cores count."""
+    local = [device for device in self.devices if device.process_index == jax.process_index()]
+    return None if local[0].platform == 'cpu' else local
+
+  def placement(self, model: Any, recipe: Recipe, sampler: Sampler) -> Placement:
+    """Returns where a pool of the model is trained."""
+    spread = self.options.expert_devices if layout.has_experts(model) else 1
+    mesh = default_mesh(recipe, sampler, self.options.batch_size, self.devices, spread)
+    return selected(Placement, self.options, mesh=mesh, chunk_steps=self.options.log_every)
+
+  def check_experts(self, networks: Iterable[Any]) -> None:
+    """Raises `UserError` where `config.train.expert_devices` suits none of the networks of a run,
+    or does not divide the experts of one that has some."""
+    networks = list(networks)
+    for network in [n for n in networks if layout.has_experts(n)] or networks:
+      layout.local_model(network, self.options.expert_devices)

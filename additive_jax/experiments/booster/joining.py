@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.experiments.arms import Start
 from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow
 from additive_jax.experiments.scores import full_scores
+from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe

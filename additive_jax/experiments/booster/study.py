@@ -11,8 +11,6 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm, Start, Trained, from_seed
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow
@@ -30,6 +28,7 @@ from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Start, Study, Trained, from_seed
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -184,8 +183,6 @@ def _bubble(session, pipeline, variables) -> dict[str, Any]:
   return values | {part: getattr(report, part).tolist() for part in parts}
 
 
-STUDY = study.Study(
-  'booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH
-)
+STUDY = Study('booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH)
 
 run = STUDY.run

@@ -15,10 +15,10 @@ from jaxtyping import Bool, PyTree
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Units, Weights
 from additive_jax.compress.noise import KERNEL
-from additive_jax.experiments.arms import Trained
 from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Trained
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes

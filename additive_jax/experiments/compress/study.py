@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.compress.networks import Compression
 from additive_jax.experiments.compress.page import page
 from additive_jax.experiments.compress.tables import DENSE, make_tables
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Study
 
 
 def _check(session):
@@ -38,8 +37,6 @@ def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
   yield Compression(session).arms()
 
 
-STUDY = study.Study(
-  'compress', _stages, check=_check, tables=make_tables, page=page, baseline=DENSE
-)
+STUDY = Study('compress', _stages, check=_check, tables=make_tables, page=page, baseline=DENSE)
 
 run = STUDY.run

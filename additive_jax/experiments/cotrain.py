@@ -1,4 +1,13 @@
-"""The declaration of the study `cotrain`: its arms, and what is judged of each."""
+"""Exp 2: trains the best K structures together in one pool, against the same K trained alone.
+
+The structures come from `config.structures`, from the Exp 1 run directory
+`config.structures_from`, or from a short shared sweep.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, best first, co-trained and alone
+  comparison    comparison.csv: the same in long form, with the ensembles
+  cosines       cosines.csv: cosine between gradients of structures at the end, mean over seeds
+"""
 
 from __future__ import annotations
 
@@ -12,25 +21,27 @@ from typing import Any
 import flax.serialization
 import jax
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm, Trained
-from additive_jax.experiments.cotrain.page import page
-from additive_jax.experiments.cotrain.tables import ENSEMBLE, POOL, make_tables
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
+from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
+from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.tables import headline
 from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report import statistics
+from additive_jax.report import figures, statistics
+from additive_jax.report.comparison import FIRST, SCORES, with_interval
+from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
@@ -220,12 +231,147 @@ def _read_pool(session, path, checksum, template):
   return flax.serialization.from_bytes(template, content)
 
 
-STUDY = study.Study(
+POOL, ENSEMBLE = 'pool', 'ensemble'
+VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
+
+
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables and the summary; in all of them the best structures come first."""
+  seeds = records[POOL]
+  texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
+  scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
+  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
+  texts = [texts[i] for i in order]
+  table, rows = pd.DataFrame({'structure': texts}), []
+  for variant, prefix in VARIANTS.items():
+    columns = {name: values[[*order, -1]] for name, values in scores[variant].items()}
+    for name, values in columns.items():
+      table[f'{prefix}{name}'] = values[:-1]
+    for i, label in enumerate([*texts, ENSEMBLE]):
+      values = {name: column[i] for name, column in columns.items()}
+      rows.append({'label': label, 'variant': variant, **values})
+  table['flops'], table['params'] = session.space.costs(texts)
+  table['rank'] = np.arange(1, len(texts) + 1)
+  table = table[FIRST + [column for column in table if column not in FIRST]]
+  comparison = pd.DataFrame(rows)
+  matrix = np.mean([record['cosines'] for record in seeds], axis=0)[np.ix_(order, order)]
+  cosines = pd.DataFrame(matrix, columns=texts)
+  cosines.insert(0, 'structure', texts)
+  summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
+  return Result({'structures': table, 'comparison': comparison, 'cosines': cosines}, summary)
+
+
+def _scores(seeds, variant):
+  """Mean and interval of each score, [K+1]: the structures as they were trained, the ensemble."""
+  columns = {}
+  for key in SCORES:
+    alone = np.array([record[variant][key] for record in seeds])
+    together = np.array([[record[ENSEMBLE][variant][key]] for record in seeds])
+    mean, half_width = statistics.mean_and_ci(np.concatenate([alone, together], axis=1))
+    columns |= {key: mean, f'{key}_ci95': half_width}
+  return columns
+
+
+def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, Any]:
+  together, alone = ([np.mean(r[variant]['loss']) for r in seeds] for variant in VARIANTS)
+  ensembles = comparison[comparison['label'] == ENSEMBLE].set_index('variant')
+  apart = matrix[~np.eye(len(matrix), dtype=bool)]
+  # A backward pass costs about twice a forward pass.
+  examples = num_steps * session.config.train.batch_size
+  return headline(
+    session,
+    experiment='cotrain',
+    structures=table['structure'].tolist(),
+    num_gates=session.space.num_gates,
+    best_structure=table['structure'][0],
+    loss=table['loss'].mean(),
+    accuracy=table['accuracy'].mean(),
+    alone_loss=table['alone_loss'].mean(),
+    alone_accuracy=table['alone_accuracy'].mean(),
+    **with_interval('cotrained_minus_alone_loss', np.array(together) - np.array(alone)),
+    ensemble_loss=ensembles['loss']['cotrained'],
+    ensemble_accuracy=ensembles['accuracy']['cotrained'],
+    alone_ensemble_loss=ensembles['loss']['alone'],
+    alone_ensemble_accuracy=ensembles['accuracy']['alone'],
+    mean_cosine=apart.mean() if len(apart) else None,
+    training_flops_of_each_side=3 * examples * table['flops'].sum(),
+    pool_params=session.space.params(session.space.all_on()),
+    alone_params=int(table['params'].sum()),
+    skipped=sum(record['skipped'] for record in seeds),
+  )
+
+
+def _page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 2."""
+  del records
+  structures, summary, curves = result.table, result.summary, read_curves(session)
+  cosines = result.cosines.drop(columns='structure').to_numpy(float)
+  pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
+  return Page(
+    f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
+    f'on {session.data.name}',
+    tiles(
+      {
+        'co-trained, mean loss': summary['loss'],
+        'alone, mean loss': summary['alone_loss'],
+        'co-trained ensemble, loss': summary['ensemble_loss'],
+        'alone ensemble, loss': summary['alone_ensemble_loss'],
+        'parameters, one pool': summary['pool_params'],
+        'parameters, alone': summary['alone_params'],
+      }
+    ),
+    section(
+      'Together against alone',
+      picture(
+        figures.comparison(result.comparison),
+        'Test loss of each structure, trained in one pool and trained alone for as many steps on '
+        f'as many examples{over_seeds(session, ", with 95 % intervals over the seeds")}. Both '
+        f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
+        'Ensembles average probabilities.',
+      ),
+      picture(
+        figures.structures(
+          structures['structure'],
+          session.space.names,
+          [f'{loss:.4f}' for loss in structures['loss']],
+        ),
+        'The structures: a filled + is performed. Right: co-trained loss.',
+      ),
+    ),
+    section(
+      'Do their gradients agree?',
+      picture(
+        figures.cosines(cosines, result.cosines['structure']),
+        'Cosine between the gradients of the structures in the trained pool'
+        f'{over_seeds(session, ", mean over the seeds")}.',
+      ),
+      picture(
+        figures.training_curves(pools, 'cosine'),
+        'Mean cosine between the gradients of different structures over training.',
+      )
+      if len(pools)
+      else None,
+    ),
+    section(
+      'Training',
+      picture(figures.training_curves(curves), 'Training loss, mean over the structures of a step.')
+      if len(pools)
+      else None,
+    ),
+    section(
+      'Tables',
+      table(structures, 'Each structure, co-trained and alone.'),
+      table(result.comparison, 'With the ensembles.'),
+    ),
+  )
+
+
+STUDY = Study(
   'cotrain',
   stages=_stages,
   check=_check,
-  tables=make_tables,
-  page=page,
+  tables=_tables,
+  page=_page,
 )
 
 run = STUDY.run

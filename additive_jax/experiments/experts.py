@@ -1,4 +1,16 @@
-"""The declaration of the study `experts`: its arms, and what is judged of each."""
+"""Exp 4: tokens choose among the structures of a layer, against a dense network, its best single
+structure, experts of their own weights, and a choice at random.
+
+The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
+takes its place twice: with hidden units such that its active FLOPs are those of the dense network,
+and such that its parameters are.
+`run` gives a result with:
+
+  table         structures.csv: a row for each static structure of the feed-forward layers,
+                ranked in one pool; the dense network alone where none were ranked
+  variants      variants.csv: a row for each network: scores, active FLOPs, parameters
+  routers       routers.csv: a row for each network and layer with a router
+"""
 
 from __future__ import annotations
 
@@ -8,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm, Trained
+from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
@@ -17,16 +28,18 @@ from additive_jax.experiments.contenders import (
   check_dense,
   compare,
   contenders_of,
+  loads,
   make_contender,
   router_table,
   summarise,
 )
-from additive_jax.experiments.experts.page import page
 from additive_jax.experiments.options import refused
+from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
+from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
 from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted
@@ -34,9 +47,11 @@ from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
-from additive_jax.report import statistics
+from additive_jax.report import figures, statistics
 from additive_jax.report.comparison import arms_as_structures
+from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.report.wording import plain
 from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
@@ -134,7 +149,7 @@ def _best_single(own: Session, records: Records) -> Structure:
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
 
 
-def _tables(session: Session, records: Records) -> study.Result:
+def _tables(session: Session, records: Records) -> Result:
   contenders = contenders_of(records)
   variants, routers = compare(contenders, records), router_table(contenders, records)
   single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
@@ -156,7 +171,7 @@ def _tables(session: Session, records: Records) -> study.Result:
         'path_exponent_ci95': [path['fit'].low, path['fit'].high],
       }
   tables = {'structures': structures, 'variants': variants, 'routers': routers}
-  return study.Result(tables, summary, extras={'paths': paths})
+  return Result(tables, summary, extras={'paths': paths})
 
 
 def _paths(session, contenders) -> dict[str, dict[str, Any]]:
@@ -175,6 +190,92 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   return paths
 
 
-STUDY = study.Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+def _page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 4."""
+  options, paths = session.config.experts, result.extras['paths']
+  contenders = contenders_of(records)
+  routed = [contender.name for contender in contenders if contender.has_routers]
+  static = [contender.name for contender in contenders if not contender.has_routers]
+  target = {'kept': ('share of tokens that are computed', options.keep)}
+  return Page(
+    f'Mixtures of structures on {session.data.name}',
+    contenders_page.facts(result.variants),
+    contenders_page.comparison(
+      result.variants,
+      len(session.seeds),
+      'All start from the seed’s own init and see the same examples in the same order, for as many '
+      'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
+      'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
+      'the dense one; the single structure has its parameters. What each really uses is below.',
+    ),
+    _choices(records, routed, paths) if routed else None,
+    _computed(paths, options.keep) if options.keep < 1 else None,
+    contenders_page.training(
+      read_curves(session),
+      {
+        f' at equal {budget}': static
+        + [name for name in routed if name.endswith(f'equal_{budget}')]
+        for budget in options.budgets
+      },
+      target if options.keep < 1 else {},
+    ),
+    _structures(result) if len(result.table) > 1 else None,
+    section(
+      'Tables',
+      table(result.variants, 'Each network; “minus dense” is paired by seed.'),
+      table(result.routers, 'Each router, mean over the seeds; loads are over the ideal one.'),
+      table(result.table, 'Static structures, best first.'),
+    ),
+  )
+
+
+def _choices(records, routed, paths):
+  shares = {plain(name): list(loads(records[name]).values()) for name in routed}
+  chosen = {plain(name): path for name, path in paths.items() if 'fit' in path}
+  return section(
+    'What tokens choose',
+    picture(
+      figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
+      'Load of every structure or expert over the ideal even load, most used first, a line for '
+      'each layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
+    ),
+    picture(
+      figures.rank_frequency(
+        {name: path['counts'] for name, path in chosen.items()},
+        {name: path['fit'] for name, path in chosen.items()},
+      ),
+      'How often tokens of the test split choose each structure of the whole network (what they '
+      'choose in all layers together), by rank, in the first seed; with the exponent of a power '
+      'law and its 95 % interval over examples.',
+    )
+    if chosen
+    else None,
+  )
+
+
+def _computed(paths, keep):
+  shares = {plain(n): path['on'].mean(-1) for n, path in paths.items() if path['on'] is not None}
+  return section(
+    'Tokens that are computed',
+    picture(
+      figures.compute_shares(shares, dict.fromkeys(shares, keep)),
+      'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
+    ),
+  )
+
+
+def _structures(result):
+  return section(
+    'Static structures of the same layers',
+    picture(
+      figures.ranking(result.table),
+      'Test loss of the structures of the dense network’s feed-forward layers in one pool; the '
+      f'single structure that was trained alone, {result.summary["single_structure"]}, was the '
+      'best on training examples with some gate off.',
+    ),
+  )
+
+
+STUDY = Study('experts', _stages, check=_check, tables=_tables, page=_page, baseline=DENSE)
 
 run = STUDY.run

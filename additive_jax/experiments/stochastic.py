@@ -1,0 +1,333 @@
+"""Exp 3: random structures as a regulariser, against the same training with all gates on.
+
+For each seed, pools are trained from the same init on the same data in the same order: with all
+gates on, and for each of `config.stochastic.modes` with random structures, for as many epochs and
+again for as many FLOPs.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, with its scores in the pool of each
+                variant; columns without a name are of the first one with random structures
+  variants      variants.csv: scores of the full network, the train–test gap, means over structures
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from additive_jax.experiments.options import refused
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.scores import full_scores, sampled_structures
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.shared import judge_all
+from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.tables import headline, structure_table
+from additive_jax.gates.subsets import in_stages
+from additive_jax.report import figures
+from additive_jax.report.comparison import SCORES, compare
+from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.wording import counted, plain, with_margin
+from additive_jax.train.losses import PerSample
+from additive_jax.train.recipe import Loss
+from additive_jax.train.samplers import Sampler, listed
+
+CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
+
+
+class Draws(NamedTuple):
+  """How structures are drawn.
+
+  Attributes:
+    loss: what is minimised; draws the structures of examples.
+    sampler: draws those of slots.
+    keep_rates: the exact probabilities that gates are on, at every step.
+  """
+
+  loss: Loss
+  sampler: Sampler
+  keep_rates: Float[np.ndarray, 'steps gates']
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Variant(Arm):
+  """One way to train a pool, named `none`, or a mode followed by `_equal_flops` and `_distilled`
+  where they apply.
+
+  Attributes:
+    keep_rates: see `Draws`.
+    forward_flops: expected FLOPs of an example's forward pass, mean over the steps.
+    training_flops: of a whole training, the teacher's passes included.
+  """
+
+  keep_rates: Float[np.ndarray, 'steps gates']
+  forward_flops: float
+  training_flops: float
+
+
+def make_variants(session: Session) -> list[Variant]:
+  """Returns the variants of a run, the one with all gates on first.
+
+  Raises:
+    UserError: for options of which a variant cannot be made.
+  """
+  epochs, distill = session.config.train.epochs, session.config.train.distill
+  steps = session.training.steps(epochs)
+  ones = np.ones((steps, session.space.num_gates))
+  none = _variant(session, NONE, Draws(session.training.loss(), _all_on(session), ones))
+  variants = [none]
+  for mode in session.config.stochastic.modes:
+    for weight in (0.0, distill) if distill else (0.0,):
+      ending = '_distilled' if weight else ''
+      same_epochs = _variant(session, f'{mode}{ending}', _draws(session, mode, steps, weight))
+      variants.append(same_epochs)
+      longer = session.training.steps(epochs / (same_epochs.training_flops / none.training_flops))
+      if longer != steps:
+        draws = _draws(session, mode, longer, weight)
+        variants.append(_variant(session, f'{mode}_equal_flops{ending}', draws))
+  return variants
+
+
+def _draws(session, mode, num_steps, distill) -> Draws:
+  """Random structures of the keep rates of `config.sampler`."""
+  options, training = session.config.stochastic, session.training
+  sampler = training.sampler(num_steps)
+  if not hasattr(sampler, 'rates'):
+    expected = 'uniform or bernoulli, which have keep rates, for random structures'
+    raise refused(session.config, 'sampler.name', expected=expected)
+  if mode == CONDITIONAL:
+    rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
+    return Draws(training.loss(distill, options.rescale), sampler, rates)
+  training.check_whole('subsets per sample')
+  ramp_steps = session.config.sampler.ramp * num_steps
+  plan = in_stages(sampler.rates, num_steps, ramp_steps, options.stages, options.parts)
+  size = session.config.train.batch_size
+  by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
+  stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
+  return Draws(PerSample(plan, distill, options.rescale), _all_on(session), by_stage[stages])
+
+
+def _all_on(session) -> Sampler:
+  """A sampler that gives all slots of a step the full network."""
+  everything, slots = session.space.all_on(), session.config.train.structures_per_step
+  return listed([everything], session.space.num_gates, slots)
+
+
+def _variant(session, name, draws) -> Variant:
+  num_steps, space = len(draws.keep_rates), session.space
+  forward = float(np.mean(space.expected_flops(draws.keep_rates)))
+  # A backward pass costs about twice a forward pass; the teacher has none.
+  teacher = space.flops(space.all_on()) if getattr(draws.loss, 'distill', 0) else 0
+  examples = num_steps * draws.sampler.num_structures * session.config.train.batch_size
+  bits = sampled_structures(session, session.config.stochastic.num_structures)
+  return Variant(
+    name,
+    dataclasses.replace(session.training.recipe(num_steps), loss=draws.loss),
+    draws.sampler,
+    num_steps,
+    judge=functools.partial(_judge, bits),
+    keep_rates=draws.keep_rates,
+    forward_flops=forward,
+    training_flops=(3 * forward + teacher) * examples,
+  )
+
+
+def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:
+  """The scores of all structures, and on the training split those of all-on."""
+  session = trained.session
+  train = full_scores(session, trained.variables, session.data.train)
+  return {
+    **judge_all(bits, trained),
+    'train_loss': train['test_loss'],
+    'train_accuracy': train['test_accuracy'],
+    'skipped': trained.skipped,
+  }
+
+
+def _check(session):
+  session.machine.check_experts([session.model])
+  session.check_in_memory()
+  make_variants(session)
+
+
+def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
+  del records
+  yield make_variants(session)
+
+
+NONE = 'none'
+
+
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables `structures` and `variants`, and the summary."""
+  bits = sampled_structures(session, session.config.stochastic.num_structures)
+  _, first, *others = records.arms
+  pools = {'': records[first]}
+  pools |= {f'{name}_': records[name] for name in (NONE, *others)}
+  structures = structure_table(session, bits, pools)
+  variants = _variants(session, records, bits.all(1))
+  summary = _summary(session, variants, len(bits))
+  return Result({'structures': structures, 'variants': variants}, summary)
+
+
+def _variants(session, records, all_on):
+  scores, facts = {}, {}
+  for name, variant in records.arms.items():
+    scores[name] = _by_seed(records[name], all_on)
+    facts[name] = {
+      'steps': variant.num_steps,
+      'epochs': variant.num_steps * session.config.train.batch_size / len(session.data.train),
+      'forward_flops': variant.forward_flops,
+      'training_flops': variant.training_flops,
+      'skipped': sum(record['skipped'] for record in records[name]),
+    }
+  return compare(scores, NONE, facts=facts, differences=scores[NONE])
+
+
+def _by_seed(records: list[dict], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
+  """Scores of one variant in each seed: of the full network, and means over the structures."""
+  full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in SCORES}
+  train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in SCORES}
+  return pd.DataFrame(
+    {
+      **full,
+      **train,
+      'loss_gap': full['loss'] - train['train_loss'],
+      'accuracy_gap': train['train_accuracy'] - full['accuracy'],
+      **{f'structures_{key}': [np.mean(r[key]) for r in records] for key in SCORES},
+    }
+  )
+
+
+def _summary(session, variants, num_structures) -> dict[str, Any]:
+  rows = variants.set_index('variant')
+  keys = [*SCORES, 'train_loss', 'loss_gap', 'structures_accuracy']
+  paired = [f'{key}_minus_{NONE}' for key in (*SCORES, 'loss_gap')]
+  figures = {}
+  for name in rows.index:
+    chosen = keys if name == NONE else keys + paired
+    columns = ['epochs', 'training_flops', *(c for key in chosen for c in (key, f'{key}_ci95'))]
+    figures[name] = {column: rows.loc[name, column] for column in columns}
+  return headline(
+    session,
+    experiment='stochastic',
+    num_gates=session.space.num_gates,
+    num_structures=num_structures,
+    rescale=session.config.stochastic.rescale,
+    variants=figures,
+    skipped=int(variants['skipped'].sum()),
+  )
+
+
+MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
+
+
+def _page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 3."""
+  structures, summary, curves = result.table, result.summary, read_curves(session)
+  variants = list(records.arms.values())
+  rows = result.variants.assign(variant=result.variants['variant'].map(_label))
+  scores, names = summary['variants'], [variant.name for variant in variants]
+  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
+  return Page(
+    f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
+    tiles(_facts(scores, variants)),
+    section(
+      'The full network, trained with and without random structures',
+      picture(
+        figures.scores(rows, MEASURES),
+        f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
+        'init and see the data in the same order; “equal flops” ones train longer, until they have '
+        'spent what training with all gates on spends.',
+      ),
+      picture(
+        figures.differences(
+          rows[result.variants['variant'] != NONE],
+          {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
+        ),
+        'What each variant differs by from training with all gates on: means of differences paired '
+        f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
+      ),
+    ),
+    section(
+      'All structures of each pool',
+      picture(
+        _distributions(structures, names),
+        f'Test accuracy of {counted(summary["num_structures"], "structure")} of each pool{mean}, '
+        'all without scales.',
+      ),
+    ),
+    section(
+      'Keep rates and training',
+      picture(
+        _keep_rates(session, variants),
+        'The exact probability that each gate is on, over depth; per sample, a whole number of the '
+        'examples of a batch.',
+      ),
+      picture(
+        figures.training_curves(figures.mean_curves(curves, 'loss', names, _label)),
+        f'Training loss of the structures that were drawn{mean}.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Tables',
+      table(result.variants, 'Each variant; “minus none” is paired by seed.'),
+      table(structures, f'The structures, best first by the loss of {plain(names[1])}.'),
+    ),
+  )
+
+
+def _label(name):
+  return 'all gates on' if name == NONE else plain(name)
+
+
+def _facts(scores, variants):
+  base, first, *others = variants
+  row = scores[first.name]
+  return {
+    'all gates on, test loss': scores[NONE]['loss'],
+    f'{plain(first.name)}, test loss': row['loss'],
+    'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
+    'difference in accuracy': with_margin(
+      row['accuracy_minus_none'], row['accuracy_minus_none_ci95']
+    ),
+    'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
+  } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
+
+
+def _distributions(structures, names):
+  """Accuracy of every structure; the table is headed by that of the first random variant."""
+  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
+  full = structures[~structures['structure'].str.contains('0')].iloc[0]
+  labels = [_label(name) for name in names]
+  return figures.distributions(
+    {label: structures[column] for label, column in zip(labels, columns)},
+    {label: full[column] for label, column in zip(labels, columns)},
+  )
+
+
+def _keep_rates(session, variants):
+  shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
+  rates = {plain(variant.name): variant.keep_rates for variant in shown}
+  return figures.keep_rates(rates, session.space.names)
+
+
+STUDY = Study(
+  'stochastic',
+  stages=_stages,
+  check=_check,
+  tables=_tables,
+  page=_page,
+  baseline=NONE,
+)
+
+run = STUDY.run

@@ -1,0 +1,382 @@
+"""Exp 1: ranks the structures of a model, each trained alone and all in one shared pool.
+
+See the sections `sweep`, `sampler` and `search` of the options.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, best first
+  effects       effects.csv: main effect of each gate on the loss, with its interval
+  interactions  interactions.csv: interactions of gates in pairs
+  agreement     how well the shared pool ranks the standalone losses, and the noise ceiling
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from additive_jax.errors import UserError
+from additive_jax.experiments.options import refused
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.shared import (
+  check_shared,
+  judge_all,
+  read_search,
+  search_pools,
+  shared_arm,
+)
+from additive_jax.experiments.standalone import Lone, rungs
+from additive_jax.experiments.study import Result, Study
+from additive_jax.experiments.tables import headline
+from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.parallel import processes
+from additive_jax.report import figures, rankings, statistics
+from additive_jax.report.comparison import structures_first
+from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
+from additive_jax.report.wording import counted
+from additive_jax.run.evaluate import Evaluation
+
+STANDALONE = 'standalone'
+
+
+def _check(session):
+  """Everything that can be said before any training."""
+  config, num_gates = session.config, session.space.num_gates
+  modes, sharded = config.sweep.modes, session.shard[1] > 1
+  session.machine.check_experts([session.model])
+  if config.sweep.top_k > 2**num_gates:
+    most = f'at most 2^{num_gates} = {2**num_gates} structures'
+    raise refused(config, 'sweep.top_k', expected=most)
+  if config.search.method and SHARED not in modes:
+    raise refused(config, 'search.method', 'sweep.modes', expected="'shared' among the modes")
+  if config.search.method and sharded:
+    raise refused(config, 'shard', 'search.method', expected='no shard')
+  if sharded and processes.process()[1] > 1:
+    raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
+  if SHARED in modes:
+    check_shared(session, _shared_epochs(session))
+  if STANDALONE in modes:
+    _check_standalone(session)
+
+
+def _check_standalone(session):
+  config, num_gates = session.config, session.space.num_gates
+  if not config.search.method:
+    all_bits(num_gates)  # says so if there are too many
+  num_steps = session.training.steps(config.train.epochs)
+  session.training.recipe(num_steps)
+  halving, num_rungs = config.sweep.halving, config.sweep.rungs
+  if halving and num_steps < halving ** (num_rungs - 1):
+    least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'
+    raise refused(config, 'sweep.rungs', 'sweep.halving', expected=least)
+  session.check_in_memory("a set that fits, or config.sweep.modes=('shared',)")
+
+
+def _shared_epochs(session):
+  return session.config.sweep.shared_epochs or session.config.train.epochs
+
+
+def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
+  """The shared pool, then structures alone, rung by rung."""
+  config, searched = session.config, bool(session.config.search.method)
+  bits = None if searched else all_bits(session.space.num_gates)
+  if SHARED in config.sweep.modes:
+    judge = (lambda trained: {}) if searched else functools.partial(judge_all, bits)
+    pool = shared_arm(session, SHARED, _shared_epochs(session), judge)
+    yield [pool]
+    if searched:
+      bits, scores = search_pools(session, lambda: [pool.train(session, s) for s in session.seeds])
+      bits = _compared(session, bits, scores.loss.mean(0))
+  if STANDALONE in config.sweep.modes:
+    yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
+
+
+def _compared(session, bits, loss):
+  """Of a searched set the top K found, and as many at random for comparison."""
+  order = np.argsort(loss, kind='stable')
+  k = min(session.config.sweep.top_k, len(order))
+  others = np.random.Generator(np.random.PCG64(session.config.seed)).permutation(order[k:])
+  return bits[[*order[:k], *others[:k]]]
+
+
+SHARED = 'shared'
+
+
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables `structures`, `effects` and `interactions`, and the summary."""
+  config, names = session.config, session.space.names
+  bits, shared = _in_pool(session, records)
+  texts = [str(Structure(tuple(row))) for row in bits]
+  alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
+  table, agreement = pd.DataFrame({'structure': texts}), {}
+  if shared is not None:
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = statistics.rank(table['shared_loss'])
+  if alone is not None:
+    table = table.merge(alone.table(), how='left', on='structure')
+    # Structures are compared after the same training: that of successive halving's first rung.
+    truth = alone.values(texts, 'loss', alone.first)
+    if shared is not None:
+      agreement = _agreement(table['shared_loss'].to_numpy(), truth, config.sweep.top_k)
+  else:
+    truth = shared.loss
+    for column in ('loss', 'accuracy', 'loss_ci95'):
+      table[column] = table[f'shared_{column}']
+  table['flops'], table['params'] = session.space.costs(bits)
+  table['rank'] = _ranks(table)
+  table['pareto'] = _on_front(table)
+  # Of a searched set only few are trained alone.
+  effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
+  table = structures_first(table)
+  interactions = pd.DataFrame(pairs, columns=list(names))
+  interactions.insert(0, 'gate', names)
+  ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
+  summary = headline(
+    session,
+    experiment='sweep',
+    num_gates=len(names),
+    num_structures=len(table),
+    best_structure=table['structure'][0],
+    best_loss=table['loss'][0],
+    best_accuracy=table['accuracy'][0],
+    all_on_rank=_rank_of(table, '1' * len(names)),
+    pareto=table.loc[table['pareto'], 'structure'].tolist(),
+    noise_ceiling=ceiling._asdict(),
+    shared_against_standalone=agreement,
+  )
+  tables = {'structures': table, 'effects': effects, 'interactions': interactions}
+  return Result(tables, summary)
+
+
+def _in_pool(session, records):
+  """The structures, and their scores [seeds, S] in the shared pools; None without these."""
+  if session.config.search.method:
+    return read_search(session)
+  bits = all_bits(session.space.num_gates)
+  if SHARED not in records.arms:
+    return bits, None
+  by_seed = ([record[key] for record in records[SHARED]] for key in Evaluation._fields)
+  return bits, Evaluation(*map(np.array, by_seed))
+
+
+class Alone:
+  """What training structures alone gave.
+
+  Attributes:
+    first: by structure, the arm of its first rung, which all of them reach.
+    last: by structure, the arm of the last rung that it reached.
+  """
+
+  def __init__(self, records: Records):
+    self._records = records
+    arms = [arm for arm in records.arms.values() if isinstance(arm, Lone)]  # rung by rung
+    self.last = {str(arm.structure): arm for arm in arms}
+    self.first = {str(arm.structure): arm for arm in reversed(arms)}
+
+  def values(
+    self, structures: Sequence[str], key: str, arms: Mapping[str, Lone]
+  ) -> Float[np.ndarray, 'seeds structures']:
+    """Returns a value of each structure's arm; NaN where there is none."""
+    missing = [{key: np.nan}] * len(self._records.seeds)
+    by_structure = [self._records[arms[s].name] if s in arms else missing for s in structures]
+    values = [[record[key] for record in seeds] for seeds in by_structure]
+    return np.ascontiguousarray(np.array(values, float).T)
+
+  def table(self) -> pd.DataFrame:
+    """Returns a row for each trained structure: means over seeds at its last rung."""
+    structures = sorted(self.last)
+    values = lambda key: self.values(structures, key, self.last)
+    table = pd.DataFrame({'structure': structures})
+    for key in ('loss', 'accuracy'):
+      table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
+    table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
+    table['steps'] = values('steps')[0].astype(int)
+    table['skipped'] = values('skipped').sum(0).astype(int)
+    return table
+
+
+def _agreement(predicted, truth, top_k):
+  both = np.isfinite(truth).all(0)
+  k = min(top_k, max(1, int(both.sum()) // 4))
+  return rankings.compare_rankings(predicted[both], truth[:, both], k)
+
+
+def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
+  """Ranks by loss; what was not trained alone is ranked by its loss in the shared pool, behind the
+  others. After successive halving, structures that were trained longer come first.
+  """
+  keys = [table[key].to_numpy() for key in ('shared_loss', 'loss') if key in table]
+  if 'steps' in table:
+    keys.append(-table['steps'].to_numpy())
+  ranks = np.empty(len(table), np.int64)
+  ranks[np.lexsort(keys)] = np.arange(1, len(table) + 1)
+  return ranks
+
+
+def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
+  """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
+  steps = table.get('steps', pd.Series(0, table.index))
+  longest = (steps == steps.max()).to_numpy()
+  return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
+
+
+def _effects(bits, by_seed, names):
+  """Main effects as a table, and interactions [n, n], of losses [seeds, S]."""
+  usable = np.isfinite(by_seed).all(0)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
+  mean = by_seed.mean(0)
+  if len(bits) == 2 ** bits.shape[1] and usable.all():
+    return frame, statistics.interactions(mean)
+  return frame, statistics.effects_from_sample(bits[usable], mean[usable])[1]
+
+
+def _rank_of(table, structure):
+  ranks = table.loc[table['structure'] == structure, 'rank']
+  return int(ranks.iloc[0]) if len(ranks) else None
+
+
+def _page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 1."""
+  del records
+  structures, summary, names = result.table, result.summary, session.space.names
+  curves = read_curves(session)
+  top = structures.head(session.config.sweep.top_k)
+  intervals = over_seeds(session, ', with 95 % intervals over the seeds')
+  return Page(
+    f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
+    f'on {session.data.name}',
+    tiles(_facts(summary)),
+    section(
+      'The best structures',
+      picture(
+        figures.structures(top['structure'], names, [f'{loss:.4f}' for loss in top['loss']]),
+        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
+      ),
+      picture(
+        figures.ranking(_ranked(structures, session.config.sweep.modes)),
+        f'Loss by rank{intervals}.',
+      ),
+      picture(
+        figures.pareto(_trained_longest(structures)),
+        'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
+      ),
+    ),
+    section('What each + does', *_effects(result, names)),
+    _agreement(structures, result.agreement) if result.agreement else None,
+    section(
+      'Training',
+      picture(
+        figures.training_curves(curves),
+        'Training loss of the shared pools, over all structures drawn.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
+    ),
+  )
+
+
+def _facts(summary):
+  ceiling, agreement = summary['noise_ceiling'], summary['shared_against_standalone']
+  facts = {
+    'best structure': summary['best_structure'],
+    'its loss': summary['best_loss'],
+    'its accuracy': summary['best_accuracy'],
+    'rank of all-on': summary['all_on_rank'] or 'not evaluated',
+    'noise ceiling τ': ceiling['tau_of_mean'],
+  }
+  if agreement:
+    facts['shared against standalone τ'] = agreement['tau']
+    facts[f'top-{agreement["k"]} recall'] = agreement['top_k_recall']
+  return facts
+
+
+def _ranked(structures, modes):
+  """Without the columns of the shared pool where that is the only one."""
+  if 'standalone' in modes:
+    return structures
+  return structures.drop(columns=[name for name in structures if name.startswith('shared_')])
+
+
+def _trained_longest(structures):
+  if 'steps' not in structures:
+    return structures
+  return structures[structures['steps'] == structures['steps'].max()]
+
+
+def _effects(result, names) -> list[Piece]:
+  """Main effects, and the interactions where there are structures enough to tell them."""
+  number, terms = len(result.table), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  method = 'mean loss with it on minus mean loss with it off'
+  if number < 2 ** len(names):
+    method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
+  effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
+  if number < terms:
+    return [
+      effects,
+      text(
+        f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
+        'structures. The main effects are those of the smallest fit.'
+      ),
+    ]
+  matrix = result.interactions.drop(columns='gate').to_numpy(float)
+  return [
+    effects,
+    picture(
+      figures.interaction_heatmap(matrix, names),
+      'Pairwise interactions: positive where two gates can stand in for each other.',
+    ),
+  ]
+
+
+def _agreement(structures, agreement):
+  both = structures[np.isfinite(structures['loss']) & np.isfinite(structures['shared_loss'])]
+  k = agreement['k']
+  regret = [_interval(agreement, 'regret', 4), f'random: {agreement["random_regret"]:.4f}']
+  rows = [
+    ('Kendall τ', agreement['tau'], _interval(agreement, 'tau', 3)),
+    ('noise ceiling of the mean', agreement['tau_ceiling'], ''),
+    ('τ between single seeds', agreement['tau_between_seeds'], ''),
+    ('τ over the ceiling', agreement['tau_over_ceiling'], ''),
+    (f'top-{k} recall', agreement['top_k_recall'], f'random: {agreement["random_recall"]:.3f}'),
+    (f'regret of the top {k}', agreement['regret'], '; '.join(filter(None, regret))),
+  ]
+  return section(
+    'Does the shared pool rank like training alone?',
+    picture(
+      figures.agreement(both['shared_loss'], both['loss']),
+      'Each point is a structure: its rank in the shared pool against its rank when trained alone.',
+    ),
+    table(
+      pd.DataFrame(rows, columns=['measure', 'value', 'interval or baseline']),
+      'Agreement. The ceiling is the τ to expect between this mean over seeds and that of as many '
+      'other seeds; random is K structures drawn at random.',
+    ),
+  )
+
+
+def _interval(agreement, name, digits):
+  """`low to high`, or nothing where there are too few seeds or structures for one."""
+  low, high = agreement[f'{name}_low'], agreement[f'{name}_high']
+  return f'{low:.{digits}f} to {high:.{digits}f}' if np.isfinite([low, high]).all() else ''
+
+
+STUDY = Study(
+  'sweep',
+  stages=_stages,
+  check=_check,
+  tables=_tables,
+  page=_page,
+  sharded=True,
+)
+
+run = STUDY.run
