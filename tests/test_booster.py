@@ -19,7 +19,6 @@ from additive_jax.experiments.booster import groups, process, tables
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
 from additive_jax.experiments.opening import open_session
-from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Stopped
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -265,7 +264,7 @@ def test_the_best_copy(tmp_path):
     fleet.run(STEPS['narrow'])
     members, train = fleet.members(), session.data.train[np.arange(30)]
     pools = [{'params': state.params} for state in members]
-    known = [full_scores(narrow.session, pool, train)['test_loss'] for pool in pools]
+    known = [narrow.session.scores(pool, train)['loss'] for pool in pools]
     assert abs(known[0] - known[1]) > 1e-3
     for order in (members, members[::-1]):
       begun = join(narrow, order, session.training.recipe(10), 0)
@@ -273,7 +272,7 @@ def test_the_best_copy(tmp_path):
       assert receipt['exact']
       assert receipt['rule'].startswith('best of 2, grow')
       assert max(receipt['from_models'], receipt['from_joined']) <= 1e-5
-      found = full_scores(session, {'params': begun.state.params}, train)['test_loss']
+      found = session.scores({'params': begun.state.params}, train)['loss']
       assert found == pytest.approx(min(known), abs=1e-5)
 
 
@@ -448,8 +447,8 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
     begun = join(narrow, members, session.training.recipe(STEPS['large']), 0)
     assert begun.facts['receipt']['from_models'] == pytest.approx(receipt['from_models'], abs=1e-5)
-    found = full_scores(session, {'params': begun.state.params})
-    assert rows['loss'].iloc[0] == pytest.approx(found['test_loss'], abs=1e-5)
+    found = session.scores({'params': begun.state.params})
+    assert rows['loss'].iloc[0] == pytest.approx(found['loss'], abs=1e-5)
 
 
 @pytest.mark.parametrize('command', ['false', 'true', 'sleep'])

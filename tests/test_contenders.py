@@ -10,7 +10,6 @@ import tiny
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
 from additive_jax.experiments.opening import open_session
-from additive_jax.experiments.scores import evaluate
 from additive_jax.models import DNA, MLP, Experts, Routing
 from additive_jax.parallel import processes
 from additive_jax.report import paths
@@ -114,10 +113,10 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
   """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
   with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
     contender = experts.make_contenders(session)[1]
-    own = contender.own_session
+    own = contender.session
     pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
     found = inspect(own.model, own.objective, pool, session.test)
-    want = evaluate(own, pool, [contender.structure])
+    want = own.evaluate(pool, [contender.structure])
     np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
     assert found.chosen.shape == (40, 4, 1, 2)
     whole = found.chosen[:32]  # the last 8 do not fill a batch

@@ -19,8 +19,9 @@ import additive_jax
 from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain, shared, sweep
+from additive_jax.experiments import cotrain, sweep
 from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 
 LISTED = studies.CASES['cotrain'].options
@@ -225,13 +226,14 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   tiny.killed_copy(tmp_path / 'whole', workdir, 'search.jsonl', 2, torn=b'{"struc')
   for name in ('structures.jsonl', 'cotrain.jsonl'):
     (workdir / 'journals' / name).unlink()
-  original = shared.evaluate
+  original = Session.evaluate
 
-  def evaluate(session, variables, bits):
-    evaluated.append(len(bits))
-    return original(session, variables, bits)
+  def evaluate(self, variables, structures, split=None):
+    if len(structures) == 4:  # a generation
+      evaluated.append(4)
+    return original(self, variables, structures, split)
 
-  monkeypatch.setattr(shared, 'evaluate', evaluate)
+  monkeypatch.setattr(Session, 'evaluate', evaluate)
   found = cotrain.run(config, workdir, devices=2)
   assert evaluated == [4]
   for name in ('structures.jsonl', 'search.jsonl', 'cotrain.jsonl'):

@@ -17,10 +17,8 @@ from jaxtyping import Float
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Arm, Trained
-from additive_jax.experiments.tables import headline
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
@@ -42,19 +40,17 @@ class Contender(Arm):
   """One network of a comparison.
 
   Attributes:
-    own_session: the run with this network's model.
     family: what it is, for the colours of pictures.
     structure: the static structure it is, all-on for networks with routers.
   """
 
-  own_session: Session
   family: str
   structure: Structure
 
   @property
   def model(self) -> Any:
     """The network."""
-    return self.own_session.model
+    return self.session.model
 
   @property
   def has_routers(self) -> bool:
@@ -92,11 +88,11 @@ def make_contender(
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   return Contender(
     name,
+    own,
     recipe,
     listed([structure], own.space.num_gates, own.config.train.structures_per_step),
     num_steps,
     judge=_judge,
-    own_session=own,
     family=family,
     structure=structure,
   )
@@ -147,7 +143,7 @@ def _judge(trained: Trained) -> dict[str, Any]:
     record |= {'sites': sites, 'flops': flops, 'loss': test.loss, 'accuracy': test.accuracy}
     return record | {'train_loss': train.loss}
   test, train = (
-    evaluate(session, trained.variables, [structure], split) for split in (session.test, seen)
+    session.evaluate(trained.variables, [structure], split) for split in (session.test, seen)
   )
   record |= {'flops': session.space.flops(structure), 'loss': float(test.loss[0])}
   return record | {'accuracy': float(test.accuracy[0]), 'train_loss': float(train.loss[0])}
@@ -162,7 +158,7 @@ def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
   """Returns a row for each contender: scores, costs, and what it differs by from `dense`."""
   scores, facts = {}, {}
   for contender in contenders:
-    frame, train = pd.DataFrame(records[contender.name]), contender.own_session.config.train
+    frame, train = pd.DataFrame(records[contender.name]), contender.session.config.train
     flops = float(frame['flops'].mean())
     examples = contender.num_steps * train.batch_size * train.structures_per_step
     scores[contender.name] = frame[['loss', 'accuracy', 'train_loss']]
@@ -204,17 +200,9 @@ def loads(seeds: Sequence[dict]) -> dict[str, Float[np.ndarray, ' choices']]:
   return by_site
 
 
-def summarise(
-  session: Session, experiment: str, variants: pd.DataFrame, routers: pd.DataFrame
-) -> dict[str, Any]:
+def summarise(variants: pd.DataFrame, routers: pd.DataFrame) -> dict[str, Any]:
   """Returns the headline figures of a comparison."""
-  figures = {}
-  for row in variants.to_dict('records'):
-    shown = comparison.without_own_differences(row, DENSE)
-    shown = {key: value for key, value in shown.items() if key not in ('family', 'skipped')}
-    figures[row['variant']] = shown
+  figures = comparison.figures(variants.drop(columns=['family', 'skipped']), DENSE)
   for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
     figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
-  return headline(
-    session, experiment=experiment, variants=figures, skipped=int(variants['skipped'].sum())
-  )
+  return {'variants': figures, 'skipped': int(variants['skipped'].sum())}

@@ -25,23 +25,20 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.experiments.tables import headline
 from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report import figures, statistics
+from additive_jax.report import statistics
 from additive_jax.report.comparison import FIRST, SCORES, with_interval
-from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
@@ -100,14 +97,14 @@ def _choose(session):
     return [session.space.parse(text) for text in config.structures][: k or None]
   if config.structures_from:
     return _from_sweep(session)
-  arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs)
-  pool = arm.train(session, config.seed, folder='sweep')
+  arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs, tag='sweep')
+  pool = arm.train(config.seed)
   if config.search.method:
     bits, scores = search_pools(session, lambda: [pool])
     loss = scores.loss[0]
   else:
     bits = all_bits(session.space.num_gates)
-    loss = evaluate(session, pool.variables, bits).loss
+    loss = session.evaluate(pool.variables, bits).loss
   best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
@@ -151,7 +148,7 @@ def _alone(session, structures, num_steps) -> list[Lone]:
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
     return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
 
-  crowd = Crowd(session.training.recipe(num_steps), judge)
+  crowd = Crowd(session, session.training.recipe(num_steps), judge)
   return [Lone(structure, num_steps, crowd) for structure in structures]
 
 
@@ -177,7 +174,7 @@ def _pool(session, records, structures, num_steps) -> Arm:
   sampler = listed(structures, session.space.num_gates)
   judge = functools.partial(_judge, records, recipe, structures)
   curves = Curves(labels=labels, probe=probe)
-  return Arm(POOL, recipe, sampler, num_steps, judge=judge, curves=curves)
+  return Arm(POOL, session, recipe, sampler, num_steps, judge=judge, curves=curves)
 
 
 def _cosines(
@@ -199,7 +196,7 @@ def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
   """Test scores of each structure and of the ensembles, co-trained and alone."""
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
-  together = evaluate(session, trained.variables, bits)
+  together = session.evaluate(trained.variables, bits)
   alone = [records.get(str(structure), seed) for structure in structures]
   files = [_pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
@@ -278,9 +275,7 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
   apart = matrix[~np.eye(len(matrix), dtype=bool)]
   # A backward pass costs about twice a forward pass.
   examples = num_steps * session.config.train.batch_size
-  return headline(
-    session,
-    experiment='cotrain',
+  return dict(
     structures=table['structure'].tolist(),
     num_gates=session.space.num_gates,
     best_structure=table['structure'][0],
@@ -301,77 +296,12 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
   )
 
 
-def _page(session: Session, result: Result, records: Records) -> Page:
-  """Returns the page of Exp 2."""
-  del records
-  structures, summary, curves = result.table, result.summary, read_curves(session)
-  cosines = result.cosines.drop(columns='structure').to_numpy(float)
-  pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
-  return Page(
-    f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
-    f'on {session.data.name}',
-    tiles(
-      {
-        'co-trained, mean loss': summary['loss'],
-        'alone, mean loss': summary['alone_loss'],
-        'co-trained ensemble, loss': summary['ensemble_loss'],
-        'alone ensemble, loss': summary['alone_ensemble_loss'],
-        'parameters, one pool': summary['pool_params'],
-        'parameters, alone': summary['alone_params'],
-      }
-    ),
-    section(
-      'Together against alone',
-      picture(
-        figures.comparison(result.comparison),
-        'Test loss of each structure, trained in one pool and trained alone for as many steps on '
-        f'as many examples{over_seeds(session, ", with 95 % intervals over the seeds")}. Both '
-        f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
-        'Ensembles average probabilities.',
-      ),
-      picture(
-        figures.structures(
-          structures['structure'],
-          session.space.names,
-          [f'{loss:.4f}' for loss in structures['loss']],
-        ),
-        'The structures: a filled + is performed. Right: co-trained loss.',
-      ),
-    ),
-    section(
-      'Do their gradients agree?',
-      picture(
-        figures.cosines(cosines, result.cosines['structure']),
-        'Cosine between the gradients of the structures in the trained pool'
-        f'{over_seeds(session, ", mean over the seeds")}.',
-      ),
-      picture(
-        figures.training_curves(pools, 'cosine'),
-        'Mean cosine between the gradients of different structures over training.',
-      )
-      if len(pools)
-      else None,
-    ),
-    section(
-      'Training',
-      picture(figures.training_curves(curves), 'Training loss, mean over the structures of a step.')
-      if len(pools)
-      else None,
-    ),
-    section(
-      'Tables',
-      table(structures, 'Each structure, co-trained and alone.'),
-      table(result.comparison, 'With the ensembles.'),
-    ),
-  )
-
-
 STUDY = Study(
   'cotrain',
   stages=_stages,
   check=_check,
   tables=_tables,
-  page=_page,
+  page=page,
 )
 
 run = STUDY.run

@@ -14,13 +14,11 @@ and such that its parameters are.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
@@ -28,30 +26,26 @@ from additive_jax.experiments.contenders import (
   check_dense,
   compare,
   contenders_of,
-  loads,
   make_contender,
   router_table,
   summarise,
 )
+from additive_jax.experiments.experts_page import page
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate, sampled_structures
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
-from additive_jax.gates.structure import Structure
+from additive_jax.gates.structure import Structure, sampled_bits
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
-from additive_jax.report import figures, statistics
+from additive_jax.report import statistics
 from additive_jax.report.comparison import arms_as_structures
-from additive_jax.report.page import Page, picture, section, table
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
-from additive_jax.report.wording import plain
 from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
@@ -122,28 +116,32 @@ def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
   if SINGLE in session.config.experts.variants:
     pool = _pool(session)
     yield [pool]
-    single = _best_single(pool.own_session, records)
+    single = _best_single(pool.session, records)
   yield make_contenders(session, single)
 
 
 def _pool(session) -> Arm:
   """The pool in which static structures are ranked, on training examples and on the test split."""
   own = _pool_session(session)
-  bits = sampled_structures(own, own.config.experts.num_structures)
+  bits = _static_structures(own)
 
   def judge(trained: Trained) -> dict[str, list[float]]:
     seen = own.data.train
     known = seen[np.arange(min(len(seen), len(own.data.test)))]
-    train = evaluate(own, trained.variables, bits, known)
+    train = own.evaluate(trained.variables, bits, known)
     return {'train_loss': train.loss.tolist(), **judge_all(bits, trained)}
 
-  pool = shared_arm(own, POOL, own.config.train.epochs, judge)
-  return dataclasses.replace(pool, own_session=own)
+  return shared_arm(own, POOL, own.config.train.epochs, judge=judge)
+
+
+def _static_structures(own):
+  limit = own.config.experts.num_structures
+  return sampled_bits(own.space.num_gates, limit, own.config.seed)
 
 
 def _best_single(own: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on training examples."""
-  bits = sampled_structures(own, own.config.experts.num_structures)
+  bits = _static_structures(own)
   loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
   eligible = ~bits.all(1) & np.isfinite(loss)
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
@@ -157,12 +155,11 @@ def _tables(session: Session, records: Records) -> Result:
     structures = arms_as_structures(variants[:1], [str(contenders[0].structure)])
     structures = structures.drop(columns='variant')
   else:
-    own = records.arms[POOL].own_session
-    bits = sampled_structures(own, own.config.experts.num_structures)
+    own = records.arms[POOL].session
     keys = ('loss', 'accuracy', 'train_loss')
-    structures = structure_table(own, bits, {'': records[POOL]}, keys)
+    structures = structure_table(own, _static_structures(own), {'': records[POOL]}, keys)
   paths = _paths(session, contenders)
-  summary = summarise(session, 'experts', variants, routers) | {'single_structure': single}
+  summary = summarise(variants, routers) | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
       summary['variants'][name]['first_seed'] = {
@@ -180,7 +177,7 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   for contender in contenders:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
-    trained = contender.train(session, session.config.seed)
+    trained = contender.train(session.config.seed)
     own = trained.session
     inspection = inspect(own.model, own.objective, trained.variables, own.test)
     paths[contender.name] = {'on': inspection.on}
@@ -190,92 +187,6 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   return paths
 
 
-def _page(session: Session, result: Result, records: Records) -> Page:
-  """Returns the page of Exp 4."""
-  options, paths = session.config.experts, result.extras['paths']
-  contenders = contenders_of(records)
-  routed = [contender.name for contender in contenders if contender.has_routers]
-  static = [contender.name for contender in contenders if not contender.has_routers]
-  target = {'kept': ('share of tokens that are computed', options.keep)}
-  return Page(
-    f'Mixtures of structures on {session.data.name}',
-    contenders_page.facts(result.variants),
-    contenders_page.comparison(
-      result.variants,
-      len(session.seeds),
-      'All start from the seed’s own init and see the same examples in the same order, for as many '
-      'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
-      'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
-      'the dense one; the single structure has its parameters. What each really uses is below.',
-    ),
-    _choices(records, routed, paths) if routed else None,
-    _computed(paths, options.keep) if options.keep < 1 else None,
-    contenders_page.training(
-      read_curves(session),
-      {
-        f' at equal {budget}': static
-        + [name for name in routed if name.endswith(f'equal_{budget}')]
-        for budget in options.budgets
-      },
-      target if options.keep < 1 else {},
-    ),
-    _structures(result) if len(result.table) > 1 else None,
-    section(
-      'Tables',
-      table(result.variants, 'Each network; “minus dense” is paired by seed.'),
-      table(result.routers, 'Each router, mean over the seeds; loads are over the ideal one.'),
-      table(result.table, 'Static structures, best first.'),
-    ),
-  )
-
-
-def _choices(records, routed, paths):
-  shares = {plain(name): list(loads(records[name]).values()) for name in routed}
-  chosen = {plain(name): path for name, path in paths.items() if 'fit' in path}
-  return section(
-    'What tokens choose',
-    picture(
-      figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
-      'Load of every structure or expert over the ideal even load, most used first, a line for '
-      'each layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
-    ),
-    picture(
-      figures.rank_frequency(
-        {name: path['counts'] for name, path in chosen.items()},
-        {name: path['fit'] for name, path in chosen.items()},
-      ),
-      'How often tokens of the test split choose each structure of the whole network (what they '
-      'choose in all layers together), by rank, in the first seed; with the exponent of a power '
-      'law and its 95 % interval over examples.',
-    )
-    if chosen
-    else None,
-  )
-
-
-def _computed(paths, keep):
-  shares = {plain(n): path['on'].mean(-1) for n, path in paths.items() if path['on'] is not None}
-  return section(
-    'Tokens that are computed',
-    picture(
-      figures.compute_shares(shares, dict.fromkeys(shares, keep)),
-      'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
-    ),
-  )
-
-
-def _structures(result):
-  return section(
-    'Static structures of the same layers',
-    picture(
-      figures.ranking(result.table),
-      'Test loss of the structures of the dense network’s feed-forward layers in one pool; the '
-      f'single structure that was trained alone, {result.summary["single_structure"]}, was the '
-      'best on training examples with some gate off.',
-    ),
-  )
-
-
-STUDY = Study('experts', _stages, check=_check, tables=_tables, page=_page, baseline=DENSE)
+STUDY = Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
 
 run = STUDY.run

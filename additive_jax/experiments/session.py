@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from additive_jax import models
 from additive_jax.data import Data
@@ -19,6 +20,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Space
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
+from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
@@ -116,6 +118,30 @@ class Session:
     """Returns networks to train alone."""
     size, workers = self.config.train.batch_size, self.machine.workers
     return Population(recipe, self.data, batch_size=size, seed=seed, devices=workers)
+
+  def evaluate(
+    self, variables: PyTree, structures: Sequence | np.ndarray, split: Any = None
+  ) -> Evaluation:
+    """Returns loss and accuracy [S] of structures in a pool.
+
+    Args:
+      variables: `{'params': pool}`.
+      structures: in any form, or as bits [S, n].
+      split: (x, y), or a split in memory; None is the test split.
+    """
+    return evaluate_structures(
+      self.model,
+      variables,
+      self.test if split is None else split,
+      structures,
+      task=self.objective,
+      devices=self.machine.workers,
+    )
+
+  def scores(self, variables: PyTree, split: Any = None) -> dict[str, float]:
+    """Returns `loss` and `accuracy` of a pool, all gates on, as `evaluate` does."""
+    scores = self.evaluate(variables, [self.space.all_on()], split)
+    return {key: float(values[0]) for key, values in scores._asdict().items()}
 
   def check_in_memory(self, expected: str = 'a set that fits') -> None:
     """Raises `UserError` for data that is read batch by batch."""

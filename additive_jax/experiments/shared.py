@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from additive_jax.experiments.options import selected
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.study import Arm, Trained, scores_on_test
+from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import all_bits
@@ -21,30 +21,24 @@ from additive_jax.search import Search
 from additive_jax.search.generations import Generations
 
 
-def shared_arm(
-  session: Session, name: str, epochs: float, judge: Callable[[Trained], dict] = scores_on_test
-) -> Arm:
+def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm:
   """Returns the arm of a pool that is trained on the structures of `config.sampler`.
 
   Args:
-    session: the run.
-    name: of the arm.
+    session, name, fields: as `Arm` takes them.
     epochs: passes of each slot over the training set.
-    judge: as in `Arm`.
   """
-  num_steps = session.training.steps(epochs)
-  recipe, sampler = session.training.recipe(num_steps), session.training.sampler(num_steps)
-  return Arm(name, recipe, sampler, num_steps, judge=judge)
+  training = session.training
+  steps = training.steps(epochs)
+  return Arm(name, session, training.recipe(steps), training.sampler(steps), steps, **fields)
 
 
 def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
   """Returns test loss and accuracy of structures in a pool, for the journal."""
-  return {
-    key: values.tolist()
-    for key, values in evaluate(trained.session, trained.variables, bits)._asdict().items()
-  }
+  scores = trained.session.evaluate(trained.variables, bits)
+  return {key: values.tolist() for key, values in scores._asdict().items()}
 
 
 def search_pools(
@@ -64,9 +58,9 @@ def search_pools(
   options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))
 
-  def evaluate_all(bits):
+  def evaluate(bits):
     session.check_stop()
-    scores = [evaluate(session, pool.variables, bits) for pool in pools()]
+    scores = [session.evaluate(pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with structures that are not asked for.
     fresh = bits[: options.budget - len(generations)]
     means = generations.add(fresh, scores)
@@ -78,7 +72,7 @@ def search_pools(
   bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
   with bar as progress:
     search = selected(Search, options, seed=session.config.seed)
-    search.run(evaluate_all, session.space.num_gates, generations.means())
+    search.run(evaluate, session.space.num_gates, generations.means())
   return generations.by_pool()
 
 
@@ -93,10 +87,8 @@ def _generations(session):
 
 
 def check_shared(session: Session, epochs: float) -> None:
-  """Raises `UserError` for a sampler that cannot be, or a search when one is asked for."""
-  num_steps = session.training.steps(epochs)
-  session.training.sampler(num_steps)
-  session.training.recipe(num_steps)
+  """Raises `UserError` for a pool that cannot be, or a search when one is asked for."""
+  shared_arm(session, 'pool', epochs)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
     selected(Search, options, seed=session.config.seed).check(num_gates)

@@ -23,18 +23,15 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import full_scores, sampled_structures
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all
+from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.experiments.tables import headline, structure_table
+from additive_jax.experiments.tables import structure_table
+from additive_jax.gates.structure import sampled_bits
 from additive_jax.gates.subsets import in_stages
-from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES, compare
-from additive_jax.report.page import Page, picture, section, table, tiles
-from additive_jax.report.wording import counted, plain, with_margin
 from additive_jax.train.losses import PerSample
 from additive_jax.train.recipe import Loss
 from additive_jax.train.samplers import Sampler, listed
@@ -126,27 +123,32 @@ def _variant(session, name, draws) -> Variant:
   # A backward pass costs about twice a forward pass; the teacher has none.
   teacher = space.flops(space.all_on()) if getattr(draws.loss, 'distill', 0) else 0
   examples = num_steps * draws.sampler.num_structures * session.config.train.batch_size
-  bits = sampled_structures(session, session.config.stochastic.num_structures)
   return Variant(
     name,
+    session,
     dataclasses.replace(session.training.recipe(num_steps), loss=draws.loss),
     draws.sampler,
     num_steps,
-    judge=functools.partial(_judge, bits),
+    judge=functools.partial(_judge, _judged_structures(session)),
     keep_rates=draws.keep_rates,
     forward_flops=forward,
     training_flops=(3 * forward + teacher) * examples,
   )
 
 
+def _judged_structures(session) -> Bool[np.ndarray, 'structures gates']:
+  limit = session.config.stochastic.num_structures
+  return sampled_bits(session.space.num_gates, limit, session.config.seed)
+
+
 def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:
   """The scores of all structures, and on the training split those of all-on."""
   session = trained.session
-  train = full_scores(session, trained.variables, session.data.train)
+  train = session.scores(trained.variables, session.data.train)
   return {
     **judge_all(bits, trained),
-    'train_loss': train['test_loss'],
-    'train_accuracy': train['test_accuracy'],
+    'train_loss': train['loss'],
+    'train_accuracy': train['accuracy'],
     'skipped': trained.skipped,
   }
 
@@ -162,12 +164,9 @@ def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
   yield make_variants(session)
 
 
-NONE = 'none'
-
-
 def _tables(session: Session, records: Records) -> Result:
   """Returns the tables `structures` and `variants`, and the summary."""
-  bits = sampled_structures(session, session.config.stochastic.num_structures)
+  bits = _judged_structures(session)
   _, first, *others = records.arms
   pools = {'': records[first]}
   pools |= {f'{name}_': records[name] for name in (NONE, *others)}
@@ -215,110 +214,13 @@ def _summary(session, variants, num_structures) -> dict[str, Any]:
     chosen = keys if name == NONE else keys + paired
     columns = ['epochs', 'training_flops', *(c for key in chosen for c in (key, f'{key}_ci95'))]
     figures[name] = {column: rows.loc[name, column] for column in columns}
-  return headline(
-    session,
-    experiment='stochastic',
-    num_gates=session.space.num_gates,
-    num_structures=num_structures,
-    rescale=session.config.stochastic.rescale,
-    variants=figures,
-    skipped=int(variants['skipped'].sum()),
-  )
-
-
-MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
-
-
-def _page(session: Session, result: Result, records: Records) -> Page:
-  """Returns the page of Exp 3."""
-  structures, summary, curves = result.table, result.summary, read_curves(session)
-  variants = list(records.arms.values())
-  rows = result.variants.assign(variant=result.variants['variant'].map(_label))
-  scores, names = summary['variants'], [variant.name for variant in variants]
-  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
-  return Page(
-    f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
-    tiles(_facts(scores, variants)),
-    section(
-      'The full network, trained with and without random structures',
-      picture(
-        figures.scores(rows, MEASURES),
-        f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
-        'init and see the data in the same order; “equal flops” ones train longer, until they have '
-        'spent what training with all gates on spends.',
-      ),
-      picture(
-        figures.differences(
-          rows[result.variants['variant'] != NONE],
-          {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
-        ),
-        'What each variant differs by from training with all gates on: means of differences paired '
-        f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
-      ),
-    ),
-    section(
-      'All structures of each pool',
-      picture(
-        _distributions(structures, names),
-        f'Test accuracy of {counted(summary["num_structures"], "structure")} of each pool{mean}, '
-        'all without scales.',
-      ),
-    ),
-    section(
-      'Keep rates and training',
-      picture(
-        _keep_rates(session, variants),
-        'The exact probability that each gate is on, over depth; per sample, a whole number of the '
-        'examples of a batch.',
-      ),
-      picture(
-        figures.training_curves(figures.mean_curves(curves, 'loss', names, _label)),
-        f'Training loss of the structures that were drawn{mean}.',
-      )
-      if len(curves)
-      else None,
-    ),
-    section(
-      'Tables',
-      table(result.variants, 'Each variant; “minus none” is paired by seed.'),
-      table(structures, f'The structures, best first by the loss of {plain(names[1])}.'),
-    ),
-  )
-
-
-def _label(name):
-  return 'all gates on' if name == NONE else plain(name)
-
-
-def _facts(scores, variants):
-  base, first, *others = variants
-  row = scores[first.name]
   return {
-    'all gates on, test loss': scores[NONE]['loss'],
-    f'{plain(first.name)}, test loss': row['loss'],
-    'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
-    'difference in accuracy': with_margin(
-      row['accuracy_minus_none'], row['accuracy_minus_none_ci95']
-    ),
-    'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
-  } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
-
-
-def _distributions(structures, names):
-  """Accuracy of every structure; the table is headed by that of the first random variant."""
-  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
-  full = structures[~structures['structure'].str.contains('0')].iloc[0]
-  labels = [_label(name) for name in names]
-  return figures.distributions(
-    {label: structures[column] for label, column in zip(labels, columns)},
-    {label: full[column] for label, column in zip(labels, columns)},
-  )
-
-
-def _keep_rates(session, variants):
-  shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
-  rates = {plain(variant.name): variant.keep_rates for variant in shown}
-  return figures.keep_rates(rates, session.space.names)
+    'num_gates': session.space.num_gates,
+    'num_structures': num_structures,
+    'rescale': session.config.stochastic.rescale,
+    'variants': figures,
+    'skipped': int(variants['skipped'].sum()),
+  }
 
 
 STUDY = Study(
@@ -326,7 +228,7 @@ STUDY = Study(
   stages=_stages,
   check=_check,
   tables=_tables,
-  page=_page,
+  page=page,
   baseline=NONE,
 )
 

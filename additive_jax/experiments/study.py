@@ -13,7 +13,7 @@ A study of one's own needs a name and its arms; see `docs/own_study.md`:
 
     def stages(session, records):
       steps = session.training.steps(session.config.train.epochs)
-      yield [Arm(name, session.training.recipe(steps), sampler, steps) for name, sampler in ...]
+      yield [Arm(n, session, session.training.recipe(steps), sampler, steps) for n, sampler in ...]
 
     result = Study('samplers', stages).run(config, workdir)
 """
@@ -24,17 +24,17 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Any, ClassVar, Unpack
 
 import pandas as pd
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.opening import Opening, open_session
-from additive_jax.experiments.options import read_options, refused, replaced
+from additive_jax.experiments.options import Options, read_options, refused, replaced
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.rundir import RunDir
@@ -45,6 +45,10 @@ from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
 from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer
+
+log = logging.getLogger('additive_jax')
+
+PAGE = 'report.html'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,32 +67,28 @@ class Start:
   sampler: Sampler | None = None
 
 
-SEED = Start()
-
-
-def from_seed(session: Session, seed: int) -> Start:
-  """Returns the start from the pool that the seed names."""
-  del session, seed
-  return SEED
-
-
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """An arm after its last step, in one seed.
+  """An arm after its last step in one seed.
 
   Attributes:
     arm: the arm.
-    session: the run with the arm's model.
     seed: the seed.
-    trainer: the trainer, which holds the last state.
+    trainer: holds the last state.
     variables: `{'params': pool}`, a copy on the host.
+    facts: those of the start.
   """
 
-  arm: Any
-  session: Session
+  arm: Arm
   seed: int
   trainer: Trainer
-  variables: Any
+  variables: PyTree
+  facts: Mapping[str, Any]
+
+  @property
+  def session(self) -> Session:
+    """The run with the arm's model."""
+    return self.arm.session
 
   @property
   def skipped(self) -> int:
@@ -96,53 +96,11 @@ class Trained:
     return int(processes.to_host(self.trainer.sharded_state.skipped))
 
 
-def scores_on_test(trained: Trained) -> dict[str, Any]:
+def full_network(trained: Trained) -> dict[str, Any]:
   """Returns loss and accuracy of the full network on the test split, its FLOPs and parameters."""
-  session, full = trained.session, trained.session.space.all_on()
-  scores = evaluate(session, trained.variables, [full])
-  return {
-    'loss': float(scores.loss[0]),
-    'accuracy': float(scores.accuracy[0]),
-    'flops': session.space.flops(full),
-    'params': session.space.params(full),
-    'skipped': trained.skipped,
-  }
-
-
-class Executor(Protocol):
-  """Trains arms and yields what the journal keeps of each.
-
-  Attributes:
-    spread: whether several processes share the arms out, instead of training each together.
-  """
-
-  spread: bool
-
-  def __call__(
-    self, session: Session, units: Sequence[tuple[int, Any]], total: int
-  ) -> Iterator[tuple[int, Any, dict]]:
-    """Yields (seed, arm, record) for each of `units`, pairs of a seed and an arm.
-
-    Args:
-      session: the run.
-      units: those that have no record yet.
-      total: how many there are with those that have one.
-    """
-
-
-class InTurn:
-  """Trains one arm after the other, each as one pool over all devices of the run."""
-
-  spread = False
-
-  def __call__(
-    self, session: Session, units: Sequence[tuple[int, Arm]], total: int
-  ) -> Iterator[tuple[int, Arm, dict]]:
-    del total
-    for seed, arm in units:
-      start = arm.begin(session, seed)
-      trained = arm.train(session, seed, start)
-      yield seed, arm, {**start.facts, **arm.judge(trained)}
+  space = trained.session.space
+  costs = {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
+  return trained.session.scores(trained.variables) | costs | {'skipped': trained.skipped}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,53 +108,51 @@ class Arm:
   """One way of training a pool, which a study compares with others over the seeds.
 
   Attributes:
-    name: unique in its study; names the arm's records, curves and checkpoints.
+    name: unique in its study; names the arm's records.
+    session: the run, with this arm's model and options.
     recipe: how each step is taken; the same object in every seed, so that it compiles once.
     sampler: draws the structures of each step.
     num_steps: of the training.
-    start: gives the `Start` from a session and a seed.
+    start: gives the `Start` from a seed.
     judge: gives what the journal keeps of a trained pool: a dict of JSON values.
-    own_session: the run with this arm's model and options, where they are not the run's.
-    tag: names curves and checkpoints in place of `name`.
+    tag: names curves and checkpoints, in place of `<name>-seed<seed>`.
     curves: what the curves show beside the training loss.
-    executor: what trains arms of this kind.
+    spread: whether several processes share the arms out, instead of training each together.
   """
 
   name: str
+  session: Session
   recipe: Recipe
   sampler: Sampler
   num_steps: int
-  start: Callable[[Session, int], Start] = from_seed
-  judge: Callable[[Trained], dict] = scores_on_test
-  own_session: Session | None = None
+  start: Callable[[int], Start] = lambda seed: Start()
+  judge: Callable[[Trained], dict[str, Any]] = full_network
   tag: str = ''
   curves: Curves = PLAIN
-  executor: Executor = dataclasses.field(default=InTurn(), repr=False)
+  spread: ClassVar[bool] = False
 
-  def begin(self, session: Session, seed: int) -> Start:
-    """Returns where the training of one seed starts."""
-    return self.start(self.own_session or session, seed)
-
-  def train(self, session: Session, seed: int, start: Start = SEED, *, folder: str = '') -> Trained:
-    """Returns the arm after its last step, trained now or restored from its last checkpoint.
-
-    Args:
-      session: the run.
-      seed: the seed.
-      start: what `begin` gave.
-      folder: of the checkpoints, and name of the curves; '' is the tag with the seed.
-    """
-    session = start.session or self.own_session or session
+  def train(self, seed: int) -> Trained:
+    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
+    start = self.start(seed)
+    session = start.session or self.session
     sampler = self.sampler if start.sampler is None else start.sampler
     trainer = session.trainer(self.recipe, sampler, seed, start.state)
-    folder = folder or f'{self.tag or self.name}-seed{seed}'
-    fit(session, trainer, self.num_steps, folder, self.curves)
-    return Trained(self, session, seed, trainer, processes.to_host(trainer.variables))
+    tag = self.tag or f'{self.name}-seed{{seed}}'
+    fit(session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
+    return Trained(self, seed, trainer, processes.to_host(trainer.variables), start.facts)
 
+  @staticmethod
+  def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, dict]]:
+    """Trains arms of this kind; yields (seed, arm, record) when one is judged.
 
-log = logging.getLogger('additive_jax')
-
-PAGE = 'report.html'
+    Args:
+      units: pairs of a seed and an arm that have no record yet.
+      total: how many there are with those that have one.
+    """
+    del total
+    for seed, arm in units:
+      trained = arm.train(seed)
+      yield seed, arm, {**trained.facts, **arm.judge(trained)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,13 +201,13 @@ class Study:
 
   Attributes:
     name: of its journal, and of the experiment in the summary.
-    stages: a generator of (session, records) that yields lists of arms, see `arms.Arm`; those of a
-      list are of one kind. When it goes on, `records` has what they scored.
+    stages: a generator of (session, records) that yields lists of arms, those of a list of one
+      kind. When it goes on, `records` has what they scored.
     check: raises `UserError` for what the study cannot do; called before anything is written.
     tables: a function (session, records) → `Result`; by default a row for each arm, compared with
       the baseline.
     page: a function (session, result, records) → `Page`.
-    baseline: the arm that the default tables compare the others with.
+    baseline: the arm that the default tables compare the others with; '' is the first.
     sharded: whether `config.shard` may leave a part of the arms to other processes.
   """
 
@@ -264,7 +220,10 @@ class Study:
   sharded: bool = False
 
   def run(
-    self, config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
+    self,
+    config: ConfigDict | Options,
+    workdir: str | Path | None = None,
+    **opening: Unpack[Opening],
   ) -> Result:
     """Runs the study, or goes on with it, and writes its run directory.
 
@@ -293,9 +252,25 @@ class Study:
         if session.shard[1] == 1:
           raise
       if session.shard[1] > 1:
-        log.info('shard %s is done; run again without config.shard to merge', config.shard)
+        log.info('shard %s is done; run again without config.shard to merge', options.shard)
         return Result({}, {}, complete=False)
-      return _write(self, session, records)
+      return self._write(session, records)
+
+  def _write(self, session: Session, records: Records) -> Result:
+    """Writes the tables, the page, and last the summary: the run is finished."""
+    rundir, seeds = session.rundir, len(session.seeds)
+    make = self.tables or (lambda s, r: Result(*plain_tables(s, r, self.baseline)))
+    result = make(session, records)
+    head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
+    result = dataclasses.replace(result, summary=head | result.summary)
+    page = finished_page(session, self.page(session, result, records))
+    for name, table in result.tables.items():
+      rundir.write_table(f'{name}.csv', table)
+    rundir.write_text(PAGE, page)
+    rundir.mark_finished(result.summary)
+    processes.barrier('written')
+    log.info('report: %s', rundir.path / PAGE)
+    return Result.read(rundir)
 
 
 def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:
@@ -307,36 +282,18 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   units = [(seed, arm) for seed in session.seeds for arm in arms]
   if not units:
     return
-  executor, part = arms[0].executor, session.shard
-  if executor.spread and part[1] == 1:
+  kind, part = arms[0], session.shard
+  if kind.spread and part[1] == 1:
     part = processes.process()
   share = units[part[0] :: part[1]]
-  missing = [(seed, arm) for seed, arm in share if records.get(arm.name, seed) is None]
-  write = executor.spread or processes.is_primary()
-  for seed, arm, values in executor(session, missing, len(share)):
+  missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
+  for seed, arm, values in kind.train_all(missing, len(share)):
+    write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
-  if executor.spread:
+  if kind.spread:
     processes.barrier(f'{arms[0].name} to {arms[-1].name}')
     session.check_stop()
     records.read()
-  others = sum(records.get(arm.name, seed) is None for seed, arm in units)
+  others = sum(not records.get(arm.name, seed) for seed, arm in units)
   if others:
     log.info('%d of %s are left to other shards', others, counted(len(units), 'training'))
-
-
-def _write(study, session, records):
-  """Writes the tables, the page, and last the summary: the run is finished."""
-  rundir = session.rundir
-  if study.tables is None:
-    tables, summary = plain_tables(session, records, study.baseline)
-    result = Result(tables, {'experiment': study.name, **summary})
-  else:
-    result = study.tables(session, records)
-  page = finished_page(session, study.page(session, result, records))
-  for name, table in result.tables.items():
-    rundir.write_table(f'{name}.csv', table)
-  rundir.write_text(PAGE, page)
-  rundir.mark_finished(result.summary)
-  processes.barrier('written')
-  log.info('report: %s', rundir.path / PAGE)
-  return Result.read(rundir)

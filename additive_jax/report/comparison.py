@@ -81,9 +81,8 @@ def arms_as_structures(variants: pd.DataFrame, structures: Sequence[str]) -> pd.
   return structures_first(variants[columns].assign(structure=list(structures)))
 
 
-def without_own_differences(row: Mapping[str, Any], baseline: str) -> dict[str, Any]:
-  """Returns the figures of an arm's row; of the baseline's without differences from itself."""
-  figures = {key: value for key, value in row.items() if key != 'variant'}
-  if row['variant'] == baseline:
-    figures = {key: value for key, value in figures.items() if f'_minus_{baseline}' not in key}
-  return figures
+def figures(variants: pd.DataFrame, baseline: str) -> dict[str, dict[str, Any]]:
+  """Returns the rows of a comparison by arm; the baseline's without differences from itself."""
+  rows = {row.pop('variant'): row for row in variants.to_dict('records')}
+  kept = {key: v for key, v in rows[baseline].items() if f'_minus_{baseline}' not in key}
+  return rows | {baseline: kept}

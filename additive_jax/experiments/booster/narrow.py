@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from additive_jax import transplant
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
@@ -23,6 +23,11 @@ from additive_jax.train.state import State, init_state
 
 AVERAGE, PACK, BEST = ('average', 'pack', 'best')
 CLOCK = 'seconds.jsonl'
+
+
+def test_scores(session: Session, variables: PyTree) -> dict[str, float]:
+  """Returns `test_loss` and `test_accuracy` of a pool, all gates on."""
+  return {f'test_{key}': value for key, value in session.scores(variables).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,5 +156,5 @@ class Narrow:
     pools = [{'params': state.params} for state in fleet.members()]
     if self.large.config.booster.join == AVERAGE:
       pools = [transplant.average(pools)]
-    scores = [full_scores(self.session, pool) for pool in pools]
+    scores = [test_scores(self.session, pool) for pool in pools]
     return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}

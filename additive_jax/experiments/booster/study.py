@@ -13,7 +13,7 @@ import numpy as np
 from additive_jax import transplant
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
-from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow
+from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow, test_scores
 from additive_jax.experiments.booster.page import page
 from additive_jax.experiments.booster.process import check_processes, newest, train_apart
 from additive_jax.experiments.booster.tables import (
@@ -26,9 +26,8 @@ from additive_jax.experiments.booster.tables import (
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.study import Arm, Start, Study, Trained, from_seed
+from additive_jax.experiments.study import Arm, Start, Study, Trained, full_network
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -99,14 +98,14 @@ def _way(name, session, num_steps, narrow) -> Way:
   recipe, space = session.training.recipe(num_steps), session.space
   return Way(
     name,
+    session,
     recipe,
     listed([space.all_on()], space.num_gates, 1),
     num_steps,
-    start=functools.partial(_start, name, narrow, recipe) if narrow else from_seed,
+    start=functools.partial(_start, name, narrow, recipe) if narrow else _from_scratch,
     judge=_judge,
-    own_session=session,
     curves=Curves(
-      probe=lambda trainer: full_scores(session, processes.to_host(trainer.variables)),
+      probe=lambda trainer: test_scores(session, processes.to_host(trainer.variables)),
       clock=Journal(session.rundir.journals / CLOCK),
     ),
     narrow=narrow,
@@ -118,9 +117,13 @@ def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
   yield make_ways(session)
 
 
-def _start(name: str, narrow: Narrow, recipe: Recipe, session: Session, seed: int) -> Start:
+def _from_scratch(seed: int) -> Start:
+  del seed
+  return Start()
+
+
+def _start(name: str, narrow: Narrow, recipe: Recipe, seed: int) -> Start:
   """What the large model starts from, and what that cost."""
-  del session
   members, facts = _members(name, narrow, seed)
   start = join(narrow, members, recipe, seed)
   return Start(start.state, {**facts, **start.facts})
@@ -159,15 +162,11 @@ def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
 
 
 def _judge(trained: Trained) -> dict[str, Any]:
-  session, space = trained.session, trained.session.space
-  scores = full_scores(session, trained.variables)
-  stages = trained.arm.recipe.loss.stages()
-  record = {'loss': scores['test_loss'], 'accuracy': scores['test_accuracy']}
-  record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
-  record['memory'] = memory_rows(trained.trainer.sharded_state)
+  session, stages = trained.session, trained.arm.recipe.loss.stages()
+  record = full_network(trained) | {'memory': memory_rows(trained.trainer.sharded_state)}
   if (trained.arm.name, trained.seed) == (SCRATCH, session.config.seed) and stages is not None:
     record['bubble'] = _bubble(session, stages, trained.trainer.variables)
-  return record | {'skipped': trained.skipped}
+  return record
 
 
 def _bubble(session, pipeline, variables) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import headline
 from additive_jax.files.journal import read_all
 from additive_jax.parallel.zero import bytes_per_device
 from additive_jax.report import comparison
@@ -187,9 +186,7 @@ def summarise(
     }
     figures[known.pop('variant')] = known
   idle = {'bubble': {key: bubble[key] for key in ('measured', 'formula')}} if bubble else {}
-  return headline(
-    session,
-    experiment='booster',
+  return dict(
     narrow={
       'flops': space.flops(space.all_on()),
       'params': space.params(space.all_on()),

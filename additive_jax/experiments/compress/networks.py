@@ -85,7 +85,7 @@ class Compression:
       arms.append(self._noisy(UNTUNED))
       learnt = lambda seed: self._learnt(seed)
       tune_steps = steps(options.tune_epochs)
-      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned'))
+      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned-seed{{seed}}'))
     else:
       arms.append(self._noisy(VARIATIONAL))
     arms.append(self._tuned(MATCHED, lambda seed: self._smaller(seed, self._matching(seed)), whole))
@@ -113,7 +113,8 @@ class Compression:
     num_steps = session.training.steps(session.config.train.epochs)
     sampler = self._sampler(np.ones(session.space.num_gates, bool))
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
-    return Arm(START, session.training.recipe(num_steps), sampler, num_steps, judge=judged)
+    recipe = session.training.recipe(num_steps)
+    return Arm(START, session, recipe, sampler, num_steps, judge=judged)
 
   @functools.cached_property
   def _teacher(self) -> Arm:
@@ -141,7 +142,7 @@ class Compression:
   ) -> Arm:
     """A network that goes on from what `before` gives in a seed."""
 
-    def start(session: Session, seed: int) -> Start:
+    def start(seed: int) -> Start:
       network = before(seed)
       state = init_state(recipe, {'params': network.params})
       sampler = self._sampler(network.structure)
@@ -151,14 +152,14 @@ class Compression:
       params = trained.variables['params']
       return self._judge(trained, dataclasses.replace(before(trained.seed), params=params))
 
-    return Arm(name, recipe, self._first.sampler, num_steps, start, judged, tag=tag)
+    return Arm(name, self.session, recipe, self._first.sampler, num_steps, start, judged, tag)
 
   def _noisy(self, name) -> Arm:
     """The network that learns its noise, and is judged without what has too much of it."""
     recipe, options = self._learning, self.session.config.compress
     size = sum(int(np.prod(shape)) for _, shape in self.level.shapes)
 
-    def start(session: Session, seed: int) -> Start:
+    def start(seed: int) -> Start:
       pool = recipe.model.pool(self._started(seed).params)
       session = dataclasses.replace(self._taught(seed), model=recipe.model)
       return Start(init_state(recipe, {'params': pool}), session=session)
@@ -173,12 +174,13 @@ class Compression:
 
     return Arm(
       name,
+      self.session,
       recipe,
       self._first.sampler,
       self.session.training.steps(options.epochs),
       start,
       lambda trained: self._judge(trained, self._learnt(trained.seed)),
-      tag=VARIATIONAL,
+      tag=f'{VARIATIONAL}-seed{{seed}}',
       curves=Curves(probe=probe),
     )
 
@@ -187,7 +189,7 @@ class Compression:
 
   def _started(self, seed) -> Network:
     """The network that all others of a seed start from."""
-    return self._full(self._first.train(self.session, seed).variables['params'])
+    return self._full(self._first.train(seed).variables['params'])
 
   def _taught(self, seed) -> Session:
     """The run with what a network says of its training examples beside their labels."""
@@ -196,8 +198,7 @@ class Compression:
       return session
     params = self._started(seed).params
     if self._has_teacher:
-      start = self._teacher.begin(session, seed)
-      params = self._teacher.train(session, seed, start).variables['params']
+      params = self._teacher.train(seed).variables['params']
     train, structure = session.data.train, Structure.all_on(session.space.num_gates)
     parts = np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH))
     logits = [
@@ -209,8 +210,7 @@ class Compression:
 
   def _learnt(self, seed) -> Network:
     """The means of the network that learnt its noise, without what has too much of it."""
-    arm = self._noisy(VARIATIONAL)
-    pool = arm.train(self.session, seed, arm.begin(self.session, seed)).variables['params']
+    pool = self._noisy(VARIATIONAL).train(seed).variables['params']
     log_alpha = {
       name: np.asarray(values) for name, values in self._learning.model.log_alpha(pool).items()
     }

@@ -1,0 +1,106 @@
+"""The page that Exp 3 leaves: pictures first."""
+
+from __future__ import annotations
+
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
+from additive_jax.report import figures
+from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.wording import counted, plain, with_margin
+
+NONE = 'none'
+MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
+
+
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 3."""
+  structures, summary, curves = result.table, result.summary, read_curves(session)
+  variants = list(records.arms.values())
+  rows = result.variants.assign(variant=result.variants['variant'].map(_label))
+  scores, names = summary['variants'], [variant.name for variant in variants]
+  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
+  return Page(
+    f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
+    tiles(_facts(scores, variants)),
+    section(
+      'The full network, trained with and without random structures',
+      picture(
+        figures.scores(rows, MEASURES),
+        f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
+        'init and see the data in the same order; “equal flops” ones train longer, until they have '
+        'spent what training with all gates on spends.',
+      ),
+      picture(
+        figures.differences(
+          rows[result.variants['variant'] != NONE],
+          {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
+        ),
+        'What each variant differs by from training with all gates on: means of differences paired '
+        f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
+      ),
+    ),
+    section(
+      'All structures of each pool',
+      picture(
+        _distributions(structures, names),
+        f'Test accuracy of {counted(summary["num_structures"], "structure")} of each pool{mean}, '
+        'all without scales.',
+      ),
+    ),
+    section(
+      'Keep rates and training',
+      picture(
+        _keep_rates(session, variants),
+        'The exact probability that each gate is on, over depth; per sample, a whole number of the '
+        'examples of a batch.',
+      ),
+      picture(
+        figures.training_curves(figures.mean_curves(curves, 'loss', names, _label)),
+        f'Training loss of the structures that were drawn{mean}.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Tables',
+      table(result.variants, 'Each variant; “minus none” is paired by seed.'),
+      table(structures, f'The structures, best first by the loss of {plain(names[1])}.'),
+    ),
+  )
+
+
+def _label(name):
+  return 'all gates on' if name == NONE else plain(name)
+
+
+def _facts(scores, variants):
+  base, first, *others = variants
+  row = scores[first.name]
+  return {
+    'all gates on, test loss': scores[NONE]['loss'],
+    f'{plain(first.name)}, test loss': row['loss'],
+    'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
+    'difference in accuracy': with_margin(
+      row['accuracy_minus_none'], row['accuracy_minus_none_ci95']
+    ),
+    'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
+  } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
+
+
+def _distributions(structures, names):
+  """Accuracy of every structure; the table is headed by that of the first random variant."""
+  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
+  full = structures[~structures['structure'].str.contains('0')].iloc[0]
+  labels = [_label(name) for name in names]
+  return figures.distributions(
+    {label: structures[column] for label, column in zip(labels, columns)},
+    {label: full[column] for label, column in zip(labels, columns)},
+  )
+
+
+def _keep_rates(session, variants):
+  shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
+  rates = {plain(variant.name): variant.keep_rates for variant in shown}
+  return figures.keep_rates(rates, session.space.names)

@@ -1,0 +1,142 @@
+"""The page that Exp 1 leaves: pictures first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result
+from additive_jax.report import figures
+from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
+from additive_jax.report.wording import counted
+
+
+def page(session: Session, result: Result, records: Records) -> Page:
+  """Returns the page of Exp 1."""
+  del records
+  structures, summary, names = result.table, result.summary, session.space.names
+  curves = read_curves(session)
+  top = structures.head(session.config.sweep.top_k)
+  intervals = over_seeds(session, ', with 95 % intervals over the seeds')
+  return Page(
+    f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
+    f'on {session.data.name}',
+    tiles(_facts(summary)),
+    section(
+      'The best structures',
+      picture(
+        figures.structures(top['structure'], names, [f'{loss:.4f}' for loss in top['loss']]),
+        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
+      ),
+      picture(
+        figures.ranking(_ranked(structures, session.config.sweep.modes)),
+        f'Loss by rank{intervals}.',
+      ),
+      picture(
+        figures.pareto(_trained_longest(structures)),
+        'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
+      ),
+    ),
+    section('What each + does', *_effects(result, names)),
+    _agreement(structures, result.agreement) if result.agreement else None,
+    section(
+      'Training',
+      picture(
+        figures.training_curves(curves),
+        'Training loss of the shared pools, over all structures drawn.',
+      )
+      if len(curves)
+      else None,
+    ),
+    section(
+      'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
+    ),
+  )
+
+
+def _facts(summary):
+  ceiling, agreement = summary['noise_ceiling'], summary['shared_against_standalone']
+  facts = {
+    'best structure': summary['best_structure'],
+    'its loss': summary['best_loss'],
+    'its accuracy': summary['best_accuracy'],
+    'rank of all-on': summary['all_on_rank'] or 'not evaluated',
+    'noise ceiling τ': ceiling['tau_of_mean'],
+  }
+  if agreement:
+    facts['shared against standalone τ'] = agreement['tau']
+    facts[f'top-{agreement["k"]} recall'] = agreement['top_k_recall']
+  return facts
+
+
+def _ranked(structures, modes):
+  """Without the columns of the shared pool where that is the only one."""
+  if 'standalone' in modes:
+    return structures
+  return structures.drop(columns=[name for name in structures if name.startswith('shared_')])
+
+
+def _trained_longest(structures):
+  if 'steps' not in structures:
+    return structures
+  return structures[structures['steps'] == structures['steps'].max()]
+
+
+def _effects(result, names) -> list[Piece]:
+  """Main effects, and the interactions where there are structures enough to tell them."""
+  number, terms = len(result.table), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  method = 'mean loss with it on minus mean loss with it off'
+  if number < 2 ** len(names):
+    method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
+  effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
+  if number < terms:
+    return [
+      effects,
+      text(
+        f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
+        'structures. The main effects are those of the smallest fit.'
+      ),
+    ]
+  matrix = result.interactions.drop(columns='gate').to_numpy(float)
+  return [
+    effects,
+    picture(
+      figures.interaction_heatmap(matrix, names),
+      'Pairwise interactions: positive where two gates can stand in for each other.',
+    ),
+  ]
+
+
+def _agreement(structures, agreement):
+  both = structures[np.isfinite(structures['loss']) & np.isfinite(structures['shared_loss'])]
+  k = agreement['k']
+  regret = [_interval(agreement, 'regret', 4), f'random: {agreement["random_regret"]:.4f}']
+  rows = [
+    ('Kendall τ', agreement['tau'], _interval(agreement, 'tau', 3)),
+    ('noise ceiling of the mean', agreement['tau_ceiling'], ''),
+    ('τ between single seeds', agreement['tau_between_seeds'], ''),
+    ('τ over the ceiling', agreement['tau_over_ceiling'], ''),
+    (f'top-{k} recall', agreement['top_k_recall'], f'random: {agreement["random_recall"]:.3f}'),
+    (f'regret of the top {k}', agreement['regret'], '; '.join(filter(None, regret))),
+  ]
+  return section(
+    'Does the shared pool rank like training alone?',
+    picture(
+      figures.agreement(both['shared_loss'], both['loss']),
+      'Each point is a structure: its rank in the shared pool against its rank when trained alone.',
+    ),
+    table(
+      pd.DataFrame(rows, columns=['measure', 'value', 'interval or baseline']),
+      'Agreement. The ceiling is the τ to expect between this mean over seeds and that of as many '
+      'other seeds; random is K structures drawn at random.',
+    ),
+  )
+
+
+def _interval(agreement, name, digits):
+  """`low to high`, or nothing where there are too few seeds or structures for one."""
+  low, high = agreement[f'{name}_low'], agreement[f'{name}_high']
+  return f'{low:.{digits}f} to {high:.{digits}f}' if np.isfinite([low, high]).all() else ''
