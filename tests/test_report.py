@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from additive_jax.errors import UserError
 from additive_jax.report import figures, rankings, statistics
-from additive_jax.report.figures.marks import power_of_thousand
+from additive_jax.report.figures.marks import scaled
 from additive_jax.report.page import Page, details, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, format_value, short_names, with_margin
 
@@ -171,9 +171,8 @@ def test_labels():
   assert short_names(['a/mlp/x', 'a/attention/x']) == ['a/mlp', 'a/attention']
   assert short_names(['only/one/gate']) == ['only']
   assert short_names(['a', 'b/a']) == ['a', 'b/a']
-  assert [power_of_thousand([x]) for x in (0.012, 1.0, 999.0, 1e3, 0.0, np.nan)] == [
-    -3, 0, 0, 3, 0, 0,
-  ]  # fmt: skip
+  powers = [scaled([x])[1] for x in (0.012, 1.0, 999.0, 1e3, 0.0, np.nan)]
+  assert powers == [' (×10⁻³)', '', '', ' (×10³)', '', '']
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,6 @@ def brute_effects(values, num_gates):
 def test_effects_and_interactions_against_averages(num_gates):
   values = np.random.default_rng(num_gates).normal(size=2**num_gates)
   effects, matrix = brute_effects(values, num_gates)
-  np.testing.assert_allclose(statistics.gate_effects(values), effects, atol=EXACT)
   np.testing.assert_allclose(statistics.interactions(values), matrix, atol=EXACT)
   from_sample = statistics.effects_from_sample(all_bits(num_gates), values)
   np.testing.assert_allclose(from_sample[0], effects, atol=1e-10)  # least squares by an SVD
@@ -85,7 +84,9 @@ def test_effects_and_interactions_against_averages(num_gates):
 
 def test_gate_zero_is_bit_zero():
   # Loss 10 with gate 0 on; structure '100' is integer 1.
-  np.testing.assert_allclose(statistics.gate_effects([0, 10, 0, 10, 0, 10, 0, 10]), [10, 0, 0])
+  effects, _ = statistics.effects_from_sample(all_bits(3), [0, 10, 0, 10, 0, 10, 0, 10])
+  np.testing.assert_allclose(effects, [10, 0, 0], atol=1e-10)
+  np.testing.assert_allclose(statistics.walsh_hadamard([0, 10] * 4)[:3], [5, 5, 0], atol=EXACT)
 
 
 def test_effects_from_a_sample_recover_a_pairwise_truth():
@@ -164,7 +165,7 @@ def test_pareto_front_leaves_out_what_is_not_finite():
 
 def test_tables_of_the_wrong_shape_are_refused():
   with pytest.raises(UserError, match=r'2\^n structures, got shape \(6,\)'):
-    statistics.gate_effects(np.zeros(6))
+    statistics.interactions(np.zeros(6))
   with pytest.raises(UserError, match=r'\[seeds, structures\].*\(4,\)'):
     statistics.mean_and_ci(np.zeros(4))
   with pytest.raises(UserError, match=r'\(4, 2\) and \(3,\)'):

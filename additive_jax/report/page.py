@@ -47,12 +47,7 @@ _TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Piece:
-  """A part of a page, as the functions below make it.
-
-  Attributes:
-    kind: name of the function.
-    content: what the template shows.
-  """
+  """A part of a page: the name of the function below that made it, and what the template shows."""
 
   kind: str
   content: dict[str, Any]

@@ -2,8 +2,11 @@
 
 N is a number of examples, T of tokens in each, S of steps (or of layers with a router), k of
 modules (or structures, by number) that a token chooses at a step, M of modules, C of classes.
-`chosen` is always `[N, T, S, k]`, whole numbers from 0 to M−1; the k of a step differ. All
-functions raise `UserError` for an array of another shape or range.
+
+Everywhere `chosen` is `[N, T, S, k]`, whole numbers from 0 to M−1, and the k of a step differ;
+`classes` are those of tokens `[N, T]` or of examples `[N]`, 0 to C−1; `identity` is bool `[M]`,
+which modules compute nothing; `num_modules` is M and `num_classes` C. All functions raise
+`UserError` for an array of another shape or range.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ def path_codes(chosen: ArrayLike) -> Int[np.ndarray, 'examples tokens']:
   """
   sets = np.sort(_checked(chosen), axis=-1)
   columns = sets.reshape(-1, sets.shape[2] * sets.shape[3]).T
+  # A path is read as a number in base M, digit by digit. Before it would overflow, the numbers so
+  # far are replaced by their place among the distinct ones, which keeps their order:
+  #     tokens' digits 7 2 | 9     base 10: 72, 31, 72  →  place 1, 0, 1  →  next digit: 19, 05, 19
   codes = np.zeros(columns.shape[1], np.int64)
   base, bound = int(sets.max(initial=0)) + 1, 1
   for column in columns:
@@ -93,14 +99,13 @@ def fit_power_law(
 
   The interval is the percentile bootstrap over *examples*, because tokens of one example depend on
   each other; ranks stay those of the whole. It knows nothing of the bias above: in that simulation
-  95 % intervals held the truth in 73 to 95 % of the cases (fitting all ranks, in none where there
-  were thousands of paths). Nor does it say whether the law describes the data: look at the plot.
+  95 % intervals held the truth in 73 to 95 % of the cases. Nor does it say whether the law
+  describes the data: look at the plot.
 
   Args:
     codes: `[N, T]`, as `path_codes` makes them, or a list of one array for each example.
     level: coverage of the interval, 0 to 1.
-    resamples: how many bootstrap samples.
-    seed: of the bootstrap.
+    resamples, seed: of the bootstrap.
     min_count: least number of tokens on a path that is fitted; 1 fits all observed ranks.
   """
   if not 0 < level < 1 or resamples < 1:
@@ -145,11 +150,6 @@ def specialisation(
   The share is that of each class among the tokens and steps that chose a module: rows add up to 1,
   and are NaN for a module that was never chosen. The lift is the share over that of the class among
   all tokens: 1 is indifference, NaN a class without tokens.
-
-  Args:
-    chosen: `[N, T, S, k]`.
-    classes: of each token, `[N, T]`, or of each example, `[N]`; 0 to C−1.
-    num_modules, num_classes: M and C.
   """
   chosen = _checked(chosen, num_modules)
   classes = _per_token(classes, chosen, num_classes)
@@ -182,9 +182,8 @@ def information(
   counts is by how much `bits` exceeds it.
 
   Args:
-    chosen, classes, num_modules, num_classes: as in `specialisation`. Classes of tokens are
-      shuffled among tokens, classes of examples among examples.
-    shuffles: the control is a mean over so many.
+    shuffles: the control is a mean over so many, of tokens' classes among tokens, of examples'
+      among examples.
     seed: of the shuffles.
   """
   chosen = _checked(chosen, num_modules)
@@ -206,10 +205,6 @@ def information(
 def compute_share(chosen: ArrayLike, identity: ArrayLike) -> Float[np.ndarray, 'examples tokens']:
   """Returns the share of the k·S choices of each token that are not identities.
 
-  Args:
-    chosen: `[N, T, S, k]`.
-    identity: bools `[M]`, which modules compute nothing.
-
   >>> compute_share([[[[0], [1]], [[0], [0]]]], [False, True]).tolist()
   [[0.5, 1.0]]
   """
@@ -228,11 +223,8 @@ def reuse(chosen: ArrayLike, num_modules: int) -> Int[np.ndarray, 'modules uses'
 def mean_uses(counts: ArrayLike, identity: ArrayLike) -> float:
   """Returns how often a token uses a module that it uses at all, on the mean, without identities.
 
-  1 is no reuse: a network of as many parameters as are used. NaN where all was identity.
-
-  Args:
-    counts: `[M, S+1]`, as `reuse` makes them.
-    identity: bools `[M]`.
+  1 is no reuse: a network of as many parameters as are used. NaN where all was identity. `counts`
+  are `[M, S+1]`, as `reuse` makes them.
   """
   working = np.asarray(counts)[~np.asarray(identity, bool)].sum(axis=0)
   distinct = working[1:].sum()

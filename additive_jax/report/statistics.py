@@ -103,6 +103,8 @@ def pareto_front(cost: ArrayLike, loss: ArrayLike) -> Bool[np.ndarray, ' structu
   cost, loss = np.asarray(cost, np.float64), np.asarray(loss, np.float64)
   front = np.zeros(cost.shape, bool)
   index = np.flatnonzero(np.isfinite(cost) & np.isfinite(loss))
+  # On the front is who has the lowest loss of those at its cost, and a lower one than all cheaper:
+  #     cost 1: 0.5 ✓      cost 2: 0.6, 0.7 (0.5 is cheaper)      cost 3: 0.4 ✓, 0.8
   costs, group = np.unique(cost[index], return_inverse=True)
   lowest = np.full(costs.shape, np.inf)
   np.minimum.at(lowest, group, loss[index])
@@ -138,36 +140,22 @@ def walsh_hadamard(values: ArrayLike) -> Float[np.ndarray, ' structures']:
   return table.reshape(-1) / size
 
 
-def gate_effects(values: ArrayLike) -> Float[np.ndarray, ' gates']:
-  """Returns each gate's main effect: mean of `values [2^n]` with it on minus that with it off.
-
-  It is 2 c_{i} of `walsh_hadamard`. For a loss, a negative effect means that the gate helps.
-
-  >>> gate_effects([0.9, 0.7, 0.8, 0.2]).round(2).tolist()
-  [-0.4, -0.3]
-  """
-  coefficients = walsh_hadamard(values)
-  return 2 * coefficients[_gate_terms(coefficients)]
-
-
 def interactions(values: ArrayLike) -> Float[np.ndarray, 'gates gates']:
-  """Returns the pairwise interactions of `values [2^n]`: symmetric, with a zero diagonal.
+  """Returns the pairwise interactions of gates in `values [2^n]`; the diagonal is zero.
 
   Entry (i, j) is 4 c_{ij} of `walsh_hadamard`, the difference of differences: the mean of `v(11) −
   v(10) − v(01) + v(00)` (gates i, j) over all settings of the other gates: how much the effect of
   gate i grows when gate j is turned on. Positive for a loss: the two gates can stand in for each
   other.
+
+  >>> interactions([0.9, 0.7, 0.8, 0.2]).round(2).tolist()  # (0.2 − 0.8) − (0.7 − 0.9)
+  [[0.0, -0.4], [-0.4, 0.0]]
   """
   coefficients = walsh_hadamard(values)
-  bit = _gate_terms(coefficients)
+  bit = 1 << np.arange(coefficients.size.bit_length() - 1)
   matrix = 4 * coefficients[bit[:, None] | bit[None, :]]
   np.fill_diagonal(matrix, 0.0)
   return matrix
-
-
-def _gate_terms(coefficients):
-  """Places of the coefficients of single gates."""
-  return 1 << np.arange(coefficients.size.bit_length() - 1)
 
 
 def effects_from_sample(
@@ -175,14 +163,20 @@ def effects_from_sample(
 ) -> tuple[Float[np.ndarray, ' gates'], Float[np.ndarray, 'gates gates']]:
   """Returns main effects and pairwise interactions from any set of structures, by least squares.
 
-  Fits `v = c_∅ + Σ c_i x_i + Σ c_ij x_i x_j` with x = ±1 and reports 2 c_i and 4 c_ij, as
-  `gate_effects` and `interactions` do; on a full table it equals them, because the columns are
-  orthogonal. With fewer structures than terms, the least-squares solution of smallest norm, the
-  mean left free. A term that is constant in the sample is NaN: it can't be told from the mean.
+  A gate's main effect is the mean value with it on minus the mean with it off; for a loss, negative
+  means that the gate helps. The fit is `v = c_∅ + Σ c_i x_i + Σ c_ij x_i x_j` with x = ±1, the
+  effects are 2 c_i and the interactions 4 c_ij; on a full table these are the averages themselves,
+  because the columns are orthogonal. With fewer structures than terms it is the solution of
+  smallest norm, the mean left free. A term that is constant in the sample is NaN: it can't be told
+  from the mean.
 
   Args:
     bits: `[S, n]`, 0 or 1.
     values: `[S]`; structures without a finite value are left out.
+
+  >>> effects, _ = effects_from_sample([[0, 0], [1, 0], [0, 1], [1, 1]], [0.9, 0.7, 0.8, 0.2])
+  >>> effects.round(2).tolist()
+  [-0.4, -0.3]
   """
   bits, values = np.asarray(bits), np.asarray(values, np.float64)
   if bits.ndim != 2 or values.shape != bits.shape[:1]:

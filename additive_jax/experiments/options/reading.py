@@ -49,6 +49,9 @@ class Option:
   def read(self, value: Any) -> Any:
     """Returns a value in the option's own type: 2 as 2.0, a list as a tuple.
 
+    >>> DECLARED['train.epochs'].read(2)
+    2.0
+
     Raises:
       UserError: for another type, or a value that is not allowed.
     """
@@ -132,7 +135,18 @@ def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
 def read_section(
   section: type[Section], values: ConfigDict | Mapping[str, Any], prefix: str = ''
 ) -> Section:
-  """Returns one section, as `read_options` does; `prefix` is the section's name and a dot."""
+  """Returns one section of a config, checked as by `read_options`.
+
+  >>> from additive_jax.experiments.options import DataOptions
+  >>> read_section(DataOptions, dataclasses.asdict(DataOptions()) | {'sequence_length': 0}, 'data.')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: config.data.sequence_length 0: expected at least 1
+
+  Args:
+    section: the dataclass that declares it.
+    values: all of its options by name.
+    prefix: what stands before their names in messages.
+  """
   declared = options_of(section, prefix)
   for name in values:
     if name not in declared:
@@ -140,20 +154,20 @@ def read_section(
         f"unknown option 'config.{prefix}{name}': expected one that the config has"
         f'{did_you_mean(name, list(declared))}'
       )
-  read = {}
+  checked = {}
   for name, option in declared.items():
     if name not in values:
       raise UserError(f'no config.{prefix}{name}: expected every option of configs/default.py')
     value = values[name]
     if isinstance(option, Option):
-      read[name] = option.read(value)
+      checked[name] = option.read(value)
     elif isinstance(value, Mapping | ConfigDict):
-      read[name] = read_section(option, value, f'{prefix}{name}.')
+      checked[name] = read_section(option, value, f'{prefix}{name}.')
     else:
       raise UserError(
         f'config.{prefix}{name} {value!r}: expected one option at a time, config.{prefix}{name}.KEY'
       )
-  return section(**read)
+  return section(**checked)
 
 
 def refused(options: Options, *names: str, expected: str) -> UserError:
@@ -186,7 +200,10 @@ def _with_value(section, names, value):
 
 
 def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:
-  """Returns an object of the fields that it shares with sections of the options, and of `values`.
+  """Returns an object whose fields are options of the same names, and `values`.
+
+  An object of a lower room, such as `Placement(mesh, zero, offload, …)`, gets its options without
+  the names of them being written once more.
 
   >>> from additive_jax.experiments.options import TrainOptions
   >>> fewer = dataclasses.make_dataclass('Fewer', ['zero', 'offload'])

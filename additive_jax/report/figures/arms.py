@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 from additive_jax.report.figures import marks, style
 from additive_jax.report.wording import plain
 
-MARKERS = 'osD^vPX*<>'
-
 
 def scores(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
   """Draws points with intervals: a row for each variant, a panel for each measure.
@@ -68,16 +66,9 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
       rows = frame[frame['variant'] == variant]
       offset = 0.6 * ((number + 0.5) / len(variants) - 0.5)
       value, half_width = marks.with_interval(rows, measure)
-      axes.errorbar(
-        value,
-        [labels.index(label) + offset for label in rows['label']],
-        xerr=half_width,
-        fmt=MARKERS[number % len(MARKERS)],
-        ms=5,
-        lw=1.2,
-        color=style.colour(number),
-        label=str(variant),
-      )
+      height = [labels.index(label) + offset for label in rows['label']]
+      look = {'fmt': style.marker(number), 'ms': 5, 'lw': 1.2, 'color': style.colour(number)}
+      axes.errorbar(value, height, xerr=half_width, label=str(variant), **look)
     marks.name_rows(axes, [str(label) for label in labels], family=style.MONO)
     for row in range(1, len(labels)):
       axes.axhline(row - 0.5, color=style.PALE, lw=0.8)
@@ -86,15 +77,12 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
   return figure
 
 
-def distributions(
-  values: Mapping[str, ArrayLike], all_on: Mapping[str, float], label: str = 'accuracy'
-) -> Figure:
-  """Draws how a score is spread over structures: violins with quartiles, and the full networks.
+def distributions(values: Mapping[str, ArrayLike], all_on: Mapping[str, float]) -> Figure:
+  """Draws how accuracy is spread over structures: violins with quartiles, and the full networks.
 
   Args:
-    values: by variant the score of every structure `[S]`, means over the seeds.
-    all_on: by variant the score of the full network.
-    label: of the score.
+    values: by variant the accuracy of every structure `[S]`, means over the seeds.
+    all_on: by variant that of the full network.
   """
   if not values:
     return style.empty('nothing to compare')
@@ -112,7 +100,7 @@ def distributions(
       ring = {'ms': 5.5, 'mfc': 'white', 'mew': 1.6, 'zorder': 3}
       axes.plot(all_on[name], row, 'o', color=style.colour(row), **ring)
     marks.name_rows(axes, list(values))
-    axes.set_xlabel(f'{label}  (○ full network, bar: middle half of the structures, | median)')
+    axes.set_xlabel('accuracy  (○ full network, bar: middle half of the structures, | median)')
   return figure
 
 
@@ -133,9 +121,9 @@ def budgets(frame: pd.DataFrame) -> Figure:
   size = (9.6, max(3.4, 1.0 + 0.2 * len(frame)))
   with style.drawing(*size, columns=2, sharey=True) as (figure, [panels]):
     for axes, (cost, label) in zip(panels, labels.items()):
-      exponent = marks.power_of_thousand(frame[cost])
-      _draw_budget(axes, frame.assign(cost=marks.column(frame, cost) / 10.0**exponent))
-      axes.set_xlabel(f'{label}{marks.times_power(exponent)}')
+      costs, power = marks.scaled(frame[cost])
+      _draw_budget(axes, frame.assign(cost=costs))
+      axes.set_xlabel(label + power)
     panels[0].set_ylabel('test loss')
     marks.legend_beside(panels[1])
   return figure
@@ -146,16 +134,10 @@ def _draw_budget(axes, frame):
   axes.plot(dense['cost'], dense['loss'], color=style.GREY, lw=1.2, zorder=1)
   families = [name for name in frame['family'].unique() if name != 'dense']
   place = frame.groupby('family').cumcount()  # of a network within its family
-  rows = zip(
-    frame['variant'], frame['family'], frame['cost'], place, *marks.with_interval(frame, 'loss')
-  )
+  columns = (frame['variant'], frame['family'], frame['cost'], place)
+  rows = zip(*columns, *marks.with_interval(frame, 'loss'))
   for variant, family, cost, number, loss, half_width in rows:
-    # The last colour is close to the dense networks' ink.
-    tint = (
-      style.INK
-      if family == 'dense'
-      else style.PALETTE[families.index(family) % (len(style.PALETTE) - 1)]
-    )
-    look = {'marker': MARKERS[number % len(MARKERS)], 'ms': 6, 'lw': 1.2, 'capsize': 2.5}
+    tint = style.INK if family == 'dense' else style.colour(families.index(family))
+    look = {'marker': style.marker(number), 'ms': 6, 'lw': 1.2, 'capsize': 2.5}
     axes.errorbar(cost, loss, half_width, ls='none', color=tint, label=plain(variant), **look)
   axes.margins(0.08, 0.1)

@@ -1,7 +1,8 @@
 """Pictures of choices cell by cell: a text or images with what every token chose at every step.
 
-T is a number of tokens, S of steps, k of modules chosen at a step, M of modules, with the names and
-colours of `modules`. The choices of a token stand on top of each other, step by step:
+T is a number of tokens, S of steps, k of modules that a token chooses at a step, in order of
+weight, M of modules. `names` are those of the modules, with the colours of `modules`; `identity`,
+bools `[M]`, says which compute nothing. The choices of a token stand on top of each other:
 
     step 1   attention 0   ─┐
              mlp 3         ─┘ k = 2 modules, the first choice on top
@@ -41,9 +42,7 @@ def text_paths(
 
   Args:
     tokens: bytes `[T]`.
-    chosen: `[T, S, k]`, modules in order of weight.
-    names: of the M modules.
-    identity: bools `[M]`, which modules compute nothing.
+    chosen: `[T, S, k]`.
   """
   tokens, chosen = np.asarray(tokens), np.asarray(chosen)
   if chosen.ndim != 3 or tokens.shape != chosen.shape[:1]:
@@ -107,8 +106,6 @@ def image_paths(
     images: `[n, H, W]` or `[n, H, W, 1 or 3]`; each is shown from its lowest to its highest value.
     chosen: `[n, T, S, k]`, patches row by row.
     grid: rows and columns of patches, T in all.
-    names: of the M modules.
-    identity: bools `[M]`, which modules compute nothing.
   """
   images, chosen = np.asarray(images, np.float64), np.asarray(chosen)
   rows, columns = grid

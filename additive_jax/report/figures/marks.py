@@ -72,25 +72,20 @@ def heat_map(
   figure: Figure,
   axes: Any,
   matrix: np.ma.MaskedArray,
-  *,
   limit: float,
-  cmap: str,
-  label: str,
-  text: Callable[[int, int], str] | None = None,
+  text: Callable[[int, int], str] | None,
   **bar: Any,
 ) -> Any:
-  """Draws a matrix as coloured cells, first row on top, and returns its colour bar.
+  """Draws a matrix as cells, blue below zero and red above, and returns its colour bar.
 
   Args:
     matrix: masked where a cell is left blank.
     limit: colours go from −limit to limit.
-    cmap: name of the colour map.
-    label: of the colour bar.
     text: gives the text of a cell by row and column; None writes nothing.
     bar: options of the colour bar.
   """
   edges = {'edgecolors': 'white', 'linewidth': 1.0}
-  mesh = axes.pcolormesh(matrix, cmap=cmap, vmin=-limit, vmax=limit, **edges)
+  mesh = axes.pcolormesh(matrix, cmap='RdBu_r', vmin=-limit, vmax=limit, **edges)
   axes.set_ylim(len(matrix), 0)
   bare(axes)
   if text is not None:
@@ -98,7 +93,7 @@ def heat_map(
     for row, place in np.argwhere(~np.ma.getmaskarray(matrix)):
       ink = 'white' if abs(matrix[row, place]) > 0.62 * limit else style.INK
       axes.text(place + 0.5, row + 0.5, text(row, place), color=ink, **middle)
-  colour_bar = figure.colorbar(mesh, ax=axes, label=label, **bar)
+  colour_bar = figure.colorbar(mesh, ax=axes, **bar)
   colour_bar.outline.set_visible(False)
   return colour_bar
 
@@ -109,20 +104,19 @@ def name_columns(axes: Any, names: Sequence[str], **font: Any) -> None:
   axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=90 if upright else 0, **font)
 
 
-def power_of_thousand(values: ArrayLike) -> int:
-  """Returns the multiple of 3, e, with the largest finite |value| in [1, 1000) × 10^e; 0 if none.
+def scaled(values: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:
+  """Returns arrays in a power of 1000, and what that adds to an axis label.
 
-  >>> power_of_thousand([0.012, 0.0001])
-  -3
+  The largest finite |value| of the first array is in [1, 1000) then.
+
+  >>> scaled([1200.0, 3000.0])
+  (array([1.2, 3. ]), ' (×10³)')
   """
-  finite = np.asarray(values, np.float64)
-  largest = np.abs(finite[np.isfinite(finite)]).max(initial=0.0)
-  return 3 * math.floor(math.log10(largest) / 3) if largest > 0 else 0
-
-
-def times_power(exponent: int) -> str:
-  """Returns what follows an axis label: ` (×10⁶)` for 6, nothing for 0."""
-  return f' (×{power_of_ten(exponent)})' if exponent else ''
+  arrays = [np.asarray(array, np.float64) for array in (values, *others)]
+  largest = np.abs(arrays[0][np.isfinite(arrays[0])]).max(initial=0.0)
+  exponent = 3 * math.floor(math.log10(largest) / 3) if largest > 0 else 0
+  power = f' (×{power_of_ten(exponent)})' if exponent else ''
+  return *(array / 10.0**exponent for array in arrays), power
 
 
 def log_scale_if_wide(axes: Any, values: ArrayLike) -> None:

@@ -1,7 +1,7 @@
 """The pictures of DNA's modules: how tokens pass between them, what for, and how often.
 
-S is a number of steps, M of modules, C of classes. Modules are named `kind number` (`attention 0`,
-`mlp 3`, `identity 1`); a kind has one hue in all pictures and a number one shade of it.
+S is a number of steps, M of modules, C of classes. `names` are those of the M modules: a kind and a
+number (`attention 0`, `identity 1`). A kind has one hue in all pictures and a number one shade.
 """
 
 from __future__ import annotations
@@ -47,11 +47,8 @@ def flow(flows: ArrayLike, names: Sequence[str]) -> Figure:
   """Draws where tokens go: modules as discs in a column for each step, lines to the next step's.
 
   A disc's area is the share of choices of its module at the step, a line's width the share that
-  goes from one module to the next, in the colour of where it comes from.
-
-  Args:
-    flows: `[S−1, M, M]`, as `paths.flows` makes them.
-    names: of the M modules.
+  goes from one module to the next, in the colour of where it comes from. `flows` are `[S−1, M, M]`,
+  as `paths.flows` makes them.
   """
   flows = np.nan_to_num(np.asarray(flows, np.float64))
   if flows.shape[1:] != (len(names), len(names)):
@@ -83,12 +80,8 @@ def flow(flows: ArrayLike, names: Sequence[str]) -> Figure:
 def specialisation(lift: ArrayLike, names: Sequence[str], classes: Sequence[str]) -> Figure:
   """Draws what modules are chosen for: the lift of each for every class, on a logarithmic scale.
 
-  Red is more often than the class occurs, blue less often; the numbers are the lift. Modules that
-  were never chosen are grey, and so are classes without tokens.
-
-  Args:
-    lift: `[M, C]`, as `paths.specialisation` makes it.
-    names, classes: of the M modules and C classes.
+  Red is more often than the class occurs, blue less often; the numbers are the lift `[M, C]` of
+  `paths.specialisation`. Modules that were never chosen are grey, and classes without tokens.
   """
   lift = np.asarray(lift, np.float64)
   if lift.shape != (len(names), len(classes)):
@@ -104,8 +97,8 @@ def specialisation(lift: ArrayLike, names: Sequence[str], classes: Sequence[str]
   height = 0.5 + 0.075 * max(map(len, classes)) + 0.3 * max(len(names), 6)
   with style.drawing(width, height) as (figure, [[axes]]):
     axes.set_facecolor('#e3e5e8')
-    options = {'limit': limit, 'cmap': style.DIVERGING, 'text': number}
-    bar = marks.heat_map(figure, axes, shown, label='lift: share over base rate', **options)
+    label = 'lift: share over base rate'
+    bar = marks.heat_map(figure, axes, shown, limit, number, label=label)
     ticks = np.arange(-int(limit), int(limit) + 1)
     bar.set_ticks(ticks, labels=[f'{2.0**tick:g}' for tick in ticks])
     _name_modules(axes, names)
@@ -119,12 +112,7 @@ def specialisation(lift: ArrayLike, names: Sequence[str], classes: Sequence[str]
 
 
 def reuse(counts: ArrayLike, names: Sequence[str]) -> Figure:
-  """Draws how often tokens use each module: stacked bars of the shares that do 0, 1, … S times.
-
-  Args:
-    counts: `[M, S+1]`, as `paths.reuse` makes them.
-    names: of the M modules.
-  """
+  """Draws the shares of tokens that use each module 0, 1, … S times, by `paths.reuse [M, S+1]`."""
   counts = np.asarray(counts, np.float64)
   if counts.ndim != 2 or len(counts) != len(names):
     raise UserError(f'expected counts [{len(names)}, S + 1], got {counts.shape}')
@@ -148,8 +136,7 @@ def reuse(counts: ArrayLike, names: Sequence[str]) -> Figure:
 def information(bits: ArrayLike, shuffled: ArrayLike) -> Figure:
   """Draws what modules and classes tell of each other at each step, and for shuffled classes.
 
-  Args:
-    bits, shuffled: `[S]`, as `paths.information` makes them.
+  Both are `[S]`, as `paths.information` makes them.
   """
   bits, shuffled = np.asarray(bits, np.float64), np.asarray(shuffled, np.float64)
   if not np.isfinite(bits).any():

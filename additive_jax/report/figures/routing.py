@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from additive_jax.report.figures import marks, style
-from additive_jax.report.figures.arms import MARKERS
 from additive_jax.report.wording import counted
 
 if TYPE_CHECKING:
   from additive_jax.report.paths import PowerLaw
 
 _MAX_COLUMNS = 3
-_MAX_POINTS = 400  # points of one rank-frequency curve
 _DEPTHS = ('#08306b', '#73b3e6')  # of the first site and of the last
 
 
@@ -78,14 +76,13 @@ def _draw_loads(axes, load):
 
 
 def rank_frequency(
-  curves: Mapping[str, ArrayLike], fits: Mapping[str, PowerLaw] | None = None, noun: str = 'path'
+  curves: Mapping[str, ArrayLike], fits: Mapping[str, PowerLaw] | None = None
 ) -> Figure:
   """Draws how often the most frequent path is taken, the next, and so on, on logarithmic axes.
 
   Args:
     curves: by model the counts in descending order, as `paths.rank_frequency` makes them.
     fits: by model a `paths.PowerLaw`, drawn as a dashed line over the ranks that it was fitted to.
-    noun: what is counted.
   """
   fits = fits or {}
   tables = {name: np.asarray(counts, np.float64) for name, counts in curves.items()}
@@ -94,13 +91,13 @@ def rank_frequency(
     return style.empty('nothing was chosen')
   with style.drawing(7.6, 3.8) as (figure, [[axes]]):
     for number, (name, counts) in enumerate(tables.items()):
-      share, ranks = counts / counts.sum(), _some_ranks(counts.size)
-      text = f'{name}: {counted(counts.size, noun)}' + _law_words(fits.get(name), noun)
+      share, ranks = counts / counts.sum(), np.arange(1, counts.size + 1)
+      text = f'{name}: {counted(counts.size, "path")}' + _law_words(fits.get(name))
       if name in fits and np.isfinite(fits[name].exponent):
         _draw_law(axes, fits[name], share, style.colour(number))
-      mark = {'marker': MARKERS[number % len(MARKERS)], 'ms': 4, 'mew': 0, 'alpha': 0.65}
-      axes.plot(ranks, share[ranks - 1], ls='none', color=style.colour(number), label=text, **mark)
-    axes.set(xscale='log', yscale='log', xlabel=f'rank of the {noun}', ylabel='share of tokens')
+      mark = {'marker': style.marker(number), 'ms': 4, 'mew': 0, 'alpha': 0.65}
+      axes.plot(ranks, share, ls='none', color=style.colour(number), label=text, **mark)
+    axes.set(xscale='log', yscale='log', xlabel='rank of the path', ylabel='share of tokens')
     for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
       spare = max(np.sqrt(10 * limits[0] / limits[1]), 1)  # at least a decade
       set_limits(limits[0] / spare, limits[1] * spare)
@@ -109,11 +106,11 @@ def rank_frequency(
   return figure
 
 
-def _law_words(law, noun):
+def _law_words(law):
   if law is None:
     return ''
   if not np.isfinite(law.exponent):
-    return f'\ntoo few tokens on each {noun} for a fit'
+    return '\ntoo few tokens on each path for a fit'
   exponent, low, high = (f'{value:z.2f}'.replace('-', '−') for value in law[:3])
   return f'\ns = {exponent} [{low}, {high}]'
 
@@ -124,13 +121,6 @@ def _draw_law(axes, law, share, tint):
   line = ranks**-law.exponent
   line *= share[: ranks.size].sum() / line.sum()
   axes.plot(ranks[[0, -1]], line[[0, -1]], '--', color=tint, lw=1.3, zorder=3)
-
-
-def _some_ranks(count):
-  """At most about `_MAX_POINTS` ranks from 1 to `count`, evenly spread on a logarithmic axis."""
-  if count <= _MAX_POINTS:
-    return np.arange(1, count + 1)
-  return np.unique(np.geomspace(1, count, _MAX_POINTS).round().astype(np.int64))
 
 
 def compute_shares(

@@ -18,7 +18,6 @@ PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#4
 BLUE, VERMILION, GREEN = PALETTE[:3]
 INK, GREY, FAINT, PALE = '#22262b', '#8a9099', '#d5d9de', '#eceef1'
 BLUES = ('#08306b', '#9eccec')  # from dark to light
-DIVERGING = 'RdBu_r'
 MONO = 'DejaVu Sans Mono'
 
 
@@ -76,6 +75,11 @@ def say_empty(axes: Any, message: str) -> None:
 def colour(number: int) -> str:
   """Returns the palette's colour of a number; they come again after the last."""
   return PALETTE[number % len(PALETTE)]
+
+
+def marker(number: int) -> str:
+  """Returns the shape of a number's points."""
+  return 'osD^vPX*<>'[number % 10]
 
 
 def shades(count: int, ends: Sequence[str] = BLUES) -> Float[np.ndarray, 'count 4']:

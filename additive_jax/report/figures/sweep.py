@@ -85,18 +85,16 @@ def pareto(table: pd.DataFrame) -> Figure:
   front = statistics.pareto_front(flops, loss)
   if not front.any():
     return style.empty('no structure has a finite loss')
-  exponent = marks.power_of_thousand(flops)
-  flops = flops / 10.0**exponent
+  flops, power = marks.scaled(flops)
   order = np.flatnonzero(front)[np.argsort(flops[front], kind='stable')]
   with style.drawing(6.4, 3.8) as (figure, [[axes]]):
-    axes.plot(
-      flops[~front], loss[~front], 'o', ms=_dot(len(loss)), mew=0, color=style.GREY, alpha=0.5
-    )
+    dots = {'ms': _dot(len(loss)), 'mew': 0, 'color': style.GREY, 'alpha': 0.5}
+    axes.plot(flops[~front], loss[~front], 'o', **dots)
     line = {'ms': 5, 'color': style.BLUE, 'drawstyle': 'steps-post', 'label': 'Pareto front'}
     axes.plot(flops[order], loss[order], '-o', **line)
     axes.margins(0.08, 0.12)
     marks.leave_out_outliers(axes, loss)
-    axes.set(xlabel=f'FLOPs per example{marks.times_power(exponent)}', ylabel='loss')
+    axes.set(xlabel=f'FLOPs per example{power}', ylabel='loss')
     middle = sum(axes.get_xlim()) / 2
     for end in dict.fromkeys((order[-1], order[0])):
       right = flops[end] > middle
@@ -119,11 +117,10 @@ def pareto(table: pd.DataFrame) -> Figure:
 def agreement(
   predicted: ArrayLike, truth: ArrayLike, labels: tuple[str, str] = ('shared', 'standalone')
 ) -> Figure:
-  """Draws each structure's rank by one kind of training against the other, with Kendall's τ.
+  """Draws structures' ranks by one kind of training against the other, with Kendall's τ.
 
   Args:
-    predicted: losses `[S]`, on the horizontal axis.
-    truth: losses `[S]`, on the vertical axis.
+    predicted, truth: losses `[S]`, on the horizontal axis and on the vertical one.
     labels: what the two are called.
   """
   predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
@@ -155,9 +152,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
       are any.
   """
   marks.require(effects, 'gate', 'effect')
-  effect, half_width = marks.with_interval(effects, 'effect', 'ci95')
-  exponent = marks.power_of_thousand(effect)
-  effect, half_width = effect / 10.0**exponent, half_width / 10.0**exponent
+  effect, half_width, power = marks.scaled(*marks.with_interval(effects, 'effect', 'ci95'))
   rows = np.arange(len(effect))
   with style.drawing(6.4, max(1.5, 0.8 + 0.27 * len(effect))) as (figure, [[axes]]):
     colours = np.where(effect > 0, style.VERMILION, style.BLUE)
@@ -166,7 +161,6 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
     axes.errorbar(effect, rows, xerr=half_width, **bars)
     axes.axvline(0, color=style.GREY, lw=0.8)
     marks.name_rows(axes, short_names(effects['gate']))
-    power = marks.times_power(exponent)
     axes.set_xlabel(f'loss with the gate on minus off{power}  (left: the gate helps)')
   return figure
 
@@ -187,7 +181,8 @@ def structures(
       raise UserError(f'expected a structure of {len(names)} characters 0 or 1, got {structure!r}')
   if len(labels) != len(structures):
     raise UserError(f'{len(labels)} labels given for {len(structures)} structures')
-  on = np.array([list(structure) for structure in structures]).reshape(-1, len(names)) == '1'
+  on = np.array([[bit == '1' for bit in structure] for structure in structures], bool)
+  on = on.reshape(len(structures), len(names))
   # The size of a cell is the same whatever the numbers of gates and structures, in inches.
   cell, left, bottom = 0.38, 0.45, 0.12
   wide, high = cell * len(names), cell * max(len(on), 1)
@@ -224,11 +219,10 @@ def interaction_heatmap(matrix: ArrayLike, names: Sequence[str]) -> Figure:
   """
   matrix = np.array(matrix, np.float64)
   np.fill_diagonal(matrix, np.nan)
-  exponent = marks.power_of_thousand(matrix)
-  matrix = matrix / 10.0**exponent
+  matrix, power = marks.scaled(matrix)
   limit = np.abs(matrix[np.isfinite(matrix)]).max(initial=0.0) or 1.0
-  label, spec = f'interaction{marks.times_power(exponent)}', '+z.1f' if limit < 100 else '+z.0f'
-  return _square(matrix, short_names(names), limit, label, spec)
+  spec = '+z.1f' if limit < 100 else '+z.0f'
+  return _square(matrix, short_names(names), limit, f'interaction{power}', spec)
 
 
 def cosines(matrix: ArrayLike, labels: Sequence[str]) -> Figure:
@@ -248,16 +242,9 @@ def _square(matrix, labels, limit, label, spec, **font):
   with style.drawing(max(2.6, side + 1.0), max(1.6, side)) as (figure, [[axes]]):
     axes.set_facecolor('#f1f2f4')
     axes.set_aspect('equal')
-    marks.heat_map(
-      figure,
-      axes,
-      np.ma.masked_invalid(matrix),
-      limit=limit,
-      cmap=style.DIVERGING,
-      label=label,
-      text=number if size <= _MAX_ANNOTATED else None,
-      **{'shrink': 0.9, 'aspect': 18, 'pad': 0.03},
-    )
+    bar = {'label': label, 'shrink': 0.9, 'aspect': 18, 'pad': 0.03}
+    text = number if size <= _MAX_ANNOTATED else None
+    marks.heat_map(figure, axes, np.ma.masked_invalid(matrix), limit, text, **bar)
     marks.name_columns(axes, labels, **font)
     axes.set_yticks(np.arange(size) + 0.5, labels, **font)
   return figure
