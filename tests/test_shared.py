@@ -10,6 +10,7 @@ import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments import sweep
+from additive_jax.experiments.session import Session
 from additive_jax.files.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
