@@ -52,7 +52,7 @@ def compare(
   rows = []
   for name, frame in scores.items():
     row = {'variant': name, **facts[name]}
-    for score in frame:
+    for score in map(str, frame):
       row |= with_interval(score, frame[score])
     for score in differences:
       if name != baseline:
@@ -83,6 +83,9 @@ def arms_as_structures(variants: pd.DataFrame, structures: Sequence[str]) -> pd.
 
 def figures(variants: pd.DataFrame, baseline: str) -> dict[str, dict[str, Any]]:
   """Returns the rows of a comparison by arm; the baseline's without differences from itself."""
-  rows = {row.pop('variant'): row for row in variants.to_dict('records')}
-  kept = {key: v for key, v in rows[baseline].items() if f'_minus_{baseline}' not in key}
-  return rows | {baseline: kept}
+  rows: dict[str, dict[str, Any]] = {}
+  for row in variants.to_dict('records'):
+    name = row.pop('variant')
+    own = f'_minus_{baseline}' if name == baseline else None
+    rows[name] = {str(k): v for k, v in row.items() if own is None or own not in str(k)}
+  return rows

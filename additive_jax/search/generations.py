@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -43,7 +44,7 @@ class Generations:
     Returns:
       Their means over the pools.
     """
-    line: dict[str, list] = {'structures': [str(Structure(tuple(row))) for row in bits]}
+    line: dict[str, list[Any]] = {'structures': [str(Structure(tuple(row))) for row in bits]}
     for key in Evaluation._fields:
       values = [np.asarray(getattr(pool, key))[: len(bits)] for pool in pools]
       line[key] = np.array(values).T.tolist()
