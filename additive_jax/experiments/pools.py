@@ -61,7 +61,7 @@ class Pools:
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
-def open_pools(path, *, own: str = '') -> Pools:
+def open_pools(path: str | Path, *, own: str = '') -> Pools:
   """The pools of the run in a directory.
 
   Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Shaped
 
 from additive_jax import models
 from additive_jax.data import Data
@@ -17,7 +17,7 @@ from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir
-from additive_jax.gates.structure import Space
+from additive_jax.gates.structure import Space, StructureLike
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
@@ -76,7 +76,7 @@ class Session:
     return self.training.objective
 
   @property
-  def test(self) -> tuple[np.ndarray, np.ndarray]:
+  def test(self) -> tuple[Shaped[np.ndarray, 'N ...'], Shaped[np.ndarray, 'N ...']]:
     """The test split as arrays."""
     return self.data.test[np.arange(len(self.data.test))]
 
@@ -120,7 +120,7 @@ class Session:
     return Population(recipe, self.data, batch_size=size, seed=seed, devices=workers)
 
   def evaluate(
-    self, variables: PyTree, structures: Sequence | np.ndarray, split: Any = None
+    self, variables: PyTree, structures: Iterable[StructureLike], split: Any = None
   ) -> Evaluation:
     """Returns loss and accuracy [S] of structures in a pool.
 
@@ -157,6 +157,6 @@ class Session:
       raise Stopped
 
 
-def first_input(data: Data) -> np.ndarray:
+def first_input(data: Data) -> Shaped[np.ndarray, '1 ...']:
   """Returns a batch of one training input, of which the shape matters."""
   return data.train[np.zeros(1, np.int64)][0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from additive_jax import transplant
 from additive_jax.experiments.fit import Curves, fit
@@ -101,7 +101,7 @@ class Narrow:
 
   def fleet(
     self,
-    groups: Sequence[np.ndarray],
+    groups: Sequence[Int[np.ndarray, ' n']],
     seed: int,
     names: Sequence[int] | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -135,7 +135,7 @@ class Narrow:
     example = self.large.data.train[np.zeros(1, np.int64)][0]
     return processes.to_host(init_state(self.recipe, initial(self.model, key, example)))
 
-  def train(self, groups: Sequence[np.ndarray], seed: int, name: str) -> list[State]:
+  def train(self, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str) -> list[State]:
     """Returns the states of all copies after their last step, trained now or restored.
 
     Args:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
@@ -63,7 +64,7 @@ def check_processes(session: Session) -> None:
 
 
 def train_apart(
-  narrow: Narrow, groups: Sequence[np.ndarray], seed: int, name: str
+  narrow: Narrow, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str
 ) -> tuple[list[State], list[int]]:
   """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
 

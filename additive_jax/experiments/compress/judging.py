@@ -110,7 +110,7 @@ def nonzero(
 
 
 def left(
-  level: Weights | Units | Gates, stays: Mapping[str, np.ndarray] | None
+  level: Weights | Units | Gates, stays: Mapping[str, Bool[np.ndarray, '...']] | None
 ) -> dict[str, list[int]]:
   """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):
