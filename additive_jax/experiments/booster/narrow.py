@@ -147,6 +147,24 @@ class Narrow:
     fit(self.session, fleet, self.num_steps, name, Curves(labels, self._scores, self.clock()))
     return fleet.members()
 
+  def briefly_trained(self, seed: int) -> PyTree:
+    """Returns `{'params': pool}` of one copy after `config.booster.embedding_epochs` on all
+    examples, in batches of the large model's size."""
+    config, data, training = self.large.config, self.large.data.train, self.session.training
+    num_steps = training.steps(config.booster.embedding_epochs)
+    fleet = Fleet(
+      training.recipe(num_steps),
+      data,
+      [np.arange(len(data))],
+      batch_size=config.train.batch_size,
+      seed=seed,
+      devices=self.large.machine.devices[:1],
+      chunk_steps=config.train.log_every,
+    )
+    curves = Curves(clock=self.clock())
+    fit(self.session, fleet, num_steps, f'embedding-seed{seed}', curves)
+    return {'params': fleet.members()[0].params}
+
   def clock(self, name: str = CLOCK) -> Journal:
     """Returns the journal of the seconds that steps take."""
     return Journal(self.large.rundir.journals / name)
