@@ -108,7 +108,7 @@ def test_bad_input(tmp_path, experiment, options, message):
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'],
-      "--config.train=5: Failed to parse '5' as a ConfigDict: `5` is not a dict.\n",
+      '--config.train=5: expected one option at a time, --config.train.KEY=VALUE\n',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train.shared_batch=7'],
@@ -185,6 +185,19 @@ def test_mistakes_in_a_config_file(tmp_path):
   assert refused([f'--config={path}']) == (
     f"error: {path}: module 'config_mine' has no attribute 'get_config'\n"
   )
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    ("config.num_seeds = 'two'", "option 'num_seeds' two: expected an integer"),
+    ('config.train.zero = 1', "option 'zero' 1: expected true or false"),
+    ('config.model.hidden = 8', "option 'hidden' 8: expected a list of values, such as (1, 2)"),
+  ],
+)
+def test_wrong_types_in_a_config_file(tmp_path, line, message):
+  path = write_config(tmp_path / 'mine.py', line)
+  assert refused([f'--config={path}']) == f'error: {path}, line 4: {message}\n'
 
 
 def test_command_of_a_run():

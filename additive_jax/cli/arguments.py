@@ -7,7 +7,7 @@ import shlex
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from additive_jax.cli.configs import config_file, load_config, unknown_option
+from additive_jax.cli.configs import config_file, explanation, load_config
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import DECLARED
 
@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
       'config', config, flag_values=values, sys_argv=options, allow_override=True
     )
   except (AttributeError, KeyError) as error:
-    raise UserError(unknown_option(error, options) or one_line(error)) from error
+    raise UserError(explanation(error, options)) from error
   except flags.Error as error:
     raise UserError(one_line(error)) from error
   words = parse_flags(values, options)
@@ -71,8 +71,12 @@ def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = Fa
 def _wrong_value(error):
   """What absl says of a flag's value; of an option's, what its declaration expects."""
   word = str(error).removesuffix(f': {error.__context__}').removeprefix('flag ')
-  option = DECLARED.get(word.removeprefix('--config.').partition('=')[0])
-  return f'{word}: expected {option.expected}' if option else one_line(error)
+  name = word.removeprefix('--config.').partition('=')[0]
+  if name in DECLARED:
+    return f'{word}: expected {DECLARED[name].expected}'
+  if any(option.startswith(f'{name}.') for option in DECLARED):
+    return f'{word}: expected one option at a time, --config.{name}.KEY=VALUE'
+  return one_line(error)
 
 
 def command_of(argv: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import importlib.util
 import re
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 import additive_jax
 from additive_jax.errors import UserError, one_line
+from additive_jax.experiments.options import WORDS
 
 PACKAGE = 'additive_jax.configs'
 
@@ -99,18 +101,30 @@ def load_config(name: str) -> ConfigDict:
   except Exception as error:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     where = f'{file}, line {lines[-1]}' if lines else str(file)
-    raise UserError(f'{where}: {unknown_option(error) or one_line(error)}') from error
+    raise UserError(f'{where}: {explanation(error)}') from error
   finally:
     sys.path.pop(0)
 
 
-def unknown_option(error: Exception, argv: Sequence[str] = ()) -> str | None:
-  """Returns in a sentence which option a config does not have, None for an error of another kind.
+def explanation(error: Exception, argv: Sequence[str] = ()) -> str:
+  """Returns in one line why an option cannot be set.
 
   Args:
-    error: what ml_collections raised.
+    error: what ml_collections raised, or code of a config.
     argv: the command line that set the option, unless the config's file did.
   """
+  types = re.fullmatch(
+    r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '.*'> "
+    r"and cannot be casted to type <class '(\w+)'>",
+    one_line(error),
+  )
+  if types:
+    return f'option {types[1]!r} {types[2]}: expected {WORDS[getattr(builtins, types[3])]}'
+  return _unknown_option(error, argv) or one_line(error)
+
+
+def _unknown_option(error, argv):
+  """Says which option a config does not have; None for an error of another kind."""
   text = str(error)
   # Of a key that the config's file sets, or of one on the command line.
   missing = re.match(r"""\W*Key "(\w+)" does not exist|\W*'(\w+)""", text)

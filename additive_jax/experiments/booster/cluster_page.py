@@ -9,7 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.data import Data
-from additive_jax.data.clusters import Clusters, nearest_examples, quality, telling_ngrams
+from additive_jax.data.clusters import Clusters, nearest_examples, quality
+from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, table
 

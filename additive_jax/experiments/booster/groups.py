@@ -14,13 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from additive_jax.data.clusters import (
-  Clusters,
-  cluster,
-  embedding_features,
-  input_features,
-  input_flops,
-)
+from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
+from additive_jax.data.clusters import Clusters, cluster
 from additive_jax.experiments.booster.narrow import Narrow
 from additive_jax.files.journal import replace_file
 from additive_jax.models.additive import embed, sites_of, update

@@ -77,7 +77,7 @@ class Compression:
 
   def arms(self) -> list[Arm]:
     """Returns the networks of each seed, in the order in which they are trained."""
-    options, steps = self.session.config.compress, self.session.steps
+    options, steps = self.session.config.compress, self.session.training.steps
     whole = steps(options.epochs + options.tune_epochs)
     arms = [self._first, *([self._teacher] if self._has_teacher else [])]
     arms.append(self._kept(DENSE, whole))

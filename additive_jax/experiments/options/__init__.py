@@ -8,6 +8,7 @@ from additive_jax.experiments.options.general import DataOptions, ModelOptions, 
 from additive_jax.experiments.options.reading import (
   DECLARED,
   PLACEMENT,
+  WORDS,
   Option,
   options_of,
   read_options,
@@ -22,6 +23,7 @@ from additive_jax.experiments.options.studies import Options
 __all__ = [
   'DECLARED',
   'PLACEMENT',
+  'WORDS',
   'DataOptions',
   'ModelOptions',
   'Option',

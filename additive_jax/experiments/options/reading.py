@@ -23,7 +23,7 @@ WORDS = {
   int: 'an integer',
   float: 'a number',
   str: 'text',
-  tuple: "values such as ('a', 'b')",
+  tuple: 'a list of values, such as (1, 2)',
   dict: 'names and values',
 }
 

@@ -1,0 +1,133 @@
+"""The pictures that compare ways of training, and those of Exp 3 and Exp 5: what they draw."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from additive_jax.report import figures
+from additive_jax.report.figures.style import PALETTE
+
+MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy'}
+
+
+def variants(intervals=True):
+  width = [0.1, 0.2, 0.05] if intervals else [np.nan] * 3
+  return pd.DataFrame(
+    {
+      'variant': ['none', 'per_sample', 'conditional'],
+      'loss': [1.0, 0.9, np.nan],
+      'loss_ci95': width,
+      'accuracy': [0.5, 0.6, 0.55],
+      'accuracy_ci95': width,
+    }
+  )
+
+
+def in_frame(figure):
+  figure.canvas.draw()
+  box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+  slack = 0.05  # inches: a text's box is larger than its ink
+  assert min(box.x0, box.y0) > -slack
+  assert box.x1 < width + slack
+  assert box.y1 < height + slack
+
+
+def texts(figure):
+  return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def dots(axes):
+  """(place, colour) of the points with error bars, those without a value left out."""
+  lines = [container.lines[0] for container in axes.containers]
+  found = [(line.get_xdata()[0], to_hex(line.get_color())) for line in lines]
+  return [dot for dot in found if np.isfinite(dot[0])]
+
+
+@pytest.mark.parametrize('intervals', [True, False])
+def test_scores_and_differences_give_a_variant_one_colour(intervals):
+  frame = variants(intervals)
+  scores = figures.scores(frame, MEASURES)
+  assert [axes.get_title('left') for axes in scores.axes] == list(MEASURES.values())
+  assert dots(scores.axes[0]) == [(1.0, PALETTE[0]), (0.9, PALETTE[1])]
+  labels = [label.get_text() for label in scores.axes[0].get_yticklabels()]
+  assert labels == ['none', 'per sample', 'conditional']
+  differences = figures.differences(frame.iloc[1:], MEASURES)
+  assert dots(differences.axes[1]) == [(0.6, PALETTE[1]), (0.55, PALETTE[2])]
+  assert [0, 0] in [list(line.get_xdata()) for line in differences.axes[1].lines]
+  in_frame(scores)
+  in_frame(differences)
+
+
+def test_distributions():
+  sample = np.linspace(0.2, 0.6, 9)
+  figure = figures.distributions({'a': sample, 'same': [0.3] * 4}, {'a': 0.6, 'same': 0.3})
+  axes = figure.axes[0]
+  assert len(axes.collections) == 1  # no violin of values that are all the same
+  quartiles, median, ring, other = axes.lines
+  assert quartiles.get_xdata() == pytest.approx([0.3, 0.5])
+  assert median.get_xdata() == pytest.approx([0.4])
+  assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.6, 0)
+  assert (other.get_xdata()[0], other.get_ydata()[0]) == (0.3, 1)
+  in_frame(figure)
+  assert 'nothing to compare' in texts(figures.distributions({}, {}))
+
+
+def test_keep_rates_are_drawn_once_where_they_stay():
+  ramp = np.linspace(1.0, [0.9, 0.5], 9)
+  constant = np.full((9, 2), 0.8)
+  figure = figures.keep_rates({'ramp': ramp, 'constant': constant}, ['a/residual', 'b/residual'])
+  left, right = figure.axes
+  assert [len(axes.lines) for axes in (left, right)] == [5, 1]
+  assert left.lines[2].get_ydata() == pytest.approx([0.95, 0.75])
+  assert [label.get_text() for label in left.get_xticklabels()] == ['a', 'b']
+  assert right.get_legend() is None
+  in_frame(figure)
+
+
+def curves():
+  rows = [
+    ('scratch', seed, 'large', step, 10.0 * step, 2.0 - 0.1 * step - 0.2 * seed)
+    for seed in (0, 1)
+    for step in (1, 2, 3)
+  ]
+  rows += [('clusters', 0, 'narrow', step, 1.0 * step, 2.1 - 0.1 * step) for step in (1, 2)]
+  rows += [('clusters', 0, 'large', step, 2.0 + 10 * step, 1.6 - 0.1 * step) for step in (0, 1)]
+  frame = pd.DataFrame(rows, columns=['variant', 'seed', 'phase', 'step', 'flops', 'loss'])
+  return frame.assign(accuracy=1 - frame['loss'] / 4)
+
+
+def test_curves_against_cost_mark_where_the_large_model_begins():
+  figure = figures.spent(curves(), 'flops', 'FLOPs')
+  loss, accuracy = figure.axes
+  scratch, clusters, circle, level = loss.lines
+  assert scratch.get_ydata() == pytest.approx([1.8, 1.7, 1.6])  # mean over the seeds
+  assert clusters.get_xdata() == pytest.approx([1, 2, 2, 12])
+  assert (circle.get_xdata()[0], circle.get_ydata()[0]) == (2.0, 1.6)
+  assert level.get_ydata()[0] == pytest.approx(1.6)  # the mean of each seed's lowest
+  assert accuracy.get_legend() is None
+  assert accuracy.lines[-1].get_ydata()[0] == pytest.approx(0.6)
+  in_frame(figure)
+  assert 'nothing was trained' in texts(figures.spent(curves().iloc[:0], 'flops', 'FLOPs'))
+
+
+def test_savings_in_percent_or_words():
+  table = pd.DataFrame(
+    {
+      'variant': ['scratch', 'clusters', 'one_narrow', 'untrained'],
+      'saving': [0.0, 0.25, np.nan, np.nan],
+      'saving_ci95': [0.0, 0.05, np.nan, np.nan],
+      'reached': [2, 2, 1, 0],
+    }
+  )
+  names = ['scratch', 'clusters', 'one_narrow', 'untrained']
+  each = [curves().iloc[:3].assign(variant=name) for name in names]
+  figure = figures.savings(pd.concat(each), table)
+  bars = figure.axes[1].patches
+  assert [bar.get_width() for bar in bars] == [25.0]
+  assert to_hex(bars[0].get_facecolor()) == PALETTE[1]  # as its line on the left
+  assert {'reached in 1 of the seeds only', 'not reached'} <= set(texts(figure))
+  in_frame(figure)
+  empty = figures.savings(curves().iloc[:0], table.iloc[:1])
+  assert {'nothing was trained', 'nothing to compare'} <= set(texts(empty))
