@@ -138,7 +138,7 @@ def test_a_network_of_ones_own(tmp_path):
     (['RUN', 'RUN', '--to=NEW', '--structure=1'], 'run: expected one run directory'),
     (['RUN', '--to=NEW'], 'no --structure: expected RUN --structure=BITS --to=DIR'),
     (['RUN', '--structure=100111'], 'no --to: expected RUN --structure=BITS --to=DIR'),
-    (['RUN', '--strcture=1'], 'unknown flag --strcture: expected one of --structure, --to, '),
+    (['RUN', '--strcture=1'], "flag 'strcture'. Did you mean: structure ?: expected one of --"),
     (['RUN', '--to=NEW', '--structure=1001'], 'structure 1001 has 4 gates: expected 6, one per'),
     (['RUN', '--to=NEW', '--structure=10x111'], "structure '10x111': expected a string of 0 and 1"),
     (['NEW', '--to=NEW', '--structure=1'], '(No such file or directory): expected a run directory'),

@@ -194,7 +194,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
     Trainer(
       recipe,
       train,
-      samplers.make_sampler('bernoulli', 2, 2, keep_rate=0.5),
+      samplers.make_sampler('bernoulli', 2, 2),
       batch_size=2,
       seed=0,
       placement=Placement(mesh, chunk_steps=3, **options),

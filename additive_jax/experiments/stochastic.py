@@ -108,7 +108,8 @@ def _draws(session, mode, num_steps, distill) -> Draws:
   size = session.config.train.batch_size
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
-  return Draws(PerSample(plan, distill, options.rescale), _all_on(session), by_stage[stages])
+  loss = PerSample(subsets=plan, distill=distill, rescale=options.rescale)
+  return Draws(loss, _all_on(session), by_stage[stages])
 
 
 def _all_on(session) -> Sampler:

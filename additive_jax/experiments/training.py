@@ -65,10 +65,10 @@ class Training:
     """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""
     stages = self.pipeline
     if stages is None:
-      return Structures(distill, rescale)
+      return Structures(distill=distill, rescale=rescale)
     if distill:
       raise UserError(f'distill {distill} in a pipeline: expected 0')
-    return Piped(stages, rescale)
+    return Piped(pipeline=stages, rescale=rescale)
 
   @property
   def pipeline(self) -> Pipeline | None:
@@ -98,17 +98,17 @@ class Training:
     """Returns the sampler of `config.sampler`, for a training of `num_steps` steps."""
     options = self.config.sampler
     sites = [number for number, site in enumerate(sites_of(self.model)) for _ in site.names]
-    return samplers.make_sampler(
-      options.name,
-      len(sites),
-      self.config.train.structures_per_step,
-      structures=options.structures,
-      keep_rate=options.keep_rate,
-      keep_ramp=options.keep_ramp,
-      gate_keep_rates=options.gate_keep_rates,
+    keep = samplers.KeepRates(
+      rate=options.keep_rate,
+      ramp=options.keep_ramp,
+      by_gate=options.gate_keep_rates,
+      sites=sites,
       ramp_steps=options.ramp * num_steps,
       ramp_shape=options.ramp_shape,
-      sites=sites,
+    )
+    slots = self.config.train.structures_per_step
+    return samplers.make_sampler(
+      options.name, len(sites), slots, structures=options.structures, keep=keep
     )
 
 
