@@ -68,7 +68,6 @@ def main(argv: list[str]) -> int:
 def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
   from additive_jax.experiments.session import Stopped
   from additive_jax.experiments.studies import STUDIES
-  from additive_jax.experiments.study import run
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
 
@@ -85,7 +84,7 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
   with processes.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
       opening = {'name': name, 'devices': values.devices, 'command': command}
-      run(STUDIES[config.experiment], config, values.workdir or None, **opening)
+      STUDIES[config.experiment].run(config, values.workdir or None, **opening)
     except Stopped:
       processes.log.info('stopped; everything is saved, the same command goes on')
   return 0

@@ -13,7 +13,7 @@ import tiny
 
 from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.opening import open_session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names
@@ -386,7 +386,7 @@ def test_options_of_a_run(tmp_path):
     {'train.pipe_devices': 1},
   ):
     with opened(options, tmp_path / 'run') as session:
-      recipe, sampler = session.recipe(4), session.sampler(4)
+      recipe, sampler = session.training.recipe(4), session.training.sampler(4)
       identities.append(session.identity)
       if isinstance(recipe.loss, Piped):
         trainer = session.trainer(recipe, sampler, 3)
