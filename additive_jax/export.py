@@ -26,17 +26,21 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import PyTree
 
+from additive_jax.cli.arguments import parse_flags
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.progress import setup_logging
-from additive_jax.gates.structure import parse
-from additive_jax.models.additive import gate_names
+from additive_jax.gates.structure import Structure, parse
+from additive_jax.models.additive import Additive, gate_names
 
 __all__ = ['export', 'export_run', 'load', 'main']
 
@@ -46,8 +50,18 @@ BATCH = 64  # examples of the receipt
 FLAGS = ('structure', 'to', 'checkpoint', 'model')
 
 
-def export_run(run, structure, to, *, checkpoint: str = '', model: str = '') -> Path:
-  """Writes one structure of one pool of a run, and logs its receipt and costs.
+def export_run(
+  run: str | Path,
+  structure: str | Structure,
+  to: str | Path,
+  *,
+  checkpoint: str = '',
+  model: str = '',
+) -> Path:
+  """Writes one structure of one pool of a run, logs its receipt and costs, and returns `to`.
+
+      export_run('runs/exp2-23dffc16', '110111', 'small')
+      model, variables = load('small')
 
   Args:
     run: the run directory.
@@ -63,33 +77,32 @@ def export_run(run, structure, to, *, checkpoint: str = '', model: str = '') -> 
   pools = open_pools(run, own=model)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
-  x = test[np.arange(min(BATCH, len(test)))][0]
+  x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
-  found = cut(network, saved.variables, structure, _used(network, saved.variables))
-  said = receipt(found, network, saved.variables, x)
+  smaller = cut(network, saved.variables, structure, _used(network, saved.variables))
+  difference = receipt(smaller, network, saved.variables, x)
   costs = {
     'pool': cost(network, saved.variables, x)._asdict(),
-    'exported': cost(found.model, found.variables, x)._asdict(),
+    'exported': cost(smaller.model, smaller.variables, x)._asdict(),
   }
-  notes = {'receipt': dataclasses.asdict(said), 'cost': costs}
+  notes: dict[str, Any] = {'receipt': dataclasses.asdict(difference), 'cost': costs}
   notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step}
-  directory = export(found, to, notes=notes)
-  log.info('%s, step %d: %s', name, saved.step, said)
-  for unit, (before, after) in {
-    what: [costs[side][what] for side in ('pool', 'exported')] for what in ('flops', 'bytes')
-  }.items():
-    log.info('%s: %s in the pool with all gates on, %s exported', unit, f'{before:,}', f'{after:,}')
+  directory = export(smaller, to, notes=notes)
+  log.info('%s, step %d: %s', name, saved.step, difference)
+  for unit in ('flops', 'bytes'):
+    before, after = (f'{costs[side][unit]:,}' for side in ('pool', 'exported'))
+    log.info('%s: %s in the pool with all gates on, %s exported', unit, before, after)
   log.info('wrote %s', directory)
   return directory
 
 
-def _used(network, variables):
+def _used(network: Additive, variables: PyTree) -> dict[str, np.ndarray] | None:
   """The units that a pool uses, of a network that has some which can be cut."""
   return used(network, variables) if spaces(network, variables) else None
 
 
 def main(argv: list[str]) -> int:
-  """Exports what the command line names; returns the exit code."""
+  """Exports what the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
     print(__doc__)
     return 0
@@ -105,24 +118,18 @@ def main(argv: list[str]) -> int:
     return 130
 
 
-def _parse(argv):
+def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
   """The flags and the run directory."""
   values = flags.FlagValues()
   for name in FLAGS:
     flags.DEFINE_string(name, '', '', flag_values=values)
-  try:
-    rest = values(argv)[1:]
-  except flags.UnrecognizedFlagError as error:
-    known = ', '.join(f'--{name}' for name in FLAGS)
-    raise UserError(f'unknown flag --{error.flagname}: expected one of {known}') from error
-  except flags.Error as error:
-    raise UserError(f'{one_line(error)}: expected --name=value') from error
-  if len(rest) != 1:
-    raise UserError(f'{" ".join(rest) or "no run"}: expected one run directory')
+  runs = parse_flags(values, argv)[1:]
+  if len(runs) != 1:
+    raise UserError(f'{" ".join(runs) or "no run"}: expected one run directory')
   for name in ('structure', 'to'):
     if not values[name].value:
       raise UserError(f'no --{name}: expected RUN --structure=BITS --to=DIR')
-  return values, rest[0]
+  return values, runs[0]
 
 
 if __name__ == '__main__':

@@ -21,6 +21,9 @@ from __future__ import annotations
 import os
 import sys
 
+from absl import flags
+from ml_collections import ConfigDict
+
 from additive_jax.cli.arguments import command_of, parse
 from additive_jax.cli.configs import config_names
 from additive_jax.errors import UserError, one_line
@@ -29,22 +32,25 @@ DEFAULT_DEVICES = 8  # more cores than structures of a step would only split sma
 
 
 def set_up_devices(count: int) -> None:
-  """Asks for `count` host devices, 0 for one per core up to 8; before JAX's backend starts."""
+  """Asks for `count` host devices, 0 for one per core up to 8; before JAX's backend starts.
+
+  What `XLA_FLAGS` already says stays.
+  """
   # Not every platform can say which cores a process may use.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   count = count or min(cores or 1, DEFAULT_DEVICES)
-  given = os.environ.get('XLA_FLAGS', '')
-  wanted = {
+  flags_before = os.environ.get('XLA_FLAGS', '')
+  defaults = {
     'xla_force_host_platform_device_count': count,
     # Devices that share few cores may reach a collective minutes apart.
     'xla_cpu_collective_call_terminate_timeout_seconds': 600,
   }
-  new = [f'--{name}={value}' for name, value in wanted.items() if name not in given]
-  os.environ['XLA_FLAGS'] = ' '.join([given, *new]).strip()
+  added = [f'--{name}={value}' for name, value in defaults.items() if name not in flags_before]
+  os.environ['XLA_FLAGS'] = ' '.join([flags_before, *added]).strip()
 
 
 def main(argv: list[str]) -> int:
-  """Runs one experiment; returns the exit code."""
+  """Runs the experiment that the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
     print(f'{__doc__}\nConfigs: {", ".join(config_names())}')
     return 0
@@ -59,10 +65,9 @@ def main(argv: list[str]) -> int:
     return 130
 
 
-def _run(values, config, name: str, command: str) -> int:
+def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
   from additive_jax.experiments.session import Stopped
   from additive_jax.experiments.studies import STUDIES
-  from additive_jax.experiments.study import run
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
 
@@ -79,7 +84,7 @@ def _run(values, config, name: str, command: str) -> int:
   with processes.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
       opening = {'name': name, 'devices': values.devices, 'command': command}
-      run(STUDIES[config.experiment], config, values.workdir or None, **opening)
+      STUDIES[config.experiment].run(config, values.workdir or None, **opening)
     except Stopped:
       processes.log.info('stopped; everything is saved, the same command goes on')
   return 0

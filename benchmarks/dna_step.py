@@ -54,7 +54,7 @@ def dna(skip=0.0):
 
 
 MODELS = {
-  DENSE: (Transformer(5, **SHAPE), PerSample(Subsets(((1.0,) * 10,)))),
+  DENSE: (Transformer(5, **SHAPE), PerSample(subsets=Subsets(((1.0,) * 10,)))),
   'DNA': dna(),
 }
 STEERED = {'DNA, skips free': dna()} | {f'DNA, skips {r}': dna(r) for r in (0.3, 0.6)}

@@ -41,7 +41,7 @@ def main():
   optimizer = optax.adamw(1e-3)
   conditional = Recipe(model, language, optimizer)
   whole, half = (
-    Recipe(model, language, optimizer, PerSample(Subsets(((rate,) * num_gates,))))
+    Recipe(model, language, optimizer, PerSample(subsets=Subsets(((rate,) * num_gates,))))
     for rate in (1.0, 0.5)
   )
   steps = {

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 import tiny
 
 from additive_jax import UserError, data, models
@@ -17,28 +18,16 @@ from additive_jax.experiments import booster
 from additive_jax.experiments.booster import groups, process, tables
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
-from additive_jax.experiments.scores import full_scores
-from additive_jax.experiments.session import Stopped, open_session
+from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.session import Stopped
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
+from additive_jax.report.savings import savings, spent_until
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.trainer import Trainer
 
-# 120 rows of a table, the first and third of three blocks, two copies of 8 examples a step.
-OPTIONS = {
-  'train.structures_per_step': 1,
-  'train.epochs': 2.0,
-  'train.log_every': 4,
-  'train.checkpoint_every': 100,
-  'booster.num_models': 2,
-  'booster.structure': '101',
-  'booster.epochs': 1.0,
-  'booster.large_epochs': 1.0,
-  'booster.sync_epochs': 0.25,
-  'booster.features': 'embedding',
-  'booster.embedding_epochs': 0.2,
-}
+OPTIONS = studies.CASES['booster'].options | {'train.checkpoint_every': 100}
 WAYS = ['clusters', 'random_split', 'one_narrow', 'untrained']
 ONE = {'num_seeds': 1, 'booster.variants': ('clusters',), 'booster.features': 'inputs'}
 STEPS = {'scratch': 15, 'narrow': 8, 'large': 8, 'embedding': 2}
@@ -60,8 +49,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def boosted(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('booster') / 'run'
-  return start(workdir), workdir
+  return studies.finished('booster', tmp_path_factory)
 
 
 def start(workdir, options=(), **opening):
@@ -276,15 +264,15 @@ def test_the_best_copy(tmp_path):
     fleet.run(STEPS['narrow'])
     members, train = fleet.members(), session.data.train[np.arange(30)]
     pools = [{'params': state.params} for state in members]
-    known = [full_scores(narrow.session, pool, train)['test_loss'] for pool in pools]
+    known = [narrow.session.scores(pool, train)['loss'] for pool in pools]
     assert abs(known[0] - known[1]) > 1e-3
     for order in (members, members[::-1]):
-      begun = join(narrow, order, session.recipe(10), 0)
+      begun = join(narrow, order, session.training.recipe(10), 0)
       receipt = begun.facts['receipt']
       assert receipt['exact']
       assert receipt['rule'].startswith('best of 2, grow')
       assert max(receipt['from_models'], receipt['from_joined']) <= 1e-5
-      found = full_scores(session, {'params': begun.state.params}, train)['test_loss']
+      found = session.scores({'params': begun.state.params}, train)['loss']
       assert found == pytest.approx(min(known), abs=1e-5)
 
 
@@ -310,7 +298,7 @@ def test_the_state_of_the_optimizer_goes_along(tmp_path):
     groups = [np.arange(60), np.arange(60, 120)]
     fleet = narrow.fleet(groups, 0)
     fleet.run(3)
-    members, recipe = fleet.members(), session.recipe(10)
+    members, recipe = fleet.members(), session.training.recipe(10)
     state = join(narrow, members, recipe, 0).state
     scale, *_, schedule = state.opt_state
     assert int(scale.count) == 3  # of Adam's means
@@ -348,7 +336,7 @@ def curve(losses, spent=None, variant='scratch', seed=0):
 )
 def test_spent_until(losses, target, want):
   for measure, unit in (('flops', 1), ('seconds', 10)):
-    found = tables.spent_until(curve(losses), target, measure)
+    found = spent_until(curve(losses), target, measure)
     np.testing.assert_allclose(found * unit, want)
 
 
@@ -364,12 +352,13 @@ def test_savings_at_the_lowest_loss_of_training_from_scratch():
       curve([5.0, 3.0], [4.0, 8.0], 'untrained', seed=1),
     ]
   )
-  found = tables.savings(curves, 'flops')
+  found = savings(curves, 'flops', 'scratch')
   assert found.index.tolist() == [0, 1]
   np.testing.assert_allclose(found['clusters'], [0.25, -0.5])
   np.testing.assert_allclose(found['untrained'], [np.nan, 0.6])
   scores = [{'flops': 1, 'params': 1, 'loss': 1.0, 'accuracy': 0.5, 'skipped': 0}] * 2
-  records = {name: [s | {'narrow_flops': 3.0} for s in scores] for name in ('scratch', *found)}
+  records = {'scratch': scores}
+  records |= {name: [s | {'narrow_flops': 3.0} for s in scores] for name in found}
   rows = tables.compare(records, curves).set_index('variant')
   assert rows.loc['clusters', 'saving'] == pytest.approx(-0.125)
   assert rows.loc['clusters', 'reached'] == 2
@@ -456,10 +445,10 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
       members += fleet.members()
     kernels = [state.params['embed']['kernel'] for state in members]
     assert np.abs(kernels[0] - kernels[1]).max() > 0.1
-    begun = join(narrow, members, session.recipe(STEPS['large']), 0)
+    begun = join(narrow, members, session.training.recipe(STEPS['large']), 0)
     assert begun.facts['receipt']['from_models'] == pytest.approx(receipt['from_models'], abs=1e-5)
-    found = full_scores(session, {'params': begun.state.params})
-    assert rows['loss'].iloc[0] == pytest.approx(found['test_loss'], abs=1e-5)
+    found = session.scores({'params': begun.state.params})
+    assert rows['loss'].iloc[0] == pytest.approx(found['loss'], abs=1e-5)
 
 
 @pytest.mark.parametrize('command', ['false', 'true', 'sleep'])

@@ -8,6 +8,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 from additive_jax import data
 from additive_jax.data import cluster_features, clusters
 from additive_jax.data.assignment import assign_equally
+from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
+from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.data.splits import SourceSplit
 from additive_jax.errors import UserError
 from additive_jax.report import figures
@@ -21,7 +23,7 @@ def digits():
 
 @pytest.fixture(scope='module')
 def features(digits):
-  return clusters.input_features(digits, max_features=12)
+  return input_features(digits, max_features=12)
 
 
 def texts(lines):
@@ -143,15 +145,15 @@ def test_flops_by_hand(count, balanced, monkeypatch):
 
 def test_flops_of_features(digits):
   """Components of 64 pixels, 1,437 images: 10 directions more are followed, 4 times to and fro."""
-  found = clusters.input_flops(digits, max_features=5)
+  found = input_flops(digits, max_features=5)
   products = 2 * 1437 * 64 * 15 * 10
   thin = 2 * 15**2 * (1437 + 64) * 5
   assert found == products + thin + 2 * 1437 * 64 * 5
-  assert clusters.input_flops(digits, max_features=64) == 0
-  assert clusters.input_flops(np.zeros((50, 3))) == 0
+  assert input_flops(digits, max_features=64) == 0
+  assert input_flops(np.zeros((50, 3))) == 0
   tokens = np.zeros((3000, 8), np.uint8)  # 8 + 7 + 6 n-grams each
   text = 2 * 2048 * 21 * 14 * 10 + 2 * 14**2 * (2048 + 16384) * 5 + 2 * 3000 * 21 * 4
-  assert clusters.input_flops(tokens, 'language', max_features=4) == text
+  assert input_flops(tokens, 'language', max_features=4) == text
 
 
 def test_digits_balanced_and_random(features, digits):
@@ -196,17 +198,15 @@ def test_balanced_copes_with_copies():
 
 def test_features_of_images(digits, monkeypatch):
   flat = digits.x.reshape(len(digits), -1)
-  found = clusters.input_features(digits, max_features=5)
+  found = input_features(digits, max_features=5)
   assert found.dtype == np.float32
   _, _, axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
   projected = (flat - flat.mean(axis=0)) @ axes[:5].T
   # Float32 pixels; the signs of components are free.
   np.testing.assert_allclose(np.abs(found), np.abs(projected), atol=2e-3)
-  np.testing.assert_array_equal(clusters.input_features(digits, max_features=64), flat)
+  np.testing.assert_array_equal(input_features(digits, max_features=64), flat)
   as_bytes = (digits.x * 255).astype(np.uint8)
-  np.testing.assert_allclose(
-    clusters.input_features(as_bytes, max_features=64), flat, atol=1.01 / 255
-  )
+  np.testing.assert_allclose(input_features(as_bytes, max_features=64), flat, atol=1.01 / 255)
   monkeypatch.setattr(cluster_features, '_BATCH', 64 * 100)
   asked = []
 
@@ -215,18 +215,18 @@ def test_features_of_images(digits, monkeypatch):
     return digits[indices]
 
   split = SourceSplit(len(digits), gather)
-  np.testing.assert_allclose(clusters.input_features(split, max_features=5), found, atol=1e-5)
+  np.testing.assert_allclose(input_features(split, max_features=5), found, atol=1e-5)
   assert max(asked[2:]) == 100  # after a look at the first example and the examples to fit
 
 
 def test_features_of_tables_and_embeddings():
   rng = np.random.default_rng(0)
   table = rng.normal(5, [1, 100, 0], (50, 3))
-  found = clusters.input_features(table)
+  found = input_features(table)
   np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-6)
   np.testing.assert_allclose(found.std(axis=0), [1, 1, 0], atol=1e-6)
   hidden = rng.normal(size=(50, 7, 3)) * [1, 2, 3]
-  found = clusters.embedding_features(hidden)
+  found = embedding_features(hidden)
   mean = hidden.mean(axis=1)
   # Float32 means.
   np.testing.assert_allclose(found, (mean - mean.mean(0)) / mean.std(0), atol=1e-5)
@@ -236,7 +236,7 @@ def test_features_of_tables_and_embeddings():
     shapes.append(rows.shape)
     return rows
 
-  np.testing.assert_array_equal(clusters.embedding_features(embed, hidden, batch_size=16), found)
+  np.testing.assert_array_equal(embedding_features(embed, hidden, batch_size=16), found)
   assert shapes == [(16, 7, 3)] * 4
 
 
@@ -257,20 +257,20 @@ def test_text_clusters_and_what_tells_them():
   kinds = rng.integers(0, 2, 120)
   lines = [''.join(rng.choice(words[kind], 8))[:30] for kind in kinds]
   tokens = texts(lines)
-  features = clusters.input_features(tokens, 'language', max_features=6)
+  features = input_features(tokens, 'language', max_features=6)
   assert features.shape == (120, 6)
   np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
   found = clusters.cluster(features, 2)
   assert clusters.quality(features, found.labels, kinds).agreement == pytest.approx(1)
-  told = clusters.telling_ngrams(tokens, kinds, top=3)
+  told = telling_ngrams(tokens, kinds, top=3)
   assert told['documents'].tolist() == np.bincount(kinds).tolist()
   first, second = told['telling n-grams']
   assert 'self' in first or 'return' in first
   assert '0x' in second
   assert ',␣' in second
-  shuffled = clusters.telling_ngrams(tokens, rng.permutation(kinds))
+  shuffled = telling_ngrams(tokens, rng.permutation(kinds))
   assert shuffled['telling n-grams'].tolist() == ['', '']
-  large = clusters.telling_ngrams(tokens.astype(int) + 300 * kinds[:, None], kinds, top=1)
+  large = telling_ngrams(tokens.astype(int) + 300 * kinds[:, None], kinds, top=1)
   assert large['telling n-grams'][1].startswith('<')
 
 
@@ -321,13 +321,19 @@ def test_pictures_of_little():
       lambda x: clusters.cluster(np.where(x == x[7, 2], np.nan, x), 2),
       'feature 2 of example 7 is nan: expected finite',
     ),
-    (lambda x: clusters.input_features(x / 0.0), 'feature 0 of example 0 is -?inf'),
-    (lambda x: clusters.input_features(x, 'vision'), "task 'vision': expected one of class"),
-    (lambda x: clusters.input_features(x, 'language'), r'language of shape \(3,\) and type float'),
-    (lambda x: clusters.input_features(x[:0]), 'expected at least one'),
-    (lambda x: clusters.embedding_features(x[0]), r'an embedding of shape \(3,\)'),
+    (lambda x: input_features(x / 0.0), 'feature 0 of example 0 is -?inf'),
+    (
+      lambda x: input_features(x, 'vision'),
+      "task 'vision': expected one of class",
+    ),
+    (
+      lambda x: input_features(x, 'language'),
+      r'language of shape \(3,\) and type float',
+    ),
+    (lambda x: input_features(x[:0]), 'expected at least one'),
+    (lambda x: embedding_features(x[0]), r'an embedding of shape \(3,\)'),
     (lambda x: clusters.quality(x, np.zeros(3, int)), r'expected \[N, F\], \[N\] and \[N\]'),
-    (lambda x: clusters.telling_ngrams(x, [0, 1]), r'labels of shape \(2,\): expected \[100\]'),
+    (lambda x: telling_ngrams(x, [0, 1]), r'labels of shape \(2,\): expected \[100\]'),
     (lambda x: figures.cluster_maps(x, {'a': [0]}), r"labels 'a' of \(1,\): expected \[100\]"),
     (lambda x: figures.cluster_examples([x], [1]), r'images of shape \(100, 3\)'),
     (lambda x: figures.cluster_examples([x], []), 'images of 1 clusters: expected 0'),

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 import tiny
 
 from additive_jax.compress.levels import BINS
@@ -14,30 +15,7 @@ from additive_jax.experiments.pools import open_pools
 from additive_jax.export import load, main
 from additive_jax.report import figures
 
-# 64 images, 8 steps, then 16 under noise and 8 of what is left.
-OPTIONS = {
-  'data.name': 'digits',
-  'data.train_examples': 64,
-  'data.test_examples': 48,
-  'model.name': 'dense_stack',
-  'model.gates': ('sub_activation',),
-  'model.num_chunks': 2,
-  'model.hidden': (12, 8),
-  'num_seeds': 1,
-  'learning_rate': 1e-2,
-  'train.epochs': 1.0,
-  'train.batch_size': 8,
-  'train.structures_per_step': 1,
-  'train.log_every': 4,
-  'train.checkpoint_every': 4,
-  'compress.epochs': 2.0,
-  'compress.tune_epochs': 1.0,
-  'compress.kl': 2.0,
-  'compress.ramp': 0.2,
-  'compress.log_variance': -1.0,
-  'compress.variance_rate': 40.0,
-  'compress.sparsities': (),
-}
+OPTIONS = studies.CASES['compress'].options | {'compress.sparsities': ()}
 LEVELS = {
   'weight': {'compress.sparsities': (0.6,)},
   # In so few steps noise grows nearly alike everywhere.
@@ -68,8 +46,7 @@ def config(level, more=()):
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('weights') / 'run'
-  return compress.run(config('weight'), workdir, devices=1), workdir
+  return studies.finished('compress', tmp_path_factory)
 
 
 def test_weights(weights):
@@ -107,23 +84,6 @@ def test_weights(weights):
   shares = [line['kept'] for line in curves if 'kept' in line]
   assert shares[-1] == pytest.approx(left / every)
   assert len(set(shares)) > 2
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(weights, tmp_path):
-  """Killed while the noise was learnt: of its checkpoints one in the middle is left."""
-  _, workdir = weights
-  tiny.killed_copy(workdir, tmp_path / 'run', 'compress.jsonl', 2, b'{"seed": 0, "vari')
-  folder = tmp_path / 'run' / 'checkpoints'
-  steps = sorted(int(path.name) for path in (folder / 'variational-seed0').iterdir())
-  assert steps[0] < 16
-  for step in steps[1:]:
-    shutil.rmtree(folder / 'variational-seed0' / str(step))
-  for path in folder.glob('magnitude*'):
-    shutil.rmtree(path)
-  shutil.rmtree(folder / 'variational-tuned-seed0')
-  compress.run(config('weight'), tmp_path / 'run', devices=1)
-  for name in ('variants.csv', 'structures.csv', 'layers.csv', 'summary.json'):
-    assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
 
 
 def test_units_are_cut_out(tmp_path):

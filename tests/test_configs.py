@@ -8,7 +8,7 @@ import tiny
 
 from additive_jax import data
 from additive_jax.cli.configs import config_file, config_names, load_config
-from additive_jax.experiments import network, session, study
+from additive_jax.experiments import network, opening, session, study
 from additive_jax.experiments.options import (
   DECLARED,
   PLACEMENT,
@@ -176,14 +176,15 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
 
   for section in set(sections()):
     recorded(section)
-  for module in (session, study):
+  for module in (opening, study):
     unseen(module, 'read_options')
-  unseen(session, 'replaced')
-  unseen(session, 'to_plain_config')
+  for module in (session, study):
+    unseen(module, 'replaced')
+  unseen(opening, 'resolve')
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
     for experiment, options in READING.items():
       config = tiny.config(experiment, {'num_seeds': 1} | options)
-      study.run(STUDIES[experiment], config, tmp_path / experiment, devices=1)
+      STUDIES[experiment].run(config, tmp_path / experiment, devices=1)
   for name in network.TASKS:
     gates = ('sub_activation' if name in ('lenet', 'vgg', 'dense_stack') else 'residual',)
     options = read_options(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))

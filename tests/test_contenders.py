@@ -4,48 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import studies
 import tiny
 
 from additive_jax import UserError
 from additive_jax.experiments import contenders, dna, experts
-from additive_jax.experiments.inspection import inspect
-from additive_jax.experiments.scores import evaluate
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.opening import open_session
 from additive_jax.models import DNA, MLP, Experts, Routing
 from additive_jax.parallel import processes
 from additive_jax.report import paths
+from additive_jax.run.inspection import inspect
 
-# Images of 4 tokens, 6 steps of one structure.
-SHARED = {
-  'data.name': 'digits',
-  'data.train_examples': 48,
-  'data.test_examples': 40,
-  'model.name': 'transformer',
-  'model.patch_size': 4,
-  'model.num_blocks': 1,
-  'model.width': 8,
-  'model.num_heads': 2,
-  'model.hidden': (24,),
-  'model.num_chunks': 3,
-  'train.epochs': 1.0,
-  'train.batch_size': 8,
-  'train.structures_per_step': 1,
-  'train.log_every': 3,
-}
-EXPERTS = SHARED | {
-  'experts.variants': ('softmax', 'single', 'moe'),
-  'experts.budgets': ('params',),
-  'experts.keep': 0.6,
-  'experts.num_experts': 3,
-}
-MODULES = {'num_backbone': 1, 'num_steps': 2, 'attention': 1, 'mlp': 1, 'identity': 1, 'top_k': 2}
-CHOSEN = {f'dna.{name}': value for name, value in MODULES.items()}
-DNAS = (
-  SHARED
-  | CHOSEN
-  | {'model.num_blocks': 2}
-  | {'balance.bias_rate': 0.01, 'dna.examples': 36, 'num_seeds': 1}
-)
+SHARED, EXPERTS, DNAS = studies.IMAGES, *(studies.CASES[n].options for n in ('experts', 'dna'))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -56,14 +26,12 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mixed(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('experts') / 'run'
-  return experts.run(tiny.config('experts', EXPERTS), workdir, devices=1), workdir
+  return studies.finished('experts', tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
 def distributed(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('dna') / 'run'
-  return dna.run(tiny.config('dna', DNAS), workdir, devices=1), workdir
+  return studies.finished('dna', tmp_path_factory)
 
 
 def session_of(experiment, options, tmp_path):
@@ -145,10 +113,10 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
   """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
   with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
     contender = experts.make_contenders(session)[1]
-    own = contender.own_session
+    own = contender.session
     pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
-    found = inspect(own, pool, session.test)
-    want = evaluate(own, pool, [contender.structure])
+    found = inspect(own.model, own.objective, pool, session.test)
+    want = own.evaluate(pool, [contender.structure])
     np.testing.assert_allclose([found.loss, found.accuracy], np.ravel(want), rtol=1e-5)
     assert found.chosen.shape == (40, 4, 1, 2)
     whole = found.chosen[:32]  # the last 8 do not fill a batch
@@ -178,15 +146,6 @@ def test_what_dna_leaves(distributed):
   page = (workdir / 'report.html').read_text()
   for text in ('Paths in dna skipping', 'Specialisation', 'Reuse of parameters', 'power laws'):
     assert text in page
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(distributed, tmp_path):
-  """After one DNA: the other and the dense networks, which are sized by both, are still to do."""
-  _, workdir = distributed
-  tiny.killed_copy(workdir, tmp_path / 'run', 'dna.jsonl', 1, b'{"seed": 0, "vari')
-  dna.run(tiny.config('dna', DNAS), tmp_path / 'run', devices=1)
-  for name in ('variants.csv', 'structures.csv', 'paths.csv', 'modules.csv', 'summary.json'):
-    assert (tmp_path / 'run' / name).read_bytes() == (workdir / name).read_bytes()
 
 
 def test_a_model_of_your_own_must_be_a_transformer(tmp_path):

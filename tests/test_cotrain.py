@@ -12,17 +12,19 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+import studies
 import tiny
 
 import additive_jax
 from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain, shared, sweep
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 
-LISTED = {'structures': ('011', '111')}
+LISTED = studies.CASES['cotrain'].options
 TEXTS = ['011', '111']
 
 
@@ -34,9 +36,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """Two listed structures on two devices: result and run directory."""
-  workdir = tmp_path_factory.mktemp('trained') / 'run'
-  return cotrain.run(tiny.config('cotrain', LISTED), workdir, devices=2), workdir
+  return studies.finished('cotrain', tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +47,7 @@ def pools(trained):
   with opening as session:
     for seed in session.seeds:
       sampler = additive_jax.train.samplers.listed(TEXTS, 3)
-      trainer = session.trainer(session.recipe(15), sampler, seed)
+      trainer = session.trainer(session.training.recipe(15), sampler, seed)
       folder = workdir / 'checkpoints' / f'pool-seed{seed}'
       with Checkpointer(folder, identity=session.identity) as checkpoints:
         together = jax.device_get(checkpoints.restore(trainer.state).state.params)
@@ -226,39 +226,20 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   tiny.killed_copy(tmp_path / 'whole', workdir, 'search.jsonl', 2, torn=b'{"struc')
   for name in ('structures.jsonl', 'cotrain.jsonl'):
     (workdir / 'journals' / name).unlink()
-  original = shared.evaluate
+  original = Session.evaluate
 
-  def evaluate(session, variables, bits):
-    evaluated.append(len(bits))
-    return original(session, variables, bits)
+  def evaluate(self, variables, structures, split=None):
+    if len(structures) == 4:  # a generation
+      evaluated.append(4)
+    return original(self, variables, structures, split)
 
-  monkeypatch.setattr(shared, 'evaluate', evaluate)
+  monkeypatch.setattr(Session, 'evaluate', evaluate)
   found = cotrain.run(config, workdir, devices=2)
   assert evaluated == [4]
   for name in ('structures.jsonl', 'search.jsonl', 'cotrain.jsonl'):
     paths = [folder / 'journals' / name for folder in (workdir, tmp_path / 'whole')]
     assert paths[0].read_bytes() == paths[1].read_bytes()
   pd.testing.assert_frame_equal(found.table, want.table, check_exact=True)
-
-
-def test_finished_run_changes_nothing(trained):
-  result, workdir = trained
-  before = tiny.contents(workdir)
-  again = cotrain.run(tiny.config('cotrain', LISTED), workdir, devices=2)
-  assert tiny.contents(workdir) == before
-  for name in ('table', 'comparison', 'cosines'):
-    pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_exact=True)
-  assert again.summary == result.summary | {'finished': True}
-
-
-@pytest.mark.parametrize('devices', [1, 4])
-def test_number_of_devices(trained, tmp_path, devices):
-  """One trains the structures in turn; four split each structure's batch in two as well."""
-  result = cotrain.run(tiny.config('cotrain', LISTED), tmp_path / 'run', devices=devices)
-  got, want = result.table.set_index('structure'), trained[0].table.set_index('structure')
-  # The same gradients, added up in another order, over 15 float32 steps.
-  np.testing.assert_allclose(got['loss'][TEXTS], want['loss'][TEXTS], rtol=2e-5)
-  assert got['alone_loss'][TEXTS].tolist() == want['alone_loss'][TEXTS].tolist()
 
 
 def test_two_processes(trained, tmp_path):

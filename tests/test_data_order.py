@@ -55,7 +55,6 @@ def test_going_on_shuffles_nothing_twice(monkeypatch):
 
 def test_steps():
   order = Order(10, 4, 0)
-  assert order.steps_per_epoch == 2.5
   assert [order.steps_for(epochs) for epochs in (0, 1, 2, 0.5, 3)] == [0, 3, 5, 2, 8]
   # In floating point 0.7 * 10 is a little over 7, which would be 8 steps.
   assert Order(10, 1, 0).steps_for(0.7) == 7

@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict
 from additive_jax import Additive, UserError
 from additive_jax.compress.cutting import cut
 from additive_jax.experiments.fit import fit
+from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.pools import open_pools
-from additive_jax.experiments.session import open_session
 from additive_jax.export import export, load, main
 from additive_jax.models import MLP
 
@@ -50,7 +50,7 @@ def make_run(path, num_steps, seeds, options):
   """What a run leaves that was stopped after `num_steps` steps."""
   with open_session(tiny.config('cotrain', options), path, check=lambda session: None) as session:
     for seed in seeds:
-      trainer = session.trainer(session.recipe(9), session.sampler(9), seed)
+      trainer = session.trainer(session.training.recipe(9), session.training.sampler(9), seed)
       fit(session, trainer, num_steps, f'pool-seed{seed}')
 
 
@@ -138,7 +138,7 @@ def test_a_network_of_ones_own(tmp_path):
     (['RUN', 'RUN', '--to=NEW', '--structure=1'], 'run: expected one run directory'),
     (['RUN', '--to=NEW'], 'no --structure: expected RUN --structure=BITS --to=DIR'),
     (['RUN', '--structure=100111'], 'no --to: expected RUN --structure=BITS --to=DIR'),
-    (['RUN', '--strcture=1'], 'unknown flag --strcture: expected one of --structure, --to, '),
+    (['RUN', '--strcture=1'], "flag 'strcture'. Did you mean: structure ?: expected one of --"),
     (['RUN', '--to=NEW', '--structure=1001'], 'structure 1001 has 4 gates: expected 6, one per'),
     (['RUN', '--to=NEW', '--structure=10x111'], "structure '10x111': expected a string of 0 and 1"),
     (['NEW', '--to=NEW', '--structure=1'], '(No such file or directory): expected a run directory'),

@@ -281,7 +281,10 @@ class Unhashable(Loss):
     ({'collective': 'tree'}, "collective 'tree': expected one of psum, ring"),
     ({'loss': print}, 'loss <built-in function print>: expected a Loss, such as Structures'),
     ({'loss': Unhashable()}, r'loss .*Unhashable.*: expected a hashable one, such as a frozen'),
-    ({'loss': Structures(0.5), 'objective': regression}, 'distill 0.5 in a regression: expected 0'),
+    (
+      {'loss': Structures(distill=0.5), 'objective': regression},
+      'distill 0.5 in a regression: expected 0',
+    ),
   ],
 )
 def test_bad_recipes(options, message):

@@ -170,9 +170,9 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path, trained, 
 def test_gates_of_a_model_with_experts(random_pool):
   """Devices with different structures skip different sites, each with its all-reduce of experts."""
   model = MODELS['experts']
-  recipe = Recipe(model, 'language', OPTIMIZER, Structures(0.3), 'coverage', 'ring')
+  recipe = Recipe(model, 'language', OPTIMIZER, Structures(distill=0.3), 'coverage', 'ring')
   state = init_state(recipe, random_pool(model, TRAIN.x[:1]))
-  sampler = samplers.make_sampler('bernoulli', 2, SLOTS, keep_rate=0.5)
+  sampler = samplers.make_sampler('bernoulli', 2, SLOTS)
   options = {'batch_size': BATCH, 'seed': 0, 'state': state}
   train = lambda mesh: Trainer(
     recipe, TRAIN, sampler, placement=Placement(mesh_of(*mesh)), **options

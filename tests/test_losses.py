@@ -39,7 +39,7 @@ class LabelSmoothed(Loss):
     rows = slot.share * len(slot.x) + jnp.arange(len(slot.x))
     noise = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(slot.key, row), (6,)))(rows)
     x = slot.x + 0.1 * noise
-    logits = conditional(recipe.model, {'params': params}, x, slot.bits)
+    logits = conditional(recipe.model, {'params': params}, x, slot.structure)
     targets = optax.smooth_labels(jax.nn.one_hot(slot.y, logits.shape[-1]), self.amount)
     facts = {'logits': {'size': jnp.abs(logits).mean(), 'by_class': jnp.abs(logits).mean(0)}}
     return optax.softmax_cross_entropy(logits, targets).mean(), facts

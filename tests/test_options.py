@@ -7,7 +7,6 @@ from bad_options import BASES, ROWS, VALUES
 from additive_jax import UserError
 from additive_jax.experiments.options import DECLARED, read_options
 from additive_jax.experiments.studies import STUDIES
-from additive_jax.experiments.study import run
 
 
 @pytest.mark.parametrize(('name', 'value', 'expected'), VALUES)
@@ -32,7 +31,7 @@ def test_every_rule_has_a_value_that_breaks_it():
 def test_options_that_cannot_be(experiment, options, message, tmp_path):
   config = tiny.config(experiment, BASES[experiment] | options)
   with pytest.raises(UserError) as caught:
-    run(STUDIES[experiment], config, tmp_path / 'run', devices=4)
+    STUDIES[experiment].run(config, tmp_path / 'run', devices=4)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run').exists()

@@ -13,7 +13,7 @@ import tiny
 
 from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.opening import open_session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names
@@ -154,7 +154,7 @@ def trainer_of(random_pool):
 
   @functools.cache
   def recipe(how):
-    loss = Piped(how, rescale='inverse') if how else Structures(rescale='inverse')
+    loss = Piped(pipeline=how, rescale='inverse') if how else Structures(rescale='inverse')
     return Recipe(BLOCKS, classification, OPTIMIZER, loss)
 
   def build(how=None, *mesh):
@@ -356,11 +356,11 @@ def test_bad_pipelines(options, message):
 def test_recipes_without_a_pipeline(options, message):
   optimizer = options.pop('optimizer', OPTIMIZER)
   with pytest.raises(UserError, match=message):
-    Recipe(BLOCKS, classification, optimizer, Piped(Pipeline(2, 2)), **options)
+    Recipe(BLOCKS, classification, optimizer, Piped(pipeline=Pipeline(2, 2)), **options)
 
 
 def test_batches_and_meshes_that_do_not_fit():
-  recipe = Recipe(BLOCKS, classification, OPTIMIZER, Piped(Pipeline(2, 3)))
+  recipe = Recipe(BLOCKS, classification, OPTIMIZER, Piped(pipeline=Pipeline(2, 3)))
   sampler = samplers.make_sampler('uniform', 4, 1)
   build = functools.partial(Trainer, recipe, TRAIN, sampler, seed=0)
   mesh = mesh_of(recipe.loss.pipeline)
@@ -386,7 +386,7 @@ def test_options_of_a_run(tmp_path):
     {'train.pipe_devices': 1},
   ):
     with opened(options, tmp_path / 'run') as session:
-      recipe, sampler = session.recipe(4), session.sampler(4)
+      recipe, sampler = session.training.recipe(4), session.training.sampler(4)
       identities.append(session.identity)
       if isinstance(recipe.loss, Piped):
         trainer = session.trainer(recipe, sampler, 3)

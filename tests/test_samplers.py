@@ -16,6 +16,7 @@ from additive_jax import UserError
 from additive_jax.gates.structure import all_bits
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.train import samplers
+from additive_jax.train.samplers import KeepRates
 
 NUM_GATES = 3
 DRAWS = 4000
@@ -46,15 +47,15 @@ ROWS = {
   'listed': Row('listed', {'structures': ['100', '011']}, counted([1, 6])),
   'listed, with repeats': Row('listed', {'structures': [2, 2, 3, 7, 2]}, counted([2, 2, 3, 7, 2])),
   'uniform': Row('uniform', {}, np.full(8, 1 / 8)),
-  'bernoulli': Row('bernoulli', {'keep_rate': 0.8}, independent([0.8] * 3)),
+  'bernoulli': Row('bernoulli', {'keep': KeepRates(rate=0.8)}, independent([0.8] * 3)),
   'bernoulli, linear': Row(
-    'bernoulli', {'keep_rate': 0.6, 'keep_ramp': 'linear'}, independent(LINEAR)
+    'bernoulli', {'keep': KeepRates(rate=0.6, ramp='linear')}, independent(LINEAR)
   ),
   'bernoulli, exponential': Row(
-    'bernoulli', {'keep_rate': 0.6, 'keep_ramp': 'exponential'}, independent(EXPONENTIAL)
+    'bernoulli', {'keep': KeepRates(rate=0.6, ramp='exponential')}, independent(EXPONENTIAL)
   ),
   'bernoulli, own rates': Row(
-    'bernoulli', {'gate_keep_rates': (0.9, 0.0, 0.3)}, independent([0.9, 0, 0.3])
+    'bernoulli', {'keep': KeepRates(by_gate=(0.9, 0.0, 0.3))}, independent([0.9, 0, 0.3])
   ),
   'sandwich': Row('sandwich', {}, (2 * np.full(8, 1 / 8) + counted([7]) + counted([0])) / 4),
   'sandwich of one': Row('sandwich', {}, counted([7]), slots=1),
@@ -128,11 +129,11 @@ def test_devices_have_no_say(name, devices):
 def test_other_numbers_compile_nothing():
   program = jax.jit(lambda sampler, key, step: sampler(key, step))
   key = jax.random.key(0)
-  make_bernoulli = lambda **options: samplers.make_sampler('bernoulli', 3, 2, **options)
+  make_bernoulli = lambda **options: KeepRates(**options).sampler(3, 2)
   for sampler in (
-    make_bernoulli(keep_rate=0.1),
-    make_bernoulli(keep_rate=0.9, keep_ramp='linear', ramp_steps=10),
-    make_bernoulli(gate_keep_rates=(0.1, 0.2, 0.3), ramp_steps=5, ramp_shape='cosine'),
+    make_bernoulli(rate=0.1),
+    make_bernoulli(rate=0.9, ramp='linear', ramp_steps=10),
+    make_bernoulli(by_gate=(0.1, 0.2, 0.3), ramp_steps=5, ramp_shape='cosine'),
   ):
     program(sampler, key, jnp.int32(0))
   assert program._cache_size() == 1
@@ -189,9 +190,7 @@ def test_sorted_follows_its_order():
 )
 def test_bernoulli_ramp_over_time(shape, done):
   """When a share d of the fall is done, a rate r is still 1 − d·(1 − r); ramp of 10 steps."""
-  sampler = samplers.make_sampler(
-    'bernoulli', 2, 20000, gate_keep_rates=(0.2, 0.6), ramp_steps=10, ramp_shape=shape
-  )
+  sampler = KeepRates(by_gate=(0.2, 0.6), ramp_steps=10, ramp_shape=shape).sampler(2, 20000)
   for step, share_done in zip((0, 2, 5, 10, 99), done):
     want = 1 - share_done * np.array([0.8, 0.4])
     np.testing.assert_allclose(sampler.rates(jnp.int32(step)), want, rtol=1e-5)
@@ -210,11 +209,11 @@ def test_bernoulli_ramp_over_time(shape, done):
   ],
 )
 def test_keep_rates(ramp, want):
-  np.testing.assert_allclose(samplers.keep_rates(4, 0.5, ramp), want, rtol=1e-6)  # float32
+  np.testing.assert_allclose(KeepRates(rate=0.5, ramp=ramp).of_gates(4), want, rtol=1e-6)  # float32
 
 
 def test_all_gates_of_a_site_have_the_rate_of_its_depth():
-  rates = samplers.keep_rates(5, 0.4, 'linear', sites=[0, 0, 1, 2, 2])
+  rates = KeepRates(rate=0.4, ramp='linear', sites=[0, 0, 1, 2, 2]).of_gates(5)
   np.testing.assert_allclose(rates, [0.8, 0.8, 0.6, 0.4, 0.4], rtol=1e-6)  # float32
 
 
@@ -230,17 +229,18 @@ def test_rates_of_uniform():
     (('fixed', 3, 1), {'structures': ['101', '111']}, '2 structures for the sampler fixed'),
     (('fixed', 3, 1), {'structures': ['10']}, 'structure 10 has 2 gates: expected 3'),
     (('listed', 3, 1), {}, 'an empty list of structures: expected at least one'),
-    (('bernoulli', 3, 1), {'keep_rate': 1.5}, r'keep rate 1.5: expected a number in \[0, 1\]'),
-    (('bernoulli', 3, 1), {'keep_ramp': 'cubic'}, "keep-rate ramp 'cubic': expected one of"),
-    (('bernoulli', 3, 1), {'keep_rate': float('nan')}, 'keep rate nan: expected a number'),
+    (('bernoulli', 3, 1), {'rate': 1.5}, r'keep rate 1.5: expected a number in \[0, 1\]'),
+    (('bernoulli', 3, 1), {'ramp': 'cubic'}, "keep-rate ramp 'cubic': expected one of"),
+    (('bernoulli', 3, 1), {'rate': float('nan')}, 'keep rate nan: expected a number'),
     (('bernoulli', 3, 1), {'ramp_shape': 'cubic'}, "ramp shape 'cubic': expected one of linear"),
-    (('bernoulli', 3, 1), {'gate_keep_rates': (0.5, 0.5)}, '2 keep rates .*: expected 3'),
-    (('bernoulli', 2, 1), {'gate_keep_rates': (0.5, -0.1)}, 'keep rate -0.1: expected'),
+    (('bernoulli', 3, 1), {'by_gate': (0.5, 0.5)}, '2 keep rates .*: expected 3'),
+    (('bernoulli', 2, 1), {'by_gate': (0.5, -0.1)}, 'keep rate -0.1: expected'),
   ],
 )
 def test_bad_options(arguments, options, message):
+  structures = options.pop('structures', ())
   with pytest.raises(UserError, match=message):
-    samplers.make_sampler(*arguments, **options)
+    samplers.make_sampler(*arguments, structures=structures, keep=KeepRates(**options))
 
 
 def test_samplers_are_different_trees():

@@ -13,9 +13,9 @@ import tiny
 import additive_jax
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments import session as session_
 from additive_jax.experiments.fit import point
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.network import make_model
+from additive_jax.experiments.opening import open_session
 from additive_jax.models import Transformer, identity
 from additive_jax.models.moe import Experts
 from additive_jax.train.recipe import Structures
@@ -35,14 +35,14 @@ def opened(options=(), workdir=None, **kwargs):
 def test_session(tmp_path):
   with opened({'seed': 3, 'train.batch_size': 32}, tmp_path / 'run') as session:
     assert session.seeds == [3, 4]
-    assert session.steps(1.0) == 4  # of 120 examples
+    assert session.training.steps(1.0) == 4  # of 120 examples
     assert session.space.num_gates == 3
     assert session.space.flops('111') > session.space.flops('000') > 0
     assert len(session.test[0]) == len(session.test[1]) == 30
-    assert session.devices == jax.devices()[:2]
-    assert session.recipe(4) is session.recipe(4)
-    assert session.recipe(4) is not session.recipe(5)
-    trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+    assert session.machine.devices == jax.devices()[:2]
+    assert session.training.recipe(4) is session.training.recipe(4)
+    assert session.training.recipe(4) is not session.training.recipe(5)
+    trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 3)
     assert dict(trainer.mesh.shape) == {'structure': 2, 'data': 1}
     assert trainer.batch_size == 32
   assert (tmp_path / 'run' / 'config.json').exists()
@@ -55,7 +55,7 @@ def test_experts_over_devices_do_not_make_another_run(tmp_path):
   for count in (2, 1):
     options = {'data.name': 'digits', 'train.expert_devices': count}
     with opened(options, tmp_path / 'run', model=model, devices=4) as session:
-      trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+      trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 3)
       identities.append(session.identity)
     axes = {'expert': 2} if count == 2 else {}
     assert dict(trainer.mesh.shape) == {'structure': 4 // count, 'data': 1} | axes
@@ -67,13 +67,13 @@ def test_devices_for_experts_of_a_model_without(tmp_path):
   """In a comparison, networks without experts of their own are trained whole."""
   with opened({'train.expert_devices': 2}, tmp_path / 'run') as session:
     with pytest.raises(UserError, match='MLP over 2 expert_devices: expected a model with experts'):
-      session.check_experts([session.model])
+      session.machine.check_experts([session.model])
     mixed = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
-    session.check_experts([session.model, mixed])
+    session.machine.check_experts([session.model, mixed])
     odd = mixed.clone(routing=Experts(3))
     with pytest.raises(UserError, match='3 experts over 2 devices'):
-      session.check_experts([session.model, odd])
-    trainer = session.trainer(session.recipe(4), session.sampler(4), 3)
+      session.machine.check_experts([session.model, odd])
+    trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 3)
     assert 'expert' not in trainer.mesh.shape
 
 
@@ -108,7 +108,7 @@ def test_directory_of_another_config(tmp_path):
 
 def test_model_of_the_config():
   options = tiny.config('sweep', {'model.hidden': (4, 5, 6)}).model
-  model = session_.make_model(options, data_.load('digits'))
+  model = make_model(options, data_.load('digits'))
   assert model == additive_jax.models.MLP(3, 8, (4, 5, 6), 10)
 
 
@@ -125,7 +125,7 @@ def test_structures_alone_are_not_distilled(tmp_path):
   losses = []
   for i, distill in enumerate((0.0, 0.9)):
     with opened({'train.distill': distill}, tmp_path / str(i)) as session:
-      recipe = session.recipe(15)
+      recipe = session.training.recipe(15)
       assert recipe.loss.distill == distill
       population = session.population(recipe, 0)
       member = next(population.train([session.space.parse('010')], 15))

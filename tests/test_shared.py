@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import shared, sweep
+from additive_jax.experiments import sweep
+from additive_jax.experiments.session import Session
 from additive_jax.files.metrics import Metrics
 
 SHARED = {'sweep.modes': ('shared',)}
@@ -90,13 +91,14 @@ def test_a_killed_search_goes_on_after_its_last_generation(
   monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
   workdir, evaluated = tmp_path / 'run', []
   tiny.killed_copy(searched[1], workdir, 'search.jsonl', lines, torn=b'{"structures": ["01')
-  original = shared.evaluate
+  original = Session.evaluate
 
-  def evaluate(session, variables, bits):
-    evaluated.append(len(bits))
-    return original(session, variables, bits)
+  def evaluate(self, variables, structures, split=None):
+    if len(structures) == 4:  # a generation
+      evaluated.append(4)
+    return original(self, variables, structures, split)
 
-  monkeypatch.setattr(shared, 'evaluate', evaluate)
+  monkeypatch.setattr(Session, 'evaluate', evaluate)
   with caplog.at_level(logging.INFO, 'additive_jax'):
     sweep.run(tiny.config('sweep', SEARCHED), workdir, devices=2)
   assert len(evaluated) == 2 * (4 - lines)  # two pools

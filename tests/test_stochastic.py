@@ -1,27 +1,18 @@
 """Exp 3: what a run leaves, and what it says."""
 
 import json
-import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
+import studies
 import tiny
 
 from additive_jax.experiments import stochastic
-from additive_jax.experiments.stochastic_tables import expected_flops
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
 from additive_jax.models.costs import measure
 
-CHOSEN = {
-  'sampler.name': 'bernoulli',
-  'sampler.keep_ramp': 'linear',
-  'sampler.ramp': 0.5,
-  'sampler.ramp_shape': 'step',
-  'stochastic.rescale': 'inverse',
-  'train.structures_per_step': 1,
-}
+CHOSEN = studies.CASES['stochastic'].options
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -32,8 +23,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('stochastic') / 'run'
-  return stochastic.run(tiny.config('stochastic', CHOSEN), workdir, devices=1), workdir
+  return studies.finished('stochastic', tmp_path_factory)
 
 
 def records_of(workdir):
@@ -112,40 +102,8 @@ def test_expected_flops_are_the_mean_over_structures():
   bits = all_bits(space.num_gates)
   weights = np.where(bits, rates, 1 - rates).prod(1)
   want = weights @ space.costs(bits)[0]
-  np.testing.assert_allclose(expected_flops(space, rates), want, rtol=1e-12)
-  np.testing.assert_allclose(expected_flops(space, [rates, rates * 0])[0], want, rtol=1e-12)
-
-
-def test_a_killed_run_goes_on(done, tmp_path):
-  """Within a line of the journal, with one pool in the middle of its training and one not begun."""
-  result, workdir = done
-  folder = tmp_path / 'run' / 'checkpoints'
-  tiny.killed_copy(workdir, tmp_path / 'run', 'stochastic.jsonl', 3, b'{"seed": 0, "vari')
-  for step in ('10', '15'):
-    shutil.rmtree(folder / 'per_sample-seed1' / step)
-  shutil.rmtree(folder / 'none-seed1')
-  again = stochastic.run(tiny.config('stochastic', CHOSEN), tmp_path / 'run', devices=1)
-  assert records_of(tmp_path / 'run') == records_of(workdir)
-  for name in ('table', 'variants'):
-    pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name), check_exact=True)
-
-
-def test_a_finished_run_changes_nothing(done):
-  result, workdir = done
-  before = tiny.contents(workdir)
-  again = stochastic.run(tiny.config('stochastic', CHOSEN), workdir, devices=1)
-  assert tiny.contents(workdir) == before
-  pd.testing.assert_frame_equal(again.variants, result.variants, check_exact=True)
-
-
-def test_number_of_devices(done, tmp_path):
-  """Four split each batch."""
-  options = CHOSEN | {'stochastic.modes': ('conditional',)}
-  many = stochastic.run(tiny.config('stochastic', options), tmp_path / 'run', devices=4)
-  want = done[0].variants[:3]
-  assert many.variants['variant'].tolist() == want['variant'].tolist() == NAMES[:3]
-  # The same gradients, added up in another order, over 15 to 20 float32 steps.
-  np.testing.assert_allclose(many.variants['loss'], want['loss'], rtol=2e-5)
+  np.testing.assert_allclose(space.expected_flops(rates), want, rtol=1e-12)
+  np.testing.assert_allclose(space.expected_flops([rates, rates * 0])[0], want, rtol=1e-12)
 
 
 def test_distilled_and_a_sample_of_the_structures(tmp_path):

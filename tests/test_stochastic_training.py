@@ -31,7 +31,7 @@ TRAIN = ArraySplit(
   np.random.default_rng(1).integers(0, 3, 29).astype(np.int32),
 )
 PLAN = Subsets(((1.0, 0.75, 0.5), (0.75, 0.5, 0.25)), (0, 4), parts=2)
-LOSS = PerSample(PLAN, distill=0.3, rescale='inverse')
+LOSS = PerSample(subsets=PLAN, distill=0.3, rescale='inverse')
 RECIPE = Recipe(MODEL, classification, optax.sgd(0.1, momentum=0.9), LOSS)
 
 
@@ -135,14 +135,14 @@ def test_an_interruption_changes_no_bit(uninterrupted):
 
 
 def test_other_rates_over_time_compile_nothing(compiles):
-  make = functools.partial(samplers.make_sampler, 'bernoulli', 3, 4)
+  make = lambda **options: samplers.KeepRates(**options).sampler(3, 4)
   recipe = Recipe(MODEL, classification, optax.sgd(0.1), Structures(rescale='inverse'))
   state = init_state(recipe, MODEL.init(jax.random.key(0), TRAIN.x[:1]))
   run = lambda sampler: trainer(recipe, (1, 1), sampler, state=state).run(4)['loss']
-  losses = [run(make(keep_rate=0.5))]
+  losses = [run(make(rate=0.5))]
   del compiles[:]
-  losses.append(run(make(keep_rate=0.2, keep_ramp='linear', ramp_steps=3)))
-  losses.append(run(make(gate_keep_rates=(0.2, 1, 0), ramp_steps=3, ramp_shape='cosine')))
+  losses.append(run(make(rate=0.2, ramp='linear', ramp_steps=3)))
+  losses.append(run(make(by_gate=(0.2, 1, 0), ramp_steps=3, ramp_shape='cosine')))
   assert len(compiles) == 0
   assert len({loss.tobytes() for loss in losses}) == 3
 
@@ -157,7 +157,7 @@ BERNOULLI = samplers.make_sampler('bernoulli', 3, 4)
     (LOSS, {'sampler': samplers.listed(['101'] * 4, 3)}, 'structures of Listed for subsets'),
     (LOSS, {'batch_size': 7}, 'a batch of 7 in 2 parts: expected parts that divide'),
     (LOSS, {'mesh': (1, 4)}, '4 devices split a batch of 2 parts with a subset each: expected'),
-    (PerSample(Subsets(((0.5,),))), {}, '1 keep rates: expected 3, one per gate'),
+    (PerSample(subsets=Subsets(((0.5,),))), {}, '1 keep rates: expected 3, one per gate'),
     (
       Structures(rescale='inverse'),
       {},

@@ -113,16 +113,14 @@ def test_parts_are_drawn_wherever_they_are():
 
 
 def test_stages_follow_the_ramp():
-  sampler = samplers.make_sampler('bernoulli', 2, 1, gate_keep_rates=(0.2, 0.6), ramp_steps=8)
+  sampler = samplers.KeepRates(by_gate=(0.2, 0.6), ramp_steps=8).sampler(2, 1)
   plan = in_stages(sampler.rates, 20, 8, stages=2, parts=2)
   assert plan.starts == (0, 4, 8)
   # In the middle of a stage: after 1.5 and 5.5 of the 8 steps.
   want = [[1 - done / 8 * 0.8, 1 - done / 8 * 0.4] for done in (1.5, 5.5, 8)]
   np.testing.assert_allclose(plan.keep_rates, want, atol=1e-6)
   assert [int(plan.stage(step)) for step in (0, 3, 4, 7, 8, 19)] == [0, 0, 1, 1, 2, 2]
-  step = samplers.make_sampler(
-    'bernoulli', 2, 1, gate_keep_rates=(0.2, 0.6), ramp_steps=8, ramp_shape='step'
-  )
+  step = samplers.KeepRates(by_gate=(0.2, 0.6), ramp_steps=8, ramp_shape='step').sampler(2, 1)
   plan = in_stages(step.rates, 20, 8, stages=4)
   assert plan == Subsets(((1.0, 1.0), (0.2, 0.6)), (0, 8))
   assert in_stages(samplers.Uniform(2, 1).rates, 20, 0, 4) == Subsets(((0.5, 0.5),))

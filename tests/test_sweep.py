@@ -15,6 +15,7 @@ import optax
 import pandas as pd
 import pytest
 import scipy.stats
+import studies
 import tiny
 
 import additive_jax
@@ -36,9 +37,7 @@ def cached(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def swept(tmp_path_factory):
-  """Both modes over all 8 structures: result and run directory."""
-  workdir = tmp_path_factory.mktemp('swept') / 'run'
-  return sweep.run(tiny.config('sweep'), workdir, devices=2), workdir
+  return studies.finished('sweep', tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -165,7 +164,7 @@ def test_standalone_equals_a_plain_training_loop(swept, iris, structure):
 
 
 def test_shared_losses_are_those_of_each_structure_in_the_pool(swept, iris):
-  from additive_jax.experiments.session import open_session
+  from additive_jax.experiments.opening import open_session
   from additive_jax.files.checkpoint import Checkpointer
 
   result, workdir = swept
@@ -173,7 +172,7 @@ def test_shared_losses_are_those_of_each_structure_in_the_pool(swept, iris):
   opening = open_session(tiny.config('sweep'), workdir, check=lambda session: None, devices=2)
   with opening as session:
     for seed in session.seeds:
-      trainer = session.trainer(session.recipe(15), session.sampler(15), seed)
+      trainer = session.trainer(session.training.recipe(15), session.training.sampler(15), seed)
       folder = workdir / 'checkpoints' / f'shared-seed{seed}'
       with Checkpointer(folder, identity=session.identity) as checkpoints:
         state = checkpoints.restore(trainer.state).state
@@ -224,22 +223,6 @@ def test_costs(swept, iris):
   space = additive_jax.measure(additive_jax.models.MLP(3, 8, 8, 3), iris.train.x[:1])
   for row in swept[0].table.itertuples():
     assert (row.flops, row.params) == (space.flops(row.structure), space.params(row.structure))
-
-
-def test_finished_run_says_so_and_changes_nothing(swept, caplog, monkeypatch):
-  result, workdir = swept
-  monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
-  before = tiny.contents(workdir)
-  with caplog.at_level(logging.INFO, 'additive_jax'):
-    again = sweep.run(tiny.config('sweep'), workdir, devices=2)
-  assert tiny.contents(workdir) == before
-  assert caplog.messages[-1] == f'{workdir} is finished: {workdir / "report.html"}'
-  for name in ('table', 'effects', 'interactions'):
-    pd.testing.assert_frame_equal(
-      getattr(again, name), getattr(result, name), check_exact=True, check_dtype=True
-    )
-  assert again.agreement == result.agreement
-  assert again.summary == result.summary | {'finished': True}
 
 
 @pytest.mark.parametrize('mode', ['shared', 'standalone'])

@@ -65,7 +65,7 @@ def trainer_of(initial):
 
 
 def ramped():
-  return samplers.make_sampler('bernoulli', 3, 4, keep_rate=0.5, ramp_steps=8)
+  return samplers.KeepRates(ramp_steps=8).sampler(3, 4)
 
 
 def assert_same(got, want):
@@ -221,7 +221,7 @@ def test_a_step_without_a_finite_slot_changes_nothing(trainer_of, initial):
 
 def test_options_of_the_recipe_on_many_devices(trainer_of):
   """Coverage, ring and distillation: two devices are one, and differ from the default recipe."""
-  recipe = Recipe(MODEL, classification, OPTIMIZER, Structures(0.5), 'coverage', 'ring')
+  recipe = Recipe(MODEL, classification, OPTIMIZER, Structures(distill=0.5), 'coverage', 'ring')
   two, one = (trainer_of(ramped(), mesh, recipe=recipe) for mesh in ((2, 1), (1, 1)))
   plain = trainer_of(ramped())
   for trainer in (two, one, plain):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit
-from additive_jax.experiments.session import open_session
+from additive_jax.experiments.opening import open_session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.moe import Experts
@@ -194,7 +194,7 @@ def test_experts_and_their_moments_are_split_over_the_rest_too():
     Trainer(
       recipe,
       train,
-      samplers.make_sampler('bernoulli', 2, 2, keep_rate=0.5),
+      samplers.make_sampler('bernoulli', 2, 2),
       batch_size=2,
       seed=0,
       placement=Placement(mesh, chunk_steps=3, **options),
@@ -242,6 +242,6 @@ def test_options_make_no_other_run(tmp_path):
   for options in ({}, {'train.zero': True, 'train.offload': True}):
     config = tiny.config('sweep', options)
     with open_session(config, tmp_path / 'run', check=lambda session: None) as session:
-      trainer = session.trainer(session.recipe(4), session.sampler(4), 0)
+      trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 0)
     found = bytes_per_device(trainer.sharded_state)['optimizer']
     assert (max(found.device.values()) == 0) == bool(options)

@@ -9,8 +9,9 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -37,7 +38,8 @@ def _folder() -> Path:
   folder = root.parent / 'configs'
   spec = ModuleSpec(PACKAGE, None, is_package=True)
   spec.submodule_search_locations = [str(folder)]
-  sys.modules[PACKAGE] = additive_jax.configs = importlib.util.module_from_spec(spec)
+  package = importlib.util.module_from_spec(spec)
+  sys.modules[PACKAGE] = vars(additive_jax)['configs'] = package
   return folder
 
 
@@ -94,9 +96,9 @@ def load_config(name: str) -> ConfigDict:
   # A config may import its neighbours as `configs.exp1`, from the folder above its own.
   sys.path.insert(0, str(file.resolve().parent.parent))
   try:
-    spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType(f'config_{file.stem}')
+    module.__file__ = str(file)
+    SourceFileLoader(module.__name__, str(file)).exec_module(module)
     return module.get_config(argument) if argument else module.get_config()
   except Exception as error:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]

@@ -1,8 +1,9 @@
 """Examples in clusters: k-means, k-means of equal sizes, and the random split as the control.
 
-N is a number of examples, F of features, J of clusters. Features come from `cluster_features`,
-whose functions are reached from here too.
+N is a number of examples, F of features, J of clusters. Features come from `cluster_features`.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import logging
@@ -11,33 +12,16 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Num, Shaped
+from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
 from threadpoolctl import threadpool_limits
 
 from additive_jax.data.assignment import assign_equally
-from additive_jax.data.cluster_features import (
-  check_finite,
-  embedding_features,
-  input_features,
-  input_flops,
-  telling_ngrams,
-)
+from additive_jax.data.cluster_features import check_finite
 from additive_jax.errors import UserError
-
-__all__ = [
-  'METHODS',
-  'Clusters',
-  'Quality',
-  'cluster',
-  'embedding_features',
-  'input_features',
-  'input_flops',
-  'nearest_examples',
-  'quality',
-  'telling_ngrams',
-]
 
 log = logging.getLogger('additive_jax')
 
@@ -50,25 +34,30 @@ _MAX_ROUNDS = 30  # of balanced k-means
 _SETTLED = 1e-3  # share of examples that still move when it stops
 _SILHOUETTE_SAMPLE = 2000
 
+Labels = Int[np.ndarray, 'N']
+Features = Float[np.ndarray, 'N F']
+
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-  """Examples in clusters. Those of k-means are numbered from the largest to the smallest, balanced
-  ones as those that they come from.
+  """Examples in clusters.
+
+  Those of k-means are numbered from the largest to the smallest, balanced ones as those that they
+  come from.
 
   Attributes:
-    labels: the cluster of each example, int64 [N].
-    sizes: examples of each cluster, int64 [J]; none is empty.
-    centers: the mean of the features of each, float64 [J, F].
+    labels: the cluster of each example.
+    sizes: examples of each cluster; none is empty.
+    centers: the mean of the features of each.
     inertia: the sum of squared distances of the examples from the centre of their cluster.
     method: `kmeans` or `random`.
     balanced: whether sizes were made to differ by at most one.
     flops: what finding them took, see `cluster`.
   """
 
-  labels: np.ndarray
-  sizes: np.ndarray
-  centers: np.ndarray
+  labels: Int[np.ndarray, 'N']
+  sizes: Int[np.ndarray, 'J']
+  centers: Float[np.ndarray, 'J F']
   inertia: float
   method: str
   balanced: bool
@@ -86,8 +75,8 @@ class Clusters:
       return 'random'
     return 'balanced k-means' if self.balanced else 'k-means'
 
-  def members(self, number: int) -> np.ndarray:
-    """The examples of a cluster, in order."""
+  def members(self, number: int) -> Int[np.ndarray, 'members']:
+    """Returns the examples of a cluster, in order."""
     return np.flatnonzero(self.labels == number)
 
 
@@ -106,32 +95,36 @@ class Quality(NamedTuple):
   agreement: float
 
 
-def cluster(features, num_clusters, *, method='kmeans', balanced=False, seed=0):
+def cluster(
+  features: Shaped[np.ndarray, '...'],
+  num_clusters: int,
+  *,
+  method: str = 'kmeans',
+  balanced: bool = False,
+  seed: int = 0,
+) -> Clusters:
   """Puts examples in clusters.
 
-  `kmeans` is scikit-learn's, the best of 4 starts by k-means++ of up to 100 iterations on 4,096
-  examples that the seed draws (8 for each cluster where these are more; all where there are fewer);
-  then every example goes to its nearest centre. Balanced, it goes on from there, with all examples:
-  it alternates the assignment of least total squared distance whose sizes differ by at most one
-  (`assignment.assign_equally`, exact at every size) and the means, until at most one example in a
-  thousand moves, or 30 times (Malinen and Fränti, 2014).
-  `random` splits the examples at random into equal sizes, up to one. The same seed gives the same
-  clusters: it runs in one thread, because the sums of several come in any order.
+  `kmeans` is scikit-learn's, the best of 4 starts by k-means++ on 4,096 examples that the seed
+  draws (8 for each cluster where these are more); then every example goes to its nearest centre.
+  Balanced, it alternates the assignment of least total squared distance whose sizes differ by at
+  most one and the means, until at most one example in a thousand moves, or 30 times (Malinen and
+  Fränti, 2014). `random` splits the examples at random into equal sizes. The same seed gives the
+  same clusters: it runs in one thread, because the sums of several come in any order.
 
-  Its FLOPs are those of distances, 2·F for an example and a centre: in every start the candidates
-  of k-means++ and each iteration, one of which labels the examples at its end; the assignment of
-  all; and each round of balancing. Means, and what an assignment of equal sizes sorts and compares,
-  multiply nothing and are not counted. `random` takes none.
+  FLOPs are those of distances, 2·F for an example and a centre.
+
+  >>> cluster(np.array([[0.0], [0.1], [0.2], [9.0]]), 2).labels
+  array([0, 0, 0, 1])
+  >>> cluster(np.array([[0.0], [0.1], [0.2], [9.0]]), 2, balanced=True).labels
+  array([0, 0, 1, 1])
 
   Args:
-    features: float [N, F].
+    features: numbers [N, F].
     num_clusters: J, from 1 to N.
     method: `kmeans` or `random`.
     balanced: sizes differ by at most one; `random` is always balanced.
     seed: of the starts, or of the random split.
-
-  Returns:
-    `Clusters`.
 
   Raises:
     UserError: for too many or too few clusters, features that are not finite numbers, an unknown
@@ -139,7 +132,32 @@ def cluster(features, num_clusters, *, method='kmeans', balanced=False, seed=0):
   """
   if method not in METHODS:
     raise UserError(f'cluster method {method!r}: expected one of {", ".join(METHODS)}')
-  features = np.asarray(features)
+  _check(features, num_clusters)
+  mean = features.mean(axis=0, dtype=np.float64)
+  features = features - mean  # distances are differences of squares, which large means would drown
+  if method == 'random':
+    labels, flops = np.random.default_rng(seed).permutation(len(features)) % num_clusters, 0.0
+  else:
+    with threadpool_limits(1):
+      labels, flops = _kmeans(features, num_clusters, seed)
+      if balanced:
+        labels, balancing = _balanced(features, labels, num_clusters)
+        flops += balancing
+  sizes = np.bincount(labels, minlength=num_clusters)
+  if not sizes.all():
+    raise UserError(
+      f'num_clusters {num_clusters}: k-means fills only {np.count_nonzero(sizes)}; expected at '
+      'most as many as there are distinct examples among those it starts from, or balanced clusters'
+    )
+  centers = _means(features, labels, num_clusters)
+  inertia = float(np.square(features - centers[labels]).sum())
+  even = balanced or method == 'random'
+  clusters = Clusters(labels, sizes, centers + mean, inertia, method, even, flops)
+  log.info('%s: %d to %d examples', clusters.name, sizes.min(), sizes.max())
+  return clusters
+
+
+def _check(features: Shaped[np.ndarray, '...'], num_clusters: int) -> None:
   if features.ndim != 2:
     raise UserError(f'features of shape {features.shape}: expected [N, F]')
   if features.dtype.kind not in 'biuf':
@@ -150,44 +168,24 @@ def cluster(features, num_clusters, *, method='kmeans', balanced=False, seed=0):
     bound = 'at least 1' if num_clusters < 1 else 'at most as many'
     raise UserError(f'num_clusters {num_clusters} of {len(features)} examples: expected {bound}')
   check_finite(features)
-  features = features.astype(np.float64)
-  mean = features.mean(axis=0)
-  features -= mean  # distances are differences of squares, which large means would drown
-  flops = 0.0
-  if method == 'random':
-    labels = np.random.default_rng(seed).permutation(len(features)) % num_clusters
-  else:
-    with threadpool_limits(1):
-      labels, flops = _kmeans(features, num_clusters, seed)
-      if balanced:
-        labels, more = _balanced(features, labels, num_clusters)
-        flops += more
-  sizes = np.bincount(labels, minlength=num_clusters)
-  if not sizes.all():
-    raise UserError(
-      f'num_clusters {num_clusters}: k-means fills only {np.count_nonzero(sizes)}; expected at '
-      'most as many as there are distinct examples among those it starts from, or balanced clusters'
-    )
-  centers = _means(features, labels, num_clusters)
-  inertia = sum(
-    float(np.square(features[labels == j] - centers[j]).sum()) for j in range(num_clusters)
-  )
-  even = balanced or method == 'random'
-  found = Clusters(labels, sizes, centers + mean, inertia, method, even, flops)
-  log.info(
-    '%s: %d clusters of %d to %d examples', found.name, num_clusters, sizes.min(), sizes.max()
-  )
-  return found
 
 
-def quality(features, labels, classes=None, *, seed=0):
-  """How well clusters fit the features, and whether they are the classes: a `Quality`.
+def quality(
+  features: ArrayLike, labels: ArrayLike, classes: ArrayLike | None = None, *, seed: int = 0
+) -> Quality:
+  """Returns how well clusters fit the features, and whether they are the classes.
+
+  >>> quality([[0.0], [0.1], [9.0], [9.1]], [0, 0, 1, 1], ['a', 'a', 'b', 'b']).agreement
+  1.0
 
   Args:
     features: [N, F].
     labels: the cluster of each example, [N].
     classes: the class of each example, [N], or None.
     seed: draws the examples of the silhouette.
+
+  Raises:
+    UserError: for other shapes.
   """
   features, labels = np.asarray(features, np.float64), np.asarray(labels)
   others = labels if classes is None else np.asarray(classes)
@@ -208,39 +206,43 @@ def quality(features, labels, classes=None, *, seed=0):
   return Quality(silhouette, float(between / total) if total else np.nan, agreement)
 
 
-def nearest_examples(features, clusters, count=8):
-  """For each cluster the members nearest its centre, nearest first: a list of J arrays.
+def nearest_examples(
+  features: Num[np.ndarray, 'N F'], clusters: Clusters, count: int = 8
+) -> list[Int[np.ndarray, 'members']]:
+  """Returns for each cluster the members nearest its centre, nearest first.
 
   Args:
-    features: [N, F], those that were clustered.
-    clusters: `Clusters` of them.
+    features: those that were clustered.
+    clusters: of these features.
     count: members of each, at most.
   """
-  features, found = np.asarray(features), []
+  nearest = []
   for number, center in enumerate(clusters.centers):
     members = clusters.members(number)
     distance = np.square(features[members] - center).sum(axis=1)
-    found.append(members[np.argsort(distance, kind='stable')[:count]])
-  return found
+    nearest.append(members[np.argsort(distance, kind='stable')[:count]])
+  return nearest
 
 
-def _kmeans(features, num_clusters, seed):
-  """Labels [N], the largest cluster first, and FLOPs."""
+def _kmeans(features: Features, num_clusters: int, seed: int) -> tuple[Labels, float]:
+  """Labels, the largest cluster first, and FLOPs."""
   rng, count = np.random.default_rng(seed), len(features)
   limit = min(count, max(_SAMPLE, _FEWEST * num_clusters))
   sample = features if limit == count else features[np.sort(rng.permutation(count)[:limit])]
-  best, seen = None, 0  # distances of the sample
+  starts = [
+    KMeans(num_clusters, n_init=1, max_iter=_MAX_ITERATIONS, random_state=int(rng.integers(2**31)))
+    for _ in range(_STARTS)
+  ]
   with warnings.catch_warnings():
     # That there are fewer distinct examples than clusters is said by the caller.
     warnings.simplefilter('ignore', ConvergenceWarning)
-    for _ in range(_STARTS):
-      start = int(rng.integers(2**31))
-      means = KMeans(num_clusters, n_init=1, max_iter=_MAX_ITERATIONS, random_state=start)
-      means.fit(sample)
-      seen += _candidates(num_clusters) + (means.n_iter_ + 1) * num_clusters
-      if best is None or means.inertia_ < best.inertia_:
-        best = means
-  flops = 2.0 * sample.size * seen
+    for start in starts:
+      start.fit(sample)
+  best = min(starts, key=lambda start: start.inertia_)
+  # Distances of each example. k-means++ takes the best of several candidates for each next centre.
+  candidates = 1 + (num_clusters - 1) * (2 + int(np.log(num_clusters)))
+  distances = sum(candidates + (start.n_iter_ + 1) * num_clusters for start in starts)
+  flops = 2.0 * sample.size * distances
   labels = best.labels_
   if limit < count:
     labels = _costs(features, best.cluster_centers_).argmin(axis=1)
@@ -249,13 +251,8 @@ def _kmeans(features, num_clusters, seed):
   return np.argsort(order)[labels], flops
 
 
-def _candidates(num_clusters):
-  """Centres that scikit-learn's k-means++ measures distances to: it takes the best of several."""
-  return 1 + (num_clusters - 1) * (2 + int(np.log(num_clusters)))
-
-
-def _balanced(features, labels, num_clusters):
-  """Labels [N] of equal sizes, and the FLOPs that these took."""
+def _balanced(features: Features, labels: Labels, num_clusters: int) -> tuple[Labels, float]:
+  """Labels of equal sizes, and the FLOPs that these took."""
   centers, flops = _means(features, labels, num_clusters), 0.0
   for _ in range(_MAX_ROUNDS):
     before = labels
@@ -267,13 +264,13 @@ def _balanced(features, labels, num_clusters):
   return labels, flops
 
 
-def _costs(features, centers):
-  """Squared distances [N, J], up to a number for each example."""
+def _costs(features: Features, centers: Float[np.ndarray, 'J F']) -> Float[np.ndarray, 'N J']:
+  """Squared distances, up to a number for each example."""
   return np.square(centers).sum(axis=1) - 2 * features @ centers.T
 
 
-def _means(features, labels, num_clusters):
-  """The mean of each cluster's features [J, F]; zero for an empty one."""
+def _means(features: Features, labels: Labels, num_clusters: int) -> Float[np.ndarray, 'J F']:
+  """The mean of each cluster's features; zero for an empty one."""
   sums = np.zeros((num_clusters, features.shape[1]))
   for number in range(num_clusters):
     members = features[labels == number]

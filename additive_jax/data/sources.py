@@ -1,5 +1,7 @@
 """`load`: a data set from a short text that says where it comes from."""
 
+from __future__ import annotations
+
 import difflib
 
 from additive_jax.data.images import load_digits, load_idx
@@ -30,6 +32,10 @@ def load(
 ) -> Data:
   """Loads a data set.
 
+  >>> data = load('digits')
+  >>> len(data.train), len(data.test), data.example_shape, data.num_outputs
+  (1437, 360, (8, 8, 1), 10)
+
   Args:
     spec: one of
       `digits`: scikit-learn's 1,797 images of 8×8 pixels;
@@ -40,32 +46,16 @@ def load(
       `tfds:NAME`: a TensorFlow Datasets set, prepared as ArrayRecord; NAME may be
         `set/config:version`.
     sequence_length: bytes per example, for text; at least 1.
-    data_dir: where prepared tfds sets lie; None is the place that tfds uses. Other kinds don't use
-      it.
-    download: download and prepare a tfds set that isn't prepared. Other kinds never use the
-      network.
+    data_dir: where prepared tfds sets are; None is the place that tfds uses.
+    download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
       it is needed.
-
-  Returns:
-    the data set: what x and y are is said by `Data.task`.
 
   Raises:
     UserError: the spec is not one of these, or the data is missing, unreadable or not what the spec
       says.
-
-  Example:
-    >>> data = load('digits')
-    >>> len(data.train), len(data.test), data.example_shape, data.num_outputs
-    (1437, 360, (8, 8, 1), 10)
   """
-  kind, colon, rest = spec.partition(':')
-  if kind not in KINDS:
-    close = difflib.get_close_matches(kind, KINDS, n=1)
-    hint = f' (did you mean {_form(close[0])}?)' if close else ''
-    raise UserError(f'unknown data {spec!r}; expected {", ".join(map(_form, KINDS))}{hint}')
-  if bool(colon) != bool(KINDS[kind]) or bool(rest) != bool(KINDS[kind]):
-    raise UserError(f'data {spec!r}; expected {_form(kind)}')
+  kind, name = _parsed(spec)
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
@@ -75,15 +65,27 @@ def load(
       case 'stdlib':
         return load_stdlib(sequence_length, memory_limit)
       case 'idx':
-        return load_idx(rest, memory_limit)
+        return load_idx(name, memory_limit)
       case 'text':
-        return load_text(rest, sequence_length, memory_limit)
+        return load_text(name, sequence_length, memory_limit)
       case 'tabular':
-        return load_tabular(rest, memory_limit)
+        return load_tabular(name, memory_limit)
       case _:
-        return load_tfds(rest, sequence_length, data_dir, download, memory_limit)
+        return load_tfds(name, sequence_length, data_dir, download, memory_limit)
   except OSError as error:
     raise UserError(f'{spec}: cannot read {str(error.filename)!r}: {error.strerror}') from error
+
+
+def _parsed(spec: str) -> tuple[str, str]:
+  """The kind and what follows its colon."""
+  kind, colon, name = spec.partition(':')
+  if kind not in KINDS:
+    close = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f' (did you mean {_form(close[0])}?)' if close else ''
+    raise UserError(f'unknown data {spec!r}; expected {", ".join(map(_form, KINDS))}{hint}')
+  if bool(colon) != bool(KINDS[kind]) or bool(name) != bool(KINDS[kind]):
+    raise UserError(f'data {spec!r}; expected {_form(kind)}')
+  return kind, name
 
 
 def _form(kind: str) -> str:

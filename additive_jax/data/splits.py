@@ -1,17 +1,23 @@
 """A set of examples, in memory or read from its source, and the pair that makes a data set."""
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import logging
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Integer, Shaped
+from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
-Gather = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# x and y of some examples, in their order.
+Examples = tuple[Shaped[np.ndarray, 'N ...'], Shaped[np.ndarray, 'N ...']]
+Gather = Callable[[Integer[np.ndarray, 'N']], Examples]
 
 
 class Split(abc.ABC):
@@ -28,11 +34,15 @@ class Split(abc.ABC):
     """The number of examples."""
 
   @abc.abstractmethod
-  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the examples `indices`, a flat integer array already known to be in range."""
+  def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
+    """x and y of the examples `indices`, already known to be in range."""
 
-  def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def __getitem__(self, indices: ArrayLike) -> Examples:
     """Gathers examples.
+
+    >>> split = ArraySplit(np.array([[0.0], [1.0], [2.0]]), np.array([5, 6, 7]))
+    >>> split[np.array([2, 0])]
+    (array([[2.], [0.]]), array([7, 5]))
 
     Args:
       indices: integers of any shape in [0, len(self)), for example [steps, batch].
@@ -57,11 +67,11 @@ class Split(abc.ABC):
 
 
 class ArraySplit(Split):
-  """Examples held as two arrays, `x` and `y`, with the example as leading axis."""
+  """Examples as two arrays, `x` and `y`, with the example as leading axis."""
 
   in_memory = True
 
-  def __init__(self, x: np.ndarray, y: np.ndarray):
+  def __init__(self, x: Shaped[np.ndarray, '...'], y: Shaped[np.ndarray, '...']):
     if len(x) != len(y):
       raise ValueError(f'{len(x)} x and {len(y)} y; expected as many')
     self.x = x
@@ -74,7 +84,7 @@ class ArraySplit(Split):
     parts = [f'{name} {list(a.shape[1:])} {a.dtype}' for name, a in (('x', self.x), ('y', self.y))]
     return f'ArraySplit({len(self)} examples, {", ".join(parts)})'
 
-  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
     return self.x[indices], self.y[indices]
 
 
@@ -98,28 +108,27 @@ class SourceSplit(Split):
   def __repr__(self) -> str:
     return f'SourceSplit({len(self)} examples, read as needed)'
 
-  def _gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
     if len(indices):
       return self._read(indices)
     x, y = self._read(np.zeros(1, np.int64))
     return x[:0], y[:0]
 
 
-def fit(num_examples: int, num_bytes: int, gather: Gather, memory_limit: int) -> Split:
-  """An `ArraySplit` when `num_bytes`, the size of x, fits the limit, else a `SourceSplit`."""
+def fit(spec: str, num_examples: int, num_bytes: int, gather: Gather, memory_limit: int) -> Split:
+  """Returns an `ArraySplit` when `num_bytes`, those of x, fit the limit, else a `SourceSplit`."""
   if num_bytes <= memory_limit:
     return ArraySplit(*gather(np.arange(num_examples)))
-  log.info(
-    '%d examples of %d bytes in all exceed the memory limit of %d: read as they are needed',
-    num_examples,
-    num_bytes,
-    memory_limit,
-  )
+  message = '%s: %d bytes exceed the memory limit of %d: read as needed'
+  log.info(message, spec, num_bytes, memory_limit)
   return SourceSplit(num_examples, gather)
 
 
 def take(split: Split, count: int) -> Split:
-  """`count` examples of a split, spaced evenly over it; all of them for 0.
+  """Returns `count` examples of a split, spaced evenly over it; all of them for 0.
+
+  >>> take(ArraySplit(np.arange(6.0), np.arange(6)), 3).y
+  array([0, 2, 4])
 
   Raises:
     UserError: for more than there are.
@@ -137,6 +146,10 @@ def take(split: Split, count: int) -> Split:
 @dataclasses.dataclass(frozen=True)
 class Data:
   """A data set.
+
+  >>> aj.data.load('digits')
+  Data('digits', classification, 10 outputs, train=ArraySplit(1437 examples, x [8, 8, 1] float32,
+       y [] int32), test=ArraySplit(360 examples, x [8, 8, 1] float32, y [] int32))
 
   Attributes:
     name: the text it was loaded by, such as `digits` or `text:book.txt`.
@@ -164,6 +177,4 @@ class Data:
   @property
   def example_shape(self) -> tuple[int, ...]:
     """The shape of one x, without a batch axis."""
-    if self.train.in_memory:
-      return self.train.x.shape[1:]
     return self.train[np.zeros(1, np.int64)][0].shape[1:]

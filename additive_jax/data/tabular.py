@@ -1,10 +1,13 @@
 """Tables that scikit-learn bundles, standardised, with a fixed shuffled split."""
 
+from __future__ import annotations
+
 import difflib
 
 import numpy as np
+from jaxtyping import Float32, Int, Num
 
-from additive_jax.data.splits import Data, Split, fit
+from additive_jax.data.splits import ArraySplit, Data, fit
 from additive_jax.errors import UserError
 
 CLASSIFICATION = ('iris', 'wine', 'breast_cancer', 'digits')
@@ -16,7 +19,7 @@ SHUFFLE_SEED = 0
 
 
 def load_tabular(name: str, memory_limit: int) -> Data:
-  """One of scikit-learn's bundled tables, listed in `TABLES`; digits too is one here.
+  """Loads one of scikit-learn's bundled tables, listed in `TABLES`; digits too is one here.
 
   A fifth of the rows, shuffled by a fixed seed, is held out. x is float32 [N, features], each
   feature shifted and scaled to mean 0 and deviation 1 over the train rows (a constant feature
@@ -34,26 +37,27 @@ def load_tabular(name: str, memory_limit: int) -> Data:
   import sklearn.datasets
 
   bunch = getattr(sklearn.datasets, f'load_{name}')()
+  spec = f'tabular:{name}'
   order = np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(len(bunch.data))
   cut = len(order) - round(TEST_SHARE * len(order))
-  rows = order[:cut], order[cut:]
-  x = _standardised(bunch.data, rows[0])
+  x = _standardised(bunch.data, order[:cut])
   if name in REGRESSION:
-    y = _standardised(bunch.target.reshape(len(x), -1), rows[0])
+    y = _standardised(bunch.target.reshape(len(x), -1), order[:cut])
     task, num_outputs, class_names = 'regression', y.shape[1], None
   else:
     y = bunch.target.astype(np.int32)
     class_names = tuple(str(label) for label in bunch.target_names)
     task, num_outputs = 'classification', len(class_names)
-  train, test = (_split(x[part], y[part], memory_limit) for part in rows)
-  return Data(f'tabular:{name}', task, train, test, num_outputs, class_names)
+  train, test = (
+    fit(spec, len(rows), x[rows].nbytes, ArraySplit(x[rows], y[rows]).__getitem__, memory_limit)
+    for rows in (order[:cut], order[cut:])
+  )
+  return Data(spec, task, train, test, num_outputs, class_names)
 
 
-def _standardised(values: np.ndarray, train_rows: np.ndarray) -> np.ndarray:
+def _standardised(
+  values: Num[np.ndarray, 'N F'], train_rows: Int[np.ndarray, 'rows']
+) -> Float32[np.ndarray, 'N F']:
   train = values[train_rows]
   deviation = train.std(axis=0)
   return ((values - train.mean(axis=0)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
-
-
-def _split(x: np.ndarray, y: np.ndarray, memory_limit: int) -> Split:
-  return fit(len(x), x.nbytes, lambda indices: (x[indices], y[indices]), memory_limit)

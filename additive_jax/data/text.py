@@ -1,16 +1,19 @@
 """Text as bytes: the standard library's source, files and folders, cut into windows."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import logging
 import os
-import pathlib
 import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
+from jaxtyping import UInt8
 
-from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
+from additive_jax.data.splits import ArraySplit, Data, Examples, SourceSplit, Split
 from additive_jax.errors import UserError
 from additive_jax.files.progress import Progress
 
@@ -26,12 +29,16 @@ SKIPPED_STDLIB_FOLDERS = {'site-packages', 'dist-packages', 'test', 'tests', 'id
 class ByteStream:
   """Pieces of bytes, one after the other, as one sequence that is read in part.
 
+  >>> pieces = [np.array([1, 2, 3], np.uint8), np.array([4, 5], np.uint8)]
+  >>> ByteStream([3, 2], pieces.__getitem__).bytes_between(1, 4)
+  array([2, 3, 4], dtype=uint8)
+
   Args:
     sizes: the number of bytes of each piece.
     read: the bytes of piece i, uint8 [sizes[i]].
   """
 
-  def __init__(self, sizes: Sequence[int], read: Callable[[int], np.ndarray]):
+  def __init__(self, sizes: Sequence[int], read: Callable[[int], UInt8[np.ndarray, 'bytes']]):
     self._ends = np.cumsum(np.asarray(sizes, np.int64))
     self._read = read
 
@@ -39,40 +46,35 @@ class ByteStream:
     return int(self._ends[-1]) if len(self._ends) else 0
 
   def bytes_between(
-    self, begin: int, end: int, advance: Callable[[float], None] | None = None
-  ) -> np.ndarray:
-    """Bytes `begin` to `end`, uint8 [end - begin]; `advance` is told of each piece's bytes."""
-    out = np.empty(end - begin, np.uint8)
-    position = begin
-    piece = int(np.searchsorted(self._ends, begin, side='right'))
-    while position < end:
-      start = int(self._ends[piece - 1]) if piece else 0
-      stop = min(end, int(self._ends[piece]))
-      if stop > position:
-        part = self._read(piece)[position - start : stop - start]
-        out[position - begin : stop - begin] = part
-        if advance is not None:
-          advance(stop - position)
-        position = stop
+    self, start: int, stop: int, advance: Callable[[int], object] = lambda count: None
+  ) -> UInt8[np.ndarray, 'bytes']:
+    """Returns bytes `start` to `stop`; `advance` is told of each piece's bytes."""
+    parts = []
+    piece = int(np.searchsorted(self._ends, start, side='right'))
+    while start < stop:
+      begin = int(self._ends[piece - 1]) if piece else 0
+      parts.append(self._read(piece)[start - begin : stop - begin])
+      advance(len(parts[-1]))
+      start += len(parts[-1])
       piece += 1
-    return out
+    return np.concatenate([np.empty(0, np.uint8), *parts])
 
 
 def load_stdlib(sequence_length: int, memory_limit: int) -> Data:
-  """The source text of the running Python's standard library without its tests, as bytes.
+  """Loads the source text of the running Python's standard library without its tests, as bytes.
 
   About a tenth of the files, chosen by a hash of their path, is the test split.
   """
-  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  root = Path(sysconfig.get_paths()['stdlib'])
   paths = []
   for folder, folders, names in os.walk(root):
     folders[:] = [name for name in folders if name not in SKIPPED_STDLIB_FOLDERS]
-    paths += [pathlib.Path(folder, name) for name in names if name.endswith('.py')]
+    paths += [Path(folder, name) for name in names if name.endswith('.py')]
   return _from_files('stdlib', root, paths, sequence_length, memory_limit)
 
 
 def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
-  """A file, or all regular files of a folder and those below it, as bytes.
+  """Loads a file, or all regular files of a folder and those below it, as bytes.
 
   Hidden files and folders (a leading dot) are skipped, and links to folders are not followed. A
   file holds out its last tenth for the test split; a folder holds out whole files, about a tenth,
@@ -81,7 +83,7 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
   Raises:
     UserError: nothing there, or not enough bytes for one train and one test window.
   """
-  root = pathlib.Path(path).expanduser()
+  root = Path(path).expanduser()
   spec = f'text:{path}'
   if not root.exists():
     raise UserError(f'{spec}: {str(root)!r} does not exist; expected a file or a folder')
@@ -95,11 +97,11 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
     raise error
 
   for folder, folders, names in os.walk(root, onerror=stop):
-    shown = [name for name in names if not name.startswith('.')]
-    kept = [name for name in folders if not name.startswith('.')]
-    num_hidden += len(names) - len(shown) + len(folders) - len(kept)
-    folders[:] = kept
-    paths += [pathlib.Path(folder, name) for name in shown]
+    files = [name for name in names if not name.startswith('.')]
+    shown = [name for name in folders if not name.startswith('.')]
+    num_hidden += len(names) - len(files) + len(folders) - len(shown)
+    folders[:] = shown
+    paths += [Path(folder, name) for name in files]
   if num_hidden:
     log.info('%s: skipped %d hidden files and folders', spec, num_hidden)
   return _from_files(spec, root, paths, sequence_length, memory_limit)
@@ -108,14 +110,17 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
 def language_data(
   spec: str, train: ByteStream, test: ByteStream | None, sequence_length: int, memory_limit: int
 ) -> Data:
-  """Cuts byte streams into windows of `sequence_length` bytes, each with its next bytes as y.
+  """Cuts byte streams into windows of T = `sequence_length` bytes, each with its next bytes as y.
+
+    bytes     d e f ␣ f ( x ) : …          T = 3
+    x, y 0    d e f                        e f ␣
+    x, y 1          ␣ f (                  f ( x
 
   Args:
     spec: the name of the data, for messages.
     train: bytes to learn from.
     test: bytes to judge by; None holds out the last tenth of `train`, and at least one window.
-    sequence_length: T, bytes per example. Example i is bytes `i*T` to `i*T + T + 1`: x the first T,
-      y the last T.
+    sequence_length: T. Example i is bytes `i*T` to `i*T + T + 1`: x the first T, y the last T.
     memory_limit: bytes that x and y of a split may take to be kept in memory.
 
   Raises:
@@ -132,45 +137,42 @@ def language_data(
     )
   if test is None:
     cut = min(total - int(TEST_SHARE * total), total - window)
-    ranges = (train, 0, cut), (train, cut, total)
+    parts = {'train': (train, 0, cut), 'test': (train, cut, total)}
   else:
-    ranges = (train, 0, len(train)), (test, 0, len(test))
-  for part, (_, begin, end) in zip(('train', 'test'), ranges):
-    if end - begin < window:
+    parts = {'train': (train, 0, len(train)), 'test': (test, 0, len(test))}
+  splits = {}
+  for name, (stream, start, stop) in parts.items():
+    if stop - start < window:
       raise UserError(
-        f'{spec}: {end - begin} bytes in the {part} split; expected at least {window} for '
+        f'{spec}: {stop - start} bytes in the {name} split; expected at least {window} for '
         f'sequence_length={sequence_length}'
       )
-  splits = [_window_split(spec, *part, sequence_length, memory_limit) for part in ranges]
-  return Data(spec, 'language', *splits, NUM_BYTE_VALUES)
+    splits[name] = _window_split(spec, stream, start, stop, sequence_length, memory_limit)
+  return Data(spec, 'language', splits['train'], splits['test'], NUM_BYTE_VALUES)
 
 
 def _window_split(
-  spec: str, stream: ByteStream, begin: int, end: int, sequence_length: int, memory_limit: int
+  spec: str, stream: ByteStream, start: int, stop: int, sequence_length: int, memory_limit: int
 ) -> Split:
-  count = (end - begin - 1) // sequence_length
-  used = count * sequence_length
-  if 2 * used <= memory_limit:
-    with Progress(used + 1, f'reading {spec}', unit='byte', brief=True) as progress:
-      data = stream.bytes_between(begin, begin + used + 1, progress.advance)
+  count = (stop - start - 1) // sequence_length
+  size = count * sequence_length
+  if 2 * size <= memory_limit:
+    with Progress(size + 1, f'reading {spec}', unit='byte', brief=True) as progress:
+      data = stream.bytes_between(start, start + size + 1, progress.advance)
     shape = count, sequence_length
     return ArraySplit(data[:-1].reshape(shape), data[1:].reshape(shape))
 
-  def gather(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    firsts = begin + indices.astype(np.int64) * sequence_length
+  def gather(indices: np.ndarray) -> Examples:
+    firsts = start + indices.astype(np.int64) * sequence_length
     rows = np.stack([stream.bytes_between(i, i + sequence_length + 1) for i in firsts])
     return rows[:, :-1], rows[:, 1:]
 
-  log.info('%s: %d bytes exceed the memory limit of %d: read as needed', spec, used, memory_limit)
+  log.info('%s: %d bytes exceed the memory limit of %d: read as needed', spec, size, memory_limit)
   return SourceSplit(count, gather)
 
 
 def _from_files(
-  spec: str,
-  root: pathlib.Path,
-  paths: list[pathlib.Path],
-  sequence_length: int,
-  memory_limit: int,
+  spec: str, root: Path, paths: list[Path], sequence_length: int, memory_limit: int
 ) -> Data:
   """Files below `root` in the order of their relative paths, split by whole files if possible."""
   paths = [path for path in paths if path.is_file()]
@@ -179,28 +181,26 @@ def _from_files(
       f'{spec}: the folder holds no readable file; expected at least one file of text, not hidden, '
       'in it or below it'
     )
-  sizes = {}
-  for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
-    if size := path.stat().st_size:
-      sizes[path] = size
+  paths = sorted(paths, key=lambda path: path.relative_to(root).parts)
+  sizes = {path: size for path in paths if (size := path.stat().st_size)}
   train, test = [], []
   for path in sizes:
     (test if _is_held_out(path.relative_to(root)) else train).append(path)
   if min(sum(sizes[path] for path in part) for part in (train, test)) > sequence_length:
-    streams = [_file_stream(part, sizes) for part in (train, test)]
+    streams = _file_stream(train, sizes), _file_stream(test, sizes)
     return language_data(spec, *streams, sequence_length, memory_limit)
   if len(sizes) > 1:
     log.info('%s: too few files to hold out whole ones; the last tenth of the bytes is', spec)
   return language_data(spec, _file_stream(list(sizes), sizes), None, sequence_length, memory_limit)
 
 
-def _is_held_out(relative: pathlib.PurePath) -> bool:
+def _is_held_out(relative: PurePath) -> bool:
   digest = hashlib.blake2b(os.fsencode(relative.as_posix()), digest_size=8).digest()
   return int.from_bytes(digest, 'big') < TEST_SHARE * 2**64
 
 
-def _file_stream(paths: list[pathlib.Path], sizes: dict[pathlib.Path, int]) -> ByteStream:
-  # Neighbouring windows lie in the same file; a bounded cache keeps few files open however many
+def _file_stream(paths: list[Path], sizes: dict[Path, int]) -> ByteStream:
+  # Neighbouring windows are of the same file; a bounded cache keeps few files open however many
   # there are.
   mapped = functools.lru_cache(maxsize=64)(lambda i: np.memmap(paths[i], np.uint8, mode='r'))
   return ByteStream([sizes[path] for path in paths], mapped)

@@ -1,17 +1,20 @@
 """TensorFlow Datasets sets, read as ArrayRecord without TensorFlow."""
 
+from __future__ import annotations
+
+import dataclasses
 import logging
 import os
 import shlex
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split
+from additive_jax.data.splits import ArraySplit, Data, Examples, SourceSplit, Split
 from additive_jax.data.text import ByteStream, language_data
-from additive_jax.data.tfds_find import check_name, find, undamaged
-from additive_jax.data.tfds_prepare import command, prepare
+from additive_jax.data.tfds_prepare import check_name, command, find, prepare, undamaged
 from additive_jax.errors import UserError
 from additive_jax.files.progress import Progress
 
@@ -23,7 +26,7 @@ EXAMPLES_PER_READ = 256
 def load_tfds(
   name: str, sequence_length: int, data_dir: str | None, download: bool, memory_limit: int
 ) -> Data:
-  """A TensorFlow Datasets set that is prepared as ArrayRecord.
+  """Loads a TensorFlow Datasets set that is prepared as ArrayRecord.
 
   An image (or a numeric tensor) with a class label becomes classification: x float32, integer
   images divided by the largest value of their type, tensors as they are; y int32. A text becomes
@@ -33,7 +36,7 @@ def load_tfds(
   Args:
     name: `NAME[/CONFIG][:VERSION]`.
     sequence_length: bytes per example, for text.
-    data_dir: where prepared sets lie; None is the environment variable TFDS_DATA_DIR or
+    data_dir: where prepared sets are; None is the environment variable TFDS_DATA_DIR or
       `~/tensorflow_datasets`.
     download: prepare the set when it isn't.
     memory_limit: bytes that a split may take to be kept in memory.
@@ -45,41 +48,33 @@ def load_tfds(
   # tensorflow_datasets takes about half a second to import, which only those who use it should pay.
   import tensorflow_datasets as tfds
 
-  folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+  spec, folder = f'tfds:{name}', os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
   builder = find(tfds, name, folder)
   if builder is None:
     check_name(tfds, name, folder)
     if not download:
       raise UserError(
-        f'tfds:{name} is not prepared in {folder!r}; to prepare it, with a network (some sets need '
+        f'{spec} is not prepared in {folder!r}; to prepare it, with a network (some sets need '
         f'TensorFlow for this step only), run: {command(name, folder)}'
       )
     prepare(tfds, name, folder)
     builder = find(tfds, name, folder)
   with undamaged(name, folder):
-    return _read(tfds, name, folder, builder, sequence_length, memory_limit)
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+      names = ', '.join(sorted(str(format_.value) for format_ in formats))
+      other = os.path.join(folder, 'array_record')
+      raise UserError(
+        f'{spec} is prepared in {folder!r} as {names}; expected array_record. To prepare it in '
+        f'another folder, run: {command(name, other)} and read it with '
+        f'data_dir={shlex.quote(other)}'
+      )
+    x_name, y_name = _supervised(tfds, spec, builder.info)
+    reader = _Reader(tfds, spec, builder, memory_limit, x_name)
+    return reader.language(sequence_length) if y_name is None else reader.classification(y_name)
 
 
-def _read(
-  tfds: Any, name: str, folder: str, builder: Any, sequence_length: int, memory_limit: int
-) -> Data:
-  spec = f'tfds:{name}'
-  formats = builder.info.available_file_formats()
-  if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-    found = ', '.join(sorted(str(each.value) for each in formats))
-    other = os.path.join(folder, 'array_record')
-    raise UserError(
-      f'{spec} is prepared in {folder!r} as {found}; expected array_record. To prepare it in '
-      f'another folder, run: {command(name, other)} and read it with data_dir={shlex.quote(other)}'
-    )
-  reader = _Reader(tfds, spec, builder, memory_limit)
-  x_name, y_name = _supervised(tfds, spec, builder.info)
-  if y_name is None:
-    return reader.language(x_name, sequence_length)
-  return reader.classification(x_name, y_name)
-
-
-def _supervised(tfds: Any, spec: str, info: Any) -> tuple[str, str | None]:
+def _supervised(tfds: ModuleType, spec: str, info: Any) -> tuple[str, str | None]:
   """The names of the input and the label feature; no label for text."""
   features = info.features
   pair = info.supervised_keys
@@ -114,64 +109,71 @@ def _is_numeric(kinds: Any, feature: Any) -> bool:
   return is_tensor and np.dtype(feature.np_dtype).kind in 'iuf' and None not in feature.shape
 
 
+@dataclasses.dataclass(frozen=True)
 class _Reader:
-  """Reads the splits of one prepared set."""
+  """Reads the splits of one prepared set, whose input is the feature `x_name`."""
 
-  def __init__(self, tfds: Any, spec: str, builder: Any, memory_limit: int):
-    self.tfds = tfds
-    self.spec = spec
-    self.builder = builder
-    self.memory_limit = memory_limit
+  tfds: ModuleType
+  spec: str
+  builder: Any
+  memory_limit: int
+  x_name: str
 
-  def sources(self, usable: Callable[[Any], bool]) -> tuple[Any, Any]:
+  def classification(self, y_name: str) -> Data:
+    """The set as inputs with one class each."""
+    label = self.builder.info.features[y_name]
+    # Some sets ship a test split whose labels are withheld as -1.
+    train, test = (
+      self._labelled(source, y_name)
+      for source in self._sources(lambda example: example[y_name] >= 0)
+    )
+    return Data(self.spec, 'classification', train, test, label.num_classes, tuple(label.names))
+
+  def language(self, sequence_length: int) -> Data:
+    """The set's documents as one stream of bytes a split."""
+    train, test = map(self._stream, self._sources(lambda example: True))
+    return language_data(self.spec, train, test, sequence_length, self.memory_limit)
+
+  def _sources(self, usable: Callable[[Any], bool]) -> tuple[Any, Any]:
     """The data sources to train on and to test by; `usable` judges a test example."""
     counts = {name: split.num_examples for name, split in self.builder.info.splits.items()}
     if not counts.get('train'):
       raise UserError(f'{self.spec} has the splits {", ".join(counts) or "none"}; expected train')
     for name in ('test', 'validation'):
       if counts.get(name):
-        source = self.source(name)
+        source = self._source(name)
         if usable(source[0]):
-          return self.source('train'), source
+          return self._source('train'), source
     if counts['train'] < 2:
       raise UserError(f'{self.spec} has one example; expected at least 2')
     cut = counts['train'] - max(1, counts['train'] // 10)
-    log.info(
-      '%s has no labelled test split: the last %d of train are', self.spec, counts['train'] - cut
-    )
-    return self.source(f'train[:{cut}]'), self.source(f'train[{cut}:]')
+    message = '%s has no labelled test split: the last %d of train are'
+    log.info(message, self.spec, counts['train'] - cut)
+    return self._source(f'train[:{cut}]'), self._source(f'train[{cut}:]')
 
-  def source(self, split: str) -> Any:
+  def _source(self, split: str) -> Any:
     """tfds's random-access source of one split."""
     return self.builder.as_data_source(split, file_format='array_record')
 
-  def classification(self, x_name: str, y_name: str) -> Data:
-    """The set as inputs with one class each."""
-    features = self.builder.info.features
-    # Some sets ship a test split whose labels are withheld as -1.
-    train, test = self.sources(lambda example: example[y_name] >= 0)
-    is_image = isinstance(features[x_name], self.tfds.features.Image)
-    splits = [self.labelled_split(source, x_name, y_name, is_image) for source in (train, test)]
-    label = features[y_name]
-    return Data(self.spec, 'classification', *splits, label.num_classes, tuple(label.names))
-
-  def labelled_split(self, source: Any, x_name: str, y_name: str, is_image: bool) -> Split:
+  def _labelled(self, source: Any, y_name: str) -> Split:
     """One split, in memory when its x as float32 fits."""
-    first = np.asarray(source[0][x_name])
+    first = np.asarray(source[0][self.x_name])
+    is_image = isinstance(self.builder.info.features[self.x_name], self.tfds.features.Image)
     scale = np.iinfo(first.dtype).max if is_image and first.dtype.kind in 'iu' else 1
 
     def gather(
-      indices: np.ndarray, advance: Callable[[float], None] = lambda amount: None
-    ) -> tuple[np.ndarray, np.ndarray]:
+      indices: np.ndarray, advance: Callable[[int], object] = lambda count: None
+    ) -> Examples:
       x = np.empty((len(indices), *first.shape), np.float32)
       y = np.empty(len(indices), np.int32)
       for begin in range(0, len(indices), EXAMPLES_PER_READ):
         examples = source.__getitems__(indices[begin : begin + EXAMPLES_PER_READ].tolist())
         for row, example in enumerate(examples, begin):
-          value = np.asarray(example[x_name])
+          value = np.asarray(example[self.x_name])
           if value.shape != first.shape:
             raise UserError(
-              f'{self.spec}: {x_name} of shape {first.shape} and {value.shape}; expected one shape'
+              f'{self.spec}: {self.x_name} of shape {first.shape} and {value.shape}; expected one '
+              'shape'
             )
           x[row] = value
           y[row] = example[y_name]
@@ -186,30 +188,23 @@ class _Reader:
     with Progress(count, f'reading {self.spec}', unit='example', brief=True) as progress:
       return ArraySplit(*gather(np.arange(count), progress.advance))
 
-  def language(self, text_name: str, sequence_length: int) -> Data:
-    """The set's documents as one stream of bytes a split."""
-    train, test = self.sources(lambda example: True)
-    streams = [self.stream(source, text_name) for source in (train, test)]
-    return language_data(self.spec, *streams, sequence_length, self.memory_limit)
-
-  def stream(self, source: Any, text_name: str) -> ByteStream:
+  def _stream(self, source: Any) -> ByteStream:
     """Documents, a newline after each; read once for their sizes, and kept if they fit."""
 
     def document(example: Any) -> np.ndarray:
-      return np.frombuffer(example[text_name] + b'\n', np.uint8)
+      return np.frombuffer(example[self.x_name] + b'\n', np.uint8)
 
-    sizes, kept, num_bytes = [], [], 0
+    sizes, documents, num_bytes = [], [], 0
     with Progress(len(source), f'reading {self.spec}', unit='example', brief=True) as progress:
       for begin in range(0, len(source), EXAMPLES_PER_READ):
         keys = list(range(begin, min(begin + EXAMPLES_PER_READ, len(source))))
-        documents = [document(example) for example in source.__getitems__(keys)]
-        sizes += map(len, documents)
-        num_bytes += sum(map(len, documents))
+        batch = [document(example) for example in source.__getitems__(keys)]
+        sizes += map(len, batch)
+        num_bytes += sum(map(len, batch))
+        documents += batch
         if 2 * num_bytes > self.memory_limit:
-          kept = None
-        if kept is not None:
-          kept += documents
+          documents.clear()
         progress.advance(len(keys))
-    if kept is not None:
-      return ByteStream(sizes, kept.__getitem__)
+    if 2 * num_bytes <= self.memory_limit:
+      return ByteStream(sizes, documents.__getitem__)
     return ByteStream(sizes, lambda i: document(source[i]))

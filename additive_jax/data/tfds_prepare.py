@@ -1,6 +1,6 @@
-"""Preparing a TensorFlow Datasets set as ArrayRecord: the command, the network check, the work.
+"""A TensorFlow Datasets set on disk as ArrayRecord: found without the network, or prepared.
 
-The work is the library's own `download_and_prepare`. Its command `tfds build` would do the same,
+Preparing is the library's own `download_and_prepare`. Its command `tfds build` would do the same,
 but cannot be started without TensorFlow (4.9.10), so the command for a set that is not prepared
 calls `load` with `download=True`.
 """
@@ -8,16 +8,20 @@ calls `load` with `download=True`.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import logging
+import os
 import shlex
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from additive_jax.errors import UserError
 
@@ -26,6 +30,62 @@ log = logging.getLogger('additive_jax')
 # Sets whose builder doesn't record its URLs are downloaded from hosts that only the builder knows.
 DEFAULT_URL = 'https://storage.googleapis.com'
 NETWORK_SECONDS = 3.0
+
+
+def find(tfds: ModuleType, name: str, folder: str) -> Any:
+  """Returns the builder of a prepared set, from its files alone, or None.
+
+  Args:
+    tfds: the module tensorflow_datasets.
+    name: `NAME[/CONFIG][:VERSION]`.
+    folder: where prepared sets are.
+
+  Raises:
+    UserError: for a name of another form, or a file that is damaged.
+  """
+  if not tfds.core.naming.is_valid_dataset_name(name):
+    raise UserError(f'tfds:{name}: expected tfds:NAME[/CONFIG][:VERSION]')
+  with undamaged(name, folder):
+    try:
+      return tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError:
+      return None
+
+
+@contextlib.contextmanager
+def undamaged(name: str, folder: str) -> Iterator[None]:
+  """Turns what the readers raise at a file that is missing or damaged into one line."""
+  from google.protobuf import json_format
+
+  try:
+    yield
+  except (json_format.ParseError, json.JSONDecodeError, OSError, RuntimeError) as error:
+    raise UserError(
+      f'tfds:{name}: the prepared set in {folder!r} cannot be read: {_first_line(error)}'
+    ) from error
+
+
+def check_name(tfds: ModuleType, name: str, folder: str) -> None:
+  """Raises `UserError` unless `name`, which isn't prepared in `folder`, can be prepared.
+
+  Whether a config or version exists is known only to the builder, which preparing makes.
+  """
+  parsed, kwargs = tfds.core.naming.parse_builder_name_kwargs(name)
+  if parsed.namespace or set(kwargs) - {'config', 'version'}:
+    raise UserError(f'tfds:{name}: expected tfds:NAME[/CONFIG][:VERSION]')
+  # Community sets are listed over the network, so they are left out.
+  known = tfds.list_builders(with_community_datasets=False)
+  if parsed.name in known:
+    return
+  path = os.path.join(folder, parsed.name)
+  if os.path.isdir(path):
+    versions = ', '.join(sorted(os.listdir(path)))
+    raise UserError(f'tfds:{name}: no such config or version; {path!r} has {versions}')
+  close = difflib.get_close_matches(parsed.name, known, n=1)
+  hint = f'did you mean {close[0]!r}?' if close else 'tfds.list_builders() lists them'
+  raise UserError(
+    f'tfds:{name}: unknown set; expected one of the {len(known)} of TensorFlow Datasets ({hint})'
+  )
 
 
 def command(name: str, folder: str) -> str:
@@ -44,9 +104,8 @@ def answers(url: str, seconds: float = NETWORK_SECONDS) -> bool:
   reached = threading.Event()
 
   def ask() -> None:
-    request = urllib.request.Request(url, method='HEAD')
     try:
-      urllib.request.urlopen(request, timeout=seconds).close()
+      urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=seconds).close()
     except urllib.error.HTTPError:
       pass
     except (OSError, ValueError):
@@ -62,12 +121,9 @@ def answers(url: str, seconds: float = NETWORK_SECONDS) -> bool:
 
 
 def prepare(tfds: ModuleType, name: str, folder: str) -> None:
-  """Downloads and prepares `tfds:<name>` as ArrayRecord in `folder`, with the library's own bars.
+  """Downloads and prepares `tfds:<name>` in `folder`, with the library's own bars.
 
-  Args:
-    tfds: the module tensorflow_datasets.
-    name: `NAME[/CONFIG][:VERSION]`, NAME known to tfds.
-    folder: where prepared sets lie; created when missing.
+  Args: those of `find`; `folder` is created when missing.
 
   Raises:
     UserError: no such config or version, no network, a package that the preparation needs is
@@ -77,7 +133,7 @@ def prepare(tfds: ModuleType, name: str, folder: str) -> None:
   try:
     builder = tfds.builder(name, data_dir=folder, file_format='array_record')
   except (ValueError, AssertionError) as error:
-    raise UserError(f'{spec}: {first_line(error)}') from error
+    raise UserError(f'{spec}: {_first_line(error)}') from error
   urls = list(builder.url_infos or ())
   if not urls and type(builder).__module__.startswith('tensorflow_datasets.'):
     urls = [DEFAULT_URL]
@@ -102,19 +158,13 @@ def prepare(tfds: ModuleType, name: str, folder: str) -> None:
   except AssertionError as error:
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
       raise
-    raise UserError(
-      f'{spec}: needs files that you download yourself: {first_line(error)}'
-    ) from error
+    text = _first_line(error)
+    raise UserError(f'{spec}: needs files that you download yourself: {text}') from error
   except (OSError, tfds.download.DownloadError) as error:
-    raise UserError(f'{spec}: preparing failed: {first_line(error)}') from error
+    raise UserError(f'{spec}: preparing failed: {_first_line(error)}') from error
   log.info('prepared %s in %.0f s', spec, time.monotonic() - start)
 
 
-def first_line(error: Exception) -> str:
-  """Returns the first line of what an exception says.
-
-  >>> first_line(ValueError('no such set', 'mnsit'))
-  "('no such set', 'mnsit')"
-  """
+def _first_line(error: Exception) -> str:
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return lines[0] if lines else type(error).__name__

@@ -5,6 +5,7 @@ compared with a dense one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +15,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import tables
-from additive_jax.experiments.arms import Arm, Trained
-from additive_jax.experiments.inspection import inspect
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
+from additive_jax.report import comparison
+from additive_jax.run.inspection import inspect
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
 from additive_jax.train.samplers import listed
@@ -40,19 +40,17 @@ class Contender(Arm):
   """One network of a comparison.
 
   Attributes:
-    own_session: the run with this network's model.
     family: what it is, for the colours of pictures.
     structure: the static structure it is, all-on for networks with routers.
   """
 
-  own_session: Session
   family: str
   structure: Structure
 
   @property
   def model(self) -> Any:
     """The network."""
-    return self.own_session.model
+    return self.session.model
 
   @property
   def has_routers(self) -> bool:
@@ -80,21 +78,21 @@ def make_contender(
     structure: what it is without routers; None is all-on.
   """
   own = session.with_model(model)
-  num_steps = own.steps(own.config.train.epochs)
-  recipe = own.recipe(num_steps)
+  num_steps = own.training.steps(own.config.train.epochs)
+  recipe = own.training.recipe(num_steps)
   if balance is not None:
     if own.config.train.distill:
       raise refused(own.config, 'train.distill', expected='0 with routers')
-    own.check_whole('a balance of routers')
+    own.training.check_whole('a balance of routers')
     recipe = dataclasses.replace(recipe, loss=Routed(balance))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   return Contender(
     name,
+    own,
     recipe,
     listed([structure], own.space.num_gates, own.config.train.structures_per_step),
     num_steps,
     judge=_judge,
-    own_session=own,
     family=family,
     structure=structure,
   )
@@ -119,7 +117,7 @@ def check_dense(session: Session) -> Transformer:
       f'{type(model).__name__} for networks with routers: expected config.model.name transformer'
     )
   if model.gates != (RESIDUAL,):
-    raise UserError(f'config.model.gates {model.gates} with routers: expected residual alone')
+    raise refused(session.config, 'model.gates', expected='residual alone with routers')
   session.check_in_memory()
   return model
 
@@ -137,14 +135,15 @@ def _judge(trained: Trained) -> dict[str, Any]:
   record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
   if trained.arm.has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
-    test = inspect(session, trained.variables, session.test)
-    train = inspect(session, trained.variables, (seen.x, seen.y))
+    look = functools.partial(inspect, session.model, session.objective, trained.variables)
+    test = look(session.test)
+    train = look((seen.x, seen.y))
     sites = {name.replace('__', '/'): _site(facts) for name, facts in test.facts.items()}
     flops = active_flops(session.model, x, test.facts, test.chosen)
     record |= {'sites': sites, 'flops': flops, 'loss': test.loss, 'accuracy': test.accuracy}
     return record | {'train_loss': train.loss}
   test, train = (
-    evaluate(session, trained.variables, [structure], split) for split in (session.test, seen)
+    session.evaluate(trained.variables, [structure], split) for split in (session.test, seen)
   )
   record |= {'flops': session.space.flops(structure), 'loss': float(test.loss[0])}
   return record | {'accuracy': float(test.accuracy[0]), 'train_loss': float(train.loss[0])}
@@ -159,7 +158,7 @@ def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
   """Returns a row for each contender: scores, costs, and what it differs by from `dense`."""
   scores, facts = {}, {}
   for contender in contenders:
-    frame, train = pd.DataFrame(records[contender.name]), contender.own_session.config.train
+    frame, train = pd.DataFrame(records[contender.name]), contender.session.config.train
     flops = float(frame['flops'].mean())
     examples = contender.num_steps * train.batch_size * train.structures_per_step
     scores[contender.name] = frame[['loss', 'accuracy', 'train_loss']]
@@ -170,7 +169,7 @@ def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
       'training_flops': 3 * examples * flops,  # a backward pass costs about two forward passes
       'skipped': int(frame['skipped'].sum()),
     }
-  return tables.compare(scores, DENSE, facts=facts)
+  return comparison.compare(scores, DENSE, facts=facts)
 
 
 def router_table(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
@@ -201,17 +200,9 @@ def loads(seeds: Sequence[dict]) -> dict[str, Float[np.ndarray, ' choices']]:
   return by_site
 
 
-def summarise(
-  session: Session, experiment: str, variants: pd.DataFrame, routers: pd.DataFrame
-) -> dict[str, Any]:
+def summarise(variants: pd.DataFrame, routers: pd.DataFrame) -> dict[str, Any]:
   """Returns the headline figures of a comparison."""
-  figures = {}
-  for row in variants.to_dict('records'):
-    shown = tables.without_own_differences(row, DENSE)
-    shown = {key: value for key, value in shown.items() if key not in ('family', 'skipped')}
-    figures[row['variant']] = shown
+  figures = comparison.figures(variants.drop(columns=['family', 'skipped']), DENSE)
   for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
     figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
-  return tables.headline(
-    session, experiment=experiment, variants=figures, skipped=int(variants['skipped'].sum())
-  )
+  return {'variants': figures, 'skipped': int(variants['skipped'].sum())}

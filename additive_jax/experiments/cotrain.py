@@ -1,4 +1,13 @@
-"""Exp 2: trains the best K structures together in one pool, against the same K trained alone."""
+"""Exp 2: trains the best K structures together in one pool, against the same K trained alone.
+
+The structures come from `config.structures`, from the Exp 1 run directory
+`config.structures_from`, or from a short shared sweep.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, best first, co-trained and alone
+  comparison    comparison.csv: the same in long form, with the ensembles
+  cosines       cosines.csv: cosine between gradients of structures at the end, mean over seeds
+"""
 
 from __future__ import annotations
 
@@ -7,31 +16,31 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import flax.serialization
 import jax
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import cotrain_report, study
-from additive_jax.experiments.arms import Arm, Trained
-from additive_jax.experiments.cotrain_tables import ENSEMBLE, POOL, make_tables
+from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import ensemble, evaluate
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
+from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.files.journal import Journal, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
+from additive_jax.report.comparison import FIRST, SCORES, with_interval
 from additive_jax.report.wording import counted
+from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
 from additive_jax.train.population import Member
 from additive_jax.train.recipe import Recipe
@@ -42,25 +51,9 @@ log = logging.getLogger('additive_jax')
 COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 2, or goes on with it, and writes its run directory.
-
-  The structures come from `config.structures`, from the Exp 1 run directory
-  `config.structures_from`, or from a short shared sweep. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first, co-trained and
-    alone), `comparison` (`comparison.csv`: its long form with the ensembles), and `cosines`
-    (`cosines.csv`: cosine between the structures' gradients at the end, mean over seeds).
-  """
-  return study.run(STUDY, config, workdir, **opening)
-
-
 def _check(session):
   """Everything about the structures that can be said before any training."""
-  session.check_experts([session.model])
+  session.machine.check_experts([session.model])
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if config.structures and config.structures_from:
@@ -81,7 +74,7 @@ def _check(session):
     _from_sweep(session)
   else:
     check_shared(session, config.cotrain.sweep_epochs)
-  session.recipe(session.steps(config.train.epochs))
+  session.training.recipe(session.training.steps(config.train.epochs))
   session.check_in_memory()
 
 
@@ -104,14 +97,14 @@ def _choose(session):
     return [session.space.parse(text) for text in config.structures][: k or None]
   if config.structures_from:
     return _from_sweep(session)
-  arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs)
-  pool = arm.train(session, config.seed, folder='sweep')
+  arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs, tag='sweep')
+  pool = arm.train(config.seed)
   if config.search.method:
     bits, scores = search_pools(session, lambda: [pool])
     loss = scores.loss[0]
   else:
     bits = all_bits(session.space.num_gates)
-    loss = evaluate(session, pool.variables, bits).loss
+    loss = session.evaluate(pool.variables, bits).loss
   best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
@@ -140,7 +133,7 @@ def _from_sweep(session):
 def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The structures alone, then all of them together, for as many steps."""
   structures = chosen_structures(session)
-  num_steps = session.steps(session.config.train.epochs)
+  num_steps = session.training.steps(session.config.train.epochs)
   yield _alone(session, structures, num_steps)
   yield [_pool(session, records, structures, num_steps)]
 
@@ -155,7 +148,7 @@ def _alone(session, structures, num_steps) -> list[Lone]:
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
     return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
 
-  crowd = Crowd(session.recipe(num_steps), judge)
+  crowd = Crowd(session, session.training.recipe(num_steps), judge)
   return [Lone(structure, num_steps, crowd) for structure in structures]
 
 
@@ -165,7 +158,7 @@ def _pool_file(session, seed, structure):
 
 def _pool(session, records, structures, num_steps) -> Arm:
   """The structures trained together, judged beside what each became alone."""
-  recipe = session.recipe(num_steps)
+  recipe = session.training.recipe(num_steps)
   labels = [str(s) for s in structures]
 
   def probe(trainer) -> dict:
@@ -181,7 +174,7 @@ def _pool(session, records, structures, num_steps) -> Arm:
   sampler = listed(structures, session.space.num_gates)
   judge = functools.partial(_judge, records, recipe, structures)
   curves = Curves(labels=labels, probe=probe)
-  return Arm(POOL, recipe, sampler, num_steps, judge=judge, curves=curves)
+  return Arm(POOL, session, recipe, sampler, num_steps, judge=judge, curves=curves)
 
 
 def _cosines(
@@ -203,7 +196,7 @@ def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
   """Test scores of each structure and of the ensembles, co-trained and alone."""
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
-  together = evaluate(session, trained.variables, bits)
+  together = session.evaluate(trained.variables, bits)
   alone = [records.get(str(structure), seed) for structure in structures]
   files = [_pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
@@ -211,12 +204,17 @@ def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], structures)
+
+  def ensemble(pools) -> dict[str, float]:
+    scores = evaluate_ensemble(session.model, pools, bits, session.test, session.objective)
+    return dict(zip(('loss', 'accuracy'), scores))
+
   return {
     'cotrained': {'loss': together.loss.tolist(), 'accuracy': together.accuracy.tolist()},
     'alone': {key: [record[key] for record in alone] for key in ('loss', 'accuracy')},
     ENSEMBLE: {
-      'cotrained': ensemble(session, [trained.variables] * len(bits), bits),
-      'alone': ensemble(session, lone_pools, bits),
+      'cotrained': ensemble([trained.variables] * len(bits)),
+      'alone': ensemble(lone_pools),
     },
     'cosines': matrix.tolist(),
     'skipped': trained.skipped,
@@ -230,10 +228,80 @@ def _read_pool(session, path, checksum, template):
   return flax.serialization.from_bytes(template, content)
 
 
-STUDY = study.Study(
+POOL, ENSEMBLE = 'pool', 'ensemble'
+VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
+
+
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables and the summary; in all of them the best structures come first."""
+  seeds = records[POOL]
+  texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
+  scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
+  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
+  texts = [texts[i] for i in order]
+  table, rows = pd.DataFrame({'structure': texts}), []
+  for variant, prefix in VARIANTS.items():
+    columns = {name: values[[*order, -1]] for name, values in scores[variant].items()}
+    for name, values in columns.items():
+      table[f'{prefix}{name}'] = values[:-1]
+    for i, label in enumerate([*texts, ENSEMBLE]):
+      values = {name: column[i] for name, column in columns.items()}
+      rows.append({'label': label, 'variant': variant, **values})
+  table['flops'], table['params'] = session.space.costs(texts)
+  table['rank'] = np.arange(1, len(texts) + 1)
+  table = table[FIRST + [column for column in table if column not in FIRST]]
+  comparison = pd.DataFrame(rows)
+  matrix = np.mean([record['cosines'] for record in seeds], axis=0)[np.ix_(order, order)]
+  cosines = pd.DataFrame(matrix, columns=texts)
+  cosines.insert(0, 'structure', texts)
+  summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
+  return Result({'structures': table, 'comparison': comparison, 'cosines': cosines}, summary)
+
+
+def _scores(seeds, variant):
+  """Mean and interval of each score, [K+1]: the structures as they were trained, the ensemble."""
+  columns = {}
+  for key in SCORES:
+    alone = np.array([record[variant][key] for record in seeds])
+    together = np.array([[record[ENSEMBLE][variant][key]] for record in seeds])
+    mean, half_width = statistics.mean_and_ci(np.concatenate([alone, together], axis=1))
+    columns |= {key: mean, f'{key}_ci95': half_width}
+  return columns
+
+
+def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, Any]:
+  together, alone = ([np.mean(r[variant]['loss']) for r in seeds] for variant in VARIANTS)
+  ensembles = comparison[comparison['label'] == ENSEMBLE].set_index('variant')
+  apart = matrix[~np.eye(len(matrix), dtype=bool)]
+  # A backward pass costs about twice a forward pass.
+  examples = num_steps * session.config.train.batch_size
+  return dict(
+    structures=table['structure'].tolist(),
+    num_gates=session.space.num_gates,
+    best_structure=table['structure'][0],
+    loss=table['loss'].mean(),
+    accuracy=table['accuracy'].mean(),
+    alone_loss=table['alone_loss'].mean(),
+    alone_accuracy=table['alone_accuracy'].mean(),
+    **with_interval('cotrained_minus_alone_loss', np.array(together) - np.array(alone)),
+    ensemble_loss=ensembles['loss']['cotrained'],
+    ensemble_accuracy=ensembles['accuracy']['cotrained'],
+    alone_ensemble_loss=ensembles['loss']['alone'],
+    alone_ensemble_accuracy=ensembles['accuracy']['alone'],
+    mean_cosine=apart.mean() if len(apart) else None,
+    training_flops_of_each_side=3 * examples * table['flops'].sum(),
+    pool_params=session.space.params(session.space.all_on()),
+    alone_params=int(table['params'].sum()),
+    skipped=sum(record['skipped'] for record in seeds),
+  )
+
+
+STUDY = Study(
   'cotrain',
   stages=_stages,
   check=_check,
-  tables=make_tables,
-  page=cotrain_report.page,
+  tables=_tables,
+  page=page,
 )
+
+run = STUDY.run

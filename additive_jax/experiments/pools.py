@@ -13,8 +13,8 @@ import jax
 from additive_jax import data as data_
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
-from additive_jax.experiments.session import load_data
 from additive_jax.transplant.restore import Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
@@ -61,7 +61,7 @@ class Pools:
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
-def open_pools(path, *, own: str = '') -> Pools:
+def open_pools(path: str | Path, *, own: str = '') -> Pools:
   """The pools of the run in a directory.
 
   Args:

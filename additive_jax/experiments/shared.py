@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from additive_jax.experiments.arms import Arm, Trained, scores_on_test
 from additive_jax.experiments.options import selected
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
-from additive_jax.gates.structure import Structure, all_bits, bits_of
+from additive_jax.gates.structure import all_bits
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation
-from additive_jax.search import Evaluated, Search
+from additive_jax.search import Search
+from additive_jax.search.generations import Generations
 
-SCORES = ('loss', 'accuracy')
 
-
-def shared_arm(
-  session: Session, name: str, epochs: float, judge: Callable[[Trained], dict] = scores_on_test
-) -> Arm:
+def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm:
   """Returns the arm of a pool that is trained on the structures of `config.sampler`.
 
   Args:
-    session: the run.
-    name: of the arm.
+    session, name, fields: as `Arm` takes them.
     epochs: passes of each slot over the training set.
-    judge: as in `Arm`.
   """
-  num_steps = session.steps(epochs)
-  recipe, sampler = session.recipe(num_steps), session.sampler(num_steps)
-  return Arm(name, recipe, sampler, num_steps, judge=judge)
+  training = session.training
+  steps = training.steps(epochs)
+  return Arm(name, session, training.recipe(steps), training.sampler(steps), steps, **fields)
 
 
 def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
   """Returns test loss and accuracy of structures in a pool, for the journal."""
-  return {
-    key: values.tolist()
-    for key, values in evaluate(trained.session, trained.variables, bits)._asdict().items()
-  }
+  scores = trained.session.evaluate(trained.variables, bits)
+  return {key: values.tolist() for key, values in scores._asdict().items()}
 
 
 def search_pools(
@@ -62,66 +55,40 @@ def search_pools(
   Returns:
     What was evaluated, and its loss and accuracy [pools, S].
   """
-  options, num_gates = session.config.search, session.space.num_gates
-  journal = _journal(session)
-  lines = journal.records()
-  known = len(_joined(lines, 'structures'))
+  options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))
-  bar = Progress(
-    options.budget, 'search', unit='structure', start=known, enabled=processes.is_primary()
-  )
 
-  def evaluate_all(bits):
+  def evaluate(bits):
     session.check_stop()
-    scores = [evaluate(session, pool.variables, bits) for pool in pools()]
+    scores = [session.evaluate(pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with structures that are not asked for.
-    fresh = min(len(bits), options.budget - len(_joined(lines, 'structures')))
-    line = {'structures': [str(Structure(tuple(row))) for row in bits[:fresh]]}
-    for key in SCORES:
-      line[key] = np.array([getattr(score, key)[:fresh] for score in scores]).T.tolist()
-    if processes.is_primary():
-      journal.append(line)
-    lines.append(line)
-    loss = _means(lines, 'loss')
-    progress.advance(fresh, loss=loss.min(where=np.isfinite(loss), initial=np.inf))
-    return Evaluation(*(_means([line], key) for key in SCORES))
+    fresh = bits[: options.budget - len(generations)]
+    means = generations.add(fresh, scores)
+    loss = generations.means().loss
+    progress.advance(len(fresh), loss=loss.min(where=np.isfinite(loss), initial=np.inf))
+    return means
 
+  primary, known = processes.is_primary(), len(generations)
+  bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
   with bar as progress:
-    known = Evaluated(
-      bits_of(_joined(lines, 'structures'), num_gates), *(_means(lines, key) for key in SCORES)
-    )
-    selected(Search, options, seed=session.config.seed).run(evaluate_all, num_gates, known)
-  return _searched(lines, num_gates)
+    search = selected(Search, options, seed=session.config.seed)
+    search.run(evaluate, session.space.num_gates, generations.means())
+  return generations.by_pool()
 
 
 def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
   """Returns what `search_pools` gave, from its journal."""
-  return _searched(_journal(session).records(), session.space.num_gates)
+  return _generations(session).by_pool()
 
 
-def _journal(session):
-  return Journal(session.rundir.journals / 'search.jsonl')
-
-
-def _searched(lines, num_gates):
-  scores = (np.array(_joined(lines, key)).T for key in SCORES)
-  return bits_of(_joined(lines, 'structures'), num_gates), Evaluation(*scores)
-
-
-def _joined(lines, key):
-  return [value for line in lines for value in line[key]]
-
-
-def _means(lines, key):
-  """Over the pools, of every structure of the lines, [S]."""
-  return np.array([np.mean(values) for values in _joined(lines, key)])
+def _generations(session):
+  journal = Journal(session.rundir.journals / 'search.jsonl')
+  return Generations(journal, session.space.num_gates, write=processes.is_primary())
 
 
 def check_shared(session: Session, epochs: float) -> None:
-  """Raises `UserError` for a sampler that cannot be, or a search when one is asked for."""
-  num_steps = session.steps(epochs)
-  session.sampler(num_steps)
-  session.recipe(num_steps)
+  """Raises `UserError` for a pool that cannot be, or a search when one is asked for."""
+  shared_arm(session, 'pool', epochs)
   options, num_gates = session.config.search, session.space.num_gates
   if options.method:
     selected(Search, options, seed=session.config.seed).check(num_gates)

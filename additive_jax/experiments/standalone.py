@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,80 +25,81 @@ class Lone:
   Attributes:
     structure: the structure.
     stop: the step at which its training ends.
-    executor: trains it.
+    crowd: trains it.
     rung: number of the rung of successive halving that ends there.
+    spread: processes share such arms out.
   """
 
   structure: Structure
   stop: int
-  executor: Crowd = dataclasses.field(repr=False)
+  crowd: Crowd = dataclasses.field(repr=False)
   rung: int = 0
+  spread: ClassVar[bool] = True
 
   @property
   def name(self) -> str:
     """The name of the arm."""
     return lone_name(str(self.structure), self.rung)
 
+  @staticmethod
+  def train_all(units: Sequence[tuple[int, Lone]], total: int) -> Iterator[tuple[int, Lone, dict]]:
+    """Yields seed, arm and record of each unit when it is trained; see `Arm.train_all`."""
+    if units:
+      yield from units[0][1].crowd.train(units, total)
+
 
 class Crowd:
-  """Trains structures alone, as many at a time as there are cores or devices."""
+  """Trains structures alone, as many at a time as there are cores or devices.
 
-  spread = True
+  Args:
+    session: the run.
+    recipe: how each is trained.
+    judge: from a seed, an arm and its trained `Member` to what the journal keeps.
+    keeps_states: whether states are kept, from which arms of a later rung go on.
+  """
 
   def __init__(
     self,
+    session: Session,
     recipe: Recipe,
-    judge: Callable[[int, Lone, Member], dict],
+    judge: Callable[[int, Lone, Member], dict[str, Any]],
     *,
     keeps_states: bool = False,
   ):
-    """Trains nothing yet.
-
-    Args:
-      recipe: how each is trained.
-      judge: from a seed, an arm and its trained `Member` to what the journal keeps.
-      keeps_states: whether states are kept, from which arms of a later rung go on.
-    """
-    self.recipe, self.judge, self.keeps_states = recipe, judge, keeps_states
+    self.session, self.recipe, self.judge = session, recipe, judge
+    self.keeps_states = keeps_states
     self._populations: dict[int, Population] = {}
     self._states: dict[tuple[int, Structure], tuple[int, Any]] = {}
 
-  def __call__(
-    self, session: Session, units: Sequence[tuple[int, Lone]], total: int
+  def train(
+    self, units: Sequence[tuple[int, Lone]], total: int
   ) -> Iterator[tuple[int, Lone, dict]]:
-    """Yields seed, arm and record of each unit when it is trained; see `arms.Executor`."""
+    """Yields seed, arm and record of each unit; `total` counts those that have a record too."""
     wanted = {(seed, arm.structure) for seed, arm in units}
     self._states = {unit: state for unit, state in self._states.items() if unit in wanted}
-    title = f'alone to step {units[0][1].stop}' if units else 'alone'
-    bar = Progress(total, title, unit='structure', start=total - len(units))
-    with bar as progress:
+    title = f'alone to step {units[0][1].stop}'
+    with Progress(total, title, unit='structure', start=total - len(units)) as progress:
       for seed in sorted({seed for seed, _ in units}):
         arms = [arm for other, arm in units if other == seed]
-        for start, group in self._by_start(seed, arms):
-          for arm, member in self._train(session, seed, start, group):
-            yield seed, arm, self.judge(seed, arm, member)
-            progress.advance(1, loss=member.loss)
-            if session.stopper.stop_requested:
-              return
+        for arm, member in self._train_seed(seed, arms):
+          yield seed, arm, self.judge(seed, arm, member)
+          progress.advance(1, loss=member.loss)
+          if self.session.stopper.stop_requested:
+            return
 
-  def _by_start(self, seed, arms):
-    """Arms grouped by the step to go on from; what another process began starts at 0."""
+  def _train_seed(self, seed, arms):
+    """In groups that go on from the same step; what another process began starts at 0."""
+    if seed not in self._populations:
+      self._populations[seed] = self.session.population(self.recipe, seed)
     starts = [self._states.get((seed, arm.structure), (0, None))[0] for arm in arms]
     for start in sorted(set(starts)):
-      yield start, [arm for arm, step in zip(arms, starts) if step == start]
-
-  def _train(self, session, seed, start, arms):
-    if seed not in self._populations:
-      self._populations[seed] = session.population(self.recipe, seed)
-    by_structure = {arm.structure: arm for arm in arms}
-    states = {s: self._states[seed, s][1] for s in by_structure} if start else None
-    members = self._populations[seed].train(
-      list(by_structure), arms[0].stop, states=states, start=start
-    )
-    for member in members:
-      if self.keeps_states:
-        self._states[seed, member.structure] = arms[0].stop, processes.to_host(member.state)
-      yield by_structure[member.structure], member
+      group = {arm.structure: arm for arm, step in zip(arms, starts) if step == start}
+      states = {s: self._states[seed, s][1] for s in group} if start else None
+      stop, population = arms[0].stop, self._populations[seed]
+      for member in population.train(list(group), stop, states=states, start=start):
+        if self.keeps_states:
+          self._states[seed, member.structure] = stop, processes.to_host(member.state)
+        yield group[member.structure], member
 
 
 def rungs(
@@ -118,9 +119,10 @@ def rungs(
   Raises:
     Incomplete: when a rung waits for what other shards have not trained.
   """
-  halving, num_steps = session.config.sweep.halving, session.steps(session.config.train.epochs)
-  num_rungs = session.config.sweep.rungs if halving else 1
-  crowd = Crowd(session.recipe(num_steps), _record, keeps_states=bool(halving))
+  training, options = session.training, session.config.sweep
+  num_steps = training.steps(session.config.train.epochs)
+  halving, num_rungs = options.halving, options.rungs if options.halving else 1
+  crowd = Crowd(session, training.recipe(num_steps), _record, keeps_states=bool(halving))
   for rung in range(num_rungs):
     stop = max(1, round(num_steps * halving ** (rung + 1 - num_rungs))) if halving else num_steps
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]
@@ -133,12 +135,6 @@ def rungs(
 
 def _record(seed: int, arm: Lone, member: Member) -> dict[str, Any]:
   del seed
-  return {
-    'structure': str(arm.structure),
-    'rung': arm.rung,
-    'steps': arm.stop,
-    'loss': member.loss,
-    'accuracy': member.accuracy,
-    'train_loss': member.train_loss,
-    'skipped': member.skipped,
-  }
+  scores = ('loss', 'accuracy', 'train_loss', 'skipped')
+  where = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}
+  return where | {key: getattr(member, key) for key in scores}

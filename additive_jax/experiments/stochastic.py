@@ -1,29 +1,56 @@
-"""Exp 3: random structures as a regulariser, against the same training with all gates on."""
+"""Exp 3: random structures as a regulariser, against the same training with all gates on.
+
+For each seed, pools are trained from the same init on the same data in the same order: with all
+gates on, and for each of `config.stochastic.modes` with random structures, for as many epochs and
+again for as many FLOPs.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, with its scores in the pool of each
+                variant; columns without a name are of the first one with random structures
+  variants      variants.csv: scores of the full network, the train–test gap, means over structures
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
-from typing import Any, Unpack
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
-from ml_collections import ConfigDict
 
-from additive_jax.experiments import stochastic_report, study
-from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate, sampled_structures
-from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.stochastic_tables import NONE, expected_flops, make_tables
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.shared import judge_all
+from additive_jax.experiments.stochastic_page import NONE, page
+from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.tables import structure_table
+from additive_jax.gates.structure import sampled_bits
 from additive_jax.gates.subsets import in_stages
+from additive_jax.report.comparison import SCORES, compare
 from additive_jax.train.losses import PerSample
-from additive_jax.train.samplers import listed
+from additive_jax.train.recipe import Loss
+from additive_jax.train.samplers import Sampler, listed
 
 CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
+
+
+class Draws(NamedTuple):
+  """How structures are drawn.
+
+  Attributes:
+    loss: what is minimised; draws the structures of examples.
+    sampler: draws those of slots.
+    keep_rates: the exact probabilities that gates are on, at every step.
+  """
+
+  loss: Loss
+  sampler: Sampler
+  keep_rates: Float[np.ndarray, 'steps gates']
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +59,7 @@ class Variant(Arm):
   where they apply.
 
   Attributes:
-    keep_rates: the exact probabilities that gates are on, at every step.
+    keep_rates: see `Draws`.
     forward_flops: expected FLOPs of an example's forward pass, mean over the steps.
     training_flops: of a whole training, the teacher's passes included.
   """
@@ -42,115 +69,95 @@ class Variant(Arm):
   training_flops: float
 
 
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 3, or goes on with it, and writes its run directory.
-
-  For each seed, pools are trained from the same init on the same data in the same order: with all
-  gates on, and for each of `config.stochastic.modes` with random structures, for as many epochs and
-  again for as many FLOPs. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first, with its scores in
-    the pool of each variant; columns without a variant's name are those of the first variant with
-    random structures), and `variants` (`variants.csv`: scores of the full network, the train–test
-    gap, the mean over all structures, and what each differs by from training with all gates on).
-  """
-  return study.run(STUDY, config, workdir, **opening)
-
-
-def _check(session):
-  session.check_experts([session.model])
-  session.check_in_memory()
-  make_variants(session)
-
-
 def make_variants(session: Session) -> list[Variant]:
   """Returns the variants of a run, the one with all gates on first.
 
   Raises:
     UserError: for options of which a variant cannot be made.
   """
-  options, distill = session.config.stochastic, session.config.train.distill
-  epochs, num_gates = session.config.train.epochs, session.space.num_gates
-  num_steps = session.steps(epochs)
-  judge = functools.partial(_judge, sampled_structures(session, options.num_structures))
-  ones = np.ones((num_steps, num_gates))
-  variants = [_variant(session, NONE, session.loss(), num_steps, _all_on(session), ones, judge)]
-  for mode in options.modes:
+  epochs, distill = session.config.train.epochs, session.config.train.distill
+  steps = session.training.steps(epochs)
+  ones = np.ones((steps, session.space.num_gates))
+  none = _variant(session, NONE, Draws(session.training.loss(), _all_on(session), ones))
+  variants = [none]
+  for mode in session.config.stochastic.modes:
     for weight in (0.0, distill) if distill else (0.0,):
       ending = '_distilled' if weight else ''
-      same_epochs = _random(session, mode, f'{mode}{ending}', num_steps, judge, weight)
-      share = same_epochs.training_flops / variants[0].training_flops
-      longer = session.steps(epochs / share)
+      same_epochs = _variant(session, f'{mode}{ending}', _draws(session, mode, steps, weight))
       variants.append(same_epochs)
-      if longer != num_steps:
-        name = f'{mode}_equal_flops{ending}'
-        variants.append(_random(session, mode, name, longer, judge, weight))
+      longer = session.training.steps(epochs / (same_epochs.training_flops / none.training_flops))
+      if longer != steps:
+        draws = _draws(session, mode, longer, weight)
+        variants.append(_variant(session, f'{mode}_equal_flops{ending}', draws))
   return variants
 
 
-def _random(session, mode, name, num_steps, judge, distill):
-  """A variant with random structures of the keep rates of `config.sampler`."""
-  options = session.config.stochastic
-  sampler = session.sampler(num_steps)
+def _draws(session, mode, num_steps, distill) -> Draws:
+  """Random structures of the keep rates of `config.sampler`."""
+  options, training = session.config.stochastic, session.training
+  sampler = training.sampler(num_steps)
   if not hasattr(sampler, 'rates'):
-    expected = 'uniform or bernoulli, which have keep rates'
+    expected = 'uniform or bernoulli, which have keep rates, for random structures'
     raise refused(session.config, 'sampler.name', expected=expected)
   if mode == CONDITIONAL:
     rates = np.asarray(jax.vmap(sampler.rates)(np.arange(num_steps)), float)
-    loss = session.loss(distill, options.rescale)
-    return _variant(session, name, loss, num_steps, sampler, rates, judge)
-  session.check_whole('subsets per sample')
+    return Draws(training.loss(distill, options.rescale), sampler, rates)
+  training.check_whole('subsets per sample')
   ramp_steps = session.config.sampler.ramp * num_steps
   plan = in_stages(sampler.rates, num_steps, ramp_steps, options.stages, options.parts)
   size = session.config.train.batch_size
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
-  rates = by_stage[stages]
-  loss = PerSample(plan, distill, options.rescale)
-  return _variant(session, name, loss, num_steps, _all_on(session), rates, judge)
+  loss = PerSample(subsets=plan, distill=distill, rescale=options.rescale)
+  return Draws(loss, _all_on(session), by_stage[stages])
 
 
-def _all_on(session):
+def _all_on(session) -> Sampler:
   """A sampler that gives all slots of a step the full network."""
   everything, slots = session.space.all_on(), session.config.train.structures_per_step
   return listed([everything], session.space.num_gates, slots)
 
 
-def _variant(session, name, loss, num_steps, sampler, keep_rates, judge):
-  full = session.space.flops(session.space.all_on())
-  forward = float(np.mean(expected_flops(session.space, keep_rates)))
+def _variant(session, name, draws) -> Variant:
+  num_steps, space = len(draws.keep_rates), session.space
+  forward = float(np.mean(space.expected_flops(draws.keep_rates)))
   # A backward pass costs about twice a forward pass; the teacher has none.
-  of_example = 3 * forward + (full if getattr(loss, 'distill', 0) else 0)
-  examples = num_steps * sampler.num_structures * session.config.train.batch_size
-  recipe = dataclasses.replace(session.recipe(num_steps), loss=loss)
+  teacher = space.flops(space.all_on()) if getattr(draws.loss, 'distill', 0) else 0
+  examples = num_steps * draws.sampler.num_structures * session.config.train.batch_size
   return Variant(
     name,
-    recipe,
-    sampler,
+    session,
+    dataclasses.replace(session.training.recipe(num_steps), loss=draws.loss),
+    draws.sampler,
     num_steps,
-    judge=judge,
-    keep_rates=keep_rates,
+    judge=functools.partial(_judge, _judged_structures(session)),
+    keep_rates=draws.keep_rates,
     forward_flops=forward,
-    training_flops=of_example * examples,
+    training_flops=(3 * forward + teacher) * examples,
   )
+
+
+def _judged_structures(session) -> Bool[np.ndarray, 'structures gates']:
+  limit = session.config.stochastic.num_structures
+  return sampled_bits(session.space.num_gates, limit, session.config.seed)
 
 
 def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:
   """The scores of all structures, and on the training split those of all-on."""
   session = trained.session
-  test = evaluate(session, trained.variables, bits)
-  full = [session.space.all_on()]
-  train = evaluate(session, trained.variables, full, session.data.train)
+  train = session.scores(trained.variables, session.data.train)
   return {
-    'loss': test.loss.tolist(),
-    'accuracy': test.accuracy.tolist(),
-    'train_loss': float(train.loss[0]),
-    'train_accuracy': float(train.accuracy[0]),
+    **judge_all(bits, trained),
+    'train_loss': train['loss'],
+    'train_accuracy': train['accuracy'],
     'skipped': trained.skipped,
   }
+
+
+def _check(session):
+  session.machine.check_experts([session.model])
+  session.check_in_memory()
+  make_variants(session)
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
@@ -158,11 +165,72 @@ def _stages(session: Session, records: Records) -> Iterator[list[Variant]]:
   yield make_variants(session)
 
 
-STUDY = study.Study(
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables `structures` and `variants`, and the summary."""
+  bits = _judged_structures(session)
+  _, first, *others = records.arms
+  pools = {'': records[first]}
+  pools |= {f'{name}_': records[name] for name in (NONE, *others)}
+  structures = structure_table(session, bits, pools)
+  variants = _variants(session, records, bits.all(1))
+  summary = _summary(session, variants, len(bits))
+  return Result({'structures': structures, 'variants': variants}, summary)
+
+
+def _variants(session, records, all_on):
+  scores, facts = {}, {}
+  for name, variant in records.arms.items():
+    scores[name] = _by_seed(records[name], all_on)
+    facts[name] = {
+      'steps': variant.num_steps,
+      'epochs': variant.num_steps * session.config.train.batch_size / len(session.data.train),
+      'forward_flops': variant.forward_flops,
+      'training_flops': variant.training_flops,
+      'skipped': sum(record['skipped'] for record in records[name]),
+    }
+  return compare(scores, NONE, facts=facts, differences=scores[NONE])
+
+
+def _by_seed(records: list[dict], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
+  """Scores of one variant in each seed: of the full network, and means over the structures."""
+  full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in SCORES}
+  train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in SCORES}
+  return pd.DataFrame(
+    {
+      **full,
+      **train,
+      'loss_gap': full['loss'] - train['train_loss'],
+      'accuracy_gap': train['train_accuracy'] - full['accuracy'],
+      **{f'structures_{key}': [np.mean(r[key]) for r in records] for key in SCORES},
+    }
+  )
+
+
+def _summary(session, variants, num_structures) -> dict[str, Any]:
+  rows = variants.set_index('variant')
+  keys = [*SCORES, 'train_loss', 'loss_gap', 'structures_accuracy']
+  paired = [f'{key}_minus_{NONE}' for key in (*SCORES, 'loss_gap')]
+  figures = {}
+  for name in rows.index:
+    chosen = keys if name == NONE else keys + paired
+    columns = ['epochs', 'training_flops', *(c for key in chosen for c in (key, f'{key}_ci95'))]
+    figures[name] = {column: rows.loc[name, column] for column in columns}
+  return {
+    'num_gates': session.space.num_gates,
+    'num_structures': num_structures,
+    'rescale': session.config.stochastic.rescale,
+    'variants': figures,
+    'skipped': int(variants['skipped'].sum()),
+  }
+
+
+STUDY = Study(
   'stochastic',
   stages=_stages,
   check=_check,
-  tables=make_tables,
-  page=stochastic_report.page,
+  tables=_tables,
+  page=page,
   baseline=NONE,
 )
+
+run = STUDY.run

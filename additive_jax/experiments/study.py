@@ -1,4 +1,4 @@
-"""The one loop of all experiments. A study is data, and `run` runs it.
+"""The one loop of all experiments. A study is data, and `Study.run` runs it.
 
 The heart of a study is a generator: from the open run it yields arms, ways of training, a stage at
 a time. For every seed the loop trains the arms that have no record yet, judges them, and appends
@@ -12,36 +12,147 @@ A run that was killed goes on with the first arm that has no record, from its ne
 A study of one's own needs a name and its arms; see `docs/own_study.md`:
 
     def stages(session, records):
-      steps = session.steps(session.config.train.epochs)
-      yield [Arm(name, session.recipe(steps), sampler, steps) for name, sampler in ...]
+      steps = session.training.steps(session.config.train.epochs)
+      yield [Arm(n, session, session.training.recipe(steps), sampler, steps) for n, sampler in ...]
 
-    result = run(Study('samplers', stages), config, workdir)
+    result = Study('samplers', stages).run(config, workdir)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import pandas as pd
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from additive_jax.experiments.options import read_options, refused
+from additive_jax.experiments.fit import PLAIN, Curves, fit
+from additive_jax.experiments.opening import Opening, open_session
+from additive_jax.experiments.options import Options, read_options, refused, replaced
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
-from additive_jax.experiments.session import Opening, Session, open_session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.rundir import RunDir
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
 from additive_jax.report.wording import counted
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import Sampler
+from additive_jax.train.state import State
+from additive_jax.train.trainer import Trainer
 
 log = logging.getLogger('additive_jax')
 
 PAGE = 'report.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a training begins, and what of it depends on the seed.
+
+  Attributes:
+    state: of the trainer; None for the pool that the seed names.
+    facts: what making the state gave, for the arm's record.
+    session, sampler: in place of the arm's.
+  """
+
+  state: State | None = None
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  session: Session | None = None
+  sampler: Sampler | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """An arm after its last step in one seed.
+
+  Attributes:
+    arm: the arm.
+    seed: the seed.
+    trainer: holds the last state.
+    variables: `{'params': pool}`, a copy on the host.
+    facts: those of the start.
+  """
+
+  arm: Arm
+  seed: int
+  trainer: Trainer
+  variables: PyTree
+  facts: Mapping[str, Any]
+
+  @property
+  def session(self) -> Session:
+    """The run with the arm's model."""
+    return self.arm.session
+
+  @property
+  def skipped(self) -> int:
+    """The number of slots that were left out because their loss or gradient was not finite."""
+    return int(processes.to_host(self.trainer.sharded_state.skipped))
+
+
+def full_network(trained: Trained) -> dict[str, Any]:
+  """Returns loss and accuracy of the full network on the test split, its FLOPs and parameters."""
+  space = trained.session.space
+  costs = {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
+  return trained.session.scores(trained.variables) | costs | {'skipped': trained.skipped}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arm:
+  """One way of training a pool, which a study compares with others over the seeds.
+
+  Attributes:
+    name: unique in its study; names the arm's records.
+    session: the run, with this arm's model and options.
+    recipe: how each step is taken; the same object in every seed, so that it compiles once.
+    sampler: draws the structures of each step.
+    num_steps: of the training.
+    start: gives the `Start` from a seed.
+    judge: gives what the journal keeps of a trained pool: a dict of JSON values.
+    tag: names curves and checkpoints, in place of `<name>-seed<seed>`.
+    curves: what the curves show beside the training loss.
+    spread: whether several processes share the arms out, instead of training each together.
+  """
+
+  name: str
+  session: Session
+  recipe: Recipe
+  sampler: Sampler
+  num_steps: int
+  start: Callable[[int], Start] = lambda seed: Start()
+  judge: Callable[[Trained], dict[str, Any]] = full_network
+  tag: str = ''
+  curves: Curves = PLAIN
+  spread: ClassVar[bool] = False
+
+  def train(self, seed: int) -> Trained:
+    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
+    start = self.start(seed)
+    session = start.session or self.session
+    sampler = self.sampler if start.sampler is None else start.sampler
+    trainer = session.trainer(self.recipe, sampler, seed, start.state)
+    tag = self.tag or f'{self.name}-seed{{seed}}'
+    fit(session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
+    return Trained(self, seed, trainer, processes.to_host(trainer.variables), start.facts)
+
+  @staticmethod
+  def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, dict]]:
+    """Trains arms of this kind; yields (seed, arm, record) when one is judged.
+
+    Args:
+      units: pairs of a seed and an arm that have no record yet.
+      total: how many there are with those that have one.
+    """
+    del total
+    for seed, arm in units:
+      trained = arm.train(seed)
+      yield seed, arm, {**trained.facts, **arm.judge(trained)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +201,13 @@ class Study:
 
   Attributes:
     name: of its journal, and of the experiment in the summary.
-    stages: a generator of (session, records) that yields lists of arms, see `arms.Arm`; those of a
-      list are of one kind. When it goes on, `records` has what they scored.
+    stages: a generator of (session, records) that yields lists of arms, those of a list of one
+      kind. When it goes on, `records` has what they scored.
     check: raises `UserError` for what the study cannot do; called before anything is written.
     tables: a function (session, records) → `Result`; by default a row for each arm, compared with
       the baseline.
     page: a function (session, result, records) → `Page`.
-    baseline: the arm that the default tables compare the others with.
+    baseline: the arm that the default tables compare the others with; '' is the first.
     sharded: whether `config.shard` may leave a part of the arms to other processes.
   """
 
@@ -108,41 +219,58 @@ class Study:
   baseline: str = ''
   sharded: bool = False
 
+  def run(
+    self,
+    config: ConfigDict | Options,
+    workdir: str | Path | None = None,
+    **opening: Unpack[Opening],
+  ) -> Result:
+    """Runs the study, or goes on with it, and writes its run directory.
 
-def run(
-  study: Study, config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> Result:
-  """Runs a study, or goes on with it, and writes its run directory.
+    Args:
+      config: as in `configs/default.py`.
+      workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+      opening: what else may be given, see `opening.Opening`.
 
-  Args:
-    study: what to run.
-    config: as in `configs/default.py`.
-    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
-    opening: what else may be given, see `session.Opening`.
+    Raises:
+      UserError: for options that make no sense; nothing has been written then.
+      Stopped: when the run was asked to stop; the same call goes on.
+    """
+    options = replaced(read_options(config), {'experiment': self.name})
+    if options.shard and not self.sharded:
+      raise refused(options, 'shard', expected='none, a pool is trained as one')
+    with open_session(options, workdir, check=self.check, **opening) as session:
+      if session.rundir.finished:
+        log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
+        return Result.read(session.rundir)
+      records = Records(session.rundir, self.name, session.seeds)
+      try:
+        for arms in self.stages(session, records):
+          records.arms |= {arm.name: arm for arm in arms}
+          train_missing(session, arms, records)
+      except Incomplete:
+        if session.shard[1] == 1:
+          raise
+      if session.shard[1] > 1:
+        log.info('shard %s is done; run again without config.shard to merge', options.shard)
+        return Result({}, {}, complete=False)
+      return self._write(session, records)
 
-  Raises:
-    UserError: for options that make no sense; nothing has been written then.
-    Stopped: when the run was asked to stop; the same call goes on.
-  """
-  options = read_options(config)
-  if options.shard and not study.sharded:
-    raise refused(options, 'shard', expected='none, a pool is trained as one')
-  with open_session(options, workdir, check=study.check, **opening) as session:
-    if session.rundir.finished:
-      log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
-      return Result.read(session.rundir)
-    records = Records(session.rundir, study.name, session.seeds)
-    try:
-      for arms in study.stages(session, records):
-        records.arms |= {arm.name: arm for arm in arms}
-        train_missing(session, arms, records)
-    except Incomplete:
-      if session.shard[1] == 1:
-        raise
-    if session.shard[1] > 1:
-      log.info('shard %s is done; run again without config.shard to merge', config.shard)
-      return Result({}, {}, complete=False)
-    return _write(study, session, records)
+  def _write(self, session: Session, records: Records) -> Result:
+    """Writes the tables, the page, and last the summary: the run is finished."""
+    rundir, seeds = session.rundir, len(session.seeds)
+    make = self.tables or (lambda s, r: Result(*plain_tables(s, r, self.baseline)))
+    result = make(session, records)
+    head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
+    result = dataclasses.replace(result, summary=head | result.summary)
+    page = finished_page(session, self.page(session, result, records))
+    for name, table in result.tables.items():
+      rundir.write_table(f'{name}.csv', table)
+    rundir.write_text(PAGE, page)
+    rundir.mark_finished(result.summary)
+    processes.barrier('written')
+    log.info('report: %s', rundir.path / PAGE)
+    return Result.read(rundir)
 
 
 def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:
@@ -154,36 +282,18 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   units = [(seed, arm) for seed in session.seeds for arm in arms]
   if not units:
     return
-  executor, part = arms[0].executor, session.shard
-  if executor.spread and part[1] == 1:
+  kind, part = arms[0], session.shard
+  if kind.spread and part[1] == 1:
     part = processes.process()
   share = units[part[0] :: part[1]]
-  missing = [(seed, arm) for seed, arm in share if records.get(arm.name, seed) is None]
-  write = executor.spread or processes.is_primary()
-  for seed, arm, values in executor(session, missing, len(share)):
+  missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
+  for seed, arm, values in kind.train_all(missing, len(share)):
+    write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
-  if executor.spread:
+  if kind.spread:
     processes.barrier(f'{arms[0].name} to {arms[-1].name}')
     session.check_stop()
     records.read()
-  others = sum(records.get(arm.name, seed) is None for seed, arm in units)
+  others = sum(not records.get(arm.name, seed) for seed, arm in units)
   if others:
     log.info('%d of %s are left to other shards', others, counted(len(units), 'training'))
-
-
-def _write(study, session, records):
-  """Writes the tables, the page, and last the summary: the run is finished."""
-  rundir = session.rundir
-  if study.tables is None:
-    tables, summary = plain_tables(session, records, study.baseline)
-    result = Result(tables, {'experiment': study.name, **summary})
-  else:
-    result = study.tables(session, records)
-  page = finished_page(session, study.page(session, result, records))
-  for name, table in result.tables.items():
-    rundir.write_table(f'{name}.csv', table)
-  rundir.write_text(PAGE, page)
-  rundir.mark_finished(result.summary)
-  processes.barrier('written')
-  log.info('report: %s', rundir.path / PAGE)
-  return Result.read(rundir)

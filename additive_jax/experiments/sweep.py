@@ -1,51 +1,52 @@
-"""Exp 1: ranks the structures of a model, each trained alone and all in one shared pool."""
+"""Exp 1: ranks the structures of a model, each trained alone and all in one shared pool.
+
+See the sections `sweep`, `sampler` and `search` of the options.
+`run` gives a result with:
+
+  table         structures.csv: a row for each structure, best first
+  effects       effects.csv: main effect of each gate on the loss, with its interval
+  interactions  interactions.csv: interactions of gates in pairs
+  agreement     how well the shared pool ranks the standalone losses, and the noise ceiling
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+import pandas as pd
+from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import study, sweep_report
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.shared import check_shared, judge_all, search_pools, shared_arm
-from additive_jax.experiments.standalone import rungs
-from additive_jax.experiments.sweep_tables import SHARED, make_tables
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.shared import (
+  check_shared,
+  judge_all,
+  read_search,
+  search_pools,
+  shared_arm,
+)
+from additive_jax.experiments.standalone import Lone, rungs
+from additive_jax.experiments.study import Result, Study
+from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
+from additive_jax.report import rankings, statistics
+from additive_jax.report.comparison import structures_first
+from additive_jax.run.evaluate import Evaluation
 
 STANDALONE = 'standalone'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 1, or goes on with it, and writes its run directory.
-
-  See the sections `train`, `sweep`, `sampler` and `search` of `configs/default.py`. Args and errors
-  are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per structure, best first), `effects`
-    (`effects.csv`: main effect of each gate on the loss, with its interval), `interactions`
-    (`interactions.csv`: pairwise, [n, n]) and `agreement` (how well the shared pool ranks the
-    standalone losses, and the noise ceiling).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
   """Everything that can be said before any training."""
   config, num_gates = session.config, session.space.num_gates
   modes, sharded = config.sweep.modes, session.shard[1] > 1
-  session.check_experts([session.model])
+  session.machine.check_experts([session.model])
   if config.sweep.top_k > 2**num_gates:
     most = f'at most 2^{num_gates} = {2**num_gates} structures'
     raise refused(config, 'sweep.top_k', expected=most)
@@ -65,8 +66,8 @@ def _check_standalone(session):
   config, num_gates = session.config, session.space.num_gates
   if not config.search.method:
     all_bits(num_gates)  # says so if there are too many
-  num_steps = session.steps(config.train.epochs)
-  session.recipe(num_steps)
+  num_steps = session.training.steps(config.train.epochs)
+  session.training.recipe(num_steps)
   halving, num_rungs = config.sweep.halving, config.sweep.rungs
   if halving and num_steps < halving ** (num_rungs - 1):
     least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'
@@ -84,10 +85,10 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   bits = None if searched else all_bits(session.space.num_gates)
   if SHARED in config.sweep.modes:
     judge = (lambda trained: {}) if searched else functools.partial(judge_all, bits)
-    pool = shared_arm(session, SHARED, _shared_epochs(session), judge)
+    pool = shared_arm(session, SHARED, _shared_epochs(session), judge=judge)
     yield [pool]
     if searched:
-      bits, scores = search_pools(session, lambda: [pool.train(session, s) for s in session.seeds])
+      bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
       bits = _compared(session, bits, scores.loss.mean(0))
   if STANDALONE in config.sweep.modes:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
@@ -101,11 +102,148 @@ def _compared(session, bits, loss):
   return bits[[*order[:k], *others[:k]]]
 
 
-STUDY = study.Study(
+SHARED = 'shared'
+
+
+def _tables(session: Session, records: Records) -> Result:
+  """Returns the tables `structures`, `effects` and `interactions`, and the summary."""
+  config, names = session.config, session.space.names
+  bits, shared = _in_pool(session, records)
+  texts = [str(Structure(tuple(row))) for row in bits]
+  alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
+  table, agreement = pd.DataFrame({'structure': texts}), {}
+  if shared is not None:
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
+    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
+    table['shared_rank'] = statistics.rank(table['shared_loss'])
+  if alone is not None:
+    table = table.merge(alone.table(), how='left', on='structure')
+    # Structures are compared after the same training: that of successive halving's first rung.
+    truth = alone.values(texts, 'loss', alone.first)
+    if shared is not None:
+      agreement = _agreement(table['shared_loss'].to_numpy(), truth, config.sweep.top_k)
+  else:
+    truth = shared.loss
+    for column in ('loss', 'accuracy', 'loss_ci95'):
+      table[column] = table[f'shared_{column}']
+  table['flops'], table['params'] = session.space.costs(bits)
+  table['rank'] = _ranks(table)
+  table['pareto'] = _on_front(table)
+  # Of a searched set only few are trained alone.
+  effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
+  table = structures_first(table)
+  interactions = pd.DataFrame(pairs, columns=list(names))
+  interactions.insert(0, 'gate', names)
+  ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
+  summary = {
+    'num_gates': len(names),
+    'num_structures': len(table),
+    'best_structure': table['structure'][0],
+    'best_loss': table['loss'][0],
+    'best_accuracy': table['accuracy'][0],
+    'all_on_rank': _rank_of(table, '1' * len(names)),
+    'pareto': table.loc[table['pareto'], 'structure'].tolist(),
+    'noise_ceiling': ceiling._asdict(),
+    'shared_against_standalone': agreement,
+  }
+  tables = {'structures': table, 'effects': effects, 'interactions': interactions}
+  return Result(tables, summary)
+
+
+def _in_pool(session, records):
+  """The structures, and their scores [seeds, S] in the shared pools; None without these."""
+  if session.config.search.method:
+    return read_search(session)
+  bits = all_bits(session.space.num_gates)
+  if SHARED not in records.arms:
+    return bits, None
+  by_seed = ([record[key] for record in records[SHARED]] for key in Evaluation._fields)
+  return bits, Evaluation(*map(np.array, by_seed))
+
+
+class Alone:
+  """What training structures alone gave.
+
+  Attributes:
+    first: by structure, the arm of its first rung, which all of them reach.
+    last: by structure, the arm of the last rung that it reached.
+  """
+
+  def __init__(self, records: Records):
+    self._records = records
+    arms = [arm for arm in records.arms.values() if isinstance(arm, Lone)]  # rung by rung
+    self.last = {str(arm.structure): arm for arm in arms}
+    self.first = {str(arm.structure): arm for arm in reversed(arms)}
+
+  def values(
+    self, structures: Sequence[str], key: str, arms: Mapping[str, Lone]
+  ) -> Float[np.ndarray, 'seeds structures']:
+    """Returns a value of each structure's arm; NaN where there is none."""
+    missing = [{key: np.nan}] * len(self._records.seeds)
+    by_structure = [self._records[arms[s].name] if s in arms else missing for s in structures]
+    values = [[record[key] for record in seeds] for seeds in by_structure]
+    return np.ascontiguousarray(np.array(values, float).T)
+
+  def table(self) -> pd.DataFrame:
+    """Returns a row for each trained structure: means over seeds at its last rung."""
+    structures = sorted(self.last)
+    values = lambda key: self.values(structures, key, self.last)
+    table = pd.DataFrame({'structure': structures})
+    for key in ('loss', 'accuracy'):
+      table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
+    table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
+    table['steps'] = values('steps')[0].astype(int)
+    table['skipped'] = values('skipped').sum(0).astype(int)
+    return table
+
+
+def _agreement(predicted, truth, top_k):
+  both = np.isfinite(truth).all(0)
+  k = min(top_k, max(1, int(both.sum()) // 4))
+  return rankings.compare_rankings(predicted[both], truth[:, both], k)
+
+
+def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
+  """Ranks by loss; what was not trained alone is ranked by its loss in the shared pool, behind the
+  others. After successive halving, structures that were trained longer come first.
+  """
+  keys = [table[key].to_numpy() for key in ('shared_loss', 'loss') if key in table]
+  if 'steps' in table:
+    keys.append(-table['steps'].to_numpy())
+  ranks = np.empty(len(table), np.int64)
+  ranks[np.lexsort(keys)] = np.arange(1, len(table) + 1)
+  return ranks
+
+
+def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
+  """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
+  steps = table.get('steps', pd.Series(0, table.index))
+  longest = (steps == steps.max()).to_numpy()
+  return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
+
+
+def _effects(bits, by_seed, names):
+  """Main effects as a table, and interactions [n, n], of losses [seeds, S]."""
+  usable = np.isfinite(by_seed).all(0)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
+  mean = by_seed.mean(0)
+  if len(bits) == 2 ** bits.shape[1] and usable.all():
+    return frame, statistics.interactions(mean)
+  return frame, statistics.effects_from_sample(bits[usable], mean[usable])[1]
+
+
+def _rank_of(table, structure):
+  ranks = table.loc[table['structure'] == structure, 'rank']
+  return int(ranks.iloc[0]) if len(ranks) else None
+
+
+STUDY = Study(
   'sweep',
   stages=_stages,
   check=_check,
-  tables=make_tables,
-  page=sweep_report.page,
+  tables=_tables,
+  page=page,
   sharded=True,
 )
+
+run = STUDY.run

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
 
@@ -121,6 +122,24 @@ def all_bits(num_gates: int) -> Bool[np.ndarray, 'S n']:
   # Unpacked from bytes: 2^24 rows of shifted integers would take eight times the room of the table.
   values = np.arange(1 << num_gates, dtype='<u4').view(np.uint8).reshape(-1, 4)
   return np.unpackbits(values, axis=1, count=num_gates, bitorder='little').astype(bool)
+
+
+def sampled_bits(num_gates: int, limit: int, seed: int) -> Bool[np.ndarray, 'S n']:
+  """Returns all structures as bits where they are no more than `limit`, else that many, drawn at
+  random; all-on comes last.
+
+  >>> sampled_bits(2, 4, seed=0).astype(int).tolist()
+  [[0, 0], [1, 0], [0, 1], [1, 1]]
+  """
+  if num_gates < 63 and 2**num_gates <= limit:
+    return all_bits(num_gates)
+  random = np.random.Generator(np.random.PCG64(seed))
+  rows: dict[tuple[bool, ...], None] = {}  # a set that keeps its order
+  while len(rows) < limit - 1:
+    row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))
+    if not all(row):
+      rows[row] = None
+  return np.array([*rows, Structure.all_on(num_gates).bits])
 
 
 def bits_of(structures: Iterable[StructureLike], num_gates: int) -> Bool[np.ndarray, 'S n']:
@@ -278,3 +297,19 @@ class Space:
     flops = self.fixed_flops + bits @ np.array([gate.flops for gate in self.gates], float)
     params = self.fixed_params + bits @ np.array([gate.params for gate in self.gates], np.int64)
     return flops, params
+
+  def expected_flops(self, keep_rates: ArrayLike) -> Float[np.ndarray, '...']:
+    """Returns the expected FLOPs of one example's forward pass when gates are on independently.
+
+    Args:
+      keep_rates: probabilities [..., n]; a gate within a residual one is paid for when both are on.
+
+    >>> Space((Gate('a', 10.0, 2), Gate('b', 20.0, 4)), 5.0, 1).expected_flops([0.5, 0.1])
+    array(12.)
+    """
+    on = np.asarray(keep_rates, float)
+    total = np.full(on.shape[:-1], float(self.fixed_flops or 0))
+    for i, gate in enumerate(self.gates):
+      both = on[..., i] if gate.within is None else on[..., i] * on[..., self.index(gate.within)]
+      total = total + (gate.flops or 0) * both
+    return np.asarray(total)

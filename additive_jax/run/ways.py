@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
+from additive_jax.gates.routers import Facts
 from additive_jax.gates.structure import StructureLike, parse
 from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import traced_structure
@@ -179,7 +180,7 @@ def _inner_gates(subsets, batch):
 
 def routed(
   model: nn.Module, variables: PyTree, x: Inputs, key: PRNGKeyArray | None = None
-) -> tuple[Logits, dict[str, PyTree]]:
+) -> tuple[Logits, dict[str, Facts]]:
   """Returns the logits with all gates on, and the facts of each site with a router by its name.
 
   Args:
@@ -192,7 +193,7 @@ def routed(
 
 def chosen(
   model: nn.Module, variables: PyTree, x: Inputs, key: PRNGKeyArray | None = None
-) -> tuple[Logits, dict[str, PyTree], dict[str, Chosen]]:
+) -> tuple[Logits, dict[str, Facts], dict[str, Chosen]]:
   """Returns logits and facts as `routed` does, and what every token chose at each site."""
   rngs = {} if key is None else {ROUTING: key}
   outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)

@@ -5,10 +5,12 @@ gradient.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
@@ -29,6 +31,9 @@ class Balance:
       where they are.
     keep_rate: by how much the biases of tokens' own gates move a step, towards the share that
       `routing.Routing.keep` asks for; less within 0.1 of it, in proportion.
+
+  >>> Balance(auxiliary=0.01, bias_rate=0.001)
+  Balance(auxiliary=0.01, z=0.0, bias_rate=0.001, keep_rate=0.0)
   """
 
   auxiliary: float = 0.0
@@ -43,22 +48,27 @@ class Balance:
         raise UserError(f'{field.name} {value} of the balance: expected a weight, 0 or more')
 
 
-def penalty(balance: Balance, facts: dict) -> jax.Array:
-  """What is added to the loss, from the facts of each site by name; see `run.routed`.
+def penalty(balance: Balance, facts: Mapping[str, routers.Facts]) -> Float[Array, '']:
+  """Returns what is added to the loss, from the facts of each site by name; see `run.routed`.
 
   Raises:
     UserError: for a model without routers.
   """
-  found = list(facts.values())
-  if not found:
+  sites = list(facts.values())
+  if not sites:
     raise UserError('a balance of routers for a model without any: expected one with routers')
-  loads = sum(routers.load_balance(site) for site in found)
-  return (balance.auxiliary * loads + balance.z * sum(site.z for site in found)) / len(found)
+  loads: Any = sum(routers.load_balance(site) for site in sites)
+  return (balance.auxiliary * loads + balance.z * sum(site.z for site in sites)) / len(sites)
 
 
-def move_biases(balance: Balance, params, before, facts: dict):
-  """The pool with the selection bias of every router moved towards an even load, whatever the
-  optimizer did to it.
+def move_biases(
+  balance: Balance,
+  params: Mapping[str, PyTree],
+  before: Mapping[str, PyTree],
+  facts: Mapping[str, routers.Facts],
+) -> dict[str, PyTree]:
+  """Returns the pool with the selection bias of every router moved towards an even load, whatever
+  the optimizer did to it.
 
   Args:
     params, before: the pool after and before the optimizer's step.
@@ -71,14 +81,14 @@ def move_biases(balance: Balance, params, before, facts: dict):
       new[SELECTION_BIAS] = routers.rebalanced(old[SELECTION_BIAS], site, balance.bias_rate)
     if KEEP_BIAS in new:
       # Smaller steps near the target: scores of tokens may lie close to each other.
-      apart = jnp.clip((site.keep - site.kept) / NEAR, -1, 1)
-      new[KEEP_BIAS] = old[KEEP_BIAS] + balance.keep_rate * apart
+      distance = jnp.clip((site.keep - site.kept) / NEAR, -1, 1)
+      new[KEEP_BIAS] = old[KEEP_BIAS] + balance.keep_rate * distance
     moved[name] = new
   return moved
 
 
-def summary(facts) -> dict[str, float]:
-  """What users look at, of one site's facts averaged over some steps, as NumPy arrays.
+def summary(facts: routers.Facts) -> dict[str, float]:
+  """Returns what users look at, of one site's facts averaged over some steps, as NumPy arrays.
 
   Returns:
     `entropy`, in nats; `kept`, the share of tokens that were computed; where choices are counted
@@ -87,13 +97,13 @@ def summary(facts) -> dict[str, float]:
     the ideal (MaxVio); `dead`, the structures that no token chose.
   """
   load = facts.structures if isinstance(facts, routers.GateFacts) else facts.load
-  found = {'entropy': float(facts.entropy), 'kept': float(facts.kept)}
+  figures = {'entropy': float(facts.entropy), 'kept': float(facts.kept)}
   if load.size:
     share = np.asarray(load) * load.size
-    found |= {
+    figures |= {
       'utilisation_max': float(share.max()),
       'utilisation_min': float(share.min()),
       'max_violation': float(share.max() - 1),
       'dead': int((share == 0).sum()),
     }
-  return found
+  return figures

@@ -3,32 +3,38 @@
 The J pools stand along a leading axis that is split over the mesh axis `structure`: one network per
 device, or several per device in turn. Every so many steps they may be replaced by their mean (local
 SGD: Stich 2018, arXiv:1805.09767); between these no device waits for another.
+
+    device 0: ─ network 0 ─ network 1 ─┐ mean of ┌─ network 0 ─ …
+    device 1: ─ network 2 ─ network 3 ─┘ all J   └─ network 2 ─ …
+                sync_every steps each
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Shaped
 
-from additive_jax.data import Order
+from additive_jax.data import ArraySplit, Order
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import parse
+from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.state import State, init_state, train_step
+from additive_jax.train.state import State, init_state, run_in_chunks, train_step
 
 log = logging.getLogger('additive_jax')
 
-AXIS = PartitionSpec(mesh_.STRUCTURE)
+BY_NETWORK = PartitionSpec(mesh_.STRUCTURE)
 BY_STEP = PartitionSpec(None, mesh_.STRUCTURE)
 
 
@@ -49,16 +55,16 @@ class Fleet:
   def __init__(
     self,
     recipe: Recipe,
-    train,
-    groups: Sequence[np.ndarray],
+    train: ArraySplit,
+    groups: Sequence[Sequence[int]],
     *,
-    structure=None,
+    structure: StructureLike | None = None,
     batch_size: int,
     seed: int,
     names: Sequence[int] | None = None,
     same_start: bool = True,
     sync_every: int = 0,
-    devices=None,
+    devices: Sequence[jax.Device] | None = None,
     chunk_steps: int = 100,
   ):
     """Places data and initial states.
@@ -66,7 +72,7 @@ class Fleet:
     Args:
       recipe: how to train; its average, collective and distillation play no part.
       train: the training split, in memory.
-      groups: for each network the numbers of its examples, int [n_j].
+      groups: for each network the numbers of its examples.
       structure: which all of them are, default all-on.
       batch_size: B, examples of each network and step.
       seed: names the initial pool and the orders of the data.
@@ -81,46 +87,40 @@ class Fleet:
     Raises:
       UserError: for no groups, an empty one, or numbers out of range.
     """
-    empty = [i for i, group in enumerate(groups) if not len(group)]
-    if empty or not len(groups):
-      raise UserError(f'{len(groups)} groups, of which {empty} are empty: expected some examples')
-    ends = [int(end) for group in groups for end in (np.min(group), np.max(group))]
-    outside = [i for i in ends if not 0 <= i < len(train)]
-    if outside:
-      raise UserError(
-        f'example {outside[0]} of a group: expected a number from 0 to {len(train) - 1}'
-      )
-    if names is not None and len(names) != len(groups):
-      raise UserError(f'names {list(names)} of {len(groups)} groups: expected one for each')
+    names = range(len(groups)) if names is None else names
+    _check(groups, names, len(train))
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       if value < 1:
         raise UserError(f'{name} {value}: expected at least 1')
     if sync_every < 0:
       raise UserError(f'sync_every {sync_every}: expected 0 or more')
-    self.recipe = recipe.alone()
-    self.batch_size, self.chunk_steps = batch_size, chunk_steps
-    model, count = recipe.model, len(gate_names(recipe.model))
-    bits = np.ones(count, bool) if structure is None else np.array(parse(structure, count).bits)
-    names = list(range(len(groups))) if names is None else list(names)
+    self.recipe, self.batch_size, self.chunk_steps = recipe.alone(), batch_size, chunk_steps
+    num_gates = len(gate_names(recipe.model))
+    structure = Structure.all_on(num_gates) if structure is None else parse(structure, num_gates)
     self.mesh = _mesh(len(groups), devices)
     self._groups = [np.asarray(group) for group in groups]
     self._orders = [
-      Order(len(group), batch_size, _own(seed, name))
-      for group, name in zip(self._groups, names, strict=True)
+      Order(len(group), batch_size, int(np.random.SeedSequence([seed, name]).generate_state(1)[0]))
+      for group, name in zip(groups, names)
     ]
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    example = train[np.zeros(1, np.int64)][0]
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
-    first = [init_state(self.recipe, initial(model, key, example)) for key in keys]
-    state = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *first)
-    state = state._replace(step=np.int32(0))
-    self.state = mesh_.place(state, self.mesh, _specs(state))
-    self._bits = mesh_.replicate(bits, self.mesh)
+    self.state = self._start(keys, train[np.zeros(1, np.int64)][0])
+    self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)
 
+  def _start(self, keys, x):
+    """Returns the states before the first step on the mesh, of the pools that the keys name."""
+    states = [init_state(self.recipe, initial(self.recipe.model, key, x)) for key in keys]
+    state = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+    state = state._replace(step=np.int32(0))
+    specs = jax.tree.map(lambda _: BY_NETWORK, state)._replace(step=PartitionSpec())
+    return mesh_.place(state, self.mesh, specs)
+
   @property
   def step(self) -> int:
+    """Steps taken."""
     return int(processes.to_host(self.state.step))
 
   @property
@@ -129,37 +129,26 @@ class Fleet:
     return len(self._groups)
 
   def members(self) -> list[State]:
-    """The state of each network, on the host."""
+    """Returns the state of each network, on the host."""
     state = processes.to_host(self.state)
-    alone = lambda leaf, j: leaf[j]
-    return [
-      jax.tree.map(
-        functools.partial(alone, j=j), state._replace(step=np.full(self.size, state.step))
-      )
-      for j in range(self.size)
-    ]
+    state = state._replace(step=np.full(self.size, state.step))
+    return [jax.tree.map(lambda leaf, j=j: leaf[j], state) for j in range(self.size)]
 
   def warm_up(self) -> None:
     """Compiles, and takes no step."""
     self._take(0)
 
-  def run(self, num_steps: int) -> dict[str, np.ndarray]:
+  def run(self, num_steps: int) -> dict[str, Shaped[np.ndarray, 'steps ...']]:
     """Takes steps.
 
     Returns:
       `loss` [num_steps, J], `finite` [num_steps, J], `gradient_norm` [num_steps], mean over the
       networks.
     """
-    if num_steps < 0:
-      raise UserError(f'num_steps {num_steps}: expected 0 or more')
-    parts = [self._take(0)] if num_steps == 0 else []
-    while num_steps > 0:
-      count = min(num_steps, self.chunk_steps)
-      parts.append(self._take(count))
-      num_steps -= count
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return run_in_chunks(self._take, num_steps, self.chunk_steps)
 
   def _take(self, count):
+    """Takes up to `chunk_steps` steps, and returns their metrics."""
     start = self.step
     rows = np.zeros((self.chunk_steps, self.size, self.batch_size), np.int32)
     for j, (group, order) in enumerate(zip(self._groups, self._orders)):
@@ -170,31 +159,36 @@ class Fleet:
     return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
 
 
-def _mesh(size: int, devices) -> Mesh:
-  """The mesh of `size` networks, on the most devices that divide them."""
+def _check(groups, names, num_examples):
+  """Raises `UserError` for groups of which no fleet can be made."""
+  empty = [i for i, group in enumerate(groups) if not len(group)]
+  if empty or not len(groups):
+    raise UserError(f'{len(groups)} groups, of which {empty} are empty: expected some examples')
+  ends = [int(end) for group in groups for end in (np.min(group), np.max(group))]
+  outside = [i for i in ends if not 0 <= i < num_examples]
+  if outside:
+    raise UserError(
+      f'example {outside[0]} of a group: expected a number from 0 to {num_examples - 1}'
+    )
+  if len(names) != len(groups):
+    raise UserError(f'names {list(names)} of {len(groups)} groups: expected one for each')
+
+
+def _mesh(size: int, devices: Sequence[jax.Device] | None) -> Mesh:
+  """Returns the mesh of `size` networks, on the most devices that divide them."""
   devices = list(jax.devices() if devices is None else devices)
   used = max(count for count in range(1, len(devices) + 1) if size % count == 0)
   # Of several processes all devices take part, or `make_mesh` says so.
   if used < len(devices) and jax.process_count() == 1:
-    said = '1 network trains' if size == 1 else f'{size} networks train'
-    log.warning('%s on %d of %d devices, each whole on one', said, used, len(devices))
+    networks = '1 network trains' if size == 1 else f'{size} networks train'
+    log.warning('%s on %d of %d devices, each whole on one', networks, used, len(devices))
     devices = devices[:used]
   return mesh_.make_mesh(size, 1, devices)
 
 
-def _own(seed: int, name: int) -> int:
-  """A seed for the order of one network's examples."""
-  return int(np.random.SeedSequence([seed, name]).generate_state(1)[0])
-
-
-def _specs(state):
-  """Everything along the networks, but the step."""
-  return jax.tree.map(lambda _: AXIS, state)._replace(step=PartitionSpec())
-
-
 @functools.lru_cache(maxsize=8)
-def _program(recipe: Recipe, mesh: Mesh, sync_every: int):
-  """The compiled program of up to `len(rows)` steps of all networks."""
+def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
+  """Returns the compiled program of up to `len(rows)` steps of all networks."""
 
   def mean(leaf):
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -210,37 +204,36 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int):
       'gradient_norm': jnp.zeros((limit, local)),
     }
 
-    def one(inputs):
+    def step_of_one(inputs):
       state, rows = inputs
-      batch = jax.tree.map(lambda a: a[rows][None], data)
-      state, found = train_step(recipe, state, Slots(bits[None], *batch))
-      return state, {name: jnp.squeeze(found[name]) for name in metrics}
+      x, y = jax.tree.map(lambda a: a[rows][None], data)
+      state, values = train_step(recipe, state, Slots(bits[None], x, y))
+      return state, {name: jnp.squeeze(values[name]) for name in metrics}
 
     def body(t, carry):
       state, metrics = carry
-      step = state.step
-      each = state._replace(step=jnp.full(local, step))
+      step = state.step + 1
+      networks = state._replace(step=jnp.full(local, state.step))
       # In turn, not under vmap: gates stay conditionals, and convolutions fast.
-      each, found = jax.lax.map(one, (each, rows[t]))
-      step = step + 1
-      pools = (each.params, each.opt_state)
+      networks, values = jax.lax.map(step_of_one, (networks, rows[t]))
+      pools = (networks.params, networks.opt_state)
       if sync_every:
         # The step is the same on all devices, so all of them meet in the mean or none.
         pools = jax.lax.cond(
           step % sync_every == 0, lambda p: jax.tree.map(mean, p), lambda p: p, pools
         )
-      state = State(*pools, step, each.skipped)
-      return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, found)
+      state = State(pools[0], pools[1], step, networks.skipped)
+      return state, jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
 
     return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-  shapes = State(AXIS, AXIS, PartitionSpec(), AXIS)
+  states = State._make((BY_NETWORK, BY_NETWORK, PartitionSpec(), BY_NETWORK))
   return jax.jit(
     jax.shard_map(
       steps,
       mesh=mesh,
-      in_specs=(shapes, PartitionSpec(), PartitionSpec(), BY_STEP, PartitionSpec()),
-      out_specs=(shapes, BY_STEP),
+      in_specs=(states, PartitionSpec(), PartitionSpec(), BY_STEP, PartitionSpec()),
+      out_specs=(states, BY_STEP),
       check_vma=False,  # nothing here is differentiated across devices
     ),
     donate_argnums=0,

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from additive_jax.models.additive import parts, sites_of
+from additive_jax.models.additive import Inputs, parts, sites_of
 from additive_jax.parallel import collectives, mesh
-from additive_jax.train.recipe import Recipe, Slot
+from additive_jax.train.recipe import Facts, Recipe, Slot
 
 
 class Averaged(NamedTuple):
@@ -22,17 +22,17 @@ class Averaged(NamedTuple):
 
   Attributes:
     gradient: a pytree like the pool, or this device's part of it.
-    loss: of each slot of this device, [K/P].
-    finite: bool [K/P], False for slots that were left out.
-    facts: of the routers by site, averaged over all slots that are finite; {} without routers.
-    count: int32 scalar, the finite slots of all devices.
+    loss: of each of this device's slots.
+    finite: False for slots that were left out.
+    facts: of the loss, averaged over all slots that are finite.
+    num_finite: the finite slots of all devices.
   """
 
-  gradient: Any
-  loss: jax.Array
-  finite: jax.Array
-  facts: dict
-  count: jax.Array
+  gradient: PyTree
+  loss: Float[Array, 'slots']
+  finite: Bool[Array, 'slots']
+  facts: Facts
+  num_finite: Int[Array, '']
 
 
 class Slots(NamedTuple):
@@ -40,36 +40,39 @@ class Slots(NamedTuple):
 
   Attributes:
     bits: the structures of its slots.
-    x, y: its examples for each of its slots, [K/P, B, ...].
+    x, y: its examples for each of its slots.
     keys: one for each slot, the same on all devices that share the slot; None for networks that are
       trained alone.
     step: of the training; None likewise.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
   """
 
-  bits: Bool[Array, 'slots gates']
-  x: Array
-  y: Array
-  keys: Key[Array, slots] | None = None
+  bits: Bool[Array, 'slots n']
+  x: Inputs
+  y: Inputs
+  keys: Key[Array, 'slots'] | None = None
   step: Int[Array, ''] | None = None
-  rates: Float[Array, gates] | None = None
+  rates: Float[Array, 'n'] | None = None
 
 
-def usage(model, x):
-  """Which parts of the model read each leaf of the pool.
+def usage(model: Any, x: Inputs | jax.ShapeDtypeStruct) -> PyTree:
+  """Returns which parts of the model read each leaf of the pool.
 
-  Returns:
-    A pytree like the pool, of bool [n + 1]: one per residual gate for its site (False for other
-    gates), and a last one for embed, readout and the sites that no gate skips.
+  The leaves of the result, like the pool's, are bool [n + 1]: one per residual gate for its site
+  (False for other gates), and a last one for embed, readout and the sites that no gate skips.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> usage(model, np.ones((1, 6), np.float32))['block_01']['in']['bias'].tolist()
+  [False, True, False]
   """
-  found = parts(model, x)
+  reads = parts(model, x)
 
   def paths(tree):
     return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
-  always = paths(found.embed) | paths(found.readout)
+  always = paths(reads.embed) | paths(reads.readout)
   readers = []
-  for site, tree in zip(sites_of(model), found.sites):
+  for site, tree in zip(sites_of(model), reads.sites):
     if site.has_residual:
       readers += [paths(tree), *[set()] * site.num_inner]
     else:
@@ -130,11 +133,12 @@ def _sum_over_slots(recipe, params, slots, axes):
   and the facts."""
   split = mesh.DATA in axes
   sharing = tuple(axis for axis in axes if axis != mesh.STRUCTURE)
-  shares = jax.lax.axis_size(mesh.DATA) if split else 1
+  num_shares = jax.lax.axis_size(mesh.DATA) if split else 1
   share = jax.lax.axis_index(mesh.DATA) if split else 0
 
   def add_slot(total, inputs):
-    slot = Slot(*inputs, slots.step, slots.rates, shares, share)
+    structure, x, y, key = inputs
+    slot = Slot(structure, x, y, key, slots.step, slots.rates, num_shares, share)
     (loss, facts), gradient = recipe.loss.gradient(recipe, params, slot)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
@@ -156,19 +160,17 @@ def _sum_over_slots(recipe, params, slots, axes):
   return total, jax.tree.map(lambda a: a[None], values)
 
 
-def cosines(recipe: Recipe, params, bits: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-  """Cosine between the gradients of K structures on one batch, [K, K].
-
-  Args:
-    bits: bool [K, n].
-    x, y: one batch for all, [B, ...].
+def cosines(
+  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: Inputs
+) -> Float[Array, 'K K']:
+  """Returns the cosines between the gradients of K structures on one batch.
 
   Where a parameter is read by one of two structures only, it counts as zero in the other's
   gradient.
   """
 
-  def flat(bits):
-    _, gradient = recipe.loss.gradient(recipe, params, Slot(bits, x, y))
+  def flat(structure):
+    _, gradient = recipe.loss.gradient(recipe, params, Slot(structure, x, y))
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
 
   gradient = jax.lax.map(flat, bits)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from additive_jax import run
 from additive_jax.errors import UserError
@@ -24,87 +22,77 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import staging
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.train import balance as balance_
-from additive_jax.train import recipe as recipe_
-from additive_jax.train.balance import Balance
-from additive_jax.train.recipe import Loss, Recipe, Slot, Structures
+from additive_jax.train.balance import Balance, move_biases, penalty, summary
+from additive_jax.train.recipe import (
+  Facts,
+  Loss,
+  Recipe,
+  Scalar,
+  Slot,
+  Structures,
+  divergence_from_all_on,
+)
 from additive_jax.train.samplers import Sampler, check_all_on, inverse
 
 
-@dataclasses.dataclass(frozen=True)
-class PerSample(Loss):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerSample(Structures):
   """The objective's mean over examples that each have a random structure of their own.
 
   Every gate runs on a random subset of the batch, of a size that the keep rates fix. The structures
-  of slots are all-on.
+  of slots are all-on. Distillation spares examples that drew all-on; rescaling is by the exact
+  share of examples that a gate runs on.
 
   Attributes:
     subsets: how many examples each gate runs on.
-    distill: as for `recipe.Structures`, of each example that did not draw all-on.
-    rescale: as for `recipe.Structures`, by the exact share of examples that a gate runs on.
   """
 
   subsets: subsets.Subsets
-  distill: float = 0.0
-  rescale: str = 'none'
 
-  def __post_init__(self):
-    recipe_.check_distill(self.distill)
-    recipe_.check_rescale(self.rescale)
-
-  def __call__(
-    self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and no facts."""
-    loss = lambda stage, params: self._loss(recipe, params, slot, stage)
-    return self._in_stage(slot, loss, params), {}
+    return self._in_stage(slot, lambda stage: self._loss(recipe, params, slot, stage)), {}
 
   def gradient(
     self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[tuple[Float[Array, ''], dict[str, PyTree]], PyTree]:
-    """Returns loss and gradient, which each stage takes by itself: their residuals differ in
-    shape."""
-
-    def gradient(stage, params):
-      loss = lambda params: self._loss(recipe, params, slot, stage)
-      return jax.value_and_grad(loss)(params)
-
-    loss, gradient = self._in_stage(slot, gradient, params)
+  ) -> tuple[tuple[Scalar, Facts], PyTree]:
+    """Returns loss and gradient, which each stage takes by itself: what is kept for the backward
+    pass differs in shape."""
+    gradient = jax.value_and_grad(self._loss, argnums=1)
+    loss, gradient = self._in_stage(slot, lambda stage: gradient(recipe, params, slot, stage))
     return (loss, {}), gradient
 
-  def _in_stage(self, slot: Slot, function: Callable, params: PyTree) -> Any:
-    """Returns `function(stage, params)` of the stage that the step lies in."""
+  def _in_stage(self, slot, function):
+    """Returns `function(stage)` of the stage that the step lies in."""
     stages = [functools.partial(function, stage) for stage in range(len(self.subsets.starts))]
     if len(stages) == 1:
-      return stages[0](params)
-    return jax.lax.switch(self.subsets.stage(slot.step), stages, params)
+      return stages[0]()
+    return jax.lax.switch(self.subsets.stage(slot.step), stages)
 
   def _loss(self, recipe, params, slot, stage):
-    parts = self.subsets.parts // slot.num_shares
-    rows, size = len(slot.x) // parts, len(slot.x)
-    chosen = subsets.draw(
-      slot.key, self.subsets.keep_rates[stage], rows, parts=parts, first=slot.share * parts
-    )
+    parts, size = self.subsets.parts // slot.num_shares, len(slot.x)
+    rates, first = self.subsets.keep_rates[stage], slot.share * parts
+    examples = subsets.draw(slot.key, rates, size // parts, parts=parts, first=first)
     scales = None
     if self.rescale == 'inverse':
-      scales = inverse(np.array([len(examples) / size for examples in chosen], np.float32))
-    outputs = run.gathered(recipe.model, {'params': params}, slot.x, chosen, scales=scales)
-    loss = recipe.objective(outputs, slot.y)[0]
+      scales = inverse(np.array([len(rows) / size for rows in examples], np.float32))
+    outputs = run.gathered(recipe.model, {'params': params}, slot.x, examples, scales=scales)
+    loss = recipe.losses(outputs, slot.y)
     if not self.distill:
       return loss.mean()
-    divergence = recipe_.divergence_from_all_on(recipe.model, params, outputs, slot.x)
+    divergence = divergence_from_all_on(recipe.model, params, outputs, slot.x)
     divergence = divergence.reshape(size, -1).mean(-1)  # of text, over the tokens
-    all_on = subsets.as_gates(chosen, size).all(-1)
+    all_on = subsets.as_gates(examples, size).all(-1)
     mixed = (1 - self.distill) * loss + self.distill * divergence
     return jnp.where(all_on, loss, mixed).mean()
+
+  def alone(self) -> Loss:
+    """Returns the plain loss of all-on."""
+    return Structures()
 
   def batch_parts(self, batch_size: int) -> int:
     """Returns the parts that have a subset each, which devices take whole."""
     return self.subsets.parts
-
-  def check(self, recipe: Recipe) -> None:
-    """Raises `UserError` for distillation in a regression."""
-    recipe_.check_classes(self.distill, recipe.objective)
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` where parts, rates and structures do not suit batch, model and mesh."""
@@ -133,26 +121,24 @@ class Routed(Loss):
 
   balance: Balance
 
-  def __call__(
-    self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and the facts of each site, with the loads of the slot's whole batch:
     the load-balance loss is a product of two means."""
     outputs, facts = run.routed(recipe.model, {'params': params}, slot.x, slot.key)
     facts = {name: site._replace(load=slot.mean(site.load)) for name, site in facts.items()}
-    loss = recipe.objective(outputs, slot.y)[0].mean()
-    return loss + balance_.penalty(self.balance, facts), facts
+    loss = recipe.losses(outputs, slot.y).mean()
+    return loss + penalty(self.balance, facts), facts
 
-  def adjust(self, params: PyTree, before: PyTree, facts: dict[str, PyTree]) -> PyTree:
+  def adjust(self, params: PyTree, before: PyTree, facts: Facts) -> PyTree:
     """Returns the pool with the routers' biases moved towards an even load."""
-    return balance_.move_biases(self.balance, params, before, facts)
+    return move_biases(self.balance, params, before, facts)
 
-  def curves(self, facts: dict[str, PyTree]) -> dict[str, float]:
+  def curves(self, facts: Facts) -> dict[str, float]:
     """Returns what `balance.summary` says of each site."""
     return {
       f'{site.replace("__", "/")}/{name}': value
-      for site, of_site in facts.items()
-      for name, value in balance_.summary(of_site).items()
+      for site, site_facts in facts.items()
+      for name, value in summary(site_facts).items()
     }
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
@@ -160,7 +146,7 @@ class Routed(Loss):
     check_all_on(sampler, 'a model with routers')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Piped(Loss):
   """The objective's mean in the slot's structure, of a pool in stages over the mesh axis `pipe`.
 
@@ -175,18 +161,20 @@ class Piped(Loss):
   rescale: str = 'none'
 
   def __post_init__(self):
-    recipe_.check_rescale(self.rescale)
+    self._whole()
 
-  def __call__(
-    self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+  def _whole(self):
+    """Returns the loss of a pool that is not in stages."""
+    return Structures(rescale=self.rescale)
+
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and no facts."""
     if not isinstance(params, staging.Staged):
-      return Structures(rescale=self.rescale)(recipe, params, slot)
-    scales = recipe_.scales_of(self.rescale, slot)
+      return self._whole()(recipe, params, slot)
+    scales = self._whole().scales(slot)
     model, objective = recipe.model, recipe.objective
     loss, _ = pipeline_.loss(
-      model, self.pipeline, objective, params, slot.bits, slot.x, slot.y, scales=scales
+      model, self.pipeline, objective, params, slot.structure, slot.x, slot.y, scales=scales
     )
     return loss, {}
 
@@ -209,7 +197,7 @@ class Piped(Loss):
     staging.check_optimizer(recipe.optimizer)
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` where mesh or batch do not suit the pipeline."""
-    recipe_.check_rates_known(self.rescale, sampler)
+    """Raises `UserError` where sampler, mesh or batch do not suit the pipeline."""
+    self._whole().check_training(recipe, sampler, batch_size, mesh)
     pipeline_.check_mesh(mesh, self.pipeline)
     pipeline_.check_batch(batch_size // mesh.shape[mesh_.DATA], self.pipeline)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
 
 
-def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then the named optimizer on the named schedule.
+def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+  """Returns clipping by global norm, then the named optimizer on the named schedule.
 
   Args:
     config: has `learning_rate`; `optimizer.name`, a function of Optax, and `optimizer.kwargs`;
@@ -24,96 +26,101 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
 
   Raises:
     UserError: for a name that Optax does not have or an argument that its function does not take.
+
+  >>> cosine = {'name': 'cosine_decay_schedule', 'kwargs': {'decay_steps': 1.0}}
+  >>> adam = {'name': 'adam', 'kwargs': {'b1': 0.8}}
+  >>> options = {'learning_rate': 0.1, 'clip_norm': 0.0, 'optimizer': adam, 'schedule': cosine}
+  >>> print(make_schedule(ConfigDict(options), num_steps=200)(100).round(3))
+  0.05
+  >>> optimizer = make_optimizer(ConfigDict(options), num_steps=200)
   """
   schedule = make_schedule(config, num_steps)
-  make = _find(config.optimizer.name, 'optimizer')
-  kwargs = dict(config.optimizer.kwargs)
+  name, kwargs = config.optimizer.name, dict(config.optimizer.kwargs)
+  function = _find(name, 'optimizer')
   if 'learning_rate' in kwargs:
     raise UserError(
       f"'learning_rate' {kwargs['learning_rate']} is no argument of optimizer.kwargs: "
       'expected it as config.learning_rate'
     )
-  _check_kwargs(make, kwargs, config.optimizer.name)
+  _check_arguments(function, name, kwargs)
   if config.clip_norm < 0:
     raise UserError(f'clip_norm {config.clip_norm}: expected 0 (no clipping) or a positive number')
-  try:
-    optimizer = make(learning_rate=schedule, **kwargs)
+
+  def try_out(optimizer):
     jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), {'w': jnp.zeros((2, 2))})
-  except (TypeError, ValueError) as error:
-    reason = ' '.join(str(error).split())[:160]
-    raise UserError(
-      f'optimizer.kwargs {kwargs} of {config.optimizer.name!r}: expected values that Optax takes '
-      f'({reason})'
-    ) from error
+
+  make = functools.partial(function, learning_rate=schedule)
+  optimizer = _made(make, kwargs, try_out, f'optimizer.kwargs {kwargs} of {name!r}')
   if config.clip_norm:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
   return optimizer
 
 
-def make_schedule(config, num_steps: int) -> optax.Schedule:
-  """The learning rate as a function of the step; `config.learning_rate` is its first or its peak
-  value.
-  """
+def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
+  """Returns the learning rate as a function of the step; `config.learning_rate` is its first or its
+  peak value."""
   if not config.learning_rate > 0:
     raise UserError(f'learning_rate {config.learning_rate}: expected a positive number')
-  if config.schedule.name == 'constant':
+  name, kwargs = config.schedule.name, dict(config.schedule.kwargs)
+  if name == 'constant':
     return optax.constant_schedule(config.learning_rate)
-  make = _find(config.schedule.name, 'schedule')
-  takes = inspect.signature(make).parameters
-  kwargs = dict(config.schedule.kwargs)
-  _check_kwargs(make, kwargs, config.schedule.name)
-  for name, value in kwargs.items():
-    if name.endswith('_steps') and isinstance(value, float):
+  function = _find(name, 'schedule')
+  takes = _check_arguments(function, name, kwargs)
+  for key, value in kwargs.items():
+    if key.endswith('_steps') and isinstance(value, float):
       if not 0 <= value <= 1:
-        raise UserError(f'schedule.kwargs.{name} {value}: expected a share of the run in [0, 1]')
-      kwargs[name] = max(1, round(value * num_steps))
+        raise UserError(f'schedule.kwargs.{key} {value}: expected a share of the run in [0, 1]')
+      kwargs[key] = max(1, round(value * num_steps))
   if 'peak_value' in takes:
     start = {'init_value': 0.0} if 'init_value' in takes else {}
     kwargs = start | {'peak_value': config.learning_rate} | kwargs
   elif 'init_value' in takes:
     kwargs = {'init_value': config.learning_rate} | kwargs
-  needed = [
-    name
-    for name, parameter in takes.items()
-    if parameter.default is inspect.Parameter.empty
-    and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-  ]
-  missing = [name for name in needed if name not in kwargs]
+  needed = [key for key, parameter in takes.items() if _is_needed(parameter)]
+  missing = [key for key in needed if key not in kwargs]
   if missing:
     raise UserError(
-      f'schedule {config.schedule.name!r} without {", ".join(missing)}: '
-      'expected them in schedule.kwargs'
+      f'schedule {name!r} without {", ".join(missing)}: expected them in schedule.kwargs'
     )
-  try:
-    schedule = make(**kwargs)
-    jax.eval_shape(schedule, jnp.int32(0))
-  except (TypeError, ValueError) as error:
-    reason = ' '.join(str(error).split())[:160]
-    raise UserError(
-      f'schedule.kwargs {kwargs} of {config.schedule.name!r}: expected values that Optax takes '
-      f'({reason})'
-    ) from error
-  return schedule
+  try_out = lambda schedule: jax.eval_shape(schedule, jnp.int32(0))
+  return _made(function, kwargs, try_out, f'schedule.kwargs {kwargs} of {name!r}')
 
 
-def _find(name: str, kind: str):
-  found = getattr(optax, name, None)
-  takes = inspect.signature(found).parameters if callable(found) else {}
-  wanted = name.endswith('_schedule') if kind == 'schedule' else 'learning_rate' in takes
-  if not wanted or not callable(found):
+def _is_needed(parameter):
+  variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+  return parameter.default is inspect.Parameter.empty and not variable
+
+
+def _find(name, kind):
+  """Returns the optimizer or schedule of Optax of that name."""
+  function = getattr(optax, name, None)
+  takes = inspect.signature(function).parameters if callable(function) else {}
+  suits = name.endswith('_schedule') if kind == 'schedule' else 'learning_rate' in takes
+  if not suits or not callable(function):
     known = [n for n in dir(optax) if n.endswith('_schedule') or kind == 'optimizer']
     near = difflib.get_close_matches(name, known, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise UserError(f'{kind} {name!r}: expected the name of an Optax {kind}{hint}')
-  return found
+  return function
 
 
-def _check_kwargs(make, kwargs, name):
-  takes = inspect.signature(make).parameters
-  if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-    return
-  for key in kwargs:
-    if key not in takes:
-      raise UserError(
-        f'{key!r} is no argument of optax.{name}: expected some of {", ".join(takes)}'
-      )
+def _check_arguments(function, name, kwargs):
+  """Returns the parameters of a function of Optax, which must take `kwargs`."""
+  takes = inspect.signature(function).parameters
+  any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+  unknown = [] if any_name else [key for key in kwargs if key not in takes]
+  if unknown:
+    expected = ', '.join(takes)
+    raise UserError(f'{unknown[0]!r} is no argument of optax.{name}: expected some of {expected}')
+  return takes
+
+
+def _made(function, kwargs, try_out, description):
+  """Returns `function(**kwargs)` once `try_out` of it passes."""
+  try:
+    result = function(**kwargs)
+    try_out(result)
+  except (TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:160]
+    raise UserError(f'{description}: expected values that Optax takes ({reason})') from error
+  return result

@@ -1,9 +1,12 @@
 """Many networks trained each by itself: one compiled program for every structure, spread over cores
 or devices.
 
-Each worker thread trains one structure at a time with `train.train_step`, as a program of its own
+Each worker thread trains one structure at a time with `state.train_step`, as a program of its own
 that uses one core: on CPU a network of small matmuls gains little from a second core, while two
 networks side by side gain all of it.
+
+    population = Population(recipe, data, batch_size=64, seed=0)
+    losses = {member.structure: member.loss for member in population.train(['101', '111'], 500)}
 """
 
 from __future__ import annotations
@@ -11,19 +14,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.data import Order
+from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import Structure, parse
+from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
+from additive_jax.run.objectives import objective_of
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step
@@ -56,7 +60,15 @@ class Population:
   worker.
   """
 
-  def __init__(self, recipe: Recipe, data, *, batch_size: int, seed: int, devices=None):
+  def __init__(
+    self,
+    recipe: Recipe,
+    data: Data,
+    *,
+    batch_size: int,
+    seed: int,
+    devices: Sequence[jax.Device] | None = None,
+  ):
     """Compiles nothing yet.
 
     Args:
@@ -64,7 +76,7 @@ class Population:
       data: with `train` and `test` splits that fit in memory.
       batch_size: B.
       seed: names the initial pool and the order of the data.
-      devices: one per worker thread, see `placement.workers`.
+      devices: one per worker thread, see `parallel.workers`.
 
     Raises:
       UserError: for splits that stay in their source.
@@ -74,27 +86,26 @@ class Population:
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
       )
-    self.recipe = recipe.alone()
-    recipe, self.batch_size, self.seed = self.recipe, batch_size, seed
+    self.recipe, self.batch_size, self.seed = recipe.alone(), batch_size, seed
     self.devices = workers.workers(devices)
     self._order = Order(len(data.train), batch_size, seed)
     key = jax.random.fold_in(jax.random.key(seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
     self.variables = processes.to_host(initial(recipe.model, key, example))
-    arrays = ((data.train.x, data.train.y), (data.test.x, data.test.y))
-    first = processes.to_host(init_state(recipe, self.variables))
-    self._placed = {
-      device: jax.device_put((first, *arrays), device) for device in set(self.devices)
-    }
-    self._compiled: set = set()
-    self._locks = {device: threading.Lock() for device in set(self.devices)}
+    splits: tuple[Any, ...] = data.train, data.test
+    arrays = [(split.x, split.y) for split in splits]
+    first = processes.to_host(init_state(self.recipe, self.variables))
+    different = set(self.devices)
+    self._placed = {device: jax.device_put((first, *arrays), device) for device in different}
+    self._compiled: set[tuple[jax.Device, int]] = set()
+    self._locks = {device: threading.Lock() for device in different}
 
   def train(
     self,
-    structures: Iterable[Structure],
+    structures: Iterable[StructureLike],
     stop: int,
     *,
-    states: dict[Structure, Any] | None = None,
+    states: Mapping[Structure, State] | None = None,
     start: int = 0,
   ) -> Iterator[Member]:
     """Trains each structure from step `start` to step `stop`; yields members as they end.
@@ -129,14 +140,15 @@ class Population:
       yield member
 
   def _member(self, structure, result):
-    state, train_loss, (loss, accuracy) = result
-    return Member(
-      structure, state, float(loss), float(accuracy), float(train_loss), int(state.skipped)
-    )
+    state, train_loss, scores = result
+    loss, accuracy = scores.tolist()
+    return Member(structure, state, loss, accuracy, float(train_loss), int(state.skipped))
 
 
 @functools.lru_cache(maxsize=16)
-def _program(recipe: Recipe, platform: str):
+def _program(recipe, platform):
+  """Returns the compiled training and judging of one structure."""
+
   def train(state, bits, indices, tail, train, test):
     def body(carry, inputs):
       state, total = carry
@@ -148,8 +160,8 @@ def _program(recipe: Recipe, platform: str):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables = {'params': state.params}
-    scores = evaluate_one(recipe.model, variables, test, bits, objective=recipe.objective)
+    variables, objective = {'params': state.params}, objective_of(recipe.objective)
+    scores = evaluate_one(recipe.model, variables, test, bits, objective=objective)
     return state, total / tail, scores
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

@@ -6,26 +6,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax import run
 from additive_jax.errors import UserError
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import objective_of, regression
+from additive_jax.run.objectives import Objective, Outputs, Targets, objective_of, regression
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
+Scalar = Float[Array, '']
+Facts = dict[str, PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Slot:
   Devices may split the examples of a slot. Each then evaluates the loss of its own share.
 
   Attributes:
-    bits: the structure.
-    x, y: examples [B, ...], this device's share of them.
+    structure: which gates are on.
+    x, y: this device's share of the examples.
     key: another one in each slot and step, the same on all devices that share the slot; None for
       networks that are trained alone.
     step: of the training; None likewise.
@@ -45,12 +46,12 @@ class Slot:
     share: the number of this device among them.
   """
 
-  bits: Bool[Array, gates]
-  x: Array
-  y: Array
-  key: Key[Array, ''] | None = None
+  structure: Bool[Array, 'n']
+  x: Inputs
+  y: Inputs
+  key: PRNGKeyArray | None = None
   step: Int[Array, ''] | None = None
-  rates: Float[Array, gates] | None = None
+  rates: Float[Array, 'n'] | None = None
   num_shares: int = 1
   share: int | Int[Array, ''] = 0
 
@@ -67,19 +68,19 @@ class Loss:
   It is called inside the compiled step, once for each slot, and has to be hashable, for one
   program is compiled per recipe. All methods but the call have defaults.
 
-    @dataclasses.dataclass(frozen=True)
-    class LabelSmoothed(Loss):
-      amount: float
-
-      def __call__(self, recipe, params, slot):
-        logits = run.conditional(recipe.model, {'params': params}, slot.x, slot.bits)
-        targets = optax.smooth_labels(jax.nn.one_hot(slot.y, logits.shape[-1]), self.amount)
-        return optax.softmax_cross_entropy(logits, targets).mean(), {}
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class LabelSmoothed(Loss):
+  ...   amount: float
+  ...
+  ...   def __call__(self, recipe, params, slot):
+  ...     logits = run.conditional(recipe.model, {'params': params}, slot.x, slot.structure)
+  ...     targets = optax.smooth_labels(jax.nn.one_hot(slot.y, logits.shape[-1]), self.amount)
+  ...     return optax.softmax_cross_entropy(logits, targets).mean(), {}
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.adamw(1e-3), LabelSmoothed(0.1))
   """
 
-  def __call__(
-    self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss of a slot's examples, and facts.
 
     Args:
@@ -92,11 +93,11 @@ class Loss:
 
   def gradient(
     self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[tuple[Float[Array, ''], dict[str, PyTree]], PyTree]:
+  ) -> tuple[tuple[Scalar, Facts], PyTree]:
     """Returns what the call gives, and the gradient of the loss with respect to the pool."""
     return jax.value_and_grad(lambda params: self(recipe, params, slot), has_aux=True)(params)
 
-  def adjust(self, params: PyTree, before: PyTree, facts: dict[str, PyTree]) -> PyTree:
+  def adjust(self, params: PyTree, before: PyTree, facts: Facts) -> PyTree:
     """Returns the pool after a step, with what moves outside of the gradient.
 
     Args:
@@ -106,10 +107,10 @@ class Loss:
     del before, facts
     return params
 
-  def curves(self, facts: dict[str, PyTree]) -> dict[str, float]:
+  def curves(self, facts: Facts) -> dict[str, float]:
     """Returns the figures to plot, by name, of facts that are averaged over some steps."""
-    leaves = jax.tree.leaves_with_path(facts)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+    leaves = jax.tree.leaves_with_path(facts)
     return {name(path): float(leaf) for path, leaf in leaves if leaf.ndim == 0}
 
   def alone(self) -> Loss:
@@ -131,7 +132,7 @@ class Loss:
     """Raises `UserError` where sampler, batch or mesh do not suit the loss."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Structures(Loss):
   """The objective's mean in the slot's structure, which runs by conditionals.
 
@@ -148,43 +149,47 @@ class Structures(Loss):
   rescale: str = 'none'
 
   def __post_init__(self):
-    check_distill(self.distill)
-    check_rescale(self.rescale)
+    if not 0 <= self.distill <= 1:
+      raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
+    if self.rescale not in RESCALES:
+      raise UserError(f'rescale {self.rescale!r}: expected one of {", ".join(RESCALES)}')
 
-  def __call__(
-    self, recipe: Recipe, params: PyTree, slot: Slot
-  ) -> tuple[Float[Array, ''], dict[str, PyTree]]:
-    """Returns the mean loss and no facts; without `slot.rates` nothing is rescaled."""
-    outputs = run.conditional(
-      recipe.model, {'params': params}, slot.x, slot.bits, scales=scales_of(self.rescale, slot)
-    )
-    loss = recipe.objective(outputs, slot.y)[0].mean()
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
+    """Returns the mean loss and no facts."""
+    model, variables = recipe.model, {'params': params}
+    outputs = run.conditional(model, variables, slot.x, slot.structure, scales=self.scales(slot))
+    loss = recipe.losses(outputs, slot.y).mean()
     if not self.distill:
       return loss, {}
-    divergence = divergence_from_all_on(recipe.model, params, outputs, slot.x).mean()
+    divergence = divergence_from_all_on(model, params, outputs, slot.x).mean()
     mixed = (1 - self.distill) * loss + self.distill * divergence
-    return jnp.where(slot.bits.all(), loss, mixed), {}
+    return jnp.where(slot.structure.all(), loss, mixed), {}
+
+  def scales(self, slot: Slot) -> Float[Array, 'n'] | None:
+    """Returns what each residual gate's addition is multiplied by; None, which is 1, also where
+    structures are not drawn with keep rates."""
+    return None if self.rescale == 'none' or slot.rates is None else inverse(slot.rates)
 
   def alone(self) -> Loss:
     """Returns the plain loss: alone there is no teacher, and nothing is drawn."""
     return Structures()
 
   def check(self, recipe: Recipe) -> None:
-    """Raises `UserError` for distillation in a regression."""
-    check_classes(self.distill, recipe.objective)
+    """Raises `UserError` for distillation in a regression, which has no classes."""
+    if self.distill and recipe.objective is regression:
+      raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` where gates are rescaled that have no keep rates."""
-    check_rates_known(self.rescale, sampler)
-
-
-def scales_of(rescale: str, slot: Slot) -> Float[Array, gates] | None:
-  """Returns what each residual gate's addition is multiplied by in a slot; None is 1."""
-  return None if rescale == 'none' or slot.rates is None else inverse(slot.rates)
+    """Raises `UserError` for a rescaling of structures whose sampler has no keep rates."""
+    if self.rescale != 'none' and not hasattr(sampler, 'rates'):
+      raise UserError(
+        f'rescale {self.rescale!r} of the structures of {type(sampler).__name__}: expected a '
+        'sampler of gates with keep rates, uniform or bernoulli'
+      )
 
 
 def divergence_from_all_on(
-  model: Any, params: PyTree, outputs: Float[Array, '*batch classes'], x: Array
+  model: Any, params: PyTree, outputs: Float[Array, '*batch C'], x: Inputs
 ) -> Float[Array, '*batch']:
   """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant."""
   all_on = (True,) * len(gate_names(model))
@@ -192,33 +197,6 @@ def divergence_from_all_on(
   return optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
   )
-
-
-def check_distill(weight: float) -> None:
-  """Raises `UserError` for a weight of distillation outside [0, 1]."""
-  if not 0 <= weight <= 1:
-    raise UserError(f'distill {weight}: expected a weight in [0, 1]')
-
-
-def check_classes(weight: float, objective: Callable) -> None:
-  """Raises `UserError` for distillation in a regression, which has no classes."""
-  if weight and objective is regression:
-    raise UserError(f'distill {weight} in a regression: expected 0, for want of classes')
-
-
-def check_rescale(rescale: str) -> None:
-  """Raises `UserError` for an unknown rescaling."""
-  if rescale not in RESCALES:
-    raise UserError(f'rescale {rescale!r}: expected one of {", ".join(RESCALES)}')
-
-
-def check_rates_known(rescale: str, sampler: Sampler) -> None:
-  """Raises `UserError` for a rescaling of structures whose sampler has no keep rates."""
-  if rescale != 'none' and not hasattr(sampler, 'rates'):
-    raise UserError(
-      f'rescale {rescale!r} of the structures of {type(sampler).__name__}: expected a '
-      'sampler of gates with keep rates, uniform or bernoulli'
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +216,7 @@ class Recipe:
   """
 
   model: Any
-  objective: Callable | str
+  objective: Objective | str
   optimizer: optax.GradientTransformation
   loss: Loss = Structures()
   average: str = 'mean'
@@ -256,6 +234,10 @@ class Recipe:
     if type(self.loss).__hash__ is None:
       raise UserError(f'loss {self.loss!r}: expected a hashable one, such as a frozen dataclass')
     self.loss.check(self)
+
+  def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
+    """Returns the objective's loss of each example."""
+    return objective_of(self.objective)(outputs, y)[0]
 
   def alone(self) -> Recipe:
     """Returns the recipe of a structure that is trained by itself, with nothing to average."""

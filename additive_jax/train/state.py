@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
+from additive_jax.errors import UserError
 from additive_jax.parallel import layout, processes, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
@@ -69,10 +71,10 @@ def apply_gradient(
   params = recipe.loss.adjust(params, state.params, averaged.facts)
   norm = optax.tree.norm(averaged.gradient)
   # Gradients that are each finite may overflow in their sum.
-  sound = (averaged.count > 0) & jnp.isfinite(norm)
+  sound = (averaged.num_finite > 0) & jnp.isfinite(norm)
   keep = lambda new, old: jnp.where(sound, new, old)
   params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
-  skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.count, 0)
+  skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.num_finite, 0)
   metrics = {
     'loss': averaged.loss,
     'finite': averaged.finite,
@@ -80,6 +82,20 @@ def apply_gradient(
     'facts': averaged.facts,
   }
   return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
+
+
+def run_in_chunks(
+  take: Callable[[int], dict[str, Any]], num_steps: int, chunk_steps: int
+) -> dict[str, Any]:
+  """Takes steps, and returns their metrics, with a leading axis of steps.
+
+  Args:
+    take: takes a number of steps, at most `chunk_steps`, and returns their metrics.
+  """
+  if num_steps < 0:
+    raise UserError(f'num_steps {num_steps}: expected 0 or more')
+  counts = [min(chunk_steps, num_steps - i) for i in range(0, num_steps, chunk_steps)] or [0]
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *map(take, counts))
 
 
 def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:

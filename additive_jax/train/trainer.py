@@ -30,7 +30,13 @@ from additive_jax.parallel.placement import Placement
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
-from additive_jax.train.state import State, StateLayout, apply_gradient, layout_of
+from additive_jax.train.state import (
+  State,
+  StateLayout,
+  apply_gradient,
+  layout_of,
+  run_in_chunks,
+)
 
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
@@ -218,13 +224,7 @@ class Trainer:
       `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a loss
       that gives facts `facts`, each leaf [num_steps, ...].
     """
-    if num_steps < 0:
-      raise UserError(f'num_steps {num_steps}: expected 0 or more')
-    chunks = [] if num_steps else [self._take(0)]
-    while num_steps > 0:
-      chunks.append(self._take(min(num_steps, self.chunk_steps)))
-      num_steps -= len(chunks[-1]['gradient_norm'])
-    metrics = jax.tree.map(lambda *values: np.concatenate(values), *chunks)
+    metrics = run_in_chunks(self._take, num_steps, self.chunk_steps)
     if not metrics['facts']:
       del metrics['facts']
     return metrics

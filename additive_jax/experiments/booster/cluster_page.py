@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from additive_jax.data.clusters import Clusters, nearest_examples, quality, telling_ngrams
+from additive_jax.data import Data
+from additive_jax.data.clusters import Clusters, nearest_examples, quality
+from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, table
 
 
-def cluster_pieces(data, features: np.ndarray, clusterings: Sequence[Clusters]) -> list[Piece]:
+def cluster_pieces(
+  data: Data, features: Float[np.ndarray, 'N F'], clusterings: Sequence[Clusters]
+) -> list[Piece]:
   """Returns pictures and tables of the clusters.
 
   Args:
-    data: a `data.Data`.
-    features: [N, F], what was clustered.
+    data: the data.
+    features: what was clustered.
     clusterings: ways to cluster the same examples, the one that is shown in full first.
   """
   named = {clusters.name: clusters for clusters in clusterings}

@@ -14,19 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from additive_jax.data.clusters import (
-  Clusters,
-  cluster,
-  embedding_features,
-  input_features,
-  input_flops,
-)
+from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
+from additive_jax.data.clusters import Clusters, cluster
 from additive_jax.experiments.booster.narrow import Narrow
-from additive_jax.experiments.fit import Curves, fit
 from additive_jax.files.journal import replace_file
 from additive_jax.models.additive import embed, sites_of, update
 from additive_jax.parallel import processes
-from additive_jax.train.fleet import Fleet
 
 log = logging.getLogger('additive_jax')
 
@@ -94,7 +87,7 @@ def features_of(narrow: Narrow, seed: int) -> tuple[Float[np.ndarray, 'examples 
   x, task = session.data.train.x, session.data.task
   make = lambda x: input_features(x, task)
   if session.config.booster.features == 'embedding':
-    variables = _briefly_trained(narrow, seed)
+    variables = narrow.briefly_trained(seed)
     make = lambda x: embedding_features(lambda rows: _stream(narrow.model, variables, rows), x)
     make(x[:1])  # batches are of one size: it compiles what follows
   started = time.perf_counter()
@@ -108,25 +101,8 @@ def feature_flops(narrow: Narrow) -> float:
   options, data = narrow.large.config.booster, narrow.large.data
   if options.features == 'inputs':
     return input_flops(data.train.x, data.task)
-  space, steps = narrow.session.space, narrow.session.steps(options.embedding_epochs)
+  space, steps = narrow.session.space, narrow.session.training.steps(options.embedding_epochs)
   return steps * narrow.flops_per_step + len(data.train) * space.flops(space.all_on())
-
-
-def _briefly_trained(narrow, seed):
-  """One narrow model after a short training on all examples, and its `{'params': pool}`."""
-  session, options = narrow.session, narrow.large.config
-  steps = session.steps(options.booster.embedding_epochs)
-  fleet = Fleet(
-    session.recipe(steps),
-    narrow.large.data.train,
-    [np.arange(len(narrow.large.data.train))],
-    batch_size=options.train.batch_size,
-    seed=seed,
-    devices=narrow.large.devices[:1],
-    chunk_steps=options.train.log_every,
-  )
-  fit(session, fleet, steps, f'embedding-seed{seed}', Curves(clock=narrow.clock()))
-  return {'params': fleet.members()[0].params}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
-from additive_jax.experiments.arms import Start
-from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow
-from additive_jax.experiments.scores import full_scores
+from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow, test_scores
+from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe
@@ -83,7 +82,7 @@ def _one_of(narrow, members) -> tuple[Sequence[State], State, str]:
     # On training examples: the test split judges.
     data = narrow.large.data
     known = data.train[np.arange(min(len(data.train), len(data.test)))]
-    losses = [full_scores(narrow.session, pool, known)['test_loss'] for pool in pools]
+    losses = [narrow.session.scores(pool, known)['loss'] for pool in pools]
     best = transplant.best(pools, losses)
     chosen = next(m for m, pool in zip(members, pools) if pool is best)
     return [chosen], chosen, f'best of {len(members)}, '
@@ -110,7 +109,7 @@ def _start(narrow, made, pools, joined, state, words='') -> Start:
     log.info('%s (not exact): on %d examples, to the mean of %d models, %.2g', rule, *figures)
   receipt = Receipt(rule, exact, difference, from_joined, len(x))
   state = processes.to_host(state)
-  scores = full_scores(narrow.large, {'params': state.params})
+  scores = test_scores(narrow.large, {'params': state.params})
   return Start(state, {'receipt': dataclasses.asdict(receipt), 'start': scores})
 
 

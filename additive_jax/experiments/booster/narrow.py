@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int, PyTree
 
 from additive_jax import transplant
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.scores import full_scores
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
@@ -23,6 +23,11 @@ from additive_jax.train.state import State, init_state
 
 AVERAGE, PACK, BEST = ('average', 'pack', 'best')
 CLOCK = 'seconds.jsonl'
+
+
+def test_scores(session: Session, variables: PyTree) -> dict[str, float]:
+  """Returns `test_loss` and `test_accuracy` of a pool, all gates on."""
+  return {f'test_{key}': value for key, value in session.scores(variables).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Narrow:
     if rate:
       changes['learning_rate'] = rate
     session = large.with_model(model).with_options(changes)
-    recipe = session.recipe(session.steps(options.epochs))
+    recipe = session.training.recipe(session.training.steps(options.epochs))
     return cls(large, session, place, num_models, recipe)
 
   @property
@@ -75,7 +80,7 @@ class Narrow:
   @property
   def num_steps(self) -> int:
     """The steps of each copy."""
-    return self.session.steps(self.session.config.booster.epochs)
+    return self.session.training.steps(self.session.config.booster.epochs)
 
   @property
   def batch_size(self) -> int:
@@ -86,7 +91,7 @@ class Narrow:
   def sync_every(self) -> int:
     """The steps after which copies are replaced by their mean; 0 is never."""
     epochs = self.session.config.booster.sync_epochs
-    return self.session.steps(epochs) if self.num_models > 1 and epochs else 0
+    return self.session.training.steps(epochs) if self.num_models > 1 and epochs else 0
 
   @property
   def flops_per_step(self) -> float:
@@ -96,7 +101,7 @@ class Narrow:
 
   def fleet(
     self,
-    groups: Sequence[np.ndarray],
+    groups: Sequence[Int[np.ndarray, ' n']],
     seed: int,
     names: Sequence[int] | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -120,7 +125,7 @@ class Narrow:
       # Networks that begin apart have nothing in common that could be averaged.
       same_start=self.large.config.booster.join == AVERAGE or sync_every > 0,
       sync_every=sync_every,
-      devices=self.large.devices if devices is None else devices,
+      devices=self.large.machine.devices if devices is None else devices,
       chunk_steps=self.large.config.train.log_every,
     )
 
@@ -130,7 +135,7 @@ class Narrow:
     example = self.large.data.train[np.zeros(1, np.int64)][0]
     return processes.to_host(init_state(self.recipe, initial(self.model, key, example)))
 
-  def train(self, groups: Sequence[np.ndarray], seed: int, name: str) -> list[State]:
+  def train(self, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str) -> list[State]:
     """Returns the states of all copies after their last step, trained now or restored.
 
     Args:
@@ -142,6 +147,24 @@ class Narrow:
     fit(self.session, fleet, self.num_steps, name, Curves(labels, self._scores, self.clock()))
     return fleet.members()
 
+  def briefly_trained(self, seed: int) -> PyTree:
+    """Returns `{'params': pool}` of one copy after `config.booster.embedding_epochs` on all
+    examples, in batches of the large model's size."""
+    config, data, training = self.large.config, self.large.data.train, self.session.training
+    num_steps = training.steps(config.booster.embedding_epochs)
+    fleet = Fleet(
+      training.recipe(num_steps),
+      data,
+      [np.arange(len(data))],
+      batch_size=config.train.batch_size,
+      seed=seed,
+      devices=self.large.machine.devices[:1],
+      chunk_steps=config.train.log_every,
+    )
+    curves = Curves(clock=self.clock())
+    fit(self.session, fleet, num_steps, f'embedding-seed{seed}', curves)
+    return {'params': fleet.members()[0].params}
+
   def clock(self, name: str = CLOCK) -> Journal:
     """Returns the journal of the seconds that steps take."""
     return Journal(self.large.rundir.journals / name)
@@ -151,5 +174,5 @@ class Narrow:
     pools = [{'params': state.params} for state in fleet.members()]
     if self.large.config.booster.join == AVERAGE:
       pools = [transplant.average(pools)]
-    scores = [full_scores(self.session, pool) for pool in pools]
+    scores = [test_scores(self.session, pool) for pool in pools]
     return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}

@@ -9,6 +9,7 @@ run that started it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -22,22 +23,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
-from additive_jax import models
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.network import make_model
+from additive_jax.experiments.opening import load_data, start_session
 from additive_jax.experiments.options import read_options
-from additive_jax.experiments.session import Session, Stopped, load_data, to_plain_config
+from additive_jax.experiments.session import Session, Stopped
 from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
-from additive_jax.files.metrics import Metrics
-from additive_jax.files.progress import Stopper, setup_logging
+from additive_jax.files.progress import setup_logging
 from additive_jax.files.rundir import RunDir
 from additive_jax.models.identity import describe
 from additive_jax.parallel.mesh import pick_devices
-from additive_jax.run.objectives import objective_of
 from additive_jax.train.state import State
 
 log = logging.getLogger('additive_jax')
@@ -63,7 +64,7 @@ def check_processes(session: Session) -> None:
 
 
 def train_apart(
-  narrow: Narrow, groups: Sequence[np.ndarray], seed: int, name: str
+  narrow: Narrow, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str
 ) -> tuple[list[State], list[int]]:
   """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
 
@@ -123,7 +124,7 @@ def train_apart(
 
 def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
   """Returns the state in a copy's newest sound checkpoint and its step; None and 0 for none."""
-  fleet = narrow.fleet([np.arange(1)], 0, devices=narrow.large.devices[:1])
+  fleet = narrow.fleet([np.arange(1)], 0, devices=narrow.large.machine.devices[:1])
   folder = narrow.large.rundir.checkpoints / name
   with Checkpointer(folder, identity=narrow.session.identity) as checkpoints:
     try:
@@ -156,7 +157,7 @@ def _start():
 def _tell(process, session, rows, seed, name, index):
   """Tells the process of a copy what to train."""
   what = {
-    'config': to_plain_config(session.config),
+    'config': to_plain(dataclasses.asdict(session.config)),
     'rundir': str(session.rundir.path),
     'seed': seed,
     'name': name,
@@ -204,14 +205,10 @@ def _stop_with_parent():
 def _work(what):
   """Trains the copy that `_start` told of."""
   config, index, name = read_options(what['config']), what['index'], what['name']
-  data = load_data(config.data)
-  model = make_model(config.model, data)
-  space = models.measure(model, data.train[np.zeros(1, np.int64)][0])
-  rundir = RunDir(what['rundir'])
-  curves = Metrics(rundir, shard=index, num_shards=config.booster.num_models)
-  with Stopper() as stopper, curves as metrics, _alone(rundir.checkpoints / name):
-    objective, devices = objective_of(data.task), pick_devices(0)[:1]
-    session = Session(config, rundir, metrics, data, model, space, objective, stopper, devices)
+  data, rundir = load_data(config.data), RunDir(what['rundir'])
+  model, part = make_model(config.model, data), (index, config.booster.num_models)
+  start = start_session(config, rundir, data, model, pick_devices(0)[:1], part=part)
+  with start as session, _alone(rundir.checkpoints / name):
     narrow = Narrow.of(session, config.booster.num_models)
     fleet = narrow.fleet([np.array(what['rows'])], what['seed'], names=[index])
     clock = narrow.clock(f'{name}-{CLOCK}')

@@ -1,25 +1,19 @@
-"""Exp 5: start a large model from small ones trained in parallel on clusters of the data, and count
-what that saves.
-"""
+"""The declaration of the study `booster`: its arms, and what is judged of each."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax import transplant
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm, Start, Trained, from_seed
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
-from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow
+from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow, test_scores
 from additive_jax.experiments.booster.page import page
 from additive_jax.experiments.booster.process import check_processes, newest, train_apart
 from additive_jax.experiments.booster.tables import (
@@ -32,8 +26,8 @@ from additive_jax.experiments.booster.tables import (
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import full_scores
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Start, Study, Trained, full_network
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -43,27 +37,6 @@ from additive_jax.train.samplers import listed
 from additive_jax.train.state import State
 
 TAKEN = 'narrow.jsonl'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 5, or goes on with it, and writes its run directory.
-
-  `config.model` is trained from scratch for `config.train.epochs`. Each of
-  `config.booster.variants` trains narrow copies of it for `config.booster.epochs`, all together,
-  makes a pool of the large model of them, and trains that for `config.booster.large_epochs`. Args
-  and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: the large model as each way of training made it),
-    `variants` (`variants.csv`: scores, FLOPs of the whole training, and what it saves of those of
-    training from scratch at equal loss), `curves` (`curves.csv`: test loss and accuracy against all
-    FLOPs and seconds spent), `receipts` (`receipts.csv`: how the large pool was made, and max
-    |Δlogit|), `clusters` (`clusters.csv`: their sizes) and `memory` (`memory.csv`: bytes of the
-    large model's training on each device and in host memory).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session: Session) -> None:
@@ -116,23 +89,23 @@ def make_ways(session: Session) -> list[Way]:
   narrows = {number: Narrow.of(session, number) for number in dict.fromkeys(num_models.values())}
   rate = options.large_learning_rate
   grown = session.with_options({'learning_rate': rate}) if rate else session
-  ways = [_way(SCRATCH, session, session.steps(session.config.train.epochs), None)]
-  num_steps = grown.steps(options.large_epochs)
+  ways = [_way(SCRATCH, session, session.training.steps(session.config.train.epochs), None)]
+  num_steps = grown.training.steps(options.large_epochs)
   return ways + [_way(name, grown, num_steps, narrows[num_models[name]]) for name in num_models]
 
 
 def _way(name, session, num_steps, narrow) -> Way:
-  recipe, space = session.recipe(num_steps), session.space
+  recipe, space = session.training.recipe(num_steps), session.space
   return Way(
     name,
+    session,
     recipe,
     listed([space.all_on()], space.num_gates, 1),
     num_steps,
-    start=functools.partial(_start, name, narrow, recipe) if narrow else from_seed,
+    start=functools.partial(_start, name, narrow, recipe) if narrow else _from_scratch,
     judge=_judge,
-    own_session=session,
     curves=Curves(
-      probe=lambda trainer: full_scores(session, processes.to_host(trainer.variables)),
+      probe=lambda trainer: test_scores(session, processes.to_host(trainer.variables)),
       clock=Journal(session.rundir.journals / CLOCK),
     ),
     narrow=narrow,
@@ -144,9 +117,13 @@ def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
   yield make_ways(session)
 
 
-def _start(name: str, narrow: Narrow, recipe: Recipe, session: Session, seed: int) -> Start:
+def _from_scratch(seed: int) -> Start:
+  del seed
+  return Start()
+
+
+def _start(name: str, narrow: Narrow, recipe: Recipe, seed: int) -> Start:
   """What the large model starts from, and what that cost."""
-  del session
   members, facts = _members(name, narrow, seed)
   start = join(narrow, members, recipe, seed)
   return Start(start.state, {**facts, **start.facts})
@@ -185,22 +162,18 @@ def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
 
 
 def _judge(trained: Trained) -> dict[str, Any]:
-  session, space = trained.session, trained.session.space
-  scores = full_scores(session, trained.variables)
-  stages = trained.arm.recipe.loss.stages()
-  record = {'loss': scores['test_loss'], 'accuracy': scores['test_accuracy']}
-  record |= {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
-  record['memory'] = memory_rows(trained.trainer.sharded_state)
+  session, stages = trained.session, trained.arm.recipe.loss.stages()
+  record = full_network(trained) | {'memory': memory_rows(trained.trainer.sharded_state)}
   if (trained.arm.name, trained.seed) == (SCRATCH, session.config.seed) and stages is not None:
     record['bubble'] = _bubble(session, stages, trained.trainer.variables)
-  return record | {'skipped': trained.skipped}
+  return record
 
 
 def _bubble(session, pipeline, variables) -> dict[str, Any]:
   """Busy and idle ticks of a step of the pipeline, see `pipeline_timing`."""
   rows = np.arange(session.config.train.batch_size) % len(session.data.train)
   x, y = session.data.train[rows]
-  devices = session.devices[: pipeline.devices]
+  devices = session.machine.devices[: pipeline.devices]
   report = measure_bubble(
     session.model, session.objective, pipeline, variables, x, y, devices=devices
   )
@@ -209,6 +182,6 @@ def _bubble(session, pipeline, variables) -> dict[str, Any]:
   return values | {part: getattr(report, part).tolist() for part in parts}
 
 
-STUDY = study.Study(
-  'booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH
-)
+STUDY = Study('booster', _stages, check=_check, tables=make_tables, page=page, baseline=SCRATCH)
+
+run = STUDY.run

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from additive_jax.experiments import tables
 from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.files.journal import read_all
 from additive_jax.parallel.zero import bytes_per_device
+from additive_jax.report import comparison
+from additive_jax.report.comparison import with_interval
+from additive_jax.report.savings import savings
 
 SCRATCH, CLUSTERS, RANDOM = 'scratch', 'clusters', 'random_split'
 ONE, UNTRAINED = 'one_narrow', 'untrained'
@@ -33,7 +35,7 @@ def make_tables(session: Session, records: Records) -> Result:
   narrow = next(way.narrow for way in records.arms.values() if way.narrow)
   full = str(session.space.all_on())
   made = {
-    'structures': tables.arms_as_structures(variants, [full] * len(variants)),
+    'structures': comparison.arms_as_structures(variants, [full] * len(variants)),
     'variants': variants,
     'curves': curves,
     'receipts': receipts,
@@ -94,47 +96,15 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=columns)
 
 
-def spent_until(curve: pd.DataFrame, target: float, measure: str) -> float:
-  """Returns what a training had spent when its test loss first was no more than `target`, on
-  straight lines between its points; NaN if it never was.
-
-  Args:
-    curve: the points of one training in order, columns `loss` and the measure.
-    target: a test loss.
-    measure: 'flops' or 'seconds'.
-  """
-  loss, spent = curve['loss'].to_numpy(float), curve[measure].to_numpy(float)
-  below = np.flatnonzero(loss <= target)
-  if not len(below):
-    return float('nan')
-  last = below[0]
-  if last == 0 or not np.isfinite(loss[last - 1]):
-    return float(spent[last])
-  share = (loss[last - 1] - target) / (loss[last - 1] - loss[last])
-  return float(spent[last - 1] + share * (spent[last] - spent[last - 1]))
-
-
-def savings(curves: pd.DataFrame, measure: str) -> pd.DataFrame:
-  """Returns the share that each way saves of what training from scratch spent until its lowest test
-  loss, until its own is as low; a row for each seed, a column for each way."""
-  by_seed = {}
-  for seed, frame in curves.groupby('seed'):
-    ways = dict(list(frame.groupby('variant', sort=False)))
-    scratch = ways.pop(SCRATCH)
-    target = scratch['loss'].min()
-    whole = spent_until(scratch, target, measure)
-    by_seed[seed] = {
-      name: 1 - spent_until(curve, target, measure) / whole for name, curve in ways.items()
-    }
-  return pd.DataFrame(by_seed).T
-
-
 def compare(records: dict[str, list[dict]], curves: pd.DataFrame) -> pd.DataFrame:
   """Returns a row for each way: scores with 95 % intervals over the seeds, what its training spent,
   and what it saves at equal loss: NaN unless all seeds came to that loss; `reached` tells how many
   did.
   """
-  saved = {'saving': savings(curves, 'flops'), 'saving_seconds': savings(curves, 'seconds')}
+  saved = {
+    'saving': savings(curves, 'flops', SCRATCH),
+    'saving_seconds': savings(curves, 'seconds', SCRATCH),
+  }
   ends = curves.groupby(['variant', 'seed'], sort=False)[['flops', 'seconds']].last()
   scores, facts = {}, {}
   for name, seeds in records.items():
@@ -147,7 +117,7 @@ def compare(records: dict[str, list[dict]], curves: pd.DataFrame) -> pd.DataFram
       'training_flops': end['flops'].mean(),
       'narrow_flops': mean('narrow_flops'),
       'cluster_flops': mean('cluster_flops'),
-      **tables.with_interval('seconds', end['seconds']),
+      **with_interval('seconds', end['seconds']),
       'skipped': int(frame['skipped'].sum()),
     }
     if name != SCRATCH:
@@ -155,8 +125,8 @@ def compare(records: dict[str, list[dict]], curves: pd.DataFrame) -> pd.DataFram
       for key, by_seed in saved.items():
         known = by_seed[name].notna().all()
         nothing = {key: np.nan, f'{key}_ci95': np.nan}
-        facts[name] |= tables.with_interval(key, by_seed[name]) if known else nothing
-  return tables.compare(scores, SCRATCH, facts=facts)
+        facts[name] |= with_interval(key, by_seed[name]) if known else nothing
+  return comparison.compare(scores, SCRATCH, facts=facts)
 
 
 def receipt_table(records: dict[str, list[dict]]) -> pd.DataFrame:
@@ -216,9 +186,7 @@ def summarise(
     }
     figures[known.pop('variant')] = known
   idle = {'bubble': {key: bubble[key] for key in ('measured', 'formula')}} if bubble else {}
-  return tables.headline(
-    session,
-    experiment='booster',
+  return dict(
     narrow={
       'flops': space.flops(space.all_on()),
       'params': space.params(space.all_on()),

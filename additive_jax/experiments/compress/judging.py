@@ -15,10 +15,9 @@ from jaxtyping import Bool, PyTree
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Units, Weights
 from additive_jax.compress.noise import KERNEL
-from additive_jax.experiments.arms import Trained
 from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
-from additive_jax.experiments.scores import evaluate
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Trained
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
@@ -53,7 +52,7 @@ def judge(
   """Returns the record of a network; what variational dropout leaves is also exported."""
   name, variables = trained.arm.name, {'params': network.params}
   structure = Structure(tuple(map(bool, network.structure)))
-  scores = evaluate(session, variables, [structure])
+  scores = session.evaluate(variables, [structure])
   smaller = cutting.cut(session.model, variables, structure, network.units or None)
   x = session.test[0][:RECEIPT_EXAMPLES]
   receipt = cutting.receipt(smaller, session.model, variables, x)
@@ -111,7 +110,7 @@ def nonzero(
 
 
 def left(
-  level: Weights | Units | Gates, stays: Mapping[str, np.ndarray] | None
+  level: Weights | Units | Gates, stays: Mapping[str, Bool[np.ndarray, '...']] | None
 ) -> dict[str, list[int]]:
   """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):

@@ -23,11 +23,11 @@ from additive_jax.compress.variational import (
   total_divergence,
 )
 from additive_jax.data import ArraySplit
-from additive_jax.experiments.arms import Arm, Start, Trained
 from additive_jax.experiments.compress.judging import Network, judge
 from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled
 from additive_jax.train.optimizers import make_optimizer, make_schedule
@@ -77,7 +77,7 @@ class Compression:
 
   def arms(self) -> list[Arm]:
     """Returns the networks of each seed, in the order in which they are trained."""
-    options, steps = self.session.config.compress, self.session.steps
+    options, steps = self.session.config.compress, self.session.training.steps
     whole = steps(options.epochs + options.tune_epochs)
     arms = [self._first, *([self._teacher] if self._has_teacher else [])]
     arms.append(self._kept(DENSE, whole))
@@ -85,7 +85,7 @@ class Compression:
       arms.append(self._noisy(UNTUNED))
       learnt = lambda seed: self._learnt(seed)
       tune_steps = steps(options.tune_epochs)
-      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned'))
+      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned-seed{{seed}}'))
     else:
       arms.append(self._noisy(VARIATIONAL))
     arms.append(self._tuned(MATCHED, lambda seed: self._smaller(seed, self._matching(seed)), whole))
@@ -110,14 +110,17 @@ class Compression:
   @functools.cached_property
   def _first(self) -> Arm:
     session = self.session
-    num_steps = session.steps(session.config.train.epochs)
+    num_steps = session.training.steps(session.config.train.epochs)
     sampler = self._sampler(np.ones(session.space.num_gates, bool))
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
-    return Arm(START, session.recipe(num_steps), sampler, num_steps, judge=judged)
+    recipe = session.training.recipe(num_steps)
+    return Arm(START, session, recipe, sampler, num_steps, judge=judged)
 
   @functools.cached_property
   def _teacher(self) -> Arm:
-    return self._kept(TEACHER, self.session.steps(self.session.config.compress.teacher_epochs))
+    return self._kept(
+      TEACHER, self.session.training.steps(self.session.config.compress.teacher_epochs)
+    )
 
   def _kept(self, name, num_steps) -> Arm:
     """A network in which nothing is removed."""
@@ -139,7 +142,7 @@ class Compression:
   ) -> Arm:
     """A network that goes on from what `before` gives in a seed."""
 
-    def start(session: Session, seed: int) -> Start:
+    def start(seed: int) -> Start:
       network = before(seed)
       state = init_state(recipe, {'params': network.params})
       sampler = self._sampler(network.structure)
@@ -149,14 +152,14 @@ class Compression:
       params = trained.variables['params']
       return self._judge(trained, dataclasses.replace(before(trained.seed), params=params))
 
-    return Arm(name, recipe, self._first.sampler, num_steps, start, judged, tag=tag)
+    return Arm(name, self.session, recipe, self._first.sampler, num_steps, start, judged, tag)
 
   def _noisy(self, name) -> Arm:
     """The network that learns its noise, and is judged without what has too much of it."""
     recipe, options = self._learning, self.session.config.compress
     size = sum(int(np.prod(shape)) for _, shape in self.level.shapes)
 
-    def start(session: Session, seed: int) -> Start:
+    def start(seed: int) -> Start:
       pool = recipe.model.pool(self._started(seed).params)
       session = dataclasses.replace(self._taught(seed), model=recipe.model)
       return Start(init_state(recipe, {'params': pool}), session=session)
@@ -171,12 +174,13 @@ class Compression:
 
     return Arm(
       name,
+      self.session,
       recipe,
       self._first.sampler,
-      self.session.steps(options.epochs),
+      self.session.training.steps(options.epochs),
       start,
       lambda trained: self._judge(trained, self._learnt(trained.seed)),
-      tag=VARIATIONAL,
+      tag=f'{VARIATIONAL}-seed{{seed}}',
       curves=Curves(probe=probe),
     )
 
@@ -185,7 +189,7 @@ class Compression:
 
   def _started(self, seed) -> Network:
     """The network that all others of a seed start from."""
-    return self._full(self._first.train(self.session, seed).variables['params'])
+    return self._full(self._first.train(seed).variables['params'])
 
   def _taught(self, seed) -> Session:
     """The run with what a network says of its training examples beside their labels."""
@@ -194,8 +198,7 @@ class Compression:
       return session
     params = self._started(seed).params
     if self._has_teacher:
-      start = self._teacher.begin(session, seed)
-      params = self._teacher.train(session, seed, start).variables['params']
+      params = self._teacher.train(seed).variables['params']
     train, structure = session.data.train, Structure.all_on(session.space.num_gates)
     parts = np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH))
     logits = [
@@ -207,8 +210,7 @@ class Compression:
 
   def _learnt(self, seed) -> Network:
     """The means of the network that learnt its noise, without what has too much of it."""
-    arm = self._noisy(VARIATIONAL)
-    pool = arm.train(self.session, seed, arm.begin(self.session, seed)).variables['params']
+    pool = self._noisy(VARIATIONAL).train(seed).variables['params']
     log_alpha = {
       name: np.asarray(values) for name, values in self._learning.model.log_alpha(pool).items()
     }
@@ -244,7 +246,7 @@ class Compression:
   def _learning_recipe(self) -> Recipe:
     """That of the network that learns its noise."""
     session, options, data = self.session, self.session.config.compress, self.session.data
-    num_steps = session.steps(options.epochs)
+    num_steps = session.training.steps(options.epochs)
     rate = session.config.learning_rate * options.variance_rate
     faster = session.with_options({'learning_rate': rate}).config
     labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
@@ -264,5 +266,5 @@ class Compression:
   def _keeping_recipe(self, num_steps) -> Recipe:
     """That of networks in which what is zero stays zero."""
     optimizer = keep_zeros(make_optimizer(self.session.config, num_steps))
-    recipe = self.session.recipe(num_steps)
+    recipe = self.session.training.recipe(num_steps)
     return dataclasses.replace(recipe, objective=self._objective, optimizer=optimizer)

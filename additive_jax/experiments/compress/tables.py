@@ -10,7 +10,7 @@ import pandas as pd
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.experiments.tables import headline, with_interval
+from additive_jax.report.comparison import with_interval
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory
@@ -20,13 +20,11 @@ def make_tables(session: Session, records: Records) -> Result:
   """Returns the tables `variants`, `structures` and `layers`, and the summary."""
   by_network = {name: records[name] for name in records.arms}
   table, options = variants(by_network), session.config.compress
-  summary = headline(
-    session,
-    experiment='compress',
-    level=options.level,
-    threshold=options.threshold,
-    variants=table.set_index('variant').to_dict('index'),
-  )
+  summary = {
+    'level': options.level,
+    'threshold': options.threshold,
+    'variants': table.set_index('variant').to_dict('index'),
+  }
   tables = {
     'variants': table,
     'structures': structures(by_network),

@@ -1,19 +1,24 @@
 """Exp 4: tokens choose among the structures of a layer, against a dense network, its best single
 structure, experts of their own weights, and a choice at random.
+
+The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
+takes its place twice: with hidden units such that its active FLOPs are those of the dense network,
+and such that its parameters are.
+`run` gives a result with:
+
+  table         structures.csv: a row for each static structure of the feed-forward layers,
+                ranked in one pool; the dense network alone where none were ranked
+  variants      variants.csv: a row for each network: scores, active FLOPs, parameters
+  routers       routers.csv: a row for each network and layer with a router
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from additive_jax.experiments import study
-from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
@@ -25,48 +30,30 @@ from additive_jax.experiments.contenders import (
   router_table,
   summarise,
 )
-from additive_jax.experiments.experts.page import page
-from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.experts_page import page
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.scores import evaluate, sampled_structures
-from additive_jax.experiments.session import Opening, Session
+from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
-from additive_jax.experiments.tables import arms_as_structures, structure_table
-from additive_jax.gates.structure import Structure
+from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.tables import structure_table
+from additive_jax.gates.structure import Structure, sampled_bits
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
 from additive_jax.report import statistics
+from additive_jax.report.comparison import arms_as_structures
 from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
 
 
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Runs Exp 4, or goes on with it, and writes its run directory.
-
-  The dense network is `config.model`, a transformer. Every other one of `config.experts.variants`
-  takes its place twice: with hidden units such that its active FLOPs are those of the dense
-  network, and such that its parameters are. Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: one row per static structure of the dense network's
-    feed-forward layers, ranked in one pool, best first; the dense network alone where none were
-    ranked), `variants` (`variants.csv`: one row per network: scores, active FLOPs, parameters, and
-    what it differs by from the dense one) and `routers` (`routers.csv`: one row per network and
-    layer with a router).
-  """
-  return study.run(STUDY, config, workdir, **opening)
-
-
 def _check(session):
   """Everything that can be said before any training."""
-  session.check_experts([contender.model for contender in make_contenders(session)])
+  session.machine.check_experts([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
     if session.config.experts.num_structures < 2:
       expected = 'at least 2, all gates on and a structure with some gate off'
@@ -129,34 +116,38 @@ def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
   if SINGLE in session.config.experts.variants:
     pool = _pool(session)
     yield [pool]
-    single = _best_single(pool.own_session, records)
+    single = _best_single(pool.session, records)
   yield make_contenders(session, single)
 
 
 def _pool(session) -> Arm:
   """The pool in which static structures are ranked, on training examples and on the test split."""
   own = _pool_session(session)
-  bits = sampled_structures(own, own.config.experts.num_structures)
+  bits = _static_structures(own)
 
   def judge(trained: Trained) -> dict[str, list[float]]:
     seen = own.data.train
     known = seen[np.arange(min(len(seen), len(own.data.test)))]
-    train = evaluate(own, trained.variables, bits, known)
+    train = own.evaluate(trained.variables, bits, known)
     return {'train_loss': train.loss.tolist(), **judge_all(bits, trained)}
 
-  pool = shared_arm(own, POOL, own.config.train.epochs, judge)
-  return dataclasses.replace(pool, own_session=own)
+  return shared_arm(own, POOL, own.config.train.epochs, judge=judge)
+
+
+def _static_structures(own):
+  limit = own.config.experts.num_structures
+  return sampled_bits(own.space.num_gates, limit, own.config.seed)
 
 
 def _best_single(own: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on training examples."""
-  bits = sampled_structures(own, own.config.experts.num_structures)
+  bits = _static_structures(own)
   loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
   eligible = ~bits.all(1) & np.isfinite(loss)
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
 
 
-def _tables(session: Session, records: Records) -> study.Result:
+def _tables(session: Session, records: Records) -> Result:
   contenders = contenders_of(records)
   variants, routers = compare(contenders, records), router_table(contenders, records)
   single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
@@ -164,12 +155,11 @@ def _tables(session: Session, records: Records) -> study.Result:
     structures = arms_as_structures(variants[:1], [str(contenders[0].structure)])
     structures = structures.drop(columns='variant')
   else:
-    own = records.arms[POOL].own_session
-    bits = sampled_structures(own, own.config.experts.num_structures)
+    own = records.arms[POOL].session
     keys = ('loss', 'accuracy', 'train_loss')
-    structures = structure_table(own, bits, {'': records[POOL]}, keys)
+    structures = structure_table(own, _static_structures(own), {'': records[POOL]}, keys)
   paths = _paths(session, contenders)
-  summary = summarise(session, 'experts', variants, routers) | {'single_structure': single}
+  summary = summarise(variants, routers) | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
       summary['variants'][name]['first_seed'] = {
@@ -178,7 +168,7 @@ def _tables(session: Session, records: Records) -> study.Result:
         'path_exponent_ci95': [path['fit'].low, path['fit'].high],
       }
   tables = {'structures': structures, 'variants': variants, 'routers': routers}
-  return study.Result(tables, summary, extras={'paths': paths})
+  return Result(tables, summary, extras={'paths': paths})
 
 
 def _paths(session, contenders) -> dict[str, dict[str, Any]]:
@@ -187,8 +177,9 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   for contender in contenders:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
-    trained = contender.train(session, session.config.seed)
-    inspection = inspect(trained.session, trained.variables, session.test)
+    trained = contender.train(session.config.seed)
+    own = trained.session
+    inspection = inspect(own.model, own.objective, trained.variables, own.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)
@@ -196,4 +187,6 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   return paths
 
 
-STUDY = study.Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+STUDY = Study('experts', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+
+run = STUDY.run

@@ -5,12 +5,12 @@ from __future__ import annotations
 from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.stochastic_tables import NONE
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
 from additive_jax.report.wording import counted, plain, with_margin
 
+NONE = 'none'
 MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
 
 

@@ -92,12 +92,12 @@ def _paths(name, analysis, model):
       'Where tokens go from step to step: widths are shares of the choices.',
     ),
     picture(
-      figures.specialisation(analysis.lift, analysis.names, analysis.class_names),
+      figures.specialisation(analysis.specialisation.lift, analysis.names, analysis.class_names),
       f'Specialisation: how much more often than in all tokens the {classes} are among those that '
       'chose each module.',
     ),
     picture(
-      figures.information(*analysis.bits),
+      figures.information(*analysis.information),
       f'What a token’s modules tell about its class ({classes}) at each step, and by chance.',
     ),
     picture(

@@ -1,18 +1,25 @@
 """Distributed neural architectures, with and without steered skips, against dense networks of the
 same compute.
+
+Width, heads, hidden units, positions and units are those of `config.model`, a transformer. The
+dense network has its `num_blocks` layers, and hidden units such that its FLOPs are what the free
+DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the DNA that skips.
+`run` gives a result with:
+
+  table         structures.csv: the networks as one structure each, all gates on
+  variants      variants.csv: a row for each network: scores, active FLOPs, parameters
+  routers       routers.csv: a row for each network and step
+  modules       modules.csv: a row for each module of the last DNA, in the first seed
+  paths         paths.csv: a row for each token of some test examples: its path and compute
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Unpack
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import study
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
@@ -24,39 +31,19 @@ from additive_jax.experiments.contenders import (
   router_table,
   summarise,
 )
-from additive_jax.experiments.dna.analysis import Analysis, analyse, module_table, path_table
-from additive_jax.experiments.dna.page import SKIPPING, page
-from additive_jax.experiments.inspection import inspect
+from additive_jax.experiments.dna_page import SKIPPING, page
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Opening, Session
-from additive_jax.experiments.tables import arms_as_structures
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.study import Result, Study
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.dna import DNA, Modules
+from additive_jax.report.comparison import arms_as_structures
+from additive_jax.report.path_analysis import Analysis
+from additive_jax.report.paths import BYTE_CLASSES, byte_classes
+from additive_jax.run.inspection import inspect
 
 FREE, SHALLOW = 'dna', 'shallow'
-
-
-def run(
-  config: ConfigDict, workdir: str | Path | None = None, **opening: Unpack[Opening]
-) -> study.Result:
-  """Trains DNAs and dense networks of the same compute, or goes on with it, and writes the run
-  directory.
-
-  Width, heads, hidden units, positions and units are those of `config.model`, a transformer. The
-  dense network has its `num_blocks` layers, and hidden units such that its FLOPs are what the free
-  DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the DNA that skips.
-  Args and errors are those of `study.run`.
-
-  Returns:
-    A result with `table` (`structures.csv`: the networks as one structure each, all gates on),
-    `variants` (`variants.csv`: one row per network: scores, active FLOPs, parameters, and what it
-    differs by from the dense one), `routers` (`routers.csv`: one row per network and step),
-    `modules` (`modules.csv`: one row per module of the network that skips if there is one, in the
-    first seed: its load and the classes of its tokens), and `paths` (`paths.csv`: one row per token
-    of some test examples: its path and compute).
-  """
-  return study.run(STUDY, config, workdir, **opening)
 
 
 def _check(session):
@@ -71,7 +58,7 @@ def _check(session):
       'network is compared with the DNA that skips'
     )
   dnas = make_dnas(session)
-  session.check_experts([dna.model for dna in dnas])
+  session.machine.check_experts([dna.model for dna in dnas])
   make_baselines(session, {dna.name: active_flops(dna.model, x) for dna in dnas})
 
 
@@ -149,12 +136,12 @@ def _stages(session: Session, records: Records) -> Iterator[list[Contender]]:
   yield make_baselines(session, flops)
 
 
-def _tables(session: Session, records: Records) -> study.Result:
+def _tables(session: Session, records: Records) -> Result:
   contenders = contenders_of(records)
   variants, routers = compare(contenders, records), router_table(contenders, records)
   dnas = [contender for contender in contenders if contender.has_routers]
   analyses = {dna.name: _analysis(session, dna) for dna in dnas}
-  summary = summarise(session, 'dna', variants, routers)
+  summary = summarise(variants, routers)
   for name, analysis in analyses.items():
     summary['variants'][name]['first_seed'] = analysis.figures()
   shown = analyses[dnas[-1].name]
@@ -162,18 +149,25 @@ def _tables(session: Session, records: Records) -> study.Result:
     'structures': arms_as_structures(variants, [str(c.structure) for c in contenders]),
     'variants': variants,
     'routers': routers,
-    'modules': module_table(shown),
-    'paths': path_table(shown),
+    'modules': shown.module_table(),
+    'paths': shown.path_table(),
   }
-  return study.Result(tables, summary, extras={'analyses': analyses})
+  return Result(tables, summary, extras={'analyses': analyses})
 
 
 def _analysis(session, dna) -> Analysis:
   """What the tokens of some test examples do in the network of the first seed."""
   x, y = (part[: session.config.dna.examples] for part in session.test)
-  trained = dna.train(session, session.config.seed)
-  chosen = inspect(trained.session, trained.variables, (x, y)).chosen
-  return analyse(dna.model, chosen, x, y)
+  trained, modules = dna.train(session.config.seed), dna.model.modules
+  chosen = inspect(dna.model, session.objective, trained.variables, (x, y)).chosen
+  kinds = ('attention', 'mlp', 'block', 'identity')
+  names = [f'{kind} {i}' for kind in kinds for i in range(getattr(modules, kind))]
+  if dna.model.num_tokens:
+    return Analysis(names, chosen, x, byte_classes(x), BYTE_CLASSES)
+  labels = [str(label) for label in range(dna.model.num_classes)]
+  return Analysis(names, chosen, x, y.astype(np.int64), labels)
 
 
-STUDY = study.Study('dna', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+STUDY = Study('dna', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)
+
+run = STUDY.run

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, PyTree
 
-from additive_jax import run
-from additive_jax.experiments.session import Session
 from additive_jax.parallel import processes
+from additive_jax.run import ways
 
 BATCH = 32  # examples whose choices are looked at together
 
@@ -35,14 +35,17 @@ class Inspection:
   on: Bool[np.ndarray, 'examples tokens sites'] | None
 
 
-def inspect(session: Session, variables: Any, batch: tuple[np.ndarray, np.ndarray]) -> Inspection:
-  """Returns what the routers of a pool of the session's model do, all gates on.
+def inspect(
+  model: Any, objective: Callable[..., Any], variables: PyTree, batch: tuple[np.ndarray, np.ndarray]
+) -> Inspection:
+  """Returns what the routers of a pool do with examples, all gates on.
 
   Examples go through in batches of the same size, of which the last is filled up with repetitions;
   what routers did is averaged over the whole ones. Routers that draw at random draw anew for each.
 
   Args:
-    session: names the model and what is minimised.
+    model: with routers.
+    objective: from outputs and targets to loss and accuracy, see `objectives`.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]).
   """
@@ -50,7 +53,7 @@ def inspect(session: Session, variables: Any, batch: tuple[np.ndarray, np.ndarra
   size, count = min(BATCH, len(x)), len(x)
   rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
   keys = jax.random.split(jax.random.key(0), len(rows))
-  look = functools.partial(_look, session.model, session.objective, variables)
+  look = functools.partial(_look, model, objective, variables)
   parts = [processes.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
   loss, accuracy = (
     float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
@@ -66,7 +69,7 @@ def inspect(session: Session, variables: Any, batch: tuple[np.ndarray, np.ndarra
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _look(model, objective, variables, x, y, key):
-  outputs, facts, chosen = run.chosen(model, variables, x, key)
+  outputs, facts, chosen = ways.chosen(model, variables, x, key)
   return objective(outputs, y), facts, chosen
 
 

@@ -1,0 +1,164 @@
+"""From a config to an open run: data, network, run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import jax
+from ml_collections import ConfigDict
+
+from additive_jax import data as data_
+from additive_jax import models
+from additive_jax.errors import UserError
+from additive_jax.experiments.network import make_model
+from additive_jax.experiments.options import (
+  PLACEMENT,
+  DataOptions,
+  Options,
+  parse_shard,
+  read_options,
+)
+from additive_jax.experiments.session import Session, first_input
+from additive_jax.experiments.training import Machine, Training
+from additive_jax.files.journal import to_plain
+from additive_jax.files.lock import locked
+from additive_jax.files.metrics import Metrics
+from additive_jax.files.progress import Stopper
+from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.models.additive import gate_names
+from additive_jax.models.identity import describe
+from additive_jax.parallel import mesh, processes
+from additive_jax.run.objectives import objective_of
+
+
+class Opening(TypedDict, total=False):
+  """What a study may be given beside its config and run directory.
+
+  Attributes:
+    model: an additive model in place of `config.model`.
+    data: a `data.Data` in place of `config.data`.
+    name: of the default run directory; None is the experiment's.
+    devices: how many to use; 0 is all.
+    command: the command line that started the run, for its report.
+  """
+
+  model: Any
+  data: Any
+  name: str | None
+  devices: int
+  command: str
+
+
+@contextlib.contextmanager
+def open_session(
+  config: ConfigDict | Options,
+  workdir: str | Path | None = None,
+  *,
+  check: Callable[[Session], None],
+  **opening: Unpack[Opening],
+) -> Iterator[Session]:
+  """Checks the config, finds the data, makes the model and opens the run directory.
+
+  Args:
+    config: as in `configs/default.py`.
+    workdir: the run directory; None is `runs/<name>-<hash of the config>`.
+    check: raises `UserError` for what the experiment cannot do; called before anything is written,
+      and not for a run that is finished.
+    opening: see `Opening`.
+
+  Raises:
+    UserError: for options that make no sense, or while another process is at work in the directory;
+      nothing has been written then.
+  """
+  config = read_options(config)
+  devices = mesh.pick_devices(opening.get('devices', 0))
+  data = opening.get('data') or load_data(config.data)
+  model = opening.get('model') or make_model(config.model, data)
+  if config.train.batch_size > len(data.train):
+    raise UserError(
+      f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
+      f'training examples of {data.name}'
+    )
+  mesh.check_expert_devices(config.train.expert_devices, len(devices))
+  mesh.check_pipe_devices(config.train.pipe_devices, len(devices))
+  resolved = resolve(config, model, data)
+  name = opening.get('name') or config.experiment
+  workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
+  rundir = RunDir(workdir, primary=processes.is_primary())
+  part, command = parse_shard(config.shard), opening.get('command', '')
+  start = start_session(config, rundir, data, model, devices, part=part, command=command)
+  with contextlib.ExitStack() as stack, start as session:
+    if not rundir.finished:
+      check(session)
+    _open(workdir, resolved, lambda path: stack.enter_context(locked(path, *part)))
+    yield session
+
+
+@contextlib.contextmanager
+def start_session(
+  config: Options,
+  rundir: RunDir,
+  data: data_.Data,
+  model: Any,
+  devices: Sequence[jax.Device],
+  *,
+  part: tuple[int, int] = (0, 1),
+  command: str = '',
+) -> Iterator[Session]:
+  """Holds a session of a run; at the end its curves are closed and its signals let go.
+
+  Args:
+    config, data, model, devices, command: see `Session`.
+    rundir: where the run's files go.
+    part: whose curves are written: the number of a part of the run, and how many there are.
+  """
+  metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
+  space, objective = models.measure(model, first_input(data)), objective_of(data.task)
+  training, machine = Training(config, model, data, objective), Machine(devices, config.train)
+  with Stopper() as stopper, metrics:
+    yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
+
+
+def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
+  """Returns the options of a run as JSON values, with what they came to: the network's gates and
+  fields, and the name of the data."""
+  resolved = to_plain(dataclasses.asdict(config)) | {'gates': list(gate_names(model))}
+  resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
+  resolved['model']['fields'] = describe(model)
+  return resolved
+
+
+def _open(workdir, resolved, hold):
+  """Opens the run directory in the first process, then in the others; all fail together."""
+  primary, problem = processes.is_primary(), None
+  for turn in (True, False):
+    if primary == turn:
+      try:
+        RunDir.open(workdir, resolved, exclude=PLACEMENT, primary=primary, hold=hold)
+      except UserError as error:
+        problem = error
+    if processes.agree(problem is not None):
+      raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
+
+
+def load_data(options: DataOptions) -> data_.Data:
+  """Returns the data of `config.data`."""
+  data = data_.load(
+    options.name,
+    sequence_length=options.sequence_length,
+    data_dir=options.data_dir or None,
+    download=options.download,
+    memory_limit=options.memory_limit,
+  )
+  splits = {}
+  for name in ('train', 'test'):
+    count = getattr(options, f'{name}_examples')
+    try:
+      splits[name] = data_.take(getattr(data, name), count)
+    except UserError as error:
+      raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
+  return dataclasses.replace(data, **splits)

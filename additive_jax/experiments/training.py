@@ -1,0 +1,144 @@
+"""How pools of one model are trained with the options of a run, and where: recipes, samplers,
+devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from additive_jax.data import Data, Order
+from additive_jax.errors import UserError
+from additive_jax.experiments.options import Options, TrainOptions, selected
+from additive_jax.models.additive import sites_of
+from additive_jax.parallel import layout, pipeline, staging
+from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.parallel.placement import Placement
+from additive_jax.train import samplers
+from additive_jax.train.losses import Piped
+from additive_jax.train.optimizers import make_optimizer
+from additive_jax.train.recipe import Loss, Recipe, Structures
+from additive_jax.train.samplers import Sampler
+from additive_jax.train.trainer import default_mesh
+
+
+class Training:
+  """Makes what a pool is trained with. It remembers its recipes, since the compiled programs belong
+  to the object: another one, though equal, would compile them anew.
+
+  Attributes:
+    config: the options of the run.
+    model: the network.
+    data: what it is trained on.
+    objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+  """
+
+  def __init__(self, config: Options, model: Any, data: Data, objective: Any):
+    self.config, self.model, self.data, self.objective = config, model, data, objective
+    self._recipes: dict[int, Recipe] = {}
+
+  def steps(self, epochs: float) -> int:
+    """Returns the steps of `batch_size` examples that pass `epochs` times over the training set."""
+    order = Order(len(self.data.train), self.config.train.batch_size, 0)
+    return order.steps_for(epochs)
+
+  def recipe(self, num_steps: int) -> Recipe:
+    """Returns how a training of `num_steps` steps takes each of them; the same object each time."""
+    if num_steps not in self._recipes:
+      train = self.config.train
+      optimizer = make_optimizer(self.config, num_steps)
+      self._recipes[num_steps] = selected(
+        Recipe,
+        train,
+        model=self.model,
+        objective=self.objective,
+        optimizer=optimizer,
+        loss=self.loss(train.distill),
+      )
+    return self._recipes[num_steps]
+
+  def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
+    """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""
+    stages = self.pipeline
+    if stages is None:
+      return Structures(distill=distill, rescale=rescale)
+    if distill:
+      raise UserError(f'distill {distill} in a pipeline: expected 0')
+    return Piped(pipeline=stages, rescale=rescale)
+
+  @property
+  def pipeline(self) -> Pipeline | None:
+    """How pools are trained in stages; None for whole networks on each device.
+
+    Raises:
+      UserError: for a model or a batch that does not divide into them, see `staging`.
+    """
+    train = self.config.train
+    if train.pipe_devices == 1:
+      return None
+    stages = Pipeline(
+      train.pipe_devices, train.microbatches, train.pipe_schedule, train.pipe_repeats
+    )
+    pipeline.check_batch(train.batch_size, stages)
+    x = self.data.train[np.zeros(1, np.int64)][0]
+    staging.staging(self.model, stages, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return stages
+
+  def check_whole(self, loss: str) -> None:
+    """Raises `UserError` for a loss that cannot be in stages where stages are asked for."""
+    if self.config.train.pipe_devices > 1:
+      devices = self.config.train.pipe_devices
+      raise UserError(f'{loss} with config.train.pipe_devices {devices}: expected 1')
+
+  def sampler(self, num_steps: int) -> Sampler:
+    """Returns the sampler of `config.sampler`, for a training of `num_steps` steps."""
+    options = self.config.sampler
+    sites = [number for number, site in enumerate(sites_of(self.model)) for _ in site.names]
+    keep = samplers.KeepRates(
+      rate=options.keep_rate,
+      ramp=options.keep_ramp,
+      by_gate=options.gate_keep_rates,
+      sites=sites,
+      ramp_steps=options.ramp * num_steps,
+      ramp_shape=options.ramp_shape,
+    )
+    slots = self.config.train.structures_per_step
+    return samplers.make_sampler(
+      options.name, len(sites), slots, structures=options.structures, keep=keep
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """The devices of a run.
+
+  Attributes:
+    devices: those of the mesh that pools are trained on.
+    options: how pools are laid out on them.
+  """
+
+  devices: Sequence[jax.Device]
+  options: TrainOptions
+
+  @property
+  def workers(self) -> list[jax.Device] | None:
+    """This process's devices for work without a mesh; None on CPU, where cores count."""
+    local = [device for device in self.devices if device.process_index == jax.process_index()]
+    return None if local[0].platform == 'cpu' else local
+
+  def placement(self, model: Any, recipe: Recipe, sampler: Sampler) -> Placement:
+    """Returns where a pool of the model is trained."""
+    spread = self.options.expert_devices if layout.has_experts(model) else 1
+    mesh = default_mesh(recipe, sampler, self.options.batch_size, self.devices, spread)
+    return selected(Placement, self.options, mesh=mesh, chunk_steps=self.options.log_every)
+
+  def check_experts(self, networks: Iterable[Any]) -> None:
+    """Raises `UserError` where `config.train.expert_devices` suits none of the networks of a run,
+    or does not divide the experts of one that has some."""
+    networks = list(networks)
+    for network in [n for n in networks if layout.has_experts(n)] or networks:
+      layout.local_model(network, self.options.expert_devices)

@@ -1,0 +1,57 @@
+"""The mean prediction of several networks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, PyTree
+
+from additive_jax.run import ways
+from additive_jax.run.objectives import regression
+
+BATCH = 512  # examples that are seen at once
+
+
+def evaluate_ensemble(
+  model: Any,
+  pools: Sequence[PyTree],
+  bits: Bool[np.ndarray, 'members gates'],
+  batch: tuple[np.ndarray, np.ndarray],
+  objective: Callable[..., Any],
+) -> tuple[float, float]:
+  """Returns loss and accuracy of the mean prediction of several networks.
+
+  Predicted probabilities are averaged; for regression, predictions.
+
+  Args:
+    model: the additive model of all.
+    pools: `{'params': pool}` of each network.
+    bits: the structure of each.
+    batch: (x [N, ...], y [N, ...]).
+    objective: from outputs and targets to loss and accuracy, see `objectives`.
+  """
+  x, y = batch
+  as_they_are, total = objective is regression, np.zeros(2)
+  for start in range(0, len(x), BATCH):
+    part = slice(start, start + BATCH)
+    outputs = jnp.stack(
+      [_outputs(model, as_they_are, pool, row, x[part]) for pool, row in zip(pools, bits)]
+    )
+    if as_they_are:
+      mean = outputs.mean(0)
+    else:
+      mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
+    total += [float(values.sum()) for values in objective(mean, jnp.asarray(y[part]))]
+  loss, accuracy = total / len(x)
+  return float(loss), float(accuracy)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(model, as_they_are, variables, bits, x):
+  outputs = ways.conditional(model, variables, x, bits)
+  return outputs if as_they_are else jax.nn.log_softmax(outputs)
