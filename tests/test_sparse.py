@@ -15,11 +15,10 @@ from additive_jax import UserError
 from additive_jax.compress import (
   Variational,
   VariationalLoss,
+  below_threshold,
   divergence,
   keep_zeros,
-  kept,
   largest,
-  magnitudes,
   make_level,
 )
 from additive_jax.compress.noise import Draw, NoisyKernel, ScaledKernel, with_kernels
@@ -150,15 +149,15 @@ def test_what_is_removed(level, name):
   model = MODELS[name]
   found = make_level(level, model, X)
   mean = random_pool(model)
-  sizes = magnitudes(found, mean)
+  sizes = found.magnitudes(mean)
   keep = largest(sizes, sum(values.size for values in sizes.values()) // 2)
   pruned = found.prune(mean, keep)
   lost = sum(int((~own).sum()) for own in keep.values())
   if level == 'gate':
-    assert pruned.structure.sum() == 1
+    assert pruned.structure.num_on == 1
     assert nonzero(pruned.params) == nonzero(mean)
     return
-  assert pruned.structure.all()
+  assert all(pruned.structure)
   if level == 'weight':
     assert nonzero(mean) - nonzero(pruned.params) == lost
     return
@@ -180,7 +179,7 @@ def test_inputs_are_units_too():
   assert dict(found.shapes) == {'inputs': (16,), 'fc1': (5,), 'fc2': (4,)}
   assert dict(found.counts) == {'inputs': 5, 'fc1': 16 + 1 + 4, 'fc2': 5 + 1 + 3}
   mean = random_pool(model)
-  sizes = magnitudes(found, mean)
+  sizes = found.magnitudes(mean)
   np.testing.assert_allclose(
     sizes['inputs'], np.linalg.norm(mean['fc1']['kernel'], axis=1), rtol=1e-5
   )
@@ -203,14 +202,14 @@ def test_magnitudes_by_hand():
       'out': {'kernel': second, 'bias': np.ones(2)},
     }
   }
-  found = magnitudes(level, params)
+  found = level.magnitudes(params)
   np.testing.assert_allclose(found['fc1'], [5 * 2, 1 * 7])
   np.testing.assert_array_equal(largest(found, {'fc1': 1})['fc1'], [True, False])
-  pruned = level.prune(params, {'fc1': [False, True]})
+  pruned = level.prune(params, {'fc1': np.array([False, True])})
   want = [[0, 0], [0, 1]]
   np.testing.assert_array_equal(pruned.params['fc1_out']['fc1']['kernel'], want)
   weights = make_level('weight', model, np.ones((1, 2), np.float32))
-  found = magnitudes(weights, params)
+  found = weights.magnitudes(params)
   keep = largest(found, 2)
   np.testing.assert_array_equal(keep['fc1_out/fc1/kernel'], [[False, False], [True, False]])
   np.testing.assert_array_equal(keep['fc1_out/out/kernel'], [[False, False], [False, True]])
@@ -224,12 +223,12 @@ def test_magnitudes_by_hand():
 
 
 def test_the_lowest_stays_where_all_would_go():
-  found = kept({'a': np.array([5.0, 4.0]), 'b': np.array([1.0, 3.5, 3.0])})
+  found = below_threshold({'a': np.array([5.0, 4.0]), 'b': np.array([1.0, 3.5, 3.0])})
   np.testing.assert_array_equal(found['a'], [False, True])
   np.testing.assert_array_equal(found['b'], [True, False, True])
   # At the value where log α is cut off, all are alike: the first stays.
   np.testing.assert_array_equal(
-    kept({'a': np.full((2, 2), 8.0)})['a'], [[True, False], [False] * 2]
+    below_threshold({'a': np.full((2, 2), 8.0)})['a'], [[True, False], [False] * 2]
   )
 
 
@@ -373,7 +372,7 @@ def test_checkpointed_state_of_pruned_networks(recipe):
   level = recipe.model.noise
   mean = random_pool(MODELS['mlp'])
   for count in (40, 100):
-    keep = largest(magnitudes(level, mean), count)
+    keep = largest(level.magnitudes(mean), count)
     pruned = level.prune(mean, keep)
     one = trainer(tuned, state=init_state(tuned, {'params': pruned.params}))
     one.run(2)

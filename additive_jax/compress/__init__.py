@@ -1,33 +1,26 @@
 """Compression: what a network can do without, by sparse variational dropout and by magnitude."""
 
 from additive_jax.compress.cutting import Cut, cut, receipt
-from additive_jax.compress.levels import LEVELS, Gates, Pruned, Units, Weights, make_level
-from additive_jax.compress.magnitude import largest, magnitudes
-from additive_jax.compress.masks import keep_zeros
-from additive_jax.compress.variational import (
-  THRESHOLD,
-  Variational,
-  VariationalLoss,
-  divergence,
-  kept,
-)
+from additive_jax.compress.keep import THRESHOLD, below_threshold, keep_zeros, largest
+from additive_jax.compress.levels import LEVELS, Gates, Level, Pruned, Units, Weights, make_level
+from additive_jax.compress.variational import Variational, VariationalLoss, divergence
 
 __all__ = [
   'LEVELS',
   'THRESHOLD',
   'Cut',
   'Gates',
+  'Level',
   'Pruned',
   'Units',
   'Variational',
   'VariationalLoss',
   'Weights',
+  'below_threshold',
   'cut',
   'divergence',
   'keep_zeros',
-  'kept',
   'largest',
-  'magnitudes',
   'make_level',
   'receipt',
 ]

@@ -12,15 +12,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import lane as lane_gate
-from additive_jax.models.attention import (
-  AttentionLayers,
-  attention,
-  attention_layers,
-  causal_mask,
-)
+from additive_jax.models.attention import AttentionLayers, attention, attention_layers, causal_mask
 from additive_jax.models.conv import conv_sub_activation
 from additive_jax.models.feed_forward import feed_forward_layers, linear_pair
 from additive_jax.models.transformer import UNITS
@@ -43,14 +39,15 @@ class Attention(nn.Module):
   meet: bool = True
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B *lanes T D']) -> Float[Array, 'B *lanes T D']:
     x = nn.LayerNorm(name='norm')(h)
     qkv, out = attention_layers(h.shape[-1], sum(self.heads), self.size)
     mask = causal_mask(h.shape[-2]) if self.causal else None
 
     def branch(x, part):
-      heads = Layer(qkv.kernel[:, :, part], qkv.bias[:, part]), Layer(out.kernel[part])
-      return attention(x, AttentionLayers(*heads), mask=mask, rope=self.rope)
+      heads = jax.tree.map(lambda a: a[..., part, :], qkv)
+      layers = AttentionLayers(heads, Layer(out.kernel[part]))
+      return attention(x, layers, mask=mask, rope=self.rope)
 
     return _add(h, x, self.heads, self.meet, branch, out.bias)
 
@@ -71,7 +68,7 @@ class FeedForward(nn.Module):
   meet: bool = True
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B *lanes D']) -> Float[Array, 'B *lanes D']:
     activation, gated = UNITS[self.unit]
     x = nn.LayerNorm(name='norm')(h)
     layers = feed_forward_layers(h.shape[-1], sum(self.hidden), gated)
@@ -96,7 +93,7 @@ class ConvBlock(nn.Module):
   joins: tuple[bool, ...] = ()
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B height width C']) -> Float[Array, 'B height width C']:
     x = nn.LayerNorm(name='norm')(h)
     layers = linear_pair((3, 3, h.shape[-1], self.hidden), (3, 3, self.hidden, h.shape[-1]))
     return h + conv_sub_activation(x, layers, self.joins, nn.gelu)
@@ -116,24 +113,31 @@ class Shift(nn.Module):
   biased: bool = True
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B ...']) -> Float[Array, 'B ...']:
     bias = self.param('bias', nn.initializers.zeros, h.shape[-1:]) if self.biased else None
     return _add(h, h, (0,) * self.lanes, self.meet, None, bias)
 
 
-def _add(h, x, sizes, meet: bool, branch: Callable, bias):
-  """`h + branch(x) + bias`, where each lane computes its own part of the units."""
+def _add(h, x, sizes: tuple[int, ...], meet: bool, branch: Callable[..., Array] | None, bias):
+  """`h + branch(x) + bias`, where each lane computes its own part of the units.
+
+  sizes (3, 2):   lane 0 has units 0 1 2,  lane 1 has units 3 4
+  """
   bounds = ends(sizes)
   bias = 0 if bias is None else bias
   if len(sizes) == 1:
-    return h + (branch(x, slice(None)) if sizes[0] else 0) + bias
+    return h + (branch(x, slice(None)) if branch and sizes[0] else 0) + bias
   parts = []
   for lane, size in enumerate(sizes):
-    z = branch(x[:, lane], slice(*bounds[lane : lane + 2])) if size else 0
+    z = branch(x[:, lane], slice(*bounds[lane : lane + 2])) if branch and size else 0
     parts.append(jnp.broadcast_to(z + bias / len(sizes), h[:, lane].shape))
   return lane_gate(h, jnp.stack(parts, 1), meet, axis=1)
 
 
 def ends(sizes: Sequence[int]) -> tuple[int, ...]:
-  """Where parts of these sizes begin and end, from 0."""
+  """Returns where parts of these sizes begin and end.
+
+  >>> ends((3, 2))
+  (0, 3, 5)
+  """
   return (0, *itertools.accumulate(sizes))

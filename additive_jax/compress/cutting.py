@@ -1,9 +1,11 @@
 """What is pruned, cut out: a smaller dense network that computes what the masked one does.
 
-A network with gates in one structure, without the units that are not kept, becomes a plain module
-of its own config: branches whose residual gates are off and units that are cut have no parameters
-in it, inner gates are the arithmetic that they stand for. The residual stream keeps its width, as
-the norms read all of it; a plain stack has none.
+A network with gates in one structure, without the units that do not stay, becomes a plain module of
+its own config: branches whose residual gates are off and units that are cut have no parameters in
+it, inner gates are the arithmetic that they stand for. The residual stream keeps its width, as the
+norms read all of it; a plain stack has none.
+
+  hidden units 0 and 2 of 3:   in/kernel [D, 3] → [D, 2]   out/kernel [3, D] → [2, D]
 """
 
 from __future__ import annotations
@@ -18,24 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from additive_jax.compress.cut_steps import INPUTS, MAKERS, Kept, has_routers
 from additive_jax.compress.fixed import Fixed, make_fixed
+from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring, has_routers
 from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
-from additive_jax.models.additive import gate_names, sites_of
+from additive_jax.models.additive import Additive, gate_names, sites_of
 from additive_jax.models.dense_stack import DenseStack
-from additive_jax.models.mlp import MLP
 from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
-from additive_jax.transplant.wiring import (
-  READS,
-  Axis,
-  Wiring,
-  dense_layers,
-  wiring_of,
-)
+from additive_jax.transplant.wiring import module_names
+
+Batch = Shaped[Array | np.ndarray, 'B ...']
+Units = dict[str, Bool[np.ndarray, 'size']]  # by space
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,16 +46,16 @@ class Cut:
     variables: `{'params': its parameters}`.
     config: of the model, as JSON values; `make(config)` makes it again.
     gates, structure: names of the gates of the network it was cut out of, and their values.
-    units: by space, which units were kept, bool [n].
+    units: by space, which units stay.
     rule: what was cut, in words.
   """
 
   model: nn.Module
-  variables: Any
-  config: dict
+  variables: PyTree
+  config: dict[str, Any]
   gates: tuple[str, ...]
   structure: Structure
-  units: Mapping[str, np.ndarray]
+  units: Units
   rule: str
 
 
@@ -72,8 +71,13 @@ class Cost(NamedTuple):
   bytes: int
 
 
-def cut(model, variables, structure=None, keep: Mapping[str, Any] | None = None) -> Cut:
-  """Cuts out what a structure does not run and what is not kept.
+def cut(
+  model: Additive,
+  variables: PyTree,
+  structure: Any = None,
+  keep: Mapping[str, Bool[np.ndarray, '...']] | None = None,
+) -> Cut:
+  """Cuts out what a structure does not run and units that do not stay.
 
   Args:
     model: an MLP, DenseStack, Transformer or ConvNet; or any other additive network, LeNet and VGG
@@ -81,43 +85,47 @@ def cut(model, variables, structure=None, keep: Mapping[str, Any] | None = None)
       of the pool what sites that are off call their own is left out.
     variables: `{'params': pool}`.
     structure: static, in any form; None is all-on.
-    keep: which units stay, bool [n] by space; see `spaces`. Others keep all. A unit that is not
-      kept is taken to give zero.
+    keep: which units stay, bool [n] by space; see `spaces`. Others keep all. A unit that does not
+      stay is taken to give zero.
 
   Raises:
     UserError: for a network with routers, a structure of another length, spaces or lengths that the
       model does not have, or a layer of a plain stack without units.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5)))
+  >>> smaller = cut(model, variables, '10', {'block_00/hidden': np.arange(8) < 3})
+  >>> smaller.rule
+  'cut MLP: 1 of 2 gates off, hidden 16→11'
+  >>> smaller.variables['params']['block_00']['in']['kernel'].shape
+  (4, 3)
   """
   if has_routers(model):
     raise UserError(
       f'cut of {type(model).__name__} with routers: expected a network that runs the same for all '
       'tokens'
     )
-  pool = params_of(variables)
-  gates = gate_names(model)
-  count = len(gates)
-  structure = Structure.all_on(count) if structure is None else parse(structure, count)
-  units = _units(model, variables, keep or {})
-  if type(model) not in MAKERS:
+  pool, gates = params_of(variables), gate_names(model)
+  structure = _parsed(structure, len(gates))
+  units = _checked_units(model, variables, keep or {})
+  network: Fixed | Steps
+  if type(model) in PLANNERS:
+    plan = PLANNERS[type(model)](model, Selection(structure, units))
+    network = Steps(tuple(plan.steps))
+    config = {'network': 'steps', 'steps': network.config}
+    params = _cut_pool(model, pool, units, plan.sources)
+  else:
     network = Fixed(model, structure.bits)
     config = {'network': 'fixed', **network.config}
-    off = {
-      site.label.replace('/', '__')
-      for site in sites_of(model)
-      if site.has_residual and not structure[site.start]
-    }
+    named = zip(module_names(model), sites_of(model))
+    off = {name for name, site in named if site.has_residual and not structure[site.start]}
     params = {name: leaves for name, leaves in pool.items() if name not in off}
-  else:
-    made = MAKERS[type(model)](model, Kept(structure, units))
-    network = Steps(made.steps)
-    config = {'network': 'steps', 'steps': network.config}
-    params = _cut_pool(model, pool, units, made.parameters)
   rule = _rule(model, structure, units)
   return Cut(network, {'params': params}, config, gates, structure, units, rule)
 
 
 def make(config: Mapping[str, Any]) -> nn.Module:
-  """The module of a `Cut.config`.
+  """Returns the module of a `Cut.config`.
 
   Raises:
     UserError: for anything else.
@@ -128,92 +136,100 @@ def make(config: Mapping[str, Any]) -> nn.Module:
   return make_steps(config['steps']) if kind == 'steps' else make_fixed(config)
 
 
-def spaces(model, variables) -> dict[str, int]:
-  """The spaces whose units can be cut, and how many each has: hidden units, heads and inner
+def spaces(model: Additive, variables: PyTree) -> dict[str, int]:
+  """Returns the spaces whose units can be cut, and how many each has: hidden units, heads and inner
   channels of each block, in the names of `transplant.wiring_of`; and `inputs`, the numbers of an
   input that is flattened.
 
   Empty for models other than MLP, DenseStack, Transformer and ConvNet.
   """
-  if type(model) not in MAKERS:
+  if type(model) not in PLANNERS:
     return {}
-  wiring, found = _wiring(model), {}
-  for name, shape in wiring.shapes(params_of(variables)).items():
+  wiring = cut_wiring(model)
+  shapes = wiring.shapes(params_of(variables))
+  for name in shapes:
     if name not in wiring.axes:
       raise UserError(f'leaf {name} of the pool: expected those of {type(model).__name__}')
-    for axis, size in zip(wiring.axes[name], shape):
-      if axis is not None:
-        found[axis.space] = size
-  held = wiring.streams.keys() | wiring.nested
-  return {name: size for name, size in found.items() if name not in held}
+  fixed = wiring.streams.keys() | wiring.nested
+  return {
+    axis.space: shape[number]
+    for _, shape, number, axis in wiring.unit_axes(shapes)
+    if axis.space not in fixed
+  }
 
 
-def masked(model, variables, keep: Mapping[str, Any]):
-  """`{'params': pool}` with zeros in place of all that writes or reads a unit that is not kept, so
-  that it gives exactly zero; the network that `cut` is compared with.
+def masked(model: Additive, variables: PyTree, keep: Mapping[str, Any]) -> PyTree:
+  """Returns `{'params': pool}` with zeros in place of all that writes or reads a unit that does not
+  stay, so that it gives exactly zero; the network that `cut` is compared with.
 
   Raises:
     UserError: as `cut`.
   """
-  units = _units(model, variables, keep)
-  if all(kept.all() for kept in units.values()):
+  units = _checked_units(model, variables, keep)
+  if all(mask.all() for mask in units.values()):
     return variables
-  wiring = _wiring(model)
+  wiring = cut_wiring(model)
   leaves = wiring.flat(params_of(variables))
-  for name, leaf in leaves.items():
-    for i, axis in enumerate(wiring.axes[name]):
-      if axis is not None and axis.space in units:
-        along = [-1 if i == j else 1 for j in range(leaf.ndim)]
-        leaf = np.where(units[axis.space].reshape(along), leaf, np.zeros((), leaf.dtype))
-    leaves[name] = leaf
+  for name, _, number, axis in wiring.unit_axes(dict(leaves)):
+    if axis.space in units:
+      leaf = leaves[name]
+      mask = np.expand_dims(units[axis.space], [i for i in range(leaf.ndim) if i != number])
+      leaves[name] = np.where(mask, leaf, np.zeros((), leaf.dtype))
   return {'params': jax.tree.map(jnp.asarray, wiring.pool(leaves))}
 
 
-def used(model, variables) -> dict[str, np.ndarray]:
-  """Which units a pool with zeros in it uses, as `cut` takes them.
+def used(model: Additive, variables: PyTree) -> Units:
+  """Returns which units a pool with zeros in it uses, as `cut` takes them.
 
   A unit that only zeros write gives zero, as every activation does at zero, and one that only zeros
   read is as good as zero; the same is asked again without them, until nothing changes. Layers of a
   plain stack, and inputs, keep one unit at least, which `cut` needs.
   """
-  wiring, sizes = _wiring(model), spaces(model, variables)
-  keep, found = None, {name: np.ones(size, bool) for name, size in sizes.items()}
-  while keep is None or any((found[name] != keep[name]).any() for name in keep):
-    keep = found
-    leaves = wiring.flat(params_of(masked(model, variables, keep)))
-    found = {name: _is_used(name, leaves, wiring) for name in keep}
-    for name, units in found.items():
-      units[0] |= not units.any() and _needs_a_unit(model, name)
-  return keep
+  wiring = cut_wiring(model)
+  units = {name: np.ones(size, bool) for name, size in spaces(model, variables).items()}
+  while True:
+    leaves = wiring.flat(params_of(masked(model, variables, units)))
+    fewer = {}
+    for name in units:
+      sides = wiring.sides(leaves, name, lambda leaf, axes: (leaf != 0).any(axes))
+      fewer[name] = np.logical_and.reduce([np.any(side, 0) for side in sides if side])
+      fewer[name][0] |= not fewer[name].any() and _needs_a_unit(model, name)
+    if all((fewer[name] == units[name]).all() for name in units):
+      return units
+    units = fewer
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def logits(model, variables, x: jax.Array, structure: Structure | None = None) -> jax.Array:
-  """The logits [B, ..., C] of a network with gates in a structure, or of a plain module; compiled
-  once for each."""
-  return model.apply(variables, x, *([] if structure is None else [structure]))
+def logits(
+  model: nn.Module, variables: PyTree, x: Batch, structure: Structure | None = None
+) -> Float[Array, 'B ...']:
+  """Returns the logits of a network with gates in a structure, or of a plain module; compiled once
+  for each."""
+  apply: Any = model.apply  # gives arrays alone, as nothing in the pool may change
+  return apply(variables, x, *([] if structure is None else [structure]))
 
 
-def receipt(cut: Cut, model, variables, x: jax.Array) -> Receipt:
+def receipt(cut: Cut, model: Additive, variables: PyTree, x: Batch) -> Receipt:
   """Compares the logits of what was cut out with those of the masked network.
 
   Args:
-    cut: what `cut` returned.
+    cut: the result of `cut`.
     model, variables: what it was cut out of.
-    x: a batch of inputs, [B, ...].
+    x: a batch of inputs.
   """
   before = logits(model, masked(model, variables, cut.units), x, cut.structure)
   after = logits(cut.model, cut.variables, x)
   return compare(cut.rule, True, before, after)
 
 
-def cost(model, variables, x: jax.Array, structure=None) -> Cost:
-  """What a network costs, with gates or without.
+def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -> Cost:
+  """Returns what a network costs, with gates or without.
 
   Args:
     model: with gates, in `structure` (None is all-on), or a plain module.
     variables: all of its parameters are counted, whether they are read or not.
-    x: a batch of inputs, [B, ...], of which the shape matters.
+    x: a batch of inputs, of which the shape matters.
+    structure: in any form.
   """
   if structure is not None:
     structure = parse(structure, len(gate_names(model)))
@@ -222,76 +238,57 @@ def cost(model, variables, x: jax.Array, structure=None) -> Cost:
   return Cost(float(analysis.get('flops', 0.0)) / len(x), size)
 
 
-def _wiring(model) -> Wiring:
-  """That of transplants, and the inputs of a network that flattens them."""
-  wiring = wiring_of(model)
-  if isinstance(model, MLP | DenseStack):
-    first = next(iter(dense_layers(model).values())) if isinstance(model, DenseStack) else 'embed'
-    path = f'{first}/kernel'
-    axes = {**wiring.axes, path: (Axis(READS, INPUTS), *wiring.axes[path][1:])}
-    wiring = dataclasses.replace(wiring, axes=axes)
-  return wiring
+def _parsed(structure: Any, num_gates: int) -> Structure:
+  return Structure.all_on(num_gates) if structure is None else parse(structure, num_gates)
 
 
-def _units(model, variables, keep) -> dict[str, np.ndarray]:
-  """Which units of all spaces are kept, checked."""
+def _checked_units(model, variables, keep: Mapping[str, Any]) -> Units:
+  """Which units of all spaces stay."""
   sizes = spaces(model, variables)
   units = {name: np.ones(size, bool) for name, size in sizes.items()}
-  for name, kept in keep.items():
+  for name, values in keep.items():
     if name not in sizes:
       known = ', '.join(sizes) or f'no units of {type(model).__name__}, structures alone'
       raise UserError(f'keep of {name!r}: expected some of {known}')
-    kept = np.asarray(kept)
-    if kept.dtype != bool or kept.shape != (sizes[name],):
+    mask = np.asarray(values)
+    if mask.dtype != bool or mask.shape != (sizes[name],):
       raise UserError(
-        f'keep of {name} of {kept.dtype}{list(kept.shape)}: expected bool[{sizes[name]}], one for '
+        f'keep of {name} of {mask.dtype}{list(mask.shape)}: expected bool[{sizes[name]}], one for '
         'each unit'
       )
-    if not kept.any() and _needs_a_unit(model, name):
+    if not mask.any() and _needs_a_unit(model, name):
       raise UserError(f'keep of {name} without units: expected at least one of {sizes[name]}')
-    units[name] = kept
+    units[name] = mask
   return units
 
 
-def _needs_a_unit(model, space) -> bool:
+def _needs_a_unit(model, space: str) -> bool:
   return isinstance(model, DenseStack) or space == INPUTS
 
 
-def _is_used(space, leaves, wiring) -> np.ndarray:
-  """Which units of a space have something that writes them and something that reads them."""
-  sides = {True: [], False: []}
-  for path, leaf in leaves.items():
-    for i, axis in enumerate(wiring.axes[path]):
-      if axis is not None and axis.space == space:
-        others = tuple(j for j in range(leaf.ndim) if j != i)
-        sides[axis.role == READS].append((leaf != 0).any(others))
-  return np.logical_and.reduce([np.any(side, 0) for side in sides.values() if side])
-
-
-def _cut_pool(model, pool, units, parameters):
-  """The leaves that are kept, without the units that are not, under their new names."""
-  wiring = _wiring(model)
+def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
+  """The leaves that stay, without the units that do not, under their new names."""
+  wiring = cut_wiring(model)
   leaves = wiring.flat(pool)
-  for name, leaf in leaves.items():
-    for i, axis in enumerate(wiring.axes[name]):
-      if axis is not None and axis.space in units:
-        leaf = np.compress(units[axis.space], leaf, i)
-    leaves[name] = leaf
-  leaves, kept = flatten_dict(wiring.pool(leaves), sep='/'), {}
-  for new, old in parameters.items():
-    for path, leaf in leaves.items():
+  for name, _, number, axis in wiring.unit_axes(dict(leaves)):
+    if axis.space in units:
+      leaves[name] = np.compress(units[axis.space], leaves[name], number)
+  renamed = {}
+  for path, leaf in flatten_dict(wiring.pool(leaves), sep='/').items():
+    for new, old in sources.items():
       if path == old or path.startswith(f'{old}/'):
-        kept[f'{new}{path.removeprefix(old)}'] = jnp.asarray(leaf)
-  return unflatten_dict(kept, sep='/')
+        renamed[f'{new}{path.removeprefix(old)}'] = jnp.asarray(leaf)
+  return unflatten_dict(renamed, sep='/')
 
 
-def _rule(model, structure, units) -> str:
+def _rule(model, structure: Structure, units: Units) -> str:
   """What was cut, such as `cut MLP: 2 of 6 gates off, hidden 48→13`."""
-  parts, sizes = [], {}
-  if off := structure.num_gates - structure.num_on:
-    parts.append(f'{off} of {structure.num_gates} gates off')
-  for name, kept in units.items():
-    before, after = sizes.get(name.split('/')[-1], (0, 0))
-    sizes[name.split('/')[-1]] = before + len(kept), after + int(kept.sum())
+  off = structure.num_gates - structure.num_on
+  parts = [f'{off} of {structure.num_gates} gates off'] if off else []
+  sizes: dict[str, tuple[int, int]] = {}
+  for name, mask in units.items():
+    kind = name.split('/')[-1]
+    before, after = sizes.get(kind, (0, 0))
+    sizes[kind] = before + len(mask), after + int(mask.sum())
   parts += [f'{kind} {n}→{m}' for kind, (n, m) in sizes.items() if n != m]
   return f'cut {type(model).__name__}: {", ".join(parts) or "nothing"}'

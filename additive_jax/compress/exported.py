@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 from safetensors import numpy as safetensors
 
 from additive_jax.compress.cutting import Cut, make
@@ -24,11 +26,11 @@ from additive_jax.files.rundir import WRITABLE, config_hash
 MODEL, TENSORS, ORBAX = 'model.json', 'model.safetensors', 'orbax'
 
 
-def export(cut: Cut, directory, *, notes: dict[str, Any] | None = None) -> Path:
+def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
   """Writes what was cut out, all of it or nothing.
 
   Args:
-    cut: what `cut.cut` returned.
+    cut: the result of `cutting.cut`.
     directory: must not exist; its parent must.
     notes: JSON values that go into `model.json` as well.
 
@@ -45,7 +47,7 @@ def export(cut: Cut, directory, *, notes: dict[str, Any] | None = None) -> Path:
     'config': cut.config,
     'structure': str(cut.structure),
     'gates': list(cut.gates),
-    'kept': {name: np.flatnonzero(k).tolist() for name, k in cut.units.items() if not k.all()},
+    'kept': {n: np.flatnonzero(mask).tolist() for n, mask in cut.units.items() if not mask.all()},
     'parameters': {
       path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'tensor': tensor_name(path)}
       for path, leaf in leaves.items()
@@ -67,9 +69,9 @@ def export(cut: Cut, directory, *, notes: dict[str, Any] | None = None) -> Path:
   return directory
 
 
-def load(directory) -> tuple[Any, Any]:
-  """The module and the variables of an exported network: `model.apply(variables, x)` gives the
-  logits. Every leaf is checked against its checksum.
+def load(directory: str | Path) -> tuple[nn.Module, PyTree]:
+  """Returns the module and the variables of an exported network: `model.apply(variables, x)` gives
+  the logits. Every leaf is checked against its checksum.
 
   Raises:
     UserError: when there is none, or it is damaged.
@@ -94,11 +96,15 @@ def load(directory) -> tuple[Any, Any]:
 
 
 def tensor_name(path: str) -> str:
-  """The name of a parameter in the safetensors file: `block_00/mlp/in/kernel`."""
+  """Returns the name of a parameter in the safetensors file.
+
+  >>> tensor_name('block_00__mlp/in/kernel')
+  'block_00/mlp/in/kernel'
+  """
   return path.replace('__', '/')
 
 
-def check_new(directory) -> None:
+def check_new(directory: str | Path) -> None:
   """Raises `UserError` unless `directory` can be made: it does not exist, its parent does."""
   directory = Path(directory)
   if directory.exists() or directory.is_symlink():

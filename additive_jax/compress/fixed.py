@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float, Num
 
+from additive_jax.compress.steps import tupled
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Additive
@@ -28,14 +31,14 @@ class Fixed(nn.Module):
   network: Additive
   bits: tuple[bool, ...]
 
-  def setup(self):
+  def setup(self) -> None:
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B ...']:
     return self.network(x, self.bits)
 
   @property
-  def config(self) -> dict:
+  def config(self) -> dict[str, Any]:
     """The network's class and fields and the structure, as JSON values.
 
     Raises:
@@ -56,8 +59,8 @@ class Fixed(nn.Module):
     return {'model': name, 'fields': fields, 'structure': str(Structure(self.bits))}
 
 
-def make_fixed(config: dict) -> Fixed:
-  """The network of `Fixed.config`.
+def make_fixed(config: Mapping[str, Any]) -> Fixed:
+  """Returns the network of `Fixed.config`.
 
   Raises:
     UserError: for a class that is not there, or that does not take the fields.
@@ -65,14 +68,10 @@ def make_fixed(config: dict) -> Fixed:
   module, _, name = config['model'].partition(':')
   try:
     kind = getattr(importlib.import_module(module), name)
-    network = kind(**{key: _tupled(value) for key, value in config['fields'].items()})
+    network = kind(**{key: tupled(value) for key, value in config['fields'].items()})
   except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise UserError(
       f'network {config["model"]} ({error}): expected a class that can be imported and takes '
       f'{config["fields"]}'
     ) from error
   return Fixed(network, Structure.from_string(config['structure']).bits)
-
-
-def _tupled(value):
-  return tuple(_tupled(item) for item in value) if isinstance(value, list) else value

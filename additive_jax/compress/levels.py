@@ -1,23 +1,24 @@
 """What may bear noise and be removed: every weight, every hidden unit or head, every residual gate.
 
-A level says where the noise enters a model, how many numbers it has, what they cost, and what is
-left of a pool without some of them.
+A level says where the noise enters a model, how many numbers it has, how large each is, what they
+cost, and what is left of a pool without some of them.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from additive_jax import run
-from additive_jax.compress.cut_steps import INPUTS, MAKERS
-from additive_jax.compress.cutting import masked
-from additive_jax.compress.cutting import spaces as cut_spaces
+from additive_jax.compress.cutting import masked, spaces
 from additive_jax.compress.noise import (
   KERNEL,
   Draw,
@@ -26,18 +27,27 @@ from additive_jax.compress.noise import (
   linear_maps,
   with_kernels,
 )
+from additive_jax.compress.plans import INPUTS, PLANNERS, cut_wiring
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import Structure
 from additive_jax.models import MLP, DenseStack
-from additive_jax.models.additive import gate_names, sites_of
+from additive_jax.models.additive import Additive, gate_names, sites_of
 from additive_jax.models.costs import measure
 from additive_jax.models.kinds import LANE
-from additive_jax.transplant import wiring_of
-from additive_jax.transplant.wiring import READS, WRITES
+from additive_jax.transplant.copies import strengths
+from additive_jax.transplant.wiring import READS, WRITES, module_names
 
 LEVELS = ('weight', 'unit', 'gate')
 GATES = 'gates'
 LIMIT = 8.0  # of |log α|; beyond it noise or mean is nothing beside the other
 BINS = np.linspace(-LIMIT, LIMIT, 65)  # edges of those of a histogram of log α
+
+Batch = Shaped[Array | np.ndarray, 'B ...']
+ByName = Mapping[str, Float[Array, '...']]
+Keys = Key[Array, 'B']
+Logits = Float[Array, 'B ...']
+Magnitudes = dict[str, Float[np.ndarray, '...']]
+Masks = Mapping[str, Bool[np.ndarray, '...']]
 
 
 class Pruned(NamedTuple):
@@ -45,180 +55,189 @@ class Pruned(NamedTuple):
 
   Attributes:
     params: the pool, with zeros for removed weights and for all weights of removed units.
-    structure: its gates, bool [n].
-    units: which units of each space are left, bool [size] by space: the others were removed, or no
-      weight that is left reads them. {} for gates.
+    structure: its gates.
+    units: which units of each space are left: the others were removed, or no weight that is left
+      reads them. {} for gates.
   """
 
-  params: Any
-  structure: np.ndarray
-  units: dict[str, np.ndarray]
+  params: PyTree
+  structure: Structure
+  units: dict[str, Bool[np.ndarray, 'size']]
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
-  """The weights of all kernels that are matrices; biases, norms and embeddings stay.
+class Level(abc.ABC):
+  """What of a model bears noise, and may go.
 
   Attributes:
     model: an additive model.
-    shapes: of the kernels by name, their path in the pool.
+    shapes: of the numbers that have a noise of their own, by name: a kernel, a space, `gates`.
+    counts: by name, how many weights go with each number; one count, or one for each.
   """
 
-  model: Any
+  model: Additive
   shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  counts: tuple[tuple[str, int | tuple[int, ...]], ...]
 
-  @property
-  def counts(self) -> tuple[tuple[str, int], ...]:
-    """How many weights go with each number of a name: by name, a number or an array."""
-    return tuple((name, 1) for name, _ in self.shapes)
-
-  def run(self, mean, log_variance, x: jax.Array, keys: jax.Array) -> jax.Array:
-    """Logits of all gates on with noise, a draw for each example.
+  @abc.abstractmethod
+  def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
+    """Returns the logits of all gates on with noise, a draw for each example.
 
     Args:
       mean: the pool of the model.
       log_variance: log σ² by name.
-      keys: [B].
+      x: inputs.
+      keys: one for each example.
     """
-    draw = Draw(keys)
-    noisy = {
-      name.removesuffix(f'/{KERNEL}'): lambda kernel, name=name: NoisyKernel(
-        kernel, jnp.exp(log_variance[name]), draw
-      )
-      for name, _ in self.shapes
-    }
-    return with_kernels(self.model, mean, x, noisy)
 
-  def log_alpha(self, mean, log_variance) -> dict[str, jax.Array]:
-    """By name, clipped to ±8, as in the paper's program."""
-    own = flatten_dict(mean, sep='/')
-    squared = {name: jnp.square(own[name]) for name, _ in self.shapes}
-    return {
-      name: jnp.clip(log_variance[name] - jnp.log(value + 1e-16), -LIMIT, LIMIT)
-      for name, value in squared.items()
-    }
+  def log_alpha(self, mean: PyTree, log_variance: ByName) -> dict[str, Float[Array, '...']]:
+    """Returns log α = log σ² − log θ² by name, clipped to ±8, as in the paper's program. Units and
+    gates have the mean 1, as the weights beside them can take any other."""
+    del mean
+    return {name: jnp.clip(values, -LIMIT, LIMIT) for name, values in log_variance.items()}
 
-  def prune(self, params, keep) -> Pruned:
-    """The network with the weights of `keep`, bool by name, alone."""
-    leaves = flatten_dict(jax.tree.map(np.asarray, params), sep='/')
-    leaves |= {name: np.where(keep[name], leaves[name], 0) for name, _ in self.shapes}
-    params = unflatten_dict(leaves, sep='/')
-    return Pruned(params, _all_on(self.model), self._read(params))
+  @abc.abstractmethod
+  def magnitudes(self, params: PyTree) -> Magnitudes:
+    """Returns how large each number of a pool is, by name."""
 
-  def _read(self, params) -> dict[str, np.ndarray]:
-    """Which units some weight still reads; the others can be cut out."""
-    sizes = cut_spaces(self.model, {'params': params})
-    read = {name: np.zeros(size, bool) for name, size in sizes.items()}
-    wiring = wiring_of(self.model)
-    for name, leaf in wiring.flat(params).items():
-      for number, axis in enumerate(wiring.axes.get(name, ())):
-        if axis is not None and axis.role == READS and axis.space in read:
-          others = tuple(i for i in range(leaf.ndim) if i != number)
-          read[axis.space] |= (leaf != 0).any(others)
-    if INPUTS in read:
-      first = flatten_dict(params, sep='/')[self.shapes[0][0]]
-      read[INPUTS] = (first != 0).any(1)
-    for own in read.values():
-      own[0] |= not own.any()
-    return read
+  @abc.abstractmethod
+  def prune(self, params: PyTree, keep: Masks) -> Pruned:
+    """Returns the network with the numbers of `keep`, by name, alone."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Units:
+class Weights(Level):
+  """The weights of all kernels that are matrices; biases, norms and embeddings stay."""
+
+  def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
+    draw = Draw(keys)
+
+    def noisy(name):
+      return lambda kernel: NoisyKernel(kernel, jnp.exp(log_variance[name]), draw)
+
+    kernels = {name.removesuffix(f'/{KERNEL}'): noisy(name) for name, _ in self.shapes}
+    return with_kernels(self.model, mean, x, kernels)
+
+  def log_alpha(self, mean: PyTree, log_variance: ByName) -> dict[str, Float[Array, '...']]:
+    leaves = flatten_dict(mean, sep='/')
+    log_square = {name: jnp.log(jnp.square(leaves[name]) + 1e-16) for name, _ in self.shapes}
+    return super().log_alpha(mean, {n: log_variance[n] - log for n, log in log_square.items()})
+
+  def magnitudes(self, params: PyTree) -> Magnitudes:
+    """Absolute values."""
+    leaves = flatten_dict(params, sep='/')
+    return {name: np.abs(np.asarray(leaves[name])) for name, _ in self.shapes}
+
+  def prune(self, params: PyTree, keep: Masks) -> Pruned:
+    leaves = flatten_dict(jax.tree.map(np.asarray, params), sep='/')
+    leaves |= {name: np.where(keep[name], leaves[name], 0) for name, _ in self.shapes}
+    params = unflatten_dict(leaves, sep='/')
+    return Pruned(params, _all_on(self.model), self._read_units(params))
+
+  def _read_units(self, params) -> dict[str, np.ndarray]:
+    """Which units some weight still reads, one of a space at least; the others can be cut out."""
+    sizes = spaces(self.model, {'params': params})
+    if not sizes:
+      return {}
+    wiring, units = cut_wiring(self.model), {}
+    leaves = wiring.flat(params)
+    for space in sizes:
+      _, read = wiring.sides(leaves, space, lambda leaf, axes: (leaf != 0).any(axes))
+      units[space] = np.any(read, 0)
+      units[space][0] |= not units[space].any()
+    return units
+
+
+@dataclasses.dataclass(frozen=True)
+class Units(Level):
   """Hidden units and attention heads: each has one noise for all tokens of an example, which
-  multiplies what is read of it. Its mean is 1, for the weights can take any other; so log α is
-  log σ².
+  multiplies what is read of it.
 
   Attributes:
-    model: a model that has a `transplant.Wiring`.
-    shapes: (size,) by space.
-    counts: by space, the weights that go with a unit.
     readers: the modules whose kernels read a space, with the space and how many numbers of their
       input belong to a unit.
   """
 
-  model: Any
-  shapes: tuple[tuple[str, tuple[int]], ...]
-  counts: tuple[tuple[str, int], ...]
   readers: tuple[tuple[str, str, int], ...]
 
-  def run(self, mean, log_variance, x: jax.Array, keys: jax.Array) -> jax.Array:
+  def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
     draw = Draw(keys)
     scales = {
       name: 1 + jnp.exp(log_variance[name] / 2) * draw((len(x), *shape))
       for name, shape in self.shapes
     }
-    scaled = {
-      module: lambda kernel, space=space, each=each: ScaledKernel(
-        kernel, jnp.repeat(scales[space], each, axis=1)
-      )
-      for module, space, each in self.readers
-    }
-    return with_kernels(self.model, mean, x, scaled)
 
-  def log_alpha(self, mean, log_variance) -> dict[str, jax.Array]:
-    del mean
-    return _clipped(log_variance)
+    def scaled(space, repeats):
+      return lambda kernel: ScaledKernel(kernel, jnp.repeat(scales[space], repeats, axis=1))
 
-  def prune(self, params, keep) -> Pruned:
-    """The network with the units of `keep`, bool by space, alone."""
+    kernels = {module: scaled(space, repeats) for module, space, repeats in self.readers}
+    return with_kernels(self.model, mean, x, kernels)
+
+  def magnitudes(self, params: PyTree) -> Magnitudes:
+    """The norm of all that writes a unit times the norm of all that reads it, which scaling one up
+    and the other down leaves as it is; of an input the norm of what reads it."""
+    wiring = cut_wiring(self.model)
+    leaves = wiring.flat(params)
+    return {name: strengths(leaves, wiring, name) for name, _ in self.shapes}
+
+  def prune(self, params: PyTree, keep: Masks) -> Pruned:
     units = {name: np.array(keep[name], bool) for name, _ in self.shapes}
-    found = masked(self.model, {'params': params}, units)
-    return Pruned(jax.tree.map(np.asarray, found['params']), _all_on(self.model), units)
+    zeroed = masked(self.model, {'params': params}, units)
+    return Pruned(jax.tree.map(np.asarray, zeroed['params']), _all_on(self.model), units)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gates:
-  """Residual gates: what a site adds is multiplied by a noise of mean 1 for each example; log α is
-  log σ², as for units. Other gates stay on.
+class Gates(Level):
+  """Residual gates: what a site adds is multiplied by a noise of mean 1 for each example. Other
+  gates stay on.
 
   Attributes:
-    model: an additive model.
-    positions: the numbers of its residual gates.
-    weights: parameters that each switches.
+    positions: the numbers of the model's residual gates.
   """
 
-  model: Any
   positions: tuple[int, ...]
-  weights: tuple[int, ...]
 
   @property
   def names(self) -> tuple[str, ...]:
+    """The names of the residual gates."""
     return tuple(gate_names(self.model)[i] for i in self.positions)
 
-  @property
-  def shapes(self) -> tuple[tuple[str, tuple[int]], ...]:
-    return ((GATES, (len(self.positions),)),)
-
-  @property
-  def counts(self) -> tuple[tuple[str, np.ndarray], ...]:
-    return ((GATES, np.array(self.weights, np.float32)),)
-
-  def run(self, mean, log_variance, x: jax.Array, keys: jax.Array) -> jax.Array:
+  def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
     noise = Draw(keys)((len(x), len(self.positions)))
     gates = jnp.ones((len(x), len(gate_names(self.model))))
     gates = gates.at[:, self.positions].add(jnp.exp(log_variance[GATES] / 2) * noise)
-    return run.masked(self.model, {'params': mean}, x, gates)
+    return run.masked(self.model, {'params': mean}, jnp.asarray(x), gates)
 
-  def log_alpha(self, mean, log_variance) -> dict[str, jax.Array]:
-    del mean
-    return _clipped(log_variance)
+  def magnitudes(self, params: PyTree) -> Magnitudes:
+    """The root-mean-square parameter of each gate's site."""
+    sizes = []
+    for module, site in zip(module_names(self.model), sites_of(self.model)):
+      if site.has_residual:
+        leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params[module])])
+        sizes.append(np.sqrt(np.square(leaves).mean()))
+    return {GATES: np.array(sizes)}
 
-  def prune(self, params, keep) -> Pruned:
-    """The network with the residual gates of `keep[GATES]`, bool, alone."""
-    structure = _all_on(self.model)
-    structure[list(self.positions)] = keep[GATES]
-    return Pruned(jax.tree.map(np.asarray, params), structure, {})
+  def prune(self, params: PyTree, keep: Masks) -> Pruned:
+    bits = np.array(_all_on(self.model))
+    bits[list(self.positions)] = keep[GATES]
+    return Pruned(jax.tree.map(np.asarray, params), Structure(tuple(bits)), {})
 
 
-def make_level(level: str, model, x, *, inputs: bool = False) -> Weights | Units | Gates:
-  """The level called `level` of a model, for inputs of the shape of `x` [B, ...].
+def make_level(level: str, model: Additive, x: Batch, *, inputs: bool = False) -> Level:
+  """Returns the level called `level` of a model.
 
   Args:
+    level: 'weight', 'unit' or 'gate'.
+    model: an additive model.
+    x: inputs, of which the shape matters.
     inputs: whether the numbers of an input that is flattened are units too, the space `inputs`.
 
   Raises:
     UserError: for another name, or a model in which nothing is found at this level.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> make_level('unit', model, np.ones((1, 5), np.float32)).shapes
+  (('block_00/hidden', (8,)), ('block_01/hidden', (8,)))
   """
   if level not in LEVELS:
     raise UserError(f'level {level!r}: expected one of {", ".join(LEVELS)}')
@@ -229,62 +248,60 @@ def make_level(level: str, model, x, *, inputs: bool = False) -> Weights | Units
   return _weights(model, x) if level == 'weight' else _gates(model, x)
 
 
-def _weights(model, x):
-  named = _check_maps(model, 'weights', x)
-  shapes = tuple((f'{name}/{KERNEL}', shape) for name, shape in named.items())
+def _weights(model, x) -> Weights:
+  kernels = {f'{name}/{KERNEL}': shape for name, shape in _maps(model, 'weight', x).items()}
   pool = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), x)['params'], sep='/')
-  missed = [n for n in pool if n.endswith(KERNEL) and n not in dict(shapes)]
-  if missed or not shapes:
+  missed = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
+  if missed or not kernels:
     raise UserError(
       f'noise per weight in {type(model).__name__} with {missed[0] if missed else "no kernel"}: '
       'expected kernels of dense layers alone, as dense_stack, mlp and transformer have'
     )
-  return Weights(model, shapes)
+  return Weights(model, tuple(kernels.items()), tuple((name, 1) for name in kernels))
 
 
-def _units(model, x, inputs):
-  if type(model) not in MAKERS:
-    known = ', '.join(kind.__name__ for kind in MAKERS)
+def _units(model, x, inputs: bool) -> Units:
+  if type(model) not in PLANNERS:
+    known = ', '.join(kind.__name__ for kind in PLANNERS)
     raise UserError(f'noise per unit in {type(model).__name__}: expected one of {known}')
-  named, wiring = _check_maps(model, 'units', x), wiring_of(model)
-  variables = jax.eval_shape(model.init, jax.random.key(0), x)
-  shapes = wiring.shapes(variables['params'])
-  sizes, counts, written, readers = {}, {}, set(), {}
-  for leaf, shape in shapes.items():
+  maps, wiring = _maps(model, 'unit', x), cut_wiring(model)
+  shapes = wiring.shapes(jax.eval_shape(model.init, jax.random.key(0), x)['params'])
+  sizes: dict[str, int] = {}
+  counts: dict[str, int] = {}
+  written: set[str] = set()
+  readers: dict[str, tuple[str, int]] = {}
+  for leaf, shape, number, (role, space) in wiring.unit_axes(shapes):
+    if space in wiring.streams or space in wiring.nested:
+      continue
     module = leaf.removesuffix(f'/{KERNEL}')
-    for number, axis in enumerate(wiring.axes.get(leaf, ())):
-      if axis is None or axis.space in wiring.streams or axis.space in wiring.nested:
-        continue
-      sizes[axis.space] = shape[number]
-      counts[axis.space] = counts.get(axis.space, 0) + int(np.prod(shape)) // shape[number]
-      written |= {axis.space} if axis.role == WRITES else set()
-      if axis.role == READS and module in named:
-        readers[module] = (axis.space, int(np.prod(shape[number + 1 : -1])))
+    sizes[space] = shape[number]
+    counts[space] = counts.get(space, 0) + int(np.prod(shape)) // shape[number]
+    if role == WRITES:
+      written.add(space)
+    elif role == READS and module in maps:
+      readers[module] = space, int(np.prod(shape[number + 1 : -1]))
   read = {space for space, _ in readers.values()}
-  spaces = [space for space in sizes if space in written & read]
-  if not spaces:
+  chosen = [space for space in sizes if space in written & read]
+  if not chosen:
     raise UserError(
       f'noise per unit in {type(model).__name__}: expected hidden units or heads that dense layers '
       'read, as dense_stack, mlp and transformer have'
     )
-  if inputs:
-    if not isinstance(model, DenseStack | MLP):
-      raise UserError(
-        f'noise of inputs of {type(model).__name__}: expected a network that flattens them, '
-        'dense_stack or mlp'
-      )
-    first, (sizes[INPUTS], counts[INPUTS]) = next(iter(named.items()))
-    readers[first] = (INPUTS, 1)
-    spaces = [INPUTS, *spaces]
+  if inputs and not isinstance(model, DenseStack | MLP):
+    raise UserError(
+      f'noise of inputs of {type(model).__name__}: expected a network that flattens them, '
+      'dense_stack or mlp'
+    )
+  chosen = [INPUTS, *chosen] if inputs else chosen
   return Units(
     model,
-    tuple((space, (sizes[space],)) for space in spaces),
-    tuple((space, counts[space]) for space in spaces),
-    tuple((module, *own) for module, own in readers.items() if own[0] in spaces),
+    tuple((space, (sizes[space],)) for space in chosen),
+    tuple((space, counts[space]) for space in chosen),
+    tuple((module, *reads) for module, reads in readers.items() if reads[0] in chosen),
   )
 
 
-def _gates(model, x):
+def _gates(model, x) -> Gates:
   positions = tuple(site.start for site in sites_of(model) if site.has_residual)
   if not positions:
     raise UserError(
@@ -292,21 +309,18 @@ def _gates(model, x):
       'expected residual gates'
     )
   space = measure(model, x)
-  return Gates(model, positions, tuple(space.gates[i].params for i in positions))
+  counts = ((GATES, tuple(space.gates[i].params or 0 for i in positions)),)
+  return Gates(model, ((GATES, (len(positions),)),), counts, positions)
 
 
-def _check_maps(model, what, x):
-  """The modules of a model whose kernels can be replaced."""
+def _maps(model, level: str, x) -> dict[str, tuple[int, ...]]:
+  """The modules of a model whose kernels can be replaced, and these kernels' shapes."""
   if getattr(model, 'routing', None) is not None or LANE in getattr(model, 'gates', ()):
     raise UserError(
-      f'noise per {what[:-1]} in {type(model).__name__} with routers or lanes: expected neither'
+      f'noise per {level} in {type(model).__name__} with routers or lanes: expected neither'
     )
   return linear_maps(model, x)
 
 
-def _clipped(log_variance):
-  return jax.tree.map(lambda values: jnp.clip(values, -LIMIT, LIMIT), log_variance)
-
-
-def _all_on(model) -> np.ndarray:
-  return np.ones(len(gate_names(model)), bool)
+def _all_on(model) -> Structure:
+  return Structure.all_on(len(gate_names(model)))

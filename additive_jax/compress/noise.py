@@ -12,12 +12,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, Shaped
 
+from additive_jax.models.additive import Additive
 from additive_jax.models.feed_forward import Linear
 
 TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
@@ -30,15 +33,19 @@ class Draw:
   """Standard normal noise for the examples of a batch; every call draws anew.
 
   Attributes:
-    keys: one for each example, [B].
+    keys: one for each example.
     numbers: of the calls, which are folded into the keys.
+
+  >>> draw = Draw(jax.random.split(jax.random.key(0), 3))
+  >>> draw((3, 2)).shape, bool((draw((3, 2)) == draw((3, 2))).any())
+  ((3, 2), False)
   """
 
-  keys: jax.Array
-  numbers: itertools.count = dataclasses.field(default_factory=itertools.count)
+  keys: Key[Array, 'B']
+  numbers: itertools.count[int] = dataclasses.field(default_factory=itertools.count)
 
-  def __call__(self, shape: tuple[int, ...]) -> jax.Array:
-    """Noise of a shape [B, ...]."""
+  def __call__(self, shape: tuple[int, ...]) -> Float[Array, 'B ...']:
+    """Returns noise of a shape [B, ...]."""
     number = next(self.numbers)
     of_example = lambda key: jax.random.normal(jax.random.fold_in(key, number), shape[1:])
     return jax.vmap(of_example)(self.keys)
@@ -51,26 +58,28 @@ class NoisyKernel:
   reparameterisation). Source: Kingma et al. 2015 (arXiv:1506.02557), section 2.2.
 
   Attributes:
-    mean: W, [fan-in, fan-out], or of more axes until it is reshaped.
+    mean: W [inputs, outputs], or of more axes until it is reshaped.
     variance: σ², of the same shape.
     draw: of noise.
   """
 
-  mean: jax.Array
-  variance: jax.Array
+  mean: Float[Array, '...']
+  variance: Float[Array, '...']
   draw: Draw
 
   @property
   def shape(self) -> tuple[int, ...]:
+    """The shape of the array it stands for."""
     return self.mean.shape
 
-  def reshape(self, *shape) -> NoisyKernel:
+  def reshape(self, *shape: int) -> NoisyKernel:
+    """Returns the kernel in another shape."""
     return NoisyKernel(self.mean.reshape(*shape), self.variance.reshape(*shape), self.draw)
 
   def __getitem__(self, index) -> NoisyKernel:
     return NoisyKernel(self.mean[index], self.variance[index], self.draw)
 
-  def __rmatmul__(self, x: jax.Array) -> jax.Array:
+  def __rmatmul__(self, x: Float[Array, 'B ... inputs']) -> Float[Array, 'B ... outputs']:
     centre = x @ self.mean
     deviation = jnp.sqrt(jnp.square(x) @ self.variance + TINY)
     return centre + deviation * self.draw(centre.shape)
@@ -81,41 +90,50 @@ class ScaledKernel:
   """A kernel whose input is multiplied by a number for each example and unit.
 
   Attributes:
-    kernel: W, [fan-in, fan-out], or of more axes until it is reshaped.
-    scale: [B, fan-in], for all tokens of an example.
+    kernel: W [inputs, outputs], or of more axes until it is reshaped.
+    scale: for all tokens of an example.
   """
 
-  kernel: jax.Array
-  scale: jax.Array
+  kernel: Float[Array, '...']
+  scale: Float[Array, 'B inputs']
 
   @property
   def shape(self) -> tuple[int, ...]:
+    """The shape of the array it stands for."""
     return self.kernel.shape
 
-  def reshape(self, *shape) -> ScaledKernel:
+  def reshape(self, *shape: int) -> ScaledKernel:
+    """Returns the kernel in another shape."""
     return ScaledKernel(self.kernel.reshape(*shape), self.scale)
 
   def __getitem__(self, index) -> ScaledKernel:
     rows = index[0] if isinstance(index, tuple) else index
     return ScaledKernel(self.kernel[index], self.scale[:, rows])
 
-  def __rmatmul__(self, x: jax.Array) -> jax.Array:
+  def __rmatmul__(self, x: Float[Array, 'B ... inputs']) -> Float[Array, 'B ... outputs']:
     between = (1,) * (x.ndim - 2)
     return (x * self.scale.reshape(len(x), *between, -1)) @ self.kernel
 
 
-def with_kernels(model, params, x: jax.Array, replaced: Mapping[str, Callable]) -> jax.Array:
-  """The logits of a model, all gates on, with some kernels replaced while it runs.
+def with_kernels(
+  model: Additive,
+  params: PyTree,
+  x: Shaped[Array | np.ndarray, 'B ...'],
+  replaced: Mapping[str, Callable[[Array], Any]],
+) -> Float[Array, 'B ...']:
+  """Returns the logits of a model, all gates on, with some kernels replaced while it runs.
 
   Args:
+    model: whose modules are looked up by name.
     params: its pool.
+    x: inputs.
     replaced: by the name of a module (its path with / between), from its kernel to what is
       multiplied in its place.
   """
 
   def interceptor(call, args, kwargs, context):
     module = context.module
-    name = '/'.join(module.path) if _is_map(context) else None
+    name = '/'.join(module.path) if _is_map(context) else ''
     if name not in replaced:
       return call(*args, **kwargs)
     if isinstance(module, Linear):
@@ -128,25 +146,31 @@ def with_kernels(model, params, x: jax.Array, replaced: Mapping[str, Callable]) 
     return model.apply({'params': params}, x)
 
 
-def linear_maps(model, x) -> dict[str, tuple[int, ...]]:
-  """The modules whose kernels can be replaced, and the shapes of these, in the order in which the
-  network, all gates on, runs them on inputs of the shape of `x`. Computes nothing."""
-  found = {}
+def linear_maps(
+  model: Additive, x: Shaped[Array | np.ndarray, 'B ...']
+) -> dict[str, tuple[int, ...]]:
+  """Returns the modules whose kernels can be replaced, and these kernels' shapes, in the order in
+  which the network, all gates on, runs them on inputs of the shape of `x`. Computes nothing.
+
+  >>> linear_maps(aj.models.MLP(1, 4, 8, num_classes=3), np.ones((1, 5), np.float32))
+  {'embed': (5, 4), 'block_00/in': (4, 8), 'block_00/out': (8, 4), 'readout/out': (4, 3)}
+  """
+  shapes = {}
 
   def interceptor(call, args, kwargs, context):
     out, module = call(*args, **kwargs), context.module
     if _is_map(context):
-      found['/'.join(module.path)] = tuple(module.get_variable('params', KERNEL).shape)
+      shapes['/'.join(module.path)] = tuple(module.get_variable('params', KERNEL).shape)
     return out
 
   variables = jax.eval_shape(model.init, jax.random.key(0), x)
   with nn.intercept_methods(interceptor):
     jax.eval_shape(model.apply, variables, x)
-  return found
+  return shapes
 
 
 def _is_map(context) -> bool:
-  """Whether what is called is a linear map by a matrix."""
+  """Whether the call is one of a linear map by a matrix."""
   if context.method_name != '__call__':
     return False
   if isinstance(context.module, Linear):

@@ -1,17 +1,19 @@
 """A plain network as a list of steps: no gates, no structures, and sizes that may differ from one
 step to the next. It is what `cut` leaves of a network with gates.
 
-Parameters are named, shaped and read as in the network with gates; a step of this file does in
-fixed arithmetic what a site does with its gates in one position.
+Parameters are named and shaped as in the network with gates; a step does in fixed arithmetic what a
+site does with its gates in one position. `KINDS` has all steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
 
 from additive_jax import gates as gates_
 from additive_jax.compress.branches import Attention, ConvBlock, FeedForward, Shift, ends
@@ -31,30 +33,36 @@ class Step:
 
   kind: str
   name: str | None
-  fields: tuple[tuple[str, object], ...]
+  fields: tuple[tuple[str, Any], ...]
 
   def module(self) -> nn.Module:
+    """Returns the step as a Flax module."""
     return KINDS[self.kind](**dict(self.fields), name=self.name)
 
 
-def step(kind: str, name: str | None = None, **fields) -> Step:
-  """A step of one of `KINDS`."""
+def step(kind: str, name: str | None = None, **fields: Any) -> Step:
+  """Returns a step of one of `KINDS`."""
   return Step(kind, name, tuple(sorted(fields.items())))
 
 
 class Steps(nn.Module):
-  """`h ← step(h)` for each step in order, from inputs [B, ...] to logits [B, ..., C]."""
+  """`h ← step(h)` for each step in order, from inputs [B, ...] to logits [B, ..., C].
+
+  >>> network = Steps((step('flat'), step('dense', 'out', features=3)))
+  >>> network.init_with_output(jax.random.key(0), jnp.ones((2, 4, 4)))[0].shape
+  (2, 3)
+  """
 
   steps: tuple[Step, ...]
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B ...']:
     for step in self.steps:
       x = step.module()(x)
     return x
 
   @property
-  def config(self) -> list[dict]:
+  def config(self) -> list[dict[str, Any]]:
     """The steps as dicts of JSON values: `kind`, `name` and the fields of each."""
     return [
       {'kind': step.kind, 'name': step.name, **{key: _listed(v) for key, v in step.fields}}
@@ -62,8 +70,8 @@ class Steps(nn.Module):
     ]
 
 
-def make_steps(config: list[dict]) -> Steps:
-  """The network of `Steps.config`, as it is or after a way through JSON.
+def make_steps(config: Sequence[Mapping[str, Any]]) -> Steps:
+  """Returns the network of `Steps.config`, as it is or after a way through JSON.
 
   Raises:
     UserError: for an unknown kind, or fields that the kind does not have.
@@ -71,7 +79,7 @@ def make_steps(config: list[dict]) -> Steps:
   steps = []
   for entry in config:
     try:
-      steps.append(step(**{key: _tupled(value) for key, value in entry.items()}))
+      steps.append(step(**{key: tupled(value) for key, value in entry.items()}))
       steps[-1].module()
     except (KeyError, TypeError) as error:
       raise UserError(
@@ -86,7 +94,7 @@ class Flat(nn.Module):
   inputs: tuple[int, ...] | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B n']:
     x = x.reshape(x.shape[0], -1).astype(jnp.float32)
     return x if self.inputs is None else x[:, jnp.array(self.inputs)]
 
@@ -98,7 +106,7 @@ class Dense(nn.Module):
   activation: str = 'none'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, '*B n']) -> Float[Array, '*B out']:
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return ACTIVATIONS[self.activation](x @ kernel + bias)
@@ -124,7 +132,7 @@ class ChunkedPair(nn.Module):
   activation: str = 'none'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, 'B D']) -> Float[Array, 'B E']:
     shapes = (sum(self.inputs), self.hidden), (self.hidden, sum(self.outputs))
     first, second, _ = linear_pair(*shapes, names=self.layers)
     reads, writes = ends(self.inputs), ends(self.outputs)
@@ -136,7 +144,7 @@ class ChunkedPair(nn.Module):
     def outputs(h, lo, hi):
       return h @ second.kernel[:, writes[lo] : writes[hi]]
 
-    y = gates_.compose(self.joins, partial, nn.relu, outputs) + second.bias
+    y = gates_.compose(self.joins, partial, nn.relu, outputs) + jnp.asarray(second.bias)
     return ACTIVATIONS[self.activation](y)
 
 
@@ -146,7 +154,7 @@ class Patches(nn.Module):
   size: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, 'B height width *channels']) -> Float[Array, 'B T D']:
     return patches(x.astype(jnp.float32), self.size)
 
 
@@ -157,7 +165,7 @@ class Embed(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, '...']) -> Float[Array, 'B T D']:
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
       raise UserError(
         f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
@@ -172,7 +180,7 @@ class Positions(nn.Module):
   max_tokens: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     init = nn.initializers.normal(0.02)
     table = self.param('embedding', init, (self.max_tokens, h.shape[-1]))
     if h.shape[1] > self.max_tokens:
@@ -186,7 +194,7 @@ class Split(nn.Module):
   lanes: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B *rest D']) -> Float[Array, 'B P *rest D']:
     return jnp.broadcast_to(h[:, None], (len(h), self.lanes, *h.shape[1:]))
 
 
@@ -194,7 +202,7 @@ class Mean(nn.Module):
   """The mean over lanes or over tokens, axis 1."""
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B _ *rest']) -> Float[Array, 'B *rest']:
     return h.mean(1)
 
 
@@ -205,7 +213,7 @@ class Images(nn.Module):
   least: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B height width channels']:
     return as_images(x, least=self.least)
 
 
@@ -234,5 +242,6 @@ def _listed(value):
   return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _tupled(value):
-  return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
+def tupled(value: Any) -> Any:
+  """Returns a JSON value with tuples in place of lists."""
+  return tuple(tupled(item) for item in value) if isinstance(value, list | tuple) else value

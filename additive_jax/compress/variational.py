@@ -11,26 +11,28 @@ ends with a variance far above its squared mean, and can go. Source: Molchanov e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from additive_jax.compress.levels import Gates, Units, Weights
+from additive_jax.compress.levels import Level
 from additive_jax.errors import UserError
-from additive_jax.train.recipe import Loss
-from additive_jax.train.samplers import check_all_on
+from additive_jax.train.recipe import Loss, Recipe, Slot
+from additive_jax.train.samplers import Sampler, check_all_on
 
-THRESHOLD = 3.0
 MEAN, LOG_VARIANCE = 'mean', 'log_variance'
 
 
-def divergence(log_alpha: jax.Array) -> jax.Array:
-  """KL(N(θ, α·θ²) ‖ log-uniform) in nats, up to a constant by which it is 0 for an infinite α; of
-  the shape of `log_alpha`. The published approximation, within 0.01 nats of the integral. Source:
-  Molchanov et al. 2017, equation 14.
+def divergence(log_alpha: Float[Array, '*shape']) -> Float[Array, '*shape']:
+  """Returns KL(N(θ, α·θ²) ‖ log-uniform) in nats, up to a constant by which it is 0 for an infinite
+  α. The published approximation, within 0.01 nats of the integral. Source: Molchanov et al. 2017,
+  equation 14.
+
+  >>> divergence(jnp.array([-4.0, 0.0, 4.0])).round(2).tolist()
+  [2.64, 0.43, 0.01]
   """
   k1, k2, k3 = 0.63576, 1.87320, 1.48695
   return k1 - k1 * jax.nn.sigmoid(k2 + k3 * log_alpha) + jax.nn.softplus(-log_alpha) / 2
@@ -42,27 +44,27 @@ class Variational:
   'log_variance': {name: log σ²}}`.
 
   Attributes:
-    noise: where it enters; see `levels`.
+    noise: where it enters.
     log_variance: log σ² at the start.
   """
 
-  noise: Weights | Units | Gates
+  noise: Level
   log_variance: float
 
-  def init(self, key: jax.Array, *args, method=None):
-    """As a Flax module's: `{'params': pool}`, or what `method` of the model finds."""
+  def init(self, key: PRNGKeyArray, *args: Any, method: Any = None) -> Any:
+    """Returns `{'params': pool}`, as a Flax module does, or the result of `method` of the model."""
     if method is not None:
       return self.noise.model.init(key, *args, method=method)
     mean = self.noise.model.init(key, *args)['params']
     return {'params': self.pool(mean)}
 
-  def pool(self, mean) -> dict:
-    """The pool around the means of a trained network."""
+  def pool(self, mean: PyTree) -> dict[str, PyTree]:
+    """Returns the pool around the means of a trained network."""
     full = {name: jnp.full(shape, self.log_variance) for name, shape in self.noise.shapes}
     return {MEAN: mean, LOG_VARIANCE: full}
 
-  def log_alpha(self, pool) -> dict[str, jax.Array]:
-    """log α = log σ² − log θ² of each weight, unit or gate, by name."""
+  def log_alpha(self, pool: PyTree) -> dict[str, Float[Array, '...']]:
+    """Returns log α = log σ² − log θ² of each weight, unit or gate, by name."""
     return self.noise.log_alpha(pool[MEAN], pool[LOG_VARIANCE])
 
 
@@ -87,40 +89,36 @@ class VariationalLoss(Loss):
         f'kl_weight {self.kl_weight} and ramp_steps {self.ramp_steps}: expected 0 or more'
       )
 
-  def weight(self, step: jax.Array) -> jax.Array:
-    """Of the divergence at a step."""
+  def weight(self, step: Any) -> Float[Array, '']:
+    """Returns the weight of the divergence at a step."""
     share = jnp.clip(step / jnp.maximum(self.ramp_steps, 1e-6), 0, 1)
     return self.kl_weight * jnp.where(self.ramp_steps > 0, share, 1.0)
 
-  def __call__(self, recipe, params, slot):
-    """The bound, and no facts; see `recipe.Loss`."""
+  def __call__(
+    self, recipe: Recipe, params: PyTree, slot: Slot
+  ) -> tuple[Float[Array, ''], dict[str, Any]]:
+    """Returns the bound, and no facts; see `recipe.Loss`."""
     noise, count = recipe.model.noise, len(slot.x)
+    key: Any = slot.key  # every slot of a training has one
+    objective: Any = recipe.objective  # a function, once the recipe is made
     rows = slot.share * count + jnp.arange(count)
-    keys = jax.vmap(lambda row: jax.random.fold_in(slot.key, row))(rows)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     outputs = noise.run(params[MEAN], params[LOG_VARIANCE], slot.x, keys)
-    loss = recipe.objective(outputs, slot.y)[0].mean()
+    loss = objective(outputs, slot.y)[0].mean()
     total = total_divergence(recipe.model, params)
     return loss + self.weight(slot.step) * total / self.num_terms, {}
 
-  def check_training(self, recipe, sampler, batch_size, mesh):
+  def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` for structures other than all-on."""
     check_all_on(sampler, 'a loss of its own')
 
 
-def total_divergence(model: Variational, pool) -> jax.Array:
-  """The divergence of all weights, units or gates; a unit and a gate count once for each weight
-  that goes with them."""
-  found = model.log_alpha(pool)
-  return sum((divergence(found[name]) * count).sum() for name, count in model.noise.counts)
-
-
-def kept(log_alpha: Mapping[str, Any], threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
-  """What stays, bool by name: where log α is at most the threshold; of a name in which it is
-  nowhere, the one that has the lowest, the first of several."""
-  found = {}
-  for name, values in log_alpha.items():
-    values = np.asarray(values)
-    found[name] = values <= threshold
-    if not found[name].any():
-      found[name].flat[values.argmin()] = True
-  return found
+def total_divergence(model: Variational, pool: PyTree) -> Float[Array, '']:
+  """Returns the divergence of all weights, units or gates; a unit and a gate count once for each
+  weight that goes with them."""
+  log_alpha = model.log_alpha(pool)
+  parts = [
+    (divergence(log_alpha[name]) * jnp.asarray(count, jnp.float32)).sum()
+    for name, count in model.noise.counts
+  ]
+  return jnp.asarray(sum(parts))

@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped
 
 from additive_jax.transplant.wiring import (
-  BIAS,
   KEY,
   LAYER,
   QUERY,
@@ -34,7 +33,6 @@ from additive_jax.transplant.wiring import (
   Axes,
   Leaves,
   Wiring,
-  other_axes,
 )
 
 PAD = -1
@@ -199,16 +197,11 @@ def merged(
 
 def strengths(leaves: Leaves, wiring: Wiring, space: str) -> Float[np.ndarray, 'old']:
   """Returns how strong each unit of a space is: the norm of all that writes it times that of all
-  that reads it; of a unit of queries, the norms of its query and of its key."""
-  written = read = 0.0
-  for _, leaf, i, axis in wiring.unit_axes(leaves):
-    if axis.space == space and axis.role not in (SCALE, BIAS):
-      squares = np.square(leaf, dtype=np.float64).sum(other_axes(leaf.ndim, i))
-      if axis.role in (READS, KEY):
-        read = read + squares
-      else:
-        written = written + squares
-  return np.sqrt(read * written)
+  that reads it; of a unit of queries, the norms of its query and of its key. Of a space that
+  nothing writes, it is the norm of what reads it."""
+  square = lambda leaf, axes: np.square(leaf, dtype=np.float64).sum(axes)
+  written, read = wiring.sides(leaves, space, square)
+  return np.sqrt(sum(read) * (sum(written) if written else 1.0))
 
 
 def _times(leaf, factor, axis: int) -> np.ndarray:

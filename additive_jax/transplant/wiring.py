@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -119,6 +119,20 @@ class Wiring:
       for number, axis in enumerate(self.axes.get(name, ())):
         if axis is not None:
           yield name, leaf, number, axis
+
+  def sides(
+    self, leaves: Leaves, space: str, reduce: Callable[[np.ndarray, tuple[int, ...]], Any]
+  ) -> tuple[list[Any], list[Any]]:
+    """Returns `reduce(leaf, all axes but that of the space)` of each leaf that writes the space,
+    and of each that reads it. A query writes, and a key reads, the units that they meet in; a
+    norm's scale and bias do neither."""
+    written: list[Any] = []
+    read: list[Any] = []
+    for _, leaf, number, axis in self.unit_axes(leaves):
+      if axis.space == space and axis.role not in (SCALE, BIAS):
+        side = read if axis.role in (READS, KEY) else written
+        side.append(reduce(leaf, other_axes(leaf.ndim, number)))
+    return written, read
 
 
 def other_axes(ndim: int, axis: int) -> tuple[int, ...]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Bool, PyTree
+from jaxtyping import PyTree
 
 from additive_jax.compress import cutting, exported
-from additive_jax.compress.levels import Gates, Units, Weights
+from additive_jax.compress.levels import Gates, Level, Weights
 from additive_jax.compress.noise import KERNEL
 from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
 from additive_jax.experiments.session import Session
@@ -40,18 +40,16 @@ class Network:
   """
 
   params: PyTree
-  structure: Bool[np.ndarray, ' gates']
+  structure: Structure
   units: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   stays: Mapping[str, Any] | None = None
   histogram: list[int] | None = None
 
 
-def judge(
-  session: Session, level: Weights | Units | Gates, trained: Trained, network: Network
-) -> dict[str, Any]:
+def judge(session: Session, level: Level, trained: Trained, network: Network) -> dict[str, Any]:
   """Returns the record of a network; what variational dropout leaves is also exported."""
   name, variables = trained.arm.name, {'params': network.params}
-  structure = Structure(tuple(map(bool, network.structure)))
+  structure = network.structure
   scores = session.evaluate(variables, [structure])
   smaller = cutting.cut(session.model, variables, structure, network.units or None)
   x = session.test[0][:RECEIPT_EXAMPLES]
@@ -96,9 +94,7 @@ def num_weights(params: PyTree) -> int:
   return sum(int(np.size(leaf)) for name, leaf in leaves.items() if name.endswith(KERNEL))
 
 
-def nonzero(
-  level: Weights | Units | Gates, remains: Mapping[str, list[int]], params: PyTree
-) -> int:
+def nonzero(level: Level, remains: Mapping[str, list[int]], params: PyTree) -> int:
   """Returns the number of weights that are left.
 
   Per weight they are those of the mask, whether or not another one reads what they give; otherwise
@@ -109,9 +105,7 @@ def nonzero(
   return num_weights(params)
 
 
-def left(
-  level: Weights | Units | Gates, stays: Mapping[str, Bool[np.ndarray, '...']] | None
-) -> dict[str, list[int]]:
+def left(level: Level, stays: Mapping[str, np.ndarray] | None) -> dict[str, list[int]]:
   """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):
     on = np.ones(len(level.names), bool) if stays is None else next(iter(stays.values()))

@@ -10,16 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import Bool
 
-from additive_jax.compress import cutting, levels, magnitude
-from additive_jax.compress.masks import keep_zeros
+from additive_jax.compress import cutting, levels
+from additive_jax.compress.keep import below_threshold, keep_zeros, largest
 from additive_jax.compress.variational import (
   LOG_VARIANCE,
   MEAN,
   Variational,
   VariationalLoss,
-  kept,
   total_divergence,
 )
 from additive_jax.data import ArraySplit
@@ -111,7 +109,7 @@ class Compression:
   def _first(self) -> Arm:
     session = self.session
     num_steps = session.training.steps(session.config.train.epochs)
-    sampler = self._sampler(np.ones(session.space.num_gates, bool))
+    sampler = self._sampler(session.space.all_on())
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
     recipe = session.training.recipe(num_steps)
     return Arm(START, session, recipe, sampler, num_steps, judge=judged)
@@ -166,7 +164,7 @@ class Compression:
 
     def probe(trainer) -> dict[str, float]:
       params = trainer.state.params
-      stays = kept(recipe.model.log_alpha(params), options.threshold)
+      stays = below_threshold(recipe.model.log_alpha(params), options.threshold)
       return {
         'kept': sum(int(mask.sum()) for mask in stays.values()) / size,
         'divergence': float(total_divergence(recipe.model, params)),
@@ -215,15 +213,15 @@ class Compression:
       name: np.asarray(values) for name, values in self._learning.model.log_alpha(pool).items()
     }
     counts, _ = np.histogram(np.concatenate([a.ravel() for a in log_alpha.values()]), levels.BINS)
-    stays = kept(log_alpha, self.session.config.compress.threshold)
+    stays = below_threshold(log_alpha, self.session.config.compress.threshold)
     network = self._without(pool[MEAN], stays)
     return dataclasses.replace(network, histogram=counts.tolist())
 
   def _smaller(self, seed, count) -> Network:
     """The network of a seed's start that loses all but `count` of what is small."""
     params = self._started(seed).params
-    sizes = magnitude.magnitudes(self.level, params)
-    stays = magnitude.largest(sizes, count, self.session.config.compress.scope)
+    sizes = self.level.magnitudes(params)
+    stays = largest(sizes, count, self.session.config.compress.scope)
     return self._without(params, stays)
 
   def _matching(self, seed) -> int | dict[str, int]:
@@ -233,15 +231,15 @@ class Compression:
     return counts if isinstance(self.level, levels.Units) else sum(counts.values())
 
   def _full(self, params) -> Network:
-    return Network(params, np.ones(self.session.space.num_gates, bool))
+    return Network(params, self.session.space.all_on())
 
   def _without(self, params, stays) -> Network:
     pruned = self.level.prune(params, stays)
     return Network(pruned.params, pruned.structure, pruned.units, stays)
 
-  def _sampler(self, structure: Bool[np.ndarray, ' gates']) -> Sampler:
+  def _sampler(self, structure: Structure) -> Sampler:
     count = self.session.config.train.structures_per_step
-    return listed([Structure(tuple(map(bool, structure)))], len(structure), count)
+    return listed([structure], len(structure), count)
 
   def _learning_recipe(self) -> Recipe:
     """That of the network that learns its noise."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from additive_jax.compress.keep import SCOPES
 from additive_jax.compress.levels import LEVELS
-from additive_jax.compress.magnitude import SCOPES
 from additive_jax.experiments.options.general import (
   BalanceOptions,
   DataOptions,
