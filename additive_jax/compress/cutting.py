@@ -75,7 +75,7 @@ def cut(
   model: Additive,
   variables: PyTree,
   structure: Any = None,
-  keep: Mapping[str, Bool[np.ndarray, '...']] | None = None,
+  keep: Mapping[str, Any] | None = None,
 ) -> Cut:
   """Cuts out what a structure does not run and units that do not stay.
 
