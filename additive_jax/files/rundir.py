@@ -27,7 +27,16 @@ from additive_jax.version import __version__
 
 Config = Mapping[str, Any]  # nested, of values that `to_plain` takes
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas')
+PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'pandas',
+  'tensorflow-datasets',
+)
 WRITABLE = 'a directory that may be written'
 READABLE = 'a file that the run has written'
 
