@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, PyTree, Shaped
 
 from additive_jax.run import ways
 from additive_jax.run.objectives import regression
@@ -21,7 +21,7 @@ def evaluate_ensemble(
   model: Any,
   pools: Sequence[PyTree],
   bits: Bool[np.ndarray, 'members gates'],
-  batch: tuple[np.ndarray, np.ndarray],
+  batch: tuple[Shaped[np.ndarray, 'N *x'], Shaped[np.ndarray, 'N *y']],
   objective: Callable[..., Any],
 ) -> tuple[float, float]:
   """Returns loss and accuracy of the mean prediction of several networks.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Bool, Int, PyTree, Shaped
 
 from additive_jax.parallel import processes
 from additive_jax.run import ways
@@ -36,7 +36,10 @@ class Inspection:
 
 
 def inspect(
-  model: Any, objective: Callable[..., Any], variables: PyTree, batch: tuple[np.ndarray, np.ndarray]
+  model: Any,
+  objective: Callable[..., Any],
+  variables: PyTree,
+  batch: tuple[Shaped[np.ndarray, 'N *x'], Shaped[np.ndarray, 'N *y']],
 ) -> Inspection:
   """Returns what the routers of a pool do with examples, all gates on.
 
