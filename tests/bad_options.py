@@ -268,7 +268,11 @@ ROWS = [
     "a router over all 2^17 structures: expected at most 2^16; the routers 'factorised' and 'marg",
   ),
   ('experts', {'model.name': 'mlp'}, 'MLP for networks with routers: expected config.model.name'),
-  ('experts', {'model.gates': ('lane',)}, "config.model.gates ('lane',) with routers"),
+  (
+    'experts',
+    {'model.gates': ('lane',)},
+    "config.model.gates ('lane',): expected residual alone with routers",
+  ),
   ('experts', {'experts.num_experts': 200}, 'expected a smaller'),
   ('experts', {'experts.num_structures': 1}, 'config.experts.num_structures 1: expected at least'),
   ('dna', {'dna.top_k': 4}, 'top 4 of 3 modules: expected 1 to 3'),
