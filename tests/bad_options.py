@@ -271,7 +271,7 @@ ROWS = [
   (
     'experts',
     {'model.gates': ('lane',)},
-    "config.model.gates ('lane',): expected residual alone with routers",
+    "config.model.gates ('lane',): expected residual alone",
   ),
   ('experts', {'experts.num_experts': 200}, 'expected a smaller'),
   ('experts', {'experts.num_structures': 1}, 'config.experts.num_structures 1: expected at least'),
