@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from additive_jax.compress.steps import tupled
@@ -34,7 +35,7 @@ class Fixed(nn.Module):
   def setup(self) -> None:
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B ...']:
+  def __call__(self, x: Num[Array | np.ndarray, 'B ...']) -> Float[Array | np.ndarray, 'B ...']:
     return self.network(x, self.bits)
 
   @property

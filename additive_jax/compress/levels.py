@@ -43,7 +43,7 @@ LIMIT = 8.0  # of |log α|; beyond it noise or mean is nothing beside the other
 BINS = np.linspace(-LIMIT, LIMIT, 65)  # edges of those of a histogram of log α
 
 Batch = Shaped[Array | np.ndarray, 'B ...']
-ByName = Mapping[str, Float[Array, '...']]
+ByName = Mapping[str, Float[Array | np.ndarray, '...']]
 Keys = Key[Array, 'B']
 Logits = Float[Array, 'B ...']
 Magnitudes = dict[str, Float[np.ndarray, '...']]

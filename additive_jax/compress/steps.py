@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num
 
 from additive_jax import gates as gates_
@@ -56,7 +57,7 @@ class Steps(nn.Module):
   steps: tuple[Step, ...]
 
   @nn.compact
-  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B ...']:
+  def __call__(self, x: Num[Array | np.ndarray, 'B ...']) -> Float[Array | np.ndarray, 'B ...']:
     for step in self.steps:
       x = step.module()(x)
     return x
@@ -94,7 +95,7 @@ class Flat(nn.Module):
   inputs: tuple[int, ...] | None = None
 
   @nn.compact
-  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B n']:
+  def __call__(self, x: Num[Array | np.ndarray, 'B ...']) -> Float[Array | np.ndarray, 'B n']:
     x = x.reshape(x.shape[0], -1).astype(jnp.float32)
     return x if self.inputs is None else x[:, jnp.array(self.inputs)]
 
@@ -106,7 +107,7 @@ class Dense(nn.Module):
   activation: str = 'none'
 
   @nn.compact
-  def __call__(self, x: Float[Array, '*B n']) -> Float[Array, '*B out']:
+  def __call__(self, x: Float[Array | np.ndarray, '*B n']) -> Float[Array | np.ndarray, '*B out']:
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     return ACTIVATIONS[self.activation](x @ kernel + bias)
@@ -132,7 +133,7 @@ class ChunkedPair(nn.Module):
   activation: str = 'none'
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'B D']) -> Float[Array, 'B E']:
+  def __call__(self, x: Float[Array | np.ndarray, 'B D']) -> Float[Array | np.ndarray, 'B E']:
     shapes = (sum(self.inputs), self.hidden), (self.hidden, sum(self.outputs))
     first, second, _ = linear_pair(*shapes, names=self.layers)
     reads, writes = ends(self.inputs), ends(self.outputs)
@@ -154,7 +155,9 @@ class Patches(nn.Module):
   size: int
 
   @nn.compact
-  def __call__(self, x: Num[Array, 'B height width *channels']) -> Float[Array, 'B T D']:
+  def __call__(
+    self, x: Num[Array | np.ndarray, 'B height width *channels']
+  ) -> Float[Array | np.ndarray, 'B T D']:
     return patches(x.astype(jnp.float32), self.size)
 
 
@@ -165,7 +168,7 @@ class Embed(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, x: Num[Array, '...']) -> Float[Array, 'B T D']:
+  def __call__(self, x: Num[Array | np.ndarray, '...']) -> Float[Array | np.ndarray, 'B T D']:
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
       raise UserError(
         f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
@@ -180,7 +183,7 @@ class Positions(nn.Module):
   max_tokens: int
 
   @nn.compact
-  def __call__(self, h: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(self, h: Float[Array | np.ndarray, 'B T D']) -> Float[Array | np.ndarray, 'B T D']:
     init = nn.initializers.normal(0.02)
     table = self.param('embedding', init, (self.max_tokens, h.shape[-1]))
     if h.shape[1] > self.max_tokens:
@@ -194,7 +197,9 @@ class Split(nn.Module):
   lanes: int
 
   @nn.compact
-  def __call__(self, h: Float[Array, 'B *rest D']) -> Float[Array, 'B P *rest D']:
+  def __call__(
+    self, h: Float[Array | np.ndarray, 'B *rest D']
+  ) -> Float[Array | np.ndarray, 'B P *rest D']:
     return jnp.broadcast_to(h[:, None], (len(h), self.lanes, *h.shape[1:]))
 
 
@@ -202,7 +207,9 @@ class Mean(nn.Module):
   """The mean over lanes or over tokens, axis 1."""
 
   @nn.compact
-  def __call__(self, h: Float[Array, 'B _ *rest']) -> Float[Array, 'B *rest']:
+  def __call__(
+    self, h: Float[Array | np.ndarray, 'B _ *rest']
+  ) -> Float[Array | np.ndarray, 'B *rest']:
     return h.mean(1)
 
 
@@ -213,7 +220,9 @@ class Images(nn.Module):
   least: int = 1
 
   @nn.compact
-  def __call__(self, x: Num[Array, 'B ...']) -> Float[Array, 'B height width channels']:
+  def __call__(
+    self, x: Num[Array | np.ndarray, 'B ...']
+  ) -> Float[Array | np.ndarray, 'B height width channels']:
     return as_images(x, least=self.least)
 
 
