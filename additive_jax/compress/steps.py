@@ -158,7 +158,7 @@ class Patches(nn.Module):
   def __call__(
     self, x: Num[Array | np.ndarray, 'B height width *channels']
   ) -> Float[Array | np.ndarray, 'B T D']:
-    return patches(x.astype(jnp.float32), self.size)
+    return patches(jnp.asarray(x).astype(jnp.float32), self.size)
 
 
 class Embed(nn.Module):
