@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Integer, Num
+from jaxtyping import Array, Float, Float32, Int, Integer, Num
 from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
@@ -211,7 +211,7 @@ def _hashed(tokens: Integer[np.ndarray, 'N T']) -> sparse.csr_matrix:
   return counts
 
 
-def _pooled(hidden: Num[np.ndarray, '...']) -> Float32[np.ndarray, 'N D']:
+def _pooled(hidden: Num[Array | np.ndarray, '...']) -> Float32[np.ndarray, 'N D']:
   hidden = np.asarray(hidden)
   if hidden.ndim < 2:
     raise UserError(f'an embedding of shape {hidden.shape}: expected [N, ..., D]')
