@@ -86,7 +86,7 @@ def test_what_a_run_leaves(boosted):
   ):
     assert text in page
   assert page.index('<img') < page.index('<table')
-  again = start(workdir)
+  again = studies.run('booster', workdir)
   for name in TABLES:
     pd.testing.assert_frame_equal(again.tables[name], result.tables[name])
 

@@ -170,7 +170,8 @@ def spread(value, count, spec):
   mesh = jax.make_mesh(
     (count,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
   )
-  return jax.device_put(value, NamedSharding(mesh, spec))
+  # A copy, which no later change of `value` reaches.
+  return jax.device_put(value.copy(), NamedSharding(mesh, spec))
 
 
 def test_shards_come_back_on_any_devices(tmp_path):

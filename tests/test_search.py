@@ -49,7 +49,7 @@ def distinct(bits):
 def test_the_optimum_of_the_landscape_is_what_enumeration_finds():
   small = Landscape(num_gates=10)
   bits = (np.arange(1024)[:, None] >> np.arange(10) & 1).astype(bool)
-  assert small.optimum() == pytest.approx(small.training.loss(bits).min())
+  assert small.optimum() == pytest.approx(small.loss(bits).min())
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])
