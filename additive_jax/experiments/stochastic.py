@@ -155,7 +155,7 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
 
 
 def _check(session):
-  session.machine.check_experts([session.model])
+  session.machine.check_networks([session.model])
   session.check_in_memory()
   make_variants(session)
 

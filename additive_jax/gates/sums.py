@@ -116,7 +116,6 @@ def lane(
   gate: GateValue,
   *,
   axis: int = 0,
-  mesh_axis: str | None = None,
 ) -> Float[Array, '*axes D']:
   """Returns the stream after the reduce that joins P parallel lanes: on, every
   `x_p ← mean_q x_q + Σ_q z_q`; off, `x_p ← x_p + z_p`.
@@ -131,19 +130,13 @@ def lane(
     z: what each lane's shard of the branch gives, of the same shape.
     gate: a Python bool, a traced bool scalar, or floats whose axes are the leading axes of `x`
       other than its lanes.
-    axis: the axis of the lanes.
-    mesh_axis: inside `shard_map`, the mesh axis that the lanes are spread over; each device holds
-      an equal number on `axis`. The sum is then one all-reduce of `x_q/P + z_q`, taken only when
-      the gate is on (all devices along the axis share the gate).
+    axis: the axis of the lanes. Where it is split over devices, the sum of `x_q/P + z_q` is one
+      all-reduce, which a gate that is off leaves out.
   """
   axis %= x.ndim
-  size = x.shape[axis] * (1 if mesh_axis is None else jax.lax.axis_size(mesh_axis))
 
   def reduced(x, z):
-    total = (x / size + z).sum(axis, keepdims=True)
-    if mesh_axis is not None:
-      # The stream stays marked as varying over the mesh, whatever the gates.
-      total = jax.lax.pcast(jax.lax.psum(total, mesh_axis), mesh_axis, to='varying')
+    total = (x / x.shape[axis] + z).sum(axis, keepdims=True)
     return jnp.broadcast_to(total, x.shape)
 
   if is_static(gate):
@@ -157,12 +150,17 @@ def lane(
   return jax.lax.cond(_switch(gate), reduced, jnp.add, x, z)
 
 
-def lane_mean(
-  x: Float[Array, '*axes D'], *, axis: int = 0, mesh_axis: str | None = None
-) -> Float[Array, '...']:
+def lane_copies(
+  x: Float[Array, '*axes D'], lanes: int, *, axis: int = 0
+) -> Float[Array, '*axes_of_lanes D']:
+  """Returns the stream as each of `lanes` lanes has it before the first gate, on a new axis."""
+  shape = (*x.shape[:axis], lanes, *x.shape[axis:])
+  return jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
+
+
+def lane_mean(x: Float[Array, '*axes D'], *, axis: int = 0) -> Float[Array, '...']:
   """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result."""
-  mean = x.mean(axis)
-  return mean if mesh_axis is None else jax.lax.pmean(mean, mesh_axis)
+  return x.mean(axis)
 
 
 def _switch(gate) -> Array:

@@ -8,9 +8,11 @@ stream itself; a gate called `residual`, which must come first, skips the whole 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -157,6 +159,10 @@ class Additive(nn.Module):
       h = site.step(module, h, gates)
     return self.readout(h)
 
+  def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+    """Returns what Flax's does, without the boxes that name axes, see `models.axes`."""
+    return nn.meta.unbox(super().init_with_output(*args, **kwargs))
+
   def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> Any:
     """Returns what Flax's `apply` does.
 
@@ -167,6 +173,10 @@ class Additive(nn.Module):
     if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
       given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
       raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+    around = _AROUND.get()
+    if around is not None:
+      with surrounding(None):
+        return around(self, WHOLE, variables, lambda v: self.apply(v, *args, **kwargs))
     try:
       return super().apply(variables, *args, **kwargs)
     except flax.errors.ScopeParamShapeError as error:
@@ -182,13 +192,37 @@ class Additive(nn.Module):
     return Space(tuple(map(Gate, gate_names(self))))
 
 
+# How a part of a network is run: as it is, but where devices hold the pool in pieces, see
+# `parallel.layout`.
+
+Part = int | str  # the number of a site, or one of these
+EMBED, READOUT, WHOLE = 'embed', 'readout', 'whole'
+Around = Callable[[nn.Module, Part, PyTree, Callable[[PyTree], Any]], Any]
+_AROUND: contextvars.ContextVar[Around | None] = contextvars.ContextVar('around', default=None)
+
+
+@contextlib.contextmanager
+def surrounding(around: Around | None) -> Iterator[None]:
+  """While it is open, each part of a network that is traced is run by `around`.
+
+  Args:
+    around: from a model, the part, variables and a function that runs the part on variables, to
+      what that gives; None runs parts as they are.
+  """
+  token = _AROUND.set(around)
+  try:
+    yield
+  finally:
+    _AROUND.reset(token)
+
+
 # Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
 # that has the three parts.
 
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:
   """Returns the stream [B, ..., D] of inputs."""
-  return _apply(model, variables, lambda module, x: module.embed(x), x)
+  return _apply(model, variables, EMBED, lambda module, x: module.embed(x), x)
 
 
 def branch(
@@ -197,7 +231,7 @@ def branch(
   """Returns what the module of site `index` gives for the stream: the value to add, or, for a site
   that names its gates, the new stream for its inner gates."""
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  return _apply(model, variables, call, h, *gates)
+  return _apply(model, variables, index, call, h, *gates)
 
 
 def update(
@@ -229,7 +263,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return _apply(model, variables, lambda module, h: module.readout(h), h)
+  return _apply(model, variables, READOUT, lambda module, h: module.readout(h), h)
 
 
 @functools.lru_cache(maxsize=256)
@@ -305,8 +339,14 @@ def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   return model.init(key, x)
 
 
-def _apply(model: nn.Module, variables: PyTree, method: Callable[..., Any], *args: Any) -> Any:
-  return model.apply(variables, *args, method=method)
+def _apply(
+  model: nn.Module, variables: PyTree, part: Part, method: Callable[..., Any], *args: Any
+) -> Any:
+  around = _AROUND.get()
+  if around is None:
+    return model.apply(variables, *args, method=method)
+  with surrounding(None):
+    return around(model, part, variables, lambda v: model.apply(v, *args, method=method))
 
 
 def _shapes(model, function, value):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from additive_jax.gates.layers import Layer
 from additive_jax.gates.sums import lane
 from additive_jax.models.feed_forward import Linear, in_lanes
-from additive_jax.models.kinds import LANE, RESIDUAL, Lanes, gate_names
+from additive_jax.models.kinds import LANE, RESIDUAL, gate_names
 
 ROPE_BASE = 10_000.0
 
@@ -24,14 +24,14 @@ class Attention(nn.Module):
   Attributes:
     num_heads: N heads of D/N units each.
     kinds: which gates it has: 'residual' and 'lane', see `models.kinds`.
-    lanes: P lanes; the stream is then [B, P, T, D], and lane p owns N/P heads.
+    num_lanes: P, of the lane gate; the stream is then [B, P, T, D], and lane p owns N/P heads.
     causal: whether token t attends to the tokens up to t alone.
     rope: whether queries and keys are rotated by their positions.
   """
 
   num_heads: int
   kinds: tuple[str, ...] = (RESIDUAL,)
-  lanes: Lanes = Lanes()
+  num_lanes: int = 1
   causal: bool = False
   rope: bool = False
 
@@ -43,16 +43,15 @@ class Attention(nn.Module):
   def __call__(self, h: Array, gates: Sequence = ()) -> Array:
     width = h.shape[-1]
     x = nn.LayerNorm(name='norm')(h)
-    heads = self.num_heads // self.lanes.devices
-    layers = attention_layers(width, heads, width // self.num_heads)
+    layers = attention_layers(width, self.num_heads, width // self.num_heads)
     mask = causal_mask(h.shape[-2]) if self.causal else None
     if LANE not in self.kinds:
       return h + attention(x, layers, mask=mask, rope=self.rope)
     branch = lambda x, layers: attention(x, layers, mask=mask, rope=self.rope)
-    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.lanes.local))
-    z = z + layers.out.bias / self.lanes.count
+    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.num_lanes))
+    z = z + layers.out.bias / self.num_lanes
     reduce = gates[0] if gates else True
-    return lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
+    return lane(h, z, reduce, axis=1)
 
 
 class AttentionLayers(NamedTuple):
@@ -74,13 +73,14 @@ def attention_layers(
 
   Args:
     width, heads, size: D, N and U.
-    copies: leading axes of all arrays, such as the number of modules.
+    copies: () or the number of modules, a leading axis of all arrays.
     prefix: of the submodules' names.
   """
-  lead, shape = len(copies), (*copies, 3, heads, size)
-  qkv = Linear((*copies, width, *shape[lead:]), lead, shape, name=f'{prefix}qkv')
-  shape = (*copies, heads, size, width)
-  out = Linear(shape, (lead, lead + 1), (*copies, width), name=f'{prefix}out')
+  lead, shape, experts = len(copies), (*copies, 3, heads, size), ('expert',) * len(copies)
+  axes = (*experts, 'embed', None, 'heads', None)
+  qkv = Linear((*copies, width, *shape[lead:]), lead, shape, axes, name=f'{prefix}qkv')
+  shape, axes = (*copies, heads, size, width), (*experts, 'heads', None, 'embed')
+  out = Linear(shape, (lead, lead + 1), (*copies, width), axes, name=f'{prefix}out')
   return AttentionLayers(qkv(), out())
 
 

@@ -24,11 +24,12 @@ from jaxtyping import Array, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed
+from additive_jax.gates.dispatch import packed, sum_of_experts
 from additive_jax.gates.layers import sub_activation
 from additive_jax.models.attention import Attention, attention, attention_layers
+from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
-from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
+from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, TokenNetwork
 
@@ -63,14 +64,11 @@ class Modules:
     """M."""
     return self.attention + self.mlp + self.block + self.identity
 
-  def check(self, devices: int = 1) -> None:
-    """Raises `UserError` for numbers below 0, k over M, a share of skips outside [0, 1), or devices
-    that do not divide the modules of every kind but identities."""
+  def check(self) -> None:
+    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
     for name in ('attention', 'mlp', 'block', 'identity'):
       if getattr(self, name) < 0:
         raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
-      if name != 'identity':
-        check_divides(f'modules of {name}', getattr(self, name), 'devices', devices)
     check_sizes(modules=self.count)
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
@@ -99,7 +97,6 @@ class Pool(nn.Module):
     num_heads, hidden: of attention, and H of the feed-forward modules.
     causal, rope: as in `Attention`.
     unit: 'gelu' or 'swiglu'.
-    spread: over which devices the modules of every kind are spread; all leaves.
   """
 
   modules: Modules
@@ -108,7 +105,6 @@ class Pool(nn.Module):
   causal: bool = False
   rope: bool = False
   unit: str = 'gelu'
-  spread: Spread = Spread()
 
   @nn.compact
   def __call__(
@@ -124,24 +120,26 @@ class Pool(nn.Module):
     for name, count, apply, by_sequence in kinds:
       if not count:
         continue
-      parameters = self._parameters(name, count // self.spread.devices, h.shape[-1])
+      parameters = self._parameters(name, count, h.shape[-1])
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
-      @jax.checkpoint
-      def add(total, one, name=name, apply=apply, streams=streams, chosen=chosen, share=share):
-        number, module = one
+      def run_module(module, number, streams, chosen, share, *, name=name, apply=apply):
         mine = chosen == number
         weight = jnp.where(mine, share, 0).sum(-1)
         branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
         y = packed(branch, streams, mine.any(-1))
-        inside = how.rescale_inside and name == 'block'
-        return total + (y if inside else weight[..., None] * y), None
+        return y if how.rescale_inside and name == 'block' else weight[..., None] * y
 
-      numbers = first + self.spread.numbers(count)
-      added, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
+      added = sum_of_experts(run_module, parameters, streams, chosen, share, first=first)
       total, first = total + added.reshape(h.shape), first + count
-    return self.spread.join(total)
+    return total
+
+  def axis_names(self) -> dict[str, AxisNames]:
+    """Returns the names of the axes of the norms, one for each module."""
+    parts = ('attention_attention', 'mlp_mlp', 'block_attention', 'block_mlp')
+    names = [f'{part}_norm_{end}' for part in parts for end in ('scale', 'bias')]
+    return dict.fromkeys(names, ('expert', 'embed'))
 
   def _parameters(self, kind, count, width):
     """Of `count` modules of a kind: a norm and the layers of attention, feed-forward or both."""
@@ -232,7 +230,6 @@ class DNA(TokenNetwork):
     modules: the pool, and how tokens choose.
     num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
     num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
-    expert_devices, expert_axis: inside `shard_map`, how the modules are spread; see `layout`.
   """
 
   num_steps: int
@@ -248,8 +245,6 @@ class DNA(TokenNetwork):
   positions: str = 'learned'
   max_tokens: int = 256
   unit: str = 'gelu'
-  expert_devices: int = 1
-  expert_axis: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -257,7 +252,7 @@ class DNA(TokenNetwork):
     self.check_stream()
     if self.num_backbone < 0:
       raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
-    self.modules.check(self.expert_devices)
+    self.modules.check()
 
   def setup(self):
     self.set_up_ends()
@@ -270,8 +265,7 @@ class DNA(TokenNetwork):
       else:
         site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
       backbone.append(site)
-    spread = Spread(self.expert_devices, self.expert_axis)
-    options = (self.causal, rope, self.unit, spread)
+    options = (self.causal, rope, self.unit)
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]

@@ -2,68 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
 
 from additive_jax.errors import UserError
 from additive_jax.gates.layers import chunks
 
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
-
-
-@dataclasses.dataclass(frozen=True)
-class Lanes:
-  """How a model's lanes are laid out.
-
-  Attributes:
-    count: P, in all.
-    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
-      this device's shard: `1/devices` of the hidden units and heads.
-    mesh_axis: the name of that mesh axis; None on one device.
-  """
-
-  count: int = 1
-  devices: int = 1
-  mesh_axis: str | None = None
-
-  @property
-  def local(self) -> int:
-    """Lanes on this device."""
-    return self.count // self.devices
-
-  def split(self, x: jax.Array) -> jax.Array:
-    """A stream [B, ..., D] as its copies [B, lanes of this device, ..., D]."""
-    copies = jnp.broadcast_to(x[:, None], (len(x), self.local, *x.shape[1:]))
-    if self.mesh_axis is None:
-      return copies
-    return jax.lax.pcast(copies, self.mesh_axis, to='varying')
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-  """How experts or modules, whose parameters have a leading axis of them, are laid out.
-
-  Attributes:
-    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
-      this device's shard.
-    mesh_axis: the name of that mesh axis; None on one device.
-  """
-
-  devices: int = 1
-  mesh_axis: str | None = None
-
-  def numbers(self, count: int) -> jax.Array:
-    """The numbers of this device's experts among `count`, int32 [count / devices]."""
-    local = count // self.devices
-    first = 0 if self.mesh_axis is None else jax.lax.axis_index(self.mesh_axis) * local
-    return first + jnp.arange(local)
-
-  def join(self, total: jax.Array) -> jax.Array:
-    """The sum over the devices of what their experts gave."""
-    return total if self.mesh_axis is None else jax.lax.psum(total, self.mesh_axis)
 
 
 def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,12 +30,6 @@ def check_chunks(width: int, num_chunks: int) -> None:
   if num_chunks < 2:
     raise UserError(f'num_chunks {num_chunks} with sub_activation gates: expected at least 2')
   chunks(width, num_chunks)
-
-
-def check_lanes(num_lanes: int, lane_devices: int) -> None:
-  """Raises `UserError` where lanes do not divide over devices."""
-  check_sizes(num_lanes=num_lanes, lane_devices=lane_devices)
-  check_divides('lanes', num_lanes, 'devices', lane_devices)
 
 
 def check_sizes(**sizes: int) -> None:

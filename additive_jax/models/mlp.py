@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from additive_jax.gates.sums import lane_mean
+from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
@@ -16,12 +16,10 @@ from additive_jax.models.kinds import (
   LANE,
   RESIDUAL,
   SUB_ACTIVATION,
-  Lanes,
   block_sizes,
   check_chunks,
   check_divides,
   check_kinds,
-  check_lanes,
   check_sizes,
 )
 
@@ -48,7 +46,6 @@ class MLP(Additive):
       chosen stay on.
     num_chunks: m, chunks of D that sub-activation gates join.
     num_lanes: P, lanes that lane gates join; each block's H is split over them.
-    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `placement`.
 
   Inputs are float [B, ...]: images are flattened, rows of a table pass through.
   """
@@ -60,8 +57,6 @@ class MLP(Additive):
   gates: Sequence[str] = (RESIDUAL,)
   num_chunks: int = 4
   num_lanes: int = 2
-  lane_devices: int = 1
-  lane_axis: str | None = None
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
@@ -74,7 +69,7 @@ class MLP(Additive):
     if SUB_ACTIVATION in self.gates:
       check_chunks(self.width, self.num_chunks)
     if LANE in self.gates:
-      check_lanes(self.num_lanes, self.lane_devices)
+      check_sizes(num_lanes=self.num_lanes)
       for size in sizes:
         check_divides('hidden units', size, 'lanes', self.num_lanes)
 
@@ -83,24 +78,20 @@ class MLP(Additive):
     """H of each block."""
     return block_sizes(self.hidden, self.num_blocks)
 
-  @property
-  def lanes(self) -> Lanes:
-    return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
-
   def setup(self):
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
     self.sites = [
-      FeedForward(size, self.gates, self.num_chunks, self.lanes, name=f'block_{i:0{digits}}')
+      FeedForward(size, self.gates, self.num_chunks, self.num_lanes, name=f'block_{i:0{digits}}')
       for i, size in enumerate(self.sizes)
     ]
     self.head = Head(self.num_classes, name='readout')
 
   def embed(self, x: jax.Array) -> jax.Array:
     h = self.stem(x.reshape(x.shape[0], -1).astype(jnp.float32))
-    return self.lanes.split(h) if LANE in self.gates else h
+    return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
-      h = lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+      h = lane_mean(h, axis=1)
     return self.head(h)

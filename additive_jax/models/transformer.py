@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from additive_jax.errors import UserError
-from additive_jax.gates.sums import lane_mean
+from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive
 from additive_jax.models.attention import Attention
 from additive_jax.models.experts import StructureExperts
@@ -19,13 +19,10 @@ from additive_jax.models.kinds import (
   LANE,
   RESIDUAL,
   SUB_ACTIVATION,
-  Lanes,
-  Spread,
   block_sizes,
   check_chunks,
   check_divides,
   check_kinds,
-  check_lanes,
   check_sizes,
 )
 from additive_jax.models.mlp import Head
@@ -102,8 +99,6 @@ class Transformer(TokenNetwork):
     routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
       (`routing.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
       then residual.
-    lane_devices, lane_axis: inside `shard_map`, how the lanes are spread; see `lanes`.
-    expert_devices, expert_axis: likewise the experts of `moe.Experts`; see `layout`.
   """
 
   num_layers: int
@@ -121,10 +116,6 @@ class Transformer(TokenNetwork):
   num_chunks: int = 4
   num_lanes: int = 2
   routing: Routing | Experts | None = None
-  lane_devices: int = 1
-  lane_axis: str | None = None
-  expert_devices: int = 1
-  expert_axis: str | None = None
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
@@ -141,14 +132,9 @@ class Transformer(TokenNetwork):
     if isinstance(self.routing, Routing):
       self.routing.check(self.num_chunks - 1)
     elif self.routing is not None:
-      self.routing.check(self.expert_devices)
-    if self.expert_devices > 1 and not isinstance(self.routing, Experts):
-      raise UserError(
-        f'a transformer with routing {self.routing} over {self.expert_devices} expert_devices: '
-        'expected moe.Experts, which have weights of their own, or 1'
-      )
+      self.routing.check()
     if LANE in self.gates:
-      check_lanes(self.num_lanes, self.lane_devices)
+      check_sizes(num_lanes=self.num_lanes)
       check_divides('heads', self.num_heads, 'lanes', self.num_lanes)
       for size in self.sizes:
         check_divides('hidden units', size, 'lanes', self.num_lanes)
@@ -158,22 +144,19 @@ class Transformer(TokenNetwork):
     """H of each layer's feed-forward branch."""
     return block_sizes(self.hidden, self.num_layers)
 
-  @property
-  def lanes(self) -> Lanes:
-    return Lanes(self.num_lanes, self.lane_devices, self.lane_axis)
-
   def setup(self):
     self.set_up_ends()
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
-    lanes = self.lanes
     whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
     sites, digits = [], max(2, len(str(self.num_layers - 1)))
     for i, size in enumerate(self.sizes):
       name = f'block_{i:0{digits}}'
       rope = self.positions == 'rope'
       sites += [
-        Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
+        Attention(
+          self.num_heads, whole, self.num_lanes, self.causal, rope, name=f'{name}__attention'
+        ),
         self._feed_forward(size, f'{name}__mlp'),
       ]
     self.sites = sites
@@ -181,20 +164,21 @@ class Transformer(TokenNetwork):
   def _feed_forward(self, size, name):
     activation, gated = UNITS[self.unit]
     if isinstance(self.routing, Experts):
-      spread = Spread(self.expert_devices, self.expert_axis)
-      return MixtureOfExperts(size, self.routing, activation, gated, spread, name=name)
+      return MixtureOfExperts(size, self.routing, activation, gated, name=name)
     if self.routing is not None:
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
-    return FeedForward(size, self.gates, self.num_chunks, self.lanes, activation, gated, name=name)
+    return FeedForward(
+      size, self.gates, self.num_chunks, self.num_lanes, activation, gated, name=name
+    )
 
   def embed(self, x: jax.Array) -> jax.Array:
     h = super().embed(x)
-    return self.lanes.split(h) if LANE in self.gates else h
+    return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
 
   def readout(self, h: jax.Array) -> jax.Array:
     if LANE in self.gates:
-      h = lane_mean(h, axis=1, mesh_axis=self.lane_axis)
+      h = lane_mean(h, axis=1)
     return super().readout(h)
 
 

@@ -1,14 +1,17 @@
 """Meshes, and arrays on them.
 
-Axes: `structure` (devices that train different structures), `data` (devices that split one
-structure's batch), `lane` (devices that hold different lanes of one network, see `lanes`),
-`expert` (devices that hold different experts or modules of one network, see `layout`) and `pipe`
-(devices that hold different stages of one network, see `pipeline`).
+Axes over which trainings and batches are spread: `structure` (devices that train different
+structures) and `data` (devices that split one structure's batch). Axes over which one network is
+spread, each with an option of the same name that ends in `_devices`: `lane` (its lanes), `expert`
+(its experts or modules), `pipe` (its stages), `fsdp` (every parameter, and the batch) and `tensor`
+(heads and hidden units).
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,42 +23,53 @@ from additive_jax.parallel.processes import to_host
 log = logging.getLogger('additive_jax')
 
 STRUCTURE, DATA, LANE, EXPERT, PIPE = 'structure', 'data', 'lane', 'expert', 'pipe'
+FSDP, TENSOR = 'fsdp', 'tensor'
+SPREAD = (EXPERT, PIPE, FSDP, TENSOR)  # axes that a training may have beside the first two
+MANUAL = (STRUCTURE, DATA, PIPE)  # the axes whose collectives a step of training writes out
 
 
 def make_mesh(
   num_structures: int,
   batch_size: int,
-  devices=None,
+  devices: Sequence[jax.Device] | None = None,
   *,
   expert_devices: int = 1,
   pipe_devices: int = 1,
+  fsdp_devices: int = 1,
+  tensor_devices: int = 1,
 ) -> Mesh:
-  """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
+  """Returns the mesh [structure, data, ...] for K structures a step, each on a batch of
+  `batch_size` examples.
 
   The size of the `structure` axis divides K, that of `data` the batch, and together they use as
   many devices as can be; of several such meshes, the one with the longest `structure` axis. Devices
   left over stay idle, which is logged.
 
   Args:
-    expert_devices: over how many devices the experts of one network are spread; above 1 the mesh
-      has a third axis, `expert`, and each place of the other two holds as many devices.
-    pipe_devices: likewise the stages of one network, over the axis `pipe`.
+    expert_devices, pipe_devices, fsdp_devices, tensor_devices: over how many devices one network is
+      spread along each of these axes; each place of `structure` and `data` holds as many as their
+      product. The mesh has those above 1.
 
   Raises:
-    UserError: for `expert_devices` or `pipe_devices` that do not divide the devices; of several
-      processes, for devices left over.
+    UserError: for numbers that do not divide the devices, or for `fsdp_devices` the batch; of
+      several processes, for devices left over.
   """
   devices = list(jax.devices() if devices is None else devices)
-  check_expert_devices(expert_devices, len(devices))
-  check_pipe_devices(pipe_devices, len(devices) // expert_devices)
-  together = expert_devices * pipe_devices
+  spread = dict(zip(SPREAD, (expert_devices, pipe_devices, fsdp_devices, tensor_devices)))
+  check_spread(spread, len(devices))
+  together = math.prod(spread.values())
   places = len(devices) // together
+  if batch_size % fsdp_devices:
+    raise UserError(
+      f'fsdp_devices {fsdp_devices} for batches of {batch_size} examples: expected a number that '
+      'divides them'
+    )
   best = max(
     (
       (s * d, s)
       for s in range(1, places + 1)
       for d in range(1, places // s + 1)
-      if num_structures % s == 0 and batch_size % d == 0
+      if num_structures % s == 0 and batch_size % (d * fsdp_devices) == 0
     ),
   )
   used, structure = best[0] * together, best[1]
@@ -73,28 +87,33 @@ def make_mesh(
       batch_size,
     )
   axes = {STRUCTURE: structure, DATA: best[0] // structure}
-  if expert_devices > 1:
-    axes[EXPERT] = expert_devices
-  if pipe_devices > 1:
-    axes[PIPE] = pipe_devices
+  axes |= {axis: size for axis, size in spread.items() if size > 1}
   types = (AxisType.Auto,) * len(axes)
   return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
 
 
-def check_expert_devices(count: int, num_devices: int) -> None:
-  """Raises `UserError` where an axis of `count` devices for experts does not divide the devices."""
-  if count < 1 or num_devices % count:
+def check_spread(spread: Mapping[str, int], num_devices: int) -> None:
+  """Raises `UserError` where axes over which one network is spread do not divide the devices.
+
+  Args:
+    spread: by axis, over how many devices.
+  """
+  for axis, count in spread.items():
+    if count < 1 or num_devices % count:
+      raise UserError(
+        f'{axis}_devices {count} on {num_devices} devices: expected a number that divides them'
+      )
+    num_devices //= count
+  if spread.get(PIPE, 1) > 1 and (others := [a for a in (FSDP, TENSOR) if spread.get(a, 1) > 1]):
     raise UserError(
-      f'expert_devices {count} on {num_devices} devices: expected a number that divides them'
+      f'{others[0]}_devices {spread[others[0]]} with pipe_devices {spread[PIPE]}: expected 1 of '
+      'either'
     )
 
 
-def check_pipe_devices(count: int, num_devices: int) -> None:
-  """Raises `UserError` where an axis of `count` devices for stages does not divide the devices."""
-  if count < 1 or num_devices % count:
-    raise UserError(
-      f'pipe_devices {count} on {num_devices} devices: expected a number that divides them'
-    )
+def manual_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh along which a step of training writes its collectives out."""
+  return tuple(axis for axis in mesh.axis_names if axis in MANUAL)
 
 
 def place(tree, mesh: Mesh, specs):
@@ -134,18 +153,3 @@ def replicate(tree, mesh: Mesh):
   result.
   """
   return place(to_host(tree), mesh, PartitionSpec())
-
-
-def split_specs(whole, part, axis: str):
-  """How leaves are split over a mesh axis: a pytree of `PartitionSpec`, which name the axis in
-  which one device's leaf differs in size from the whole one.
-
-  Args:
-    whole, part: pytrees of the same structure, of leaves with a shape.
-  """
-
-  def spec(whole, part):
-    axes = [axis if a != b else None for a, b in zip(whole.shape, part.shape)]
-    return PartitionSpec(*axes) if axis in axes else PartitionSpec()
-
-  return jax.tree.map(spec, whole, part)

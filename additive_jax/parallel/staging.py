@@ -20,7 +20,7 @@ from additive_jax.errors import UserError
 from additive_jax.models.additive import parts, sites_of
 from additive_jax.models.kinds import LANE
 from additive_jax.parallel import layout
-from additive_jax.parallel.mesh import EXPERT, PIPE
+from additive_jax.parallel.mesh import PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.processes import to_host
 
@@ -65,7 +65,7 @@ def staging(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging
   kind, count = type(model).__name__, pipeline.stages
   if LANE in getattr(model, 'gates', ()):
     raise UserError(f'{kind} with lane gates over {pipeline.devices} pipe_devices: expected none')
-  if layout.has_experts(model) or getattr(model, 'routing', None) is not None:
+  if layout.has_experts(model, example) or getattr(model, 'routing', None) is not None:
     raise UserError(f'{kind} with routers over {pipeline.devices} pipe_devices: expected none')
   sites = sites_of(model)
   if not sites or len(sites) % count:
@@ -209,10 +209,10 @@ def _normal(random, shape, sizes):
 
 
 def layout_of(model, pipeline: Pipeline | None, mesh: Mesh, example: jax.ShapeDtypeStruct):
-  """The layout of a pool on a mesh: in stages, or with its experts spread, or whole everywhere."""
+  """Returns the layout of a pool on a mesh: in stages, or as `layout.pool_specs` says."""
   if pipeline is not None:
     return pool_specs(model, pipeline, example)
-  return layout.expert_specs(model, mesh.shape.get(EXPERT, 1), example)
+  return layout.kept(layout.pool_specs(model, mesh, example))
 
 
 def on_mesh(model, pipeline: Pipeline | None, tree, example: jax.ShapeDtypeStruct):

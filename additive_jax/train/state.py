@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from additive_jax.errors import UserError
-from additive_jax.parallel import layout, processes, staging
+from additive_jax.gates import dispatch
+from additive_jax.parallel import experts, layout, processes, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import Storage
@@ -101,8 +102,8 @@ def run_in_chunks(
 def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
   """Returns the layout of a state: a `State` of pytrees of `PartitionSpec`.
 
-  Experts are split over the mesh axis `expert`, stages over `pipe`, with what the optimizer keeps
-  of them; all else is on every device.
+  Leaves of the pool lie as `parallel.layout` says, in stages as `staging` does, and what the
+  optimizer keeps lies like them.
 
   Args:
     example: the shape of a batch of inputs.
@@ -126,16 +127,25 @@ class StateLayout:
 
   Attributes:
     mesh: with all its axes.
-    pool: the layout of the pool inside of a step, a pytree of `PartitionSpec`.
     specs: that of a state without ZeRO, a `State` of pytrees of `PartitionSpec`.
+    pool: the part of the pool's that `shard_map` writes out, a pytree of `PartitionSpec`.
+    around: what runs a part of the network on such a pool, see `additive.surrounding`; None where
+      no axis is left to XLA.
+    sum_experts: how experts are summed, see `dispatch.summing`.
     storage: of what the optimizer keeps.
     shardings: of the whole state, a `State` of pytrees of `NamedSharding`.
   """
 
   def __init__(self, recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct):
     self.mesh = placement.mesh
-    self.pool = staging.layout_of(recipe.model, recipe.loss.stages(), self.mesh, example)
-    self.specs = (placement.specs or state_specs)(recipe, self.mesh, example)
+    self.specs = state_specs(recipe, self.mesh, example)
+    self.pool = layout.manual(self.specs.params)
+    self.around = None
+    if set(self.mesh.axis_names) - set(mesh_.MANUAL):
+      leaves = layout.pool_specs(recipe.model, self.mesh, example)
+      self.around = layout.read_from(leaves, example)
+    spread = mesh_.EXPERT in self.mesh.axis_names
+    self.sum_experts = experts.sum_over_devices if spread else dispatch.sum_in_turn
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
     variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from jaxtyping import PyTree
 
 from additive_jax.data import Order
 from additive_jax.errors import UserError
+from additive_jax.gates import dispatch
+from additive_jax.models import additive
 from additive_jax.models.additive import initial
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
@@ -68,10 +70,9 @@ def _gradient_on_mesh(
   the chunk's examples, and the data that these are numbers in, () if they are the examples.
   """
   mesh = layout.mesh
-  experts = mesh.shape.get(mesh_.EXPERT, 1)
-  local = dataclasses.replace(recipe, model=layout_.local_model(recipe.model, experts))
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
-  axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+  names = mesh_.manual_axes(mesh)
+  axes = tuple(axis for axis in names if mesh.shape[axis] > 1)
 
   def gradient(params, step, t, sampler, key, inputs, data):
     slots = _device_slots(mesh, sampler, key, step)
@@ -81,14 +82,19 @@ def _gradient_on_mesh(
     if shared_batch:
       repeat = lambda a: jnp.broadcast_to(a, (len(slots.bits), *a.shape[1:]))
       batch = jax.tree.map(repeat, batch)
+    if layout.around is not None:
+      batch = jax.tree.map(lambda a: layout_.split_batch(a, 1), batch)
     slots = slots._replace(x=batch[0], y=batch[1])
-    return averaged_gradient(local, params, slots, axes=axes, reads=reads, specs=layout.pool)
+    options = {'axes': axes, 'reads': reads, 'specs': layout.pool}
+    with additive.surrounding(layout.around), dispatch.summing(layout.sum_experts):
+      return averaged_gradient(recipe, params, slots, **options)
 
   return jax.shard_map(
     gradient,
     mesh=mesh,
     in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(shared_batch), EVERYWHERE),
     out_specs=Averaged(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )
 
@@ -252,27 +258,27 @@ class Trainer:
 
 
 def default_mesh(
-  recipe: Recipe, sampler: Sampler, batch_size: int, devices=None, experts=1
+  recipe: Recipe,
+  sampler: Sampler,
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  **spread: int,
 ) -> Mesh:
   """Returns the mesh of the most devices that the slots and their batches divide over.
 
   Args:
     devices: default all.
-    experts: over how many devices the experts of one network are spread.
+    spread: over how many devices one network is spread, as for `mesh.make_mesh`; the stages are
+      those of the loss.
   """
-  pipeline = recipe.loss.stages()
-  return mesh_.make_mesh(
-    sampler.num_structures,
-    recipe.loss.batch_parts(batch_size),
-    devices,
-    expert_devices=experts,
-    pipe_devices=1 if pipeline is None else pipeline.devices,
-  )
+  pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
+  stages = 1 if pipeline is None else pipeline.devices
+  return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
 
 
 def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
   """Raises `UserError` where slots and batches do not divide over a mesh."""
-  structure, data = (mesh.shape[axis] for axis in (mesh_.STRUCTURE, mesh_.DATA))
+  structure, data = mesh.shape[mesh_.STRUCTURE], mesh.shape[mesh_.DATA]
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
