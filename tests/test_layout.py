@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from additive_jax import Additive, UserError
 from additive_jax.data import ArraySplit
 from additive_jax.files.checkpoint import Checkpointer
-from additive_jax.gates.dispatch import sum_of_experts
+from additive_jax.gates.shares import sum_of_experts
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules

@@ -71,9 +71,7 @@ def test_devices_for_experts_of_a_model_without(tmp_path):
     mixed = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
     session.machine.check_networks([session.model, mixed])
     odd = mixed.clone(routing=Experts(3))
-    with pytest.raises(
-      UserError, match='3 expert of .* over 2 expert_devices: expected a multiple of 2'
-    ):
+    with pytest.raises(UserError, match=r'3 expert of .* over 2 expert_devices: expected a'):
       session.machine.check_networks([session.model, odd])
     trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 3)
     assert 'expert' not in trainer.mesh.shape

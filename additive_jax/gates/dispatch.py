@@ -12,19 +12,14 @@ chosen tokens, 6 are gathered:
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float
 
 from additive_jax.gates.sums import SAVED
-
-Sum = Callable[..., Array]
 
 EIGHTHS = (1, 2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
 
@@ -77,54 +72,3 @@ def packed(
   # A branch that is not taken must not leave residuals, which reverse mode would fill with zeros.
   index = jnp.searchsorted(np.array((0, *sizes)), count.max())
   return jax.lax.switch(index, [lambda x: nothing, *map(run, sizes)], x)
-
-
-def sum_in_turn(
-  run: Callable[..., Array], experts: PyTree, numbers: Int[Array, 'M'], x: Array, *others: Any
-) -> Array:
-  """Returns `Σ_i run(experts[i], numbers[i], x, *others)`, one expert after the other; of each only
-  its part of `experts` is kept for the backward pass.
-
-  Args:
-    run: gives an array like x.
-    experts: parameters, leaves [M, ...].
-  """
-
-  @jax.checkpoint
-  def add(total, expert):
-    number, parameters = expert
-    return total + run(parameters, number, x, *others), None
-
-  return jax.lax.scan(add, jnp.zeros_like(x), (numbers, experts))[0]
-
-
-_SUM: contextvars.ContextVar[Sum] = contextvars.ContextVar('sum', default=sum_in_turn)
-
-
-def sum_of_experts(
-  run: Callable[..., Array], experts: PyTree, x: Array, *others: Any, first: int = 0
-) -> Array:
-  """Returns the sum over experts of what each gives, by `sum_in_turn` or what `summing` put in its
-  place.
-
-  >>> scale = lambda weight, number, x: weight * x
-  >>> sum_of_experts(scale, jnp.array([1.0, 2.0]), jnp.ones(2)).tolist()
-  [3.0, 3.0]
-
-  Args:
-    run, experts, x, others: as for `sum_in_turn`.
-    first: the number of the first expert.
-  """
-  numbers = first + jnp.arange(len(jax.tree.leaves(experts)[0]))
-  return _SUM.get()(run, experts, numbers, x, *others)
-
-
-@contextlib.contextmanager
-def summing(instead: Sum) -> Iterator[None]:
-  """While it is open, networks that are traced sum their experts by another function with the
-  arguments of `sum_in_turn`, such as one that spreads them over devices."""
-  token = _SUM.set(instead)
-  try:
-    yield
-  finally:
-    _SUM.reset(token)

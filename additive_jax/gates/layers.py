@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
+from additive_jax.gates.shares import sum_of_units
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import GateValue, aligned, is_soft, is_static
 
@@ -204,8 +205,21 @@ def sub_activation(
       raise UserError(
         f'gates of shape {axes} for x of shape {x.shape}: expected leading axes of x, or none'
       )
-  y = compose(gates, *chunked(x, layers, len(gates) + 1, activation, maps))
+  run = lambda units, x, gates: compose(gates, *chunked(x, units, len(gates) + 1, activation, maps))
+  units, axes = units_of(layers)
+  if all(is_static(gate) for gate in gates):
+    y = sum_of_units(lambda units, x: run(units, x, gates), units, axes, x)
+  else:
+    y = sum_of_units(run, units, axes, x, gates)
   return layers.second.add_bias(y)
+
+
+def units_of(layers: LayerPair) -> tuple[LayerPair, LayerPair]:
+  """Returns the parameters of the hidden units, which are all but the second bias, and of each the
+  axis of the units; see `shares.sum_of_units`."""
+  units = layers._replace(second=Layer(layers.second.kernel))
+  axes = jax.tree.map(lambda _: -1, units)
+  return units, axes._replace(second=Layer(-2))
 
 
 def chunked(

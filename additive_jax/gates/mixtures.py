@@ -23,7 +23,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.layers import LayerPair, check_layers, chunked, joins, mixed_hidden
+from additive_jax.gates.layers import (
+  LayerPair,
+  check_layers,
+  chunked,
+  joins,
+  mixed_hidden,
+  units_of,
+)
+from additive_jax.gates.shares import sum_of_units
 
 Span = tuple[int, int]
 
@@ -88,10 +96,15 @@ def span_mixture(
   """
   num_chunks = _chunks_of(weights.shape[-1])
   check_layers(x, layers)
-  first, activate, second = chunked(x, layers, num_chunks, activation)
-  hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
+
+  def run(units, x, weights):
+    first, activate, second = chunked(x, units, num_chunks, activation)
+    hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
+    return _side_by_side(hidden, second)
+
   total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
-  return _output(hidden, second, layers.second, total)
+  y = sum_of_units(run, *units_of(layers), x, weights)
+  return layers.second.add_bias(y, total[..., None])
 
 
 def structure_mixture(
@@ -119,19 +132,23 @@ def structure_mixture(
   if 2 * k >= num_chunks + 1:
     return span_mixture(x, layers, (weights[..., None] * span_weights(gates)).sum(-2), activation)
   check_layers(x, layers)
-  first, activate, second = chunked(x, layers, num_chunks, activation)
 
-  @jax.checkpoint
-  def mix(partial, gates, weights):
-    hidden = [0.0] * num_chunks
-    for i in range(k):
-      inner = [gates[..., i, j] for j in range(num_chunks - 1)]
-      for j, row in enumerate(joins(inner)):
-        hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
-    return hidden
+  def run(units, x, gates, weights):
+    first, activate, second = chunked(x, units, num_chunks, activation)
 
-  hidden = mix([first(j, j + 1) for j in range(num_chunks)], gates, weights)
-  return _output(hidden, second, layers.second, weights.sum(-1))
+    @jax.checkpoint
+    def mix(partial, gates, weights):
+      hidden = [0.0] * num_chunks
+      for i in range(k):
+        inner = [gates[..., i, j] for j in range(num_chunks - 1)]
+        for j, row in enumerate(joins(inner)):
+          hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
+      return hidden
+
+    return _side_by_side(mix([first(j, j + 1) for j in range(num_chunks)], gates, weights), second)
+
+  y = sum_of_units(run, *units_of(layers), x, gates, weights)
+  return layers.second.add_bias(y, weights.sum(-1)[..., None])
 
 
 def _chunks_of(num_spans: int) -> int:
@@ -176,7 +193,6 @@ def _mix_spans(partial, weights, activate):
   return list(map(whole, range(num_chunks)))
 
 
-def _output(hidden, second, layer, total):
-  """The second layer of the hidden values of every chunk, its bias weighted with `total`."""
-  y = jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
-  return layer.add_bias(y, total[..., None])
+def _side_by_side(hidden, second):
+  """The second layer of the hidden values of every chunk, without its bias."""
+  return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.gates.layers import Layer
+from additive_jax.gates.shares import sum_of_units
 from additive_jax.gates.sums import lane
 from additive_jax.models.feed_forward import Linear, in_lanes
 from additive_jax.models.kinds import LANE, RESIDUAL, gate_names
@@ -109,15 +110,20 @@ def attention(
     positions: of the tokens, for rotations; None is 0 to T − 1.
     rope: whether queries and keys are rotated by their positions, see `rotate`.
   """
-  (kernel, bias), out = layers
-  # Kernels enter as factors of `@` alone, so that `compress.noise` can put others in their place.
-  qkv = (x @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], *kernel.shape[1:]) + bias
-  q, k, v = jnp.moveaxis(qkv, 2, 0)
-  if rope:
-    q, k = rotate(q, positions), rotate(k, positions)
-  z = attend(q, k, v, mask)
-  y = z.reshape(*z.shape[:-2], -1) @ out.kernel.reshape(-1, x.shape[-1])
-  return y if out.bias is None else y + out.bias
+
+  def run(heads, x, mask, positions):
+    (kernel, bias), out = heads
+    # Kernels enter as factors of `@` alone, so that `compress.noise` can put others in their place.
+    qkv = (x @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], *kernel.shape[1:]) + bias
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    if rope:
+      q, k = rotate(q, positions), rotate(k, positions)
+    z = attend(q, k, v, mask)
+    return z.reshape(*z.shape[:-2], -1) @ out.kernel.reshape(-1, x.shape[-1])
+
+  heads = AttentionLayers(layers.qkv, Layer(layers.out.kernel))
+  axes = AttentionLayers(Layer(-2, -2), Layer(-3))
+  return layers.out.add_bias(sum_of_units(run, heads, axes, x, mask, positions))
 
 
 def attend(

@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed, sum_of_experts
+from additive_jax.gates.dispatch import packed
 from additive_jax.gates.layers import sub_activation
+from additive_jax.gates.shares import sum_of_experts
 from additive_jax.models.attention import Attention, attention, attention_layers
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed, sum_of_experts
+from additive_jax.gates.dispatch import packed
 from additive_jax.gates.layers import sub_activation
+from additive_jax.gates.shares import sum_of_experts
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router

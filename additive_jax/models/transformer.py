@@ -148,15 +148,14 @@ class Transformer(TokenNetwork):
     self.set_up_ends()
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
+    lanes = self.num_lanes
     whole = tuple(kind for kind in self.gates if kind != SUB_ACTIVATION)
     sites, digits = [], max(2, len(str(self.num_layers - 1)))
     for i, size in enumerate(self.sizes):
       name = f'block_{i:0{digits}}'
       rope = self.positions == 'rope'
       sites += [
-        Attention(
-          self.num_heads, whole, self.num_lanes, self.causal, rope, name=f'{name}__attention'
-        ),
+        Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
         self._feed_forward(size, f'{name}__mlp'),
       ]
     self.sites = sites
@@ -168,9 +167,8 @@ class Transformer(TokenNetwork):
     if self.routing is not None:
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
-    return FeedForward(
-      size, self.gates, self.num_chunks, self.num_lanes, activation, gated, name=name
-    )
+    options = (self.gates, self.num_chunks, self.num_lanes, activation, gated)
+    return FeedForward(size, *options, name=name)
 
   def embed(self, x: jax.Array) -> jax.Array:
     h = super().embed(x)

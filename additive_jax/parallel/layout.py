@@ -1,14 +1,15 @@
 """How the pool lies on a mesh: rules from the logical names of its axes to the axes of the mesh.
 
-`shard_map` writes out the axes `structure`, `data` and `pipe`. Over the other axes the arrays of a
-step are whole to the program, and XLA moves the bytes:
+  expert   leaves of experts, along the experts; each device runs its own (`shares`)
+  tensor   kernels along heads and hidden units; a branch ends in one all-reduce (`shares`; Shoeybi
+           et al. 2019, arXiv:1909.08053)
+  fsdp     every leaf, along its longest axis that divides, and the batch (Zhao et al. 2023,
+           arXiv:2304.11277)
 
-  expert   leaves of experts, along the experts; each device runs its own (`experts`)
-  tensor   kernels along heads and hidden units; a branch ends in one all-reduce (Shoeybi et al.
-           2019, arXiv:1909.08053)
-  fsdp     every leaf, along its longest axis that divides, and the batch; a part of the network
-           gathers what it reads, and its gradients are scattered (Zhao et al. 2023,
-           arXiv:2304.11277). A site that is off gathers nothing.
+Along `fsdp` a part of the network gathers what it reads, and its gradient is scattered, inside of
+the branch: a site that is off moves nothing. `structure`, `data`, `fsdp` and `pipe` are written out
+in `shard_map`; over `expert` and `tensor` arrays are whole to a step, and each sum over them is a
+`shard_map` of its own.
 """
 
 from __future__ import annotations
@@ -64,14 +65,18 @@ class Leaf:
   """How a leaf of the pool lies on a mesh.
 
   Attributes:
-    shape: of the whole leaf.
     kept: between steps.
     read: where a part of the network reads it.
+    local: its shape inside of `shard_map`.
   """
 
-  shape: tuple[int, ...]
   kept: PartitionSpec
   read: PartitionSpec
+  local: tuple[int, ...]
+
+  def axis(self, name: str) -> int | None:
+    """Returns the axis along which a part of the network gathers it over a mesh axis, or None."""
+    return self.kept.index(name) if name in self.kept and name not in self.read else None
 
 
 @functools.lru_cache(maxsize=32)
@@ -106,14 +111,16 @@ def _leaves(
 def _lies(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
   over = [RULES.get(name) if name else None for name in names]
   over = [axis if axis in mesh.axis_names else None for axis in over]
-  read = PartitionSpec(*over)
+  read, local = PartitionSpec(*over), list(shape)
   # Tensor devices share out what has no heads or hidden units too; it is gathered to be read.
   for axis in (TENSOR, FSDP):
     size = mesh.shape.get(axis, 1)
     free = [i for i, n in enumerate(shape) if over[i] is None and n % size == 0 and n >= size]
     if size > 1 and axis not in over and free:
-      over[max(free, key=lambda i: shape[i])] = axis
-  return Leaf(shape, PartitionSpec(*over), read)
+      longest = max(free, key=lambda i: shape[i])
+      over[longest] = axis
+      local[longest] //= size if axis == FSDP else 1
+  return Leaf(PartitionSpec(*over), read, tuple(local))
 
 
 def kept(leaves: PyTree) -> PyTree:
@@ -138,7 +145,7 @@ def read_from(leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
     leaves: a pytree of `Leaf`.
     example: the shape of a batch of inputs.
   """
-  by_path = {path: leaf for path, leaf in jax.tree.leaves_with_path(leaves)}
+  by_path = dict(jax.tree.leaves_with_path(leaves))
 
   def around(
     model: nn.Module, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
@@ -147,14 +154,35 @@ def read_from(leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
 
     def fetch(path: Any, array: jax.Array) -> jax.Array:
       leaf = by_path.get(path)
-      if leaf is None or path not in reads or leaf.shape != array.shape:
+      if leaf is None or path not in reads or leaf.local != array.shape:
         return array
-      return _fetched(array, leaf.kept, leaf.read)
+      return gathered(array, leaf)
 
-    pool = jax.tree.map_with_path(fetch, variables['params'])
-    return jax.tree.map(split_batch, run({**variables, 'params': pool}))
+    return run({**variables, 'params': jax.tree.map_with_path(fetch, variables['params'])})
 
   return around
+
+
+def gathered(array: jax.Array, leaf: Leaf) -> jax.Array:
+  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered."""
+  if (axis := leaf.axis(FSDP)) is not None:
+    array = jax.lax.all_gather(array, FSDP, axis=axis, tiled=True)
+  if (axis := leaf.axis(TENSOR)) is not None:
+    array = jax.shard_map(
+      lambda part: jax.lax.all_gather(part, TENSOR, axis=axis, tiled=True),
+      in_specs=PartitionSpec(*[None] * axis, TENSOR),
+      out_specs=PartitionSpec(),
+      axis_names={TENSOR},
+      check_vma=False,
+    )(array)
+  return array
+
+
+def scattered(gradient: jax.Array, leaf: Leaf) -> jax.Array:
+  """Returns this device's part of the sum over `fsdp` of the gradients of a whole leaf."""
+  if (axis := leaf.axis(FSDP)) is None:
+    return gradient
+  return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,34 +194,6 @@ def _paths(model: nn.Module, example: jax.ShapeDtypeStruct, part: additive.Part)
     found = additive.parts(model, example)
     tree = found.sites[part] if isinstance(part, int) else getattr(found, part)
   return frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _fetched(array: jax.Array, kept: PartitionSpec, read: PartitionSpec) -> jax.Array:
-  """Returns an array that is kept in one layout in another one; its gradient lies as it is kept."""
-  return jax.lax.with_sharding_constraint(array, read)
-
-
-def _fetch_forward(array: jax.Array, kept: PartitionSpec, read: PartitionSpec) -> Any:
-  return _fetched(array, kept, read), None
-
-
-def _fetch_backward(kept: PartitionSpec, read: PartitionSpec, _: None, g: jax.Array) -> Any:
-  return (jax.lax.with_sharding_constraint(g, kept),)
-
-
-_fetched.defvjp(_fetch_forward, _fetch_backward)
-
-
-def split_batch(array: jax.Array, axis: int = 0) -> jax.Array:
-  """Returns an array whose batch, on an axis, is split over `fsdp` where the mesh has that axis,
-  and all else whole. Inside of `shard_map`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if array.ndim <= axis:
-    return array
-  rows = FSDP if array.shape[axis] % mesh.shape.get(FSDP, 1) == 0 else None
-  rows = rows if FSDP in mesh.axis_names else None
-  return jax.lax.with_sharding_constraint(array, PartitionSpec(*[None] * axis, rows))
 
 
 def like_pool(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:

@@ -25,7 +25,8 @@ log = logging.getLogger('additive_jax')
 STRUCTURE, DATA, LANE, EXPERT, PIPE = 'structure', 'data', 'lane', 'expert', 'pipe'
 FSDP, TENSOR = 'fsdp', 'tensor'
 SPREAD = (EXPERT, PIPE, FSDP, TENSOR)  # axes that a training may have beside the first two
-MANUAL = (STRUCTURE, DATA, PIPE)  # the axes whose collectives a step of training writes out
+BATCH = (DATA, FSDP)  # the axes that split a batch
+MANUAL = (STRUCTURE, *BATCH, PIPE)  # the axes whose collectives a step of training writes out
 
 
 def make_mesh(
@@ -61,8 +62,8 @@ def make_mesh(
   places = len(devices) // together
   if batch_size % fsdp_devices:
     raise UserError(
-      f'fsdp_devices {fsdp_devices} for batches of {batch_size} examples: expected a number that '
-      'divides them'
+      f'fsdp_devices {fsdp_devices} for a batch of {batch_size} parts: expected a number that '
+      'divides it'
     )
   best = max(
     (
@@ -109,6 +110,16 @@ def check_spread(spread: Mapping[str, int], num_devices: int) -> None:
       f'{others[0]}_devices {spread[others[0]]} with pipe_devices {spread[PIPE]}: expected 1 of '
       'either'
     )
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh that split a batch."""
+  return tuple(axis for axis in mesh.axis_names if axis in BATCH)
+
+
+def num_shares(mesh: Mesh) -> int:
+  """Returns how many devices split a batch."""
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def manual_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,8 @@ class PerSample(Structures):
   """
 
   subsets: subsets.Subsets
+
+  by_parts: ClassVar[bool] = True
 
   def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and no facts."""
@@ -101,7 +104,7 @@ class PerSample(Structures):
     num_rates, num_gates = len(self.subsets.keep_rates[0]), len(gate_names(recipe.model))
     if num_rates != num_gates:
       raise UserError(f'{num_rates} keep rates: expected {num_gates}, one per gate')
-    devices = mesh.shape[mesh_.DATA]
+    devices = mesh_.num_shares(mesh)
     if self.subsets.parts % devices:
       raise UserError(
         f'{devices} devices split a batch of {self.subsets.parts} parts with a subset each: '
@@ -120,6 +123,8 @@ class Routed(Loss):
   """
 
   balance: Balance
+
+  by_parts: ClassVar[bool] = True
 
   def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and the facts of each site, with the loads of the slot's whole batch:

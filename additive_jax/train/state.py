@@ -14,8 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from additive_jax.errors import UserError
-from additive_jax.gates import dispatch
-from additive_jax.parallel import experts, layout, processes, staging
+from additive_jax.parallel import layout, processes, shares, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import Storage
@@ -129,9 +128,10 @@ class StateLayout:
     mesh: with all its axes.
     specs: that of a state without ZeRO, a `State` of pytrees of `PartitionSpec`.
     pool: the part of the pool's that `shard_map` writes out, a pytree of `PartitionSpec`.
-    around: what runs a part of the network on such a pool, see `additive.surrounding`; None where
-      no axis is left to XLA.
-    sum_experts: how experts are summed, see `dispatch.summing`.
+    leaves: how leaves of the pool are gathered, a pytree of `layout.Leaf`; None where no axis of
+      the mesh asks for it.
+    around: what runs a part of the network on such a pool, see `additive.surrounding`, or None.
+    sums: how experts, hidden units and heads are summed, see `gates.shares`.
     storage: of what the optimizer keeps.
     shardings: of the whole state, a `State` of pytrees of `NamedSharding`.
   """
@@ -140,12 +140,11 @@ class StateLayout:
     self.mesh = placement.mesh
     self.specs = state_specs(recipe, self.mesh, example)
     self.pool = layout.manual(self.specs.params)
-    self.around = None
-    if set(self.mesh.axis_names) - set(mesh_.MANUAL):
-      leaves = layout.pool_specs(recipe.model, self.mesh, example)
-      self.around = layout.read_from(leaves, example)
-    spread = mesh_.EXPERT in self.mesh.axis_names
-    self.sum_experts = experts.sum_over_devices if spread else dispatch.sum_in_turn
+    self.leaves = self.around = None
+    if {mesh_.FSDP, mesh_.TENSOR} & set(self.mesh.axis_names):
+      self.leaves = layout.pool_specs(recipe.model, self.mesh, example)
+      self.around = layout.read_from(self.leaves, example)
+    self.sums = shares.sums_on(self.mesh)
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
     variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)

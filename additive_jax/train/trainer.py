@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 from additive_jax.data import Order
 from additive_jax.errors import UserError
-from additive_jax.gates import dispatch
+from additive_jax.gates import shares
 from additive_jax.models import additive
 from additive_jax.models.additive import initial
 from additive_jax.parallel import layout as layout_
@@ -43,10 +43,11 @@ from additive_jax.train.state import (
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-def _rows(shared_batch: bool) -> PartitionSpec:
+def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
   and its share of each batch."""
-  return PartitionSpec(None, None if shared_batch else mesh_.STRUCTURE, mesh_.DATA)
+  slots = None if shared_batch else mesh_.STRUCTURE
+  return PartitionSpec(None, slots, mesh_.batch_axes(mesh))
 
 
 def _device_slots(mesh, sampler, key, step) -> Slots:
@@ -82,17 +83,15 @@ def _gradient_on_mesh(
     if shared_batch:
       repeat = lambda a: jnp.broadcast_to(a, (len(slots.bits), *a.shape[1:]))
       batch = jax.tree.map(repeat, batch)
-    if layout.around is not None:
-      batch = jax.tree.map(lambda a: layout_.split_batch(a, 1), batch)
     slots = slots._replace(x=batch[0], y=batch[1])
-    options = {'axes': axes, 'reads': reads, 'specs': layout.pool}
-    with additive.surrounding(layout.around), dispatch.summing(layout.sum_experts):
+    options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
+    with additive.surrounding(layout.around), shares.summing(layout.sums):
       return averaged_gradient(recipe, params, slots, **options)
 
   return jax.shard_map(
     gradient,
     mesh=mesh,
-    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(shared_batch), EVERYWHERE),
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
     out_specs=Averaged(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
@@ -254,7 +253,7 @@ class Trainer:
         np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
         for a in self.train[indices.reshape(-1)]
       )
-    return mesh_.place(inputs, self.mesh, _rows(self.shared_batch))
+    return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
 
 
 def default_mesh(
@@ -278,7 +277,7 @@ def default_mesh(
 
 def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
   """Raises `UserError` where slots and batches do not divide over a mesh."""
-  structure, data = mesh.shape[mesh_.STRUCTURE], mesh.shape[mesh_.DATA]
+  structure, data = mesh.shape[mesh_.STRUCTURE], mesh_.num_shares(mesh)
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
