@@ -3,7 +3,7 @@ lies: `parallel.layout` has the rules from these names to the axes of a mesh.
 
 Names of the library's own networks: `embed` (D, the stream), `hidden` (H), `heads` (N) and `expert`
 (experts, or the modules of a DNA). A module names the axes of its parameters by a method
-`axis_names`; a parameter made by `flax.linen.with_partitioning` has the names given there.
+`axis_names`; a parameter made by `flax.linen.with_logical_partitioning` has the names given there.
 """
 
 from __future__ import annotations

@@ -137,24 +137,26 @@ def manual(specs: PyTree) -> PyTree:
   return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
 
 
-def read_from(leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
-  """Returns what runs a part of a network on a pool that lies as these leaves say: see
-  `additive.surrounding`. Inside of `shard_map`.
+def read_from(model: nn.Module, leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
+  """Returns what runs a part of the model on a pool that lies as these leaves say: see
+  `additive.surrounding`. It is called inside of `shard_map`.
 
   Args:
+    model: the only one that it runs so.
     leaves: a pytree of `Leaf`.
     example: the shape of a batch of inputs.
   """
-  by_path = dict(jax.tree.leaves_with_path(leaves))
+  by_path, reads = dict(jax.tree.leaves_with_path(leaves)), _paths(model, example)
 
   def around(
-    model: nn.Module, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
+    other: nn.Module, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
   ) -> Any:
-    reads = _paths(model, example, part)
+    if other != model:
+      return run(variables)
 
     def fetch(path: Any, array: jax.Array) -> jax.Array:
       leaf = by_path.get(path)
-      if leaf is None or path not in reads or leaf.local != array.shape:
+      if leaf is None or path not in reads[part] or leaf.local != array.shape:
         return array
       return gathered(array, leaf)
 
@@ -185,15 +187,16 @@ def scattered(gradient: jax.Array, leaf: Leaf) -> jax.Array:
   return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
-@functools.lru_cache(maxsize=1024)
-def _paths(model: nn.Module, example: jax.ShapeDtypeStruct, part: additive.Part) -> frozenset[Any]:
-  """Returns the paths of the leaves that a part of a model reads."""
-  if part == additive.WHOLE:
-    tree = _pool(model, example)
-  else:
-    found = additive.parts(model, example)
-    tree = found.sites[part] if isinstance(part, int) else getattr(found, part)
-  return frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
+def _paths(model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[additive.Part, frozenset[Any]]:
+  """Returns the paths of the leaves that each part of a model reads."""
+  found = additive.parts(model, example)
+  trees = dict(enumerate(found.sites)) | {
+    additive.EMBED: found.embed,
+    additive.READOUT: found.readout,
+    additive.WHOLE: _pool(model, example),
+  }
+  paths = lambda tree: frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
+  return {part: paths(tree) for part, tree in trees.items()}
 
 
 def like_pool(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:

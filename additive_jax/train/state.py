@@ -143,7 +143,7 @@ class StateLayout:
     self.leaves = self.around = None
     if {mesh_.FSDP, mesh_.TENSOR} & set(self.mesh.axis_names):
       self.leaves = layout.pool_specs(recipe.model, self.mesh, example)
-      self.around = layout.read_from(self.leaves, example)
+      self.around = layout.read_from(recipe.model, self.leaves, example)
     self.sums = shares.sums_on(self.mesh)
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
