@@ -19,7 +19,7 @@ AxisNames = tuple[str | None, ...]
 
 
 @functools.lru_cache(maxsize=64)
-def axis_names(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
+def axis_names(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   """Returns the names of the axes of each leaf of the pool: a pytree like it, of tuples with a name
   or None for each axis.
 
@@ -29,6 +29,7 @@ def axis_names(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
   (('embed', 'hidden'), (None,))
 
   Args:
+    model: a Flax module, or an object with a method `init` like one's.
     example: the shape of a batch of inputs.
   """
   named: dict[tuple[str, ...], AxisNames] = {}
@@ -40,7 +41,9 @@ def axis_names(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
     return call(*args, **kwargs)
 
   def init(x: Any) -> Any:
-    return nn.Module.init_with_output(model, jax.random.key(0), x)[1]['params']
+    if not isinstance(model, nn.Module):
+      return model.init(jax.random.key(0), x)['params']
+    return nn.Module.init_with_output(model, jax.random.key(0), x)[1]['params']  # with its boxes
 
   with nn.intercept_methods(read):
     boxed = jax.eval_shape(init, example)

@@ -19,7 +19,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -32,13 +31,13 @@ from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
 
 
-def has_experts(model: nn.Module, example: jax.ShapeDtypeStruct) -> bool:
+def has_experts(model: Any, example: jax.ShapeDtypeStruct) -> bool:
   """Returns whether a model has experts or modules of their own weights, which can be spread."""
   names = jax.tree.leaves(axis_names(model, example))  # those of all axes in one list
   return 'expert' in names
 
 
-def check_model(model: nn.Module, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
+def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
   """Raises `UserError` for a model that has nothing to spread over an axis of some size, or what
   does not divide over it.
 
@@ -80,7 +79,7 @@ class Leaf:
 
 
 @functools.lru_cache(maxsize=32)
-def pool_specs(model: nn.Module, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
+def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
   """Returns how the pool lies on a mesh, a pytree of `Leaf`.
 
   Args:
@@ -94,12 +93,12 @@ def pool_specs(model: nn.Module, mesh: Mesh, example: jax.ShapeDtypeStruct) -> P
   return jax.tree.map_with_path(lambda path, _: lies[path], _pool(model, example))
 
 
-def _pool(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
+def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), example)['params']
 
 
 def _leaves(
-  model: nn.Module, example: jax.ShapeDtypeStruct
+  model: Any, example: jax.ShapeDtypeStruct
 ) -> Iterator[tuple[Any, jax.ShapeDtypeStruct, AxisNames]]:
   """Yields path, shape and the names of the axes of each leaf."""
   structure = jax.tree.structure(_pool(model, example))
@@ -137,7 +136,7 @@ def manual(specs: PyTree) -> PyTree:
   return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
 
 
-def read_from(model: nn.Module, leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
+def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
   """Returns what runs a part of the model on a pool that lies as these leaves say: see
   `additive.surrounding`. It is called inside of `shard_map`.
 
@@ -149,7 +148,7 @@ def read_from(model: nn.Module, leaves: PyTree, example: jax.ShapeDtypeStruct) -
   by_path, reads = dict(jax.tree.leaves_with_path(leaves)), _paths(model, example)
 
   def around(
-    other: nn.Module, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
+    other: Any, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
   ) -> Any:
     if other != model:
       return run(variables)
@@ -187,7 +186,7 @@ def scattered(gradient: jax.Array, leaf: Leaf) -> jax.Array:
   return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
-def _paths(model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[additive.Part, frozenset[Any]]:
+def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[additive.Part, frozenset[Any]]:
   """Returns the paths of the leaves that each part of a model reads."""
   found = additive.parts(model, example)
   trees = dict(enumerate(found.sites)) | {

@@ -43,7 +43,10 @@ def units_over_devices(
   run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
 ) -> Array:
   """Returns what `gates.shares.at_once` does, with the units spread over the mesh axis `tensor`,
-  which divides their number."""
+  which divides their number. Layers that are no arrays, as of a network under noise, are whole on
+  every device."""
+  if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(layers)):
+    return run(layers, *arguments)
   split = lambda leaf, axis: PartitionSpec(*[None] * (leaf.ndim + axis), TENSOR)
   return _summed(TENSOR, run, layers, jax.tree.map(split, layers, axes), arguments)
 

@@ -65,6 +65,18 @@ def bytes_per_device(state) -> dict[str, Bytes]:
   }
 
 
+def bytes_rows(state: Any) -> list[dict[str, int]]:
+  """Returns a row for each device of what `bytes_per_device` measures, with host memory beside
+  it."""
+  parts = bytes_per_device(state)
+  return [
+    {'device': device}
+    | {part: measured.device.get(device, 0) for part, measured in parts.items()}
+    | {'optimizer_in_host_memory': parts['optimizer'].host.get(device, 0)}
+    for device in sorted(parts['parameters'].device)
+  ]
+
+
 def _measured(tree) -> Bytes:
   found = Bytes({}, {})
   for leaf in jax.tree.leaves(tree):

@@ -19,7 +19,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import Storage
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
-from additive_jax.train.recipe import Recipe
+from additive_jax.train.recipe import Recipe, reads_by_parts
 
 
 class State(NamedTuple):
@@ -143,7 +143,8 @@ class StateLayout:
     self.leaves = self.around = None
     if {mesh_.FSDP, mesh_.TENSOR} & set(self.mesh.axis_names):
       self.leaves = layout.pool_specs(recipe.model, self.mesh, example)
-      self.around = layout.read_from(recipe.model, self.leaves, example)
+      if reads_by_parts(recipe.loss):
+        self.around = layout.read_from(recipe.model, self.leaves, example)
     self.sums = shares.sums_on(self.mesh)
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example

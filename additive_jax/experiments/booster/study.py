@@ -21,7 +21,6 @@ from additive_jax.experiments.booster.tables import (
   SCRATCH,
   UNTRAINED,
   make_tables,
-  memory_rows,
 )
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -32,6 +31,7 @@ from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_timing import measure_bubble
+from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 from additive_jax.train.state import State
@@ -163,7 +163,7 @@ def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
 
 def _judge(trained: Trained) -> dict[str, Any]:
   session, stages = trained.session, trained.arm.recipe.loss.stages()
-  record = full_network(trained) | {'memory': memory_rows(trained.trainer.sharded_state)}
+  record = full_network(trained) | {'memory': bytes_rows(trained.trainer.sharded_state)}
   if (trained.arm.name, trained.seed) == (SCRATCH, session.config.seed) and stages is not None:
     record['bubble'] = _bubble(session, stages, trained.trainer.variables)
   return record
