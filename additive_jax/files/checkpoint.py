@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from additive_jax.files.rundir import differences
 
 log = logging.getLogger('additive_jax')
 
+Body = dict[str, Any]  # what `meta` says of a checkpoint, as JSON
+
 
 class Restored(NamedTuple):
   """What `restore` returns.
@@ -47,7 +49,7 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
-class Checkpointer(contextlib.AbstractContextManager):
+class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
   """Saves and restores the state of a run under `directory`, one sub-directory a step.
 
   Reading changes nothing on disk. One run writes into a directory, several may read it; every
@@ -70,9 +72,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.directory = Path(directory).resolve()  # tensorstore takes no `..`
     self._identity = _through_json(identity)
     self._max_to_keep = max_to_keep
-    self._manager = None
-    self._damaged = []
-    self._last = (None, None)
+    self._manager: ocp.CheckpointManager | None = None
+    self._damaged: list[int] = []
+    self._last: tuple[int | None, Body | None] = (None, None)
 
   def save(
     self, step: int, state: PyTree, *, meta: dict[str, Any] | None = None, wait: bool = False
@@ -155,16 +157,16 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._manager.close()
       self._manager = None
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _write(self, step, state, body):
+  def _write(self, step: int, state: PyTree, body: Body) -> None:
     with self._writing():
-      self._open_manager()
-      if step in self._manager.all_steps():
-        self._manager.wait_until_finished()
-        self._manager.delete(step)
-      self._manager.save(
+      manager = self._opened_manager()
+      if step in manager.all_steps():
+        manager.wait_until_finished()
+        manager.delete(step)
+      manager.save(
         step,
         # Orbax would otherwise skip, without a word, a step below the newest.
         force=True,
@@ -176,7 +178,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._last = (step, body)
 
   @contextlib.contextmanager
-  def _writing(self):
+  def _writing(self) -> Iterator[None]:
     try:
       yield
     except Exception as error:
@@ -189,7 +191,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         ) from error
       raise
 
-  def _open_manager(self):
+  def _opened_manager(self) -> ocp.CheckpointManager:
     if self._damaged:
       self.close()
       if jax.process_index() == 0:
@@ -208,8 +210,9 @@ class Checkpointer(contextlib.AbstractContextManager):
           lightweight_initialize=True,
         ),
       )
+    return self._manager
 
-  def _steps(self):
+  def _steps(self) -> list[int]:
     """Steps on disk, newest first; the same list on every process."""
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
@@ -217,13 +220,13 @@ class Checkpointer(contextlib.AbstractContextManager):
     steps = np.resize(np.array(steps or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
-  def _read(self, step, template, fields):
+  def _read(self, step: int, template: PyTree, fields: Sequence[str]) -> Restored | str:
     """`Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
     wanted = {
       leaf: (name, like)
       for name, (leaf, like) in zip(leaves_.names(template), _leaves(template).items())
-      if not fields or re.search(r'\w+', leaf).group() in fields
+      if not fields or _field(leaf) in fields
     }
     refused = problem = None
     try:
@@ -250,11 +253,13 @@ class Checkpointer(contextlib.AbstractContextManager):
     state = [values.get(leaf, like) for leaf, like in _leaves(template).items()]
     return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), body['meta'])
 
-  def _check_fits(self, path, body, wanted, fields):
+  def _check_fits(
+    self, path: Path, body: Body, wanted: Mapping[str, tuple[str, Any]], fields: Sequence[str]
+  ) -> list[dict[str, Any]]:
     """What was saved of each leaf that is wanted, in that order."""
     saved = body['leaves']
     if fields:
-      saved = {leaf: saved[leaf] for leaf in saved if re.search(r'\w+', leaf).group() in fields}
+      saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
     specs = {leaf: f'{about["dtype"]}{about["shape"]}' for leaf, about in saved.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
@@ -268,7 +273,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     return [saved[leaf] for leaf in wanted]
 
 
-def _read_body(path, step):
+def _read_body(path: Path, step: int) -> Body:
   with _naming('meta/metadata'):
     stored = json.loads((path / 'meta' / 'metadata').read_bytes())
     body = stored['body']
@@ -278,7 +283,7 @@ def _read_body(path, step):
 
 
 @contextlib.contextmanager
-def _naming(part):
+def _naming(part: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:
@@ -286,31 +291,37 @@ def _naming(part):
     raise DamagedError(f'{part}: {kind}{" ".join(str(error).split())[:200]}') from error
 
 
-def _set_aside(path):
+def _set_aside(path: Path) -> None:
   number = 0
   while (target := path.with_name(f'{path.name}.damaged{f".{number}" if number else ""}')).exists():
     number += 1
   path.rename(target)
 
 
-def _leaves(tree):
+def _leaves(tree: PyTree) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _spec(leaf):
+def _field(leaf: str) -> str:
+  """The field, or key of a dict, that a leaf's path begins with."""
+  first = re.search(r'\w+', leaf)
+  return first.group() if first else ''
+
+
+def _spec(leaf: Any) -> str:
   leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
   return f'{leaf.dtype}{list(leaf.shape)}'
 
 
-def _through_json(value):
+def _through_json(value: Any) -> Any:
   return json.loads(json.dumps(to_plain(value)))
 
 
-def _crc_of_json(value):
+def _crc_of_json(value: Any) -> int:
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _all_agree(flag):
+def _all_agree(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
