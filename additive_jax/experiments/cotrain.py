@@ -296,12 +296,6 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
   )
 
 
-STUDY = Study(
-  'cotrain',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-)
+STUDY = Study('cotrain', _stages, check=_check, tables=_tables, page=page)
 
 run = STUDY.run

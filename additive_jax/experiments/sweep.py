@@ -238,13 +238,6 @@ def _rank_of(table, structure):
   return int(ranks.iloc[0]) if len(ranks) else None
 
 
-STUDY = Study(
-  'sweep',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-  sharded=True,
-)
+STUDY = Study('sweep', _stages, check=_check, tables=_tables, page=page, sharded=True)
 
 run = STUDY.run
