@@ -58,8 +58,8 @@ def _check(session):
     _pool(session)
 
 
-def routing_of(session: Session, router: str) -> Routing:
-  """Returns the options `config.experts` of a router."""
+def _routing(session, router) -> Routing:
+  """The options `config.experts` of a router."""
   options = session.config.experts
   lists = router in ('softmax', 'random')
   return Routing(
@@ -92,7 +92,7 @@ def make_contenders(session: Session, single: Structure | str | None = None) -> 
     for variant in options.variants:
       if variant == SINGLE:
         continue
-      routing = experts if variant == MOE else routing_of(session, variant)
+      routing = experts if variant == MOE else _routing(session, variant)
       make = lambda hidden, routing=routing: dense.clone(hidden=hidden, routing=routing)
       name = f'{variant}_equal_{budget}'
       model = fitted(make, costs[budget], target, f'{budget} of {name}')
