@@ -26,11 +26,7 @@ def make_tables(session: Session, records: Records) -> Result:
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {
-    'variants': table,
-    'structures': structures(by_network),
-    'layers': layers(by_network),
-  }
+  tables = {'variants': table, 'structures': structures(by_network), 'layers': layers(by_network)}
   return Result(tables, summary)
 
 
