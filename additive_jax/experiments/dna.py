@@ -79,7 +79,7 @@ def make_dnas(session: Session) -> list[Contender]:
     model = DNA(
       options.num_steps,
       hidden=hidden,
-      modules=selected(Modules, dataclasses.replace(options, skip=skip)),
+      modules=dataclasses.replace(selected(Modules, options), skip=skip),
       num_backbone=options.num_backbone,
       **{field: getattr(like, field) for field in SHARED},
     )

@@ -43,7 +43,7 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
   if _kind(data) not in tasks:
     raise UserError(f'model {options.name} on {data.name}, {_kind(data)}: expected {tasks}')
   fields = {field.name for field in dataclasses.fields(kind)} - {'name'}
-  values = {name: value for name, value in vars(options).items() if name in fields}
+  values = {name: getattr(options, name) for name in fields if hasattr(options, name)}
   if kind in (models.MLP, models.Transformer) and len(options.hidden) == 1:
     values['hidden'] = options.hidden[0]
   if kind is models.Transformer:
