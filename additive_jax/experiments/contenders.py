@@ -19,6 +19,7 @@ from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Arm, Trained
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
@@ -92,7 +93,7 @@ def make_contender(
     recipe,
     listed([structure], own.space.num_gates, own.config.train.structures_per_step),
     num_steps,
-    judge=_judge,
+    judge=functools.partial(_judge, structure, balance is not None),
     family=family,
     structure=structure,
   )
@@ -118,7 +119,7 @@ def check_dense(session: Session) -> Transformer:
     )
   if model.gates != (RESIDUAL,):
     raise refused(session.config, 'model.gates', expected='residual alone with routers')
-  session.check_in_memory()
+  session.in_memory()
   return model
 
 
@@ -127,13 +128,13 @@ def balance_of(session: Session) -> Balance:
   return selected(Balance, session.config.balance)
 
 
-def _judge(trained: Trained) -> dict[str, Any]:
+def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
   """Scores on both splits, active FLOPs of an example's forward pass, parameters, skipped slots,
   and of networks with routers what those of each site did."""
-  session, seen = trained.session, trained.session.data.train
-  x, structure = session.test[0][:1], trained.arm.structure
-  record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
-  if trained.arm.has_routers:
+  session, seen = trained.session, trained.session.in_memory()
+  x = session.test[0][:1]
+  record: Record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
+  if has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
     look = functools.partial(inspect, session.model, session.objective, trained.variables)
     test = look(session.test)
@@ -184,7 +185,7 @@ def router_table(contenders: Sequence[Contender], records: Records) -> pd.DataFr
   return pd.DataFrame(rows)
 
 
-def loads(seeds: Sequence[dict]) -> dict[str, Float[np.ndarray, ' choices']]:
+def loads(seeds: Sequence[Record]) -> dict[str, Float[np.ndarray, ' choices']]:
   """Returns by site the load over the ideal even one of the most used structure, expert or module,
   the next, and so on.
 
@@ -204,5 +205,5 @@ def summarise(variants: pd.DataFrame, routers: pd.DataFrame) -> dict[str, Any]:
   """Returns the headline figures of a comparison."""
   figures = comparison.figures(variants.drop(columns=['family', 'skipped']), DENSE)
   for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
-    figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
+    figures[str(name)]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
   return {'variants': figures, 'skipped': int(variants['skipped'].sum())}

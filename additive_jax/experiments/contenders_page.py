@@ -25,7 +25,7 @@ def facts(variants: pd.DataFrame, **more: float) -> Piece:
   """Returns tiles with the dense network's loss, what others differ by from it, and more."""
   rows = variants.set_index('variant')
   differences = {
-    f'{plain(name)}, loss − dense': with_margin(
+    f'{plain(str(name))}, loss − dense': with_margin(
       row['loss_minus_dense'], row['loss_minus_dense_ci95']
     )
     for name, row in rows.iterrows()
@@ -34,7 +34,7 @@ def facts(variants: pd.DataFrame, **more: float) -> Piece:
   return tiles({'dense, test loss': rows.loc[DENSE, 'loss']} | differences | more)
 
 
-def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece:
+def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece | None:
   """Returns the section that compares all networks with the dense one.
 
   Args:

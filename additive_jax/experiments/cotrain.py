@@ -33,7 +33,7 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.files.journal import Journal, replace_file
+from additive_jax.files.journal import Journal, Record, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
@@ -75,7 +75,7 @@ def _check(session):
   else:
     check_shared(session, config.cotrain.sweep_epochs)
   session.training.recipe(session.training.steps(config.train.epochs))
-  session.check_in_memory()
+  session.in_memory()
 
 
 def chosen_structures(session: Session) -> list[Structure]:
@@ -140,7 +140,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
 
 def _alone(session, structures, num_steps) -> list[Lone]:
 
-  def judge(seed: int, arm: Lone, member: Member) -> dict:
+  def judge(seed: int, arm: Lone, member: Member) -> Record:
     content = flax.serialization.to_bytes(processes.to_host(member.state.params))
     path = _pool_file(session, seed, arm.structure)
     path.parent.mkdir(exist_ok=True)
@@ -161,7 +161,7 @@ def _pool(session, records, structures, num_steps) -> Arm:
   recipe = session.training.recipe(num_steps)
   labels = [str(s) for s in structures]
 
-  def probe(trainer) -> dict:
+  def probe(trainer) -> dict[str, float]:
     matrix = _cosines(session, recipe, trainer.state.params, structures)
     apart = matrix[~np.eye(len(matrix), dtype=bool)]
     values = {
@@ -192,7 +192,7 @@ def _cosines_program(recipe):
   return jax.jit(functools.partial(cosines, recipe))
 
 
-def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
+def _judge(records, recipe, structures, trained: Trained) -> Record:
   """Test scores of each structure and of the ensembles, co-trained and alone."""
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])

@@ -51,7 +51,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Do their gradients agree?',
       picture(
-        figures.cosines(cosines, result.cosines['structure']),
+        figures.cosines(cosines, list(result.cosines['structure'])),
         'Cosine between the gradients of the structures in the trained pool'
         f'{over_seeds(session, ", mean over the seeds")}.',
       ),

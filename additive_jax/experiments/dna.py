@@ -161,6 +161,7 @@ def _analysis(session, dna) -> Analysis:
   trained, modules = dna.train(session.config.seed), dna.model.modules
   chosen = inspect(dna.model, session.objective, trained.variables, (x, y)).chosen
   kinds = ('attention', 'mlp', 'block', 'identity')
+  assert chosen is not None, 'expected choices of a DNA'
   names = [f'{kind} {i}' for kind in kinds for i in range(getattr(modules, kind))]
   if dna.model.num_tokens:
     return Analysis(names, chosen, x, byte_classes(x), BYTE_CLASSES)

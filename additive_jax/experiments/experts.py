@@ -14,7 +14,7 @@ and such that its parameters are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def _pool_session(session):
   return session.with_model(session.model.clone(gates=(SUB_ACTIVATION,)))
 
 
-def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
+def _stages(session: Session, records: Records) -> Iterator[Sequence[Arm]]:
   """A pool that finds the best single structure, then all networks."""
   single = None
   if SINGLE in session.config.experts.variants:
@@ -173,7 +173,7 @@ def _tables(session: Session, records: Records) -> Result:
 
 def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   """What the tokens of the test split choose in all layers together, by network, in one seed."""
-  paths = {}
+  paths: dict[str, dict[str, Any]] = {}
   for contender in contenders:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens

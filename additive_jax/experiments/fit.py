@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Curves:
   """
 
   labels: Sequence[str] = ()
-  probe: Callable[[Any], dict] | None = None
+  probe: Callable[[Any], dict[str, float]] | None = None
   clock: Journal | None = None
 
 
@@ -81,7 +81,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def point(values: dict, loss: Loss, labels: Sequence[str] = ()) -> dict:
+def point(values: Mapping[str, Any], loss: Loss, labels: Sequence[str] = ()) -> dict[str, float]:
   """One point of the curves: means over the finite slots of the steps since the last point, and
   what the loss says of its mean facts.
   """

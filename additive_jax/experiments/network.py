@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from additive_jax import models
 from additive_jax.data import Data
@@ -39,7 +40,7 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
     raise UserError(
       f'model {options.name} on {data.name}, {_kind(data)}: expected {TASKS[options.name]}'
     )
-  common = {
+  common: dict[str, Any] = {
     'num_classes': data.num_outputs,
     'gates': options.gates,
     'num_chunks': options.num_chunks,

@@ -8,14 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from additive_jax import data as data_
 from additive_jax.errors import UserError
 from additive_jax.experiments.network import TASKS, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
-from additive_jax.transplant.restore import Checkpoints, Saved
+from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
@@ -37,7 +35,7 @@ class Pools:
   model: Any
   names: tuple[str, ...]
 
-  def read(self, x: jax.Array, name: str = '') -> tuple[str, Saved]:
+  def read(self, x: Batch, name: str = '') -> tuple[str, Saved]:
     """A pool's name and its newest sound checkpoint.
 
     Args:

@@ -29,6 +29,7 @@ from additive_jax.experiments.shared import judge_all
 from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import sampled_bits
 from additive_jax.gates.subsets import in_stages
 from additive_jax.report.comparison import SCORES, compare
@@ -156,7 +157,7 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
 
 def _check(session):
   session.machine.check_experts([session.model])
-  session.check_in_memory()
+  session.in_memory()
   make_variants(session)
 
 
@@ -188,10 +189,10 @@ def _variants(session, records, all_on):
       'training_flops': variant.training_flops,
       'skipped': sum(record['skipped'] for record in records[name]),
     }
-  return compare(scores, NONE, facts=facts, differences=scores[NONE])
+  return compare(scores, NONE, facts=facts, differences=list(scores[NONE].columns))
 
 
-def _by_seed(records: list[dict], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
+def _by_seed(records: list[Record], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
   """Scores of one variant in each seed: of the full network, and means over the structures."""
   full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in SCORES}
   train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in SCORES}

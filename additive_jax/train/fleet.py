@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order
 from additive_jax.errors import UserError
@@ -56,7 +56,7 @@ class Fleet:
     self,
     recipe: Recipe,
     train: ArraySplit,
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int] | Int[np.ndarray, ' n']],
     *,
     structure: StructureLike | None = None,
     batch_size: int,

@@ -65,14 +65,14 @@ def check_processes(session: Session) -> None:
 
 def train_apart(
   narrow: Narrow, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str
-) -> tuple[list[State], list[int]]:
+) -> list[tuple[State, int]]:
   """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
 
   Waits until `config.booster.quorum` of the copies have taken all their steps, or no process is
   left; what still runs is then stopped. A process that died takes part with what it had saved.
 
   Returns:
-    The states of the copies that have a checkpoint, and the steps that each had taken.
+    The state and the steps of each copy that has a checkpoint.
 
   Raises:
     Stopped: when the run was asked to stop.
@@ -99,9 +99,10 @@ def train_apart(
       with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     codes = [_ended(process) for process in processes]
-  members, steps = [], []
+  copies = []
   for tag, code in zip(names, codes):
-    state, step = newest(narrow, tag)
+    copy = newest(narrow, tag)
+    step = copy[1] if copy else 0
     if step < narrow.num_steps:
       log.warning(
         '%s: its process %s at step %d of %d%s',
@@ -111,19 +112,19 @@ def train_apart(
         narrow.num_steps,
         '' if step else '; left out',
       )
-    if step:
-      members.append(state)
-      steps.append(step)
-  if not members:
+    if copy:
+      copies.append(copy)
+  if not copies:
     raise UserError(
       f'{session.rundir.checkpoints}: no process of {", ".join(names)} left a checkpoint, see what '
       'they said; expected at least one'
     )
-  return members, steps
+  return copies
 
 
-def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
-  """Returns the state in a copy's newest sound checkpoint and its step; None and 0 for none."""
+def newest(narrow: Narrow, name: str) -> tuple[State, int] | None:
+  """Returns the state in a copy's newest sound checkpoint and its step; None where it has none, or
+  one of step 0."""
   fleet = narrow.fleet([np.arange(1)], 0, devices=narrow.large.machine.devices[:1])
   folder = narrow.large.rundir.checkpoints / name
   with Checkpointer(folder, identity=narrow.session.identity) as checkpoints:
@@ -131,9 +132,9 @@ def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
       restored = checkpoints.restore(fleet.state)
     except UserError as error:
       log.warning('%s is left out: %s', name, error)
-      return None, 0
-  if restored is None:
-    return None, 0
+      return None
+  if restored is None or not restored.step:
+    return None
   fleet.state = restored.state
   return fleet.members()[0], restored.step
 

@@ -48,7 +48,7 @@ def _check(session: Session) -> None:
   if session.config.train.structures_per_step != 1:
     expected = '1, since large and small models are trained with all gates on'
     raise refused(session.config, 'train.structures_per_step', expected=expected)
-  session.check_in_memory()
+  session.in_memory()
   if options.asynchronous:
     check_processes(session)
   for way in make_ways(session):
@@ -141,7 +141,8 @@ def _members(name, narrow, seed) -> tuple[Sequence[State], dict[str, Any]]:
     facts = {'cluster_flops': spent, 'cluster_seconds': seconds, 'sizes': sizes}
   tag = f'{name}-narrow-seed{seed}'
   if narrow.large.config.booster.asynchronous and name in METHODS:
-    members, taken = _apart(narrow, groups, seed, name, tag)
+    copies = _apart(narrow, groups, seed, name, tag)
+    members, taken = [state for state, _ in copies], [step for _, step in copies]
   else:
     members = narrow.train(groups, seed, tag)
     taken = [narrow.num_steps] * len(members)
@@ -149,16 +150,15 @@ def _members(name, narrow, seed) -> tuple[Sequence[State], dict[str, Any]]:
   return members, {**facts, 'narrow_flops': flops, 'taken': taken}
 
 
-def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
+def _apart(narrow, groups, seed, name, tag) -> list[tuple[State, int]]:
   """As `train_apart`; what was taken from each copy is journalled, and taken again after a stop."""
   journal = Journal(narrow.large.rundir.journals / TAKEN)
   for record in journal.records():
     if (record['seed'], record['variant']) == (seed, name):
-      copies = [newest(narrow, f'{tag}-{i}') for i in range(narrow.num_models)]
-      return [state for state, step in copies if step], [step for _, step in copies if step]
-  members, taken = train_apart(narrow, groups, seed, tag)
-  journal.append({'seed': seed, 'variant': name, 'taken': taken})
-  return members, taken
+      return [copy for i in range(narrow.num_models) if (copy := newest(narrow, f'{tag}-{i}'))]
+  copies = train_apart(narrow, groups, seed, tag)
+  journal.append({'seed': seed, 'variant': name, 'taken': [step for _, step in copies]})
+  return copies
 
 
 def _judge(trained: Trained) -> dict[str, Any]:

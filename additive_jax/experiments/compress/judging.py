@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree
 
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Level, Weights
@@ -35,14 +35,14 @@ class Network:
     params: its pool, on the host.
     structure: its gates.
     units: as in `levels.Pruned`.
-    stays: what is not removed, by layer or space; None where nothing is.
+    stays: what is not removed, by layer or space; {} where nothing is.
     histogram: of log α, where noise was learnt.
   """
 
   params: PyTree
   structure: Structure
   units: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  stays: Mapping[str, Any] | None = None
+  stays: Mapping[str, Bool[np.ndarray, '...']] = dataclasses.field(default_factory=dict)
   histogram: list[int] | None = None
 
 
@@ -105,10 +105,10 @@ def nonzero(level: Level, remains: Mapping[str, list[int]], params: PyTree) -> i
   return num_weights(params)
 
 
-def left(level: Level, stays: Mapping[str, np.ndarray] | None) -> dict[str, list[int]]:
+def left(level: Level, stays: Mapping[str, Bool[np.ndarray, '...']]) -> dict[str, list[int]]:
   """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):
-    on = np.ones(len(level.names), bool) if stays is None else next(iter(stays.values()))
+    on = next(iter(stays.values()), np.ones(len(level.names), bool))
     return {name: [int(bit), 1] for name, bit in zip(level.names, on)}
   sizes = {name: int(np.prod(shape)) for name, shape in level.shapes}
-  return {n: [size if stays is None else int(stays[n].sum()), size] for n, size in sizes.items()}
+  return {n: [int(stays[n].sum()) if stays else size, size] for n, size in sizes.items()}

@@ -10,6 +10,7 @@ import pandas as pd
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
+from additive_jax.files.journal import Record
 from additive_jax.report.comparison import with_interval
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
@@ -33,7 +34,7 @@ def make_tables(session: Session, records: Records) -> Result:
   return Result(tables, summary)
 
 
-def variants(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network: means over the seeds with 95 % intervals, and what it lost
   against the dense one of the same seed.
 
@@ -58,7 +59,7 @@ def variants(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def structures(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def structures(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network and seed: its gates, and what is left of it."""
   keys = (
     'variant',
@@ -75,7 +76,7 @@ def structures(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def layers(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def layers(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network and layer: how many weights, units or gates are left, mean over
   the seeds."""
   rows = []
