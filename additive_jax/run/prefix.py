@@ -70,6 +70,14 @@ class Plan:
     leaf: the slot where each structure of a round ends.
     size: structures in the set.
     slots: of a buffer; static.
+
+  The four structures of the table above, in one round:
+
+  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  >>> bits = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
+  >>> walk = plan(bits, rounds=1, width=4, sites=sites_of(model))
+  >>> walk.count.tolist(), walk.leaf.tolist()
+  ([[1, 2, 3]], [[0, 1, 3, 2]])
   """
 
   count: Int[np.ndarray, 'rounds sites']
@@ -102,14 +110,6 @@ def plan(
     width: W, structures of a round.
     keep: after how many sites a stream may stay for the next round, at most two slots each; −1 is
       none, for a single round. None is all of them.
-
-  The four structures of the table above, in one round:
-
-  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
-  >>> bits = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
-  >>> walk = plan(bits, rounds=1, width=4, sites=sites_of(model))
-  >>> walk.count.tolist(), walk.leaf.tolist()
-  ([[1, 2, 3]], [[0, 1, 3, 2]])
   """
   keep = len(sites) if keep is None else keep
   if keep < 0 < rounds - 1:
