@@ -34,6 +34,16 @@ def evaluate_ensemble(
     bits: the structure of each.
     batch: (x [N, ...], y [N, ...]).
     objective: from outputs and targets to loss and accuracy, see `objectives`.
+
+  Two members that are one network predict as it does:
+
+  >>> from additive_jax.run.objectives import classification
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> x, y, bits = np.ones((5, 6), np.float32), np.zeros(5, np.int32), np.array([[True], [True]])
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> loss, _ = evaluate_ensemble(model, [pool, pool], bits, (x, y), classification)
+  >>> bool(np.isclose(loss, aj.evaluate_structures(model, pool, (x, y), ['1']).loss[0]))
+  True
   """
   x, y = batch
   as_they_are, total = objective is regression, np.zeros(2)

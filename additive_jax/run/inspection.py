@@ -51,6 +51,17 @@ def inspect(
     objective: from outputs and targets to loss and accuracy, see `objectives`.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]).
+
+  Two texts of four tokens, each of which chose one of four experts in the one layer:
+
+  >>> from additive_jax.models import Experts, Transformer
+  >>> from additive_jax.run.objectives import language
+  >>> model = Transformer(1, 8, 2, 16, 3, num_tokens=5, causal=True, routing=Experts(4, top_k=1))
+  >>> x = np.zeros((2, 4), np.uint8)
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> inspection = inspect(model, language, pool, (x, x))
+  >>> inspection.chosen.shape, list(inspection.facts)
+  ((2, 4, 1, 1), ['block_00__mlp'])
   """
   x, y = batch
   size, count = min(BATCH, len(x)), len(x)

@@ -70,6 +70,14 @@ class Plan:
     leaf: the slot where each structure of a round ends.
     size: structures in the set.
     slots: of a buffer; static.
+
+  The four structures of the table above, in one round:
+
+  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  >>> bits = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
+  >>> walk = plan(bits, rounds=1, width=4, sites=sites_of(model))
+  >>> walk.count.tolist(), walk.leaf.tolist()
+  ([[1, 2, 3]], [[0, 1, 3, 2]])
   """
 
   count: Int[np.ndarray, 'rounds sites']
@@ -166,7 +174,7 @@ def run_plan(
   """Walks a plan on the device and applies `finish` to each structure's logits.
 
   Args:
-    plan: may be traced.
+    plan: traced.
     finish: from logits [T, B, ..., C] of T structures to [T, ...].
     tile: T, how many prefixes share one pass through a branch. Static; divides the width of a
       round. The last pass of a level may be partly idle, so a tile should be no wider than fills
@@ -174,6 +182,13 @@ def run_plan(
 
   Returns:
     What `finish` gave, in the order of the set; rows from its size on are undefined.
+
+  >>> model, bits = aj.models.MLP(1, width=4, hidden=8, num_classes=2), np.array([[False], [True]])
+  >>> x, walk = jnp.ones((5, 6)), plan(bits, rounds=1, width=2, sites=sites_of(model))
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> mean = lambda logits: logits.mean(1)
+  >>> jax.jit(lambda walk: run_plan(model, pool, x, walk, mean, tile=1))(walk).shape
+  (2, 2)
   """
   rounds, width = plan.leaf.shape
   h = embed(model, variables, x)
@@ -252,7 +267,13 @@ def _streams(model, variables, h):
 @functools.lru_cache(maxsize=256)
 def slot_size(model: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
   """Returns the bytes of one slot in all the buffers of `run_plan`, and the rows of the first
-  stream, its positions times its examples, for inputs of that shape and type."""
+  stream, its positions times its examples, for inputs of that shape and type.
+
+  A stream of width 4, float32, for each of 5 examples:
+
+  >>> slot_size(aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2), (5, 6), 'float32')
+  (80, 5)
+  """
   streams = parts(model, jax.ShapeDtypeStruct(shape, dtype)).streams
   bytes_ = [stream.size * stream.dtype.itemsize for stream in _buffers(streams)[1]]
   return sum(bytes_), streams[0].size // streams[0].shape[-1]

@@ -80,6 +80,13 @@ class Evolution:
     flips: gates that a mutation flips, on average; at least one is.
     parent_share: one in `parent_share` of a population are parents.
     attempts: children drawn for each one wanted, before random structures fill the generation.
+
+  >>> bits = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], bool)
+  >>> evaluated = Evaluated(bits, np.array([0.1, 0.2, 0.9, 0.8]), np.zeros(4))
+  >>> children = Evolution().propose(np.random.default_rng(0), evaluated, population=4)
+  >>> known = {row.tobytes() for row in bits}
+  >>> len(children), any(child.tobytes() in known for child in children)
+  (4, False)
   """
 
   flips: float = 1.5
