@@ -29,7 +29,6 @@ from additive_jax.report import comparison
 from additive_jax.run.inspection import inspect
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
-from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -91,7 +90,7 @@ def make_contender(
     name,
     own,
     recipe,
-    listed([structure], own.space.num_gates, own.config.train.structures_per_step),
+    own.training.sampler_of(structure),
     num_steps,
     judge=functools.partial(_judge, structure, routed),
     family=family,

@@ -35,7 +35,7 @@ from additive_jax.gates.subsets import in_stages
 from additive_jax.report.comparison import SCORES, compare
 from additive_jax.train.losses import PerSample
 from additive_jax.train.recipe import Loss
-from additive_jax.train.samplers import Sampler, listed
+from additive_jax.train.samplers import Sampler
 
 CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
 
@@ -79,7 +79,8 @@ def make_variants(session: Session) -> list[Variant]:
   epochs, distill = session.config.train.epochs, session.config.train.distill
   steps = session.training.steps(epochs)
   ones = np.ones((steps, session.space.num_gates))
-  none = _variant(session, NONE, Draws(session.training.loss(), _all_on(session), ones))
+  all_on = session.training.sampler_of(session.space.all_on())
+  none = _variant(session, NONE, Draws(session.training.loss(), all_on, ones))
   variants = [none]
   for mode in session.config.stochastic.modes:
     for weight in (0.0, distill) if distill else (0.0,):
@@ -110,13 +111,7 @@ def _draws(session, mode, num_steps, distill) -> Draws:
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
   loss = PerSample(subsets=plan, distill=distill, rescale=options.rescale)
-  return Draws(loss, _all_on(session), by_stage[stages])
-
-
-def _all_on(session) -> Sampler:
-  """A sampler that gives all slots of a step the full network."""
-  everything, slots = session.space.all_on(), session.config.train.structures_per_step
-  return listed([everything], session.space.num_gates, slots)
+  return Draws(loss, training.sampler_of(session.space.all_on()), by_stage[stages])
 
 
 def _variant(session, name, draws) -> Variant:

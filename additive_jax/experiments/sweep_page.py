@@ -89,21 +89,17 @@ def _effects(result, names) -> list[Piece]:
     method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
   effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
   if number < terms:
-    return [
-      effects,
-      text(
-        f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
-        'structures. The main effects are those of the smallest fit.'
-      ),
-    ]
-  matrix = result.interactions.drop(columns='gate').to_numpy(float)
-  return [
-    effects,
-    picture(
+    pairs = text(
+      f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
+      'structures. The main effects are those of the smallest fit.'
+    )
+  else:
+    matrix = result.interactions.drop(columns='gate').to_numpy(float)
+    pairs = picture(
       figures.interaction_heatmap(matrix, names),
       'Pairwise interactions: positive where two gates can stand in for each other.',
-    ),
-  ]
+    )
+  return [effects, pairs]
 
 
 def _agreement(structures, agreement):

@@ -33,7 +33,6 @@ from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_timing import measure_bubble
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.samplers import listed
 from additive_jax.train.state import State
 
 TAKEN = 'narrow.jsonl'
@@ -95,12 +94,12 @@ def make_ways(session: Session) -> list[Way]:
 
 
 def _way(name, session, num_steps, narrow) -> Way:
-  recipe, space = session.training.recipe(num_steps), session.space
+  recipe = session.training.recipe(num_steps)
   return Way(
     name,
     session,
     recipe,
-    listed([space.all_on()], space.num_gates, 1),
+    session.training.sampler_of(session.space.all_on()),
     num_steps,
     start=functools.partial(_start, name, narrow, recipe),
     judge=_judge,

@@ -30,7 +30,6 @@ from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled
 from additive_jax.train.optimizers import make_optimizer, make_schedule
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.samplers import Sampler, listed
 from additive_jax.train.state import init_state
 
 START, TEACHER, UNTUNED = 'start', 'teacher', 'variational_untuned'
@@ -109,7 +108,7 @@ class Compression:
   def _first(self) -> Arm:
     session = self.session
     num_steps = session.training.steps(session.config.train.epochs)
-    sampler = self._sampler(session.space.all_on())
+    sampler = session.training.sampler_of(session.space.all_on())
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
     recipe = session.training.recipe(num_steps)
     return Arm(START, session, recipe, sampler, num_steps, judge=judged)
@@ -143,7 +142,7 @@ class Compression:
     def start(seed: int) -> Start:
       network = before(seed)
       state = init_state(recipe, {'params': network.params})
-      sampler = self._sampler(network.structure)
+      sampler = self.session.training.sampler_of(network.structure)
       return Start(state, session=session_of and session_of(seed), sampler=sampler)
 
     def judged(trained: Trained) -> dict[str, Any]:
@@ -236,10 +235,6 @@ class Compression:
   def _without(self, params, stays) -> Network:
     pruned = self.level.prune(params, stays)
     return Network(pruned.params, pruned.structure, pruned.units, stays)
-
-  def _sampler(self, structure: Structure) -> Sampler:
-    count = self.session.config.train.structures_per_step
-    return listed([structure], len(structure), count)
 
   def _learning_recipe(self) -> Recipe:
     """That of the network that learns its noise."""
