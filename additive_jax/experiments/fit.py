@@ -82,8 +82,8 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
 
 
 def point(values: Mapping[str, Any], loss: Loss, labels: Sequence[str] = ()) -> dict[str, float]:
-  """One point of the curves: means over the finite slots of the steps since the last point, and
-  what the loss says of its mean facts.
+  """Returns one point of the curves: means over the finite slots of the steps since the last point,
+  and what the loss says of its mean facts.
   """
   finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
   total = np.where(finite, values['loss'], 0).sum(0)

@@ -36,7 +36,7 @@ class Pools:
   names: tuple[str, ...]
 
   def read(self, x: Batch, name: str = '') -> tuple[str, Saved]:
-    """A pool's name and its newest sound checkpoint.
+    """Returns a pool's name and its newest sound checkpoint.
 
     Args:
       x: a batch of inputs, of which the shape matters.
@@ -51,16 +51,16 @@ class Pools:
         f'checkpoint {name!r} of {self.path}: expected one of {", ".join(self.names)}'
       )
     refused = None
-    for each in [name] if name else self.names:
+    for pool in [name] if name else self.names:
       try:
-        return each, Checkpoints(self.path / 'checkpoints' / each, self.model).read(x)
+        return pool, Checkpoints(self.path / 'checkpoints' / pool, self.model).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
 def open_pools(path: str | Path, *, own: str = '') -> Pools:
-  """The pools of the run in a directory.
+  """Returns the pools of the run in a directory.
 
   Args:
     path: the run directory.

@@ -152,7 +152,7 @@ def _start():
 
 def _tell(process, session, rows, seed, name, index):
   """Tells the process of a copy what to train."""
-  what = {
+  order = {
     'config': to_plain(dataclasses.asdict(session.config)),
     'rundir': str(session.rundir.path),
     'seed': seed,
@@ -161,7 +161,7 @@ def _tell(process, session, rows, seed, name, index):
     'rows': rows.tolist(),
   }
   with contextlib.suppress(BrokenPipeError):  # one that died already holds up no other
-    process.stdin.write(json.dumps(what) + '\n')
+    process.stdin.write(json.dumps(order) + '\n')
     process.stdin.flush()
 
 
@@ -181,10 +181,10 @@ def main() -> int:
   line = sys.stdin.readline()
   if not line.endswith('\n'):
     return STOPPED  # the run that started it ended before it had told
-  what = json.loads(line)
+  order = json.loads(line)
   threading.Thread(target=_stop_with_parent, daemon=True).start()
   try:
-    _work(what)
+    _work(order)
   except Stopped:
     return STOPPED
   except UserError as error:
@@ -198,15 +198,15 @@ def _stop_with_parent():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(what):
+def _work(order):
   """Trains the copy that `_start` told of."""
-  config, index, name = read_options(what['config']), what['index'], what['name']
-  data, rundir = load_data(config.data), RunDir(what['rundir'])
+  config, index, name = read_options(order['config']), order['index'], order['name']
+  data, rundir = load_data(config.data), RunDir(order['rundir'])
   model, part = make_model(config.model, data), (index, config.booster.num_models)
   start = start_session(config, rundir, data, model, pick_devices(0)[:1], part=part)
   with start as session, _alone(rundir.checkpoints / name):
     narrow = Narrow.of(session, config.booster.num_models)
-    fleet = narrow.fleet([np.array(what['rows'])], what['seed'], names=[index])
+    fleet = narrow.fleet([np.array(order['rows'])], order['seed'], names=[index])
     clock = narrow.clock(f'{name}-{CLOCK}')
     fit(narrow.session, fleet, narrow.num_steps, name, Curves(clock=clock))
 
