@@ -63,7 +63,7 @@ def clusters_of(narrow: Narrow, method: str, seed: int) -> Grouping:
     stream = io.BytesIO()
     parts = {key: getattr(clusters, key) for key in ('labels', 'centers', 'inertia')}
     flops, seconds = grouping.flops, grouping.seconds
-    np.savez(stream, **parts, own_flops=clusters.flops, flops=flops, seconds=seconds)
+    np.savez(stream, **parts, flops=flops, seconds=seconds, own_flops=clusters.flops)
     replace_file(path, stream.getvalue())
   return grouping
 
