@@ -189,14 +189,14 @@ def used(model: Additive, variables: PyTree) -> Units:
   units = {name: np.ones(size, bool) for name, size in spaces(model, variables).items()}
   while True:
     leaves = wiring.flat(params_of(masked(model, variables, units)))
-    fewer = {}
+    remaining = {}
     for name in units:
       sides = wiring.sides(leaves, name, lambda leaf, axes: (leaf != 0).any(axes))
-      fewer[name] = np.logical_and.reduce([np.any(side, 0) for side in sides if side])
-      fewer[name][0] |= not fewer[name].any() and _needs_a_unit(model, name)
-    if all((fewer[name] == units[name]).all() for name in units):
+      remaining[name] = np.logical_and.reduce([np.any(side, 0) for side in sides if side])
+      remaining[name][0] |= not remaining[name].any() and _needs_a_unit(model, name)
+    if all((remaining[name] == units[name]).all() for name in units):
       return units
-    units = fewer
+    units = remaining
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -142,8 +142,8 @@ class Weights(Level):
     wiring, units = cut_wiring(self.model), {}
     leaves = wiring.flat(params)
     for space in sizes:
-      _, read = wiring.sides(leaves, space, lambda leaf, axes: (leaf != 0).any(axes))
-      units[space] = np.any(read, 0)
+      _, readers = wiring.sides(leaves, space, lambda leaf, axes: (leaf != 0).any(axes))
+      units[space] = np.any(readers, 0)
       units[space][0] |= not units[space].any()
     return units
 
@@ -251,10 +251,11 @@ def make_level(level: str, model: Additive, x: Batch, *, inputs: bool = False) -
 def _weights(model, x) -> Weights:
   kernels = {f'{name}/{KERNEL}': shape for name, shape in _maps(model, 'weight', x).items()}
   pool = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), x)['params'], sep='/')
-  missed = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
-  if missed or not kernels:
+  unmapped = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
+  if unmapped or not kernels:
+    kernel = unmapped[0] if unmapped else 'no kernel'
     raise UserError(
-      f'noise per weight in {type(model).__name__} with {missed[0] if missed else "no kernel"}: '
+      f'noise per weight in {type(model).__name__} with {kernel}: '
       'expected kernels of dense layers alone, as dense_stack, mlp and transformer have'
     )
   return Weights(model, tuple(kernels.items()), tuple((name, 1) for name in kernels))
@@ -268,7 +269,7 @@ def _units(model, x, inputs: bool) -> Units:
   shapes = wiring.shapes(jax.eval_shape(model.init, jax.random.key(0), x)['params'])
   sizes: dict[str, int] = {}
   counts: dict[str, int] = {}
-  written: set[str] = set()
+  written_spaces: set[str] = set()
   readers: dict[str, tuple[str, int]] = {}
   for leaf, shape, number, (role, space) in wiring.unit_axes(shapes):
     if space in wiring.streams or space in wiring.nested:
@@ -277,11 +278,11 @@ def _units(model, x, inputs: bool) -> Units:
     sizes[space] = shape[number]
     counts[space] = counts.get(space, 0) + int(np.prod(shape)) // shape[number]
     if role == WRITES:
-      written.add(space)
+      written_spaces.add(space)
     elif role == READS and module in maps:
       readers[module] = space, int(np.prod(shape[number + 1 : -1]))
-  read = {space for space, _ in readers.values()}
-  chosen = [space for space in sizes if space in written & read]
+  read_spaces = {space for space, _ in readers.values()}
+  chosen = [space for space in sizes if space in written_spaces & read_spaces]
   if not chosen:
     raise UserError(
       f'noise per unit in {type(model).__name__}: expected hidden units or heads that dense layers '

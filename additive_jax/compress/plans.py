@@ -62,8 +62,8 @@ class Selection:
 
   def num_lanes(self, model: MLP | Transformer) -> int:
     """Returns how many lanes differ from each other: all, or one where they meet at every site."""
-    apart = any(not gates.get(LANE, True) for _, gates in self.sites(model))
-    return model.num_lanes if apart else 1
+    lanes_differ = any(not gates.get(LANE, True) for _, gates in self.sites(model))
+    return model.num_lanes if lanes_differ else 1
 
   @property
   def inputs(self) -> tuple[int, ...] | None:
@@ -165,20 +165,20 @@ def _dense_stack(model: DenseStack, selection: Selection) -> Plan:
     return tuple(part.stop - part.start for part in chunks(model.num_classes, parts))
 
   # Pairs of layers with chunks that are apart, by their first layer: 'fc1' of 'fc1_fc2'.
-  apart = {
+  split_pairs = {
     pair.split('_')[0]: (pair, joins)
     for pair, gates in selection.sites(model)
     if (joins := _joins(gates))
   }
   names = list(modules)
   for before, name, after in zip([INPUTS, *names], names, [*names[1:], '']):
-    if before in apart:
+    if before in split_pairs:
       continue  # the second of a pair
-    if name not in apart:
+    if name not in split_pairs:
       source, features = {name: modules[name]}, sizes(name)[0]
       plan.add('dense', name, source, features=features, activation=activation(name))
       continue
-    pair, joins = apart[name]
+    pair, joins = split_pairs[name]
     plan.add(
       'chunked_pair',
       pair,

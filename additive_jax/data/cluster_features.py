@@ -112,8 +112,8 @@ def input_flops(
   components = min(max_features, fitted, size)
   directions = components + _EXTRA
   products = 2.0 * fitted * nonzero * directions * (2 * _POWERS + 2)
-  thin = 2.0 * directions**2 * (fitted + size) * (_POWERS + 1)
-  return products + thin + 2.0 * count * nonzero * components
+  factorisations = 2.0 * directions**2 * (fitted + size) * (_POWERS + 1)
+  return products + factorisations + 2.0 * count * nonzero * components
 
 
 def embedding_features(

@@ -134,9 +134,9 @@ def compose(
   if all(is_static(gate) for gate in gates):
     # With several groups there are several times the hidden values; computing the activation again
     # costs less than keeping what its gradient needs.
-    again = activate if all(gates) else jax.checkpoint(activate)
+    activation = activate if all(gates) else jax.checkpoint(activate)
     parts = [
-      second(again(first(group.start, group.stop)), group.start, group.stop)
+      second(activation(first(group.start, group.stop)), group.start, group.stop)
       for group in groups(gates)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
@@ -272,6 +272,6 @@ def _inner(gates: Any) -> tuple[GateValue, ...]:
     gates = tuple(gates)
   except TypeError:
     raise UserError(f'gates {gates!r}: expected a Structure, its text, or m − 1 gates') from None
-  whole = bool | np.bool_ | int | np.integer
-  plain = all(isinstance(gate, whole) and gate in (0, 1) for gate in gates)
+  integers = bool | np.bool_ | int | np.integer
+  plain = all(isinstance(gate, integers) and gate in (0, 1) for gate in gates)
   return tuple(map(bool, gates)) if plain else gates

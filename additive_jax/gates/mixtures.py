@@ -172,8 +172,8 @@ def _mix_spans(partial, weights, activate):
 
   stacked = [jnp.stack(list(map(cut, parts)), axis=1) for parts in zip(*partial, strict=True)]
   mixed = jax.lax.map(mix, (stacked, cut(weights)))
-  whole = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
-  return list(map(whole, range(num_chunks)))
+  of_chunk = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
+  return list(map(of_chunk, range(num_chunks)))
 
 
 def _output(hidden, second, layer, total):

@@ -140,9 +140,9 @@ def k_best(
     codes = jnp.asarray(words @ (1 << np.arange(words.shape[1])), jnp.int32)
     flips = jnp.stack([jnp.where(place == r, codes, 0).sum(-1) for r in range(k)], axis=-1)
     position = rank - start
-    in_reach = (position >= 0) & (position < words.shape[1])
-    flipped = (flips[..., None] >> jnp.where(in_reach, position, 0)[..., None, :]) % 2 == 1
-    structures ^= flipped & in_reach[..., None, :]
+    in_word = (position >= 0) & (position < words.shape[1])
+    flipped = (flips[..., None] >> jnp.where(in_word, position, 0)[..., None, :]) % 2 == 1
+    structures ^= flipped & in_word[..., None, :]
   log_probability = log_probabilities(logits, structures)
   weights = jax.nn.softmax(log_probability, -1) if renormalise else jnp.exp(log_probability)
   return weights, structures

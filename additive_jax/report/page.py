@@ -123,15 +123,15 @@ def picture(figure: Figure, caption: str) -> Piece:
 
 def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
   """Returns the first rows of a frame, without its index; a note says how many there are."""
-  shown = frame.head(max_rows)
+  visible = frame.head(max_rows)
   columns = [
     {'name': str(name), 'align': _alignment(frame.iloc[:, place])}
     for place, name in enumerate(frame.columns)
   ]
   rows = [
-    [format_value(value) for value in row] for row in shown.itertuples(index=False, name=None)
+    [format_value(value) for value in row] for row in visible.itertuples(index=False, name=None)
   ]
-  note = f'First {len(shown):,} of {len(frame):,} rows.' if len(shown) < len(frame) else ''
+  note = f'First {len(visible):,} of {len(frame):,} rows.' if len(visible) < len(frame) else ''
   return Piece('table', {'columns': columns, 'rows': rows, 'caption': caption, 'note': note})
 
 
@@ -146,10 +146,10 @@ def _present(pieces):
 
 def _tile(name, value):
   """A fact as it is shown: a long text smaller, a number on one line."""
-  words = format_value(value)
-  size = 'long' if len(words) > _LARGE else 'short'
+  text = format_value(value)
+  size = 'long' if len(text) > _LARGE else 'short'
   whole = ' whole' if isinstance(value, numbers.Real) else ''
-  return {'name': name, 'text': words, 'style': size + whole}
+  return {'name': name, 'text': text, 'style': size + whole}
 
 
 def _alignment(column):

@@ -126,9 +126,9 @@ def fit_power_law(
   # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
   number = np.bincount(owner, minlength=len(examples))
   total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
-  drawn = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
-  sizes = number[drawn].sum(axis=1)
-  means = total[drawn].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
+  draws = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
+  sizes = number[draws].sum(axis=1)
+  means = total[draws].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
   samples = [_exponent(mean, logs) for mean in means]
   low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
   exponent = _exponent(total.sum() / number.sum(), logs)
@@ -325,9 +325,9 @@ def _checked(chosen, num_modules=None):
   if chosen.ndim != 4 or not chosen.shape[-1]:
     raise UserError(f'expected choices [examples, tokens, steps, k], got shape {chosen.shape}')
   _check_range(chosen, num_modules, 'modules')
-  twice = np.diff(np.sort(chosen, axis=-1), axis=-1) == 0
-  if twice.any():
-    place = tuple(map(int, np.argwhere(twice)[0][:3]))
+  repeated = np.diff(np.sort(chosen, axis=-1), axis=-1) == 0
+  if repeated.any():
+    place = tuple(map(int, np.argwhere(repeated)[0][:3]))
     raise UserError(
       f'choices {chosen[place].tolist()} at {place}: expected modules that differ from each other'
     )
@@ -338,6 +338,6 @@ def _check_range(values, count, noun):
   if values.dtype.kind not in 'iu':
     raise UserError(f'expected whole numbers for {noun}, got {values.dtype}')
   if values.size and (values.min() < 0 or (count is not None and values.max() >= count)):
-    bad = values.min() if values.min() < 0 else values.max()
+    outside = values.min() if values.min() < 0 else values.max()
     limit = '' if count is None else f' and under {count}'
-    raise UserError(f'{bad} among the {noun}: expected numbers of at least 0{limit}')
+    raise UserError(f'{outside} among the {noun}: expected numbers of at least 0{limit}')

@@ -73,8 +73,8 @@ def inspect(
     float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
     for i in range(2)
   )
-  whole = [facts for _, facts, _ in parts[: count // size]]
-  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole)
+  whole_facts = [facts for _, facts, _ in parts[: count // size]]
+  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole_facts)
   choices = [sites for *_, sites in parts]
   return Inspection(
     loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)

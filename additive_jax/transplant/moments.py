@@ -75,13 +75,13 @@ def _moved_moments(grown: Transplant, moments: PyTree, power: int) -> PyTree:
   new = {}
   for path, name in pairs.origin.items():
     if name is None:
-      before = old[pairs.like[path]]
-      values, known, typical = np.zeros(pairs.shapes[1][path]), False, before.mean()
+      before = old[pairs.neighbours[path]]
+      values, known, mean = np.zeros(pairs.shapes[1][path]), False, before.mean()
     else:
       before = old[name]
       values, known = gradients(before, pairs.new.axes[path], grown.copies, power)
-      typical = values.mean(where=known)
-    filled = np.where(known, values, typical if power == 2 else 0)
+      mean = values.mean(where=known)
+    filled = np.where(known, values, mean if power == 2 else 0)
     new[path] = filled.astype(before.dtype)
   return jax.tree.map(jnp.asarray, pairs.new.pool(new))
 

@@ -148,13 +148,13 @@ def _side_by_side(leaves, axes: Axes, nested: frozenset[str]) -> np.ndarray:
   if not any(joins):
     return np.mean(leaves, 0)
   sizes, count = leaves[0].shape, len(leaves)
-  whole = np.zeros([n * count if join else n for n, join in zip(sizes, joins)])
+  joined = np.zeros([n * count if join else n for n, join in zip(sizes, joins)])
   for i, leaf in enumerate(leaves):
     rows = (slice(i * n, (i + 1) * n) if join else slice(None) for n, join in zip(sizes, joins))
-    whole[tuple(rows)] = leaf
+    joined[tuple(rows)] = leaf
   # What reads units and writes none gives the logits, which are the mean of all models'.
   reads = all(axis.role == READS for axis, join in zip(axes, joins) if axis is not None and join)
-  return whole / count if reads else whole
+  return joined / count if reads else joined
 
 
 def _strengths(pairs: Pairs, leaves: Leaves, scores: Scores) -> dict[str, np.ndarray]:

@@ -51,19 +51,19 @@ def text_paths(
     )
   if not chosen.size:
     return style.empty('no text')
-  shown = tokens[: _ACROSS * _MAX_LINES]
-  across, depth = min(len(shown), _ACROSS), chosen[0].size
-  starts = range(0, len(shown), across)
+  visible = tokens[: _ACROSS * _MAX_LINES]
+  across, depth = min(len(visible), _ACROSS), chosen[0].size
+  starts = range(0, len(visible), across)
   width = 0.185 * max(across, 12) + 2.1
   height = max(len(starts) * (0.16 * depth + 0.6) + 0.35, _legend_height(names))
   with style.drawing(width, height, len(starts)) as (figure, grid):
     for axes, start in zip(grid[:, 0], starts):
-      line = slice(start, min(start + across, len(shown)))
-      _draw_text(axes, shown[line], chosen[line], names, np.asarray(identity, bool))
+      line = slice(start, min(start + across, len(visible)))
+      _draw_text(axes, visible[line], chosen[line], names, np.asarray(identity, bool))
       axes.set_xlim(0, across)
-    if len(shown) < len(tokens):
+    if len(visible) < len(tokens):
       figure.suptitle(
-        f'the first {len(shown):,} of {len(tokens):,} bytes', fontsize=9, color=style.GREY
+        f'the first {len(visible):,} of {len(tokens):,} bytes', fontsize=9, color=style.GREY
       )
     _module_legend(figure, names)
   return figure
