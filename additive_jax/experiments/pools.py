@@ -10,7 +10,7 @@ from typing import Any
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.network import NETWORKS, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
@@ -74,7 +74,7 @@ def open_pools(path: str | Path, *, own: str = '') -> Pools:
   config = _read_config(path)
   foremost = FOREMOST.get(config.get('experiment', ''), '')
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
-  known = {name.replace('_', ''): name for name in TASKS}
+  known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
   if not own and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')

@@ -10,11 +10,7 @@ from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir
 
 # Journals that earlier versions wrote beside `<study>.jsonl`.
-EARLIER = {
-  'sweep': ('shared', 'standalone'),
-  'cotrain': ('alone',),
-  'experts': ('pool',),
-}
+EARLIER = {'sweep': ('shared', 'standalone'), 'cotrain': ('alone',), 'experts': ('pool',)}
 
 
 class Incomplete(Exception):

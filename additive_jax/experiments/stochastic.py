@@ -225,13 +225,6 @@ def _summary(session, variants, num_structures) -> dict[str, Any]:
   }
 
 
-STUDY = Study(
-  'stochastic',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-  baseline=NONE,
-)
+STUDY = Study('stochastic', _stages, check=_check, tables=_tables, page=page, baseline=NONE)
 
 run = STUDY.run

@@ -39,7 +39,7 @@ from additive_jax.report import rankings, statistics
 from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
 
-STANDALONE = 'standalone'
+STANDALONE, SHARED = 'standalone', 'shared'
 
 
 def _check(session):
@@ -101,9 +101,6 @@ def _compared(session, bits, loss):
   k = min(session.config.sweep.top_k, len(order))
   others = np.random.Generator(np.random.PCG64(session.config.seed)).permutation(order[k:])
   return bits[[*order[:k], *others[:k]]]
-
-
-SHARED = 'shared'
 
 
 def _tables(session: Session, records: Records) -> Result:
@@ -238,13 +235,6 @@ def _rank_of(table, structure):
   return int(ranks.iloc[0]) if len(ranks) else None
 
 
-STUDY = Study(
-  'sweep',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-  sharded=True,
-)
+STUDY = Study('sweep', _stages, check=_check, tables=_tables, page=page, sharded=True)
 
 run = STUDY.run

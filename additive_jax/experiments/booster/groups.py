@@ -8,7 +8,7 @@ import functools
 import io
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -61,13 +61,9 @@ def clusters_of(narrow: Narrow, method: str, seed: int) -> Grouping:
     grouping = Grouping(clusters, clusters.flops + feature_flops(narrow), seconds)
   if processes.is_primary():
     stream = io.BytesIO()
-    cost: dict[str, Any] = {
-      'flops': grouping.flops,
-      'seconds': grouping.seconds,
-      'own_flops': clusters.flops,
-    }
     parts = {key: getattr(clusters, key) for key in ('labels', 'centers', 'inertia')}
-    np.savez(stream, **parts, **cost)
+    flops, seconds = grouping.flops, grouping.seconds
+    np.savez(stream, **parts, own_flops=clusters.flops, flops=flops, seconds=seconds)
     replace_file(path, stream.getvalue())
   return grouping
 

@@ -104,14 +104,9 @@ def train_apart(
     copy = newest(narrow, tag)
     step = copy[1] if copy else 0
     if step < narrow.num_steps:
-      log.warning(
-        '%s: its process %s at step %d of %d%s',
-        tag,
-        'was stopped' if code == STOPPED else f'ended with code {code}',
-        step,
-        narrow.num_steps,
-        '' if step else '; left out',
-      )
+      ending = 'was stopped' if code == STOPPED else f'ended with code {code}'
+      where = f'{step} of {narrow.num_steps}' + ('' if step else '; left out')
+      log.warning('%s: its process %s at step %s', tag, ending, where)
     if copy:
       copies.append(copy)
   if not copies:

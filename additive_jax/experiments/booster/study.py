@@ -102,7 +102,7 @@ def _way(name, session, num_steps, narrow) -> Way:
     recipe,
     listed([space.all_on()], space.num_gates, 1),
     num_steps,
-    start=functools.partial(_start, name, narrow, recipe) if narrow else _from_scratch,
+    start=functools.partial(_start, name, narrow, recipe),
     judge=_judge,
     curves=Curves(
       probe=lambda trainer: test_scores(session, processes.to_host(trainer.variables)),
@@ -117,13 +117,10 @@ def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
   yield make_ways(session)
 
 
-def _from_scratch(seed: int) -> Start:
-  del seed
-  return Start()
-
-
-def _start(name: str, narrow: Narrow, recipe: Recipe, seed: int) -> Start:
+def _start(name: str, narrow: Narrow | None, recipe: Recipe, seed: int) -> Start:
   """What the large model starts from, and what that cost."""
+  if narrow is None:
+    return Start()
   members, facts = _members(name, narrow, seed)
   start = join(narrow, members, recipe, seed)
   return Start(start.state, {**facts, **start.facts})

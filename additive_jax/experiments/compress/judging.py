@@ -58,13 +58,19 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
     difference = receipt.max_difference
     log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
   cost = cutting.cost(smaller.model, smaller.variables, x[:1])
-  remains = left(level, network.stays)
+  remains = _left(level, network.stays)
+  if isinstance(
+    level, Weights
+  ):  # those of the mask, whether or not another one reads what they give
+    nonzero = sum(count for count, _ in remains.values())
+  else:
+    nonzero = _num_weights(smaller.variables['params'])
   record = {
     'loss': float(scores.loss[0]),
     'accuracy': float(scores.accuracy[0]),
     'structure': str(structure),
-    'nonzero': nonzero(level, remains, smaller.variables['params']),
-    'weights': num_weights(network.params),
+    'nonzero': nonzero,
+    'weights': _num_weights(network.params),
     'flops': cost.flops,
     'bytes': cost.bytes,
     'receipt': receipt.max_difference,
@@ -88,25 +94,14 @@ def _export(session, smaller, name, notes):
   exported.export(smaller, folder / name, notes=notes)
 
 
-def num_weights(params: PyTree) -> int:
-  """Returns the number of weights in all kernels of a pool."""
+def _num_weights(params) -> int:
+  """The number of weights in all kernels of a pool."""
   leaves = flatten_dict(params, sep='/')
   return sum(int(np.size(leaf)) for name, leaf in leaves.items() if name.endswith(KERNEL))
 
 
-def nonzero(level: Level, remains: Mapping[str, list[int]], params: PyTree) -> int:
-  """Returns the number of weights that are left.
-
-  Per weight they are those of the mask, whether or not another one reads what they give; otherwise
-  those of the network that was cut out, `params`.
-  """
-  if isinstance(level, Weights):
-    return sum(count for count, _ in remains.values())
-  return num_weights(params)
-
-
-def left(level: Level, stays: Mapping[str, Bool[np.ndarray, '...']]) -> dict[str, list[int]]:
-  """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
+def _left(level, stays) -> dict[str, list[int]]:
+  """How many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):
     on = next(iter(stays.values()), np.ones(len(level.names), bool))
     return {name: [int(bit), 1] for name, bit in zip(level.names, on)}

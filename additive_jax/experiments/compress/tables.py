@@ -11,7 +11,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record
-from additive_jax.report.comparison import with_interval
+from additive_jax.report.comparison import SCORES, with_interval
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory
@@ -26,11 +26,7 @@ def make_tables(session: Session, records: Records) -> Result:
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {
-    'variants': table,
-    'structures': structures(by_network),
-    'layers': layers(by_network),
-  }
+  tables = {'variants': table, 'structures': structures(by_network), 'layers': layers(by_network)}
   return Result(tables, summary)
 
 
@@ -61,19 +57,8 @@ def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
 
 def structures(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network and seed: its gates, and what is left of it."""
-  keys = (
-    'variant',
-    'seed',
-    'structure',
-    'nonzero',
-    'flops',
-    'bytes',
-    'loss',
-    'accuracy',
-    'receipt',
-  )
-  rows = [{key: record[key] for key in keys} for seeds in records.values() for record in seeds]
-  return pd.DataFrame(rows)
+  keys = ['variant', 'seed', 'structure', 'nonzero', 'flops', 'bytes', *SCORES, 'receipt']
+  return pd.DataFrame([record for seeds in records.values() for record in seeds], columns=keys)
 
 
 def layers(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:

@@ -182,22 +182,18 @@ def refused(options: Options, *names: str, expected: str) -> UserError:
   return UserError(f'{given}: expected {expected}')
 
 
-def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
-  """Returns the options with other values of some, by their dotted names.
+def replaced(options: Section, changes: Mapping[str, Any]) -> Section:
+  """Returns the options, or those of a section, with other values of some, by dotted names.
 
   >>> replaced(Options(), {'train.zero': True}).train.zero
   True
   """
   for name, value in changes.items():
-    options = _with_value(options, name.split('.'), value)
+    first, _, rest = name.partition('.')
+    if rest:
+      value = replaced(getattr(options, first), {rest: value})
+    options = dataclasses.replace(options, **{first: value})
   return options
-
-
-def _with_value(section, names, value):
-  first, *rest = names
-  if rest:
-    value = _with_value(getattr(section, first), rest, value)
-  return dataclasses.replace(section, **{first: value})
 
 
 def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:
