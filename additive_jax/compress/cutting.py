@@ -243,7 +243,7 @@ def _parsed(structure: Any, num_gates: int) -> Structure:
 
 
 def _checked_units(model, variables, keep: Mapping[str, Any]) -> Units:
-  """Which units of all spaces stay."""
+  """Returns which units of all spaces stay."""
   sizes = spaces(model, variables)
   units = {name: np.ones(size, bool) for name, size in sizes.items()}
   for name, values in keep.items():
@@ -267,7 +267,7 @@ def _needs_a_unit(model, space: str) -> bool:
 
 
 def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
-  """The leaves that stay, without the units that do not, under their new names."""
+  """Returns the leaves that stay, without the units that do not, under their new names."""
   wiring = cut_wiring(model)
   leaves = wiring.flat(pool)
   for name, _, number, axis in wiring.unit_axes(dict(leaves)):
@@ -282,7 +282,7 @@ def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
 
 
 def _rule(model, structure: Structure, units: Units) -> str:
-  """What was cut, such as `cut MLP: 2 of 6 gates off, hidden 48→13`."""
+  """Returns what was cut, such as `cut MLP: 2 of 6 gates off, hidden 48→13`."""
   off = structure.num_gates - structure.num_on
   parts = [f'{off} of {structure.num_gates} gates off'] if off else []
   sizes: dict[str, tuple[int, int]] = {}

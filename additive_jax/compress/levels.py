@@ -124,7 +124,7 @@ class Weights(Level):
     return super().log_alpha(mean, {n: log_variance[n] - log for n, log in log_square.items()})
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """Absolute values."""
+    """Returns absolute values."""
     leaves = flatten_dict(params, sep='/')
     return {name: np.abs(np.asarray(leaves[name])) for name, _ in self.shapes}
 
@@ -135,7 +135,8 @@ class Weights(Level):
     return Pruned(params, _all_on(self.model), self._read_units(params))
 
   def _read_units(self, params) -> dict[str, np.ndarray]:
-    """Which units some weight still reads, one of a space at least; the others can be cut out."""
+    """Returns which units some weight still reads, one of a space at least; the others can be cut
+    out."""
     sizes = spaces(self.model, {'params': params})
     if not sizes:
       return {}
@@ -174,8 +175,8 @@ class Units(Level):
     return with_kernels(self.model, mean, x, kernels)
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """The norm of all that writes a unit times the norm of all that reads it, which scaling one up
-    and the other down leaves as it is; of an input the norm of what reads it."""
+    """Returns the norm of all that writes a unit times the norm of all that reads it, which
+    scaling one up and the other down leaves as it is; of an input the norm of what reads it."""
     wiring = cut_wiring(self.model)
     leaves = wiring.flat(params)
     return {name: strengths(leaves, wiring, name) for name, _ in self.shapes}
@@ -209,7 +210,7 @@ class Gates(Level):
     return run.masked(self.model, {'params': mean}, jnp.asarray(x), gates)
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """The root-mean-square parameter of each gate's site."""
+    """Returns the root-mean-square parameter of each gate's site."""
     sizes = []
     for module, site in zip(module_names(self.model), sites_of(self.model)):
       if site.has_residual:
@@ -315,7 +316,7 @@ def _gates(model, x) -> Gates:
 
 
 def _maps(model, level: str, x) -> dict[str, tuple[int, ...]]:
-  """The modules of a model whose kernels can be replaced, and these kernels' shapes."""
+  """Returns the modules of a model whose kernels can be replaced, and these kernels' shapes."""
   if getattr(model, 'routing', None) is not None or LANE in getattr(model, 'gates', ()):
     raise UserError(
       f'noise per {level} in {type(model).__name__} with routers or lanes: expected neither'

@@ -119,7 +119,8 @@ class Plan:
 
 
 def has_routers(model: nn.Module) -> bool:
-  """Whether a model chooses by token what it runs: a DNA, or a Transformer with `routing`."""
+  """Returns whether a model chooses by token what it runs: a DNA, or a Transformer with
+  `routing`."""
   return isinstance(model, DNA) or getattr(model, 'routing', None) is not None
 
 
@@ -135,7 +136,7 @@ def cut_wiring(model: nn.Module) -> Wiring:
 
 
 def _joins(gates: dict[str, bool]) -> tuple[bool, ...]:
-  """The gates of a site's chunks; () where they are all on, as the layer is dense then."""
+  """Returns the gates of a site's chunks; () where they are all on, as the layer is dense then."""
   joins = tuple(on for name, on in gates.items() if name != LANE)
   return () if all(joins) else joins
 

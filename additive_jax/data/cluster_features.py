@@ -172,7 +172,7 @@ def sample(count: int, at_most: int, seed: int) -> Int[np.ndarray, 'B']:
 
 
 def _batches(x: np.ndarray | Split, values_each: int = 1) -> Iterator[np.ndarray]:
-  """The examples of `x` in order, in parts of a few million numbers at most."""
+  """Yields the examples of `x` in order, in parts of a few million numbers at most."""
   size = rows_of(x, np.zeros(1, np.int64)).size * values_each
   step = max(_BATCH // max(size, 1), 1)
   for start in range(0, len(x), step):
@@ -193,7 +193,7 @@ def _text_features(
 
 
 def _hashed(tokens: Integer[np.ndarray, 'N T']) -> sparse.csr_matrix:
-  """How often each n-gram occurs in each row, hashed into columns: [N, 16,384]."""
+  """Returns how often each n-gram occurs in each row, hashed into columns: [N, 16,384]."""
   tokens = tokens.astype(np.uint64)
   codes = np.zeros((len(tokens), 0), np.int64)
   for length in _LENGTHS:

@@ -87,7 +87,7 @@ def telling_ngrams(
 def _common_ngrams(
   texts: Sequence[str], longest: int
 ) -> tuple[Shaped[np.ndarray, 'V'], sparse.csr_matrix]:
-  """The n-grams of at least 5 texts, and whether each text has them, [N, V]."""
+  """Returns the n-grams of at least 5 texts, and whether each text has them, [N, V]."""
   longest = min(longest, len(texts[0]))
   lengths = range(min(2, longest), longest + 1)
   vectorizer = CountVectorizer(
@@ -102,7 +102,8 @@ def _common_ngrams(
 def _log_odds(
   counts: Num[np.ndarray, 'J V'], documents: Int[np.ndarray, 'J']
 ) -> Float[np.ndarray, 'J V']:
-  """z-scores of the log odds of a cluster's documents to have an n-gram, against others'."""
+  """Returns z-scores of the log odds of a cluster's documents to have an n-gram, against
+  others'."""
   total, count = counts.sum(axis=0), documents.sum()
   prior = _PRIOR * total / max(count, 1)
   with_ngram, others_with = counts + prior, total - counts + prior
@@ -113,7 +114,7 @@ def _log_odds(
 
 
 def _distinct(ngrams: Sequence[str], top: int) -> list[str]:
-  """The first `top` n-grams that share no pair of neighbours with an earlier."""
+  """Returns the first `top` n-grams that share no pair of neighbours with an earlier one."""
   chosen: list[str] = []
   used_pairs: set[str] = set()
   for ngram in ngrams:

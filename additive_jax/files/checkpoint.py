@@ -213,7 +213,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     return self._manager
 
   def _steps(self) -> list[int]:
-    """Steps on disk, newest first; the same list on every process."""
+    """Returns the steps on disk, newest first; the same list on every process."""
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
@@ -221,7 +221,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
   def _read(self, step: int, template: PyTree, fields: Sequence[str]) -> Restored | str:
-    """`Restored`, or a text that says what is damaged; the same kind on every process."""
+    """Returns `Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
     templates = _leaves(template)
     requested = {
@@ -258,7 +258,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
   def _check_fits(
     self, path: Path, body: Body, requested: Mapping[str, tuple[str, Any]], fields: Sequence[str]
   ) -> list[dict[str, Any]]:
-    """What was saved of each leaf that is wanted, in that order."""
+    """Returns what was saved of each leaf that is requested, in that order."""
     saved = body['leaves']
     if fields:
       saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
@@ -306,7 +306,7 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _field(leaf: str) -> str:
-  """The field, or key of a dict, that a leaf's path begins with."""
+  """Returns the field, or key of a dict, that a leaf's path begins with."""
   first = re.search(r'\w+', leaf)
   return first.group() if first else ''
 

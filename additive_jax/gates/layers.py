@@ -260,7 +260,7 @@ def check_layers(x: Float[Array, '... D'], layers: LayerPair) -> None:
 
 
 def _inner(gates: Any) -> tuple[GateValue, ...]:
-  """Inner gates as a tuple: of Python bools, or of arrays."""
+  """Returns inner gates as a tuple: of Python bools, or of arrays."""
   if isinstance(gates, str):
     return Structure.from_string(gates).bits if gates else ()
   if isinstance(gates, jax.Array | np.ndarray) and not gates.ndim:

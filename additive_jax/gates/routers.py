@@ -253,7 +253,7 @@ def rebalanced(bias: Float[Array, 'S'], facts: Facts, rate: float) -> Float[Arra
 
 
 def _histogram(indices, count: int) -> Array:
-  """Share of each of `count` values among integers of any shape."""
+  """Returns the share of each of `count` values among integers of any shape."""
   return jnp.zeros(count).at[indices.reshape(-1)].add(1) / indices.size
 
 
@@ -274,7 +274,8 @@ def log_probabilities(
 
 
 def _ranks(values: Array) -> Array:
-  """The place of each value in its row [..., n], smallest first; ties in order of position."""
+  """Returns the place of each value in its row [..., n], smallest first; ties in order of
+  position."""
   count = values.shape[-1]
   before = np.tri(count, k=-1, dtype=bool)  # [i, j]: j comes before i
   value, other = values[..., :, None], values[..., None, :]
@@ -312,7 +313,8 @@ def flip_sets(num_gates: int, k: int) -> Int[np.ndarray, 'F n']:
 
 
 def _next_sets(gates):
-  """The sets that cost next to a set: with the cheapest gate added, or one gate a place dearer."""
+  """Yields the sets that cost next to a set: with the cheapest gate added, or one gate a place
+  dearer."""
   if not gates[0]:
     yield (1, *gates[1:])
   for i, on in enumerate(gates[:-1]):

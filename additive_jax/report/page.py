@@ -145,7 +145,7 @@ def _present(pieces):
 
 
 def _tile(name, value):
-  """A fact as it is shown: a long text smaller, a number on one line."""
+  """Returns a fact as it is shown: a long text smaller, a number on one line."""
   text = format_value(value)
   size = 'long' if len(text) > _LARGE else 'short'
   whole = ' whole' if isinstance(value, numbers.Real) else ''
@@ -153,7 +153,7 @@ def _tile(name, value):
 
 
 def _alignment(column):
-  """Class of a column's cells: numbers stand to the right, structures in one width."""
+  """Returns the class of a column's cells: numbers stand to the right, structures in one width."""
   if column.dtype.kind in 'iuf':
     return 'number'
   words = column.dropna()
@@ -162,7 +162,7 @@ def _alignment(column):
 
 
 def _data_uri(figure):
-  """The figure as the address of an image that holds all of it."""
+  """Returns the figure as the address of an image that holds all of it."""
   nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
   image = _saved(figure, format='svg', metadata=nothing)
   kind = 'svg+xml'

@@ -277,12 +277,12 @@ def utilisation(index: ArrayLike, count: int) -> Float[np.ndarray, ' experts']:
 
 
 def _places(counts):
-  """Place of each count in descending order, 0 first; ties by index."""
+  """Returns the place of each count in descending order, 0 first; ties by index."""
   return np.argsort(np.argsort(-counts, kind='stable'), kind='stable')
 
 
 def _exponent(mean, logs):
-  """The s at which the law's mean of `logs` is `mean`, as far as it lies within ±50."""
+  """Returns the s at which the law's mean of `logs` is `mean`, as far as it is within ±50."""
   excess = lambda s: special.softmax(-s * logs) @ logs - mean
   if excess(-_LARGEST_EXPONENT) <= 0:
     return -_LARGEST_EXPONENT
@@ -292,7 +292,8 @@ def _exponent(mean, logs):
 
 
 def _joint(first, second, rows, columns):
-  """How often each pair of two arrays of numbers that broadcast occurs, `[rows, columns]`."""
+  """Returns how often each pair of two arrays of numbers that broadcast occurs, `[rows,
+  columns]`."""
   pairs = np.asarray(first, np.int64) * columns + second
   return np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
 
@@ -304,7 +305,7 @@ def _mutual_information(table):
 
 
 def _divided(numerator, denominator):
-  """The quotient, NaN where the denominator is zero."""
+  """Returns the quotient, NaN where the denominator is zero."""
   empty = np.full(np.shape(numerator), np.nan)
   return np.divide(numerator, denominator, out=empty, where=np.greater(denominator, 0))
 

@@ -201,7 +201,7 @@ def _useful_seeds(values):
 
 
 def _judged(predicted, truth, k):
-  """Both, where the truth is finite, after checking that k of them can be taken."""
+  """Returns both, where the truth is finite, after checking that k of them can be taken."""
   predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
   if predicted.shape != truth.shape:
     raise UserError(f'{predicted.shape} predictions given for {truth.shape} true losses')
@@ -212,7 +212,8 @@ def _judged(predicted, truth, k):
 
 
 def _splits(num_seeds, half):
-  """Boolean masks `[num_seeds]` of the first group, for splits of the seeds into half and rest."""
+  """Returns boolean masks `[num_seeds]` of the first group, for splits of the seeds into half and
+  rest."""
   total = math.comb(num_seeds, half)
   if total <= _MAX_SPLITS:
     groups = itertools.combinations(range(num_seeds), half)
@@ -223,7 +224,8 @@ def _splits(num_seeds, half):
 
 
 def _interval(name, statistic, size, num_resamples, seed):
-  """95 % percentile interval of `statistic(index)` over draws of `size` indices with replacement.
+  """Returns the 95 % percentile interval of `statistic(index)` over draws of `size` indices with
+  replacement.
 
   `scipy.stats.bootstrap` gives up when a draw has no value, as τ has none for a draw all tied.
   """

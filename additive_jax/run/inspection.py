@@ -88,7 +88,7 @@ def _look(model, objective, variables, x, y, key):
 
 
 def _joined(choices, field, count):
-  """A field of all batches and sites, [count, T, S, …]; None where some site has none."""
+  """Returns a field of all batches and sites, [count, T, S, …]; None where some site has none."""
   names = sorted(choices[0])
   if any(getattr(choices[0][name], field) is None for name in names):
     return None

@@ -88,7 +88,7 @@ class Pairs:
     return Structure(tuple(new_bits))
 
   def __str__(self) -> str:
-    """What changes, such as `stream 8→20, hidden 9→24, depth 2→3`."""
+    """Returns what changes, such as `stream 8→20, hidden 9→24, depth 2→3`."""
     changes: dict[str, dict[str, None]] = {}
     streams_first = sorted(self.sizes, key=lambda space: space not in self.new.streams)
     for space in streams_first:

@@ -183,7 +183,7 @@ def _norm(name: str, stream: str) -> dict[str, Axes]:
 
 
 def _linear(name: str, *axes: Axis | None) -> dict[str, Axes]:
-  """A kernel whose last axis is written, and its bias."""
+  """Returns the axes of a kernel whose last one is written, and of its bias."""
   return {f'{name}/kernel': axes, f'{name}/bias': axes[-1:]}
 
 

@@ -65,7 +65,8 @@ def spent(
 
 
 def _draw_curves(axes, curves, cost, score, label):
-  """A line for each way, mean over the seeds; the best of training from scratch as a level."""
+  """Draws a line for each way, mean over the seeds; the best of training from scratch as a
+  level."""
   for number, (variant, rows) in enumerate(curves.groupby('variant', sort=False)):
     mean = rows.groupby(['phase', 'step'], sort=False)[[cost, score]].mean()
     look = {'color': style.colour(number), 'label': NAMES.get(variant, variant)}

@@ -70,7 +70,7 @@ def text_paths(
 
 
 def _draw_text(axes, tokens, chosen, names, identity):
-  """One line of a text: its characters above, their modules below, and how much computes."""
+  """Draws one line of a text: its characters above, their modules below, and how much computes."""
   _, steps, k = chosen.shape
   depth = steps * k
   _draw_cells(axes, chosen.reshape(-1, depth).T, k, names, font_size=6)
@@ -144,7 +144,8 @@ def image_paths(
 
 
 def _draw_cells(axes, modules, k, names, font_size):
-  """A picture of `modules [rows · k, columns]`, each a colour with its number within its kind.
+  """Draws a picture of `modules [rows · k, columns]`, each a colour with its number within its
+  kind.
 
   White lines part columns, and every k rows. Size 0 leaves the numbers out.
   """

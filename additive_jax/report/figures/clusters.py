@@ -102,7 +102,7 @@ def cluster_maps(features: ArrayLike, labels: Mapping[str, ArrayLike], seed: int
 
 
 def _projected(features, sample):
-  """All of `features` on the first two components of the shown ones, and each one's share."""
+  """Returns all of `features` on the first two components of the sample, and each one's share."""
   points, shares = np.zeros((len(features), 2)), np.zeros(2)
   count = min(2, features.shape[1], len(sample))
   if np.ptp(features[sample], axis=0).any():
@@ -113,7 +113,7 @@ def _projected(features, sample):
 
 
 def _number(axes, points, labels):
-  """Numbers at the means of clusters, but for those that would cover one another."""
+  """Draws numbers at the means of clusters, but for those that would cover one another."""
   halo = [withStroke(linewidth=3, foreground='white')]
   look = {'ha': 'center', 'va': 'center', 'fontsize': 10, 'fontweight': 'bold', 'color': style.INK}
   span = np.ptp(points, axis=0)

@@ -116,7 +116,8 @@ def _law_words(law):
 
 
 def _draw_law(axes, law, share, tint):
-  """The law from the first rank to the last that was fitted, with the tokens' share of these."""
+  """Draws the law from the first rank to the last that was fitted, with the tokens' share of
+  these."""
   ranks = np.arange(1, min(law.num_fitted, share.size) + 1)
   line = ranks**-law.exponent
   line *= share[: ranks.size].sum() / line.sum()

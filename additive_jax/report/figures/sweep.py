@@ -140,7 +140,7 @@ def agreement(
 
 
 def _dot(count):
-  """Diameter in points of one of `count` points."""
+  """Returns the diameter in points of one of `count` points."""
   return 4.5 if count <= 300 else 2.5
 
 
@@ -204,7 +204,7 @@ def structures(
 
 
 def _plus(axes, cells, disc_size, disc, plus_size, plus):
-  """A disc with a `+` in it at every cell that is True."""
+  """Draws a disc with a `+` in it at every cell that is True."""
   rows, columns = np.nonzero(cells)
   axes.scatter(columns, rows, s=disc_size, clip_on=False, **disc)
   axes.scatter(columns, rows, s=plus_size, marker='+', clip_on=False, **plus)
