@@ -100,7 +100,7 @@ class ConvBlock(nn.Module):
 
 
 class Shift(nn.Module):
-  """What a branch without units still does: it adds its output bias, and lanes may meet.
+  """A branch without units: it still adds its output bias, and lanes may meet.
 
   Attributes:
     lanes: how many, 1 for none.

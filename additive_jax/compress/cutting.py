@@ -1,4 +1,4 @@
-"""What is pruned, cut out: a smaller dense network that computes what the masked one does.
+"""Cutting out what is pruned: a smaller dense network that computes what the masked one does.
 
 A network with gates in one structure, without the units that do not stay, becomes a plain module of
 its own config: branches whose residual gates are off and units that are cut have no parameters in
@@ -60,7 +60,7 @@ class Cut:
 
 
 class Cost(NamedTuple):
-  """What a network costs.
+  """The costs of a network.
 
   Attributes:
     flops: of one example's forward pass, in XLA's own count.

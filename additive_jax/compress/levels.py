@@ -1,4 +1,5 @@
-"""What may bear noise and be removed: every weight, every hidden unit or head, every residual gate.
+"""The levels at which a model bears noise and loses parts: every weight, every hidden unit or head,
+every residual gate.
 
 A level says where the noise enters a model, how many numbers it has, how large each is, what they
 cost, and what is left of a pool without some of them.
@@ -67,7 +68,7 @@ class Pruned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Level(abc.ABC):
-  """What of a model bears noise, and may go.
+  """The parts of a model that bear noise and may be removed.
 
   Attributes:
     model: an additive model.

@@ -1,4 +1,4 @@
-"""Which plain network a network with gates becomes: in one structure, with some of its units.
+"""The plain network that a network with gates becomes: in one structure, with some of its units.
 
 A planner walks the sites that are on, and lists the steps that compute the same. Of an MLP in the
 structure `101`, of which block 2 keeps no unit:
@@ -38,7 +38,7 @@ INPUTS = 'inputs'  # the space of the numbers of an input that is flattened
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What of a network stays.
+  """The gates and units of a network that stay.
 
   Attributes:
     structure: the gates that are on.

@@ -1,5 +1,5 @@
-"""What examples are clustered by: pixels, columns of a table, n-grams of a text, or what a network
-makes of them.
+"""The features that examples are clustered by: pixels, columns of a table, n-grams of a text, or
+what a network makes of them.
 
 N is a number of examples, F of features, T of tokens in an example. Whatever has to be fitted, such
 as principal components, is fitted on at most 2,048 examples drawn from the seed and applied in
@@ -221,7 +221,7 @@ def _pooled(hidden: Num[Array | np.ndarray, '...']) -> Float32[np.ndarray, 'N D'
 def _standardised(features: Float[np.ndarray, 'N F']) -> Float32[np.ndarray, 'N F']:
   check_finite(features)
   mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-  # What varies by rounding errors alone is constant.
+  # A feature that varies by rounding errors alone is constant.
   constant = deviation <= 1e-6 * np.abs(mean)
   return ((features - mean) / np.where(constant, np.inf, deviation)).astype(np.float32)
 

@@ -70,7 +70,7 @@ class Clusters:
 
   @property
   def name(self) -> str:
-    """What the clusters are called in a report."""
+    """The name of the clusters in a report."""
     if self.method == 'random':
       return 'random'
     return 'balanced k-means' if self.balanced else 'k-means'

@@ -166,9 +166,9 @@ def sub_activation(
   2^(m−1) compositions of m chunks, from m narrow layers side by side (all-off) to the dense layer
   (all-on).
 
-  For a group G of chunks (see the head of this file) `h_G = act(Σ_{i∈G} P_i)`, of a gated unit
-  `act(Σ x_i C_i) · Σ x_i A_i`, and output chunk j is `h_{G(j)} B_j`. The first bias is shared out
-  evenly over the chunks; the second belongs to the output.
+  A group G of chunks (see the head of this file) has the hidden value `h_G = act(Σ_{i∈G} P_i)`, or
+  `act(Σ x_i C_i) · Σ x_i A_i` in a gated unit, and output chunk j is `h_{G(j)} B_j`. The first bias
+  is shared out evenly over the chunks; the second belongs to the output.
 
   >>> x, ones = jnp.arange(4.0), jnp.ones((4, 4))
   >>> layers = LayerPair(Layer(ones), Layer(ones))

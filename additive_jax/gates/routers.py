@@ -1,4 +1,4 @@
-"""Which structures a token goes to: scores, the exact k best, and balance.
+"""Routers, which choose the structures of each token: scores, the exact k best, and balance.
 
 A router is a linear map from the stream to logits; the functions here turn logits into structures
 and weights. With n gates there are 2^n structures:
@@ -28,7 +28,7 @@ WORD = 31  # bits of an int32 beside its sign
 
 
 class Choice(NamedTuple):
-  """What a router chose from a list.
+  """The choices that a router made from a list.
 
   Attributes:
     weights: of the k choices of each token, best first; they carry the gradient.
@@ -149,7 +149,7 @@ def k_best(
 
 
 class ListFacts(NamedTuple):
-  """What a router over a list of S structures, experts or modules did with a batch.
+  """Means over a batch of a router over a list of S structures, experts or modules.
 
   Attributes:
     load: share of the choices that fell on each entry; sums to 1.
@@ -170,7 +170,7 @@ class ListFacts(NamedTuple):
 
 
 class GateFacts(NamedTuple):
-  """What a router with one logit for each of n gates did with a batch.
+  """Means over a batch of a router with one logit for each of n gates.
 
   Attributes:
     load: share of the chosen structures in which each gate is on; of the probability for the

@@ -13,7 +13,7 @@ import pandas as pd
 from additive_jax.report import statistics
 
 SCORES = ('loss', 'accuracy')
-# Of a table of structures the first columns, in every experiment.
+# The first columns of a table of structures, in every experiment.
 FIRST = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
 
 

@@ -1,4 +1,4 @@
-"""What a training saves until it is as good as another one."""
+"""The share of its cost that a training saves until it is as good as another one."""
 
 from __future__ import annotations
 

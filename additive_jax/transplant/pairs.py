@@ -1,4 +1,4 @@
-"""Which part of one model becomes which part of another, larger or smaller one."""
+"""The parts of one model paired with those of another, larger or smaller one."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ def _pair_blocks(old: Wiring, new: Wiring, place: Place, grows: bool | None):
     new blocks   A B C D      end:    A is a, B is b; C and D are new, like b
 
   Returns:
-    For each module of the new model's blocks the old one, or None; the old one that a new module
-    is like; and the numbers of blocks.
+    The old module of each module of the new model's blocks, or None in a new block; the neighbour
+    that a new one is like; and the numbers of blocks.
   """
   if len(old.blocks) != len(new.blocks):
     raise UserError(

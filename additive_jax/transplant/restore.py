@@ -28,7 +28,7 @@ Batch = Shaped[Array | np.ndarray, 'B ...']
 
 
 class Saved(NamedTuple):
-  """What a checkpoint holds of a training.
+  """The parts of a training that are read from a checkpoint.
 
   Attributes:
     step: of the checkpoint.

@@ -1,4 +1,4 @@
-"""Which units each axis of each leaf of a pool belongs to.
+"""The units that each axis of each leaf of a pool belongs to.
 
 A *space* is a set of like units that may grow together: the stream, the hidden units of a branch,
 its heads, the units of a head. An axis of a leaf writes a space (the columns of a kernel, a bias),

@@ -1,4 +1,4 @@
-"""What several pictures draw: named rows, intervals, cells, legends, and limits of axes."""
+"""Parts of several pictures: named rows, intervals, cells, legends, and limits of axes."""
 
 from __future__ import annotations
 
