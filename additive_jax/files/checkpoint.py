@@ -128,18 +128,18 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
     """
     self.wait()
-    damaged = []
+    damaged_steps = []
     for step in self._steps():
       outcome = self._read(step, template, fields)
       if isinstance(outcome, Restored):
-        self._damaged = damaged
+        self._damaged = damaged_steps
         return outcome
       if jax.process_index() == 0:
         log.warning('checkpoint %s is damaged and skipped: %s', self.directory / str(step), outcome)
-      damaged.append(step)
-    if damaged:
+      damaged_steps.append(step)
+    if damaged_steps:
       raise UserError(
-        f'every checkpoint in {self.directory} is damaged ({", ".join(map(str, damaged))});'
+        f'every checkpoint in {self.directory} is damaged ({", ".join(map(str, damaged_steps))});'
         ' expected at least one sound: remove the directory to start afresh'
       )
     return None
@@ -213,7 +213,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     return self._manager
 
   def _steps(self) -> list[int]:
-    """Steps on disk, newest first; the same list on every process."""
+    """Returns the steps on disk, newest first; the same list on every process."""
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
@@ -221,19 +221,20 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
   def _read(self, step: int, template: PyTree, fields: Sequence[str]) -> Restored | str:
-    """`Restored`, or a text that says what is damaged; the same kind on every process."""
+    """Returns `Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
-    wanted = {
-      leaf: (name, like)
-      for name, (leaf, like) in zip(leaves_.names(template), _leaves(template).items())
+    templates = _leaves(template)
+    requested = {
+      leaf: (name, templates[leaf])
+      for name, leaf in zip(leaves_.names(template), templates)
       if not fields or _field(leaf) in fields
     }
     refused = problem = None
     try:
       body = _read_body(path, step)
-      saved = self._check_fits(path, body, wanted, fields)
-      values = leaves_.read(path / 'state', dict(wanted.values()), saved)
-      for leaf, value in zip(wanted, values):
+      saved = self._check_fits(path, body, requested, fields)
+      values = leaves_.read(path / 'state', dict(requested.values()), saved)
+      for leaf, value in zip(requested, values):
         with _naming(f'leaf {leaf}'):
           if isinstance(value, BaseException):
             raise value
@@ -242,35 +243,37 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     except DamagedError as error:
       problem = str(error)
     if _all_agree(problem is None and refused is None):
-      bad = [leaf for leaf, is_sound in zip(wanted, leaves_.sound(values, saved)) if not is_sound]
-      problem = f'leaf {bad[0]}: not the bytes that were saved' if bad else None
+      flags = leaves_.sound(values, saved)
+      damaged = [leaf for leaf, is_sound in zip(requested, flags) if not is_sound]
+      problem = f'leaf {damaged[0]}: not the bytes that were saved' if damaged else None
     if not _all_agree(problem is None):
       return problem or 'another process cannot read it'
     if refused is not None:
       raise refused
     self._last = (step, body)
-    values = {leaf: leaves_.place(value, wanted[leaf][1]) for leaf, value in zip(wanted, values)}
-    state = [values.get(leaf, like) for leaf, like in _leaves(template).items()]
+    placed = {leaf: leaves_.place(value, templates[leaf]) for leaf, value in zip(requested, values)}
+    state = [placed.get(leaf, default) for leaf, default in templates.items()]
     return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), body['meta'])
 
   def _check_fits(
-    self, path: Path, body: Body, wanted: Mapping[str, tuple[str, Any]], fields: Sequence[str]
+    self, path: Path, body: Body, requested: Mapping[str, tuple[str, Any]], fields: Sequence[str]
   ) -> list[dict[str, Any]]:
-    """What was saved of each leaf that is wanted, in that order."""
+    """Returns what was saved of each leaf that is requested, in that order."""
     saved = body['leaves']
     if fields:
       saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
-    specs = {leaf: f'{about["dtype"]}{about["shape"]}' for leaf, about in saved.items()}
+    specs = {leaf: f'{record["dtype"]}{record["shape"]}' for leaf, record in saved.items()}
+    expected = {leaf: _spec(template) for leaf, (_, template) in requested.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
-      ('state', differences(specs, {leaf: _spec(like) for leaf, (_, like) in wanted.items()})),
+      ('state', differences(specs, expected)),
     ):
       if different:
         raise UserError(
           f'{path} is a checkpoint of another {kind}: {"; ".join(different)};'
           f' {"expected one of this" if fields else "choose another --workdir"}'
         )
-    return [saved[leaf] for leaf in wanted]
+    return [saved[leaf] for leaf in requested]
 
 
 def _read_body(path: Path, step: int) -> Body:
@@ -303,7 +306,7 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _field(leaf: str) -> str:
-  """The field, or key of a dict, that a leaf's path begins with."""
+  """Returns the field, or key of a dict, that a leaf's path begins with."""
   first = re.search(r'\w+', leaf)
   return first.group() if first else ''
 

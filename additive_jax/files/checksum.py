@@ -69,7 +69,7 @@ def of_arrays(arrays: Sequence[Shaped[Array | np.ndarray, '...']]) -> list[Sums]
 
 
 def _by_replica(array: Shaped[Array | np.ndarray, '...']) -> Sums:
-  """What the shards of this process add to the checksum of each replica of an array."""
+  """Returns what the shards of this process add to the checksum of each replica of an array."""
   if not isinstance(array, jax.Array):
     return np.array([of_block(array)], np.uint64)
   indices = array.sharding.devices_indices_map(array.shape).values()
@@ -85,7 +85,7 @@ def _by_replica(array: Shaped[Array | np.ndarray, '...']) -> Sums:
 
 
 def _weights(axis: int, start: int, length: int) -> UInt64[np.ndarray, '{length}']:
-  """Odd numbers for the places start, start + 1, … along an axis (splitmix64)."""
+  """Returns odd numbers for the places start, start + 1, … along an axis (splitmix64)."""
   place = np.arange(start + 1, start + 1 + length, dtype=np.uint64) + np.uint64(axis << 48)
   place *= np.uint64(0x9E3779B97F4A7C15)
   place = (place ^ (place >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

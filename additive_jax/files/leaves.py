@@ -104,7 +104,7 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
   context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
   as_array, as_numpy = ocp.type_handlers.ArrayHandler(), ocp.type_handlers.NumpyHandler()
 
-  async def read_leaf(name: str, template: Any, about: dict[str, Any]) -> Leaf:
+  async def read_leaf(name: str, template: Any, record: dict[str, Any]) -> Leaf:
     info = ocp.type_handlers.ParamInfo(
       name=name,
       parent_dir=epath.Path(folder),
@@ -115,15 +115,15 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
     # Before reading: a damaged shape may be of any size.
     (stored,) = await as_numpy.metadata([info])
     spec = {'dtype': np.dtype(stored.dtype).name, 'shape': list(stored.shape)}
-    if about | spec != about:
-      raise DamagedError(f'found {spec}, saved {about}')
-    if 'sum' not in about or not _is_placed(template):
+    if record | spec != record:
+      raise DamagedError(f'found {spec}, saved {record}')
+    if 'sum' not in record or not _is_placed(template):
       return (await as_numpy.deserialize([info], [ocp.RestoreArgs()]))[0]
-    args = ocp.ArrayRestoreArgs(sharding=template.sharding, global_shape=tuple(about['shape']))
+    args = ocp.ArrayRestoreArgs(sharding=template.sharding, global_shape=tuple(record['shape']))
     return (await as_array.deserialize([info], [args]))[0]
 
   async def read_all() -> list[Leaf | BaseException]:
-    leaves = [read_leaf(*leaf, about) for leaf, about in zip(templates.items(), saved)]
+    leaves = [read_leaf(*leaf, record) for leaf, record in zip(templates.items(), saved)]
     values = await asyncio.gather(*leaves, return_exceptions=True)
     behind = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.gather(*behind, return_exceptions=True)
@@ -137,12 +137,12 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
 def sound(values: Sequence[Leaf], saved: Sequence[dict[str, Any]]) -> list[bool]:
   """Returns whether each leaf is what was saved, byte for byte; for all processes to call."""
   flags = []
-  for value, about, replicas in zip(values, saved, checksum.of_arrays(values)):
-    if 'sum' in about:
-      flags.append(all(f'{total:016x}' == about['sum'] for total in replicas))
+  for value, record, replicas in zip(values, saved, checksum.of_arrays(values)):
+    if 'sum' in record:
+      flags.append(all(f'{total:016x}' == record['sum'] for total in replicas))
     else:  # saved by a version that gathered whole leaves
       content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-      flags.append(zlib.crc32(content.data) == about['crc32'])
+      flags.append(zlib.crc32(content.data) == record['crc32'])
   return flags
 
 

@@ -134,9 +134,9 @@ def compose(
   if all(is_static(gate) for gate in gates):
     # With several groups there are several times the hidden values; computing the activation again
     # costs less than keeping what its gradient needs.
-    again = activate if all(gates) else jax.checkpoint(activate)
+    activation = activate if all(gates) else jax.checkpoint(activate)
     parts = [
-      second(again(first(group.start, group.stop)), group.start, group.stop)
+      second(activation(first(group.start, group.stop)), group.start, group.stop)
       for group in groups(gates)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
@@ -166,9 +166,9 @@ def sub_activation(
   2^(m−1) compositions of m chunks, from m narrow layers side by side (all-off) to the dense layer
   (all-on).
 
-  For a group G of chunks (see the head of this file) `h_G = act(Σ_{i∈G} P_i)`, of a gated unit
-  `act(Σ x_i C_i) · Σ x_i A_i`, and output chunk j is `h_{G(j)} B_j`. The first bias is shared out
-  evenly over the chunks; the second belongs to the output.
+  A group G of chunks (see the head of this file) has the hidden value `h_G = act(Σ_{i∈G} P_i)`, or
+  `act(Σ x_i C_i) · Σ x_i A_i` in a gated unit, and output chunk j is `h_{G(j)} B_j`. The first bias
+  is shared out evenly over the chunks; the second belongs to the output.
 
   >>> x, ones = jnp.arange(4.0), jnp.ones((4, 4))
   >>> layers = LayerPair(Layer(ones), Layer(ones))
@@ -260,7 +260,7 @@ def check_layers(x: Float[Array, '... D'], layers: LayerPair) -> None:
 
 
 def _inner(gates: Any) -> tuple[GateValue, ...]:
-  """Inner gates as a tuple: of Python bools, or of arrays."""
+  """Returns inner gates as a tuple: of Python bools, or of arrays."""
   if isinstance(gates, str):
     return Structure.from_string(gates).bits if gates else ()
   if isinstance(gates, jax.Array | np.ndarray) and not gates.ndim:
@@ -272,6 +272,6 @@ def _inner(gates: Any) -> tuple[GateValue, ...]:
     gates = tuple(gates)
   except TypeError:
     raise UserError(f'gates {gates!r}: expected a Structure, its text, or m − 1 gates') from None
-  whole = bool | np.bool_ | int | np.integer
-  plain = all(isinstance(gate, whole) and gate in (0, 1) for gate in gates)
+  integers = bool | np.bool_ | int | np.integer
+  plain = all(isinstance(gate, integers) and gate in (0, 1) for gate in gates)
   return tuple(map(bool, gates)) if plain else gates

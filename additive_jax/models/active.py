@@ -71,7 +71,8 @@ def active_flops(
 def _of_structures(
   model: nn.Module, routing: Routing, x: Inputs, facts: Mapping[str, Facts] | None
 ) -> float:
-  """The FLOPs of a transformer with routers; its feed-forward sites treat every token alike."""
+  """Returns the FLOPs of a transformer with routers; its feed-forward sites treat every token
+  alike."""
   num_gates = model.num_chunks - 1
   dense = measure(model.clone(routing=None), x)
   total = dense.flops([i % 2 == 0 for i in range(2 * model.num_layers)])  # attention sites alone
@@ -94,7 +95,7 @@ def _of_dna(
   facts: Mapping[str, Facts] | None,
   chosen: Int[np.ndarray, 'examples T steps k'] | None,
 ) -> float:
-  """The FLOPs of a DNA, whose attention costs more the more tokens choose it together."""
+  """Returns the FLOPs of a DNA, whose attention costs more the more tokens choose it together."""
   modules, shapes = model.modules, parts(model, x)
   tokens, width = shapes.streams[0].shape[1:]
   attention = Attention(model.num_heads, causal=model.causal, rope=model.positions == 'rope')

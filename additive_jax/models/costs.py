@@ -98,12 +98,13 @@ def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
 
 
 def _flops(function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct) -> float:
-  """XLA's count for `function({'params': params}, value)`, before it optimises the program."""
+  """Returns XLA's count for `function({'params': params}, value)`, before it optimises the
+  program."""
   analysis = jax.jit(function).lower({'params': params}, value).cost_analysis() or {}
   return float(analysis.get('flops', 0.0))
 
 
 def _sizes(tree: PyTree) -> dict[str, int]:
-  """How many parameters each leaf has, by its path."""
+  """Returns how many parameters each leaf has, by its path."""
   flat = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): int(np.prod(leaf.shape)) for path, leaf in flat}

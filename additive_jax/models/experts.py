@@ -97,8 +97,8 @@ class StructureExperts(nn.Module):
   def _route(
     self, x: Float[Array, 'B *axes D']
   ) -> tuple[Routed, routers.Facts, Int[Array, 'B *axes k'] | None]:
-    """What the router chose for each token; the facts about it; and the numbers of the structures,
-    see `Chosen`."""
+    """Returns what the router chose for each token; the facts about it; and the numbers of the
+    structures, see `Chosen`."""
     routing, num_gates = self.routing, self.num_chunks - 1
     if routing.router == 'random':
       listed = routing.listed(num_gates)
@@ -140,7 +140,7 @@ def _of_tokens(
   routed: Routed,
   on: Bool[Array, 'B *axes'],
 ) -> Float[Array, 'B *axes D']:
-  """`function(x, routed)` of the tokens that are on alone, zero for the others."""
+  """Returns `function(x, routed)` of the tokens that are on alone, zero for the others."""
   flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
   routed = jax.tree.map(flat, routed)
 

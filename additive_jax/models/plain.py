@@ -29,7 +29,7 @@ C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
 
 
 def _squash(x: Float[Array, 'B X Y D']) -> Float[Array, 'B X//2 Y//2 D']:
-  """LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
+  """Returns LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
   return tiles(nn.tanh(x)).mean((2, 4))
 
 

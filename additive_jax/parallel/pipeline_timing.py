@@ -159,8 +159,8 @@ def measure_bubble(
 def _steps(
   loss: Callable[..., tuple[Array, Array]], mesh: Mesh, specs: PyTree, count: int
 ) -> Callable[..., tuple[PyTree, Bool[Array, 'P ticks']]]:
-  """A compiled program that takes that many steps down `loss(params, *batch)`, and says which ticks
-  of the last one were busy; `specs` are those of the parameters."""
+  """Returns a compiled program that takes that many steps down `loss(params, *batch)`, and gives
+  the ticks of the last one that were busy; `specs` are those of the parameters."""
 
   def steps(params: PyTree, *batch: Array) -> tuple[PyTree, Bool[Array, '1 ticks']]:
     def step(params: PyTree, _: None) -> tuple[PyTree, Bool[Array, 'ticks']]:
@@ -205,12 +205,12 @@ class _Clock:
 
 
 def _now() -> tuple[int, float, float]:
-  """The thread, and the processor seconds that it and the process have taken."""
+  """Returns the thread, and the processor seconds that it and the process have taken."""
   return threading.get_ident(), time.thread_time(), time.process_time()
 
 
 def _table(seconds: Seconds, pipeline: Pipeline) -> Float[np.ndarray, '2 P ticks']:
-  """Seconds of the forward and the backward pass: the least after the first step."""
+  """Returns seconds of the forward and the backward pass: the least after the first step."""
   ways, devices, ticks = ('forward', 'backward'), range(pipeline.devices), range(pipeline.ticks)
   least = lambda way, device, tick: min(seconds[way, device, tick][1:])
   return np.array([[[least(way, d, t) for t in ticks] for d in devices] for way in ways])
@@ -219,7 +219,7 @@ def _table(seconds: Seconds, pipeline: Pipeline) -> Float[np.ndarray, '2 P ticks
 def _timed(
   clock: _Clock, run: Callable[[Array], tuple[Any, ...]], h: Stream, tick: Int[Array, '']
 ) -> tuple[Any, ...]:
-  """`run(h)` between two calls of the host, and its gradient between two more."""
+  """Returns `run(h)` between two calls of the host, and its gradient between two more."""
   out = run(_mark(clock, True, h, tick))
   return _mark(clock, False, out[0], tick), *out[1:]
 
@@ -248,7 +248,8 @@ _mark.defvjp(_mark_forward, _mark_backward)
 
 
 def _stamped(stamp: Callable[..., np.float32], way: str, h: Stream, tick: Int[Array, '']) -> Stream:
-  """`h`, which is there before the call of the host, and of use only after it: it adds a zero."""
+  """Returns `h`, which is there before the call of the host, and of use only after it: it adds a
+  zero."""
   shape = jax.ShapeDtypeStruct((), jnp.float32)
   device, first = jax.lax.axis_index(PIPE), h.reshape(-1)[0]
   zero = jax.pure_callback(functools.partial(stamp, way), shape, device, tick, first)

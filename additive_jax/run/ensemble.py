@@ -46,13 +46,13 @@ def evaluate_ensemble(
   True
   """
   x, y = batch
-  as_they_are, total = objective is regression, np.zeros(2)
+  is_regression, total = objective is regression, np.zeros(2)
   for start in range(0, len(x), BATCH):
     part = slice(start, start + BATCH)
     outputs = jnp.stack(
-      [_outputs(model, as_they_are, pool, row, x[part]) for pool, row in zip(pools, bits)]
+      [_outputs(model, is_regression, pool, row, x[part]) for pool, row in zip(pools, bits)]
     )
-    if as_they_are:
+    if is_regression:
       mean = outputs.mean(0)
     else:
       mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
@@ -62,6 +62,6 @@ def evaluate_ensemble(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _outputs(model, as_they_are, variables, bits, x):
+def _outputs(model, is_regression, variables, bits, x):
   outputs = ways.conditional(model, variables, x, bits)
-  return outputs if as_they_are else jax.nn.log_softmax(outputs)
+  return outputs if is_regression else jax.nn.log_softmax(outputs)

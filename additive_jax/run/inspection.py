@@ -73,8 +73,8 @@ def inspect(
     float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
     for i in range(2)
   )
-  whole = [facts for _, facts, _ in parts[: count // size]]
-  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole)
+  whole_facts = [facts for _, facts, _ in parts[: count // size]]
+  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole_facts)
   choices = [sites for *_, sites in parts]
   return Inspection(
     loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)
@@ -88,7 +88,7 @@ def _look(model, objective, variables, x, y, key):
 
 
 def _joined(choices, field, count):
-  """A field of all batches and sites, [count, T, S, …]; None where some site has none."""
+  """Returns a field of all batches and sites, [count, T, S, …]; None where some site has none."""
   names = sorted(choices[0])
   if any(getattr(choices[0][name], field) is None for name in names):
     return None

@@ -1,4 +1,4 @@
-"""What a network is trained for and judged by: loss and accuracy of each example, per task.
+"""Objectives that a network is trained for and judged by: loss and accuracy of each example.
 
 An objective takes outputs [..., B, ...], whose leading axes are structures, and targets [B, ...].
 """

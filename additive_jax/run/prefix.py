@@ -124,7 +124,7 @@ def plan(
   path, known = np.array([0]), 0  # slots of the first node after 0, 1, … sites; sites computed
   for r, start in enumerate(range(0, len(bits), width)):
     stop = min(start + width, len(bits))
-    stays = min(common[stop], keep) if stop < len(bits) else -1
+    num_staying = min(common[stop], keep) if stop < len(bits) else -1
     free = np.setdiff1d(np.arange(slots), path[: known + 1])
     first, slot = np.array([start]), path[:1]  # of each node: its first structure, its slot
     next_path = slot
@@ -136,8 +136,8 @@ def plan(
       runs[0] &= known <= i
       last = np.r_[parent[1:] != parent[:-1], True]
       shares = np.bincount(parent, weights=~on)[parent] > 0  # an off sibling needs that slot
-      stay = np.isin(slot[parent], next_path[: stays + 1])
-      inherits = runs & last & ~shares & ~stay
+      is_staying = np.isin(slot[parent], next_path[: num_staying + 1])
+      inherits = runs & last & ~shares & ~is_staying
       child_slot = slot[parent]
       fresh = np.flatnonzero(runs & ~inherits)
       child_slot[fresh], free = free[: len(fresh)], free[len(fresh) :]
@@ -152,7 +152,7 @@ def plan(
       first, slot = child, child_slot
       next_path = np.r_[next_path, slot[-1]]
     leaf[r, : len(slot)] = slot
-    path, known = next_path, stays
+    path, known = next_path, num_staying
   return Plan(count, source, target, inner, leaf, np.array(len(bits), np.int32), slots)
 
 
@@ -235,10 +235,10 @@ def _run_site(step, plan, place, source, target, tile):
   def evaluate(t, written):
     reads, writes, inner = (jax.lax.dynamic_slice_in_dim(table, t * tile, tile) for table in tables)
     writes = jnp.where(t * tile + jnp.arange(tile) < plan.count[place], writes, plan.slots)
-    read = written if source is None else source
+    buffer = written if source is None else source
     # Slices move a slot as one block; a gather or scatter would go element by element on CPU.
-    h = jnp.concatenate([read[reads[w]] for w in range(tile)])
-    inner = jnp.repeat(inner, read.shape[1], axis=0) if tile > 1 else inner[0]
+    h = jnp.concatenate([buffer[reads[w]] for w in range(tile)])
+    inner = jnp.repeat(inner, buffer.shape[1], axis=0) if tile > 1 else inner[0]
     h = step(h, [inner[..., k] for k in range(inner.shape[-1])])
     h = h.reshape(tile, *written.shape[1:])
     for w in range(tile):

@@ -206,8 +206,8 @@ def routed(
   {'block_00__mlp': (4,)}
   """
   rngs = {} if key is None else {ROUTING: key}
-  outputs, left = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
-  return outputs, _left(left, ROUTING)
+  outputs, collections = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
+  return outputs, _left(collections, ROUTING)
 
 
 def chosen(
@@ -215,8 +215,8 @@ def chosen(
 ) -> tuple[Logits, dict[str, Facts], dict[str, Chosen]]:
   """Returns logits and facts as `routed` does, and what every token chose at each site."""
   rngs = {} if key is None else {ROUTING: key}
-  outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
-  return outputs, _left(left, ROUTING), _left(left, CHOICES)
+  outputs, collections = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
+  return outputs, _left(collections, ROUTING), _left(collections, CHOICES)
 
 
 def _left(collections, name):

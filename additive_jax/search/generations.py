@@ -15,7 +15,7 @@ from additive_jax.search.methods import Evaluated
 
 
 class Generations:
-  """What a search has evaluated, a line of a journal for each generation.
+  """The structures that a search has evaluated, a line of a journal for each generation.
 
   A line is `{"structures": ["101", …], "loss": [[0.5, 0.6], …], "accuracy": …}`: the values of each
   structure in every pool that is searched.

@@ -99,7 +99,7 @@ class Evolution:
   ) -> Sequence[Bool[np.ndarray, 'n']]:
     parents = evaluated.best(max(2, population // self.parent_share))
     num_gates = parents.shape[1]
-    taken = {row.tobytes() for row in evaluated.bits}
+    known_rows = {row.tobytes() for row in evaluated.bits}
     children = []
     for attempt in range(self.attempts * population):
       if len(children) == population:
@@ -111,8 +111,8 @@ class Evolution:
         flip = rng.random(num_gates) < self.flips / num_gates
         flip[rng.integers(num_gates)] |= not flip.any()
         child = first ^ flip
-      if child.tobytes() not in taken:
-        taken.add(child.tobytes())
+      if child.tobytes() not in known_rows:
+        known_rows.add(child.tobytes())
         children.append(child)
     return children
 

@@ -80,7 +80,7 @@ def move_biases(
     params, before: the pool after and before the optimizer's step.
     facts: by site, averaged over the batch and the devices.
 
-  Of two structures the first took all tokens, so the second one becomes easier to choose:
+  The first of two structures took all tokens, so the second one becomes easier to choose:
 
   >>> facts = routers.facts_of_list(jnp.zeros((4, 2)), jnp.zeros((4, 1), int), count=2)
   >>> pool = {'block_00__mlp': {SELECTION_BIAS: jnp.zeros(2)}}

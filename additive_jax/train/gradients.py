@@ -36,7 +36,7 @@ class Averaged(NamedTuple):
 
 
 class Slots(NamedTuple):
-  """What one device is given for a step.
+  """The inputs of one device for a step.
 
   Attributes:
     bits: the structures of its slots.

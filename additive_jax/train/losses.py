@@ -43,7 +43,7 @@ class PerSample(Structures):
   of slots are all-on. Distillation spares examples that drew all-on; rescaling is by the exact
   share of examples that a gate runs on.
 
-  Of every batch of 8 the first block runs on all examples, the second one on 4:
+  The first block runs on all examples of a batch of 8, the second one on 4:
 
   >>> import optax
   >>> rates = (1.0, 0.5)

@@ -63,10 +63,11 @@ class Slot:
 
 
 class Loss:
-  """What a recipe minimises. A loss of one's own is a frozen dataclass derived from this class.
+  """The function that a recipe minimises.
 
-  It is called inside the compiled step, once for each slot, and has to be hashable, for one
-  program is compiled per recipe. All methods but the call have defaults.
+  A loss of one's own is a frozen dataclass derived from this class. It is called inside the
+  compiled step, once for each slot, and has to be hashable, for one program is compiled per recipe.
+  All methods but the call have defaults.
 
   >>> @dataclasses.dataclass(frozen=True)
   ... class LabelSmoothed(Loss):

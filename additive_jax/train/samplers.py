@@ -35,7 +35,7 @@ Bits = Bool[Array, 'K n']
 
 
 class Sampler(Protocol):
-  """What draws the structures of a step: a pytree that is called with a key and the step.
+  """A distribution over the structures of a step: a pytree, called with a key and the step.
 
   Samplers of gates with keep rates also have a method `rates`, from the step to float [n].
   """

@@ -23,7 +23,7 @@ from additive_jax.train.recipe import Recipe
 
 
 class State(NamedTuple):
-  """What a step reads and writes.
+  """The arrays that a step reads and writes.
 
   Attributes:
     params: the pool.
