@@ -188,7 +188,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
       config = tiny.config(experiment, {'num_seeds': 1} | options)
       devices = config.train.pipe_devices
       STUDIES[experiment].run(config, tmp_path / experiment, devices=devices)
-  for name in network.TASKS:
+  for name in network.NETWORKS:
     gates = ('sub_activation' if name in ('lenet', 'vgg', 'dense_stack') else 'residual',)
     options = read_options(tiny.config('sweep', {'model.name': name, 'model.gates': gates}))
     network.make_model(options.model, data.load('digits'))

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from additive_jax import UserError, data, models
-from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.network import NETWORKS, make_model
 from additive_jax.experiments.options import read_options
 from additive_jax.models.additive import gate_names
 
@@ -56,7 +56,7 @@ FITTING = [
 
 
 def test_every_name_is_there():
-  assert {name for name, *_ in FITTING} == set(TASKS)
+  assert {name for name, *_ in FITTING} == set(NETWORKS)
 
 
 @pytest.mark.parametrize(('name', 'kind', 'kinds', 'made', 'num_gates'), FITTING)
@@ -218,7 +218,7 @@ def test_what_cannot_be(sets, kind, changed, message):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_kwargs_are_for_networks_of_your_own(sets, name):
   chosen = options(name=name, kwargs={'depth': 3})
   with pytest.raises(UserError) as error:

@@ -100,7 +100,7 @@ class ConvBlock(nn.Module):
 
 
 class Shift(nn.Module):
-  """What a branch without units still does: it adds its output bias, and lanes may meet.
+  """A branch without units: it still adds its output bias, and lanes may meet.
 
   Attributes:
     lanes: how many, 1 for none.
@@ -119,7 +119,7 @@ class Shift(nn.Module):
 
 
 def _add(h, x, sizes: tuple[int, ...], meet: bool, branch: Callable[..., Array] | None, bias):
-  """`h + branch(x) + bias`, where each lane computes its own part of the units.
+  """Returns `h + branch(x) + bias`, where each lane computes its own part of the units.
 
   sizes (3, 2):   lane 0 has units 0 1 2,  lane 1 has units 3 4
   """

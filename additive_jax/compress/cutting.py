@@ -1,4 +1,4 @@
-"""What is pruned, cut out: a smaller dense network that computes what the masked one does.
+"""Cutting out what is pruned: a smaller dense network that computes what the masked one does.
 
 A network with gates in one structure, without the units that do not stay, becomes a plain module of
 its own config: branches whose residual gates are off and units that are cut have no parameters in
@@ -60,7 +60,7 @@ class Cut:
 
 
 class Cost(NamedTuple):
-  """What a network costs.
+  """The costs of a network.
 
   Attributes:
     flops: of one example's forward pass, in XLA's own count.
@@ -189,14 +189,14 @@ def used(model: Additive, variables: PyTree) -> Units:
   units = {name: np.ones(size, bool) for name, size in spaces(model, variables).items()}
   while True:
     leaves = wiring.flat(params_of(masked(model, variables, units)))
-    fewer = {}
+    remaining = {}
     for name in units:
       sides = wiring.sides(leaves, name, lambda leaf, axes: (leaf != 0).any(axes))
-      fewer[name] = np.logical_and.reduce([np.any(side, 0) for side in sides if side])
-      fewer[name][0] |= not fewer[name].any() and _needs_a_unit(model, name)
-    if all((fewer[name] == units[name]).all() for name in units):
+      remaining[name] = np.logical_and.reduce([np.any(side, 0) for side in sides if side])
+      remaining[name][0] |= not remaining[name].any() and _needs_a_unit(model, name)
+    if all((remaining[name] == units[name]).all() for name in units):
       return units
-    units = fewer
+    units = remaining
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -243,7 +243,7 @@ def _parsed(structure: Any, num_gates: int) -> Structure:
 
 
 def _checked_units(model, variables, keep: Mapping[str, Any]) -> Units:
-  """Which units of all spaces stay."""
+  """Returns which units of all spaces stay."""
   sizes = spaces(model, variables)
   units = {name: np.ones(size, bool) for name, size in sizes.items()}
   for name, values in keep.items():
@@ -267,7 +267,7 @@ def _needs_a_unit(model, space: str) -> bool:
 
 
 def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
-  """The leaves that stay, without the units that do not, under their new names."""
+  """Returns the leaves that stay, without the units that do not, under their new names."""
   wiring = cut_wiring(model)
   leaves = wiring.flat(pool)
   for name, _, number, axis in wiring.unit_axes(dict(leaves)):
@@ -282,7 +282,7 @@ def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
 
 
 def _rule(model, structure: Structure, units: Units) -> str:
-  """What was cut, such as `cut MLP: 2 of 6 gates off, hidden 48→13`."""
+  """Returns what was cut, such as `cut MLP: 2 of 6 gates off, hidden 48→13`."""
   off = structure.num_gates - structure.num_on
   parts = [f'{off} of {structure.num_gates} gates off'] if off else []
   sizes: dict[str, tuple[int, int]] = {}

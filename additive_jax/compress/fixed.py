@@ -1,4 +1,4 @@
-"""A network with gates, held in one structure."""
+"""A network with gates in one structure that does not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What stays: the largest by magnitude, or what bears little noise; and training it."""
+"""Masks of the numbers that stay, the largest by magnitude or those that bear little noise; and
+training under a mask.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What may bear noise and be removed: every weight, every hidden unit or head, every residual gate.
+"""The levels at which a model bears noise and loses parts: every weight, every hidden unit or head,
+every residual gate.
 
 A level says where the noise enters a model, how many numbers it has, how large each is, what they
 cost, and what is left of a pool without some of them.
@@ -67,7 +68,7 @@ class Pruned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Level(abc.ABC):
-  """What of a model bears noise, and may go.
+  """The parts of a model that bear noise and may be removed.
 
   Attributes:
     model: an additive model.
@@ -124,7 +125,7 @@ class Weights(Level):
     return super().log_alpha(mean, {n: log_variance[n] - log for n, log in log_square.items()})
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """Absolute values."""
+    """Returns absolute values."""
     leaves = flatten_dict(params, sep='/')
     return {name: np.abs(np.asarray(leaves[name])) for name, _ in self.shapes}
 
@@ -135,15 +136,16 @@ class Weights(Level):
     return Pruned(params, _all_on(self.model), self._read_units(params))
 
   def _read_units(self, params) -> dict[str, np.ndarray]:
-    """Which units some weight still reads, one of a space at least; the others can be cut out."""
+    """Returns which units some weight still reads, one of a space at least; the others can be cut
+    out."""
     sizes = spaces(self.model, {'params': params})
     if not sizes:
       return {}
     wiring, units = cut_wiring(self.model), {}
     leaves = wiring.flat(params)
     for space in sizes:
-      _, read = wiring.sides(leaves, space, lambda leaf, axes: (leaf != 0).any(axes))
-      units[space] = np.any(read, 0)
+      _, readers = wiring.sides(leaves, space, lambda leaf, axes: (leaf != 0).any(axes))
+      units[space] = np.any(readers, 0)
       units[space][0] |= not units[space].any()
     return units
 
@@ -174,8 +176,8 @@ class Units(Level):
     return with_kernels(self.model, mean, x, kernels)
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """The norm of all that writes a unit times the norm of all that reads it, which scaling one up
-    and the other down leaves as it is; of an input the norm of what reads it."""
+    """Returns the norm of all that writes a unit times the norm of all that reads it, which
+    scaling one up and the other down leaves as it is; of an input the norm of what reads it."""
     wiring = cut_wiring(self.model)
     leaves = wiring.flat(params)
     return {name: strengths(leaves, wiring, name) for name, _ in self.shapes}
@@ -209,7 +211,7 @@ class Gates(Level):
     return run.masked(self.model, {'params': mean}, jnp.asarray(x), gates)
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
-    """The root-mean-square parameter of each gate's site."""
+    """Returns the root-mean-square parameter of each gate's site."""
     sizes = []
     for module, site in zip(module_names(self.model), sites_of(self.model)):
       if site.has_residual:
@@ -251,10 +253,11 @@ def make_level(level: str, model: Additive, x: Batch, *, inputs: bool = False) -
 def _weights(model, x) -> Weights:
   kernels = {f'{name}/{KERNEL}': shape for name, shape in _maps(model, 'weight', x).items()}
   pool = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), x)['params'], sep='/')
-  missed = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
-  if missed or not kernels:
+  unmapped = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
+  if unmapped or not kernels:
+    kernel = unmapped[0] if unmapped else 'no kernel'
     raise UserError(
-      f'noise per weight in {type(model).__name__} with {missed[0] if missed else "no kernel"}: '
+      f'noise per weight in {type(model).__name__} with {kernel}: '
       'expected kernels of dense layers alone, as dense_stack, mlp and transformer have'
     )
   return Weights(model, tuple(kernels.items()), tuple((name, 1) for name in kernels))
@@ -268,7 +271,7 @@ def _units(model, x, inputs: bool) -> Units:
   shapes = wiring.shapes(jax.eval_shape(model.init, jax.random.key(0), x)['params'])
   sizes: dict[str, int] = {}
   counts: dict[str, int] = {}
-  written: set[str] = set()
+  written_spaces: set[str] = set()
   readers: dict[str, tuple[str, int]] = {}
   for leaf, shape, number, (role, space) in wiring.unit_axes(shapes):
     if space in wiring.streams or space in wiring.nested:
@@ -277,11 +280,11 @@ def _units(model, x, inputs: bool) -> Units:
     sizes[space] = shape[number]
     counts[space] = counts.get(space, 0) + int(np.prod(shape)) // shape[number]
     if role == WRITES:
-      written.add(space)
+      written_spaces.add(space)
     elif role == READS and module in maps:
       readers[module] = space, int(np.prod(shape[number + 1 : -1]))
-  read = {space for space, _ in readers.values()}
-  chosen = [space for space in sizes if space in written & read]
+  read_spaces = {space for space, _ in readers.values()}
+  chosen = [space for space in sizes if space in written_spaces & read_spaces]
   if not chosen:
     raise UserError(
       f'noise per unit in {type(model).__name__}: expected hidden units or heads that dense layers '
@@ -314,7 +317,7 @@ def _gates(model, x) -> Gates:
 
 
 def _maps(model, level: str, x) -> dict[str, tuple[int, ...]]:
-  """The modules of a model whose kernels can be replaced, and these kernels' shapes."""
+  """Returns the modules of a model whose kernels can be replaced, and these kernels' shapes."""
   if getattr(model, 'routing', None) is not None or LANE in getattr(model, 'gates', ()):
     raise UserError(
       f'noise per {level} in {type(model).__name__} with routers or lanes: expected neither'

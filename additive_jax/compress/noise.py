@@ -170,7 +170,7 @@ def linear_maps(
 
 
 def _is_map(context) -> bool:
-  """Whether the call is one of a linear map by a matrix."""
+  """Returns whether the call is one of a linear map by a matrix."""
   if context.method_name != '__call__':
     return False
   if isinstance(context.module, Linear):

@@ -1,4 +1,4 @@
-"""Which plain network a network with gates becomes: in one structure, with some of its units.
+"""The plain network that a network with gates becomes: in one structure, with some of its units.
 
 A planner walks the sites that are on, and lists the steps that compute the same. Of an MLP in the
 structure `101`, of which block 2 keeps no unit:
@@ -38,7 +38,7 @@ INPUTS = 'inputs'  # the space of the numbers of an input that is flattened
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What of a network stays.
+  """The gates and units of a network that stay.
 
   Attributes:
     structure: the gates that are on.
@@ -62,8 +62,8 @@ class Selection:
 
   def num_lanes(self, model: MLP | Transformer) -> int:
     """Returns how many lanes differ from each other: all, or one where they meet at every site."""
-    apart = any(not gates.get(LANE, True) for _, gates in self.sites(model))
-    return model.num_lanes if apart else 1
+    lanes_differ = any(not gates.get(LANE, True) for _, gates in self.sites(model))
+    return model.num_lanes if lanes_differ else 1
 
   @property
   def inputs(self) -> tuple[int, ...] | None:
@@ -119,7 +119,8 @@ class Plan:
 
 
 def has_routers(model: nn.Module) -> bool:
-  """Whether a model chooses by token what it runs: a DNA, or a Transformer with `routing`."""
+  """Returns whether a model chooses by token what it runs: a DNA, or a Transformer with
+  `routing`."""
   return isinstance(model, DNA) or getattr(model, 'routing', None) is not None
 
 
@@ -135,7 +136,7 @@ def cut_wiring(model: nn.Module) -> Wiring:
 
 
 def _joins(gates: dict[str, bool]) -> tuple[bool, ...]:
-  """The gates of a site's chunks; () where they are all on, as the layer is dense then."""
+  """Returns the gates of a site's chunks; () where they are all on, as the layer is dense then."""
   joins = tuple(on for name, on in gates.items() if name != LANE)
   return () if all(joins) else joins
 
@@ -165,20 +166,20 @@ def _dense_stack(model: DenseStack, selection: Selection) -> Plan:
     return tuple(part.stop - part.start for part in chunks(model.num_classes, parts))
 
   # Pairs of layers with chunks that are apart, by their first layer: 'fc1' of 'fc1_fc2'.
-  apart = {
+  split_pairs = {
     pair.split('_')[0]: (pair, joins)
     for pair, gates in selection.sites(model)
     if (joins := _joins(gates))
   }
   names = list(modules)
   for before, name, after in zip([INPUTS, *names], names, [*names[1:], '']):
-    if before in apart:
+    if before in split_pairs:
       continue  # the second of a pair
-    if name not in apart:
+    if name not in split_pairs:
       source, features = {name: modules[name]}, sizes(name)[0]
       plan.add('dense', name, source, features=features, activation=activation(name))
       continue
-    pair, joins = apart[name]
+    pair, joins = split_pairs[name]
     plan.add(
       'chunked_pair',
       pair,

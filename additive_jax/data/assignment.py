@@ -41,13 +41,13 @@ def assign_equally(costs: Float[np.ndarray, 'N J']) -> Int[np.ndarray, 'N']:
   if not np.isfinite(costs).all():
     raise UserError('costs that are not finite: expected a finite cost of each example and cluster')
   count, num_clusters = costs.shape
-  floor, spare = divmod(count, num_clusters)
+  floor, remainder = divmod(count, num_clusters)
   costs = costs - costs.min(axis=1, keepdims=True)  # what an example costs anywhere changes nothing
-  whole = np.rint(costs * (_LARGEST / (costs.max() or 1.0) / (count + num_clusters + 1)))
+  whole_costs = np.rint(costs * (_LARGEST / (costs.max() or 1.0) / (count + num_clusters + 1)))
   # Each cluster keeps `floor` of what flows in, and hands at most one more on to the last node:
   #
   #   example 0 ──┬── cluster 0 (−floor) ──┐
-  #   example 1 ──┼── cluster 1 (−floor) ──┼── the N mod J examples over (−spare)
+  #   example 1 ──┼── cluster 1 (−floor) ──┼── the N mod J examples over (−remainder)
   #   example 2 ──┴── …                    ┘
   clusters = np.arange(count, count + num_clusters, dtype=np.int32)
   ones = np.ones(count * num_clusters, np.int64)
@@ -56,12 +56,12 @@ def assign_equally(costs: Float[np.ndarray, 'N J']) -> Int[np.ndarray, 'N']:
     np.repeat(np.arange(count, dtype=np.int32), num_clusters),
     np.tile(clusters, count),
     ones,
-    whole.astype(np.int64).ravel(),
+    whole_costs.astype(np.int64).ravel(),
   )
   flow.add_arcs_with_capacity_and_unit_cost(
     clusters, np.full_like(clusters, count + num_clusters), ones[:num_clusters], 0
   )
-  supplies = np.concatenate([ones[:count], np.full(num_clusters, -floor), [-spare]])
+  supplies = np.concatenate([ones[:count], np.full(num_clusters, -floor), [-remainder]])
   flow.set_nodes_supplies(np.arange(len(supplies), dtype=np.int32), supplies)
   status = flow.solve()
   if status != flow.OPTIMAL:

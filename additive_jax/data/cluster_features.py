@@ -1,5 +1,5 @@
-"""What examples are clustered by: pixels, columns of a table, n-grams of a text, or what a network
-makes of them.
+"""The features that examples are clustered by: pixels, columns of a table, n-grams of a text, or
+what a network makes of them.
 
 N is a number of examples, F of features, T of tokens in an example. Whatever has to be fitted, such
 as principal components, is fitted on at most 2,048 examples drawn from the seed and applied in
@@ -112,8 +112,8 @@ def input_flops(
   components = min(max_features, fitted, size)
   directions = components + _EXTRA
   products = 2.0 * fitted * nonzero * directions * (2 * _POWERS + 2)
-  thin = 2.0 * directions**2 * (fitted + size) * (_POWERS + 1)
-  return products + thin + 2.0 * count * nonzero * components
+  factorisations = 2.0 * directions**2 * (fitted + size) * (_POWERS + 1)
+  return products + factorisations + 2.0 * count * nonzero * components
 
 
 def embedding_features(
@@ -172,7 +172,7 @@ def sample(count: int, at_most: int, seed: int) -> Int[np.ndarray, 'B']:
 
 
 def _batches(x: np.ndarray | Split, values_each: int = 1) -> Iterator[np.ndarray]:
-  """The examples of `x` in order, in parts of a few million numbers at most."""
+  """Yields the examples of `x` in order, in parts of a few million numbers at most."""
   size = rows_of(x, np.zeros(1, np.int64)).size * values_each
   step = max(_BATCH // max(size, 1), 1)
   for start in range(0, len(x), step):
@@ -193,7 +193,7 @@ def _text_features(
 
 
 def _hashed(tokens: Integer[np.ndarray, 'N T']) -> sparse.csr_matrix:
-  """How often each n-gram occurs in each row, hashed into columns: [N, 16,384]."""
+  """Returns how often each n-gram occurs in each row, hashed into columns: [N, 16,384]."""
   tokens = tokens.astype(np.uint64)
   codes = np.zeros((len(tokens), 0), np.int64)
   for length in _LENGTHS:
@@ -221,7 +221,7 @@ def _pooled(hidden: Num[Array | np.ndarray, '...']) -> Float32[np.ndarray, 'N D'
 def _standardised(features: Float[np.ndarray, 'N F']) -> Float32[np.ndarray, 'N F']:
   check_finite(features)
   mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-  # What varies by rounding errors alone is constant.
+  # A feature that varies by rounding errors alone is constant.
   constant = deviation <= 1e-6 * np.abs(mean)
   return ((features - mean) / np.where(constant, np.inf, deviation)).astype(np.float32)
 

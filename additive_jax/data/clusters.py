@@ -70,7 +70,7 @@ class Clusters:
 
   @property
   def name(self) -> str:
-    """What the clusters are called in a report."""
+    """The name of the clusters in a report."""
     if self.method == 'random':
       return 'random'
     return 'balanced k-means' if self.balanced else 'k-means'
@@ -265,12 +265,12 @@ def _balanced(features: Features, labels: Labels, num_clusters: int) -> tuple[La
 
 
 def _costs(features: Features, centers: Float[np.ndarray, 'J F']) -> Float[np.ndarray, 'N J']:
-  """Squared distances, up to a number for each example."""
+  """Returns squared distances, up to a number for each example."""
   return np.square(centers).sum(axis=1) - 2 * features @ centers.T
 
 
 def _means(features: Features, labels: Labels, num_clusters: int) -> Float[np.ndarray, 'J F']:
-  """The mean of each cluster's features; zero for an empty one."""
+  """Returns the mean of each cluster's features; zero for an empty one."""
   sums = np.zeros((num_clusters, features.shape[1]))
   for number in range(num_clusters):
     members = features[labels == number]

@@ -105,7 +105,8 @@ def _find(spec: str, root: Path, stem: str, num_dims: int) -> Path:
 
 
 def _read_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, '...']:
-  """The array of `num_dims` dimensions in one idx file; a plain file is mapped, not read."""
+  """Returns the array of `num_dims` dimensions in one idx file; a plain file is mapped, not
+  read."""
   gzipped = path.suffix == '.gz'
   body = bytearray()
   try:
@@ -134,7 +135,7 @@ def _read_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, '...']:
 
 
 def _read_header(file: File, path: Path, num_dims: int) -> tuple[tuple[int, ...], int]:
-  """The shape that the header states, and the header's length in bytes."""
+  """Returns the shape that the header states, and the header's length in bytes."""
   length = 4 + 4 * num_dims
   header = file.read(length)
   magic = bytes([0, 0, 8, num_dims])
@@ -154,7 +155,7 @@ def _read_header(file: File, path: Path, num_dims: int) -> tuple[tuple[int, ...]
 
 
 def _read_body(file: File, path: Path, at_most: int) -> bytearray:
-  """Up to `at_most` bytes."""
+  """Returns up to `at_most` bytes."""
   # Read in chunks, so that a header which promises too much allocates nothing.
   body = bytearray()
   with Progress(at_most, f'decoding {path.name}', unit='byte', brief=True) as progress:

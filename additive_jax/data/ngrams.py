@@ -74,20 +74,20 @@ def telling_ngrams(
   counts = np.stack([occurs[labels == j].sum(axis=0).A1 for j in range(num_clusters)])
   score = _log_odds(counts, documents)
   rank = score * np.sqrt([len(ngram) for ngram in vocabulary])
-  telling = []
+  best_ngrams = []
   for cluster in range(num_clusters):
     order = np.argsort(-rank[cluster], kind='stable')
     best = _distinct(vocabulary[order[score[cluster, order] > _CLEAR]], top)
-    telling.append('  '.join(''.join(map(_readable, ngram)) for ngram in best))
+    best_ngrams.append('  '.join(''.join(map(_readable, ngram)) for ngram in best))
   return pd.DataFrame(
-    {'cluster': range(num_clusters), 'documents': documents, 'telling n-grams': telling}
+    {'cluster': range(num_clusters), 'documents': documents, 'telling n-grams': best_ngrams}
   )
 
 
 def _common_ngrams(
   texts: Sequence[str], longest: int
 ) -> tuple[Shaped[np.ndarray, 'V'], sparse.csr_matrix]:
-  """The n-grams of at least 5 texts, and whether each text has them, [N, V]."""
+  """Returns the n-grams of at least 5 texts, and whether each text has them, [N, V]."""
   longest = min(longest, len(texts[0]))
   lengths = range(min(2, longest), longest + 1)
   vectorizer = CountVectorizer(
@@ -102,25 +102,26 @@ def _common_ngrams(
 def _log_odds(
   counts: Num[np.ndarray, 'J V'], documents: Int[np.ndarray, 'J']
 ) -> Float[np.ndarray, 'J V']:
-  """z-scores of the log odds of a cluster's documents to have an n-gram, against others'."""
+  """Returns z-scores of the log odds of a cluster's documents to have an n-gram, against
+  others'."""
   total, count = counts.sum(axis=0), documents.sum()
   prior = _PRIOR * total / max(count, 1)
-  has, others_have = counts + prior, total - counts + prior
-  lacks = (documents + _PRIOR)[:, None] - has + 0.5
-  others_lack = (count - documents + _PRIOR)[:, None] - others_have + 0.5
-  odds = np.log(has * others_lack / (lacks * others_have))
-  return odds / np.sqrt(1 / has + 1 / lacks + 1 / others_have + 1 / others_lack)
+  with_ngram, others_with = counts + prior, total - counts + prior
+  without_ngram = (documents + _PRIOR)[:, None] - with_ngram + 0.5
+  others_without = (count - documents + _PRIOR)[:, None] - others_with + 0.5
+  odds = np.log(with_ngram * others_without / (without_ngram * others_with))
+  return odds / np.sqrt(1 / with_ngram + 1 / without_ngram + 1 / others_with + 1 / others_without)
 
 
 def _distinct(ngrams: Sequence[str], top: int) -> list[str]:
-  """The first `top` n-grams that share no pair of neighbours with an earlier."""
+  """Returns the first `top` n-grams that share no pair of neighbours with an earlier one."""
   chosen: list[str] = []
-  seen: set[str] = set()
+  used_pairs: set[str] = set()
   for ngram in ngrams:
     pairs = {ngram[i : i + 2] for i in range(max(len(ngram) - 1, 1))}
-    if len(chosen) < top and not pairs & seen:
+    if len(chosen) < top and not pairs & used_pairs:
       chosen.append(ngram)
-      seen |= pairs
+      used_pairs |= pairs
   return chosen
 
 

@@ -77,7 +77,7 @@ def load(
 
 
 def _parsed(spec: str) -> tuple[str, str]:
-  """The kind and what follows its colon."""
+  """Returns the kind and what follows its colon."""
   kind, colon, name = spec.partition(':')
   if kind not in KINDS:
     close = difflib.get_close_matches(kind, KINDS, n=1)

@@ -31,11 +31,11 @@ class Split(abc.ABC):
 
   @abc.abstractmethod
   def __len__(self) -> int:
-    """The number of examples."""
+    """Returns the number of examples."""
 
   @abc.abstractmethod
   def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
-    """x and y of the examples `indices`, already known to be in range."""
+    """Returns x and y of the examples `indices`, already known to be in range."""
 
   def __getitem__(self, indices: ArrayLike) -> Examples:
     """Gathers examples.

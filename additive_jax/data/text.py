@@ -98,9 +98,9 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
 
   for folder, folders, names in os.walk(root, onerror=stop):
     files = [name for name in names if not name.startswith('.')]
-    shown = [name for name in folders if not name.startswith('.')]
-    num_hidden += len(names) - len(files) + len(folders) - len(shown)
-    folders[:] = shown
+    visible = [name for name in folders if not name.startswith('.')]
+    num_hidden += len(names) - len(files) + len(folders) - len(visible)
+    folders[:] = visible
     paths += [Path(folder, name) for name in files]
   if num_hidden:
     log.info('%s: skipped %d hidden files and folders', spec, num_hidden)

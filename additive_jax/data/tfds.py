@@ -75,7 +75,7 @@ def load_tfds(
 
 
 def _supervised(tfds: ModuleType, spec: str, info: Any) -> tuple[str, str | None]:
-  """The names of the input and the label feature; no label for text."""
+  """Returns the names of the input and the label feature; no label for text."""
   features = info.features
   pair = info.supervised_keys
   if not (isinstance(pair, tuple) and all(key in features for key in pair if isinstance(key, str))):
@@ -120,7 +120,7 @@ class _Reader:
   x_name: str
 
   def classification(self, y_name: str) -> Data:
-    """The set as inputs with one class each."""
+    """Returns the set as inputs with one class each."""
     label = self.builder.info.features[y_name]
     # Some sets ship a test split whose labels are withheld as -1.
     train, test = (
@@ -130,12 +130,12 @@ class _Reader:
     return Data(self.spec, 'classification', train, test, label.num_classes, tuple(label.names))
 
   def language(self, sequence_length: int) -> Data:
-    """The set's documents as one stream of bytes a split."""
+    """Returns the set's documents as one stream of bytes a split."""
     train, test = map(self._stream, self._sources(lambda example: True))
     return language_data(self.spec, train, test, sequence_length, self.memory_limit)
 
   def _sources(self, usable: Callable[[Any], bool]) -> tuple[Any, Any]:
-    """The data sources to train on and to test by; `usable` judges a test example."""
+    """Returns the data sources to train on and to test by; `usable` judges a test example."""
     counts = {name: split.num_examples for name, split in self.builder.info.splits.items()}
     if not counts.get('train'):
       raise UserError(f'{self.spec} has the splits {", ".join(counts) or "none"}; expected train')
@@ -152,11 +152,11 @@ class _Reader:
     return self._source(f'train[:{cut}]'), self._source(f'train[{cut}:]')
 
   def _source(self, split: str) -> Any:
-    """tfds's random-access source of one split."""
+    """Returns tfds's random-access source of one split."""
     return self.builder.as_data_source(split, file_format='array_record')
 
   def _labelled(self, source: Any, y_name: str) -> Split:
-    """One split, in memory when its x as float32 fits."""
+    """Returns one split, in memory when its x as float32 fits."""
     first = np.asarray(source[0][self.x_name])
     is_image = isinstance(self.builder.info.features[self.x_name], self.tfds.features.Image)
     scale = np.iinfo(first.dtype).max if is_image and first.dtype.kind in 'iu' else 1

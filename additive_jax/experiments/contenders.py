@@ -18,7 +18,8 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.study import Arm, Trained
+from additive_jax.experiments.study import Arm, Result, Trained
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
@@ -28,7 +29,6 @@ from additive_jax.report import comparison
 from additive_jax.run.inspection import inspect
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
-from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
@@ -64,7 +64,7 @@ def make_contender(
   family: str,
   model: Any,
   *,
-  balance: Balance | None = None,
+  routed: bool = False,
   structure: Structure | str | None = None,
 ) -> Contender:
   """Returns a contender with the run's data and training options.
@@ -74,25 +74,25 @@ def make_contender(
     name: unique among the contenders.
     family: what the network is.
     model: the network.
-    balance: how its routers are kept balanced; None for a network without.
+    routed: whether it has routers, which are kept balanced by `config.balance`.
     structure: what it is without routers; None is all-on.
   """
   own = session.with_model(model)
   num_steps = own.training.steps(own.config.train.epochs)
   recipe = own.training.recipe(num_steps)
-  if balance is not None:
+  if routed:
     if own.config.train.distill:
       raise refused(own.config, 'train.distill', expected='0 with routers')
     own.training.check_whole('a balance of routers')
-    recipe = dataclasses.replace(recipe, loss=Routed(balance))
+    recipe = dataclasses.replace(recipe, loss=Routed(selected(Balance, own.config.balance)))
   structure = own.space.all_on() if structure is None else own.space.parse(structure)
   return Contender(
     name,
     own,
     recipe,
-    listed([structure], own.space.num_gates, own.config.train.structures_per_step),
+    own.training.sampler_of(structure),
     num_steps,
-    judge=_judge,
+    judge=functools.partial(_judge, structure, routed),
     family=family,
     structure=structure,
   )
@@ -118,22 +118,17 @@ def check_dense(session: Session) -> Transformer:
     )
   if model.gates != (RESIDUAL,):
     raise refused(session.config, 'model.gates', expected='residual alone with routers')
-  session.check_in_memory()
+  session.in_memory()
   return model
 
 
-def balance_of(session: Session) -> Balance:
-  """Returns the options `config.balance`."""
-  return selected(Balance, session.config.balance)
-
-
-def _judge(trained: Trained) -> dict[str, Any]:
+def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
   """Scores on both splits, active FLOPs of an example's forward pass, parameters, skipped slots,
   and of networks with routers what those of each site did."""
-  session, seen = trained.session, trained.session.data.train
-  x, structure = session.test[0][:1], trained.arm.structure
-  record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
-  if trained.arm.has_routers:
+  session, seen = trained.session, trained.session.in_memory()
+  x = session.test[0][:1]
+  record: Record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
+  if has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
     look = functools.partial(inspect, session.model, session.objective, trained.variables)
     test = look(session.test)
@@ -154,8 +149,22 @@ def _site(facts):
   return {**summary(facts), 'load': np.asarray(load, float).round(6).tolist()}
 
 
-def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
-  """Returns a row for each contender: scores, costs, and what it differs by from `dense`."""
+def compare(contenders: Sequence[Contender], records: Records) -> Result:
+  """Returns the tables `variants` and `routers`, and the headline figures.
+
+  `variants` has a row for each contender: scores, costs, and what it differs by from `dense`;
+  `routers` one for each contender and site with a router: means over the seeds of what
+  `balance.summary` says.
+  """
+  variants, routers = _variants(contenders, records), _routers(contenders, records)
+  figures = comparison.figures(variants.drop(columns=['family', 'skipped']), DENSE)
+  for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
+    figures[str(name)]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
+  summary = {'variants': figures, 'skipped': int(variants['skipped'].sum())}
+  return Result({'variants': variants, 'routers': routers}, summary)
+
+
+def _variants(contenders, records) -> pd.DataFrame:
   scores, facts = {}, {}
   for contender in contenders:
     frame, train = pd.DataFrame(records[contender.name]), contender.session.config.train
@@ -172,9 +181,7 @@ def compare(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
   return comparison.compare(scores, DENSE, facts=facts)
 
 
-def router_table(contenders: Sequence[Contender], records: Records) -> pd.DataFrame:
-  """Returns a row for each contender and site with a router: means over the seeds of what
-  `balance.summary` says."""
+def _routers(contenders, records) -> pd.DataFrame:
   rows = []
   for contender in contenders:
     seeds = records[contender.name]
@@ -184,7 +191,7 @@ def router_table(contenders: Sequence[Contender], records: Records) -> pd.DataFr
   return pd.DataFrame(rows)
 
 
-def loads(seeds: Sequence[dict]) -> dict[str, Float[np.ndarray, ' choices']]:
+def loads(seeds: Sequence[Record]) -> dict[str, Float[np.ndarray, ' choices']]:
   """Returns by site the load over the ideal even one of the most used structure, expert or module,
   the next, and so on.
 
@@ -198,11 +205,3 @@ def loads(seeds: Sequence[dict]) -> dict[str, Float[np.ndarray, ' choices']]:
     load = np.mean([np.sort(record['sites'][site]['load'])[::-1] for record in seeds], axis=0)
     by_site[site] = load * load.size
   return by_site
-
-
-def summarise(variants: pd.DataFrame, routers: pd.DataFrame) -> dict[str, Any]:
-  """Returns the headline figures of a comparison."""
-  figures = comparison.figures(variants.drop(columns=['family', 'skipped']), DENSE)
-  for name, rows in routers.groupby('variant', sort=False) if len(routers) else ():
-    figures[name]['routers'] = rows.drop(columns='variant').set_index('site').mean().to_dict()
-  return {'variants': figures, 'skipped': int(variants['skipped'].sum())}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from additive_jax.experiments.contenders import DENSE
+from additive_jax.experiments.pages import curves_picture
 from additive_jax.report import figures
 from additive_jax.report.page import Piece, picture, section, tiles
 from additive_jax.report.wording import plain, with_margin
@@ -25,7 +26,7 @@ def facts(variants: pd.DataFrame, **more: float) -> Piece:
   """Returns tiles with the dense network's loss, what others differ by from it, and more."""
   rows = variants.set_index('variant')
   differences = {
-    f'{plain(name)}, loss − dense': with_margin(
+    f'{plain(str(name))}, loss − dense': with_margin(
       row['loss_minus_dense'], row['loss_minus_dense_ci95']
     )
     for name, row in rows.iterrows()
@@ -34,7 +35,7 @@ def facts(variants: pd.DataFrame, **more: float) -> Piece:
   return tiles({'dense, test loss': rows.loc[DENSE, 'loss']} | differences | more)
 
 
-def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece:
+def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece | None:
   """Returns the section that compares all networks with the dense one.
 
   Args:
@@ -72,11 +73,9 @@ def training(
     groups: the networks that share a picture, by what is said of them.
     more: further measures: by the ending of their columns, a label and the target or None.
   """
-  if not len(curves):
-    return None
   losses = [
-    picture(
-      figures.training_curves(figures.mean_curves(curves, 'loss', names)),
+    curves_picture(
+      figures.mean_curves(curves, 'loss', names),
       f'Training loss{group}, with the penalties of routers where there are any, mean over the '
       'seeds.',
     )
@@ -94,10 +93,12 @@ def _over_time(curves, group, names, ending, label, ideal):
   """A measure of the routers over training, mean over sites and seeds; None where there is none."""
   columns = [column for column in curves if column.endswith(f'/{ending}')]
   frame = figures.mean_curves(curves, label, names, columns=columns)
-  if not len(frame) or (ending == 'dead' and not frame[label].any()):
+  if ending == 'dead' and not frame[label].any():
     return None
-  return picture(
-    figures.training_curves(frame, label, ideal),
+  return curves_picture(
+    frame,
     f'{label[0].upper()}{label[1:]} over training{group}, mean over sites and seeds'
     f'{MEANING.get(ending, "")}.',
+    label,
+    ideal,
   )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import flax.serialization
 import jax
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.cotrain_page import page
@@ -30,15 +30,15 @@ from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.shared import check_shared, search_pools, shared_arm
+from additive_jax.experiments.shared import check_shared, judge_all, search_pools, shared_arm
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.files.journal import Journal, replace_file
+from additive_jax.files.journal import Journal, Record, replace_file
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
-from additive_jax.report.comparison import FIRST, SCORES, with_interval
+from additive_jax.report.comparison import SCORES, structures_first, with_interval
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
@@ -75,7 +75,7 @@ def _check(session):
   else:
     check_shared(session, config.cotrain.sweep_epochs)
   session.training.recipe(session.training.steps(config.train.epochs))
-  session.check_in_memory()
+  session.in_memory()
 
 
 def chosen_structures(session: Session) -> list[Structure]:
@@ -140,7 +140,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
 
 def _alone(session, structures, num_steps) -> list[Lone]:
 
-  def judge(seed: int, arm: Lone, member: Member) -> dict:
+  def judge(seed: int, arm: Lone, member: Member) -> Record:
     content = flax.serialization.to_bytes(processes.to_host(member.state.params))
     path = _pool_file(session, seed, arm.structure)
     path.parent.mkdir(exist_ok=True)
@@ -159,10 +159,10 @@ def _pool_file(session, seed, structure):
 def _pool(session, records, structures, num_steps) -> Arm:
   """The structures trained together, judged beside what each became alone."""
   recipe = session.training.recipe(num_steps)
-  labels = [str(s) for s in structures]
+  labels, bits = [str(s) for s in structures], np.array([s.bits for s in structures])
 
-  def probe(trainer) -> dict:
-    matrix = _cosines(session, recipe, trainer.state.params, structures)
+  def probe(trainer) -> dict[str, float]:
+    matrix = _cosines(session, recipe, trainer.state.params, bits)
     apart = matrix[~np.eye(len(matrix), dtype=bool)]
     values = {
       f'cosine/{a}~{b}': float(matrix[i, j])
@@ -178,12 +178,11 @@ def _pool(session, records, structures, num_steps) -> Arm:
 
 
 def _cosines(
-  session: Session, recipe: Recipe, params: Any, structures: Sequence[Structure]
+  session: Session, recipe: Recipe, params: PyTree, bits: Bool[np.ndarray, 'structures gates']
 ) -> Float[np.ndarray, 'structures structures']:
   """Gradient cosines on the first examples of the training split, always the same."""
   train = session.data.train
   batch = train[np.arange(min(COSINE_EXAMPLES, len(train)))]
-  bits = np.array([s.bits for s in structures])
   return np.asarray(_cosines_program(recipe)(processes.to_host(params), bits, *batch))
 
 
@@ -192,26 +191,25 @@ def _cosines_program(recipe):
   return jax.jit(functools.partial(cosines, recipe))
 
 
-def _judge(records, recipe, structures, trained: Trained) -> dict[str, Any]:
+def _judge(records, recipe, structures, trained: Trained) -> Record:
   """Test scores of each structure and of the ensembles, co-trained and alone."""
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
-  together = session.evaluate(trained.variables, bits)
   alone = [records.get(str(structure), seed) for structure in structures]
   files = [_pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
     {'params': _read_pool(session, file, record['crc32'], trained.variables['params'])}
     for file, record in zip(files, alone)
   ]
-  matrix = _cosines(session, recipe, trained.variables['params'], structures)
+  matrix = _cosines(session, recipe, trained.variables['params'], bits)
 
   def ensemble(pools) -> dict[str, float]:
     scores = evaluate_ensemble(session.model, pools, bits, session.test, session.objective)
-    return dict(zip(('loss', 'accuracy'), scores))
+    return dict(zip(SCORES, scores))
 
   return {
-    'cotrained': {'loss': together.loss.tolist(), 'accuracy': together.accuracy.tolist()},
-    'alone': {key: [record[key] for record in alone] for key in ('loss', 'accuracy')},
+    'cotrained': judge_all(bits, trained),
+    'alone': {key: [record[key] for record in alone] for key in SCORES},
     ENSEMBLE: {
       'cotrained': ensemble([trained.variables] * len(bits)),
       'alone': ensemble(lone_pools),
@@ -239,18 +237,16 @@ def _tables(session: Session, records: Records) -> Result:
   scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
   order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
   texts = [texts[i] for i in order]
-  table, rows = pd.DataFrame({'structure': texts}), []
+  table, parts = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
     columns = {name: values[[*order, -1]] for name, values in scores[variant].items()}
+    parts.append(pd.DataFrame({'label': [*texts, ENSEMBLE], 'variant': variant, **columns}))
     for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
-    for i, label in enumerate([*texts, ENSEMBLE]):
-      values = {name: column[i] for name, column in columns.items()}
-      rows.append({'label': label, 'variant': variant, **values})
   table['flops'], table['params'] = session.space.costs(texts)
   table['rank'] = np.arange(1, len(texts) + 1)
-  table = table[FIRST + [column for column in table if column not in FIRST]]
-  comparison = pd.DataFrame(rows)
+  table = structures_first(table)
+  comparison = pd.concat(parts, ignore_index=True)
   matrix = np.mean([record['cosines'] for record in seeds], axis=0)[np.ix_(order, order)]
   cosines = pd.DataFrame(matrix, columns=texts)
   cosines.insert(0, 'structure', texts)
@@ -279,15 +275,9 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
     structures=table['structure'].tolist(),
     num_gates=session.space.num_gates,
     best_structure=table['structure'][0],
-    loss=table['loss'].mean(),
-    accuracy=table['accuracy'].mean(),
-    alone_loss=table['alone_loss'].mean(),
-    alone_accuracy=table['alone_accuracy'].mean(),
+    **{f'{p}{key}': table[f'{p}{key}'].mean() for p in VARIANTS.values() for key in SCORES},
     **with_interval('cotrained_minus_alone_loss', np.array(together) - np.array(alone)),
-    ensemble_loss=ensembles['loss']['cotrained'],
-    ensemble_accuracy=ensembles['accuracy']['cotrained'],
-    alone_ensemble_loss=ensembles['loss']['alone'],
-    alone_ensemble_accuracy=ensembles['accuracy']['alone'],
+    **{f'{p}ensemble_{key}': ensembles[key][v] for v, p in VARIANTS.items() for key in SCORES},
     mean_cosine=apart.mean() if len(apart) else None,
     training_flops_of_each_side=3 * examples * table['flops'].sum(),
     pool_params=session.space.params(session.space.all_on()),
@@ -296,12 +286,6 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
   )
 
 
-STUDY = Study(
-  'cotrain',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-)
+STUDY = Study('cotrain', _stages, check=_check, tables=_tables, page=page)
 
 run = STUDY.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -25,7 +25,6 @@ def page(session: Session, result: Result, records: Records) -> Page:
   del records
   structures, summary, curves = result.table, result.summary, read_curves(session)
   cosines = result.cosines.drop(columns='structure').to_numpy(float)
-  pools = curves[curves['tag'].str.startswith('pool-')] if len(curves) else curves
   return Page(
     f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
     f'on {session.data.name}',
@@ -51,22 +50,19 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Do their gradients agree?',
       picture(
-        figures.cosines(cosines, result.cosines['structure']),
+        figures.cosines(cosines, list(result.cosines['structure'])),
         'Cosine between the gradients of the structures in the trained pool'
         f'{over_seeds(session, ", mean over the seeds")}.',
       ),
-      picture(
-        figures.training_curves(pools, 'cosine'),
+      curves_picture(
+        curves[curves['tag'].str.startswith('pool-')],
         'Mean cosine between the gradients of different structures over training.',
-      )
-      if len(pools)
-      else None,
+        'cosine',
+      ),
     ),
     section(
       'Training',
-      picture(figures.training_curves(curves), 'Training loss, mean over the structures of a step.')
-      if len(pools)
-      else None,
+      curves_picture(curves, 'Training loss, mean over the structures of a step.'),
     ),
     section(
       'Tables',

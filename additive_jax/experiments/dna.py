@@ -15,6 +15,7 @@ DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,16 +24,13 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
-  balance_of,
   check_dense,
   compare,
   contenders_of,
   make_contender,
-  router_table,
-  summarise,
 )
 from additive_jax.experiments.dna_page import SKIPPING, page
-from additive_jax.experiments.options import refused
+from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result, Study
@@ -44,6 +42,11 @@ from additive_jax.report.paths import BYTE_CLASSES, byte_classes
 from additive_jax.run.inspection import inspect
 
 FREE, SHALLOW = 'dna', 'shallow'
+# What a DNA has of the transformer.
+SHARED = (
+  *('width', 'num_heads', 'num_classes', 'num_tokens', 'patch_size', 'causal', 'positions'),
+  *('max_tokens', 'unit'),
+)
 
 
 def _check(session):
@@ -73,32 +76,14 @@ def make_dnas(session: Session) -> list[Contender]:
   for name, skip in ((FREE, 0.0), (SKIPPING, options.skip)):
     if name == SKIPPING and not skip:
       continue
-    modules = Modules(
-      options.attention,
-      options.mlp,
-      options.block,
-      options.identity,
-      options.top_k,
-      options.renormalise,
-      skip,
-      options.rescale_inside,
-    )
     model = DNA(
       options.num_steps,
-      like.width,
-      like.num_heads,
-      hidden,
-      like.num_classes,
-      modules,
-      options.num_backbone,
-      like.num_tokens,
-      like.patch_size,
-      like.causal,
-      like.positions,
-      like.max_tokens,
-      like.unit,
+      hidden=hidden,
+      modules=dataclasses.replace(selected(Modules, options), skip=skip),
+      num_backbone=options.num_backbone,
+      **{field: getattr(like, field) for field in SHARED},
     )
-    contenders.append(make_contender(session, name, name, model, balance=balance_of(session)))
+    contenders.append(make_contender(session, name, name, model, routed=True))
   return contenders
 
 
@@ -138,17 +123,16 @@ def _stages(session: Session, records: Records) -> Iterator[list[Contender]]:
 
 def _tables(session: Session, records: Records) -> Result:
   contenders = contenders_of(records)
-  variants, routers = compare(contenders, records), router_table(contenders, records)
+  compared = compare(contenders, records)
   dnas = [contender for contender in contenders if contender.has_routers]
   analyses = {dna.name: _analysis(session, dna) for dna in dnas}
-  summary = summarise(variants, routers)
+  summary = compared.summary
   for name, analysis in analyses.items():
     summary['variants'][name]['first_seed'] = analysis.figures()
   shown = analyses[dnas[-1].name]
   tables = {
-    'structures': arms_as_structures(variants, [str(c.structure) for c in contenders]),
-    'variants': variants,
-    'routers': routers,
+    'structures': arms_as_structures(compared.variants, [str(c.structure) for c in contenders]),
+    **compared.tables,
     'modules': shown.module_table(),
     'paths': shown.path_table(),
   }
@@ -161,6 +145,7 @@ def _analysis(session, dna) -> Analysis:
   trained, modules = dna.train(session.config.seed), dna.model.modules
   chosen = inspect(dna.model, session.objective, trained.variables, (x, y)).chosen
   kinds = ('attention', 'mlp', 'block', 'identity')
+  assert chosen is not None, 'expected choices of a DNA'
   names = [f'{kind} {i}' for kind in kinds for i in range(getattr(modules, kind))]
   if dna.model.num_tokens:
     return Analysis(names, chosen, x, byte_classes(x), BYTE_CLASSES)

@@ -14,7 +14,7 @@ and such that its parameters are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,10 @@ import numpy as np
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
-  balance_of,
   check_dense,
   compare,
   contenders_of,
   make_contender,
-  router_table,
-  summarise,
 )
 from additive_jax.experiments.experts_page import page
 from additive_jax.experiments.options import refused
@@ -61,8 +58,8 @@ def _check(session):
     _pool(session)
 
 
-def routing_of(session: Session, router: str) -> Routing:
-  """Returns the options `config.experts` of a router."""
+def _routing(session, router) -> Routing:
+  """The options `config.experts` of a router."""
   options = session.config.experts
   lists = router in ('softmax', 'random')
   return Routing(
@@ -95,13 +92,12 @@ def make_contenders(session: Session, single: Structure | str | None = None) -> 
     for variant in options.variants:
       if variant == SINGLE:
         continue
-      routing = experts if variant == MOE else routing_of(session, variant)
+      routing = experts if variant == MOE else _routing(session, variant)
       make = lambda hidden, routing=routing: dense.clone(hidden=hidden, routing=routing)
       name = f'{variant}_equal_{budget}'
       model = fitted(make, costs[budget], target, f'{budget} of {name}')
       family = 'separate experts' if variant == MOE else f'{variant} router'
-      balance = balance_of(session)
-      contenders.append(make_contender(session, name, family, model, balance=balance))
+      contenders.append(make_contender(session, name, family, model, routed=True))
   return contenders
 
 
@@ -110,7 +106,7 @@ def _pool_session(session):
   return session.with_model(session.model.clone(gates=(SUB_ACTIVATION,)))
 
 
-def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:
+def _stages(session: Session, records: Records) -> Iterator[Sequence[Arm]]:
   """A pool that finds the best single structure, then all networks."""
   single = None
   if SINGLE in session.config.experts.variants:
@@ -149,17 +145,17 @@ def _best_single(own: Session, records: Records) -> Structure:
 
 def _tables(session: Session, records: Records) -> Result:
   contenders = contenders_of(records)
-  variants, routers = compare(contenders, records), router_table(contenders, records)
+  compared = compare(contenders, records)
   single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
   if single is None:
-    structures = arms_as_structures(variants[:1], [str(contenders[0].structure)])
+    structures = arms_as_structures(compared.variants[:1], [str(contenders[0].structure)])
     structures = structures.drop(columns='variant')
   else:
     own = records.arms[POOL].session
     keys = ('loss', 'accuracy', 'train_loss')
     structures = structure_table(own, _static_structures(own), {'': records[POOL]}, keys)
   paths = _paths(session, contenders)
-  summary = summarise(variants, routers) | {'single_structure': single}
+  summary = compared.summary | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
       summary['variants'][name]['first_seed'] = {
@@ -167,13 +163,13 @@ def _tables(session: Session, records: Records) -> Result:
         'path_exponent': path['fit'].exponent,
         'path_exponent_ci95': [path['fit'].low, path['fit'].high],
       }
-  tables = {'structures': structures, 'variants': variants, 'routers': routers}
+  tables = {'structures': structures, **compared.tables}
   return Result(tables, summary, extras={'paths': paths})
 
 
 def _paths(session, contenders) -> dict[str, dict[str, Any]]:
   """What the tokens of the test split choose in all layers together, by network, in one seed."""
-  paths = {}
+  paths: dict[str, dict[str, Any]] = {}
   for contender in contenders:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ class Curves:
   """
 
   labels: Sequence[str] = ()
-  probe: Callable[[Any], dict] | None = None
+  probe: Callable[[Any], dict[str, float]] | None = None
   clock: Journal | None = None
 
 
@@ -99,9 +99,9 @@ def log_bytes(name: str, trainer: Trainer) -> None:
     log.info('%s: a device keeps %s', name, ', '.join(sizes).replace('_', ' '))
 
 
-def point(values: dict, loss: Loss, labels: Sequence[str] = ()) -> dict:
-  """One point of the curves: means over the finite slots of the steps since the last point, and
-  what the loss says of its mean facts.
+def point(values: Mapping[str, Any], loss: Loss, labels: Sequence[str] = ()) -> dict[str, float]:
+  """Returns one point of the curves: means over the finite slots of the steps since the last point,
+  and what the loss says of its mean facts.
   """
   finite, count = values['finite'], np.maximum(values['finite'].sum(0), 1)
   total = np.where(finite, values['loss'], 0).sum(0)

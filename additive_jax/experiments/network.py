@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from typing import Any
 
 from additive_jax import models
 from additive_jax.data import Data
@@ -11,19 +13,21 @@ from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 
-# What each network of the library takes, in words.
-TASKS = {
-  'mlp': 'images or a table',
-  'dense_stack': 'images or a table',
-  'transformer': 'images or text',
-  'convnet': 'images',
-  'lenet': 'images',
-  'vgg': 'images',
+# The networks of the library, and what each takes, in words.
+NETWORKS: dict[str, tuple[Any, str]] = {
+  'mlp': (models.MLP, 'images or a table'),
+  'dense_stack': (models.DenseStack, 'images or a table'),
+  'transformer': (models.Transformer, 'images or text'),
+  'convnet': (models.ConvNet, 'images'),
+  'lenet': (models.LeNet, 'images'),
+  'vgg': (models.VGG, 'images'),
 }
 
 
 def make_model(options: ModelOptions, data: Data) -> Additive:
   """Returns the network of `config.model`, with as many outputs as the data has.
+
+  What the network takes by the name of an option is that option.
 
   Raises:
     UserError: for a class that cannot be imported, or options or data that it does not take.
@@ -35,41 +39,19 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
     return _own_model(options, data)
   if options.kwargs:
     raise UserError(f'config.model.kwargs {options.kwargs} for {options.name}: expected none')
-  if _kind(data) not in TASKS[options.name]:
-    raise UserError(
-      f'model {options.name} on {data.name}, {_kind(data)}: expected {TASKS[options.name]}'
-    )
-  common = {
-    'num_classes': data.num_outputs,
-    'gates': options.gates,
-    'num_chunks': options.num_chunks,
-  }
-  hidden = options.hidden[0] if len(options.hidden) == 1 else options.hidden
-  if options.name == 'mlp':
-    return models.MLP(
-      options.num_blocks, options.width, hidden, num_lanes=options.num_lanes, **common
-    )
-  if options.name == 'dense_stack':
-    return models.DenseStack(options.hidden, **common)
-  if options.name == 'transformer':
+  kind, tasks = NETWORKS[options.name]
+  if _kind(data) not in tasks:
+    raise UserError(f'model {options.name} on {data.name}, {_kind(data)}: expected {tasks}')
+  fields = {field.name for field in dataclasses.fields(kind)} - {'name'}
+  values = {name: getattr(options, name) for name in fields if hasattr(options, name)}
+  if kind in (models.MLP, models.Transformer) and len(options.hidden) == 1:
+    values['hidden'] = options.hidden[0]
+  if kind is models.Transformer:
     text = data.task == 'language'
-    return models.Transformer(
-      options.num_blocks,
-      options.width,
-      options.num_heads,
-      hidden,
-      num_tokens=data.num_outputs if text else 0,
-      patch_size=options.patch_size,
-      causal=text,
-      positions=options.positions,
-      max_tokens=_tokens(data, options.patch_size),
-      unit=options.unit,
-      num_lanes=options.num_lanes,
-      **common,
-    )
-  if options.name == 'convnet':
-    return models.ConvNet(options.channels, options.blocks_per_stage, **common)
-  return models.VGG(options.channels, **common) if options.name == 'vgg' else models.LeNet(**common)
+    values |= {'num_layers': options.num_blocks, 'causal': text}
+    values |= {'num_tokens': data.num_outputs if text else 0}
+    values |= {'max_tokens': _tokens(data, options.patch_size)}
+  return kind(num_classes=data.num_outputs, **values)
 
 
 def _kind(data):

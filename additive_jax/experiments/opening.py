@@ -155,11 +155,11 @@ def load_data(options: DataOptions) -> data_.Data:
     download=options.download,
     memory_limit=options.memory_limit,
   )
-  splits = {}
-  for name in ('train', 'test'):
-    count = getattr(options, f'{name}_examples')
+
+  def some(name):
     try:
-      splits[name] = data_.take(getattr(data, name), count)
+      return data_.take(getattr(data, name), getattr(options, f'{name}_examples'))
     except UserError as error:
       raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
-  return dataclasses.replace(data, **splits)
+
+  return dataclasses.replace(data, train=some('train'), test=some('test'))

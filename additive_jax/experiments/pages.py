@@ -12,7 +12,8 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
-from additive_jax.report.page import Page, details, picture, section, table, tiles
+from additive_jax.report.comparison import SCORES
+from additive_jax.report.page import Page, Piece, details, picture, section, table, tiles
 from additive_jax.report.wording import counted, plain
 
 
@@ -34,8 +35,16 @@ def finished_page(session: Session, page: Page) -> str:
 
 
 def read_curves(session: Session) -> pd.DataFrame:
-  """Returns the curves of the run: columns tag, step, and every value."""
-  return session.metrics.read(session.rundir.path)
+  """Returns the curves of the run: columns tag, step, and every value; no row for no curves."""
+  curves = session.metrics.read(session.rundir.path)
+  return curves if len(curves) else pd.DataFrame(columns=['tag', 'step'])
+
+
+def curves_picture(
+  curves: pd.DataFrame, caption: str, measure: str = 'loss', target: float | None = None
+) -> Piece | None:
+  """Returns a picture of `figures.training_curves` with its caption; None for no curves."""
+  return picture(figures.training_curves(curves, measure, target), caption) if len(curves) else None
 
 
 def over_seeds(session: Session, text: str = ' over the seeds') -> str:
@@ -46,35 +55,24 @@ def over_seeds(session: Session, text: str = ' over the seeds') -> str:
 def plain_page(session: Session, result: Any, records: Records) -> Page:
   """Returns the page of a study with the default tables: the differences from the baseline."""
   variants, baseline = result.variants, result.summary['baseline']
-  named = variants.assign(variant=variants['variant'].map(plain))
-  curves, versus = read_curves(session), plain(baseline)
+  others, versus = variants[variants['variant'] != baseline], plain(baseline)
+  measures = {f'{key}_minus_{baseline}': f'test {key} − {versus}' for key in SCORES}
+  caption = (
+    f'Means of differences paired by seed, with 95 % intervals{over_seeds(session)}. An interval '
+    'that crosses zero shows no difference.'
+  )
   return Page(
     f'{plain(result.summary["experiment"])} on {session.data.name}',
-    tiles({f'{row.variant}, test loss': row.loss for row in named.itertuples()}),
-    section(
-      f'Against {versus}',
-      picture(
-        figures.differences(
-          named[variants['variant'] != baseline],
-          {
-            f'{score}_minus_{baseline}': f'test {score} − {versus}'
-            for score in ('loss', 'accuracy')
-          },
-        ),
-        f'Means of differences paired by seed, with 95 % intervals{over_seeds(session)}. An '
-        'interval that crosses zero shows no difference.',
-      )
-      if len(variants) > 1
-      else None,
-    ),
+    tiles({f'{plain(row.variant)}, test loss': row.loss for row in variants.itertuples()}),
+    section(f'Against {versus}', picture(figures.differences(others, measures), caption))
+    if len(others)
+    else None,
     section(
       'Training',
-      picture(
-        figures.training_curves(figures.mean_curves(curves, names=list(records.arms))),
+      curves_picture(
+        figures.mean_curves(read_curves(session), names=list(records.arms)),
         f'Training loss{over_seeds(session, ", mean over the seeds")}.',
-      )
-      if len(curves)
-      else None,
+      ),
     ),
     section('Tables', table(variants, f'Each arm; “minus {versus}” is paired by seed.')),
   )

@@ -8,14 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import TASKS, make_model
+from additive_jax.experiments.network import NETWORKS, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
-from additive_jax.transplant.restore import Checkpoints, Saved
+from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
@@ -37,8 +35,8 @@ class Pools:
   model: Any
   names: tuple[str, ...]
 
-  def read(self, x: jax.Array, name: str = '') -> tuple[str, Saved]:
-    """A pool's name and its newest sound checkpoint.
+  def read(self, x: Batch, name: str = '') -> tuple[str, Saved]:
+    """Returns a pool's name and its newest sound checkpoint.
 
     Args:
       x: a batch of inputs, of which the shape matters.
@@ -53,16 +51,16 @@ class Pools:
         f'checkpoint {name!r} of {self.path}: expected one of {", ".join(self.names)}'
       )
     refused = None
-    for each in [name] if name else self.names:
+    for pool in [name] if name else self.names:
       try:
-        return each, Checkpoints(self.path / 'checkpoints' / each, self.model).read(x)
+        return pool, Checkpoints(self.path / 'checkpoints' / pool, self.model).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
 def open_pools(path: str | Path, *, own: str = '') -> Pools:
-  """The pools of the run in a directory.
+  """Returns the pools of the run in a directory.
 
   Args:
     path: the run directory.
@@ -76,7 +74,7 @@ def open_pools(path: str | Path, *, own: str = '') -> Pools:
   config = _read_config(path)
   foremost = FOREMOST.get(config.get('experiment', ''), '')
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
-  known = {name.replace('_', ''): name for name in TASKS}
+  known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
   if not own and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')

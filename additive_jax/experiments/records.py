@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from additive_jax.files.journal import Journal, to_plain
+from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir
 
 # Journals that earlier versions wrote beside `<study>.jsonl`.
-EARLIER = {
-  'sweep': ('shared', 'standalone'),
-  'cotrain': ('alone',),
-  'experts': ('pool',),
-}
+EARLIER = {'sweep': ('shared', 'standalone'), 'cotrain': ('alone',), 'experts': ('pool',)}
 
 
 class Incomplete(Exception):
@@ -37,7 +33,7 @@ class Records:
     self.arms: dict[str, Any] = {}
     self.seeds = list(seeds)
     self._rundir, self._study = rundir, study
-    self._lines: dict[tuple[str, int], dict] = {}
+    self._lines: dict[tuple[str, int], Record] = {}
     self.read()
 
   def read(self) -> None:
@@ -48,23 +44,23 @@ class Records:
         for line in Journal(path).records():
           self._lines[_arm(line, name), line['seed']] = line
 
-  def get(self, arm: str, seed: int) -> dict | None:
+  def get(self, arm: str, seed: int) -> Record | None:
     """Returns the record of an arm in one seed; None where there is none."""
     return self._lines.get((arm, seed))
 
-  def __getitem__(self, arm: str) -> list[dict]:
+  def __getitem__(self, arm: str) -> list[Record]:
     """Returns the records of an arm in all seeds, in their order.
 
     Raises:
       Incomplete: when one is missing.
     """
-    lines = [self.get(arm, seed) for seed in self.seeds]
-    if None in lines:
+    lines = [self._lines[arm, seed] for seed in self.seeds if (arm, seed) in self._lines]
+    if len(lines) < len(self.seeds):
       raise Incomplete(arm)
     return lines
 
   def append(
-    self, arm: str, seed: int, values: dict, *, part: tuple[int, int] = (0, 1), write: bool = True
+    self, arm: str, seed: int, values: Record, *, part: tuple[int, int] = (0, 1), write: bool = True
   ) -> None:
     """Adds a record.
 
@@ -83,7 +79,7 @@ def _is_journal(path: Path, name: str) -> bool:
   return path.stem == name or path.stem.startswith(f'{name}-')
 
 
-def _arm(line: dict, journal: str) -> str:
+def _arm(line: Record, journal: str) -> str:
   """The arm of a line; earlier versions named the arm by the journal, or by its structure."""
   if 'variant' in line:
     return line['variant']

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree, Shaped
 
 from additive_jax import models
-from additive_jax.data import Data
+from additive_jax.data import ArraySplit, Data
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
@@ -143,13 +143,13 @@ class Session:
     scores = self.evaluate(variables, [self.space.all_on()], split)
     return {key: float(values[0]) for key, values in scores._asdict().items()}
 
-  def check_in_memory(self, expected: str = 'a set that fits') -> None:
-    """Raises `UserError` for data that is read batch by batch."""
-    if not self.data.train.in_memory:
-      raise UserError(
-        f'{self.data.name} is larger than config.data.memory_limit '
-        f'{self.config.data.memory_limit}: expected {expected}'
-      )
+  def in_memory(self, expected: str = 'a set that fits') -> ArraySplit:
+    """Returns the training split as arrays; raises `UserError` for data that is read batch by
+    batch."""
+    if isinstance(self.data.train, ArraySplit):
+      return self.data.train
+    limit = f'config.data.memory_limit {self.config.data.memory_limit}'
+    raise UserError(f'{self.data.name} is larger than {limit}: expected {expected}')
 
   def check_stop(self) -> None:
     """Raises `Stopped` when the run was asked to stop, in all processes alike."""

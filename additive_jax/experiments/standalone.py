@@ -10,6 +10,7 @@ import numpy as np
 
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
+from additive_jax.files.journal import Record
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
@@ -42,7 +43,9 @@ class Lone:
     return lone_name(str(self.structure), self.rung)
 
   @staticmethod
-  def train_all(units: Sequence[tuple[int, Lone]], total: int) -> Iterator[tuple[int, Lone, dict]]:
+  def train_all(
+    units: Sequence[tuple[int, Lone]], total: int
+  ) -> Iterator[tuple[int, Lone, Record]]:
     """Yields seed, arm and record of each unit when it is trained; see `Arm.train_all`."""
     if units:
       yield from units[0][1].crowd.train(units, total)
@@ -62,7 +65,7 @@ class Crowd:
     self,
     session: Session,
     recipe: Recipe,
-    judge: Callable[[int, Lone, Member], dict[str, Any]],
+    judge: Callable[[int, Lone, Member], Record],
     *,
     keeps_states: bool = False,
   ):
@@ -73,7 +76,7 @@ class Crowd:
 
   def train(
     self, units: Sequence[tuple[int, Lone]], total: int
-  ) -> Iterator[tuple[int, Lone, dict]]:
+  ) -> Iterator[tuple[int, Lone, Record]]:
     """Yields seed, arm and record of each unit; `total` counts those that have a record too."""
     wanted = {(seed, arm.structure) for seed, arm in units}
     self._states = {unit: state for unit, state in self._states.items() if unit in wanted}
@@ -133,7 +136,7 @@ def rungs(
       structures = [structures[i] for i in sorted(order[: max(1, len(structures) // halving)])]
 
 
-def _record(seed: int, arm: Lone, member: Member) -> dict[str, Any]:
+def _record(seed: int, arm: Lone, member: Member) -> Record:
   del seed
   scores = ('loss', 'accuracy', 'train_loss', 'skipped')
   where = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}

@@ -29,12 +29,13 @@ from additive_jax.experiments.shared import judge_all
 from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import sampled_bits
 from additive_jax.gates.subsets import in_stages
 from additive_jax.report.comparison import SCORES, compare
 from additive_jax.train.losses import PerSample
 from additive_jax.train.recipe import Loss
-from additive_jax.train.samplers import Sampler, listed
+from additive_jax.train.samplers import Sampler
 
 CONDITIONAL, PER_SAMPLE = ('conditional', 'per_sample')
 
@@ -78,7 +79,8 @@ def make_variants(session: Session) -> list[Variant]:
   epochs, distill = session.config.train.epochs, session.config.train.distill
   steps = session.training.steps(epochs)
   ones = np.ones((steps, session.space.num_gates))
-  none = _variant(session, NONE, Draws(session.training.loss(), _all_on(session), ones))
+  all_on = session.training.sampler_of(session.space.all_on())
+  none = _variant(session, NONE, Draws(session.training.loss(), all_on, ones))
   variants = [none]
   for mode in session.config.stochastic.modes:
     for weight in (0.0, distill) if distill else (0.0,):
@@ -109,13 +111,7 @@ def _draws(session, mode, num_steps, distill) -> Draws:
   by_stage = np.array([plan.probabilities(stage, size) for stage in range(len(plan.starts))])
   stages = np.searchsorted(plan.starts, np.arange(num_steps), side='right') - 1
   loss = PerSample(subsets=plan, distill=distill, rescale=options.rescale)
-  return Draws(loss, _all_on(session), by_stage[stages])
-
-
-def _all_on(session) -> Sampler:
-  """A sampler that gives all slots of a step the full network."""
-  everything, slots = session.space.all_on(), session.config.train.structures_per_step
-  return listed([everything], session.space.num_gates, slots)
+  return Draws(loss, training.sampler_of(session.space.all_on()), by_stage[stages])
 
 
 def _variant(session, name, draws) -> Variant:
@@ -156,7 +152,7 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
 
 def _check(session):
   session.machine.check_networks([session.model])
-  session.check_in_memory()
+  session.in_memory()
   make_variants(session)
 
 
@@ -188,10 +184,10 @@ def _variants(session, records, all_on):
       'training_flops': variant.training_flops,
       'skipped': sum(record['skipped'] for record in records[name]),
     }
-  return compare(scores, NONE, facts=facts, differences=scores[NONE])
+  return compare(scores, NONE, facts=facts, differences=list(scores[NONE].columns))
 
 
-def _by_seed(records: list[dict], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
+def _by_seed(records: list[Record], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
   """Scores of one variant in each seed: of the full network, and means over the structures."""
   full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in SCORES}
   train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in SCORES}
@@ -224,13 +220,6 @@ def _summary(session, variants, num_structures) -> dict[str, Any]:
   }
 
 
-STUDY = Study(
-  'stochastic',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-  baseline=NONE,
-)
+STUDY = Study('stochastic', _stages, check=_check, tables=_tables, page=page, baseline=NONE)
 
 run = STUDY.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -16,7 +16,7 @@ MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test 
 
 def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 3."""
-  structures, summary, curves = result.table, result.summary, read_curves(session)
+  structures, summary = result.table, result.summary
   variants = list(records.arms.values())
   rows = result.variants.assign(variant=result.variants['variant'].map(_label))
   scores, names = summary['variants'], [variant.name for variant in variants]
@@ -56,12 +56,10 @@ def page(session: Session, result: Result, records: Records) -> Page:
         'The exact probability that each gate is on, over depth; per sample, a whole number of the '
         'examples of a batch.',
       ),
-      picture(
-        figures.training_curves(figures.mean_curves(curves, 'loss', names, _label)),
+      curves_picture(
+        figures.mean_curves(read_curves(session), 'loss', names, _label),
         f'Training loss of the structures that were drawn{mean}.',
-      )
-      if len(curves)
-      else None,
+      ),
     ),
     section(
       'Tables',

@@ -37,6 +37,7 @@ from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
+from additive_jax.files.journal import Record
 from additive_jax.files.rundir import RunDir
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
@@ -142,7 +143,7 @@ class Arm:
     return Trained(self, seed, trainer, processes.to_host(trainer.variables), start.facts)
 
   @staticmethod
-  def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, dict]]:
+  def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, Record]]:
     """Trains arms of this kind; yields (seed, arm, record) when one is judged.
 
     Args:

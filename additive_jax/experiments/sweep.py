@@ -39,7 +39,7 @@ from additive_jax.report import rankings, statistics
 from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
 
-STANDALONE = 'standalone'
+STANDALONE, SHARED = 'standalone', 'shared'
 
 
 def _check(session):
@@ -72,7 +72,7 @@ def _check_standalone(session):
   if halving and num_steps < halving ** (num_rungs - 1):
     least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'
     raise refused(config, 'sweep.rungs', 'sweep.halving', expected=least)
-  session.check_in_memory("a set that fits, or config.sweep.modes=('shared',)")
+  session.in_memory("a set that fits, or config.sweep.modes=('shared',)")
 
 
 def _shared_epochs(session):
@@ -81,16 +81,17 @@ def _shared_epochs(session):
 
 def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The shared pool, then structures alone, rung by rung."""
-  config, searched = session.config, bool(session.config.search.method)
-  bits = None if searched else all_bits(session.space.num_gates)
-  if SHARED in config.sweep.modes:
-    judge = (lambda trained: {}) if searched else functools.partial(judge_all, bits)
-    pool = shared_arm(session, SHARED, _shared_epochs(session), judge=judge)
+  modes, epochs = session.config.sweep.modes, _shared_epochs(session)
+  if session.config.search.method:
+    pool = shared_arm(session, SHARED, epochs, judge=lambda trained: {})
     yield [pool]
-    if searched:
-      bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
-      bits = _compared(session, bits, scores.loss.mean(0))
-  if STANDALONE in config.sweep.modes:
+    bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
+    bits = _compared(session, bits, scores.loss.mean(0))
+  else:
+    bits = all_bits(session.space.num_gates)
+    if SHARED in modes:
+      yield [shared_arm(session, SHARED, epochs, judge=functools.partial(judge_all, bits))]
+  if STANDALONE in modes:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
 
 
@@ -100,9 +101,6 @@ def _compared(session, bits, loss):
   k = min(session.config.sweep.top_k, len(order))
   others = np.random.Generator(np.random.PCG64(session.config.seed)).permutation(order[k:])
   return bits[[*order[:k], *others[:k]]]
-
-
-SHARED = 'shared'
 
 
 def _tables(session: Session, records: Records) -> Result:
@@ -237,13 +235,6 @@ def _rank_of(table, structure):
   return int(ranks.iloc[0]) if len(ranks) else None
 
 
-STUDY = Study(
-  'sweep',
-  stages=_stages,
-  check=_check,
-  tables=_tables,
-  page=page,
-  sharded=True,
-)
+STUDY = Study('sweep', _stages, check=_check, tables=_tables, page=page, sharded=True)
 
 run = STUDY.run

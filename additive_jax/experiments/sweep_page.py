@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -18,7 +18,6 @@ def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 1."""
   del records
   structures, summary, names = result.table, result.summary, session.space.names
-  curves = read_curves(session)
   top = structures.head(session.config.sweep.top_k)
   intervals = over_seeds(session, ', with 95 % intervals over the seeds')
   return Page(
@@ -44,12 +43,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
     _agreement(structures, result.agreement) if result.agreement else None,
     section(
       'Training',
-      picture(
-        figures.training_curves(curves),
-        'Training loss of the shared pools, over all structures drawn.',
-      )
-      if len(curves)
-      else None,
+      curves_picture(
+        read_curves(session), 'Training loss of the shared pools, over all structures drawn.'
+      ),
     ),
     section(
       'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
@@ -93,21 +89,17 @@ def _effects(result, names) -> list[Piece]:
     method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
   effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
   if number < terms:
-    return [
-      effects,
-      text(
-        f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
-        'structures. The main effects are those of the smallest fit.'
-      ),
-    ]
-  matrix = result.interactions.drop(columns='gate').to_numpy(float)
-  return [
-    effects,
-    picture(
+    pairs = text(
+      f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
+      'structures. The main effects are those of the smallest fit.'
+    )
+  else:
+    matrix = result.interactions.drop(columns='gate').to_numpy(float)
+    pairs = picture(
       figures.interaction_heatmap(matrix, names),
       'Pairwise interactions: positive where two gates can stand in for each other.',
-    ),
-  ]
+    )
+  return [effects, pairs]
 
 
 def _agreement(structures, agreement):

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.report import comparison, statistics
 
@@ -18,7 +19,7 @@ from additive_jax.report import comparison, statistics
 def structure_table(
   session: Session,
   bits: Bool[np.ndarray, 'structures gates'],
-  records: Mapping[str, Sequence[dict]],
+  records: Mapping[str, Sequence[Record]],
   keys: Iterable[str] = comparison.SCORES,
 ) -> pd.DataFrame:
   """Returns a row for each structure, best first, with its costs and mean scores in several pools.

@@ -14,6 +14,7 @@ import numpy as np
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import Options, TrainOptions, selected
+from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import sites_of
 from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
@@ -111,6 +112,10 @@ class Training:
     return samplers.make_sampler(
       options.name, len(sites), slots, structures=options.structures, keep=keep
     )
+
+  def sampler_of(self, structure: Structure) -> Sampler:
+    """Returns the sampler that gives all slots of every step one structure."""
+    return samplers.listed([structure], len(structure), self.config.train.structures_per_step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from additive_jax.files.rundir import differences
 
 log = logging.getLogger('additive_jax')
 
+Body = dict[str, Any]  # what `meta` says of a checkpoint, as JSON
+
 
 class Restored(NamedTuple):
   """What `restore` returns.
@@ -47,7 +49,7 @@ class Restored(NamedTuple):
   meta: dict[str, Any]
 
 
-class Checkpointer(contextlib.AbstractContextManager):
+class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
   """Saves and restores the state of a run under `directory`, one sub-directory a step.
 
   Reading changes nothing on disk. One run writes into a directory, several may read it; every
@@ -70,9 +72,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.directory = Path(directory).resolve()  # tensorstore takes no `..`
     self._identity = _through_json(identity)
     self._max_to_keep = max_to_keep
-    self._manager = None
-    self._damaged = []
-    self._last = (None, None)
+    self._manager: ocp.CheckpointManager | None = None
+    self._damaged: list[int] = []
+    self._last: tuple[int | None, Body | None] = (None, None)
 
   def save(
     self, step: int, state: PyTree, *, meta: dict[str, Any] | None = None, wait: bool = False
@@ -126,18 +128,18 @@ class Checkpointer(contextlib.AbstractContextManager):
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
     """
     self.wait()
-    damaged = []
+    damaged_steps = []
     for step in self._steps():
       outcome = self._read(step, template, fields)
       if isinstance(outcome, Restored):
-        self._damaged = damaged
+        self._damaged = damaged_steps
         return outcome
       if jax.process_index() == 0:
         log.warning('checkpoint %s is damaged and skipped: %s', self.directory / str(step), outcome)
-      damaged.append(step)
-    if damaged:
+      damaged_steps.append(step)
+    if damaged_steps:
       raise UserError(
-        f'every checkpoint in {self.directory} is damaged ({", ".join(map(str, damaged))});'
+        f'every checkpoint in {self.directory} is damaged ({", ".join(map(str, damaged_steps))});'
         ' expected at least one sound: remove the directory to start afresh'
       )
     return None
@@ -155,16 +157,16 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._manager.close()
       self._manager = None
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
-  def _write(self, step, state, body):
+  def _write(self, step: int, state: PyTree, body: Body) -> None:
     with self._writing():
-      self._open_manager()
-      if step in self._manager.all_steps():
-        self._manager.wait_until_finished()
-        self._manager.delete(step)
-      self._manager.save(
+      manager = self._opened_manager()
+      if step in manager.all_steps():
+        manager.wait_until_finished()
+        manager.delete(step)
+      manager.save(
         step,
         # Orbax would otherwise skip, without a word, a step below the newest.
         force=True,
@@ -176,7 +178,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._last = (step, body)
 
   @contextlib.contextmanager
-  def _writing(self):
+  def _writing(self) -> Iterator[None]:
     try:
       yield
     except Exception as error:
@@ -189,7 +191,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         ) from error
       raise
 
-  def _open_manager(self):
+  def _opened_manager(self) -> ocp.CheckpointManager:
     if self._damaged:
       self.close()
       if jax.process_index() == 0:
@@ -208,29 +210,31 @@ class Checkpointer(contextlib.AbstractContextManager):
           lightweight_initialize=True,
         ),
       )
+    return self._manager
 
-  def _steps(self):
-    """Steps on disk, newest first; the same list on every process."""
+  def _steps(self) -> list[int]:
+    """Returns the steps on disk, newest first; the same list on every process."""
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     steps = np.resize(np.array(steps or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []
 
-  def _read(self, step, template, fields):
-    """`Restored`, or a text that says what is damaged; the same kind on every process."""
+  def _read(self, step: int, template: PyTree, fields: Sequence[str]) -> Restored | str:
+    """Returns `Restored`, or a text that says what is damaged; the same kind on every process."""
     path = self.directory / str(step)
-    wanted = {
-      leaf: (name, like)
-      for name, (leaf, like) in zip(leaves_.names(template), _leaves(template).items())
-      if not fields or re.search(r'\w+', leaf).group() in fields
+    templates = _leaves(template)
+    requested = {
+      leaf: (name, templates[leaf])
+      for name, leaf in zip(leaves_.names(template), templates)
+      if not fields or _field(leaf) in fields
     }
     refused = problem = None
     try:
       body = _read_body(path, step)
-      saved = self._check_fits(path, body, wanted, fields)
-      values = leaves_.read(path / 'state', dict(wanted.values()), saved)
-      for leaf, value in zip(wanted, values):
+      saved = self._check_fits(path, body, requested, fields)
+      values = leaves_.read(path / 'state', dict(requested.values()), saved)
+      for leaf, value in zip(requested, values):
         with _naming(f'leaf {leaf}'):
           if isinstance(value, BaseException):
             raise value
@@ -239,36 +243,40 @@ class Checkpointer(contextlib.AbstractContextManager):
     except DamagedError as error:
       problem = str(error)
     if _all_agree(problem is None and refused is None):
-      bad = [leaf for leaf, is_sound in zip(wanted, leaves_.sound(values, saved)) if not is_sound]
-      problem = f'leaf {bad[0]}: not the bytes that were saved' if bad else None
+      flags = leaves_.sound(values, saved)
+      damaged = [leaf for leaf, is_sound in zip(requested, flags) if not is_sound]
+      problem = f'leaf {damaged[0]}: not the bytes that were saved' if damaged else None
     if not _all_agree(problem is None):
       return problem or 'another process cannot read it'
     if refused is not None:
       raise refused
     self._last = (step, body)
-    values = {leaf: leaves_.place(value, wanted[leaf][1]) for leaf, value in zip(wanted, values)}
-    state = [values.get(leaf, like) for leaf, like in _leaves(template).items()]
+    placed = {leaf: leaves_.place(value, templates[leaf]) for leaf, value in zip(requested, values)}
+    state = [placed.get(leaf, default) for leaf, default in templates.items()]
     return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), body['meta'])
 
-  def _check_fits(self, path, body, wanted, fields):
-    """What was saved of each leaf that is wanted, in that order."""
+  def _check_fits(
+    self, path: Path, body: Body, requested: Mapping[str, tuple[str, Any]], fields: Sequence[str]
+  ) -> list[dict[str, Any]]:
+    """Returns what was saved of each leaf that is requested, in that order."""
     saved = body['leaves']
     if fields:
-      saved = {leaf: saved[leaf] for leaf in saved if re.search(r'\w+', leaf).group() in fields}
-    specs = {leaf: f'{about["dtype"]}{about["shape"]}' for leaf, about in saved.items()}
+      saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
+    specs = {leaf: f'{record["dtype"]}{record["shape"]}' for leaf, record in saved.items()}
+    expected = {leaf: _spec(template) for leaf, (_, template) in requested.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
-      ('state', differences(specs, {leaf: _spec(like) for leaf, (_, like) in wanted.items()})),
+      ('state', differences(specs, expected)),
     ):
       if different:
         raise UserError(
           f'{path} is a checkpoint of another {kind}: {"; ".join(different)};'
           f' {"expected one of this" if fields else "choose another --workdir"}'
         )
-    return [saved[leaf] for leaf in wanted]
+    return [saved[leaf] for leaf in requested]
 
 
-def _read_body(path, step):
+def _read_body(path: Path, step: int) -> Body:
   with _naming('meta/metadata'):
     stored = json.loads((path / 'meta' / 'metadata').read_bytes())
     body = stored['body']
@@ -278,7 +286,7 @@ def _read_body(path, step):
 
 
 @contextlib.contextmanager
-def _naming(part):
+def _naming(part: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:
@@ -286,31 +294,37 @@ def _naming(part):
     raise DamagedError(f'{part}: {kind}{" ".join(str(error).split())[:200]}') from error
 
 
-def _set_aside(path):
+def _set_aside(path: Path) -> None:
   number = 0
   while (target := path.with_name(f'{path.name}.damaged{f".{number}" if number else ""}')).exists():
     number += 1
   path.rename(target)
 
 
-def _leaves(tree):
+def _leaves(tree: PyTree) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _spec(leaf):
+def _field(leaf: str) -> str:
+  """Returns the field, or key of a dict, that a leaf's path begins with."""
+  first = re.search(r'\w+', leaf)
+  return first.group() if first else ''
+
+
+def _spec(leaf: Any) -> str:
   leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
   return f'{leaf.dtype}{list(leaf.shape)}'
 
 
-def _through_json(value):
+def _through_json(value: Any) -> Any:
   return json.loads(json.dumps(to_plain(value)))
 
 
-def _crc_of_json(value):
+def _crc_of_json(value: Any) -> int:
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _all_agree(flag):
+def _all_agree(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.all(multihost_utils.process_allgather(np.array(flag))))

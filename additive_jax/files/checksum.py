@@ -21,9 +21,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Shaped, UInt64
+
+Sums = UInt64[np.ndarray, '_replicas']
 
 
-def of_block(block: np.ndarray, index: Sequence[slice] = ()) -> int:
+def of_block(block: Shaped[np.ndarray, '...'], index: Sequence[slice] = ()) -> int:
   """Returns what a block of an array adds to the array's checksum.
 
   Args:
@@ -43,42 +46,46 @@ def of_block(block: np.ndarray, index: Sequence[slice] = ()) -> int:
   return int(values)
 
 
-def of_arrays(arrays: Sequence[jax.Array | np.ndarray]) -> list[np.ndarray]:
-  """Returns, of each array, the checksum of each of its replicas, uint64 [replicas].
+def of_arrays(arrays: Sequence[Shaped[Array | np.ndarray, '...']]) -> list[Sums]:
+  """Returns, of each array, the checksum of each of its replicas.
 
   All processes must call this together, each with its own shards of JAX arrays. A NumPy array has
   one replica, this process's own.
+
+  >>> values = np.arange(3)
+  >>> of_arrays([values])[0].tolist() == [of_block(values)]
+  True
   """
   sums = [_by_replica(array) for array in arrays]
   spread = [not getattr(array, 'is_fully_addressable', True) for array in arrays]
   if any(spread):
-    own = np.concatenate([total for total, over in zip(sums, spread) if over])
+    local = np.concatenate([total for total, over in zip(sums, spread) if over])
     # As halves, for JAX has no 64-bit integers by default.
-    halves = multihost_utils.process_allgather(own.view(np.uint32))
-    found = np.ascontiguousarray(halves).view(np.uint64).sum(0)
+    halves = multihost_utils.process_allgather(local.view(np.uint32))
+    totals = np.ascontiguousarray(halves).view(np.uint64).sum(0)
     for i in np.flatnonzero(spread):
-      sums[i], found = found[: len(sums[i])], found[len(sums[i]) :]
+      sums[i], totals = totals[: len(sums[i])], totals[len(sums[i]) :]
   return sums
 
 
-def _by_replica(array):
-  """What the shards of this process add to the checksum of each replica of an array."""
+def _by_replica(array: Shaped[Array | np.ndarray, '...']) -> Sums:
+  """Returns what the shards of this process add to the checksum of each replica of an array."""
   if not isinstance(array, jax.Array):
     return np.array([of_block(array)], np.uint64)
   indices = array.sharding.devices_indices_map(array.shape).values()
   distinct = {str(index): index for index in indices}
   sums = np.zeros(len(indices) // len(distinct), np.uint64)
-  known = {}
+  by_place = {}
   for shard in array.addressable_shards:
     place = str(shard.index)
-    if place not in known:
-      known[place] = np.uint64(of_block(np.asarray(shard.data), shard.index))
-    sums[shard.replica_id : shard.replica_id + 1] += known[place]
+    if place not in by_place:
+      by_place[place] = np.uint64(of_block(np.asarray(shard.data), shard.index))
+    sums[shard.replica_id : shard.replica_id + 1] += by_place[place]
   return sums
 
 
-def _weights(axis, start, length):
-  """Odd numbers for the places start, start + 1, … along an axis (splitmix64)."""
+def _weights(axis: int, start: int, length: int) -> UInt64[np.ndarray, '{length}']:
+  """Returns odd numbers for the places start, start + 1, … along an axis (splitmix64)."""
   place = np.arange(start + 1, start + 1 + length, dtype=np.uint64) + np.uint64(axis << 48)
   place *= np.uint64(0x9E3779B97F4A7C15)
   place = (place ^ (place >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -124,9 +124,9 @@ class Journal:
     if file.read(1) == b'\n':
       return
     file.seek(0)
-    whole = file.read().rfind(b'\n') + 1
-    file.truncate(whole)
-    log.info('%s: cut off a line of %d bytes that was never finished', self.path, end - whole)
+    whole_size = file.read().rfind(b'\n') + 1
+    file.truncate(whole_size)
+    log.info('%s: cut off a line of %d bytes that was never finished', self.path, end - whole_size)
 
 
 def read_all(directory: str | Path, pattern: str = '*.jsonl') -> list[Record]:

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.files import checksum
+
+Leaf = Shaped[Array | np.ndarray, '...']
 
 # Devices that hold copies of a leaf share its writing where each then writes as many bytes.
 SHARED_WRITES = 1 << 20
@@ -43,25 +45,41 @@ def handler() -> ocp.PyTreeCheckpointHandler:
   )
 
 
-def copied(leaf: Any) -> jax.Array | np.ndarray:
+def copied(leaf: Any) -> Leaf:
   """Returns a leaf whose buffer is not reused while it is written: a JAX array where its shards
-  lie, of all else a NumPy array."""
+  lie, of all else a NumPy array.
+
+  >>> copied(3)
+  array(3)
+  """
   if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable and jax.process_count() > 1):
-    on_cpu = next(iter(leaf.sharding.device_set)).platform == 'cpu'
+    device: Any = next(iter(leaf.sharding.device_set))
+    on_cpu = device.platform == 'cpu'
     return jnp.copy(leaf) if on_cpu else leaf
   return np.array(leaf)
 
 
 def names(tree: PyTree) -> list[str]:
-  """Returns the leaves' names in the files, in order."""
-  found = list(ocp.tree.to_flat_dict(tree, sep='.'))
-  if len(found) < len(jax.tree.leaves(tree)):
+  """Returns the leaves' names in the files, in order.
+
+  >>> names({'pool': {'kernel': 1, 'bias': 2}, 'step': 3})
+  ['pool.bias', 'pool.kernel', 'step']
+
+  Raises:
+    ValueError: two leaves have the same name.
+  """
+  paths = list(ocp.tree.to_flat_dict(tree, sep='.'))
+  if len(paths) < len(jax.tree.leaves(tree)):
     raise ValueError('two leaves of the state have the same keys when these are joined by dots')
-  return found
+  return paths
 
 
-def describe(leaves: Mapping[str, jax.Array | np.ndarray]) -> dict[str, dict[str, Any]]:
-  """Returns dtype, shape and checksum of each leaf, as JSON values; for all processes to call."""
+def describe(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Any]]:
+  """Returns dtype, shape and checksum of each leaf, as JSON values; for all processes to call.
+
+  >>> describe({'bias': np.zeros(2, np.float32)})
+  {'bias': {'dtype': 'float32', 'shape': [2], 'sum': '0000000000000000'}}
+  """
   sums = checksum.of_arrays(list(leaves.values()))
   return {
     name: {'dtype': str(leaf.dtype), 'shape': list(leaf.shape), 'sum': f'{replicas[0]:016x}'}
@@ -86,7 +104,7 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
   context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
   as_array, as_numpy = ocp.type_handlers.ArrayHandler(), ocp.type_handlers.NumpyHandler()
 
-  async def read_leaf(name, template, about):
+  async def read_leaf(name: str, template: Any, record: dict[str, Any]) -> Leaf:
     info = ocp.type_handlers.ParamInfo(
       name=name,
       parent_dir=epath.Path(folder),
@@ -96,16 +114,16 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
     )
     # Before reading: a damaged shape may be of any size.
     (stored,) = await as_numpy.metadata([info])
-    found = {'dtype': np.dtype(stored.dtype).name, 'shape': list(stored.shape)}
-    if about | found != about:
-      raise DamagedError(f'found {found}, saved {about}')
-    if 'sum' not in about or not _is_placed(template):
+    spec = {'dtype': np.dtype(stored.dtype).name, 'shape': list(stored.shape)}
+    if record | spec != record:
+      raise DamagedError(f'found {spec}, saved {record}')
+    if 'sum' not in record or not _is_placed(template):
       return (await as_numpy.deserialize([info], [ocp.RestoreArgs()]))[0]
-    args = ocp.ArrayRestoreArgs(sharding=template.sharding, global_shape=tuple(about['shape']))
+    args = ocp.ArrayRestoreArgs(sharding=template.sharding, global_shape=tuple(record['shape']))
     return (await as_array.deserialize([info], [args]))[0]
 
-  async def read_all():
-    leaves = [read_leaf(*leaf, about) for leaf, about in zip(templates.items(), saved)]
+  async def read_all() -> list[Leaf | BaseException]:
+    leaves = [read_leaf(*leaf, record) for leaf, record in zip(templates.items(), saved)]
     values = await asyncio.gather(*leaves, return_exceptions=True)
     behind = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.gather(*behind, return_exceptions=True)
@@ -116,20 +134,24 @@ def read(folder: Path, templates: Mapping[str, Any], saved: Sequence[dict[str, A
     return thread.submit(asyncio.run, read_all()).result()
 
 
-def sound(values: Sequence[jax.Array | np.ndarray], saved: Sequence[dict[str, Any]]) -> list[bool]:
+def sound(values: Sequence[Leaf], saved: Sequence[dict[str, Any]]) -> list[bool]:
   """Returns whether each leaf is what was saved, byte for byte; for all processes to call."""
   flags = []
-  for value, about, replicas in zip(values, saved, checksum.of_arrays(values)):
-    if 'sum' in about:
-      flags.append(all(f'{total:016x}' == about['sum'] for total in replicas))
+  for value, record, replicas in zip(values, saved, checksum.of_arrays(values)):
+    if 'sum' in record:
+      flags.append(all(f'{total:016x}' == record['sum'] for total in replicas))
     else:  # saved by a version that gathered whole leaves
       content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-      flags.append(zlib.crc32(content) == about['crc32'])
+      flags.append(zlib.crc32(content.data) == record['crc32'])
   return flags
 
 
-def place(value: jax.Array | np.ndarray, template: Any) -> Any:
-  """Returns what was read of a leaf in the kind and sharding of its template."""
+def place(value: Leaf, template: Any) -> Any:
+  """Returns what was read of a leaf in the kind and sharding of its template.
+
+  >>> place(np.array(3), 0), place(np.array(3), jnp.zeros((), int))
+  (3, Array(3, dtype=int32))
+  """
   if isinstance(value, jax.Array) or isinstance(template, np.ndarray):
     return value
   if isinstance(template, np.generic):
@@ -141,5 +163,5 @@ def place(value: jax.Array | np.ndarray, template: Any) -> Any:
   return jax.make_array_from_callback(value.shape, template.sharding, lambda index: value[index])
 
 
-def _is_placed(template):
+def _is_placed(template: Any) -> bool:
   return getattr(template, 'sharding', None) is not None and getattr(template, 'committed', True)

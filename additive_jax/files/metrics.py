@@ -105,7 +105,7 @@ class Metrics:
 
 
 def _journals(folder: Path) -> list[Journal]:
-  """The whole run's and the shards', in order of names."""
+  """Returns the whole run's journals and the shards', in order of names."""
   return [Journal(path) for path in sorted(folder.glob('metrics*.jsonl'))]
 
 
@@ -118,5 +118,5 @@ def _records(folder: Path) -> list[Record]:
 
 
 def _natural(name: str) -> list[int | str]:
-  """A key that sorts `seed2` before `seed10`."""
+  """Returns a key that sorts `seed2` before `seed10`."""
   return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]

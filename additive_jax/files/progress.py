@@ -143,8 +143,8 @@ class Progress:
       self._bars.update(self._task.id, figures=', '.join(rate + self._figure_texts()))
     elif not self._task.finished and time.monotonic() - self._shown >= self.interval:
       self._shown = time.monotonic()
-      left = self._task.time_remaining
-      self._say(*[] if left is None else [f'{duration(left)} left'])
+      remaining = self._task.time_remaining
+      self._say(*[] if remaining is None else [f'{duration(remaining)} left'])
 
   def __exit__(self, *_: object) -> None:
     elapsed = time.monotonic() - self._began
@@ -182,9 +182,9 @@ def duration(seconds: float) -> str:
   """
   if seconds < 59.95:
     return f'{seconds:.1f} s'
-  minutes, rest = divmod(round(seconds), 60)
+  minutes, remainder = divmod(round(seconds), 60)
   if minutes < 60:
-    return f'{minutes} min {rest} s'
+    return f'{minutes} min {remainder} s'
   return f'{minutes // 60} h {minutes % 60} min'
 
 

@@ -61,16 +61,16 @@ def default_workdir(name: str, config: Config, exclude: Collection[str] = ('shar
   return Path('runs') / f'{name}-{config_hash(config, exclude)}'
 
 
-def differences(there: Config, here: Config, limit: int = 3) -> list[str]:
+def differences(stored: Config, current: Config, limit: int = 3) -> list[str]:
   """Returns what tells two configs apart, at most `limit` texts.
 
   >>> differences({'model': {'width': 64}, 'lr': 0.1}, {'model': {'width': 32}})
   ['model.width: 64 there, 32 here', 'lr: 0.1 there, absent here']
   """
-  there, here = flatten(there), flatten(here)
+  stored, current = flatten(stored), flatten(current)
   texts = []
-  for key in [*there, *(k for k in here if k not in there)]:
-    values = [json.dumps(side[key]) if key in side else 'absent' for side in (there, here)]
+  for key in [*stored, *(k for k in current if k not in stored)]:
+    values = [json.dumps(side[key]) if key in side else 'absent' for side in (stored, current)]
     if values[0] != values[1]:
       texts.append(f'{key}: {values[0]} there, {values[1]} here')
   return texts[:limit]
@@ -146,10 +146,10 @@ class RunDir:
       if primary:
         run.path.mkdir(parents=True, exist_ok=True)
         run._claim(config)
-      claimed = (run.path / 'config.json').exists()
-    if claimed:
-      there = flatten(run.read_json('config.json'), exclude)
-      if different := differences(there, flatten(config, exclude)):
+      has_config = (run.path / 'config.json').exists()
+    if has_config:
+      stored = flatten(run.read_json('config.json'), exclude)
+      if different := differences(stored, flatten(config, exclude)):
         raise UserError(
           f'{run.path} holds a run of another config: {"; ".join(different)};'
           ' choose another --workdir'

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates.shares import sum_of_units
@@ -135,9 +135,9 @@ def compose(
   if all(is_static(gate) for gate in gates):
     # With several groups there are several times the hidden values; computing the activation again
     # costs less than keeping what its gradient needs.
-    again = activate if all(gates) else jax.checkpoint(activate)
+    activation = activate if all(gates) else jax.checkpoint(activate)
     parts = [
-      second(again(first(group.start, group.stop)), group.start, group.stop)
+      second(activation(first(group.start, group.stop)), group.start, group.stop)
       for group in groups(gates)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
@@ -167,9 +167,9 @@ def sub_activation(
   2^(m−1) compositions of m chunks, from m narrow layers side by side (all-off) to the dense layer
   (all-on).
 
-  For a group G of chunks (see the head of this file) `h_G = act(Σ_{i∈G} P_i)`, of a gated unit
-  `act(Σ x_i C_i) · Σ x_i A_i`, and output chunk j is `h_{G(j)} B_j`. The first bias is shared out
-  evenly over the chunks; the second belongs to the output.
+  A group G of chunks (see the head of this file) has the hidden value `h_G = act(Σ_{i∈G} P_i)`, or
+  `act(Σ x_i C_i) · Σ x_i A_i` in a gated unit, and output chunk j is `h_{G(j)} B_j`. The first bias
+  is shared out evenly over the chunks; the second belongs to the output.
 
   >>> x, ones = jnp.arange(4.0), jnp.ones((4, 4))
   >>> layers = LayerPair(Layer(ones), Layer(ones))
@@ -214,12 +214,12 @@ def sub_activation(
   return layers.second.add_bias(y)
 
 
-def units_of(layers: LayerPair) -> tuple[LayerPair, LayerPair]:
+def units_of(layers: LayerPair) -> tuple[LayerPair, PyTree]:
   """Returns the parameters of the hidden units, which are all but the second bias, and of each the
   axis of the units; see `shares.sum_of_units`."""
   units = layers._replace(second=Layer(layers.second.kernel))
-  axes = jax.tree.map(lambda _: -1, units)
-  return units, axes._replace(second=Layer(-2))
+  first = jax.tree.map(lambda _: -1, (layers.first, layers.gating))
+  return units, LayerPair(first[0], jax.tree.map(lambda _: -2, units.second), first[1])
 
 
 def chunked(
@@ -274,7 +274,7 @@ def check_layers(x: Float[Array, '... D'], layers: LayerPair) -> None:
 
 
 def _inner(gates: Any) -> tuple[GateValue, ...]:
-  """Inner gates as a tuple: of Python bools, or of arrays."""
+  """Returns inner gates as a tuple: of Python bools, or of arrays."""
   if isinstance(gates, str):
     return Structure.from_string(gates).bits if gates else ()
   if isinstance(gates, jax.Array | np.ndarray) and not gates.ndim:
@@ -286,6 +286,6 @@ def _inner(gates: Any) -> tuple[GateValue, ...]:
     gates = tuple(gates)
   except TypeError:
     raise UserError(f'gates {gates!r}: expected a Structure, its text, or m − 1 gates') from None
-  whole = bool | np.bool_ | int | np.integer
-  plain = all(isinstance(gate, whole) and gate in (0, 1) for gate in gates)
+  integers = bool | np.bool_ | int | np.integer
+  plain = all(isinstance(gate, integers) and gate in (0, 1) for gate in gates)
   return tuple(map(bool, gates)) if plain else gates

@@ -102,7 +102,8 @@ def span_mixture(
     hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
     return _side_by_side(hidden, second)
 
-  total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
+  first = [i for i, (a, _) in enumerate(spans(num_chunks)) if a == 0]
+  total = sum((weights[..., i] for i in first[1:]), weights[..., first[0]])
   y = sum_of_units(run, *units_of(layers), x, weights)
   return layers.second.add_bias(y, total[..., None])
 
@@ -152,7 +153,7 @@ def structure_mixture(
 
 
 def _chunks_of(num_spans: int) -> int:
-  """m with m(m+1)/2 spans."""
+  """Returns m, which has m(m+1)/2 spans."""
   num_chunks = round((2 * num_spans) ** 0.5 - 0.5)
   if num_chunks < 1 or num_chunks * (num_chunks + 1) != 2 * num_spans:
     raise UserError(f'{num_spans} weights of spans: expected m(m+1)/2 for some m')
@@ -160,7 +161,7 @@ def _chunks_of(num_spans: int) -> int:
 
 
 def _mix_spans(partial, weights, activate):
-  """`H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j.
+  """Returns `H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j.
 
   Sums over the chunks of a span, and over the spans of a chunk, are products with one small matrix
   of 0 and 1. Tokens go in blocks whose hidden values of all spans stay in the cache, and those are
@@ -176,7 +177,7 @@ def _mix_spans(partial, weights, activate):
   blocks = -(-tokens // rows)
 
   def cut(value):
-    """[..., F] as [blocks, rows, F]."""
+    """Returns [..., F] as [blocks, rows, F]."""
     value = value.reshape(tokens, -1)
     return jnp.pad(value, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, -1)
 
@@ -189,10 +190,10 @@ def _mix_spans(partial, weights, activate):
 
   stacked = [jnp.stack(list(map(cut, parts)), axis=1) for parts in zip(*partial, strict=True)]
   mixed = jax.lax.map(mix, (stacked, cut(weights)))
-  whole = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
-  return list(map(whole, range(num_chunks)))
+  of_chunk = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
+  return list(map(of_chunk, range(num_chunks)))
 
 
 def _side_by_side(hidden, second):
-  """The second layer of the hidden values of every chunk, without its bias."""
+  """Returns the second layer of the hidden values of every chunk, without its bias."""
   return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)

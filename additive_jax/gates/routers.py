@@ -1,4 +1,4 @@
-"""Which structures a token goes to: scores, the exact k best, and balance.
+"""Routers, which choose the structures of each token: scores, the exact k best, and balance.
 
 A router is a linear map from the stream to logits; the functions here turn logits into structures
 and weights. With n gates there are 2^n structures:
@@ -28,7 +28,7 @@ WORD = 31  # bits of an int32 beside its sign
 
 
 class Choice(NamedTuple):
-  """What a router chose from a list.
+  """The choices that a router made from a list.
 
   Attributes:
     weights: of the k choices of each token, best first; they carry the gradient.
@@ -140,16 +140,16 @@ def k_best(
     codes = jnp.asarray(words @ (1 << np.arange(words.shape[1])), jnp.int32)
     flips = jnp.stack([jnp.where(place == r, codes, 0).sum(-1) for r in range(k)], axis=-1)
     position = rank - start
-    in_reach = (position >= 0) & (position < words.shape[1])
-    flipped = (flips[..., None] >> jnp.where(in_reach, position, 0)[..., None, :]) % 2 == 1
-    structures ^= flipped & in_reach[..., None, :]
+    in_word = (position >= 0) & (position < words.shape[1])
+    flipped = (flips[..., None] >> jnp.where(in_word, position, 0)[..., None, :]) % 2 == 1
+    structures ^= flipped & in_word[..., None, :]
   log_probability = log_probabilities(logits, structures)
   weights = jax.nn.softmax(log_probability, -1) if renormalise else jnp.exp(log_probability)
   return weights, structures
 
 
 class ListFacts(NamedTuple):
-  """What a router over a list of S structures, experts or modules did with a batch.
+  """Means over a batch of a router over a list of S structures, experts or modules.
 
   Attributes:
     load: share of the choices that fell on each entry; sums to 1.
@@ -170,7 +170,7 @@ class ListFacts(NamedTuple):
 
 
 class GateFacts(NamedTuple):
-  """What a router with one logit for each of n gates did with a batch.
+  """Means over a batch of a router with one logit for each of n gates.
 
   Attributes:
     load: share of the chosen structures in which each gate is on; of the probability for the
@@ -253,7 +253,7 @@ def rebalanced(bias: Float[Array, 'S'], facts: Facts, rate: float) -> Float[Arra
 
 
 def _histogram(indices, count: int) -> Array:
-  """Share of each of `count` values among integers of any shape."""
+  """Returns the share of each of `count` values among integers of any shape."""
   return jnp.zeros(count).at[indices.reshape(-1)].add(1) / indices.size
 
 
@@ -274,7 +274,8 @@ def log_probabilities(
 
 
 def _ranks(values: Array) -> Array:
-  """The place of each value in its row [..., n], smallest first; ties in order of position."""
+  """Returns the place of each value in its row [..., n], smallest first; ties in order of
+  position."""
   count = values.shape[-1]
   before = np.tri(count, k=-1, dtype=bool)  # [i, j]: j comes before i
   value, other = values[..., :, None], values[..., None, :]
@@ -312,7 +313,8 @@ def flip_sets(num_gates: int, k: int) -> Int[np.ndarray, 'F n']:
 
 
 def _next_sets(gates):
-  """The sets that cost next to a set: with the cheapest gate added, or one gate a place dearer."""
+  """Yields the sets that cost next to a set: with the cheapest gate added, or one gate a place
+  dearer."""
   if not gates[0]:
     yield (1, *gates[1:])
   for i, on in enumerate(gates[:-1]):

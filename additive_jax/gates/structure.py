@@ -154,8 +154,8 @@ def bits_of(structures: Iterable[StructureLike], num_gates: int) -> Bool[np.ndar
         f'structures of {structures.shape[1]} gates: expected {num_gates}, one per gate'
       )
     if not np.isin(structures, (0, 1)).all():
-      wrong = structures[~np.isin(structures, (0, 1))][0]
-      raise UserError(f'structure bits with {wrong}: expected only 0 and 1')
+      value = structures[~np.isin(structures, (0, 1))][0]
+      raise UserError(f'structure bits with {value}: expected only 0 and 1')
     return structures.astype(bool)
   rows = [parse(s, num_gates).bits for s in structures]
   return np.array(rows, dtype=bool).reshape(len(rows), num_gates)

@@ -137,7 +137,7 @@ def draw(
     first: which part of the whole batch the first one here is; may be traced.
 
   Returns:
-    For each gate the numbers of its examples, int [size·parts], in no order.
+    The numbers of the examples of each gate, int [size·parts], in no order.
   """
   sizes = [size(rate, rows) for rate in keep_rates]
 

@@ -31,10 +31,17 @@ def active_flops(
   model: nn.Module,
   x: Inputs,
   facts: Mapping[str, Facts] | None = None,
-  chosen: Int[np.ndarray, 'examples T S k'] | None = None,
+  chosen: Int[np.ndarray, 'examples T steps k'] | None = None,
 ) -> float:
   """Returns the FLOPs of one example's forward pass with all gates on, counting only what tokens
   chose.
+
+  With one of eight experts for each token, a mixture costs a dense network and its router:
+
+  >>> dense = aj.models.Transformer(1, 8, 2, 16, num_classes=3, num_tokens=5)
+  >>> mixture, x = dense.clone(routing=Experts(8, top_k=1)), np.zeros((1, 4), np.uint8)
+  >>> active_flops(mixture, x) - active_flops(dense, x) == 2 * 4 * 8 * 8
+  True
 
   Args:
     model: any additive model.
@@ -42,7 +49,7 @@ def active_flops(
     facts: what each site's router did, by the name of its module, averaged over examples (see
       `run.ways.routed`); None takes the shares that routers are steered to, and an even load of the
       modules of a DNA.
-    chosen: for a DNA of S steps the choice of every token of many examples. Attention among c
+    chosen: for a DNA the choice of every token of many examples at every step. Attention among c
       tokens costs c², so its cost depends on how choices are spread over the examples; without them
       all count as alike.
   """
@@ -61,8 +68,11 @@ def active_flops(
   return space.flops(space.all_on())
 
 
-def _of_structures(model, routing: Routing, x, facts):
-  """Of a transformer with routers; its feed-forward sites treat every token alike."""
+def _of_structures(
+  model: nn.Module, routing: Routing, x: Inputs, facts: Mapping[str, Facts] | None
+) -> float:
+  """Returns the FLOPs of a transformer with routers; its feed-forward sites treat every token
+  alike."""
   num_gates = model.num_chunks - 1
   dense = measure(model.clone(routing=None), x)
   total = dense.flops([i % 2 == 0 for i in range(2 * model.num_layers)])  # attention sites alone
@@ -79,7 +89,13 @@ def _of_structures(model, routing: Routing, x, facts):
   return total
 
 
-def _of_dna(model: DNA, x, facts, chosen):
+def _of_dna(
+  model: DNA,
+  x: Inputs,
+  facts: Mapping[str, Facts] | None,
+  chosen: Int[np.ndarray, 'examples T steps k'] | None,
+) -> float:
+  """Returns the FLOPs of a DNA, whose attention costs more the more tokens choose it together."""
   modules, shapes = model.modules, parts(model, x)
   tokens, width = shapes.streams[0].shape[1:]
   attention = Attention(model.num_heads, causal=model.causal, rope=model.positions == 'rope')
@@ -115,6 +131,11 @@ def fitted(
   cost_name: str,
 ) -> nn.Module:
   """Returns the model whose cost is closest to a target.
+
+  >>> make = lambda hidden: aj.models.MLP(2, width=4, hidden=hidden, num_classes=3)
+  >>> params = lambda model: aj.models.costs.num_params(model, np.zeros((1, 5)))
+  >>> [fitted(make, params, target, 'parameters').hidden for target in (215, 400)]
+  [8, 18]
 
   Args:
     make: from a number of hidden units to a model.

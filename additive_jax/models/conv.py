@@ -30,6 +30,10 @@ class Conv(nn.Module):
   Attributes:
     features: output channels.
     side: of the kernel, odd.
+
+  >>> pool = jax.eval_shape(Conv(8, side=3).init, jax.random.key(0), jnp.ones((1, 6, 6, 2)))
+  >>> jax.tree.map(jnp.shape, pool['params'])
+  {'bias': (8,), 'kernel': (3, 3, 2, 8)}
   """
 
   features: int
@@ -52,11 +56,13 @@ def conv(x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']) -> Float[A
 
 
 def _conv_for(channels: int) -> LinearMap:
-  """What computes `conv` for that many input channels in all."""
+  """Returns what computes `conv` for that many input channels in all."""
   return _patches_conv if channels <= FEW_CHANNELS else _convolve
 
 
-def _patches_conv(x, kernel):
+def _patches_conv(
+  x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']
+) -> Float[Array, 'B X Y E']:
   (kh, kw, channels, _), (height, width) = kernel.shape, x.shape[1:3]
   padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
   patches = jnp.concatenate(
@@ -65,15 +71,20 @@ def _patches_conv(x, kernel):
   return patches @ kernel.reshape(kh * kw * channels, -1)
 
 
-def _plain(x: Array, kernel: Array, borders: Sequence[int]) -> Array:
-  """A convolution in the layout that is fast everywhere, with this many zeros around the image."""
+def _plain(
+  x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E'], borders: Sequence[int]
+) -> Float[Array, 'B X2 Y2 E']:
+  """Returns a convolution in the layout that is fast everywhere, with this many zeros around the
+  image."""
   return jax.lax.conv_general_dilated(
     x, kernel, (1, 1), [(n, n) for n in borders], dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
 
 
 @jax.custom_jvp
-def _convolve(x, kernel):
+def _convolve(
+  x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']
+) -> Float[Array, 'B X Y E']:
   return _plain(x, kernel, [side // 2 for side in kernel.shape[:2]])
 
 
@@ -103,7 +114,11 @@ def conv_tiles(
   x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']
 ) -> Float[Array, 'B X//I Y//J E']:
   """Returns the convolution of images with a kernel at windows that do not overlap. A kernel of the
-  image's size makes it a dense layer."""
+  image's size makes it a dense layer.
+
+  >>> conv_tiles(jnp.ones((1, 2, 4, 1)), jnp.ones((2, 2, 1, 1)))[0, :, :, 0].tolist()
+  [[4.0, 4.0]]
+  """
   return jnp.einsum('bxiyjd,ijde->bxye', tiles(x, *kernel.shape[:2]), kernel)
 
 
@@ -111,7 +126,11 @@ def tiles(
   x: Float[Array, 'B X Y D'], i: int = 2, j: int = 2
 ) -> Float[Array, 'B X//{i} {i} Y//{j} {j} D']:
   """Returns images as windows of i × j pixels side by side; rows and columns that are over are left
-  out."""
+  out.
+
+  >>> tiles(jnp.arange(10.0).reshape(1, 2, 5, 1)).max((2, 4))[0, :, :, 0].tolist()
+  [[6.0, 8.0]]
+  """
   batch, height, width, channels = x.shape
   rows, columns = height // i, width // j
   return x[:, : rows * i, : columns * j].reshape(batch, rows, i, columns, j, channels)
@@ -127,6 +146,15 @@ def conv_sub_activation(
 ) -> Float[Array, 'B X2 Y2 E']:
   """Returns `conv → act → conv` of x whose sums over input channels are gates: `sub_activation`
   with convolutions `P_i = x_i * A_i` in place of matrices.
+
+  A 1 × 1 kernel of ones adds up the channels of a pixel, before the relu or after it:
+
+  >>> from additive_jax.gates.layers import Layer
+  >>> x, layer = jnp.array([[[[3.0, -2.0]]]]), Layer(jnp.ones((1, 1, 2, 2)))
+  >>> conv_sub_activation(x, LayerPair(layer, layer), (True,), jax.nn.relu).tolist()
+  [[[[2.0, 2.0]]]]
+  >>> conv_sub_activation(x, LayerPair(layer, layer), (False,), jax.nn.relu).tolist()
+  [[[[6.0, 0.0]]]]
 
   Args:
     x: images.
@@ -152,6 +180,9 @@ def conv_sub_activation(
 def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
   """Returns inputs [B, X, Y] or [B, X, Y, D] as float32 images with channels.
 
+  >>> as_images(np.zeros((2, 8, 8), np.uint8)).shape
+  (2, 8, 8, 1)
+
   Args:
     least: pixels that each side must have, so that something is left after all poolings.
 
@@ -168,6 +199,9 @@ def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
 
 def check_channels(channels: int | Sequence[int]) -> tuple[int, ...]:
   """Returns the channels of each stage; one number is one stage.
+
+  >>> check_channels(16), check_channels([16, 32])
+  ((16,), (16, 32))
 
   Raises:
     UserError: for no stage, or a stage without channels.

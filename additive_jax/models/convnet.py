@@ -10,7 +10,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.additive import Additive, Inputs, Logits, numbered
+from additive_jax.models.additive import Additive, Inputs, numbered
 from additive_jax.models.conv import (
   Conv,
   as_images,
@@ -38,6 +38,9 @@ class ConvBlock(nn.Module):
   Attributes:
     kinds: which gates it has: 'residual' and 'sub_activation', see `models.kinds`.
     num_chunks: m, of the sub-activation gates.
+
+  >>> ConvBlock(('residual', 'sub_activation'), num_chunks=3).gates
+  ('residual', 'join_1', 'join_2')
   """
 
   kinds: tuple[str, ...] = (RESIDUAL,)
@@ -45,6 +48,7 @@ class ConvBlock(nn.Module):
 
   @property
   def gates(self) -> tuple[str, ...]:
+    """The names of its gates, in order."""
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
@@ -59,6 +63,9 @@ class Down(nn.Module):
   stride 2. No gate switches it, as every later site needs its shape.
 
   The last row or column of an odd side is left out.
+
+  >>> Down(8).init_with_output(jax.random.key(0), jnp.ones((1, 6, 5, 4)))[0].shape
+  (1, 3, 2, 8)
   """
 
   channels: int
@@ -79,7 +86,7 @@ class PooledHead(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, h: Images) -> Logits:
+  def __call__(self, h: Images) -> Float[Array, 'B C']:
     return nn.Dense(self.num_classes, name='out')(nn.LayerNorm(name='norm')(h).mean((1, 2)))
 
 
@@ -96,6 +103,9 @@ class ConvNet(Additive):
     gates: the kinds of gates that each block has: 'residual', 'sub_activation'. Those not chosen
       stay on.
     num_chunks: m, chunks of a block's input and output channels that sub-activation gates join.
+
+  >>> ConvNet((8, 16), blocks_per_stage=1, num_classes=3).space.names
+  ('stage_00/block_00/residual', 'stage_01/block_00/residual')
   """
 
   channels: Sequence[int] = (16, 32)
@@ -125,7 +135,9 @@ class ConvNet(Additive):
     self.head = PooledHead(self.num_classes, name='readout')
 
   def embed(self, x: Inputs) -> Images:
+    """Returns the stem's output for images."""
     return self.stem(as_images(x, least=2 ** (len(self.channels) - 1)))
 
-  def readout(self, h: Images) -> Logits:
+  def readout(self, h: Images) -> Float[Array, 'B C']:
+    """Returns the logits of the last stage's stream."""
     return self.head(h)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from additive_jax.errors import UserError
 from additive_jax.gates.layers import sub_activation
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.additive import Additive, Inputs, Logits, flat
+from additive_jax.models.additive import Additive, Inputs, flat
 from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.kinds import (
   SUB_ACTIVATION,
@@ -29,12 +29,16 @@ class Pair(nn.Module):
 
   Attributes:
     num_chunks: m, chunks of its input and output.
+
+  >>> Pair(num_chunks=3).gates
+  ('join_1', 'join_2')
   """
 
   num_chunks: int
 
   @property
   def gates(self) -> tuple[str, ...]:
+    """The names of its gates, in order."""
     return gate_names(KINDS, self.num_chunks)
 
 
@@ -46,6 +50,11 @@ class DensePair(Pair):
     layers: their names.
     last: whether its output are the logits.
     activation: act.
+
+  >>> pair = DensePair(2, sizes=(8, 3), layers=('fc1', 'out'), last=True)
+  >>> pool = jax.eval_shape(pair.init, jax.random.key(0), jnp.ones((1, 4)))
+  >>> jax.tree.map(jnp.shape, pool['params']['fc1'])
+  {'bias': (8,), 'kernel': (4, 8)}
   """
 
   sizes: tuple[int, ...]
@@ -78,6 +87,9 @@ class DenseStack(Additive):
     gates: ('sub_activation',), the one kind that a plain stack has.
     num_chunks: m, chunks of the input and of the output of each pair that sub-activation gates
       join; an input that no layer has changed must have as many numbers.
+
+  >>> DenseStack((300, 100), num_classes=10).space.names
+  ('fc2_out/join_1', 'fc2_out/join_2', 'fc2_out/join_3')
   """
 
   hidden: int | Sequence[int] = (300, 100)
@@ -113,8 +125,10 @@ class DenseStack(Additive):
     ]
 
   def embed(self, x: Inputs) -> Float[Array, 'B D']:
+    """Returns inputs as rows, through the first layer where no pair has it."""
     h = flat(x)
     return h if self.stem is None else nn.relu(self.stem(h))
 
-  def readout(self, h: Logits) -> Logits:
+  def readout(self, h: Float[Array, 'B C']) -> Float[Array, 'B C']:
+    """Returns the logits as the last pair gave them."""
     return h

@@ -14,7 +14,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.gates import mixtures, routers
 from additive_jax.gates.dispatch import packed
@@ -32,6 +33,9 @@ from additive_jax.models.routing import (
   linear_router,
 )
 
+# The weights of a token's structures and the structures, or the weights of spans and None.
+Routed = tuple[Float[Array, '...'], Bool[Array, '...'] | None]
+
 
 class StructureExperts(nn.Module):
   """`h + Σ_s w_s(x) f_s(x)` with `x = LayerNorm(h)`, [B, ..., D], over the structures s of one
@@ -46,6 +50,13 @@ class StructureExperts(nn.Module):
     routing: how tokens choose.
     activation, gated: as in `FeedForward`.
     router: the linear map to logits; None for one of its own.
+
+  With two chunks there is one gate, so a router chooses between two structures:
+
+  >>> site, h = StructureExperts(hidden=8, num_chunks=2), jnp.ones((1, 5, 4))
+  >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
+  >>> pool['in']['kernel'].shape, pool['out']['kernel'].shape, pool['router']['kernel'].shape
+  ((4, 8), (8, 4), (4, 2))
   """
 
   hidden: int
@@ -68,7 +79,7 @@ class StructureExperts(nn.Module):
     layers = feed_forward_layers(width, self.hidden, self.gated)
     routed, facts, indices = self._route(x)
 
-    def experts(x, routed):
+    def experts(x: Array, routed: Routed) -> Array:
       weights, structures = routed
       if structures is None:
         return mixtures.span_mixture(x, layers, weights, self.activation)
@@ -83,9 +94,11 @@ class StructureExperts(nn.Module):
     leave(self, facts, Chosen(indices, on))
     return h + jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
 
-  def _route(self, x):
-    """The weights of structures and the structures, or the weights of spans and None; the facts
-    about them; and the numbers of the structures, see `Chosen`."""
+  def _route(
+    self, x: Float[Array, 'B *axes D']
+  ) -> tuple[Routed, routers.Facts, Int[Array, 'B *axes k'] | None]:
+    """Returns what the router chose for each token; the facts about it; and the numbers of the
+    structures, see `Chosen`."""
     routing, num_gates = self.routing, self.num_chunks - 1
     if routing.router == 'random':
       listed = routing.listed(num_gates)
@@ -103,24 +116,35 @@ class StructureExperts(nn.Module):
       weights = mixtures.span_weights(nn.sigmoid(logits))
       return (weights, None), routers.facts_of_gates(logits, None), None
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
-    choose = routers.k_best if routing.router == 'factorised' else routers.top_k
-    choice = choose(logits, routing.top_k, renormalise=routing.renormalise, bias=bias)
+    k, renormalise = routing.top_k, routing.renormalise
     if routing.router == 'softmax':
+      choice = routers.top_k(logits, k, renormalise=renormalise, bias=bias)
       return self._of_list(logits, choice, routing.listed(num_gates))
-    structures = choice[1]
-    return choice, routers.facts_of_gates(logits, structures), routers.codes(structures)
+    weights, structures = routers.k_best(logits, k, renormalise=renormalise, bias=bias)
+    facts = routers.facts_of_gates(logits, structures)
+    return (weights, structures), facts, routers.codes(structures)
 
-  def _of_list(self, logits, choice, listed):
+  def _of_list(
+    self,
+    logits: Float[Array, 'B *axes S'] | None,
+    choice: routers.Choice,
+    listed: Bool[np.ndarray, 'S n'],
+  ) -> tuple[Routed, routers.Facts, Int[Array, 'B *axes k']]:
     facts = routers.facts_of_list(logits, choice.indices, len(listed))
     return (choice.weights, jnp.asarray(listed)[choice.indices]), facts, choice.indices
 
 
-def _of_tokens(function, x, routed, on):
-  """`function(x, routed)` of the tokens [B, ..., D] that are on alone, zero for the others."""
+def _of_tokens(
+  function: Callable[[Array, Routed], Array],
+  x: Float[Array, 'B *axes D'],
+  routed: Routed,
+  on: Bool[Array, 'B *axes'],
+) -> Float[Array, 'B *axes D']:
+  """Returns `function(x, routed)` of the tokens that are on alone, zero for the others."""
   flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
   routed = jax.tree.map(flat, routed)
 
-  def of_part(part, positions, valid):
+  def of_part(part: Array, positions: Array, valid: Array) -> Array:
     return function(part[0], jax.tree.map(lambda a: a[positions[0]], routed))[None]
 
   y = packed(of_part, flat(x)[None], on.reshape(1, -1))

@@ -12,7 +12,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.additive import Additive, Inputs, Logits, numbered
+from additive_jax.models.additive import Additive, Inputs, numbered
 from additive_jax.models.conv import (
   Conv,
   as_images,
@@ -28,8 +28,8 @@ from additive_jax.models.kinds import check_chunks, check_kinds, check_sizes
 C1_CHANNELS, C3_CHANNELS, C5_UNITS, F6_UNITS = 6, 16, 120, 84
 
 
-def _squash(x: Array) -> Array:
-  """LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
+def _squash(x: Float[Array, 'B X Y D']) -> Float[Array, 'B X//2 Y//2 D']:
+  """Returns LeNet's nonlinear step after a convolution: tanh, and the mean of 2 × 2 windows."""
   return tiles(nn.tanh(x)).mean((2, 4))
 
 
@@ -65,6 +65,9 @@ class LeNet(Additive):
     gates: ('sub_activation',), the one kind that a plain stack has.
     num_chunks: m, chunks that sub-activation gates join: in `c3_c5` of the 6 channels and the 120
       units, in `f6_out` of the 120 units and the logits.
+
+  >>> LeNet(num_classes=10, num_chunks=2).space.names
+  ('c3_c5/join_1', 'f6_out/join_1')
   """
 
   num_classes: int
@@ -85,9 +88,11 @@ class LeNet(Additive):
     self.sites = [C3C5(self.num_chunks, name='c3_c5'), out]
 
   def embed(self, x: Inputs) -> Float[Array, 'B X Y D']:
+    """Returns the output of C1, of half the sides."""
     return _squash(self.stem(as_images(x, least=4)))
 
-  def readout(self, h: Logits) -> Logits:
+  def readout(self, h: Float[Array, 'B C']) -> Float[Array, 'B C']:
+    """Returns the logits as `f6_out` gave them."""
     return h
 
 
@@ -96,6 +101,10 @@ class ConvPair(Pair):
 
   Attributes:
     channels: of both convolutions.
+
+  >>> pair, h = ConvPair(num_chunks=2, channels=8), jnp.ones((1, 6, 6, 4))
+  >>> jax.eval_shape(pair.init_with_output, jax.random.key(0), h)[0].shape
+  (1, 3, 3, 8)
   """
 
   channels: int
@@ -120,6 +129,9 @@ class VGG(Additive):
     num_classes: the number of logits.
     gates: ('sub_activation',), the one kind that a plain stack has.
     num_chunks: m, chunks of a stage's input and output channels that sub-activation gates join.
+
+  >>> VGG((8, 16), num_classes=10, num_chunks=2).space.names
+  ('stage_00/join_1', 'stage_01/join_1')
   """
 
   channels: Sequence[int] = (16, 32)
@@ -143,7 +155,9 @@ class VGG(Additive):
     self.head = nn.Dense(self.num_classes, name='readout')
 
   def embed(self, x: Inputs) -> Float[Array, 'B X Y D']:
+    """Returns the stem's output for images."""
     return nn.relu(self.stem(as_images(x, least=2 ** len(self.channels))))
 
-  def readout(self, h: Float[Array, 'B X Y D']) -> Logits:
+  def readout(self, h: Float[Array, 'B X Y D']) -> Float[Array, 'B C']:
+    """Returns the logits of the mean over pixels."""
     return self.head(h.mean((1, 2)))

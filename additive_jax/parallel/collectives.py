@@ -5,14 +5,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree, Shaped
 
 COLLECTIVES = ('psum', 'ring')
 
 
-def all_reduce_sum(tree, axes: tuple[str, ...], collective: str, specs=None):
-  """Sums a pytree over mesh axes, inside `shard_map`; the same on every device.
+def all_reduce_sum(
+  tree: PyTree, axes: tuple[str, ...], collective: str, specs: PyTree | None = None
+) -> PyTree:
+  """Returns the sum of a pytree over mesh axes, inside `shard_map`; the same on every device.
+
+  >>> mesh, rows = jax.sharding.Mesh(jax.devices()[:4], 'data'), jax.P('data')
+  >>> add_up = lambda tree: all_reduce_sum(tree, ('data',), 'psum')
+  >>> program = jax.shard_map(add_up, mesh=mesh, in_specs=rows, out_specs=jax.P())
+  >>> program({'loss': jnp.arange(4.0)})['loss'].tolist()
+  [6.0]
 
   Args:
+    tree: of arrays, this device's.
+    axes: names of mesh axes; with none the tree is returned as it is.
     collective: 'psum', or 'ring' for `ring_all_reduce` along each axis in turn.
     specs: a pytree of `PartitionSpec` like `tree`; a leaf is not summed over axes that it is split
       over. None: no leaf is split.
@@ -38,12 +49,18 @@ def all_reduce_sum(tree, axes: tuple[str, ...], collective: str, specs=None):
   return unravel(vector)
 
 
-def ring_all_reduce(vector: jax.Array, axis: str) -> jax.Array:
-  """Sum of `vector` [N] over the P devices of `axis` by reduce-scatter and all-gather around a
-  ring.
+def ring_all_reduce(vector: Shaped[Array, 'numbers'], axis: str) -> Shaped[Array, 'numbers']:
+  """Returns the sum of a vector over the P devices of `axis` by reduce-scatter and all-gather
+  around a ring.
 
-  Each device sends 2·(P−1)/P·N numbers in all, whatever P. Source: Patarasuk & Yuan 2009, J.
+  Of N numbers each device sends 2·(P−1)/P·N in all, whatever P. Source: Patarasuk & Yuan 2009, J.
   Parallel Distrib. Comput. 69.
+
+  >>> mesh, rows = jax.sharding.Mesh(jax.devices()[:4], 'data'), jax.P('data')
+  >>> add_up = lambda vector: ring_all_reduce(vector, 'data')
+  >>> program = jax.shard_map(add_up, mesh=mesh, in_specs=rows, out_specs=rows)
+  >>> jax.jit(program)(jnp.arange(4.0)).tolist()
+  [6.0, 6.0, 6.0, 6.0]
   """
   size = jax.lax.axis_size(axis)
   if size == 1:

@@ -14,10 +14,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from additive_jax.errors import UserError
 
 SCHEDULES = ('gpipe', 'circular')
+
+Integers = int | Int[Array | np.ndarray, '...']
+Bools = bool | Bool[Array | np.ndarray, '...']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Pipeline:
     repeats: R, stages on each device; 1 for 'gpipe'.
     remat: whether the backward pass runs each stage again from its input alone; else the results of
       its matmuls are kept, for which ticks without work keep zeros.
+
+  >>> pipeline = Pipeline(devices=2, microbatches=4, schedule='circular', repeats=3)
+  >>> pipeline.stages, pipeline.ticks
+  (6, 13)
   """
 
   devices: int
@@ -60,6 +68,7 @@ class Pipeline:
 
   @property
   def stages(self) -> int:
+    """P·R, the stages that the sites are cut into."""
     return self.devices * self.repeats
 
   @property
@@ -67,11 +76,15 @@ class Pipeline:
     """Of one pass through all stages."""
     return self.microbatches * self.repeats + self.devices - 1
 
-  def turn(self, tick, device):
-    """What a device does in a tick, as integers or arrays of them.
+  def turn(self, tick: Integers, device: Integers) -> tuple[Bools, Integers, Integers]:
+    """Returns what a device does in a tick: whether it works, and if so on which of its stages
+    (0 to R − 1) and which microbatch.
 
-    Returns:
-      Whether it works, and if so on which of its stages (0 to R − 1) and which microbatch.
+    Args:
+      tick, device: integers, traced or not, or arrays of them that broadcast.
+
+    >>> Pipeline(devices=2, microbatches=3).turn(tick=2, device=1)
+    (True, 0, 1)
     """
     done = tick - device
     block, within = done // self.stages, done % self.stages
@@ -80,11 +93,25 @@ class Pipeline:
 
 
 def bubble(pipeline: Pipeline) -> float:
-  """The share of all ticks of all devices that is idle, (P − 1)/(M·R + P − 1)."""
+  """Returns the share of all ticks of all devices that is idle, (P − 1)/(M·R + P − 1).
+
+  >>> bubble(Pipeline(devices=2, microbatches=3))
+  0.25
+  """
   return (pipeline.devices - 1) / pipeline.ticks
 
 
-def microbatches(pipeline: Pipeline) -> np.ndarray:
-  """The microbatch that each device works on in each tick, int [P, ticks]; −1 where it is idle."""
+def microbatches(pipeline: Pipeline) -> Int[np.ndarray, 'P ticks']:
+  """Returns the microbatch that each device works on in each tick; −1 where it is idle.
+
+  Each row is a device, each column a tick. A circular pipeline takes its microbatches around again:
+
+  >>> microbatches(Pipeline(devices=2, microbatches=3))
+  array([[ 0,  1,  2, -1],
+         [-1,  0,  1,  2]])
+  >>> microbatches(Pipeline(devices=2, microbatches=2, schedule='circular', repeats=2))
+  array([[ 0,  1,  0,  1, -1],
+         [-1,  0,  1,  0,  1]])
+  """
   busy, _, number = pipeline.turn(np.arange(pipeline.ticks), np.arange(pipeline.devices)[:, None])
   return np.where(busy, number, -1)

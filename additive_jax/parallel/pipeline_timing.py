@@ -19,16 +19,21 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import StructureLike
 from additive_jax.gates.traced import traced_structure
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import Inputs, Stream, gate_names
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import workers
@@ -39,6 +44,10 @@ from additive_jax.parallel.staging import pool_specs
 RATE = 1e-4  # of the steps: any that keeps the loss finite
 PATIENCE = 120.0  # seconds that a device waits for its turn, longer than any tick takes
 
+Objective = Callable[[Any, Any], Any]
+# From a way, a device and a tick to the seconds that it took in each step.
+Seconds = dict[tuple[str, int, int], list[float]]
+
 
 @dataclasses.dataclass(frozen=True)
 class BubbleReport:
@@ -46,21 +55,31 @@ class BubbleReport:
 
   Attributes:
     pipeline: whose.
-    busy: bool [P, ticks], whether the device worked, as said by the branch that it took.
-    microbatch: int [P, ticks], the one that the schedule gives it; −1 where it has none.
-    forward, backward: processor seconds of each tick, idle ones too, float [P, ticks]: the least of
-      several steps, for what else the machine does only adds. The backward pass goes from the last
-      tick to the first; its seconds stand at the tick that they are the gradient of.
+    busy: whether the device worked, as said by the branch that it took.
+    microbatch: the one that the schedule gives it; −1 where it has none.
+    forward, backward: processor seconds of each tick, idle ones too: the least of several steps,
+      for what else the machine does only adds. The backward pass goes from the last tick to the
+      first; its seconds stand at the tick that they are the gradient of.
+
+  Ticks that all last a second are idle as the formula says:
+
+  >>> pipeline = Pipeline(devices=2, microbatches=3)
+  >>> microbatch = microbatches(pipeline)
+  >>> busy, seconds = microbatch >= 0, np.ones((2, 4))
+  >>> report = BubbleReport(pipeline, busy, microbatch, seconds, seconds)
+  >>> report.formula, report.measured
+  (0.25, 0.25)
   """
 
   pipeline: Pipeline
-  busy: np.ndarray
-  microbatch: np.ndarray
-  forward: np.ndarray
-  backward: np.ndarray
+  busy: Bool[np.ndarray, 'P ticks']
+  microbatch: Int[np.ndarray, 'P ticks']
+  forward: Float[np.ndarray, 'P ticks']
+  backward: Float[np.ndarray, 'P ticks']
 
   @property
   def ticks(self) -> int:
+    """Of one pass through all stages, forward or backward."""
     return self.busy.shape[1]
 
   @property
@@ -84,24 +103,26 @@ class BubbleReport:
 
 
 def measure_bubble(
-  model,
-  objective: Callable,
+  model: nn.Module,
+  objective: Objective,
   pipeline: Pipeline,
-  variables,
-  x,
-  y,
+  variables: PyTree,
+  x: Inputs,
+  y: Shaped[Array | np.ndarray, 'B ...'],
   *,
-  structure=None,
-  devices=None,
+  structure: StructureLike | ArrayLike | None = None,
+  devices: Sequence[jax.Device] | None = None,
   repeats: int = 20,
 ) -> BubbleReport:
-  """Takes steps of gradient descent on one batch in stages, and times every tick.
+  """Returns the seconds of every tick of steps of gradient descent on one batch in stages.
 
   All steps are in one program, as in a training; the first one, which also touches its memory for
   the first time, is left out.
 
   Args:
-    objective: see `objectives`.
+    model: an additive model whose sites `staging` can cut into alike stages.
+    objective: from outputs and targets to losses and more; see `run.objectives`.
+    pipeline: how sites and batch are cut.
     variables: `{'params': pool}`.
     x, y: a batch, [B, ...].
     structure: in any form that `run.conditional` takes; None is all-on.
@@ -112,7 +133,7 @@ def measure_bubble(
     UserError: for fewer or other devices, and as `staging` does.
   """
   devices = jax.devices() if devices is None else list(devices)
-  mesh_.check_pipe_devices(pipeline.devices, len(devices[: pipeline.devices]))
+  mesh_.check_spread({mesh_.PIPE: pipeline.devices}, len(devices[: pipeline.devices]))
   devices = devices[: pipeline.devices]
   if devices[0].platform != 'cpu':
     raise UserError(f'a bubble measured on {devices[0].platform} devices: expected those of a CPU')
@@ -122,17 +143,31 @@ def measure_bubble(
   example = jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
   specs = pool_specs(model, pipeline, example)
   clock = _Clock()
+  around = functools.partial(_timed, clock)
 
-  def steps(params, bits, x, y):
-    def loss(params):
-      around = functools.partial(_timed, clock)
-      return pipeline_.loss(model, pipeline, objective, params, bits, x, y, around=around)
+  def loss(params: PyTree, bits: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    return pipeline_.loss(model, pipeline, objective, params, bits, x, y, around=around)
 
-    def step(params, _):
-      gradient, worked = jax.grad(loss, has_aux=True)(params)
+  placed = pipeline_.place_pool(model, variables, mesh, pipeline, x)['params']
+  batch = mesh_.replicate((bits, x, y), mesh)
+  program = _steps(loss, mesh, specs, 1 + repeats)
+  _, worked = jax.block_until_ready(program(placed, *batch))
+  forward, backward = _table(clock.seconds, pipeline)
+  return BubbleReport(pipeline, np.asarray(worked), microbatches(pipeline), forward, backward)
+
+
+def _steps(
+  loss: Callable[..., tuple[Array, Array]], mesh: Mesh, specs: PyTree, count: int
+) -> Callable[..., tuple[PyTree, Bool[Array, 'P ticks']]]:
+  """Returns a compiled program that takes that many steps down `loss(params, *batch)`, and gives
+  the ticks of the last one that were busy; `specs` are those of the parameters."""
+
+  def steps(params: PyTree, *batch: Array) -> tuple[PyTree, Bool[Array, '1 ticks']]:
+    def step(params: PyTree, _: None) -> tuple[PyTree, Bool[Array, 'ticks']]:
+      gradient, worked = jax.grad(loss, has_aux=True)(params, *batch)
       return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), worked
 
-    params, worked = jax.lax.scan(step, params, length=1 + repeats)
+    params, worked = jax.lax.scan(step, params, length=count)
     return params, worked[-1:]
 
   everywhere = PartitionSpec()
@@ -143,29 +178,24 @@ def measure_bubble(
     out_specs=(specs, PartitionSpec(PIPE)),
     check_vma=False,
   )
-  program = jax.jit(program, compiler_options=workers.SINGLE_THREAD)
-  placed = pipeline_.place_pool(model, variables, mesh, pipeline, x)['params']
-  given = mesh_.replicate((bits, x, y), mesh)
-  _, worked = jax.block_until_ready(program(placed, *given))
-  least = _table(clock.seconds, pipeline)
-  return BubbleReport(pipeline, np.asarray(worked), microbatches(pipeline), *least)
+  return jax.jit(program, compiler_options=workers.SINGLE_THREAD)
 
 
 class _Clock:
   """Times what stands between two calls, and lets one device at a time into it."""
 
-  def __init__(self):
-    self.seconds = collections.defaultdict(list)
+  def __init__(self) -> None:
+    self.seconds: Seconds = collections.defaultdict(list)
     self._turn = threading.Lock()
     self._started = _now()
 
-  def start(self, way, device, tick, _):
+  def start(self, way: str, device: Array, tick: Array, _: Array) -> np.float32:
     if not self._turn.acquire(timeout=PATIENCE):
       raise RuntimeError(f'device {int(device)} waited {PATIENCE:g} s for its turn')
     self._started = _now()
     return np.float32(0)
 
-  def stop(self, way, device, tick, _):
+  def stop(self, way: str, device: Array, tick: Array, _: Array) -> np.float32:
     (before, of_thread, of_process), (thread, *now) = self._started, _now()
     # Once in a while XLA goes on in another thread. The process has done no less than the device.
     seconds = now[0] - of_thread if thread == before else now[1] - of_process
@@ -174,34 +204,40 @@ class _Clock:
     return np.float32(0)
 
 
-def _now():
-  """The thread, and the processor seconds that it and the process have taken."""
+def _now() -> tuple[int, float, float]:
+  """Returns the thread, and the processor seconds that it and the process have taken."""
   return threading.get_ident(), time.thread_time(), time.process_time()
 
 
-def _table(seconds, pipeline):
-  """Seconds [2, P, ticks] of the forward and the backward pass: the least after the first step."""
+def _table(seconds: Seconds, pipeline: Pipeline) -> Float[np.ndarray, '2 P ticks']:
+  """Returns seconds of the forward and the backward pass: the least after the first step."""
   ways, devices, ticks = ('forward', 'backward'), range(pipeline.devices), range(pipeline.ticks)
-  least = lambda *of: min(seconds[of][1:])
+  least = lambda way, device, tick: min(seconds[way, device, tick][1:])
   return np.array([[[least(way, d, t) for t in ticks] for d in devices] for way in ways])
 
 
-def _timed(clock, run, h, tick):
-  """`run(h)` between two calls of the host, and its gradient between two more."""
+def _timed(
+  clock: _Clock, run: Callable[[Array], tuple[Any, ...]], h: Stream, tick: Int[Array, '']
+) -> tuple[Any, ...]:
+  """Returns `run(h)` between two calls of the host, and its gradient between two more."""
   out = run(_mark(clock, True, h, tick))
   return _mark(clock, False, out[0], tick), *out[1:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mark(clock, enters, h, tick):
+def _mark(clock: _Clock, enters: bool, h: Stream, tick: Int[Array, '']) -> Stream:
   return _stamped(clock.start if enters else clock.stop, 'forward', h, tick)
 
 
-def _mark_forward(clock, enters, h, tick):
+def _mark_forward(
+  clock: _Clock, enters: bool, h: Stream, tick: Int[Array, '']
+) -> tuple[Stream, Int[Array, '']]:
   return _mark(clock, enters, h, tick), tick
 
 
-def _mark_backward(clock, enters, tick, cotangent):
+def _mark_backward(
+  clock: _Clock, enters: bool, tick: Int[Array, ''], cotangent: Stream
+) -> tuple[Stream, np.ndarray]:
   # The gradient enters a tick where the stream leaves it.
   stamp = clock.stop if enters else clock.start
   nothing = np.zeros((), jax.dtypes.float0)
@@ -211,8 +247,9 @@ def _mark_backward(clock, enters, tick, cotangent):
 _mark.defvjp(_mark_forward, _mark_backward)
 
 
-def _stamped(stamp, way, h, tick):
-  """`h`, which is there before the call of the host, and of use only after it: it adds a zero."""
+def _stamped(stamp: Callable[..., np.float32], way: str, h: Stream, tick: Int[Array, '']) -> Stream:
+  """Returns `h`, which is there before the call of the host, and of use only after it: it adds a
+  zero."""
   shape = jax.ShapeDtypeStruct((), jnp.float32)
   device, first = jax.lax.axis_index(PIPE), h.reshape(-1)[0]
   zero = jax.pure_callback(functools.partial(stamp, way), shape, device, tick, first)

@@ -6,23 +6,28 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
 
-def to_host(tree):
-  """A NumPy copy of whole arrays, however they lie on devices. Those that are split over several
-  processes are gathered, so all of them must call this together.
+def to_host(tree: PyTree) -> PyTree:
+  """Returns a NumPy copy of whole arrays, however they are spread over devices. Arrays that are
+  split over several processes are gathered, so all of them must call this together.
+
+  >>> to_host({'bias': jnp.zeros(2), 'step': 3})
+  {'bias': array([0., 0.], dtype=float32), 'step': array(3)}
   """
 
-  def copy(leaf):
+  def copy(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
       return np.array(multihost_utils.process_allgather(leaf, tiled=True))
     return np.array(jax.device_get(leaf))
@@ -31,12 +36,16 @@ def to_host(tree):
 
 
 def is_primary() -> bool:
-  """Whether this process writes the files of the run."""
+  """Returns whether this process writes the files of the run."""
   return jax.process_index() == 0
 
 
 def process() -> tuple[int, int]:
-  """This process's number and how many there are."""
+  """Returns this process's number and how many there are.
+
+  >>> process()
+  (0, 1)
+  """
   return jax.process_index(), jax.process_count()
 
 
@@ -47,7 +56,7 @@ def barrier(name: str) -> None:
 
 
 def agree(flag: bool) -> bool:
-  """Whether the flag is set on any process: for decisions that all must take alike."""
+  """Returns whether the flag is set on any process: for decisions that all must take alike."""
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(jnp.asarray(flag)).any())
@@ -60,13 +69,20 @@ def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterat
   Args:
     coordinator: `host:port` of process 0, or 'auto' for what SLURM, a TPU pod or Kubernetes tells
       JAX by itself.
+    num_processes: how many join; not read for 'auto'.
+    process_id: the number of this one, from 0; not read for 'auto'.
+
+  Raises:
+    UserError: for a coordinator of another form, or where nothing tells JAX of the processes.
   """
   if not coordinator:
     yield
     return
   # Seconds until a process that is gone, or that failed while the others did not, ends the rest.
-  patience = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 120}
-  address = () if coordinator == 'auto' else (coordinator, num_processes, process_id)
+  patience: dict[str, Any] = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 120}
+  address: tuple[Any, ...] = (
+    () if coordinator == 'auto' else (coordinator, num_processes, process_id)
+  )
   if address and not re.fullmatch(r'[^:]+:\d+', coordinator):
     raise UserError(f'--coordinator={coordinator}: expected host:port, or auto')
   try:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import queue
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
+
+Job = TypeVar('Job')
+Result = TypeVar('Result')
 
 # On CPU one program of small matmuls gains nothing from a second core, while two programs side by
 # side gain all of it.
 SINGLE_THREAD = {'xla_cpu_multi_thread_eigen': False}
 
 
-def workers(devices=None) -> list[jax.Device]:
-  """The device that each of this process's worker threads drives.
+def workers(devices: Sequence[jax.Device] | None = None) -> list[jax.Device]:
+  """Returns the device that each of this process's worker threads drives.
 
   Accelerators: one thread each. CPU: one thread per core, all on one device, since the devices of a
   CPU are the same cores and each further device would compile everything again.
+
+  Args:
+    devices: given as they are; None chooses.
   """
   if devices is not None:
     return list(devices)
@@ -29,19 +36,26 @@ def workers(devices=None) -> list[jax.Device]:
   return [local[0]] * (cores or 1)
 
 
-def spread(jobs: Iterable, run: Callable, devices: list[jax.Device]) -> Iterator:
+def spread(
+  jobs: Iterable[Job], run: Callable[[Job, jax.Device], Result], devices: Sequence[jax.Device]
+) -> Iterator[tuple[Job, Result]]:
   """Runs `run(job, device)` for every job on a pool of worker threads; yields (job, result) as they
   end.
 
+  >>> sorted(spread([1, 2, 3], lambda job, device: 10 * job, workers()))
+  [(1, 10), (2, 20), (3, 30)]
+
   Args:
+    jobs: what is handed to `run`.
+    run: must be safe to call from several threads.
     devices: one per worker thread, see `workers`.
   """
   jobs = list(jobs)
-  idle: queue.SimpleQueue = queue.SimpleQueue()
+  idle: queue.SimpleQueue[jax.Device] = queue.SimpleQueue()
   for device in devices:
     idle.put(device)
 
-  def work(job):
+  def work(job: Job) -> tuple[Job, Result]:
     device = idle.get()
     try:
       return job, run(job, device)

@@ -1,4 +1,4 @@
-"""What came out of a run: statistics of its tables, pictures, and one page. No JAX, no model.
+"""The results of a run: statistics of its tables, pictures, and one page. No JAX, no model.
 
 statistics   means with intervals, ranks, the Pareto front, what each gate does
 rankings     how far a ranking of structures can be trusted

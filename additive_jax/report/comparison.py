@@ -13,7 +13,7 @@ import pandas as pd
 from additive_jax.report import statistics
 
 SCORES = ('loss', 'accuracy')
-# Of a table of structures the first columns, in every experiment.
+# The first columns of a table of structures, in every experiment.
 FIRST = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
 
 
@@ -86,6 +86,6 @@ def figures(variants: pd.DataFrame, baseline: str) -> dict[str, dict[str, Any]]:
   rows: dict[str, dict[str, Any]] = {}
   for row in variants.to_dict('records'):
     name = row.pop('variant')
-    own = f'_minus_{baseline}' if name == baseline else None
-    rows[name] = {str(k): v for k, v in row.items() if own is None or own not in str(k)}
+    suffix = f'_minus_{baseline}' if name == baseline else None
+    rows[name] = {str(k): v for k, v in row.items() if suffix is None or suffix not in str(k)}
   return rows

@@ -123,15 +123,15 @@ def picture(figure: Figure, caption: str) -> Piece:
 
 def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
   """Returns the first rows of a frame, without its index; a note says how many there are."""
-  shown = frame.head(max_rows)
+  visible = frame.head(max_rows)
   columns = [
     {'name': str(name), 'align': _alignment(frame.iloc[:, place])}
     for place, name in enumerate(frame.columns)
   ]
   rows = [
-    [format_value(value) for value in row] for row in shown.itertuples(index=False, name=None)
+    [format_value(value) for value in row] for row in visible.itertuples(index=False, name=None)
   ]
-  note = f'First {len(shown):,} of {len(frame):,} rows.' if len(shown) < len(frame) else ''
+  note = f'First {len(visible):,} of {len(frame):,} rows.' if len(visible) < len(frame) else ''
   return Piece('table', {'columns': columns, 'rows': rows, 'caption': caption, 'note': note})
 
 
@@ -145,15 +145,15 @@ def _present(pieces):
 
 
 def _tile(name, value):
-  """A fact as it is shown: a long text smaller, a number on one line."""
-  words = format_value(value)
-  size = 'long' if len(words) > _LARGE else 'short'
+  """Returns a fact as it is shown: a long text smaller, a number on one line."""
+  text = format_value(value)
+  size = 'long' if len(text) > _LARGE else 'short'
   whole = ' whole' if isinstance(value, numbers.Real) else ''
-  return {'name': name, 'text': words, 'style': size + whole}
+  return {'name': name, 'text': text, 'style': size + whole}
 
 
 def _alignment(column):
-  """Class of a column's cells: numbers stand to the right, structures in one width."""
+  """Returns the class of a column's cells: numbers stand to the right, structures in one width."""
   if column.dtype.kind in 'iuf':
     return 'number'
   words = column.dropna()
@@ -162,7 +162,7 @@ def _alignment(column):
 
 
 def _data_uri(figure):
-  """The figure as the address of an image that holds all of it."""
+  """Returns the figure as the address of an image that holds all of it."""
   nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
   image = _saved(figure, format='svg', metadata=nothing)
   kind = 'svg+xml'

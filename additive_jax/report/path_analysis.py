@@ -1,5 +1,5 @@
-"""What the tokens of a network do whose modules they choose: statistics of their paths, and tables
-of modules and of tokens. Letters are those of `paths`.
+"""The paths of tokens through a network whose modules they choose: statistics, and tables of
+modules and of tokens. Letters are those of `paths`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Analysis:
 
   @property
   def identity(self) -> Bool[np.ndarray, 'M']:
-    """Which modules compute nothing."""
+    """The modules that compute nothing, as a mask."""
     return np.array([name.startswith('identity') for name in self.names])
 
   @functools.cached_property
@@ -66,17 +66,17 @@ class Analysis:
 
   @functools.cached_property
   def information(self) -> paths.Information:
-    """What modules tell about classes, at each step."""
+    """The bits that modules tell about classes, at each step."""
     return paths.information(self.chosen, self.classes, len(self.names), len(self.class_names))
 
   @functools.cached_property
   def flows(self) -> Float[np.ndarray, 'steps M M']:
-    """Where tokens go from step to step."""
+    """The share of tokens that go from one module to another, at each step but the last."""
     return paths.flows(self.chosen, len(self.names))
 
   @functools.cached_property
   def reuse(self) -> Int[np.ndarray, 'M uses']:
-    """How many tokens use each module how often."""
+    """The number of tokens that use each module 0, 1, … times."""
     return paths.reuse(self.chosen, len(self.names))
 
   def figures(self) -> dict[str, Any]:

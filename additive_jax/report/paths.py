@@ -126,9 +126,9 @@ def fit_power_law(
   # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
   number = np.bincount(owner, minlength=len(examples))
   total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
-  drawn = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
-  sizes = number[drawn].sum(axis=1)
-  means = total[drawn].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
+  draws = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
+  sizes = number[draws].sum(axis=1)
+  means = total[draws].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
   samples = [_exponent(mean, logs) for mean in means]
   low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
   exponent = _exponent(total.sum() / number.sum(), logs)
@@ -277,12 +277,12 @@ def utilisation(index: ArrayLike, count: int) -> Float[np.ndarray, ' experts']:
 
 
 def _places(counts):
-  """Place of each count in descending order, 0 first; ties by index."""
+  """Returns the place of each count in descending order, 0 first; ties by index."""
   return np.argsort(np.argsort(-counts, kind='stable'), kind='stable')
 
 
 def _exponent(mean, logs):
-  """The s at which the law's mean of `logs` is `mean`, as far as it lies within ±50."""
+  """Returns the s at which the law's mean of `logs` is `mean`, as far as it is within ±50."""
   excess = lambda s: special.softmax(-s * logs) @ logs - mean
   if excess(-_LARGEST_EXPONENT) <= 0:
     return -_LARGEST_EXPONENT
@@ -292,7 +292,8 @@ def _exponent(mean, logs):
 
 
 def _joint(first, second, rows, columns):
-  """How often each pair of two arrays of numbers that broadcast occurs, `[rows, columns]`."""
+  """Returns how often each pair of two arrays of numbers that broadcast occurs, `[rows,
+  columns]`."""
   pairs = np.asarray(first, np.int64) * columns + second
   return np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
 
@@ -304,7 +305,7 @@ def _mutual_information(table):
 
 
 def _divided(numerator, denominator):
-  """The quotient, NaN where the denominator is zero."""
+  """Returns the quotient, NaN where the denominator is zero."""
   empty = np.full(np.shape(numerator), np.nan)
   return np.divide(numerator, denominator, out=empty, where=np.greater(denominator, 0))
 
@@ -325,9 +326,9 @@ def _checked(chosen, num_modules=None):
   if chosen.ndim != 4 or not chosen.shape[-1]:
     raise UserError(f'expected choices [examples, tokens, steps, k], got shape {chosen.shape}')
   _check_range(chosen, num_modules, 'modules')
-  twice = np.diff(np.sort(chosen, axis=-1), axis=-1) == 0
-  if twice.any():
-    place = tuple(map(int, np.argwhere(twice)[0][:3]))
+  repeated = np.diff(np.sort(chosen, axis=-1), axis=-1) == 0
+  if repeated.any():
+    place = tuple(map(int, np.argwhere(repeated)[0][:3]))
     raise UserError(
       f'choices {chosen[place].tolist()} at {place}: expected modules that differ from each other'
     )
@@ -338,6 +339,6 @@ def _check_range(values, count, noun):
   if values.dtype.kind not in 'iu':
     raise UserError(f'expected whole numbers for {noun}, got {values.dtype}')
   if values.size and (values.min() < 0 or (count is not None and values.max() >= count)):
-    bad = values.min() if values.min() < 0 else values.max()
+    outside = values.min() if values.min() < 0 else values.max()
     limit = '' if count is None else f' and under {count}'
-    raise UserError(f'{bad} among the {noun}: expected numbers of at least 0{limit}')
+    raise UserError(f'{outside} among the {noun}: expected numbers of at least 0{limit}')

@@ -29,10 +29,10 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
   1.0
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  both = np.isfinite(a) & np.isfinite(b)
-  if both.sum() < 2:
+  is_finite = np.isfinite(a) & np.isfinite(b)
+  if is_finite.sum() < 2:
     return math.nan
-  return float(scipy.stats.kendalltau(a[both], b[both]).statistic)
+  return float(scipy.stats.kendalltau(a[is_finite], b[is_finite]).statistic)
 
 
 def top_k_recall(predicted: ArrayLike, truth: ArrayLike, k: int) -> float:
@@ -166,21 +166,21 @@ def compare_rankings(
     raise UserError(f'{predicted.shape} predictions given for {truth_by_seed.shape} true losses')
   truth = finite_mean(truth_by_seed)
   ceiling = noise_ceiling(truth_by_seed)
-  both = np.flatnonzero(np.isfinite(predicted) & np.isfinite(truth))
+  finite = np.flatnonzero(np.isfinite(predicted) & np.isfinite(truth))
 
   def tau_of(structures):
-    chosen = both[structures]
+    chosen = finite[structures]
     return kendall_tau(predicted[chosen], truth[chosen])
 
   def regret_of(seeds):
-    drawn = finite_mean(truth_by_seed[seeds])
-    return regret(predicted, drawn, min(k, int(np.isfinite(drawn).sum())))
+    resampled = finite_mean(truth_by_seed[seeds])
+    return regret(predicted, resampled, min(k, int(np.isfinite(resampled).sum())))
 
   tau = kendall_tau(predicted, truth)
   random_recall, random_regret = random_top_k_baseline(truth, k)
   return {
     'tau': tau,
-    **_interval('tau', tau_of, both.size, num_resamples, seed),
+    **_interval('tau', tau_of, finite.size, num_resamples, seed),
     'tau_between_seeds': ceiling.tau_between_seeds,
     'tau_ceiling': ceiling.tau_of_mean,
     'tau_over_ceiling': tau / ceiling.tau_of_mean if ceiling.tau_of_mean > 0 else math.nan,
@@ -190,7 +190,7 @@ def compare_rankings(
     'regret': regret(predicted, truth, k),
     **_interval('regret', regret_of, len(truth_by_seed), num_resamples, seed),
     'random_regret': random_regret,
-    'num_structures': both.size,
+    'num_structures': finite.size,
     'num_seeds': ceiling.num_seeds,
   }
 
@@ -201,7 +201,7 @@ def _useful_seeds(values):
 
 
 def _judged(predicted, truth, k):
-  """Both, where the truth is finite, after checking that k of them can be taken."""
+  """Returns both, where the truth is finite, after checking that k of them can be taken."""
   predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
   if predicted.shape != truth.shape:
     raise UserError(f'{predicted.shape} predictions given for {truth.shape} true losses')
@@ -212,7 +212,8 @@ def _judged(predicted, truth, k):
 
 
 def _splits(num_seeds, half):
-  """Boolean masks `[num_seeds]` of the first group, for splits of the seeds into half and rest."""
+  """Returns boolean masks `[num_seeds]` of the first group, for splits of the seeds into half and
+  rest."""
   total = math.comb(num_seeds, half)
   if total <= _MAX_SPLITS:
     groups = itertools.combinations(range(num_seeds), half)
@@ -223,7 +224,8 @@ def _splits(num_seeds, half):
 
 
 def _interval(name, statistic, size, num_resamples, seed):
-  """95 % percentile interval of `statistic(index)` over draws of `size` indices with replacement.
+  """Returns the 95 % percentile interval of `statistic(index)` over draws of `size` indices with
+  replacement.
 
   `scipy.stats.bootstrap` gives up when a draw has no value, as τ has none for a draw all tied.
   """

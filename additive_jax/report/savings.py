@@ -1,4 +1,4 @@
-"""What a training saves until it is as good as another one."""
+"""The share of its cost that a training saves until it is as good as another one."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def savings(curves: pd.DataFrame, measure: str, baseline: str) -> pd.DataFrame:
   """
   by_seed = {}
   for seed, frame in curves.groupby('seed'):
-    ways = dict(list(frame.groupby('variant', sort=False)))
-    base = ways.pop(baseline)
+    by_variant = dict(list(frame.groupby('variant', sort=False)))
+    base = by_variant.pop(baseline)
     target = base['loss'].min()
-    whole = spent_until(base, target, measure)
+    cost = spent_until(base, target, measure)
     by_seed[seed] = {
-      name: 1 - spent_until(curve, target, measure) / whole for name, curve in ways.items()
+      name: 1 - spent_until(curve, target, measure) / cost for name, curve in by_variant.items()
     }
   return pd.DataFrame(by_seed).T

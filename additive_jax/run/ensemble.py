@@ -34,15 +34,25 @@ def evaluate_ensemble(
     bits: the structure of each.
     batch: (x [N, ...], y [N, ...]).
     objective: from outputs and targets to loss and accuracy, see `objectives`.
+
+  Two members that are one network predict as it does:
+
+  >>> from additive_jax.run.objectives import classification
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> x, y, bits = np.ones((5, 6), np.float32), np.zeros(5, np.int32), np.array([[True], [True]])
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> loss, _ = evaluate_ensemble(model, [pool, pool], bits, (x, y), classification)
+  >>> bool(np.isclose(loss, aj.evaluate_structures(model, pool, (x, y), ['1']).loss[0]))
+  True
   """
   x, y = batch
-  as_they_are, total = objective is regression, np.zeros(2)
+  is_regression, total = objective is regression, np.zeros(2)
   for start in range(0, len(x), BATCH):
     part = slice(start, start + BATCH)
     outputs = jnp.stack(
-      [_outputs(model, as_they_are, pool, row, x[part]) for pool, row in zip(pools, bits)]
+      [_outputs(model, is_regression, pool, row, x[part]) for pool, row in zip(pools, bits)]
     )
-    if as_they_are:
+    if is_regression:
       mean = outputs.mean(0)
     else:
       mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
@@ -52,6 +62,6 @@ def evaluate_ensemble(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _outputs(model, as_they_are, variables, bits, x):
+def _outputs(model, is_regression, variables, bits, x):
   outputs = ways.conditional(model, variables, x, bits)
-  return outputs if as_they_are else jax.nn.log_softmax(outputs)
+  return outputs if is_regression else jax.nn.log_softmax(outputs)

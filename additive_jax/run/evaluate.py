@@ -158,6 +158,13 @@ def evaluate_one(
     batch: inputs and targets on the device.
     objective: see `objectives`.
     batch_size: examples that are evaluated together.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> x, y = jnp.ones((5, 6)), jnp.zeros(5, int)
+  >>> judge = functools.partial(evaluate_one, model, objective=objective_of('classification'))
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> jax.jit(judge)(pool, (x, y), jnp.array([True, False])).shape
+  (2,)
   """
   x, y = batch
   batch_size = min(batch_size, len(x))

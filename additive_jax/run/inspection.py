@@ -51,6 +51,17 @@ def inspect(
     objective: from outputs and targets to loss and accuracy, see `objectives`.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]).
+
+  Two texts of four tokens, each of which chose one of four experts in the one layer:
+
+  >>> from additive_jax.models import Experts, Transformer
+  >>> from additive_jax.run.objectives import language
+  >>> model = Transformer(1, 8, 2, 16, 3, num_tokens=5, causal=True, routing=Experts(4, top_k=1))
+  >>> x = np.zeros((2, 4), np.uint8)
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> inspection = inspect(model, language, pool, (x, x))
+  >>> inspection.chosen.shape, list(inspection.facts)
+  ((2, 4, 1, 1), ['block_00__mlp'])
   """
   x, y = batch
   size, count = min(BATCH, len(x)), len(x)
@@ -62,8 +73,8 @@ def inspect(
     float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
     for i in range(2)
   )
-  whole = [facts for _, facts, _ in parts[: count // size]]
-  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole)
+  whole_facts = [facts for _, facts, _ in parts[: count // size]]
+  facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole_facts)
   choices = [sites for *_, sites in parts]
   return Inspection(
     loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)
@@ -77,7 +88,7 @@ def _look(model, objective, variables, x, y, key):
 
 
 def _joined(choices, field, count):
-  """A field of all batches and sites, [count, T, S, …]; None where some site has none."""
+  """Returns a field of all batches and sites, [count, T, S, …]; None where some site has none."""
   names = sorted(choices[0])
   if any(getattr(choices[0][name], field) is None for name in names):
     return None

@@ -1,4 +1,4 @@
-"""What a network is trained for and judged by: loss and accuracy of each example, per task.
+"""Objectives that a network is trained for and judged by: loss and accuracy of each example.
 
 An objective takes outputs [..., B, ...], whose leading axes are structures, and targets [B, ...].
 """
@@ -112,7 +112,11 @@ class Distilled:
   def targets(
     y: Num[np.ndarray, '*examples'], logits: Float[np.ndarray, '*examples C']
   ) -> Float[np.ndarray, '*examples 1+C']:
-    """Returns labels, int [B] or [B, T], and the teacher's logits in one array."""
+    """Returns labels, int [B] or [B, T], and the teacher's logits in one array.
+
+    >>> Distilled.targets(np.array([1]), np.array([[2.5, 0.5]])).tolist()
+    [[1.0, 2.5, 0.5]]
+    """
     return np.concatenate([np.asarray(y, np.float32)[..., None], logits], axis=-1)
 
   def __call__(self, outputs: Outputs, y: Float[Array, '*examples _']) -> Scores:
@@ -133,7 +137,14 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective_of(task: str | Objective) -> Objective:
-  """Returns the objective of a task by name, and a function of the same form as it is."""
+  """Returns the objective of a task by name, and a function of the same form as it is.
+
+  >>> objective_of('regression') is regression, objective_of(regression) is regression
+  (True, True)
+
+  Raises:
+    UserError: for an unknown task.
+  """
   if callable(task):
     return task
   if task not in OBJECTIVES:

@@ -70,6 +70,14 @@ class Plan:
     leaf: the slot where each structure of a round ends.
     size: structures in the set.
     slots: of a buffer; static.
+
+  The four structures of the table above, in one round:
+
+  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  >>> bits = np.array([[0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
+  >>> walk = plan(bits, rounds=1, width=4, sites=sites_of(model))
+  >>> walk.count.tolist(), walk.leaf.tolist()
+  ([[1, 2, 3]], [[0, 1, 3, 2]])
   """
 
   count: Int[np.ndarray, 'rounds sites']
@@ -116,7 +124,7 @@ def plan(
   path, known = np.array([0]), 0  # slots of the first node after 0, 1, … sites; sites computed
   for r, start in enumerate(range(0, len(bits), width)):
     stop = min(start + width, len(bits))
-    stays = min(common[stop], keep) if stop < len(bits) else -1
+    num_staying = min(common[stop], keep) if stop < len(bits) else -1
     free = np.setdiff1d(np.arange(slots), path[: known + 1])
     first, slot = np.array([start]), path[:1]  # of each node: its first structure, its slot
     next_path = slot
@@ -128,8 +136,8 @@ def plan(
       runs[0] &= known <= i
       last = np.r_[parent[1:] != parent[:-1], True]
       shares = np.bincount(parent, weights=~on)[parent] > 0  # an off sibling needs that slot
-      stay = np.isin(slot[parent], next_path[: stays + 1])
-      inherits = runs & last & ~shares & ~stay
+      is_staying = np.isin(slot[parent], next_path[: num_staying + 1])
+      inherits = runs & last & ~shares & ~is_staying
       child_slot = slot[parent]
       fresh = np.flatnonzero(runs & ~inherits)
       child_slot[fresh], free = free[: len(fresh)], free[len(fresh) :]
@@ -144,7 +152,7 @@ def plan(
       first, slot = child, child_slot
       next_path = np.r_[next_path, slot[-1]]
     leaf[r, : len(slot)] = slot
-    path, known = next_path, stays
+    path, known = next_path, num_staying
   return Plan(count, source, target, inner, leaf, np.array(len(bits), np.int32), slots)
 
 
@@ -166,7 +174,7 @@ def run_plan(
   """Walks a plan on the device and applies `finish` to each structure's logits.
 
   Args:
-    plan: may be traced.
+    plan: traced.
     finish: from logits [T, B, ..., C] of T structures to [T, ...].
     tile: T, how many prefixes share one pass through a branch. Static; divides the width of a
       round. The last pass of a level may be partly idle, so a tile should be no wider than fills
@@ -174,6 +182,13 @@ def run_plan(
 
   Returns:
     What `finish` gave, in the order of the set; rows from its size on are undefined.
+
+  >>> model, bits = aj.models.MLP(1, width=4, hidden=8, num_classes=2), np.array([[False], [True]])
+  >>> x, walk = jnp.ones((5, 6)), plan(bits, rounds=1, width=2, sites=sites_of(model))
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)
+  >>> mean = lambda logits: logits.mean(1)
+  >>> jax.jit(lambda walk: run_plan(model, pool, x, walk, mean, tile=1))(walk).shape
+  (2, 2)
   """
   rounds, width = plan.leaf.shape
   h = embed(model, variables, x)
@@ -220,10 +235,10 @@ def _run_site(step, plan, place, source, target, tile):
   def evaluate(t, written):
     reads, writes, inner = (jax.lax.dynamic_slice_in_dim(table, t * tile, tile) for table in tables)
     writes = jnp.where(t * tile + jnp.arange(tile) < plan.count[place], writes, plan.slots)
-    read = written if source is None else source
+    buffer = written if source is None else source
     # Slices move a slot as one block; a gather or scatter would go element by element on CPU.
-    h = jnp.concatenate([read[reads[w]] for w in range(tile)])
-    inner = jnp.repeat(inner, read.shape[1], axis=0) if tile > 1 else inner[0]
+    h = jnp.concatenate([buffer[reads[w]] for w in range(tile)])
+    inner = jnp.repeat(inner, buffer.shape[1], axis=0) if tile > 1 else inner[0]
     h = step(h, [inner[..., k] for k in range(inner.shape[-1])])
     h = h.reshape(tile, *written.shape[1:])
     for w in range(tile):
@@ -252,7 +267,13 @@ def _streams(model, variables, h):
 @functools.lru_cache(maxsize=256)
 def slot_size(model: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
   """Returns the bytes of one slot in all the buffers of `run_plan`, and the rows of the first
-  stream, its positions times its examples, for inputs of that shape and type."""
+  stream, its positions times its examples, for inputs of that shape and type.
+
+  A stream of width 4, float32, for each of 5 examples:
+
+  >>> slot_size(aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2), (5, 6), 'float32')
+  (80, 5)
+  """
   streams = parts(model, jax.ShapeDtypeStruct(shape, dtype)).streams
   bytes_ = [stream.size * stream.dtype.itemsize for stream in _buffers(streams)[1]]
   return sum(bytes_), streams[0].size // streams[0].shape[-1]

@@ -88,6 +88,12 @@ def masked(
   Args:
     structure: numbers [n] for the whole batch, [B, n] per example or [B, T, n] per token.
     scales: as for `static`.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> by_example = masked(model, variables, x, [[0.0], [1.0]])
+  >>> bool(jnp.allclose(by_example[1], static(model, variables, x, '1')[1]))
+  True
   """
   num_gates = len(gate_names(model))
   structure = jnp.asarray(structure)
@@ -126,6 +132,11 @@ def sampled(
 
   Raises:
     UserError: for rates that are not n numbers in [0, 1], or parts that do not divide the batch.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((8, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> sampled(model, variables, x, jax.random.key(1), keep_rates=(0.5,)).shape
+  (8, 3)
   """
   num_gates = len(gate_names(model))
   if len(keep_rates) != num_gates:
@@ -185,10 +196,18 @@ def routed(
 
   Args:
     key: for routers that draw at random; None gives them the draw that evaluation has.
+
+  >>> from additive_jax.models import Experts, Transformer
+  >>> model = Transformer(1, 8, 2, 16, 3, num_tokens=5, causal=True, routing=Experts(4, top_k=1))
+  >>> x = np.zeros((2, 4), np.uint8)
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> outputs, facts = jax.jit(routed, static_argnums=0)(model, variables, x)
+  >>> {site: router.load.shape for site, router in facts.items()}
+  {'block_00__mlp': (4,)}
   """
   rngs = {} if key is None else {ROUTING: key}
-  outputs, left = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
-  return outputs, _left(left, ROUTING)
+  outputs, collections = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
+  return outputs, _left(collections, ROUTING)
 
 
 def chosen(
@@ -196,8 +215,8 @@ def chosen(
 ) -> tuple[Logits, dict[str, Facts], dict[str, Chosen]]:
   """Returns logits and facts as `routed` does, and what every token chose at each site."""
   rngs = {} if key is None else {ROUTING: key}
-  outputs, left = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
-  return outputs, _left(left, ROUTING), _left(left, CHOICES)
+  outputs, collections = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
+  return outputs, _left(collections, ROUTING), _left(collections, CHOICES)
 
 
 def _left(collections, name):

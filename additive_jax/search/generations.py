@@ -15,7 +15,7 @@ from additive_jax.search.methods import Evaluated
 
 
 class Generations:
-  """What a search has evaluated, a line of a journal for each generation.
+  """The structures that a search has evaluated, a line of a journal for each generation.
 
   A line is `{"structures": ["101", …], "loss": [[0.5, 0.6], …], "accuracy": …}`: the values of each
   structure in every pool that is searched.
@@ -24,6 +24,16 @@ class Generations:
     journal: where the lines are, and where new ones go.
     num_gates: of a structure.
     write: whether this process writes new lines.
+
+  >>> import tempfile
+  >>> folder = tempfile.TemporaryDirectory()
+  >>> journal = Journal(f'{folder.name}/search.jsonl')
+  >>> pools = [Evaluation(np.array([0.5]), np.array([0.75])), Evaluation(np.ones(1), np.ones(1))]
+  >>> Generations(journal, num_gates=2).add(np.array([[True, False]]), pools).loss.tolist()
+  [0.75]
+  >>> Generations(journal, num_gates=2).means().bits.tolist()  # of what the journal has
+  [[True, False]]
+  >>> folder.cleanup()
   """
 
   def __init__(self, journal: Journal, num_gates: int, *, write: bool = True):

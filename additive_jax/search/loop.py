@@ -118,7 +118,7 @@ class Search:
 def _filled(rng, proposed, evaluated, num_gates: int, count: int) -> Bool[np.ndarray, 'count n']:
   """Returns what is proposed and random structures that are new, `count` in all."""
   rows = list(proposed)
-  taken = {row.tobytes() for row in (*evaluated.bits, *rows)}
+  known_rows = {row.tobytes() for row in (*evaluated.bits, *rows)}
   if num_gates <= LISTED_GATES:  # rejection would be slow near the end of a small space
     order = rng.permutation(1 << num_gates)
     candidates = ((value >> np.arange(num_gates) & 1).astype(bool) for value in order)
@@ -126,7 +126,7 @@ def _filled(rng, proposed, evaluated, num_gates: int, count: int) -> Bool[np.nda
     candidates = (rng.random(num_gates) < 0.5 for _ in itertools.count())
   while len(rows) < count:
     row = next(candidates)
-    if row.tobytes() not in taken:
-      taken.add(row.tobytes())
+    if row.tobytes() not in known_rows:
+      known_rows.add(row.tobytes())
       rows.append(row)
   return np.array(rows)

@@ -80,6 +80,13 @@ class Evolution:
     flips: gates that a mutation flips, on average; at least one is.
     parent_share: one in `parent_share` of a population are parents.
     attempts: children drawn for each one wanted, before random structures fill the generation.
+
+  >>> bits = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], bool)
+  >>> evaluated = Evaluated(bits, np.array([0.1, 0.2, 0.9, 0.8]), np.zeros(4))
+  >>> children = Evolution().propose(np.random.default_rng(0), evaluated, population=4)
+  >>> known = {row.tobytes() for row in bits}
+  >>> len(children), any(child.tobytes() in known for child in children)
+  (4, False)
   """
 
   flips: float = 1.5
@@ -92,7 +99,7 @@ class Evolution:
   ) -> Sequence[Bool[np.ndarray, 'n']]:
     parents = evaluated.best(max(2, population // self.parent_share))
     num_gates = parents.shape[1]
-    taken = {row.tobytes() for row in evaluated.bits}
+    known_rows = {row.tobytes() for row in evaluated.bits}
     children = []
     for attempt in range(self.attempts * population):
       if len(children) == population:
@@ -104,8 +111,8 @@ class Evolution:
         flip = rng.random(num_gates) < self.flips / num_gates
         flip[rng.integers(num_gates)] |= not flip.any()
         child = first ^ flip
-      if child.tobytes() not in taken:
-        taken.add(child.tobytes())
+      if child.tobytes() not in known_rows:
+        known_rows.add(child.tobytes())
         children.append(child)
     return children
 

@@ -51,6 +51,12 @@ class Balance:
 def penalty(balance: Balance, facts: Mapping[str, routers.Facts]) -> Float[Array, '']:
   """Returns what is added to the loss, from the facts of each site by name; see `run.routed`.
 
+  An even load has a load-balance loss of 1:
+
+  >>> even = routers.facts_of_list(jnp.zeros((4, 2)), jnp.array([[0], [1], [0], [1]]), count=2)
+  >>> print(penalty(Balance(auxiliary=0.5), {'block_00__mlp': even}))
+  0.5
+
   Raises:
     UserError: for a model without routers.
   """
@@ -73,6 +79,14 @@ def move_biases(
   Args:
     params, before: the pool after and before the optimizer's step.
     facts: by site, averaged over the batch and the devices.
+
+  The first of two structures took all tokens, so the second one becomes easier to choose:
+
+  >>> facts = routers.facts_of_list(jnp.zeros((4, 2)), jnp.zeros((4, 1), int), count=2)
+  >>> pool = {'block_00__mlp': {SELECTION_BIAS: jnp.zeros(2)}}
+  >>> pool = move_biases(Balance(bias_rate=0.25), pool, pool, {'block_00__mlp': facts})
+  >>> pool['block_00__mlp'][SELECTION_BIAS].tolist()
+  [-0.25, 0.25]
   """
   moved = dict(params)
   for name, site in facts.items():
@@ -95,6 +109,10 @@ def summary(facts: routers.Facts) -> dict[str, float]:
     also `utilisation_max` and `utilisation_min`, the load over the ideal even one, of the most and
     the least used structure (of gates: of all 2^n); `max_violation`, how far the most used is above
     the ideal (MaxVio); `dead`, the structures that no token chose.
+
+  >>> figures = summary(routers.facts_of_list(None, jnp.zeros((4, 1), int), count=2))
+  >>> figures['utilisation_max'], figures['max_violation'], figures['dead']
+  (2.0, 1.0, 1)
   """
   load = facts.structures if isinstance(facts, routers.GateFacts) else facts.load
   figures = {'entropy': float(facts.entropy), 'kept': float(facts.kept)}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order
 from additive_jax.errors import UserError
@@ -47,6 +47,14 @@ class Fleet:
   Each network trains on one device. The most devices are used whose number divides J, so that one
   network alone uses one of them; the others stay idle, which is logged.
 
+  >>> import optax
+  >>> train = ArraySplit(np.eye(6, 4, dtype=np.float32), np.arange(6) % 2)
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=4, num_classes=2)
+  >>> recipe, groups = Recipe(model, 'classification', optax.sgd(0.1)), [[0, 1, 2], [3, 4, 5]]
+  >>> fleet = Fleet(recipe, train, groups, batch_size=2, seed=0, devices=jax.devices()[:2])
+  >>> fleet.run(3)['loss'].shape
+  (3, 2)
+
   Attributes:
     state: a `State` whose leaves have a leading axis [J], but `step`, which all share.
     mesh: its axis `structure` divides J.
@@ -56,7 +64,7 @@ class Fleet:
     self,
     recipe: Recipe,
     train: ArraySplit,
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int] | Int[np.ndarray, ' n']],
     *,
     structure: StructureLike | None = None,
     batch_size: int,

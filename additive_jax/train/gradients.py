@@ -36,7 +36,7 @@ class Averaged(NamedTuple):
 
 
 class Slots(NamedTuple):
-  """What one device is given for a step.
+  """The inputs of one device for a step.
 
   Attributes:
     bits: the structures of its slots.
@@ -113,6 +113,17 @@ def averaged_gradient(
   differentiates the sum of their losses, for without replication checks (`check_vma=False`) `psum`
   is its own transpose. Summed over the devices that have a copy of a leaf and divided by how many
   share the slot, these are the gradients of the slot's mean loss, of split leaves as of whole ones.
+
+  Two slots, of which the second has its last block off:
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
+  >>> x, y = jnp.ones((2, 5, 6)), jnp.zeros((2, 5), int)
+  >>> params = jax.jit(model.init)(jax.random.key(0), x[0])['params']
+  >>> slots = Slots(jnp.array([[True, True], [True, False]]), x, y)
+  >>> averaged = jax.jit(averaged_gradient, static_argnums=0)(recipe, params, slots)
+  >>> averaged.loss.shape, int(averaged.num_finite)
+  ((2,), 2)
   """
   total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes, leaves)
   total = collectives.all_reduce_sum(total, axes, recipe.collective, specs)
@@ -178,6 +189,14 @@ def cosines(
 
   Where a parameter is read by one of two structures only, it counts as zero in the other's
   gradient.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
+  >>> x, y = jnp.ones((5, 6)), jnp.zeros(5, int)
+  >>> params = jax.jit(model.init)(jax.random.key(0), x)['params']
+  >>> table = cosines(recipe, params, jnp.array([[True, True], [True, False]]), x, y)
+  >>> table.diagonal().round(3).tolist(), bool(table[0, 1] < 1)
+  ([1.0, 1.0], True)
   """
 
   def flat(structure):

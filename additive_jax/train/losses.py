@@ -44,6 +44,16 @@ class PerSample(Structures):
   of slots are all-on. Distillation spares examples that drew all-on; rescaling is by the exact
   share of examples that a gate runs on.
 
+  The first block runs on all examples of a batch of 8, the second one on 4:
+
+  >>> import optax
+  >>> rates = (1.0, 0.5)
+  >>> [subsets.size(rate, 8) for rate in rates]
+  [8, 4]
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> loss = PerSample(subsets=subsets.Subsets((rates,)))
+  >>> recipe = Recipe(model, 'classification', optax.sgd(0.1), loss)
+
   Attributes:
     subsets: how many examples each gate runs on.
   """

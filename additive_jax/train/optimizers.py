@@ -30,9 +30,9 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
   >>> cosine = {'name': 'cosine_decay_schedule', 'kwargs': {'decay_steps': 1.0}}
   >>> adam = {'name': 'adam', 'kwargs': {'b1': 0.8}}
   >>> options = {'learning_rate': 0.1, 'clip_norm': 0.0, 'optimizer': adam, 'schedule': cosine}
-  >>> print(make_schedule(ConfigDict(options), num_steps=200)(100).round(3))
-  0.05
   >>> optimizer = make_optimizer(ConfigDict(options), num_steps=200)
+  >>> print(optimizer.update(jnp.ones(1), optimizer.init(jnp.ones(1)))[0].round(3))
+  [-0.1]
   """
   schedule = make_schedule(config, num_steps)
   name, kwargs = config.optimizer.name, dict(config.optimizer.kwargs)
@@ -58,7 +58,20 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
 
 def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step; `config.learning_rate` is its first or its
-  peak value."""
+  peak value.
+
+  >>> linear = {'name': 'linear_schedule', 'kwargs': {'end_value': 0.0, 'transition_steps': 0.5}}
+  >>> schedule = make_schedule(ConfigDict({'learning_rate': 0.1, 'schedule': linear}), 100)
+  >>> [round(float(schedule(step)), 3) for step in (0, 25, 50, 99)]
+  [0.1, 0.05, 0.0, 0.0]
+
+  Args:
+    config: has `learning_rate`, `schedule.name` and `schedule.kwargs`; see `make_optimizer`.
+    num_steps: length of the run.
+
+  Raises:
+    UserError: as `make_optimizer` does.
+  """
   if not config.learning_rate > 0:
     raise UserError(f'learning_rate {config.learning_rate}: expected a positive number')
   name, kwargs = config.schedule.name, dict(config.schedule.kwargs)

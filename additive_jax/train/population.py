@@ -4,9 +4,6 @@ or devices.
 Each worker thread trains one structure at a time with `state.train_step`, as a program of its own
 that uses one core: on CPU a network of small matmuls gains little from a second core, while two
 networks side by side gain all of it.
-
-    population = Population(recipe, data, batch_size=64, seed=0)
-    losses = {member.structure: member.loss for member in population.train(['101', '111'], 500)}
 """
 
 from __future__ import annotations
@@ -58,6 +55,15 @@ class Population:
 
   What one member becomes does not depend on which others are trained, in what order, or on which
   worker.
+
+  >>> import optax
+  >>> split = aj.data.ArraySplit(np.eye(6, dtype=np.float32), np.arange(6) % 2)
+  >>> data = Data('rows', 'classification', train=split, test=split, num_outputs=2)
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=4, num_classes=2)
+  >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
+  >>> population = Population(recipe, data, batch_size=2, seed=0)
+  >>> sorted(str(member.structure) for member in population.train(['0', '1'], stop=3))
+  ['0', '1']
   """
 
   def __init__(

@@ -67,10 +67,11 @@ class Slot:
 
 
 class Loss:
-  """What a recipe minimises. A loss of one's own is a frozen dataclass derived from this class.
+  """The function that a recipe minimises.
 
-  It is called inside the compiled step, once for each slot, and has to be hashable, for one
-  program is compiled per recipe. All methods but the call have defaults.
+  A loss of one's own is a frozen dataclass derived from this class. It is called inside the
+  compiled step, once for each slot, and has to be hashable, for one program is compiled per recipe.
+  All methods but the call have defaults.
 
   >>> @dataclasses.dataclass(frozen=True)
   ... class LabelSmoothed(Loss):
@@ -207,7 +208,14 @@ def reads_by_parts(loss: Loss) -> bool:
 def divergence_from_all_on(
   model: Any, params: PyTree, outputs: Float[Array, '*batch C'], x: Inputs
 ) -> Float[Array, '*batch']:
-  """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant."""
+  """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> all_on = run.static(model, variables, x, '1')
+  >>> divergence_from_all_on(model, variables['params'], all_on, x).round(5).tolist()
+  [0.0, 0.0]
+  """
   all_on = (True,) * len(gate_names(model))
   teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
   return optax.losses.kl_divergence_with_log_targets(
@@ -218,6 +226,13 @@ def divergence_from_all_on(
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """How a pool is trained: static and hashable, one compiled program per recipe.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.adamw(1e-3), Structures(distill=0.5))
+  >>> print(np.asarray(recipe.losses(jnp.zeros((1, 3)), jnp.array([2]))).round(3))
+  [1.099]
+  >>> recipe.alone().loss
+  Structures(distill=0.0, rescale='none')
 
   Attributes:
     model: an additive model.

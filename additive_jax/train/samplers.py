@@ -35,7 +35,7 @@ Bits = Bool[Array, 'K n']
 
 
 class Sampler(Protocol):
-  """What draws the structures of a step: a pytree that is called with a key and the step.
+  """A distribution over the structures of a step: a pytree, called with a key and the step.
 
   Samplers of gates with keep rates also have a method `rates`, from the step to float [n].
   """
@@ -81,6 +81,10 @@ class Listed:
   Attributes:
     bits: with L = K every step trains the whole list; with L = 1 one structure alone.
     num_structures: K.
+
+  >>> sampler = Listed(jnp.array([[False, False], [False, True], [True, True]]), num_structures=2)
+  >>> sampler(jax.random.key(0), step=1).astype(int).tolist()
+  [[1, 1], [0, 0]]
   """
 
   bits: Bool[Array, 'L n']
@@ -120,6 +124,10 @@ class Bernoulli:
     ramp_steps: over the first `ramp_steps` steps the rates fall from 1 to `keep_rates`.
     shape: how they fall: which of `RAMP_SHAPES`.
     num_structures: K.
+
+  >>> sampler = KeepRates(rate=0.5, ramp_steps=10).sampler(num_gates=1, num_structures=4)
+  >>> [sampler.rates(step).tolist() for step in (0, 5, 10, 99)]
+  [[1.0], [0.75], [0.5], [0.5]]
 
   Source: stochastic depth, Huang et al. 2016 (arXiv:1603.09382), section 3.
   """
@@ -168,6 +176,12 @@ class Sorted:
     order: a permutation of the gates, the one that is kept longest first.
     num_structures: K.
 
+  Gate 2 is on wherever another one is:
+
+  >>> bits = Sorted(jnp.array([2, 0, 1]), num_structures=100)(jax.random.key(0), step=0)
+  >>> np.unique(bits, axis=0).astype(int).tolist()
+  [[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]]
+
   Source: SortedNet, Valipour et al. 2023 (arXiv:2309.00255), section 3.
   """
 
@@ -183,14 +197,25 @@ class Sorted:
 
 
 def fixed(structure: StructureLike, num_gates: int) -> Listed:
-  """Returns the sampler of one structure at every step."""
+  """Returns the sampler of one structure at every step.
+
+  >>> fixed('101', num_gates=3).bits.astype(int).tolist()
+  [[1, 0, 1]]
+  """
   return listed([structure], num_gates)
 
 
 def listed(
   structures: Iterable[StructureLike], num_gates: int, num_structures: int | None = None
 ) -> Listed:
-  """Returns the sampler of the listed structures, K of them a step (default: all), in turn."""
+  """Returns the sampler of the listed structures, K of them a step (default: all), in turn.
+
+  >>> listed(['101', '111'], num_gates=3).num_structures
+  2
+
+  Raises:
+    UserError: for an empty list.
+  """
   bits = bits_of(structures, num_gates)
   if not len(bits):
     raise UserError('an empty list of structures: expected at least one')

@@ -23,7 +23,7 @@ from additive_jax.train.recipe import Recipe, reads_by_parts
 
 
 class State(NamedTuple):
-  """What a step reads and writes.
+  """The arrays that a step reads and writes.
 
   Attributes:
     params: the pool.
@@ -39,7 +39,14 @@ class State(NamedTuple):
 
 
 def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
-  """Returns the state before the first step, from `{'params': pool}`."""
+  """Returns the state before the first step, from `{'params': pool}`.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
+  >>> state = init_state(recipe, jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 6))))
+  >>> int(state.step), int(state.skipped)
+  (0, 0)
+  """
   params = variables['params']
   return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
@@ -48,6 +55,14 @@ def train_step(
   recipe: Recipe, state: State, slots: Slots, *, reads: PyTree | None = None
 ) -> tuple[State, dict[str, Any]]:
   """Returns what `apply_gradient` does for one step, with all slots on one device and no mesh.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe, x = Recipe(model, 'classification', optax.sgd(0.1)), jnp.ones((1, 5, 6))
+  >>> state = init_state(recipe, jax.jit(model.init)(jax.random.key(0), x[0]))
+  >>> slots = Slots(jnp.array([[True, True]]), x, jnp.zeros((1, 5), int))
+  >>> state, metrics = jax.jit(train_step, static_argnums=0)(recipe, state, slots)
+  >>> int(state.step), metrics['loss'].shape
+  (1, (1,))
 
   Args:
     slots, reads: as for `averaged_gradient`.
@@ -91,6 +106,10 @@ def run_in_chunks(
 
   Args:
     take: takes a number of steps, at most `chunk_steps`, and returns their metrics.
+
+  >>> take = lambda count: {'loss': np.full(count, 1 / count)}
+  >>> run_in_chunks(take, num_steps=5, chunk_steps=2)['loss'].tolist()
+  [0.5, 0.5, 0.5, 0.5, 1.0]
   """
   if num_steps < 0:
     raise UserError(f'num_steps {num_steps}: expected 0 or more')

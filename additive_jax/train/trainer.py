@@ -138,6 +138,15 @@ def _chunk_program(
 class Trainer:
   """Trains one pool on one mesh.
 
+  >>> import optax
+  >>> from additive_jax.train.samplers import make_sampler
+  >>> train = aj.data.ArraySplit(np.eye(6, dtype=np.float32), np.arange(6) % 3)
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> recipe = Recipe(model, 'classification', optax.adam(0.01))
+  >>> trainer = Trainer(recipe, train, make_sampler('sandwich', 2, 2), batch_size=4, seed=0)
+  >>> trainer.run(3)['loss'].shape, trainer.step
+  ((3, 2), 3)
+
   Attributes:
     sharded_state: the current state as it lies on the mesh, see `state.StateLayout`; `state` gives
       the ordinary one.

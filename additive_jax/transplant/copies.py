@@ -1,4 +1,4 @@
-"""How the units of a space are taken over into a space of another size, and a leaf along with them.
+"""The units of a space taken over into a space of another size, and a leaf along with them.
 
 Let unit u have copies j with shares s_j that sum to 1. What writes u is copied for each j; what
 reads u is copied and multiplied by s_j. The sum over the copies is the old one, and since the

@@ -79,8 +79,8 @@ class Receipt:
   def __str__(self) -> str:
     kind = 'exact' if self.exact else 'not exact'
     examples = f'{self.num_examples} example{"" if self.num_examples == 1 else "s"}'
-    apart = f'max |Δlogit| {self.max_difference:.2g} of logits up to {self.max_logit:.2g}'
-    return f'{self.rule} ({kind}): {apart} on {examples}'
+    difference = f'max |Δlogit| {self.max_difference:.2g} of logits up to {self.max_logit:.2g}'
+    return f'{self.rule} ({kind}): {difference} on {examples}'
 
   def save(self, directory: str | Path) -> Path:
     """Writes `receipt.json`, whole or not at all, into a directory, which is made if it is not
@@ -172,9 +172,9 @@ def merge(grown: Transplant, large: PyTree) -> Transplant:
     UserError: for a pool of other shapes.
   """
   pairs, pool = grown.pairs, params_of(large)
-  given, grown_shapes = pairs.new.shapes(pool), pairs.shapes[1]
-  for path in sorted(given.keys() | grown_shapes):
-    shape, expected = (shapes.get(path, 'no such leaf') for shapes in (given, grown_shapes))
+  pool_shapes, grown_shapes = pairs.new.shapes(pool), pairs.shapes[1]
+  for path in sorted(pool_shapes.keys() | grown_shapes):
+    shape, expected = (shapes.get(path, 'no such leaf') for shapes in (pool_shapes, grown_shapes))
     if shape != expected:
       raise UserError(
         f'leaf {path}: found {shape}, expected {expected} as in the pool that was grown'

@@ -1,4 +1,4 @@
-"""What an optimizer knows of a small pool, or of several, for the large pool made of them."""
+"""The state of an optimizer of a small pool, or of several, made that of the large pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from additive_jax.errors import UserError
 from additive_jax.transplant.copies import gradients
 from additive_jax.transplant.growth import Transplant
 
-# What optimizers of Optax keep in the shape of the pool: means of gradients, and of squares.
+# The fields of Optax that have the shape of the pool: means of gradients, and of squares.
 FIRST_MOMENTS = ('mu', 'trace', 'ema', 'acc_grads')
 SECOND_MOMENTS = ('nu', 'nu_max', 'sum_of_squares')
 
@@ -30,7 +30,7 @@ def grow_optimizer(grown: Transplant, opt_state: PyTree) -> PyTree:
   no pads. Unequal shares and pads bring an error: measured, 1–7 % of a mean of gradients for
   streams of 48 and more units, up to 23 % for 4 to 8.
 
-  Of pads and new blocks the optimizer knows nothing. Their means of gradients are zero; their means
+  The optimizer knows nothing of pads and new blocks. Their means of gradients are zero; their means
   of squares are the mean over what is known of the same leaf, or of that leaf in the block before.
   Zeros would make Adam's next steps there over six times too long, as the count says that the means
   have long settled.
@@ -75,13 +75,13 @@ def _moved_moments(grown: Transplant, moments: PyTree, power: int) -> PyTree:
   new = {}
   for path, name in pairs.origin.items():
     if name is None:
-      before = old[pairs.like[path]]
-      values, known, typical = np.zeros(pairs.shapes[1][path]), False, before.mean()
+      before = old[pairs.neighbours[path]]
+      values, known, mean = np.zeros(pairs.shapes[1][path]), False, before.mean()
     else:
       before = old[name]
       values, known = gradients(before, pairs.new.axes[path], grown.copies, power)
-      typical = values.mean(where=known)
-    filled = np.where(known, values, typical if power == 2 else 0)
+      mean = values.mean(where=known)
+    filled = np.where(known, values, mean if power == 2 else 0)
     new[path] = filled.astype(before.dtype)
   return jax.tree.map(jnp.asarray, pairs.new.pool(new))
 

@@ -1,4 +1,4 @@
-"""Which part of one model becomes which part of another, larger or smaller one."""
+"""The parts of one model paired with those of another, larger or smaller one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pairs:
   Attributes:
     old, new: the wiring of both.
     origin: for each leaf of the new pool the leaf of the old one, None in a new block.
-    like: for each leaf of a new block that leaf of the old block before it, or of the first.
+    neighbours: for each leaf of a new block that leaf of the old block before it, or of the first.
     spaces: for each space of the new model, but those of new blocks, the old one's name.
     sizes: of each of these spaces, old and new.
     sites: for each site of the new model the old one, or None, and itself.
@@ -43,7 +43,7 @@ class Pairs:
   old: Wiring
   new: Wiring
   origin: Mapping[str, str | None]
-  like: Mapping[str, str]
+  neighbours: Mapping[str, str]
   spaces: Mapping[str, str]
   sizes: Mapping[str, tuple[int, int]]
   sites: tuple[tuple[Site | None, Site], ...]
@@ -58,7 +58,7 @@ class Pairs:
       self.new,
       self.old,
       origin={name: path for path, name in self.origin.items() if name is not None},
-      like={},
+      neighbours={},
       spaces={old: new for new, old in self.spaces.items()},
       sizes={self.spaces[name]: sizes[::-1] for name, sizes in self.sizes.items()},
       sites=tuple(sorted(sites, key=lambda pair: pair[1].start)),
@@ -88,7 +88,7 @@ class Pairs:
     return Structure(tuple(new_bits))
 
   def __str__(self) -> str:
-    """What changes, such as `stream 8→20, hidden 9→24, depth 2→3`."""
+    """Returns what changes, such as `stream 8→20, hidden 9→24, depth 2→3`."""
     changes: dict[str, dict[str, None]] = {}
     streams_first = sorted(self.sizes, key=lambda space: space not in self.new.streams)
     for space in streams_first:
@@ -125,16 +125,16 @@ def pair(
   _check_kinds(old_model, new_model, place)
   old_wiring, new_wiring = wiring_of(old_model), wiring_of(new_model)
   pools = params_of(old), params_of(new)
-  modules, likes, depths = _pair_blocks(old_wiring, new_wiring, place, grows)
+  modules, module_neighbours, depths = _pair_blocks(old_wiring, new_wiring, place, grows)
   shapes = old_wiring.shapes(pools[0]), new_wiring.shapes(pools[1])
   origin: dict[str, str | None] = {}
-  like: dict[str, str] = {}
+  neighbours: dict[str, str] = {}
   for path in shapes[1]:
     module, slash, leaf = path.partition('/')
     before = modules.get(module, module)
     origin[path] = None if before is None else before + slash + leaf
     if before is None:
-      like[path] = likes[module] + slash + leaf
+      neighbours[path] = module_neighbours[module] + slash + leaf
   shared = {path: name for path, name in origin.items() if name in shapes[0]}
   spaces, sizes = _pair_spaces(pools, (old_wiring, new_wiring), shared, shapes, grows)
   kind = type(old_model).__name__
@@ -151,7 +151,9 @@ def pair(
     for module, site in zip(module_names(new_model), sites_of(new_model))
   )
   gates = len(gate_names(old_model)), len(gate_names(new_model))
-  return Pairs(old_wiring, new_wiring, origin, like, spaces, sizes, sites, depths, gates, shapes)
+  return Pairs(
+    old_wiring, new_wiring, origin, neighbours, spaces, sizes, sites, depths, gates, shapes
+  )
 
 
 def params_of(variables: PyTree) -> PyTree:
@@ -186,8 +188,8 @@ def _pair_blocks(old: Wiring, new: Wiring, place: Place, grows: bool | None):
     new blocks   A B C D      end:    A is a, B is b; C and D are new, like b
 
   Returns:
-    For each module of the new model's blocks the old one, or None; the old one that a new module
-    is like; and the numbers of blocks.
+    The old module of each module of the new model's blocks, or None in a new block; the neighbour
+    that a new one is like; and the numbers of blocks.
   """
   if len(old.blocks) != len(new.blocks):
     raise UserError(
@@ -195,7 +197,7 @@ def _pair_blocks(old: Wiring, new: Wiring, place: Place, grows: bool | None):
       'blocks and channels'
     )
   modules: dict[str, str | None] = {}
-  likes: dict[str, str] = {}
+  neighbours: dict[str, str] = {}
   start = 0
   for before, after in zip(old.blocks, new.blocks):
     few, many = sorted((len(before), len(after)))
@@ -211,11 +213,11 @@ def _pair_blocks(old: Wiring, new: Wiring, place: Place, grows: bool | None):
     for i, block in enumerate(after):
       last = max((k for k, first in enumerate(places) if first <= i), default=0)
       modules |= zip(block, before[last] if i in places else (None,) * len(block))
-      likes |= zip(block, before[last])
+      neighbours |= zip(block, before[last])
   depths = sum(map(len, old.blocks)), sum(map(len, new.blocks))
   if not isinstance(place, str) and len(place) != min(depths):
     raise _wrong_place(place, min(depths), 0, max(depths))
-  return modules, likes, depths
+  return modules, neighbours, depths
 
 
 def _places(place: Place, few: int, many: int, start: int) -> list[int]:

@@ -28,7 +28,7 @@ Batch = Shaped[Array | np.ndarray, 'B ...']
 
 
 class Saved(NamedTuple):
-  """What a checkpoint holds of a training.
+  """The parts of a training that are read from a checkpoint.
 
   Attributes:
     step: of the checkpoint.
@@ -134,8 +134,8 @@ class Checkpoints:
     return self._moved(saved, shrunk, small_model, x)
 
   def _moved(self, saved: Saved, transplant: Transplant, model: nn.Module, x: Batch) -> Moved:
-    is_asked = self.optimizer is not None
-    opt_state = grow_optimizer(transplant, saved.opt_state) if is_asked else None
+    has_optimizer = self.optimizer is not None
+    opt_state = grow_optimizer(transplant, saved.opt_state) if has_optimizer else None
     difference = receipt(transplant, self.model, saved.variables, model, x)
     log.info('%s, step %d: %s', self.path, saved.step, difference)
     return Moved(transplant, opt_state, difference, saved.step)

@@ -1,4 +1,4 @@
-"""One pool of several, or the strongest units of a pool: what cannot be exact."""
+"""Transplants that cannot be exact: one pool of several, or the strongest units of a pool."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def pack(
 
   Their units of the stream, hidden units and heads are joined to as many spaces of J·n units, which
   read and write those of their own model alone; the logits are the mean. The only thing that the
-  models then share are the norms, which see all their streams. Of each space that is too small for
-  that the strongest units stay, and of one that is larger units are copied as in `grow`. Blocks of
-  further depth write zeros. A kernel of two models, A and B:
+  models then share are the norms, which see all their streams. Where a space is too small for that,
+  its strongest units stay; where it is larger, units are copied as in `grow`. Blocks of further
+  depth write zeros. A kernel of two models, A and B:
 
     A [n, h], B [n, h]   →   A 0     [2n, 2h]
                              0 B
@@ -148,13 +148,13 @@ def _side_by_side(leaves, axes: Axes, nested: frozenset[str]) -> np.ndarray:
   if not any(joins):
     return np.mean(leaves, 0)
   sizes, count = leaves[0].shape, len(leaves)
-  whole = np.zeros([n * count if join else n for n, join in zip(sizes, joins)])
+  joined = np.zeros([n * count if join else n for n, join in zip(sizes, joins)])
   for i, leaf in enumerate(leaves):
     rows = (slice(i * n, (i + 1) * n) if join else slice(None) for n, join in zip(sizes, joins))
-    whole[tuple(rows)] = leaf
-  # What reads units and writes none gives the logits, which are the mean of all models'.
+    joined[tuple(rows)] = leaf
+  # A leaf that reads units and writes none gives the logits, which are the mean of all models'.
   reads = all(axis.role == READS for axis, join in zip(axes, joins) if axis is not None and join)
-  return whole / count if reads else whole
+  return joined / count if reads else joined
 
 
 def _strengths(pairs: Pairs, leaves: Leaves, scores: Scores) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Which units each axis of each leaf of a pool belongs to.
+"""The units that each axis of each leaf of a pool belongs to.
 
 A *space* is a set of like units that may grow together: the stream, the hidden units of a branch,
 its heads, the units of a head. An axis of a leaf writes a space (the columns of a kernel, a bias),
@@ -183,7 +183,7 @@ def _norm(name: str, stream: str) -> dict[str, Axes]:
 
 
 def _linear(name: str, *axes: Axis | None) -> dict[str, Axes]:
-  """A kernel whose last axis is written, and its bias."""
+  """Returns the axes of a kernel whose last one is written, and of its bias."""
   return {f'{name}/kernel': axes, f'{name}/bias': axes[-1:]}
 
 

@@ -61,9 +61,9 @@ def clusters_of(narrow: Narrow, method: str, seed: int) -> Grouping:
     grouping = Grouping(clusters, clusters.flops + feature_flops(narrow), seconds)
   if processes.is_primary():
     stream = io.BytesIO()
-    cost = {'flops': grouping.flops, 'seconds': grouping.seconds, 'own_flops': clusters.flops}
     parts = {key: getattr(clusters, key) for key in ('labels', 'centers', 'inertia')}
-    np.savez(stream, **parts, **cost)
+    flops, seconds = grouping.flops, grouping.seconds
+    np.savez(stream, **parts, flops=flops, seconds=seconds, own_flops=clusters.flops)
     replace_file(path, stream.getvalue())
   return grouping
 
@@ -84,7 +84,7 @@ def features_of(narrow: Narrow, seed: int) -> tuple[Float[np.ndarray, 'examples 
   """Returns what clusters are found on, of every training example (`config.booster.features`), and
   the seconds that it took, without training and compiling."""
   session = narrow.large
-  x, task = session.data.train.x, session.data.task
+  x, task = session.in_memory().x, session.data.task
   make = lambda x: input_features(x, task)
   if session.config.booster.features == 'embedding':
     variables = narrow.briefly_trained(seed)
@@ -100,7 +100,7 @@ def feature_flops(narrow: Narrow) -> float:
   embedding to train the model that embeds, and to embed every example."""
   options, data = narrow.large.config.booster, narrow.large.data
   if options.features == 'inputs':
-    return input_flops(data.train.x, data.task)
+    return input_flops(narrow.large.in_memory().x, data.task)
   space, steps = narrow.session.space, narrow.session.training.steps(options.embedding_epochs)
   return steps * narrow.flops_per_step + len(data.train) * space.flops(space.all_on())
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ def join(narrow: Narrow, members: Sequence[State], recipe: Recipe, seed: int) ->
   options, large = narrow.large.config.booster, narrow.large
   key = functools.partial(jax.random.fold_in, jax.random.key(seed))
   blank = initial(large.model, key(0), large.test[0][:1])
-  sizes = {'key': key(2), 'place': narrow.place, 'unequal': options.unequal}
+  sizes: dict[str, Any] = {'key': key(2), 'place': narrow.place, 'unequal': options.unequal}
   if options.join == PACK and len(members) > 1:
     pools = [{'params': member.params} for member in members]
     packed = transplant.pack(narrow.model, pools, large.model, blank, **sizes)

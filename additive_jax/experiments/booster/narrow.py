@@ -117,7 +117,7 @@ class Narrow:
     sync_every = self.sync_every if len(groups) > 1 else 0
     return Fleet(
       self.recipe,
-      self.large.data.train,
+      self.large.in_memory(),
       groups,
       batch_size=self.batch_size,
       seed=seed,
@@ -150,7 +150,7 @@ class Narrow:
   def briefly_trained(self, seed: int) -> PyTree:
     """Returns `{'params': pool}` of one copy after `config.booster.embedding_epochs` on all
     examples, in batches of the large model's size."""
-    config, data, training = self.large.config, self.large.data.train, self.session.training
+    config, data, training = self.large.config, self.large.in_memory(), self.session.training
     num_steps = training.steps(config.booster.embedding_epochs)
     fleet = Fleet(
       training.recipe(num_steps),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-from additive_jax.experiments.booster.cluster_page import cluster_pieces
+from additive_jax.data.clusters import nearest_examples, quality
+from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.experiments.booster.groups import clusters_of, features_of
 from additive_jax.experiments.booster.tables import METHODS, SCRATCH
 from additive_jax.experiments.records import Records
@@ -48,14 +50,57 @@ def page(session: Session, result: Result, records: Records) -> Page:
 
 
 def _clusters(session, narrows) -> list[Piece]:
-  """Pictures of the clusters of the first seed."""
+  """Pictures and tables of the clusters of the first seed."""
   seed = session.config.seed
   chosen = {name: narrow for name, narrow in narrows.items() if name in METHODS}
   if not chosen:
     return []
   clusterings = [clusters_of(n, METHODS[name], seed).clusters for name, n in chosen.items()]
+  named = {clusters.name: clusters for clusters in clusterings}
   features, _ = features_of(next(iter(chosen.values())), seed)
-  return cluster_pieces(session.data, features, clusterings)
+  return [
+    picture(
+      figures.cluster_sizes({name: clusters.sizes for name, clusters in named.items()}),
+      'Training examples in each cluster, first seed; dashed: even.',
+    ),
+    picture(
+      figures.cluster_maps(features, {name: clusters.labels for name, clusters in named.items()}),
+      'Training examples on the first two principal components of what was clustered, first seed.',
+    ),
+    table(
+      _qualities(session.data, features, named),
+      'Silhouette: how much nearer an example is to its own cluster than to the next, −1 to 1; '
+      'explained: share of the variance that lies between the centres; agreement with the labels: '
+      'adjusted mutual information, 0 by chance. First seed.',
+    ),
+    *_examples(session.data, features, clusterings[0]),
+  ]
+
+
+def _examples(data, features, clusters) -> list[Piece]:
+  if data.task == 'language':
+    ngrams = telling_ngrams(data.train.x, clusters.labels)
+    return [table(ngrams, f'What tells the clusters ({clusters.name}) apart, first seed.')]
+  if len(data.example_shape) not in (2, 3):
+    return []
+  images = [np.asarray(data.train.x[rows]) for rows in nearest_examples(features, clusters)]
+  return [
+    picture(
+      figures.cluster_examples(images, clusters.sizes),
+      f'The images nearest the centre of each cluster ({clusters.name}), first seed.',
+    )
+  ]
+
+
+def _qualities(data, features, named) -> pd.DataFrame:
+  """A row for each way to cluster."""
+  classes = np.asarray(data.train.y) if data.task == 'classification' else None
+  rows = [
+    {'clusters': name, **quality(features, clusters.labels, classes)._asdict()}
+    for name, clusters in named.items()
+  ]
+  frame = pd.DataFrame(rows)
+  return frame if classes is not None else frame.drop(columns='agreement')
 
 
 def _facts(session, result):

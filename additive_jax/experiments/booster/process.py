@@ -65,14 +65,14 @@ def check_processes(session: Session) -> None:
 
 def train_apart(
   narrow: Narrow, groups: Sequence[Int[np.ndarray, ' n']], seed: int, name: str
-) -> tuple[list[State], list[int]]:
+) -> list[tuple[State, int]]:
   """Trains every copy in a process of its own, and takes the newest sound checkpoint of each.
 
   Waits until `config.booster.quorum` of the copies have taken all their steps, or no process is
   left; what still runs is then stopped. A process that died takes part with what it had saved.
 
   Returns:
-    The states of the copies that have a checkpoint, and the steps that each had taken.
+    The state and the steps of each copy that has a checkpoint.
 
   Raises:
     Stopped: when the run was asked to stop.
@@ -99,31 +99,27 @@ def train_apart(
       with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     codes = [_ended(process) for process in processes]
-  members, steps = [], []
+  copies = []
   for tag, code in zip(names, codes):
-    state, step = newest(narrow, tag)
+    copy = newest(narrow, tag)
+    step = copy[1] if copy else 0
     if step < narrow.num_steps:
-      log.warning(
-        '%s: its process %s at step %d of %d%s',
-        tag,
-        'was stopped' if code == STOPPED else f'ended with code {code}',
-        step,
-        narrow.num_steps,
-        '' if step else '; left out',
-      )
-    if step:
-      members.append(state)
-      steps.append(step)
-  if not members:
+      ending = 'was stopped' if code == STOPPED else f'ended with code {code}'
+      where = f'{step} of {narrow.num_steps}' + ('' if step else '; left out')
+      log.warning('%s: its process %s at step %s', tag, ending, where)
+    if copy:
+      copies.append(copy)
+  if not copies:
     raise UserError(
       f'{session.rundir.checkpoints}: no process of {", ".join(names)} left a checkpoint, see what '
       'they said; expected at least one'
     )
-  return members, steps
+  return copies
 
 
-def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
-  """Returns the state in a copy's newest sound checkpoint and its step; None and 0 for none."""
+def newest(narrow: Narrow, name: str) -> tuple[State, int] | None:
+  """Returns the state in a copy's newest sound checkpoint and its step; None where it has none, or
+  one of step 0."""
   fleet = narrow.fleet([np.arange(1)], 0, devices=narrow.large.machine.devices[:1])
   folder = narrow.large.rundir.checkpoints / name
   with Checkpointer(folder, identity=narrow.session.identity) as checkpoints:
@@ -131,9 +127,9 @@ def newest(narrow: Narrow, name: str) -> tuple[State | None, int]:
       restored = checkpoints.restore(fleet.state)
     except UserError as error:
       log.warning('%s is left out: %s', name, error)
-      return None, 0
-  if restored is None:
-    return None, 0
+      return None
+  if restored is None or not restored.step:
+    return None
   fleet.state = restored.state
   return fleet.members()[0], restored.step
 
@@ -156,7 +152,7 @@ def _start():
 
 def _tell(process, session, rows, seed, name, index):
   """Tells the process of a copy what to train."""
-  what = {
+  order = {
     'config': to_plain(dataclasses.asdict(session.config)),
     'rundir': str(session.rundir.path),
     'seed': seed,
@@ -165,7 +161,7 @@ def _tell(process, session, rows, seed, name, index):
     'rows': rows.tolist(),
   }
   with contextlib.suppress(BrokenPipeError):  # one that died already holds up no other
-    process.stdin.write(json.dumps(what) + '\n')
+    process.stdin.write(json.dumps(order) + '\n')
     process.stdin.flush()
 
 
@@ -185,10 +181,10 @@ def main() -> int:
   line = sys.stdin.readline()
   if not line.endswith('\n'):
     return STOPPED  # the run that started it ended before it had told
-  what = json.loads(line)
+  order = json.loads(line)
   threading.Thread(target=_stop_with_parent, daemon=True).start()
   try:
-    _work(what)
+    _work(order)
   except Stopped:
     return STOPPED
   except UserError as error:
@@ -202,15 +198,15 @@ def _stop_with_parent():
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(what):
+def _work(order):
   """Trains the copy that `_start` told of."""
-  config, index, name = read_options(what['config']), what['index'], what['name']
-  data, rundir = load_data(config.data), RunDir(what['rundir'])
+  config, index, name = read_options(order['config']), order['index'], order['name']
+  data, rundir = load_data(config.data), RunDir(order['rundir'])
   model, part = make_model(config.model, data), (index, config.booster.num_models)
   start = start_session(config, rundir, data, model, pick_devices(0)[:1], part=part)
   with start as session, _alone(rundir.checkpoints / name):
     narrow = Narrow.of(session, config.booster.num_models)
-    fleet = narrow.fleet([np.array(what['rows'])], what['seed'], names=[index])
+    fleet = narrow.fleet([np.array(order['rows'])], order['seed'], names=[index])
     clock = narrow.clock(f'{name}-{CLOCK}')
     fit(narrow.session, fleet, narrow.num_steps, name, Curves(clock=clock))
 

@@ -33,7 +33,6 @@ from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_timing import measure_bubble
 from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.samplers import listed
 from additive_jax.train.state import State
 
 TAKEN = 'narrow.jsonl'
@@ -48,7 +47,7 @@ def _check(session: Session) -> None:
   if session.config.train.structures_per_step != 1:
     expected = '1, since large and small models are trained with all gates on'
     raise refused(session.config, 'train.structures_per_step', expected=expected)
-  session.check_in_memory()
+  session.in_memory()
   if options.asynchronous:
     check_processes(session)
   for way in make_ways(session):
@@ -95,14 +94,14 @@ def make_ways(session: Session) -> list[Way]:
 
 
 def _way(name, session, num_steps, narrow) -> Way:
-  recipe, space = session.training.recipe(num_steps), session.space
+  recipe = session.training.recipe(num_steps)
   return Way(
     name,
     session,
     recipe,
-    listed([space.all_on()], space.num_gates, 1),
+    session.training.sampler_of(session.space.all_on()),
     num_steps,
-    start=functools.partial(_start, name, narrow, recipe) if narrow else _from_scratch,
+    start=functools.partial(_start, name, narrow, recipe),
     judge=_judge,
     curves=Curves(
       probe=lambda trainer: test_scores(session, processes.to_host(trainer.variables)),
@@ -117,13 +116,10 @@ def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
   yield make_ways(session)
 
 
-def _from_scratch(seed: int) -> Start:
-  del seed
-  return Start()
-
-
-def _start(name: str, narrow: Narrow, recipe: Recipe, seed: int) -> Start:
+def _start(name: str, narrow: Narrow | None, recipe: Recipe, seed: int) -> Start:
   """What the large model starts from, and what that cost."""
+  if narrow is None:
+    return Start()
   members, facts = _members(name, narrow, seed)
   start = join(narrow, members, recipe, seed)
   return Start(start.state, {**facts, **start.facts})
@@ -141,7 +137,8 @@ def _members(name, narrow, seed) -> tuple[Sequence[State], dict[str, Any]]:
     facts = {'cluster_flops': spent, 'cluster_seconds': seconds, 'sizes': sizes}
   tag = f'{name}-narrow-seed{seed}'
   if narrow.large.config.booster.asynchronous and name in METHODS:
-    members, taken = _apart(narrow, groups, seed, name, tag)
+    copies = _apart(narrow, groups, seed, name, tag)
+    members, taken = [state for state, _ in copies], [step for _, step in copies]
   else:
     members = narrow.train(groups, seed, tag)
     taken = [narrow.num_steps] * len(members)
@@ -149,16 +146,15 @@ def _members(name, narrow, seed) -> tuple[Sequence[State], dict[str, Any]]:
   return members, {**facts, 'narrow_flops': flops, 'taken': taken}
 
 
-def _apart(narrow, groups, seed, name, tag) -> tuple[list[State], list[int]]:
+def _apart(narrow, groups, seed, name, tag) -> list[tuple[State, int]]:
   """As `train_apart`; what was taken from each copy is journalled, and taken again after a stop."""
   journal = Journal(narrow.large.rundir.journals / TAKEN)
   for record in journal.records():
     if (record['seed'], record['variant']) == (seed, name):
-      copies = [newest(narrow, f'{tag}-{i}') for i in range(narrow.num_models)]
-      return [state for state, step in copies if step], [step for _, step in copies if step]
-  members, taken = train_apart(narrow, groups, seed, tag)
-  journal.append({'seed': seed, 'variant': name, 'taken': taken})
-  return members, taken
+      return [copy for i in range(narrow.num_models) if (copy := newest(narrow, f'{tag}-{i}'))]
+  copies = train_apart(narrow, groups, seed, tag)
+  journal.append({'seed': seed, 'variant': name, 'taken': [step for _, step in copies]})
+  return copies
 
 
 def _judge(trained: Trained) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.files.journal import read_all
+from additive_jax.files.journal import Record, read_all
 from additive_jax.report import comparison
 from additive_jax.report.comparison import with_interval
 from additive_jax.report.savings import savings
@@ -95,7 +95,7 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=columns)
 
 
-def compare(records: dict[str, list[dict]], curves: pd.DataFrame) -> pd.DataFrame:
+def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFrame:
   """Returns a row for each way: scores with 95 % intervals over the seeds, what its training spent,
   and what it saves at equal loss: NaN unless all seeds came to that loss; `reached` tells how many
   did.
@@ -128,7 +128,7 @@ def compare(records: dict[str, list[dict]], curves: pd.DataFrame) -> pd.DataFram
   return comparison.compare(scores, SCRATCH, facts=facts)
 
 
-def receipt_table(records: dict[str, list[dict]]) -> pd.DataFrame:
+def receipt_table(records: dict[str, list[Record]]) -> pd.DataFrame:
   """Returns a row for each way and seed: how the large pool was made, and max |Δlogit| to the mean
   of all small models, and to the one that was grown."""
   rows = []
@@ -141,7 +141,7 @@ def receipt_table(records: dict[str, list[dict]]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def cluster_table(records: dict[str, list[dict]]) -> pd.DataFrame:
+def cluster_table(records: dict[str, list[Record]]) -> pd.DataFrame:
   """Returns a row for each way, seed and cluster: how many training examples it has."""
   rows = [
     {'variant': name, 'seed': record['seed'], 'cluster': i, 'size': size}

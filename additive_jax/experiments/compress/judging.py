@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree
 
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Level, Weights
@@ -35,14 +35,14 @@ class Network:
     params: its pool, on the host.
     structure: its gates.
     units: as in `levels.Pruned`.
-    stays: what is not removed, by layer or space; None where nothing is.
+    stays: what is not removed, by layer or space; {} where nothing is.
     histogram: of log α, where noise was learnt.
   """
 
   params: PyTree
   structure: Structure
   units: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  stays: Mapping[str, Any] | None = None
+  stays: Mapping[str, Bool[np.ndarray, '...']] = dataclasses.field(default_factory=dict)
   histogram: list[int] | None = None
 
 
@@ -58,13 +58,19 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
     difference = receipt.max_difference
     log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
   cost = cutting.cost(smaller.model, smaller.variables, x[:1])
-  remains = left(level, network.stays)
+  remains = _left(level, network.stays)
+  if isinstance(
+    level, Weights
+  ):  # those of the mask, whether or not another one reads what they give
+    nonzero = sum(count for count, _ in remains.values())
+  else:
+    nonzero = _num_weights(smaller.variables['params'])
   record = {
     'loss': float(scores.loss[0]),
     'accuracy': float(scores.accuracy[0]),
     'structure': str(structure),
-    'nonzero': nonzero(level, remains, smaller.variables['params']),
-    'weights': num_weights(network.params),
+    'nonzero': nonzero,
+    'weights': _num_weights(network.params),
     'flops': cost.flops,
     'bytes': cost.bytes,
     'receipt': receipt.max_difference,
@@ -88,27 +94,16 @@ def _export(session, smaller, name, notes):
   exported.export(smaller, folder / name, notes=notes)
 
 
-def num_weights(params: PyTree) -> int:
-  """Returns the number of weights in all kernels of a pool."""
+def _num_weights(params) -> int:
+  """The number of weights in all kernels of a pool."""
   leaves = flatten_dict(params, sep='/')
   return sum(int(np.size(leaf)) for name, leaf in leaves.items() if name.endswith(KERNEL))
 
 
-def nonzero(level: Level, remains: Mapping[str, list[int]], params: PyTree) -> int:
-  """Returns the number of weights that are left.
-
-  Per weight they are those of the mask, whether or not another one reads what they give; otherwise
-  those of the network that was cut out, `params`.
-  """
-  if isinstance(level, Weights):
-    return sum(count for count, _ in remains.values())
-  return num_weights(params)
-
-
-def left(level: Level, stays: Mapping[str, np.ndarray] | None) -> dict[str, list[int]]:
-  """Returns how many of each layer stay, and how many there were: by name, for gates by gate."""
+def _left(level, stays) -> dict[str, list[int]]:
+  """How many of each layer stay, and how many there were: by name, for gates by gate."""
   if isinstance(level, Gates):
-    on = np.ones(len(level.names), bool) if stays is None else next(iter(stays.values()))
+    on = next(iter(stays.values()), np.ones(len(level.names), bool))
     return {name: [int(bit), 1] for name, bit in zip(level.names, on)}
   sizes = {name: int(np.prod(shape)) for name, shape in level.shapes}
-  return {n: [size if stays is None else int(stays[n].sum()), size] for n, size in sizes.items()}
+  return {n: [int(stays[n].sum()) if stays else size, size] for n, size in sizes.items()}

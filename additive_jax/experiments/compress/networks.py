@@ -30,7 +30,6 @@ from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled
 from additive_jax.train.optimizers import make_optimizer, make_schedule
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.samplers import Sampler, listed
 from additive_jax.train.state import init_state
 
 START, TEACHER, UNTUNED = 'start', 'teacher', 'variational_untuned'
@@ -69,9 +68,10 @@ class Compression:
     self._learning = self._learning_recipe()
     self._keeping = functools.cache(self._keeping_recipe)
     # Of one seed, since arms are trained a seed at a time.
-    self._started = functools.lru_cache(maxsize=1)(self._started)
-    self._taught = functools.lru_cache(maxsize=1)(self._taught)
-    self._learnt = functools.lru_cache(maxsize=1)(self._learnt)
+    remember = functools.lru_cache(maxsize=1)
+    self._started = remember(self._train_first)
+    self._taught = remember(self._teach)
+    self._learnt = remember(self._learn)
 
   def arms(self) -> list[Arm]:
     """Returns the networks of each seed, in the order in which they are trained."""
@@ -81,9 +81,8 @@ class Compression:
     arms.append(self._kept(DENSE, whole))
     if options.tune_epochs:
       arms.append(self._noisy(UNTUNED))
-      learnt = lambda seed: self._learnt(seed)
-      tune_steps = steps(options.tune_epochs)
-      arms.append(self._tuned(VARIATIONAL, learnt, tune_steps, f'{VARIATIONAL}-tuned-seed{{seed}}'))
+      tag, tune_steps = f'{VARIATIONAL}-tuned-seed{{seed}}', steps(options.tune_epochs)
+      arms.append(self._tuned(VARIATIONAL, self._learnt, tune_steps, tag))
     else:
       arms.append(self._noisy(VARIATIONAL))
     arms.append(self._tuned(MATCHED, lambda seed: self._smaller(seed, self._matching(seed)), whole))
@@ -109,7 +108,7 @@ class Compression:
   def _first(self) -> Arm:
     session = self.session
     num_steps = session.training.steps(session.config.train.epochs)
-    sampler = self._sampler(session.space.all_on())
+    sampler = session.training.sampler_of(session.space.all_on())
     judged = lambda trained: self._judge(trained, self._full(trained.variables['params']))
     recipe = session.training.recipe(num_steps)
     return Arm(START, session, recipe, sampler, num_steps, judge=judged)
@@ -143,7 +142,7 @@ class Compression:
     def start(seed: int) -> Start:
       network = before(seed)
       state = init_state(recipe, {'params': network.params})
-      sampler = self._sampler(network.structure)
+      sampler = self.session.training.sampler_of(network.structure)
       return Start(state, session=session_of and session_of(seed), sampler=sampler)
 
     def judged(trained: Trained) -> dict[str, Any]:
@@ -185,11 +184,11 @@ class Compression:
   def _judge(self, trained, network) -> dict[str, Any]:
     return judge(self.session, self.level, trained, network)
 
-  def _started(self, seed) -> Network:
+  def _train_first(self, seed) -> Network:
     """The network that all others of a seed start from."""
     return self._full(self._first.train(seed).variables['params'])
 
-  def _taught(self, seed) -> Session:
+  def _teach(self, seed) -> Session:
     """The run with what a network says of its training examples beside their labels."""
     session = self.session
     if not session.config.compress.distill:
@@ -197,7 +196,7 @@ class Compression:
     params = self._started(seed).params
     if self._has_teacher:
       params = self._teacher.train(seed).variables['params']
-    train, structure = session.data.train, Structure.all_on(session.space.num_gates)
+    train, structure = session.in_memory(), Structure.all_on(session.space.num_gates)
     parts = np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH))
     logits = [
       np.asarray(cutting.logits(session.model, {'params': params}, train[rows][0], structure))
@@ -206,7 +205,7 @@ class Compression:
     split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(logits)))
     return dataclasses.replace(session, data=dataclasses.replace(session.data, train=split))
 
-  def _learnt(self, seed) -> Network:
+  def _learn(self, seed) -> Network:
     """The means of the network that learnt its noise, without what has too much of it."""
     pool = self._noisy(VARIATIONAL).train(seed).variables['params']
     log_alpha = {
@@ -236,10 +235,6 @@ class Compression:
   def _without(self, params, stays) -> Network:
     pruned = self.level.prune(params, stays)
     return Network(pruned.params, pruned.structure, pruned.units, stays)
-
-  def _sampler(self, structure: Structure) -> Sampler:
-    count = self.session.config.train.structures_per_step
-    return listed([structure], len(structure), count)
 
   def _learning_recipe(self) -> Recipe:
     """That of the network that learns its noise."""

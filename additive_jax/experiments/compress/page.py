@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.pages import curves_picture, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -99,22 +99,17 @@ def _taught(share):
 
 
 def _training(curves):
-  if not len(curves):
-    return None
   losses = figures.mean_curves(curves, label=lambda tag: plain(tag).replace('-', ', '))
   learnt = curves[curves['tag'].str.fullmatch(rf'{VARIATIONAL}-seed\d+')]
   left = learnt.rename(columns={'kept': LEFT})
   return section(
     'Training',
-    picture(
-      figures.training_curves(losses),
+    curves_picture(
+      losses,
       'Training loss, mean over the seeds; of variational dropout with the noise and the '
       'divergence.',
     ),
-    picture(
-      figures.training_curves(left, LEFT),
-      'Share of what has log α below the threshold while variational dropout learns.',
-    )
-    if LEFT in left and len(left)
-    else None,
+    curves_picture(
+      left, 'Share of what has log α below the threshold while variational dropout learns.', LEFT
+    ),
   )

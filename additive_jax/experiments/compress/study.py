@@ -22,7 +22,7 @@ def _check(session):
   if session.config.train.distill:
     expected = '0 in a compression; config.compress.distill has a teacher of its own'
     raise refused(session.config, 'train.distill', expected=expected)
-  session.check_in_memory()
+  session.in_memory()
   compression = Compression(session)
   counts = {share: compression.share(share) for share in options.sparsities}
   for first, second in itertools.combinations(options.sparsities, 2):

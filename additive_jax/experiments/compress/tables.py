@@ -10,7 +10,8 @@ import pandas as pd
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.report.comparison import with_interval
+from additive_jax.files.journal import Record
+from additive_jax.report.comparison import SCORES, with_interval
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory
@@ -25,15 +26,11 @@ def make_tables(session: Session, records: Records) -> Result:
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {
-    'variants': table,
-    'structures': structures(by_network),
-    'layers': layers(by_network),
-  }
+  tables = {'variants': table, 'structures': structures(by_network), 'layers': layers(by_network)}
   return Result(tables, summary)
 
 
-def variants(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network: means over the seeds with 95 % intervals, and what it lost
   against the dense one of the same seed.
 
@@ -58,24 +55,13 @@ def variants(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def structures(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def structures(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network and seed: its gates, and what is left of it."""
-  keys = (
-    'variant',
-    'seed',
-    'structure',
-    'nonzero',
-    'flops',
-    'bytes',
-    'loss',
-    'accuracy',
-    'receipt',
-  )
-  rows = [{key: record[key] for key in keys} for seeds in records.values() for record in seeds]
-  return pd.DataFrame(rows)
+  keys = ['variant', 'seed', 'structure', 'nonzero', 'flops', 'bytes', *SCORES, 'receipt']
+  return pd.DataFrame([record for seeds in records.values() for record in seeds], columns=keys)
 
 
-def layers(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
+def layers(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
   """Returns a row for each network and layer: how many weights, units or gates are left, mean over
   the seeds."""
   rows = []

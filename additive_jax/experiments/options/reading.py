@@ -15,7 +15,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.options.rules import SAME_RUN, Rule, did_you_mean
 from additive_jax.experiments.options.studies import Options
 
-Section = TypeVar('Section')
+Section = TypeVar('Section', bound=Any)
 
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
@@ -55,20 +55,13 @@ class Option:
     Raises:
       UserError: for another type, or a value that is not allowed.
     """
-    if not self._fits(value):
+    if not _is_of(value, self.kind, self.item):
       raise UserError(f'config.{self.name} {value!r}: expected {self.expected}')
     value = value.to_dict() if isinstance(value, ConfigDict) else self.kind(value)
     if self.rule and not self.rule.allows(value):
       hint = did_you_mean(value, self.rule.choices) if self.rule.choices else ''
       raise UserError(f'config.{self.name} {value!r}: expected {self.rule.expected}{hint}')
     return value
-
-  def _fits(self, value):
-    if self.kind is tuple:
-      return isinstance(value, list | tuple) and all(map(Option('', self.item)._fits, value))
-    if self.kind in NUMBERS:
-      return isinstance(value, NUMBERS[self.kind]) and not isinstance(value, bool)
-    return isinstance(value, Mapping | ConfigDict if self.kind is dict else self.kind)
 
   @property
   def expected(self) -> str:
@@ -78,7 +71,15 @@ class Option:
     return WORDS[self.kind]
 
 
-@functools.cache
+def _is_of(value, kind, item=None):
+  """Whether a value is of an option's kind, and those of a tuple are of its item's."""
+  if kind is tuple:
+    return isinstance(value, list | tuple) and all(_is_of(one, item) for one in value)
+  if kind in NUMBERS:
+    return isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
+  return isinstance(value, Mapping | ConfigDict if kind is dict else kind)
+
+
 def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
   """Returns what a section declares by its fields' names: options, and sections in it.
 
@@ -86,7 +87,7 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
   >>> options_of(TrainOptions, 'train.')['zero']
   Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True)
   """
-  declared = {}
+  declared: dict[str, Any] = {}
   for name, kind in typing.get_type_hints(section, include_extras=True).items():
     marks = getattr(kind, '__metadata__', ())
     kind = kind.__origin__ if marks else kind
@@ -181,22 +182,18 @@ def refused(options: Options, *names: str, expected: str) -> UserError:
   return UserError(f'{given}: expected {expected}')
 
 
-def replaced(options: Options, changes: Mapping[str, Any]) -> Options:
-  """Returns the options with other values of some, by their dotted names.
+def replaced(options: Section, changes: Mapping[str, Any]) -> Section:
+  """Returns the options, or those of a section, with other values of some, by dotted names.
 
   >>> replaced(Options(), {'train.zero': True}).train.zero
   True
   """
   for name, value in changes.items():
-    options = _with_value(options, name.split('.'), value)
+    first, _, rest = name.partition('.')
+    if rest:
+      value = replaced(getattr(options, first), {rest: value})
+    options = dataclasses.replace(options, **{first: value})
   return options
-
-
-def _with_value(section, names, value):
-  first, *rest = names
-  if rest:
-    value = _with_value(getattr(section, first), rest, value)
-  return dataclasses.replace(section, **{first: value})
 
 
 def selected(kind: type[Section], *sections: Any, **values: Any) -> Section:

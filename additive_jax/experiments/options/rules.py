@@ -80,16 +80,21 @@ def is_structure(text: str) -> bool:
   return bool(re.fullmatch('[01]+', text))
 
 
-def parse_shard(text: str) -> tuple[int, int] | None:
-  """Returns the number of a shard and how many there are; None for a text that names none.
+def parse_shard(text: str) -> tuple[int, int]:
+  """Returns the number of a shard and how many there are, of a text that names one.
 
   >>> parse_shard('3/16'), parse_shard('')
   ((3, 16), (0, 1))
   """
-  match = re.fullmatch(r'(\d+)/(\d+)', text or '0/1')
-  if not match or not int(match[1]) < int(match[2]):
-    return None
-  return int(match[1]), int(match[2])
+  number, count = (text or '0/1').split('/')
+  return int(number), int(count)
+
+
+def _is_shard(text):
+  if not re.fullmatch(r'(\d+/\d+)?', text):
+    return False
+  number, count = parse_shard(text)
+  return number < count
 
 
 SHARE = Rule('a share in [0, 1]', lambda value: 0 <= value <= 1)
@@ -112,7 +117,7 @@ Sizes = Annotated[tuple[int, ...], each('sizes of at least 1', at_least(1).allow
 Structures = Annotated[
   tuple[str, ...], each("structures as text, gate 0 first, such as ('1011', '0011')", is_structure)
 ]
-Shard = Annotated[str, Rule('I/N with 0 <= I < N, such as 0/4', parse_shard)]
+Shard = Annotated[str, Rule('I/N with 0 <= I < N, such as 0/4', _is_shard)]
 
 # An option that says where and in what pieces a run is computed, and not what: it may differ from
 # one start of a run to the next.

@@ -65,7 +65,8 @@ def spent(
 
 
 def _draw_curves(axes, curves, cost, score, label):
-  """A line for each way, mean over the seeds; the best of training from scratch as a level."""
+  """Draws a line for each way, mean over the seeds; the best of training from scratch as a
+  level."""
   for number, (variant, rows) in enumerate(curves.groupby('variant', sort=False)):
     mean = rows.groupby(['phase', 'step'], sort=False)[[cost, score]].mean()
     look = {'color': style.colour(number), 'label': NAMES.get(variant, variant)}
@@ -99,8 +100,8 @@ def _draw_savings(axes, variants, colours):
       axes.errorbar(100 * saving, row, xerr=100 * half_width, color=style.INK, lw=1.2, capsize=2)
     else:
       seeds = variants['reached'].iloc[row]
-      words = f'reached in {seeds:.0f} of the seeds only' if seeds else 'not reached'
-      axes.text(1, row, words, va='center', fontsize=8, color=style.GREY)
+      text = f'reached in {seeds:.0f} of the seeds only' if seeds else 'not reached'
+      axes.text(1, row, text, va='center', fontsize=8, color=style.GREY)
   axes.axvline(0, color=style.GREY, lw=0.9)
   low, high = axes.get_xlim()
   axes.set_xlim(min(low, 0), max(high, 60))

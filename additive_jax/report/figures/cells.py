@@ -51,26 +51,26 @@ def text_paths(
     )
   if not chosen.size:
     return style.empty('no text')
-  shown = tokens[: _ACROSS * _MAX_LINES]
-  across, depth = min(len(shown), _ACROSS), chosen[0].size
-  starts = range(0, len(shown), across)
+  visible = tokens[: _ACROSS * _MAX_LINES]
+  across, depth = min(len(visible), _ACROSS), chosen[0].size
+  starts = range(0, len(visible), across)
   width = 0.185 * max(across, 12) + 2.1
   height = max(len(starts) * (0.16 * depth + 0.6) + 0.35, _legend_height(names))
   with style.drawing(width, height, len(starts)) as (figure, grid):
     for axes, start in zip(grid[:, 0], starts):
-      line = slice(start, min(start + across, len(shown)))
-      _draw_text(axes, shown[line], chosen[line], names, np.asarray(identity, bool))
+      line = slice(start, min(start + across, len(visible)))
+      _draw_text(axes, visible[line], chosen[line], names, np.asarray(identity, bool))
       axes.set_xlim(0, across)
-    if len(shown) < len(tokens):
+    if len(visible) < len(tokens):
       figure.suptitle(
-        f'the first {len(shown):,} of {len(tokens):,} bytes', fontsize=9, color=style.GREY
+        f'the first {len(visible):,} of {len(tokens):,} bytes', fontsize=9, color=style.GREY
       )
     _module_legend(figure, names)
   return figure
 
 
 def _draw_text(axes, tokens, chosen, names, identity):
-  """One line of a text: its characters above, their modules below, and how much computes."""
+  """Draws one line of a text: its characters above, their modules below, and how much computes."""
   _, steps, k = chosen.shape
   depth = steps * k
   _draw_cells(axes, chosen.reshape(-1, depth).T, k, names, font_size=6)
@@ -144,7 +144,8 @@ def image_paths(
 
 
 def _draw_cells(axes, modules, k, names, font_size):
-  """A picture of `modules [rows · k, columns]`, each a colour with its number within its kind.
+  """Draws a picture of `modules [rows · k, columns]`, each a colour with its number within its
+  kind.
 
   White lines part columns, and every k rows. Size 0 leaves the numbers out.
   """

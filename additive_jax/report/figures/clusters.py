@@ -84,14 +84,14 @@ def cluster_maps(features: ArrayLike, labels: Mapping[str, ArrayLike], seed: int
       raise UserError(f'labels {name!r} of {values.shape}: expected [{len(features)}]')
   if not clusterings or not features.size:
     return style.empty('nothing to compare')
-  shown = np.random.default_rng(seed).permutation(len(features))[:_MAX_POINTS]
-  points, shares = _projected(features, shown)
+  sample = np.random.default_rng(seed).permutation(len(features))[:_MAX_POINTS]
+  points, shares = _projected(features, sample)
   size = (0.6 + 4.2 * len(clusterings), 3.9)
   with style.drawing(*size, columns=len(clusterings), sharey=True) as (figure, [panels]):
     for axes, (name, values) in zip(panels, clusterings.items()):
       colours = cluster_colours(int(values.max()) + 1)
-      dots = {'s': 9 if len(shown) > 300 else 18, 'alpha': 0.65, 'lw': 0, 'rasterized': True}
-      axes.scatter(*points[shown].T, c=colours[values[shown]], **dots)
+      dots = {'s': 9 if len(sample) > 300 else 18, 'alpha': 0.65, 'lw': 0, 'rasterized': True}
+      axes.scatter(*points[sample].T, c=colours[values[sample]], **dots)
       if len(colours) <= _MAX_NUMBERED:
         _number(axes, points, values)
       axes.set_title(str(name))
@@ -101,19 +101,19 @@ def cluster_maps(features: ArrayLike, labels: Mapping[str, ArrayLike], seed: int
   return figure
 
 
-def _projected(features, shown):
-  """All of `features` on the first two components of the shown ones, and each one's share."""
+def _projected(features, sample):
+  """Returns all of `features` on the first two components of the sample, and each one's share."""
   points, shares = np.zeros((len(features), 2)), np.zeros(2)
-  count = min(2, features.shape[1], len(shown))
-  if np.ptp(features[shown], axis=0).any():
-    pca = PCA(count, random_state=0).fit(features[shown])
+  count = min(2, features.shape[1], len(sample))
+  if np.ptp(features[sample], axis=0).any():
+    pca = PCA(count, random_state=0).fit(features[sample])
     points[:, :count] = pca.transform(features)
     shares[:count] = pca.explained_variance_ratio_
   return points, shares
 
 
 def _number(axes, points, labels):
-  """Numbers at the means of clusters, but for those that would cover one another."""
+  """Draws numbers at the means of clusters, but for those that would cover one another."""
   halo = [withStroke(linewidth=3, foreground='white')]
   look = {'ha': 'center', 'va': 'center', 'fontsize': 10, 'fontweight': 'bold', 'color': style.INK}
   span = np.ptp(points, axis=0)
@@ -140,25 +140,25 @@ def cluster_examples(images: Sequence[ArrayLike], sizes: Sequence[int]) -> Figur
   for row in rows:
     if row.ndim not in (3, 4) or (row.ndim == 4 and row.shape[3] not in (1, 3)):
       raise UserError(f'images of shape {row.shape}: expected [k, H, W], or with 1 or 3 channels')
-  shown = rows[:_MAX_ROWS]
-  across = min(max(map(len, shown), default=0), _MAX_ACROSS)
+  visible = rows[:_MAX_ROWS]
+  across = min(max(map(len, visible), default=0), _MAX_ACROSS)
   if not across:
     return style.empty('no images')
-  low = min(float(row.min()) for row in shown if row.size)
-  high = max(float(row.max()) for row in shown if row.size)
+  low = min(float(row.min()) for row in visible if row.size)
+  high = max(float(row.max()) for row in visible if row.size)
   colours = cluster_colours(len(rows))
-  size, gaps = (1.6 + 0.6 * across, 0.35 + 0.62 * len(shown)), {'wspace': 0.04, 'hspace': 0.06}
-  with style.drawing(*size, len(shown), across, gridspec_kw=gaps) as (figure, grid):
-    for number, (row, line) in enumerate(zip(shown, grid)):
+  size, gaps = (1.6 + 0.6 * across, 0.35 + 0.62 * len(visible)), {'wspace': 0.04, 'hspace': 0.06}
+  with style.drawing(*size, len(visible), across, gridspec_kw=gaps) as (figure, grid):
+    for number, (row, line) in enumerate(zip(visible, grid)):
       for axes in line:
         axes.set_axis_off()
       for axes, image in zip(line, (row - low) / (high - low or 1)):
         axes.imshow(image, cmap='gray_r', vmin=0, vmax=1)
-      beside = {'transform': line[0].transAxes, 'ha': 'right', 'va': 'center'}
-      line[0].text(-0.15, 0.64, str(number), color=colours[number], fontweight='bold', **beside)
-      line[0].text(-0.15, 0.28, f'{sizes[number]:,}', color=style.GREY, fontsize=8, **beside)
-    if len(shown) < len(rows):
+      placement = {'transform': line[0].transAxes, 'ha': 'right', 'va': 'center'}
+      line[0].text(-0.15, 0.64, str(number), color=colours[number], fontweight='bold', **placement)
+      line[0].text(-0.15, 0.28, f'{sizes[number]:,}', color=style.GREY, fontsize=8, **placement)
+    if len(visible) < len(rows):
       figure.suptitle(
-        f'the first {len(shown)} of {len(rows)} clusters', fontsize=9, color=style.GREY
+        f'the first {len(visible)} of {len(rows)} clusters', fontsize=9, color=style.GREY
       )
   return figure

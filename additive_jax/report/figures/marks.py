@@ -1,4 +1,4 @@
-"""What several pictures draw: named rows, intervals, cells, legends, and limits of axes."""
+"""Parts of several pictures: named rows, intervals, cells, legends, and limits of axes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def leave_out_outliers(axes: Any, values: ArrayLike) -> None:
   limit = median + 8 * (high - low)
   hidden = int((values > limit).sum())
   if hidden and high > low:
-    shown = values[values <= limit]
-    pad = 0.12 * (shown.max() - shown.min())
-    axes.set_ylim(shown.min() - pad, shown.max() + pad)
-    note(axes, f'{hidden:,} not shown: above {shown.max():.3g}, up to {values.max():.3g}')
+    visible = values[values <= limit]
+    pad = 0.12 * (visible.max() - visible.min())
+    axes.set_ylim(visible.min() - pad, visible.max() + pad)
+    note(axes, f'{hidden:,} not shown: above {visible.max():.3g}, up to {values.max():.3g}')

@@ -91,14 +91,14 @@ def specialisation(lift: ArrayLike, names: Sequence[str], classes: Sequence[str]
   with np.errstate(divide='ignore'):
     bits = np.log2(lift)
   limit = np.clip(np.abs(bits[np.isfinite(bits)]).max(initial=1.0), 1.0, 4.0)
-  shown = np.ma.masked_invalid(np.where(np.isneginf(bits), -limit, bits))
+  visible = np.ma.masked_invalid(np.where(np.isneginf(bits), -limit, bits))
   number = lambda row, place: f'{lift[row, place]:{".2f" if lift[row, place] < 10 else ".0f"}}'
   width = 1.9 + 0.09 * max(map(len, names)) + 0.52 * max(len(classes), 3)
   height = 0.5 + 0.075 * max(map(len, classes)) + 0.3 * max(len(names), 6)
   with style.drawing(width, height) as (figure, [[axes]]):
     axes.set_facecolor('#e3e5e8')
     label = 'lift: share over base rate'
-    bar = marks.heat_map(figure, axes, shown, limit, number, label=label)
+    bar = marks.heat_map(figure, axes, visible, limit, number, label=label)
     ticks = np.arange(-int(limit), int(limit) + 1)
     bar.set_ticks(ticks, labels=[f'{2.0**tick:g}' for tick in ticks])
     _name_modules(axes, names)
@@ -159,13 +159,13 @@ def _name_modules(axes, names):
   axes.set_yticks(rows, names)
   axes.set_ylim(len(names), 0)
   axes.tick_params(axis='y', length=0, pad=13)
-  aside = ScaledTranslation(-8 / 72, 0, axes.figure.dpi_scale_trans)
+  offset = ScaledTranslation(-8 / 72, 0, axes.figure.dpi_scale_trans)
   axes.scatter(
     np.zeros(len(names)),
     rows,
     s=46,
     marker='s',
     c=module_colours(names),
-    transform=axes.get_yaxis_transform() + aside,
+    transform=axes.get_yaxis_transform() + offset,
     clip_on=False,
   )

@@ -59,11 +59,11 @@ def _draw_loads(axes, load):
   tints = style.shades(sites, _DEPTHS) if sites > 1 else [style.BLUE]
   for number, (site, tint) in enumerate(zip(np.sort(load)[:, ::-1], tints)):
     label = f'site {number}' if number in (0, sites - 1) and sites > 1 else None
-    used = site > 0
-    axes.plot(place[used], site[used], color=tint, lw=1.2, label=label, **mark)
-    if not used.all():
+    is_used = site > 0
+    axes.plot(place[is_used], site[is_used], color=tint, lw=1.2, label=label, **mark)
+    if not is_used.all():
       axes.plot(
-        place[~used], site[~used], 'x', ms=4.5, mew=1.2, color=style.VERMILION, clip_on=False
+        place[~is_used], site[~is_used], 'x', ms=4.5, mew=1.2, color=style.VERMILION, clip_on=False
       )
   axes.axhline(1, color=style.GREY, lw=0.9, ls='--', zorder=1)
   axes.set_xlim(0.5 - 0.02 * count, count + 0.5 + 0.02 * count)
@@ -99,8 +99,8 @@ def rank_frequency(
       axes.plot(ranks, share, ls='none', color=style.colour(number), label=text, **mark)
     axes.set(xscale='log', yscale='log', xlabel='rank of the path', ylabel='share of tokens')
     for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
-      spare = max(np.sqrt(10 * limits[0] / limits[1]), 1)  # at least a decade
-      set_limits(limits[0] / spare, limits[1] * spare)
+      margin = max(np.sqrt(10 * limits[0] / limits[1]), 1)  # at least a decade
+      set_limits(limits[0] / margin, limits[1] * margin)
     title = {'title': 'dashed: share ∝ rank⁻ˢ', 'alignment': 'left', 'title_fontsize': 8.5}
     marks.legend_beside(axes, labelspacing=0.9, **(title if len(axes.lines) > len(tables) else {}))
   return figure
@@ -116,7 +116,8 @@ def _law_words(law):
 
 
 def _draw_law(axes, law, share, tint):
-  """The law from the first rank to the last that was fitted, with the tokens' share of these."""
+  """Draws the law from the first rank to the last that was fitted, with the tokens' share of
+  these."""
   ranks = np.arange(1, min(law.num_fitted, share.size) + 1)
   line = ranks**-law.exponent
   line *= share[: ranks.size].sum() / line.sum()

@@ -82,12 +82,14 @@ def layers_left(frame: pd.DataFrame) -> Figure:
   if frame.empty:
     return style.empty('nothing is left')
   names, layers = frame['variant'].unique(), list(frame['layer'].unique())
-  thick = 0.84 / len(names)
+  thickness = 0.84 / len(names)
   with style.drawing(7.6, 0.9 + (0.24 * len(names) + 0.16) * len(layers)) as (figure, [[axes]]):
     for number, name in enumerate(names):
       network = frame[frame['variant'] == name].set_index('layer').loc[layers]
-      rows = np.arange(len(layers)) + thick * (number - (len(names) - 1) / 2)
-      axes.barh(rows, network['share'], thick, color=style.colour(number), lw=0, label=plain(name))
+      rows = np.arange(len(layers)) + thickness * (number - (len(names) - 1) / 2)
+      axes.barh(
+        rows, network['share'], thickness, color=style.colour(number), lw=0, label=plain(name)
+      )
       for row, share, left, size in zip(rows, network['share'], network['left'], network['of']):
         text = f' {left:,.0f} of {size:,.0f}'
         axes.text(share, row, text, va='center', fontsize=7.5, color=style.INK)

@@ -97,13 +97,13 @@ def pareto(table: pd.DataFrame) -> Figure:
     axes.set(xlabel=f'FLOPs per example{power}', ylabel='loss')
     middle = sum(axes.get_xlim()) / 2
     for end in dict.fromkeys((order[-1], order[0])):
-      right = flops[end] > middle
+      is_right = flops[end] > middle
       axes.annotate(
         table['structure'].iloc[end],
         (flops[end], loss[end]),
-        xytext=(-7 if right else 7, 7 if end == order[0] != order[-1] else -11),
+        xytext=(-7 if is_right else 7, 7 if end == order[0] != order[-1] else -11),
         textcoords='offset points',
-        ha='right' if right else 'left',
+        ha='right' if is_right else 'left',
         family=style.MONO,
         fontsize=8.5,
         fontweight='bold' if end == order[-1] else 'normal',
@@ -124,10 +124,10 @@ def agreement(
     labels: what the two are called.
   """
   predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
-  both = np.isfinite(predicted) & np.isfinite(truth)
-  if not both.any():
+  is_finite = np.isfinite(predicted) & np.isfinite(truth)
+  if not is_finite.any():
     return style.empty('no structure has both losses')
-  x, y = statistics.rank(predicted[both]), statistics.rank(truth[both])
+  x, y = statistics.rank(predicted[is_finite]), statistics.rank(truth[is_finite])
   with style.drawing(4.4, 4.2) as (figure, [[axes]]):
     axes.plot([1, len(x)], [1, len(x)], color=style.FAINT, lw=1.2)
     axes.plot(x, y, 'o', ms=_dot(len(x)), mew=0, alpha=0.6, color=style.BLUE)
@@ -140,7 +140,7 @@ def agreement(
 
 
 def _dot(count):
-  """Diameter in points of one of `count` points."""
+  """Returns the diameter in points of one of `count` points."""
   return 4.5 if count <= 300 else 2.5
 
 
@@ -204,7 +204,7 @@ def structures(
 
 
 def _plus(axes, cells, disc_size, disc, plus_size, plus):
-  """A disc with a `+` in it at every cell that is True."""
+  """Draws a disc with a `+` in it at every cell that is True."""
   rows, columns = np.nonzero(cells)
   axes.scatter(columns, rows, s=disc_size, clip_on=False, **disc)
   axes.scatter(columns, rows, s=plus_size, marker='+', clip_on=False, **plus)

@@ -53,7 +53,8 @@ def training_curves(
 
 
 def _binned(step, value):
-  """At most `_MAX_POINTS` points of a curve in order of steps, each the mean of neighbours."""
+  """Returns at most `_MAX_POINTS` points of a curve in order of steps, each the mean of
+  neighbours."""
   order = np.argsort(step, kind='stable')
   parts = np.array_split(order, min(len(order), _MAX_POINTS))
   return np.array([step[part].mean() for part in parts]), np.array([value[p].mean() for p in parts])
