@@ -65,7 +65,8 @@ def test_experts_over_devices_do_not_make_another_run(tmp_path):
 
 def test_devices_for_experts_of_a_model_without(tmp_path):
   """In a comparison, networks without experts of their own are trained whole."""
-  with opened({'train.expert_devices': 2}, tmp_path / 'run') as session:
+  options = {'data.name': 'digits', 'train.expert_devices': 2}
+  with opened(options, tmp_path / 'run') as session:
     with pytest.raises(UserError, match='MLP over 2 expert_devices: expected a model with experts'):
       session.machine.check_networks([session.model])
     mixed = Transformer(1, 4, 2, 4, 10, routing=Experts(4))

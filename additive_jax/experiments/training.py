@@ -146,7 +146,7 @@ class Machine:
 
   def _spread(self, model: Any) -> dict[str, int]:
     """Returns over how many devices a model is spread, by the options' names."""
-    experts = layout.has_experts(model, self.example)
+    experts = self.options.expert_devices > 1 and layout.has_experts(model, self.example)
     return {
       'expert_devices': self.options.expert_devices if experts else 1,
       'fsdp_devices': self.options.fsdp_devices,
@@ -156,6 +156,8 @@ class Machine:
   def check_networks(self, networks: Iterable[Any]) -> None:
     """Raises `UserError` where `config.train.expert_devices` suits none of the networks of a run,
     or heads, hidden units or experts of one do not divide over the devices."""
+    if self.options.expert_devices == self.options.tensor_devices == 1:
+      return
     networks = list(networks)
     some = any(layout.has_experts(network, self.example) for network in networks)
     for network in networks:

@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 def in_turn(
-  run: Callable[..., Array], experts: PyTree, numbers: Int[Array, 'M'], x: Array, *others: Any
-) -> Array:
+  run: Callable[..., Array],
+  experts: PyTree,
+  numbers: Int[Array, 'M'],
+  x: Float[Array, '*axes'],
+  *others: Any,
+) -> Float[Array, '*axes']:
   """Returns `Σ_i run(experts[i], numbers[i], x, *others)`, one expert after the other; of each only
   its part of `experts` is kept for the backward pass.
 
@@ -33,7 +37,9 @@ def in_turn(
   return jax.lax.scan(add, jnp.zeros_like(x), (numbers, experts))[0]
 
 
-def at_once(run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any) -> Array:
+def at_once(
+  run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
+) -> Float[Array, '...']:
   """Returns `run(layers, *arguments)`."""
   del axes
   return run(layers, *arguments)
@@ -66,8 +72,12 @@ def summing(sums: Sums) -> Iterator[None]:
 
 
 def sum_of_experts(
-  run: Callable[..., Array], experts: PyTree, x: Array, *others: Any, first: int = 0
-) -> Array:
+  run: Callable[..., Array],
+  experts: PyTree,
+  x: Float[Array, '*axes'],
+  *others: Any,
+  first: int = 0,
+) -> Float[Array, '*axes']:
   """Returns the sum over experts of what each gives, see `in_turn`.
 
   >>> scale = lambda weight, number, x: weight * x
@@ -81,7 +91,9 @@ def sum_of_experts(
   return _SUMS.get().experts(run, experts, numbers, x, *others)
 
 
-def sum_of_units(run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any) -> Array:
+def sum_of_units(
+  run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
+) -> Float[Array, '...']:
   """Returns `run(layers, *arguments)`, of which it is known that it is a sum over units: the layers
   of some units alone give the terms of these.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from additive_jax.gates.shares import Sums, at_once, in_turn
 from additive_jax.parallel.mesh import EXPERT, TENSOR
@@ -29,8 +29,12 @@ def sums_on(mesh: Mesh) -> Sums:
 
 
 def experts_over_devices(
-  run: Callable[..., Array], experts: PyTree, numbers: Int[Array, 'M'], x: Array, *others: Any
-) -> Array:
+  run: Callable[..., Array],
+  experts: PyTree,
+  numbers: Int[Array, 'M'],
+  x: Float[Array, '*axes'],
+  *others: Any,
+) -> Float[Array, '*axes']:
   """Returns what `gates.shares.in_turn` does, with the experts spread over the mesh axis `expert`,
   which divides their number."""
   split = PartitionSpec(EXPERT)
@@ -41,7 +45,7 @@ def experts_over_devices(
 
 def units_over_devices(
   run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
-) -> Array:
+) -> Float[Array, '...']:
   """Returns what `gates.shares.at_once` does, with the units spread over the mesh axis `tensor`,
   which divides their number. Layers that are no arrays, as of a network under noise, are whole on
   every device."""
