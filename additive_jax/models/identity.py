@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _LANES, _EXPERTS = ('lane_devices=1', 'lane_axis=None'), ('expert_devices=1', 'expert_axis=None')
-# Fields that the library's networks once had. Their descriptions, of which those of runs are made, keep them.
+# Fields that the library's networks once had. Their descriptions keep them, and so do the
+# directories of their runs.
 FORMER = {'MLP': _LANES, 'Transformer': _LANES + _EXPERTS, 'DNA': _EXPERTS}
 
 
