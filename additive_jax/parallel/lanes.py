@@ -69,8 +69,8 @@ def lane_specs(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
 
   >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
   >>> specs = lane_specs(model, jax.ShapeDtypeStruct((2, 6), jnp.float32))
-  >>> specs['block_00']['in']['kernel'], specs['block_00']['out']['kernel']
-  (PartitionSpec(None, 'lane'), PartitionSpec('lane', None))
+  >>> tuple(specs['block_00']['in']['kernel']), tuple(specs['block_00']['out']['kernel'])
+  ((None, 'lane'), ('lane', None))
 
   Args:
     example: the shape of a batch of inputs.
@@ -92,9 +92,9 @@ def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable
 
   >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
   >>> x, mesh = jnp.ones((2, 6)), lane_mesh(2, jax.devices()[:2])
-  >>> variables = model.init(jax.random.key(0), x)
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
   >>> run = jax.jit(over_mesh(aj.run.conditional, model, mesh))
-  >>> logits = run(place_pool(model, variables, mesh, x), x, '1')
+  >>> logits = run(place_pool(model, variables, mesh, x), x, jnp.array([True]))
   >>> bool(jnp.allclose(logits, model.apply(variables, x, '1'), atol=1e-5))
   True
 

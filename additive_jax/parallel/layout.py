@@ -87,9 +87,10 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
 
   >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
   >>> mesh = jax.make_mesh((2,), ('fsdp',), devices=jax.devices()[:2])
-  >>> leaf = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))['block_00']['in']
-  >>> leaf['kernel'].kept, leaf['kernel'].read, leaf['kernel'].local
-  (PartitionSpec(None, 'fsdp'), PartitionSpec(None, None), (4, 4))
+  >>> leaves = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> kernel = leaves['block_00']['in']['kernel']
+  >>> tuple(kernel.kept), tuple(kernel.read), kernel.local
+  ((None, 'fsdp'), (None, None), (4, 4))
 
   Args:
     example: the shape of a batch of inputs.
