@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.parallel.processes import to_host
@@ -127,7 +129,7 @@ def manual_axes(mesh: Mesh) -> tuple[str, ...]:
   return tuple(axis for axis in mesh.axis_names if axis in MANUAL)
 
 
-def place(tree, mesh: Mesh, specs):
+def place(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
   """Puts host arrays, the same in every process, on the mesh; each process places only its own
   devices' parts.
 
@@ -136,13 +138,26 @@ def place(tree, mesh: Mesh, specs):
   """
   if isinstance(specs, PartitionSpec):
     specs = jax.tree.map(lambda _, spec=specs: spec, tree)
+  return lay(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
-  def put(leaf, spec):
+
+def lay(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Puts host arrays where a pytree of shardings says, as `place` does."""
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     leaf = np.asarray(leaf)
-    sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-  return jax.tree.map(put, tree, specs)
+  return jax.tree.map(put, tree, shardings)
+
+
+def is_on(mesh: Mesh, tree: PyTree) -> bool:
+  """Returns whether all leaves are arrays on just the devices of the mesh."""
+  devices = set(mesh.devices.flat)
+  return all(
+    isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def pick_devices(count: int) -> list[jax.Device]:
@@ -159,8 +174,7 @@ def pick_devices(count: int) -> list[jax.Device]:
   return devices[:count] if count and jax.process_count() == 1 else devices
 
 
-def replicate(tree, mesh: Mesh):
-  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the
-  result.
-  """
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Returns a copy of `tree` on every device of the mesh. A real copy: the source survives donation
+  of the result."""
   return place(to_host(tree), mesh, PartitionSpec())
