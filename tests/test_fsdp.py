@@ -235,6 +235,22 @@ def test_a_checkpoint_goes_on_on_other_devices(tmp_path):
     )
 
 
+@pytest.mark.parametrize('options', [{}, {'zero': True}, {'zero': True, 'offload': True}], ids=str)
+def test_no_host_has_a_whole_state(options, tmp_path, monkeypatch):
+  """Between two trainings and on the way through a checkpoint; and no device has one either."""
+  trainer = trainer_of('mlp', FSDP, 2, 2, **options)
+  with Checkpointer(tmp_path / 'c', identity={}) as checkpoints:
+    trainer.run(2)
+    with monkeypatch.context() as patch:
+      patch.setattr(processes, 'to_host', None)
+      checkpoints.save(2, trainer.state, wait=True)
+      trainer.state = checkpoints.restore(trainer.state).state
+    trainer.run(2)
+  assert_close(trainer.state, on_one_device('mlp')[0].state)
+  for leaf in jax.tree.leaves(trainer.state.params):
+    assert leaf.addressable_shards[0].data.size == leaf.size // 2
+
+
 @pytest.mark.parametrize(
   ('model', 'spread', 'message'),
   [

@@ -26,7 +26,6 @@ from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, 
 from additive_jax.gates.sums import GateValue, choose, residual
 from additive_jax.models.kinds import LANE, RESIDUAL
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
-from additive_jax.models.surrounding import surrounding as surrounding
 
 Inputs = Shaped[Array | np.ndarray, 'B ...']
 Stream = Float[Array, 'B ...']

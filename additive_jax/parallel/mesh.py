@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.parallel.processes import to_host
@@ -154,13 +154,26 @@ def place(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
   """
   if isinstance(specs, PartitionSpec):
     specs = jax.tree.map(lambda _, spec=specs: spec, tree)
+  return lay(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
-  def put(leaf: Any, spec: PartitionSpec) -> Shaped[Array, '...']:
+
+def lay(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Puts host arrays where a pytree of shardings says, as `place` does."""
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     leaf = np.asarray(leaf)
-    sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-  return jax.tree.map(put, tree, specs)
+  return jax.tree.map(put, tree, shardings)
+
+
+def is_on(mesh: Mesh, tree: PyTree) -> bool:
+  """Returns whether all leaves are arrays on just the devices of the mesh."""
+  devices = set(mesh.devices.flat)
+  return all(
+    isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def pick_devices(count: int) -> list[jax.Device]:
