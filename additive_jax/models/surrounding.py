@@ -21,7 +21,7 @@ _AROUND: contextvars.ContextVar[Around | None] = contextvars.ContextVar('around'
 
 @contextlib.contextmanager
 def surrounding(around: Around | None) -> Iterator[None]:
-  """While it is open, each part of a network that is traced is run by `around`.
+  """Makes `around` run each part of a network that is traced while it is open.
 
   >>> def around(model, part, variables, run):
   ...   print(part)

@@ -109,7 +109,7 @@ def staging(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> St
 
 
 def _modules(model):
-  """Of each site its module's name, and what else makes the module."""
+  """Returns for each site its module's name, and what else makes the module."""
   found = []
 
   def read(module):
