@@ -119,7 +119,7 @@ def _check(case, name, number) -> bool:
 
 
 def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
-  """Returns inputs and targets of a batch as NumPy arrays of the dtypes that JAX would give them."""
+  """Returns inputs and targets of a batch, in NumPy, of the dtypes that JAX would give them."""
   if not isinstance(batch, tuple | list) or len(batch) != 2:
     shape = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
     raise UserError(f'batch is a {type(batch).__name__}{shape}: expected a pair (x, y)')

@@ -75,8 +75,8 @@ def parts_are_pure(case: Case) -> bool:
 
 
 def ways_agree(case: Case) -> bool:
-  """Checks that apply = static = conditional = masked in outputs and gradients, and shared-prefix in
-  outputs, on the sampled structures."""
+  """Checks that apply = static = conditional = masked in outputs and gradients, and shared-prefix
+  in outputs, on the sampled structures."""
   structures = case.sample()
   bits = np.array([structure.bits for structure in structures])
   # One of the middle, and all-on if there are more than a few: gradients take long to compile.
@@ -309,7 +309,7 @@ def _moved(case, program):
 
 
 def _poison(variables, paths):
-  """Returns the variables with NaN in the leaves of these paths, which are those within `params`."""
+  """Returns the variables with NaN in the leaves of these paths, which are within `params`."""
 
   def spoil(path, leaf):
     poisoned = jax.tree_util.keystr(path[1:]) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
