@@ -65,18 +65,18 @@ class Leaf:
   """How a leaf of the pool lies on a mesh.
 
   Attributes:
-    kept: between steps.
+    stored: between steps.
     read: where a part of the network reads it.
     local: its shape inside of `shard_map`.
   """
 
-  kept: PartitionSpec
+  stored: PartitionSpec
   read: PartitionSpec
   local: tuple[int, ...]
 
   def axis(self, name: str) -> int | None:
     """Returns the axis along which a part of the network gathers it over a mesh axis, or None."""
-    return self.kept.index(name) if name in self.kept and name not in self.read else None
+    return self.stored.index(name) if name in self.stored and name not in self.read else None
 
 
 @functools.lru_cache(maxsize=32)
@@ -89,7 +89,7 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
   >>> mesh = jax.make_mesh((2,), ('fsdp',), devices=jax.devices()[:2])
   >>> leaves = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))
   >>> kernel = leaves['block_00']['in']['kernel']
-  >>> tuple(kernel.kept), tuple(kernel.read), kernel.local
+  >>> tuple(kernel.stored), tuple(kernel.read), kernel.local
   ((None, 'fsdp'), (None, None), (4, 4))
 
   Args:
@@ -135,9 +135,9 @@ def _layout_of_leaf(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Lea
   return Leaf(PartitionSpec(*over), read, tuple(local))
 
 
-def kept(leaves: PyTree) -> PyTree:
+def stored(leaves: PyTree) -> PyTree:
   """Returns the layouts between steps of a pytree of `Leaf`."""
-  return jax.tree.map(lambda leaf: leaf.kept, leaves)
+  return jax.tree.map(lambda leaf: leaf.stored, leaves)
 
 
 def manual(specs: PyTree) -> PyTree:
