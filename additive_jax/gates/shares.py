@@ -67,7 +67,7 @@ _SUMS: contextvars.ContextVar[Sums] = contextvars.ContextVar('sums', default=ON_
 
 @contextlib.contextmanager
 def summing(sums: Sums) -> Iterator[None]:
-  """While it is open, networks that are traced compute their sums so."""
+  """Makes networks that are traced while it is open compute their sums so."""
   token = _SUMS.set(sums)
   try:
     yield

@@ -187,7 +187,7 @@ def lane_mean(x: Float[Array, '*axes D'], *, axis: int = 0) -> Float[Array, '...
 
 
 def _switch(gate) -> Array:
-  """A gate that `lax.cond` can decide on."""
+  """Returns a gate that `lax.cond` can decide on."""
   gate = jnp.asarray(gate)
   if gate.dtype != bool or gate.ndim:
     raise TypeError(

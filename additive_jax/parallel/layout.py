@@ -21,11 +21,12 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.models import additive
+from additive_jax.models.additive import parts
 from additive_jax.models.axes import AxisNames, axis_names
+from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
 from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 
 RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
@@ -64,23 +65,32 @@ class Leaf:
   """How a leaf of the pool lies on a mesh.
 
   Attributes:
-    kept: between steps.
+    stored: between steps.
     read: where a part of the network reads it.
     local: its shape inside of `shard_map`.
   """
 
-  kept: PartitionSpec
+  stored: PartitionSpec
   read: PartitionSpec
   local: tuple[int, ...]
 
   def axis(self, name: str) -> int | None:
     """Returns the axis along which a part of the network gathers it over a mesh axis, or None."""
-    return self.kept.index(name) if name in self.kept and name not in self.read else None
+    return self.stored.index(name) if name in self.stored and name not in self.read else None
 
 
 @functools.lru_cache(maxsize=32)
 def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
   """Returns how the pool lies on a mesh, a pytree of `Leaf`.
+
+  Along `fsdp` a kernel is split on its longer axis, and whole where it is read:
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> mesh = jax.make_mesh((2,), ('fsdp',), devices=jax.devices()[:2])
+  >>> leaves = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> kernel = leaves['block_00']['in']['kernel']
+  >>> tuple(kernel.stored), tuple(kernel.read), kernel.local
+  ((None, 'fsdp'), (None, None), (4, 4))
 
   Args:
     example: the shape of a batch of inputs.
@@ -89,8 +99,10 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
     UserError: see `check_model`.
   """
   check_model(model, mesh.shape, example)
-  lies = {path: _lies(leaf.shape, names, mesh) for path, leaf, names in _leaves(model, example)}
-  return jax.tree.map_with_path(lambda path, _: lies[path], _pool(model, example))
+  of_path = {
+    path: _layout_of_leaf(leaf.shape, names, mesh) for path, leaf, names in _leaves(model, example)
+  }
+  return jax.tree.map_with_path(lambda path, _: of_path[path], _pool(model, example))
 
 
 def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
@@ -107,7 +119,8 @@ def _leaves(
     yield path, leaf, axes
 
 
-def _lies(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
+def _layout_of_leaf(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
+  """Returns how a leaf of this shape, with these names of its axes, lies on a mesh."""
   over = [RULES.get(name) if name else None for name in names]
   over = [axis if axis in mesh.axis_names else None for axis in over]
   read, local = PartitionSpec(*over), list(shape)
@@ -122,9 +135,9 @@ def _lies(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
   return Leaf(PartitionSpec(*over), read, tuple(local))
 
 
-def kept(leaves: PyTree) -> PyTree:
+def stored(leaves: PyTree) -> PyTree:
   """Returns the layouts between steps of a pytree of `Leaf`."""
-  return jax.tree.map(lambda leaf: leaf.kept, leaves)
+  return jax.tree.map(lambda leaf: leaf.stored, leaves)
 
 
 def manual(specs: PyTree) -> PyTree:
@@ -136,9 +149,9 @@ def manual(specs: PyTree) -> PyTree:
   return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
 
 
-def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
+def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> Around:
   """Returns what runs a part of the model on a pool that lies as these leaves say: see
-  `additive.surrounding`. It is called inside of `shard_map`.
+  `models.surrounding`. It is called inside of `shard_map`.
 
   Args:
     model: the only one that it runs so.
@@ -147,13 +160,11 @@ def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> addi
   """
   by_path, reads = dict(jax.tree.leaves_with_path(leaves)), _paths(model, example)
 
-  def around(
-    other: Any, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
-  ) -> Any:
+  def around(other: Any, part: Part, variables: PyTree, run: Callable[[PyTree], Any]) -> Any:
     if other != model:
       return run(variables)
 
-    def fetch(path: Any, array: jax.Array) -> jax.Array:
+    def fetch(path: Any, array: Any) -> Any:
       leaf = by_path.get(path)
       if leaf is None or path not in reads[part] or leaf.local != array.shape:
         return array
@@ -164,8 +175,13 @@ def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> addi
   return around
 
 
-def gathered(array: jax.Array, leaf: Leaf) -> jax.Array:
-  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered."""
+def gathered(array: Shaped[Array, '*local'], leaf: Leaf) -> Shaped[Array, '*shape']:
+  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered.
+
+  Args:
+    array: what this device holds of it.
+    leaf: how it lies on the mesh.
+  """
   if (axis := leaf.axis(FSDP)) is not None:
     array = jax.lax.all_gather(array, FSDP, axis=axis, tiled=True)
   if (axis := leaf.axis(TENSOR)) is not None:
@@ -179,20 +195,21 @@ def gathered(array: jax.Array, leaf: Leaf) -> jax.Array:
   return array
 
 
-def scattered(gradient: jax.Array, leaf: Leaf) -> jax.Array:
+def scattered(gradient: Shaped[Array, '*shape'], leaf: Leaf) -> Shaped[Array, '*local']:
   """Returns this device's part of the sum over `fsdp` of the gradients of a whole leaf."""
   if (axis := leaf.axis(FSDP)) is None:
     return gradient
   return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
-def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[additive.Part, frozenset[Any]]:
+def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[Part, frozenset[Any]]:
   """Returns the paths of the leaves that each part of a model reads."""
-  found = additive.parts(model, example)
-  trees = dict(enumerate(found.sites)) | {
-    additive.EMBED: found.embed,
-    additive.READOUT: found.readout,
-    additive.WHOLE: _pool(model, example),
+  reads = parts(model, example)
+  trees: dict[Part, PyTree] = {
+    **dict(enumerate(reads.sites)),
+    EMBED: reads.embed,
+    READOUT: reads.readout,
+    WHOLE: _pool(model, example),
   }
   paths = lambda tree: frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
   return {part: paths(tree) for part, tree in trees.items()}

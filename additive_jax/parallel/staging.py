@@ -109,7 +109,7 @@ def staging(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> St
 
 
 def _modules(model):
-  """Of each site its module's name, and what else makes the module."""
+  """Returns for each site its module's name, and what else makes the module."""
   found = []
 
   def read(module):
@@ -216,7 +216,7 @@ def layout_of(
   """Returns the layout of a pool on a mesh: in stages, or as `layout.pool_specs` says."""
   if pipeline is not None:
     return pool_specs(model, pipeline, example)
-  return layout.kept(layout.pool_specs(model, mesh, example))
+  return layout.stored(layout.pool_specs(model, mesh, example))
 
 
 def on_mesh(

@@ -152,7 +152,7 @@ class StateLayout:
     pool: the part of the pool's that `shard_map` writes out, a pytree of `PartitionSpec`.
     leaves: how leaves of the pool are gathered, a pytree of `layout.Leaf`; None where no axis of
       the mesh asks for it.
-    around: what runs a part of the network on such a pool, see `additive.surrounding`, or None.
+    around: what runs a part of the network on such a pool, see `models.surrounding`, or None.
     sums: how experts, hidden units and heads are summed, see `gates.shares`.
     storage: of what the optimizer keeps.
     shardings: of the whole state, a `State` of pytrees of `NamedSharding`.

@@ -23,8 +23,8 @@ from jaxtyping import Array, PyTree
 from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.gates import shares
-from additive_jax.models import additive
 from additive_jax.models.additive import initial
+from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
@@ -92,7 +92,7 @@ def _gradient_on_mesh(
       batch = jax.tree.map(lambda a: a[batch], data)
     slots = _device_slots(mesh, sampler, key, step, batch, shared_batch)
     options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
-    with additive.surrounding(layout.around), shares.summing(layout.sums):
+    with surrounding(layout.around), shares.summing(layout.sums):
       return averaged_gradient(recipe, params, slots, **options)
 
   return jax.shard_map(
