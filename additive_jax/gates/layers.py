@@ -224,7 +224,8 @@ def units_of(layers: LayerPair) -> tuple[LayerPair, PyTree]:
   """Returns the parameters of the hidden units, which are all but the second bias, and of each the
   axis of the units; see `shares.sum_of_units`.
 
-  >>> units, axes = units_of(LayerPair(Layer(jnp.ones((2, 3)), jnp.ones(3)), Layer(jnp.ones((3, 4)))))
+  >>> first, second = Layer(jnp.ones((2, 3)), jnp.ones(3)), Layer(jnp.ones((3, 4)))
+  >>> units, axes = units_of(LayerPair(first, second))
   >>> axes.first, axes.second
   (Layer(kernel=-1, bias=-1), Layer(kernel=-2, bias=None))
   """
