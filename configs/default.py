@@ -110,6 +110,14 @@ def get_config() -> ConfigDict:
   # and runs as many of them. A number that divides the devices and the experts; 1: all have all. At
   # least 1. Not part of a run's identity.
   config.train.expert_devices = 1
+  # Devices that share out every parameter, its gradient and what the optimizer keeps of it, and the
+  # examples of a batch; a site gathers its parameters to run. A number that divides the devices and
+  # the batch; 1: each device has all. At least 1. Not part of a run's identity.
+  config.train.fsdp_devices = 1
+  # Devices that share out the heads and hidden units of every branch, and the work on them. A
+  # number that divides the devices and both; what has neither is kept in parts and gathered. At
+  # least 1. Not part of a run's identity.
+  config.train.tensor_devices = 1
   # Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
   # them having a copy (ZeRO, stage 1); the numbers stay the same. Not part of a run's identity.
   config.train.zero = False

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from additive_jax.models.attention import Attention, attend, causal_mask, rotate
-from additive_jax.models.kinds import Lanes
 
 BATCH, TOKENS, HEADS, SIZE = 2, 5, 4, 6
 WIDTH = HEADS * SIZE
@@ -168,7 +167,7 @@ def plain_lanes(pool, h, gate, causal, rope):
 @pytest.mark.parametrize('count', [2, 4])
 @pytest.mark.parametrize('inputs', ['equal', 'apart'])
 def test_lanes(variables, inputs, count):
-  module = Attention(HEADS, ('lane',), Lanes(count), causal=True, rope=True)
+  module = Attention(HEADS, ('lane',), count, causal=True, rope=True)
   pool, h = double(variables), lane_streams(count)[inputs]
   run = jax.jit(lambda h, gate: module.apply(variables, h, (gate,)))
   static = jax.jit(lambda h: [module.apply(variables, h, (on,)) for on in (False, True)])
@@ -193,7 +192,7 @@ def test_all_lanes_joined_are_the_dense_branch(variables, stream):
   dense = jax.jit(Attention(HEADS).apply)(variables, x)
   for count in (1, 2, 4):
     copies = jnp.broadcast_to(x[:, None], (BATCH, count, TOKENS, WIDTH))
-    module = Attention(HEADS, ('lane',), Lanes(count))
+    module = Attention(HEADS, ('lane',), count)
     joined = jax.jit(lambda h, m=module: m.apply(variables, h, (True,)))(copies)
     np.testing.assert_allclose(joined, np.broadcast_to(dense[:, None], joined.shape), **CLOSE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), copies)

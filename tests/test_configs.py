@@ -65,6 +65,8 @@ def test_where_a_run_is_computed_is_no_part_of_it():
   assert set(PLACEMENT) == {
     'shard',
     'train.expert_devices',
+    'train.fsdp_devices',
+    'train.tensor_devices',
     'train.zero',
     'train.offload',
     'train.pipe_devices',

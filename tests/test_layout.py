@@ -13,16 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_fsdp
 import tiny
 from jax.sharding import PartitionSpec
 
 from additive_jax import Additive, UserError
 from additive_jax.data import ArraySplit
 from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.gates.shares import sum_of_experts
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
-from additive_jax.models.kinds import Spread
 from additive_jax.models.moe import Experts
 from additive_jax.parallel import layout, processes
 from additive_jax.parallel import mesh as mesh_
@@ -31,7 +32,7 @@ from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
 from additive_jax.train.losses import Routed
 from additive_jax.train.recipe import Recipe, Structures
-from additive_jax.train.state import State, init_state, state_specs
+from additive_jax.train.state import State, init_state
 from additive_jax.train.trainer import Trainer
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
@@ -187,24 +188,25 @@ def test_gates_of_a_model_with_experts(random_pool):
 class Roots(nn.Module):
   """Adds the roots of its parts, whose gradient is infinite at 0."""
 
-  spread: Spread
   gates = ('residual',)
+
+  def axis_names(self):
+    return {'parts': ('expert',)}
 
   @nn.compact
   def __call__(self, h, values=()):
-    parts = self.param('parts', nn.initializers.ones, (4 // self.spread.devices,))
-    return h + self.spread.join(jnp.sqrt(parts).sum())
+    parts = self.param('parts', nn.initializers.ones, (4,))
+    root = lambda part, number, h: jnp.broadcast_to(jnp.sqrt(part), h.shape)
+    return h + sum_of_experts(root, parts, h)
 
 
 class Own(Additive):
   """A network of a user's with parts that may be spread."""
 
   num_classes: int = 3
-  expert_devices: int = 1
-  expert_axis: str | None = None
 
   def setup(self):
-    self.sites = [Roots(Spread(self.expert_devices, self.expert_axis), name='roots')]
+    self.sites = [Roots(name='roots')]
     self.head = nn.Dense(self.num_classes)
 
   def embed(self, x):
@@ -239,38 +241,6 @@ def test_a_gradient_that_is_bad_on_one_device_is_left_out_on_all():
   assert own(4, state=State(*initial)).run(2)['finite'].all()
 
 
-def over_data(recipe, mesh, example):
-  """The rows of every matrix, and of what the optimizer keeps of it, over the axis `data`."""
-  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-  state = jax.eval_shape(functools.partial(init_state, recipe), variables)
-  rows = lambda leaf: PartitionSpec('data') if leaf.ndim == 2 else PartitionSpec()
-  specs = jax.tree.map(rows, state.params)
-  optimizer = layout.like_pool(state.opt_state, state.params, specs)
-  return state_specs(recipe, mesh, example)._replace(params=specs, opt_state=optimizer)
-
-
-def test_any_leaf_may_be_split():
-  """Over another axis than experts': the same steps, norms and clipping on half of each matrix."""
-  rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-  train = ArraySplit(rows, ROWS.y)
-  recipe = Recipe(MLP(1, 4, 8, 3), 'classification', OPTIMIZER)
-  sampler = samplers.listed(['1'], 1, SLOTS)
-  make = lambda **options: Trainer(
-    recipe, train, sampler, batch_size=4, seed=0, placement=Placement(mesh_of(2, 2, 1), **options)
-  )
-  whole, split = make(), make(specs=over_data)
-  want, got = whole.run(STEPS), split.run(STEPS)
-  assert want['gradient_norm'].max() > CLIP
-  assert_close(got, want)
-  assert_close(split.state, whole.state)
-  kernels = 0
-  for leaf in jax.tree.leaves((split.state.params, split.state.opt_state)):
-    held = {shard.data.nbytes for shard in leaf.addressable_shards}
-    assert held == {leaf.nbytes // (2 if leaf.ndim == 2 else 1)}
-    kernels += leaf.ndim == 2
-  assert kernels == 8
-
-
 def test_what_an_optimizer_keeps_lies_like_the_pool():
   pool = {'a': {'kernel': jnp.ones((4, 2)), 'bias': jnp.ones(4)}, 'b': {'kernel': jnp.ones((4, 2))}}
   split, whole = PartitionSpec('expert'), PartitionSpec()
@@ -288,20 +258,32 @@ import sys
 import jax
 import numpy as np
 
-rank, port = int(sys.argv[1]), sys.argv[2]
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.parallel import processes
 with processes.distributed(f'localhost:{port}', 2, rank):
+  import test_fsdp
   import test_layout
   trainer = test_layout.own(2)
   trainer.run(2)
   parts = trainer.variables['params']['roots']['parts']
   assert [shard.data.shape for shard in parts.addressable_shards] == [(2,)]
-  for leaf in jax.tree.leaves(processes.to_host(trainer.variables)):
+  split = test_fsdp.trainer_of('own', test_fsdp.FSDP)
+  split.run(2)
+  with Checkpointer(folder, identity={}) as checkpoints:
+    checkpoints.save(2, split.state, wait=True)
+    split.run(1)
+    split.state = checkpoints.restore(split.state).state
+  kernel = split.variables['params']['first']['kernel']
+  assert [shard.data.shape for shard in kernel.addressable_shards] == [(4, 8)]
+  split.run(2)
+  for leaf in jax.tree.leaves(processes.to_host((trainer.variables, split.variables))):
     print('leaf', *leaf.reshape(-1).tolist())
 """
 
 
-def test_experts_over_two_processes():
+def test_two_processes(tmp_path):
+  """Experts, and a pool in pieces, of which each process writes and reads its own."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])
@@ -310,7 +292,11 @@ def test_experts_over_two_processes():
   environment = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': paths, 'JAX_PLATFORMS': 'cpu'}
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
   runs = [
-    subprocess.Popen([sys.executable, '-c', PROCESS, str(rank), port], env=environment, **pipes)
+    subprocess.Popen(
+      [sys.executable, '-c', PROCESS, str(rank), port, str(tmp_path / 'c')],
+      env=environment,
+      **pipes,
+    )
     for rank in range(2)
   ]
   try:
@@ -320,45 +306,39 @@ def test_experts_over_two_processes():
       run.kill()
   alone = own(1)
   alone.run(2)
+  whole = test_fsdp.on_one_device('own')[0]
   for run, (output, errors) in zip(runs, outputs):
     assert run.returncode == 0, errors
     said = [line.split() for line in output.splitlines()]  # Gloo speaks too
     got = [np.array(words[1:], float) for words in said if words[0] == 'leaf']
-    want = [np.reshape(leaf, -1) for leaf in jax.tree.leaves(alone.variables)]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want)
+    want = [np.reshape(a, -1) for a in jax.tree.leaves((alone.variables, whole.variables))]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
 @pytest.mark.parametrize(
   ('model', 'devices', 'message'),
   [
     (MLP(1, 4, 4, 3), 2, 'MLP over 2 expert_devices: expected a model with experts or modules'),
-    (MODELS['experts'], 3, '4 experts over 3 devices: expected a multiple of 3'),
-    (MODELS['dna'], 8, '4 modules of attention over 8 devices: expected a multiple of 8'),
+    (
+      MODELS['experts'],
+      3,
+      '4 expert of block_00__mlp/in/bias over 3 expert_devices: expected a mu',
+    ),
+    (MODELS['dna'], 8, '4 expert of pool/attention_attention_norm_bias over 8 expert_devices: exp'),
     (
       DNA(1, 4, modules=Modules(2, 3, 2), **TEXT),
       2,
-      '3 modules of mlp over 2 devices: expected a multiple of 2',
+      '3 expert of pool/mlp_mlp_in/bias over 2 expert_devices: expected a multiple of 2',
     ),
-    (
-      Transformer(1, 4, **TEXT),
-      2,
-      'a transformer with routing None over 2 expert_devices: expected moe.Experts',
-    ),
+    (Transformer(1, 4, **TEXT), 2, 'Transformer over 2 expert_devices: expected a model with ex'),
   ],
 )
 def test_models_that_cannot_be_spread(model, devices, message):
   with pytest.raises(UserError, match=message):
-    layout.local_model(model, devices)
+    layout.check_model(model, {'expert': devices}, jax.ShapeDtypeStruct((1, 2), 'uint8'))
   recipe = Recipe(model, 'language', OPTIMIZER)
   num_gates = len(gate_names(model))
   sampler = samplers.fixed('1' * num_gates, num_gates)
   mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   with pytest.raises(UserError, match=message):
     Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, placement=Placement(mesh))
-
-
-def test_one_device_has_the_whole_model():
-  assert layout.local_model(MLP(1, 4, 4, 3), 1) == MLP(1, 4, 4, 3)
-  example = jax.ShapeDtypeStruct((1, 2), 'uint8')
-  specs = layout.expert_specs(MODELS['dna'], 1, example)
-  assert set(jax.tree.leaves(specs)) == {PartitionSpec()}

@@ -65,14 +65,15 @@ def test_experts_over_devices_do_not_make_another_run(tmp_path):
 
 def test_devices_for_experts_of_a_model_without(tmp_path):
   """In a comparison, networks without experts of their own are trained whole."""
-  with opened({'train.expert_devices': 2}, tmp_path / 'run') as session:
+  options = {'data.name': 'digits', 'train.expert_devices': 2}
+  with opened(options, tmp_path / 'run') as session:
     with pytest.raises(UserError, match='MLP over 2 expert_devices: expected a model with experts'):
-      session.machine.check_experts([session.model])
+      session.machine.check_networks([session.model])
     mixed = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
-    session.machine.check_experts([session.model, mixed])
+    session.machine.check_networks([session.model, mixed])
     odd = mixed.clone(routing=Experts(3))
-    with pytest.raises(UserError, match='3 experts over 2 devices'):
-      session.machine.check_experts([session.model, odd])
+    with pytest.raises(UserError, match=r'3 expert of .* over 2 expert_devices: expected a'):
+      session.machine.check_networks([session.model, odd])
     trainer = session.trainer(session.training.recipe(4), session.training.sampler(4), 3)
     assert 'expert' not in trainer.mesh.shape
 

@@ -275,7 +275,7 @@ class Stream(Additive):
     self.stem = nn.Dense(self.of.width, name='embed')
     inner = self.of
     self.sites = [
-      type(site)(site.hidden, site.kinds, site.num_chunks, site.lanes, name=site.name)
+      type(site)(site.hidden, site.kinds, site.num_chunks, site.num_lanes, name=site.name)
       for site in _sites(inner)
     ]
 

@@ -53,7 +53,7 @@ COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 def _check(session):
   """Everything about the structures that can be said before any training."""
-  session.machine.check_experts([session.model])
+  session.machine.check_networks([session.model])
   config, num_gates = session.config, session.space.num_gates
   k = config.cotrain.top_k
   if config.structures and config.structures_from:

@@ -61,7 +61,7 @@ def _check(session):
       'network is compared with the DNA that skips'
     )
   dnas = make_dnas(session)
-  session.machine.check_experts([dna.model for dna in dnas])
+  session.machine.check_networks([dna.model for dna in dnas])
   make_baselines(session, {dna.name: active_flops(dna.model, x) for dna in dnas})
 
 

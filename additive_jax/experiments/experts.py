@@ -50,7 +50,7 @@ POOL, SINGLE, MOE = 'pool', 'single', 'moe'
 
 def _check(session):
   """Everything that can be said before any training."""
-  session.machine.check_experts([contender.model for contender in make_contenders(session)])
+  session.machine.check_networks([contender.model for contender in make_contenders(session)])
   if SINGLE in session.config.experts.variants:
     if session.config.experts.num_structures < 2:
       expected = 'at least 2, all gates on and a structure with some gate off'

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
+from rich import filesize
 
 from additive_jax.experiments.session import Session, Stopped
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.parallel import processes
+from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Loss
+from additive_jax.train.trainer import Trainer
+
+log = logging.getLogger('additive_jax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,8 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
+    if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
+      log_bytes(name, trainer)
     if trainer.step >= num_steps:
       return
     if curves.clock is not None:
@@ -79,6 +88,15 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)
+
+
+def log_bytes(name: str, trainer: Trainer) -> None:
+  """Logs what a training keeps on the device that has most of it, and where several devices share
+  it or the host helps."""
+  rows = pd.DataFrame(bytes_rows(trainer.sharded_state)).set_index('device')
+  if len(rows) > 1 or rows['optimizer_in_host_memory'].any():
+    sizes = [f'{filesize.decimal(size)} of {part}' for part, size in rows.max().items() if size]
+    log.info('%s: a device keeps %s', name, ', '.join(sizes).replace('_', ' '))
 
 
 def point(values: Mapping[str, Any], loss: Loss, labels: Sequence[str] = ()) -> dict[str, float]:

@@ -29,7 +29,7 @@ from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir, default_workdir
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.objectives import objective_of
@@ -83,8 +83,8 @@ def open_session(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
       f'training examples of {data.name}'
     )
-  mesh.check_expert_devices(config.train.expert_devices, len(devices))
-  mesh.check_pipe_devices(config.train.pipe_devices, len(devices))
+  spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
+  mesh.check_spread(spread, len(devices))
   resolved = resolve(config, model, data)
   name = opening.get('name') or config.experiment
   workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
@@ -118,7 +118,8 @@ def start_session(
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
   space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training, machine = Training(config, model, data, objective), Machine(devices, config.train)
+  training = Training(config, model, data, objective)
+  machine = Machine(devices, config.train, shape_of(first_input(data)))
   with Stopper() as stopper, metrics:
     yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
 

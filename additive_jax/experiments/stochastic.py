@@ -151,7 +151,7 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
 
 
 def _check(session):
-  session.machine.check_experts([session.model])
+  session.machine.check_networks([session.model])
   session.in_memory()
   make_variants(session)
 

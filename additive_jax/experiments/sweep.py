@@ -46,7 +46,7 @@ def _check(session):
   """Everything that can be said before any training."""
   config, num_gates = session.config, session.space.num_gates
   modes, sharded = config.sweep.modes, session.shard[1] > 1
-  session.machine.check_experts([session.model])
+  session.machine.check_networks([session.model])
   if config.sweep.top_k > 2**num_gates:
     most = f'at most 2^{num_gates} = {2**num_gates} structures'
     raise refused(config, 'sweep.top_k', expected=most)

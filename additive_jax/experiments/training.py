@@ -17,6 +17,7 @@ from additive_jax.experiments.options import Options, TrainOptions, selected
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import sites_of
 from additive_jax.parallel import layout, pipeline, staging
+from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
@@ -124,10 +125,12 @@ class Machine:
   Attributes:
     devices: those of the mesh that pools are trained on.
     options: how pools are laid out on them.
+    example: the shape of a batch of inputs.
   """
 
   devices: Sequence[jax.Device]
   options: TrainOptions
+  example: jax.ShapeDtypeStruct
 
   @property
   def workers(self) -> list[jax.Device] | None:
@@ -137,13 +140,28 @@ class Machine:
 
   def placement(self, model: Any, recipe: Recipe, sampler: Sampler) -> Placement:
     """Returns where a pool of the model is trained."""
-    spread = self.options.expert_devices if layout.has_experts(model) else 1
-    mesh = default_mesh(recipe, sampler, self.options.batch_size, self.devices, spread)
+    spread = self._spread(model)
+    mesh = default_mesh(recipe, sampler, self.options.batch_size, self.devices, **spread)
     return selected(Placement, self.options, mesh=mesh, chunk_steps=self.options.log_every)
 
-  def check_experts(self, networks: Iterable[Any]) -> None:
+  def _spread(self, model: Any) -> dict[str, int]:
+    """Returns over how many devices a model is spread, by the options' names."""
+    experts = self.options.expert_devices > 1 and layout.has_experts(model, self.example)
+    return {
+      'expert_devices': self.options.expert_devices if experts else 1,
+      'fsdp_devices': self.options.fsdp_devices,
+      'tensor_devices': self.options.tensor_devices,
+    }
+
+  def check_networks(self, networks: Iterable[Any]) -> None:
     """Raises `UserError` where `config.train.expert_devices` suits none of the networks of a run,
-    or does not divide the experts of one that has some."""
+    or heads, hidden units or experts of one do not divide over the devices."""
+    if self.options.expert_devices == self.options.tensor_devices == 1:
+      return
     networks = list(networks)
-    for network in [n for n in networks if layout.has_experts(n)] or networks:
-      layout.local_model(network, self.options.expert_devices)
+    some = any(layout.has_experts(network, self.example) for network in networks)
+    for network in networks:
+      sizes = {TENSOR: self.options.tensor_devices}
+      if not some or layout.has_experts(network, self.example):
+        sizes[EXPERT] = self.options.expert_devices
+      layout.check_model(network, sizes, self.example)

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.gates.shares import sum_of_units
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import GateValue, aligned, is_soft, is_static
 
@@ -33,6 +34,9 @@ MATMULS: tuple[LinearMap, LinearMap] = (operator.matmul, operator.matmul)
 
 class Layer(NamedTuple):
   """The parameters of a linear map `x @ kernel + bias`.
+
+  >>> Layer(jnp.ones((2, 3)), jnp.ones(3)).add_bias(jnp.zeros(3), share=0.5).tolist()
+  [0.5, 0.5, 0.5]
 
   Attributes:
     kernel: [inputs, outputs], of a convolution [kh, kw, inputs, outputs].
@@ -93,6 +97,9 @@ def groups(gates: Sequence[GateValue]) -> tuple[range, ...]:
 def joins(gates: Sequence[GateValue]) -> list[list[Float[Array, '...']]]:
   """Returns the table `M[j][i]`: whether chunks i and j are joined, the product of the gates
   between them.
+
+  >>> [[float(value) for value in row] for row in joins([jnp.array(True), jnp.array(False)])]
+  [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
   Args:
     gates: m − 1 traced gates, each of any shape; bools or floats.
@@ -204,8 +211,27 @@ def sub_activation(
       raise UserError(
         f'gates of shape {axes} for x of shape {x.shape}: expected leading axes of x, or none'
       )
-  y = compose(gates, *chunked(x, layers, len(gates) + 1, activation, maps))
+  run = lambda units, x, gates: compose(gates, *chunked(x, units, len(gates) + 1, activation, maps))
+  units, axes = units_of(layers)
+  if all(is_static(gate) for gate in gates):
+    y = sum_of_units(lambda units, x: run(units, x, gates), units, axes, x)
+  else:
+    y = sum_of_units(run, units, axes, x, gates)
   return layers.second.add_bias(y)
+
+
+def units_of(layers: LayerPair) -> tuple[LayerPair, PyTree]:
+  """Returns the parameters of the hidden units, which are all but the second bias, and of each the
+  axis of the units; see `shares.sum_of_units`.
+
+  >>> first, second = Layer(jnp.ones((2, 3)), jnp.ones(3)), Layer(jnp.ones((3, 4)))
+  >>> units, axes = units_of(LayerPair(first, second))
+  >>> axes.first, axes.second
+  (Layer(kernel=-1, bias=-1), Layer(kernel=-2, bias=None))
+  """
+  units = layers._replace(second=Layer(layers.second.kernel))
+  first = jax.tree.map(lambda _: -1, (layers.first, layers.gating))
+  return units, LayerPair(first[0], jax.tree.map(lambda _: -2, units.second), first[1])
 
 
 def chunked(

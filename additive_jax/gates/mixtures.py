@@ -23,7 +23,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.layers import LayerPair, check_layers, chunked, joins, mixed_hidden
+from additive_jax.gates.layers import (
+  LayerPair,
+  check_layers,
+  chunked,
+  joins,
+  mixed_hidden,
+  units_of,
+)
+from additive_jax.gates.shares import sum_of_units
 
 Span = tuple[int, int]
 
@@ -43,6 +51,9 @@ def spans(num_chunks: int) -> list[Span]:
 
 def span_weights(gates: Float[Array, '... joins']) -> Float[Array, '... spans']:
   """Returns `p([a, b]) = (1 − g_{a−1}) · g_a … g_{b−1} · (1 − g_b)`; gate k joins chunks k and k+1.
+
+  >>> dict(zip(spans(3), span_weights(jnp.array([1.0, 0.0])).tolist()))
+  {(0, 0): 0.0, (0, 1): 1.0, (0, 2): 0.0, (1, 1): 0.0, (1, 2): 0.0, (2, 2): 1.0}
 
   Args:
     gates: floats [..., m − 1]. Bits 0 and 1 give 1 for the spans that are groups of that structure;
@@ -75,6 +86,12 @@ def span_mixture(
 
   Costs the matmuls of the dense layer and m(m+1)/2 activations, however many structures there are.
 
+  >>> from additive_jax.gates.layers import Layer
+  >>> layers = LayerPair(Layer(jnp.eye(2)), Layer(jnp.eye(2)))
+  >>> weights = span_weights(jnp.array([0.0]))  # of the structure whose one gate is off
+  >>> span_mixture(jnp.array([1.0, 2.0]), layers, weights, jax.nn.relu).tolist()
+  [1.0, 2.0]
+
   Args:
     x: [..., D].
     layers, activation: as in `sub_activation`.
@@ -88,10 +105,16 @@ def span_mixture(
   """
   num_chunks = _chunks_of(weights.shape[-1])
   check_layers(x, layers)
-  first, activate, second = chunked(x, layers, num_chunks, activation)
-  hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
-  total = sum(weights[..., i] for i, (a, _) in enumerate(spans(num_chunks)) if a == 0)
-  return _output(hidden, second, layers.second, total)
+
+  def run(units, x, weights):
+    first, activate, second = chunked(x, units, num_chunks, activation)
+    hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
+    return _side_by_side(hidden, second)
+
+  first = [i for i, (a, _) in enumerate(spans(num_chunks)) if a == 0]
+  total = sum((weights[..., i] for i in first[1:]), weights[..., first[0]])
+  y = sum_of_units(run, *units_of(layers), x, weights)
+  return layers.second.add_bias(y, total[..., None])
 
 
 def structure_mixture(
@@ -106,6 +129,12 @@ def structure_mixture(
 
   Costs the matmuls of the dense layer and k·m or m(m+1)/2 activations, whichever is less.
 
+  >>> from additive_jax.gates.layers import Layer
+  >>> layers = LayerPair(Layer(jnp.eye(2)), Layer(jnp.eye(2)))
+  >>> both, half = jnp.array([[False], [True]]), jnp.array([0.5, 0.5])
+  >>> structure_mixture(jnp.array([1.0, 2.0]), layers, both, half, jax.nn.relu).tolist()
+  [1.0, 2.0]
+
   Args:
     x, layers, activation: see `span_mixture`.
     structures: s, bool [..., k, m − 1].
@@ -119,19 +148,23 @@ def structure_mixture(
   if 2 * k >= num_chunks + 1:
     return span_mixture(x, layers, (weights[..., None] * span_weights(gates)).sum(-2), activation)
   check_layers(x, layers)
-  first, activate, second = chunked(x, layers, num_chunks, activation)
 
-  @jax.checkpoint
-  def mix(partial, gates, weights):
-    hidden = [0.0] * num_chunks
-    for i in range(k):
-      inner = [gates[..., i, j] for j in range(num_chunks - 1)]
-      for j, row in enumerate(joins(inner)):
-        hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
-    return hidden
+  def run(units, x, gates, weights):
+    first, activate, second = chunked(x, units, num_chunks, activation)
 
-  hidden = mix([first(j, j + 1) for j in range(num_chunks)], gates, weights)
-  return _output(hidden, second, layers.second, weights.sum(-1))
+    @jax.checkpoint
+    def mix(partial, gates, weights):
+      hidden = [0.0] * num_chunks
+      for i in range(k):
+        inner = [gates[..., i, j] for j in range(num_chunks - 1)]
+        for j, row in enumerate(joins(inner)):
+          hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
+      return hidden
+
+    return _side_by_side(mix([first(j, j + 1) for j in range(num_chunks)], gates, weights), second)
+
+  y = sum_of_units(run, *units_of(layers), x, gates, weights)
+  return layers.second.add_bias(y, weights.sum(-1)[..., None])
 
 
 def _chunks_of(num_spans: int) -> int:
@@ -176,8 +209,6 @@ def _mix_spans(partial, weights, activate):
   return list(map(of_chunk, range(num_chunks)))
 
 
-def _output(hidden, second, layer, total):
-  """Returns the second layer of the hidden values of every chunk, its bias weighted with
-  `total`."""
-  y = jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
-  return layer.add_bias(y, total[..., None])
+def _side_by_side(hidden, second):
+  """Returns the second layer of the hidden values of every chunk, without its bias."""
+  return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)

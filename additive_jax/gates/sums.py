@@ -37,17 +37,29 @@ SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def is_static(gate: GateValue) -> bool:
-  """Returns whether a gate's value is Python, not an array."""
+  """Returns whether a gate's value is Python, not an array.
+
+  >>> is_static(True), is_static(jnp.array(True))
+  (True, False)
+  """
   return isinstance(gate, bool | np.bool_)
 
 
 def is_soft(gate: GateValue) -> bool:
-  """Returns whether a gate's value is an array of floats."""
+  """Returns whether a gate's value is an array of floats.
+
+  >>> is_soft(0.5), is_soft(jnp.array(True))
+  (True, False)
+  """
   return not is_static(gate) and jnp.issubdtype(jnp.asarray(gate).dtype, jnp.floating)
 
 
 def aligned(gate: GateValue, x: Float[Array, '...']) -> Float[Array, '...']:
-  """Returns a gate whose axes are leading axes of `x`, in a shape that multiplies `x`."""
+  """Returns a gate whose axes are leading axes of `x`, in a shape that multiplies `x`.
+
+  >>> aligned(jnp.array([0.0, 1.0]), jnp.ones((2, 3, 4))).shape
+  (2, 1, 1)
+  """
   gate = jnp.asarray(gate)
   return gate.reshape(gate.shape + (1,) * (x.ndim - gate.ndim)).astype(x.dtype)
 
@@ -94,6 +106,9 @@ def choose(
   does its own adding, as one with lanes does.
 
   Args, forms and errors are those of `residual`; a soft gate or a scale gives x + g·s·(u(x) − x).
+
+  >>> choose(jnp.ones(2), lambda x: 3 * x, jnp.array(True)).tolist()
+  [3.0, 3.0]
   """
   scaled = update if scale is None else lambda x: x + _like(scale, x) * (update(x) - x)
   if is_static(gate):
@@ -116,7 +131,6 @@ def lane(
   gate: GateValue,
   *,
   axis: int = 0,
-  mesh_axis: str | None = None,
 ) -> Float[Array, '*axes D']:
   """Returns the stream after the reduce that joins P parallel lanes: on, every
   `x_p ← mean_q x_q + Σ_q z_q`; off, `x_p ← x_p + z_p`.
@@ -131,19 +145,13 @@ def lane(
     z: what each lane's shard of the branch gives, of the same shape.
     gate: a Python bool, a traced bool scalar, or floats whose axes are the leading axes of `x`
       other than its lanes.
-    axis: the axis of the lanes.
-    mesh_axis: inside `shard_map`, the mesh axis that the lanes are spread over; each device holds
-      an equal number on `axis`. The sum is then one all-reduce of `x_q/P + z_q`, taken only when
-      the gate is on (all devices along the axis share the gate).
+    axis: the axis of the lanes. Where it is split over devices, the sum of `x_q/P + z_q` is one
+      all-reduce, which a gate that is off leaves out.
   """
   axis %= x.ndim
-  size = x.shape[axis] * (1 if mesh_axis is None else jax.lax.axis_size(mesh_axis))
 
   def reduced(x, z):
-    total = (x / size + z).sum(axis, keepdims=True)
-    if mesh_axis is not None:
-      # The stream stays marked as varying over the mesh, whatever the gates.
-      total = jax.lax.pcast(jax.lax.psum(total, mesh_axis), mesh_axis, to='varying')
+    total = (x / x.shape[axis] + z).sum(axis, keepdims=True)
     return jnp.broadcast_to(total, x.shape)
 
   if is_static(gate):
@@ -157,16 +165,29 @@ def lane(
   return jax.lax.cond(_switch(gate), reduced, jnp.add, x, z)
 
 
-def lane_mean(
-  x: Float[Array, '*axes D'], *, axis: int = 0, mesh_axis: str | None = None
-) -> Float[Array, '...']:
-  """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result."""
-  mean = x.mean(axis)
-  return mean if mesh_axis is None else jax.lax.pmean(mean, mesh_axis)
+def lane_copies(
+  x: Float[Array, '*axes D'], lanes: int, *, axis: int = 0
+) -> Float[Array, '*axes_of_lanes D']:
+  """Returns the stream as each of `lanes` lanes has it before the first gate, on a new axis.
+
+  >>> lane_copies(jnp.zeros((5, 8)), 2, axis=1).shape
+  (5, 2, 8)
+  """
+  shape = (*x.shape[:axis], lanes, *x.shape[axis:])
+  return jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
+
+
+def lane_mean(x: Float[Array, '*axes D'], *, axis: int = 0) -> Float[Array, '...']:
+  """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result.
+
+  >>> lane_mean(jnp.array([[1.0], [3.0]])).tolist()
+  [2.0]
+  """
+  return x.mean(axis)
 
 
 def _switch(gate) -> Array:
-  """A gate that `lax.cond` can decide on."""
+  """Returns a gate that `lax.cond` can decide on."""
   gate = jnp.asarray(gate)
   if gate.dtype != bool or gate.ndim:
     raise TypeError(

@@ -25,6 +25,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue, choose, residual
 from additive_jax.models.kinds import LANE, RESIDUAL
+from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
 
 Inputs = Shaped[Array | np.ndarray, 'B ...']
 Stream = Float[Array, 'B ...']
@@ -131,6 +132,13 @@ class Additive(nn.Module):
   each site in order. A submodule with an attribute `gates` owns several, or others than a residual
   one: see the head of this file. Branches must treat examples independently (no batch statistics):
   structures are evaluated side by side along the batch axis.
+
+  >>> class TwoSites(Additive):
+  ...   def setup(self):
+  ...     self.embed, self.readout = nn.Dense(4), nn.Dense(3)
+  ...     self.sites = [nn.Dense(4, name='first'), nn.Dense(4, name='second')]
+  >>> TwoSites().space.names
+  ('first/residual', 'second/residual')
   """
 
   def __call__(self, x: Inputs, structure: StructureLike | None = None) -> Logits:
@@ -157,6 +165,10 @@ class Additive(nn.Module):
       h = site.step(module, h, gates)
     return self.readout(h)
 
+  def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+    """Returns what Flax's does, without the boxes that name axes, see `models.axes`."""
+    return nn.meta.unbox(super().init_with_output(*args, **kwargs))
+
   def apply(self, variables: PyTree, *args: Any, **kwargs: Any) -> Any:
     """Returns what Flax's `apply` does.
 
@@ -167,8 +179,9 @@ class Additive(nn.Module):
     if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
       given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
       raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+    apply = super().apply
     try:
-      return super().apply(variables, *args, **kwargs)
+      return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
     except flax.errors.ScopeParamShapeError as error:
       shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(args) if hasattr(leaf, 'shape')]
       raise UserError(
@@ -188,7 +201,7 @@ class Additive(nn.Module):
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:
   """Returns the stream [B, ..., D] of inputs."""
-  return _apply(model, variables, lambda module, x: module.embed(x), x)
+  return _apply(model, variables, EMBED, lambda module, x: module.embed(x), x)
 
 
 def branch(
@@ -197,7 +210,7 @@ def branch(
   """Returns what the module of site `index` gives for the stream: the value to add, or, for a site
   that names its gates, the new stream for its inner gates."""
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  return _apply(model, variables, call, h, *gates)
+  return _apply(model, variables, index, call, h, *gates)
 
 
 def update(
@@ -229,7 +242,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return _apply(model, variables, lambda module, h: module.readout(h), h)
+  return _apply(model, variables, READOUT, lambda module, h: module.readout(h), h)
 
 
 @functools.lru_cache(maxsize=256)
@@ -237,7 +250,7 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
   """Returns the sites of a model in order."""
   sites: list[Site] = []
 
-  def read(module):
+  def read(module: Any) -> None:
     sites.extend(read_sites(module.sites))
 
   jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(0))
@@ -255,7 +268,14 @@ def gate_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarray, 'S n']:
-  """Returns structures with the inner gates of sites that are off cleared: they have no effect."""
+  """Returns structures with the inner gates of sites that are off cleared: they have no effect.
+
+  >>> gates = ('residual', 'sub_activation')
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=gates, num_chunks=3)
+  >>> canonical(model, np.array([[False, True, True], [True, False, True]])).astype(int)
+  array([[0, 0, 0],
+         [1, 0, 1]])
+  """
   bits = bits.copy()
   for site in sites_of(model):
     if site.has_residual:
@@ -305,12 +325,16 @@ def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   return model.init(key, x)
 
 
-def _apply(model: nn.Module, variables: PyTree, method: Callable[..., Any], *args: Any) -> Any:
-  return model.apply(variables, *args, method=method)
+def _apply(
+  model: nn.Module, variables: PyTree, part: Part, method: Callable[..., Any], *args: Any
+) -> Any:
+  return run_part(model, part, variables, lambda v: model.apply(v, *args, method=method))
 
 
-def _shapes(model, function, value):
-  """The parameters that `function(module, value)` reads, and what it gives, as shapes."""
+def _shapes(
+  model: nn.Module, function: Callable[[Any, Any], Any], value: Any
+) -> tuple[PyTree, Any]:
+  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes."""
   run = lambda key, value: model.init_with_output(key, value, method=function)
   out, variables = jax.eval_shape(run, jax.random.key(0), value)
   return variables.get('params', {}), out

@@ -14,23 +14,29 @@ their positions kept. No token is dropped, see `dispatch`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.gates.layers import sub_activation
-from additive_jax.models.attention import Attention, attention, attention_layers
+from additive_jax.gates.layers import LayerPair, sub_activation
+from additive_jax.gates.shares import sum_of_experts
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.attention import Attention, AttentionLayers, attention, attention_layers
+from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
-from additive_jax.models.kinds import RESIDUAL, Spread, check_divides, check_sizes
+from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, TokenNetwork
+
+# For each part of a module ('attention', 'mlp'): its norm and its layers.
+Parameters = dict[str, tuple[dict[str, Array], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +69,11 @@ class Modules:
     """M."""
     return self.attention + self.mlp + self.block + self.identity
 
-  def check(self, devices: int = 1) -> None:
-    """Raises `UserError` for numbers below 0, k over M, a share of skips outside [0, 1), or devices
-    that do not divide the modules of every kind but identities."""
+  def check(self) -> None:
+    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
     for name in ('attention', 'mlp', 'block', 'identity'):
       if getattr(self, name) < 0:
         raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
-      if name != 'identity':
-        check_divides(f'modules of {name}', getattr(self, name), 'devices', devices)
     check_sizes(modules=self.count)
     routers.check_k(self.top_k, self.count, 'modules')
     if not 0 <= self.skip < 1:
@@ -99,7 +102,6 @@ class Pool(nn.Module):
     num_heads, hidden: of attention, and H of the feed-forward modules.
     causal, rope: as in `Attention`.
     unit: 'gelu' or 'swiglu'.
-    spread: over which devices the modules of every kind are spread; all leaves.
   """
 
   modules: Modules
@@ -108,7 +110,6 @@ class Pool(nn.Module):
   causal: bool = False
   rope: bool = False
   unit: str = 'gelu'
-  spread: Spread = Spread()
 
   @nn.compact
   def __call__(
@@ -124,58 +125,85 @@ class Pool(nn.Module):
     for name, count, apply, by_sequence in kinds:
       if not count:
         continue
-      parameters = self._parameters(name, count // self.spread.devices, h.shape[-1])
+      parameters = self._parameters(name, count, h.shape[-1])
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
-      @jax.checkpoint
-      def add(total, one, name=name, apply=apply, streams=streams, chosen=chosen, share=share):
-        number, module = one
-        mine = chosen == number
-        weight = jnp.where(mine, share, 0).sum(-1)
+      def run_module(
+        module: Parameters,
+        number: Int[Array, ''],
+        streams: Float[Array, 'B T D'],
+        chosen: Int[Array, 'B T k'],
+        share: Float[Array, 'B T k'],
+        *,
+        name: str = name,
+        apply: Callable[..., Array] = apply,
+      ) -> Float[Array, 'B T D']:
+        of_module = chosen == number
+        weight = jnp.where(of_module, share, 0).sum(-1)
         branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
-        y = packed(branch, streams, mine.any(-1))
-        inside = how.rescale_inside and name == 'block'
-        return total + (y if inside else weight[..., None] * y), None
+        y = packed(branch, streams, of_module.any(-1))
+        return y if how.rescale_inside and name == 'block' else weight[..., None] * y
 
-      numbers = first + self.spread.numbers(count)
-      added, _ = jax.lax.scan(add, jnp.zeros_like(streams), (numbers, parameters))
+      added = sum_of_experts(run_module, parameters, streams, chosen, share, first=first)
       total, first = total + added.reshape(h.shape), first + count
-    return self.spread.join(total)
+    return total
 
-  def _parameters(self, kind, count, width):
-    """Of `count` modules of a kind: a norm and the layers of attention, feed-forward or both."""
+  def axis_names(self) -> dict[str, AxisNames]:
+    """Returns the names of the axes of the norms, one for each module."""
+    parts = ('attention_attention', 'mlp_mlp', 'block_attention', 'block_mlp')
+    names = [f'{part}_norm_{end}' for part in parts for end in ('scale', 'bias')]
+    return dict.fromkeys(names, ('expert', 'embed'))
+
+  def _parameters(self, kind: str, count: int, width: int) -> Parameters:
+    """Makes the parameters of `count` modules of a kind: of attention, feed-forward or both, a norm
+    and the layers."""
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
-    parameters = {}
+    parameters: Parameters = {}
     for part in ('attention', 'mlp') if kind == 'block' else (kind,):
       name = f'{kind}_{part}_'
       norm = {
         'scale': self.param(f'{name}norm_scale', ones, (count, width)),
         'bias': self.param(f'{name}norm_bias', zeros, (count, width)),
       }
-      options = {'copies': (count,), 'prefix': name}
+      layers: AttentionLayers | LayerPair
       if part == 'attention':
-        size = width // self.num_heads
-        parameters[part] = norm, attention_layers(width, self.num_heads, size, **options)
+        size, heads = width // self.num_heads, self.num_heads
+        layers = attention_layers(width, heads, size, copies=(count,), prefix=name)
       else:
         gated = UNITS[self.unit][1]
-        parameters[part] = norm, feed_forward_layers(width, self.hidden, gated, **options)
+        layers = feed_forward_layers(width, self.hidden, gated, copies=(count,), prefix=name)
+      parameters[part] = norm, layers
     return parameters
 
-  def _attention(self, module, h, positions, valid, weight=None):
-    """Attention among the valid tokens [B, c, D] of each sequence, at their positions."""
+  def _attention(
+    self,
+    module: Parameters,
+    h: Float[Array, 'B c D'],
+    positions: Int[Array, 'B c'],
+    valid: Bool[Array, 'B c'],
+    weight: Float[Array, 'B T'] | None = None,
+  ) -> Float[Array, 'B c D']:
+    """Returns what attention gives among the valid tokens of each sequence, at their positions."""
     norm, layers = module['attention']
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
     return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
 
-  def _mlp(self, module, h, positions=None, valid=None, weight=None):
+  def _mlp(self, module: Parameters, h: Float[Array, 'B c D'], *_: Array) -> Float[Array, 'B c D']:
     norm, layers = module['mlp']
     return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
 
-  def _block(self, module, h, positions, valid, weight):
-    """A transformer layer less its input; weights [B, T] are those of all tokens."""
+  def _block(
+    self,
+    module: Parameters,
+    h: Float[Array, 'B c D'],
+    positions: Int[Array, 'B c'],
+    valid: Bool[Array, 'B c'],
+    weight: Float[Array, 'B T'],
+  ) -> Float[Array, 'B c D']:
+    """Returns what a transformer layer adds to its input; weights are those of all tokens."""
     scale = 1.0
     if self.modules.rescale_inside:
       scale = jnp.take_along_axis(weight, positions, 1)[..., None]
@@ -183,9 +211,9 @@ class Pool(nn.Module):
     return after + scale * self._mlp(module, h + after)
 
 
-def _norm(x, parameters):
-  """LayerNorm with the parameters of one module."""
-  return nn.LayerNorm(parent=None).apply({'params': parameters}, x)
+def _norm(x: Float[Array, '*axes D'], parameters: dict[str, Array]) -> Float[Array, '*axes D']:
+  """Returns the LayerNorm of x with the parameters of one module."""
+  return cast(Array, nn.LayerNorm(parent=None).apply({'params': parameters}, x))
 
 
 class Step(nn.Module):
@@ -202,7 +230,9 @@ class Step(nn.Module):
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B T D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B T D']:
     how = self.modules
     logits = linear_router(how.count)(h)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
@@ -232,7 +262,17 @@ class DNA(TokenNetwork):
     modules: the pool, and how tokens choose.
     num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
     num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
-    expert_devices, expert_axis: inside `shard_map`, how the modules are spread; see `layout`.
+
+  >>> sizes = {'width': 8, 'num_heads': 2, 'hidden': 16, 'num_classes': 3}
+  >>> model = DNA(num_steps=2, **sizes, modules=Modules(attention=1, mlp=2, identity=1))
+  >>> model.space.names
+  ('step_00/residual', 'step_01/residual')
+
+  Both steps have one pool, with the modules of a kind along the first axis, and a router each:
+
+  >>> pool = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4, 4)))['params']
+  >>> pool['pool']['mlp_mlp_in']['kernel'].shape, pool['step_00']['router']['kernel'].shape
+  ((2, 8, 16), (8, 4))
   """
 
   num_steps: int
@@ -248,8 +288,6 @@ class DNA(TokenNetwork):
   positions: str = 'learned'
   max_tokens: int = 256
   unit: str = 'gelu'
-  expert_devices: int = 1
-  expert_axis: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -257,21 +295,21 @@ class DNA(TokenNetwork):
     self.check_stream()
     if self.num_backbone < 0:
       raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
-    self.modules.check(self.expert_devices)
+    self.modules.check()
 
-  def setup(self):
+  def setup(self) -> None:
     self.set_up_ends()
     rope = self.positions == 'rope'
     activation, gated = UNITS[self.unit]
-    backbone = []
+    backbone: list[nn.Module] = []
     for i in range(self.num_backbone):
       if i % 2 == 0:
         site = Attention(self.num_heads, causal=self.causal, rope=rope, name=f'dense_{i:02}')
+        backbone.append(site)
       else:
         site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
-      backbone.append(site)
-    spread = Spread(self.expert_devices, self.expert_axis)
-    options = (self.causal, rope, self.unit, spread)
+        backbone.append(site)
+    options = (self.causal, rope, self.unit)
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]

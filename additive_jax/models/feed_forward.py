@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import GateValue, lane
-from additive_jax.models.kinds import LANE, RESIDUAL, SUB_ACTIVATION, Lanes, gate_names
+from additive_jax.models.axes import AxisNames
+from additive_jax.models.kinds import LANE, RESIDUAL, SUB_ACTIVATION, gate_names
 
 
 class Linear(nn.Module):
@@ -21,16 +22,26 @@ class Linear(nn.Module):
     shape: of the kernel.
     in_axis: the axes of the kernel that are summed over.
     bias: the shape of the bias; None for a map without.
+    kernel_axes: the logical names of the kernel's axes, see `models.axes`; () names none.
   """
 
   shape: tuple[int, ...]
   in_axis: int | tuple[int, ...] = 0
   bias: tuple[int, ...] | None = None
+  kernel_axes: AxisNames = ()
+
+  @property
+  def _inputs(self) -> tuple[int, ...]:
+    return (self.in_axis,) if isinstance(self.in_axis, int) else self.in_axis
+
+  def axis_names(self) -> dict[str, AxisNames]:
+    """Returns the names of the axes of both parameters."""
+    outputs = [name for i, name in enumerate(self.kernel_axes) if i not in self._inputs]
+    return {'kernel': self.kernel_axes, 'bias': tuple(outputs)}
 
   @nn.compact
   def __call__(self) -> Layer:
-    axes = (self.in_axis,) if isinstance(self.in_axis, int) else self.in_axis
-    out_axis = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
+    out_axis = tuple(axis for axis in range(len(self.shape)) if axis not in self._inputs)
     init = nn.initializers.lecun_normal(in_axis=self.in_axis, out_axis=out_axis)
     kernel = self.param('kernel', init, self.shape)
     if self.bias is None:
@@ -39,11 +50,18 @@ class Linear(nn.Module):
 
 
 def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) -> LayerPair:
-  """In a compact module: two linear maps with biases, in submodules of these names. Kernels have
-  the given shapes, [..., inputs, outputs]."""
+  """Makes two linear maps with biases, as submodules of these names of a compact module. Kernels
+  have the given shapes, [..., inputs, outputs]."""
+  axes = ('embed', 'hidden'), ('hidden', 'embed')
   layers = [
-    Linear(shape, tuple(range(len(shape) - 1)), shape[-1:], name=name)()
-    for shape, name in zip(shapes, names)
+    Linear(
+      shape,
+      tuple(range(len(shape) - 1)),
+      shape[-1:],
+      (*[None] * (len(shape) - 2), *ends),
+      name=name,
+    )()
+    for shape, ends, name in zip(shapes, axes, names)
   ]
   return LayerPair(*layers)
 
@@ -51,22 +69,25 @@ def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) 
 def feed_forward_layers(
   width: int, hidden: int, gated: bool, *, copies: tuple[int, ...] = (), prefix: str = ''
 ) -> LayerPair:
-  """In a compact module: the layers of a feed-forward branch, in submodules `in`, `out` and, for a
-  gated unit, `gate`.
+  """Makes the layers of a feed-forward branch, as submodules `in`, `out` and, for a gated unit,
+  `gate` of a compact module.
 
   Args:
     width, hidden: D and H.
     gated: whether it is a gated unit, whose layers have no biases.
-    copies: leading axes of all arrays, such as the number of experts.
+    copies: () or the number of experts, a leading axis of all arrays.
     prefix: of the submodules' names.
   """
+  experts = ('expert',) * len(copies)
+  wider, back = (*experts, 'embed', 'hidden'), (*experts, 'hidden', 'embed')
 
-  def layer(name, inputs, outputs):
+  def layer(name: str, inputs: int, outputs: int, axes: AxisNames) -> Layer:
     bias = None if gated else (*copies, outputs)
-    return Linear((*copies, inputs, outputs), len(copies), bias, name=f'{prefix}{name}')()
+    shape = (*copies, inputs, outputs)
+    return Linear(shape, len(copies), bias, axes, name=f'{prefix}{name}')()
 
-  pair = LayerPair(layer('in', width, hidden), layer('out', hidden, width))
-  return pair._replace(gating=layer('gate', width, hidden)) if gated else pair
+  pair = LayerPair(layer('in', width, hidden, wider), layer('out', hidden, width, back))
+  return pair._replace(gating=layer('gate', width, hidden, wider)) if gated else pair
 
 
 class FeedForward(nn.Module):
@@ -77,17 +98,23 @@ class FeedForward(nn.Module):
     hidden: H.
     kinds: which gates it has, see `models.kinds`.
     num_chunks: m, of the sub-activation gates.
-    lanes: P lanes; the stream is then [B, P, ..., D], and lane p owns H/P hidden units.
+    num_lanes: P, of the lane gate; the stream is then [B, P, ..., D], and lane p owns H/P hidden
+      units.
     activation: act.
     gated: SwiGLU and its kin: `W_2 (act(W_g x) · W_1 x)`, without biases. Source: Shazeer 2020
       (arXiv:2002.05202).
+
+  >>> site, h = FeedForward(hidden=8), jnp.ones((1, 5, 4))
+  >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
+  >>> pool['norm']['scale'].shape, pool['in']['kernel'].shape, pool['out']['kernel'].shape
+  ((4,), (4, 8), (8, 4))
   """
 
   hidden: int
   kinds: tuple[str, ...] = (RESIDUAL,)
   num_chunks: int = 1
-  lanes: Lanes = Lanes()
-  activation: Callable = nn.gelu
+  num_lanes: int = 1
+  activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
 
   @property
@@ -95,17 +122,17 @@ class FeedForward(nn.Module):
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B *axes D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B *axes D']:
     joins, reduce = split_gates(self.kinds, gates)
     x = nn.LayerNorm(name='norm')(h)
-    layers = feed_forward_layers(h.shape[-1], self.hidden // self.lanes.devices, self.gated)
+    layers = feed_forward_layers(h.shape[-1], self.hidden, self.gated)
     if LANE not in self.kinds:
       return h + sub_activation(x, layers, joins, self.activation)
     branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)
-    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.lanes.local))
-    bias = layers.second.bias
-    z = z if bias is None else z + bias / self.lanes.count
-    return lane(h, z, reduce, axis=1, mesh_axis=self.lanes.mesh_axis)
+    z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.num_lanes))
+    return lane(h, add_share(z, layers.second.bias, self.num_lanes), reduce, axis=1)
 
 
 def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
@@ -116,14 +143,33 @@ def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
   return LayerPair(first, Layer(in_lanes(layers.second.kernel, 0, lanes)), gating)
 
 
-def in_lanes(array: Array, axis: int, lanes: int) -> Array:
-  """Splits an axis of an array into equal contiguous shards, [lanes, ...]."""
+def in_lanes(
+  array: Float[Array, '*axes'], axis: int, lanes: int
+) -> Float[Array, 'lanes *axes_of_shard']:
+  """Splits an axis of an array into equal contiguous shards, [lanes, ...].
+
+  >>> in_lanes(jnp.arange(4.0), axis=0, lanes=2).tolist()
+  [[0.0, 1.0], [2.0, 3.0]]
+  """
   shape = (*array.shape[:axis], lanes, -1, *array.shape[axis + 1 :])
   return jnp.moveaxis(array.reshape(shape), axis, 0)
 
 
-def split_gates(kinds: tuple[str, ...], gates: Sequence) -> tuple[tuple, GateValue]:
-  """Returns a branch's inner gates as those of its chunks and that of its lanes; () is all-on."""
+def add_share(
+  z: Float[Array, '*axes D'], bias: Float[Array, 'D'] | None, lanes: int
+) -> Float[Array, '*axes D']:
+  """Returns what a lane gives with its share of a bias that lanes share; None is no bias."""
+  return z if bias is None else z + bias / lanes
+
+
+def split_gates(
+  kinds: tuple[str, ...], gates: Sequence[GateValue]
+) -> tuple[tuple[GateValue, ...], GateValue]:
+  """Returns a branch's inner gates as those of its chunks and that of its lanes; () is all-on.
+
+  >>> split_gates(('sub_activation', 'lane'), (True, False, True))
+  ((True, False), True)
+  """
   if LANE in kinds:
     return tuple(gates[:-1]), gates[-1] if gates else True
   return tuple(gates) if SUB_ACTIVATION in kinds else (), True

@@ -7,6 +7,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+_LANES, _EXPERTS = ('lane_devices=1', 'lane_axis=None'), ('expert_devices=1', 'expert_axis=None')
+# Fields that the library's networks once had. Their descriptions keep them, and so do the
+# directories of their runs.
+FORMER = {'MLP': _LANES, 'Transformer': _LANES + _EXPERTS, 'DNA': _EXPERTS}
+
 
 def describe(value: Any) -> str:
   """Returns a model on one line, the same in every process: its class and its fields. Functions and
@@ -18,8 +23,10 @@ def describe(value: Any) -> str:
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     names = (field.name for field in dataclasses.fields(value) if field.init)
     names = (name for name in names if name not in ('parent', 'name'))  # of every Flax module
-    fields = ', '.join(f'{name}={describe(getattr(value, name))}' for name in names)
-    return f'{type(value).__name__}({fields})'
+    fields = [f'{name}={describe(getattr(value, name))}' for name in names]
+    if type(value).__module__.startswith('additive_jax.'):
+      fields += FORMER.get(type(value).__name__, ())
+    return f'{type(value).__name__}({", ".join(fields)})'
   if isinstance(value, functools.partial):
     return f'partial({describe(value.func)}, {describe(value.args)}, {describe(value.keywords)})'
   if isinstance(value, tuple | list | set | frozenset):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
 
 from additive_jax.errors import UserError
 from additive_jax.gates.layers import chunks
@@ -14,60 +10,16 @@ from additive_jax.gates.layers import chunks
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
 
 
-@dataclasses.dataclass(frozen=True)
-class Lanes:
-  """How a model's lanes are laid out.
+def check_kinds(model: str, chosen: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the kinds of gates that were chosen for a model, as a tuple.
 
-  Attributes:
-    count: P, in all.
-    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
-      this device's shard: `1/devices` of the hidden units and heads.
-    mesh_axis: the name of that mesh axis; None on one device.
-  """
+  >>> check_kinds('mlp', 'residual', KINDS)
+  ('residual',)
 
-  count: int = 1
-  devices: int = 1
-  mesh_axis: str | None = None
-
-  @property
-  def local(self) -> int:
-    """Lanes on this device."""
-    return self.count // self.devices
-
-  def split(self, x: jax.Array) -> jax.Array:
-    """A stream [B, ..., D] as its copies [B, lanes of this device, ..., D]."""
-    copies = jnp.broadcast_to(x[:, None], (len(x), self.local, *x.shape[1:]))
-    if self.mesh_axis is None:
-      return copies
-    return jax.lax.pcast(copies, self.mesh_axis, to='varying')
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-  """How experts or modules, whose parameters have a leading axis of them, are laid out.
-
-  Attributes:
-    devices: over how many devices of a mesh they are spread, in equal numbers; parameters are then
-      this device's shard.
-    mesh_axis: the name of that mesh axis; None on one device.
-  """
-
-  devices: int = 1
-  mesh_axis: str | None = None
-
-  def numbers(self, count: int) -> jax.Array:
-    """The numbers of this device's experts among `count`, int32 [count / devices]."""
-    local = count // self.devices
-    first = 0 if self.mesh_axis is None else jax.lax.axis_index(self.mesh_axis) * local
-    return first + jnp.arange(local)
-
-  def join(self, total: jax.Array) -> jax.Array:
-    """The sum over the devices of what their experts gave."""
-    return total if self.mesh_axis is None else jax.lax.psum(total, self.mesh_axis)
-
-
-def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
-  """The kinds of gates chosen for a model.
+  Args:
+    model: its name, for errors.
+    chosen: one kind, or several.
+    known: the kinds that the model has.
 
   Raises:
     UserError: for a kind the model does not have, one given twice, or none.
@@ -88,12 +40,6 @@ def check_chunks(width: int, num_chunks: int) -> None:
   chunks(width, num_chunks)
 
 
-def check_lanes(num_lanes: int, lane_devices: int) -> None:
-  """Raises `UserError` where lanes do not divide over devices."""
-  check_sizes(num_lanes=num_lanes, lane_devices=lane_devices)
-  check_divides('lanes', num_lanes, 'devices', lane_devices)
-
-
 def check_sizes(**sizes: int) -> None:
   """Raises `UserError` for a size below 1."""
   for name, value in sizes.items():
@@ -102,7 +48,10 @@ def check_sizes(**sizes: int) -> None:
 
 
 def block_sizes(hidden: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
-  """H of each block, from one number for all or one per block.
+  """Returns H of each block, from one number for all or one per block.
+
+  >>> block_sizes(8, num_blocks=2), block_sizes([8, 16], num_blocks=2)
+  ((8, 8), (8, 16))
 
   Raises:
     UserError: for another number of sizes.
@@ -120,7 +69,12 @@ def check_divides(name: str, value: int, by: str, count: int) -> None:
 
 
 def gate_names(kinds: tuple[str, ...], num_chunks: int) -> tuple[str, ...]:
-  """Names of a branch's gates in order: `residual`, then `join_1` … of chunks, then `lane`."""
+  """Returns the names of a branch's gates in order: `residual`, then `join_1` … of chunks, then
+  `lane`.
+
+  >>> gate_names(KINDS, num_chunks=3)
+  ('residual', 'join_1', 'join_2', 'lane')
+  """
   names = [RESIDUAL] if RESIDUAL in kinds else []
   if SUB_ACTIVATION in kinds:
     names += [f'join_{k}' for k in range(1, num_chunks)]

@@ -1,27 +1,41 @@
 """Lanes over a mesh: every device holds some lanes of the stream, and of the parameters the heads
 and hidden units of those lanes.
 
-The forward pass has one all-reduce for each lane gate that is on, and one for the mean that the
-readout takes; a gate that is off moves nothing. The backward pass has one more for each on gate,
-and one for each replicated parameter (norms, embedding, biases of a branch's output).
+XLA moves the bytes. The forward pass has one all-reduce for each lane gate that is on, and one for
+the mean that the readout takes, unless the last gate has made all lanes equal; a gate that is off
+moves nothing. The backward pass has one more for each on gate, and one for each parameter that all
+devices have (norms, embedding, biases of a branch's output).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.models.kinds import LANE as KIND
+from additive_jax.models import kinds
+from additive_jax.models.additive import Inputs, Logits
+from additive_jax.models.axes import axis_names
 from additive_jax.models.kinds import check_divides
-from additive_jax.parallel.mesh import DATA, LANE, split_specs
+from additive_jax.models.surrounding import EMBED, Part, surrounding
+from additive_jax.parallel.mesh import DATA, LANE
+
+RULES = {'heads': LANE, 'hidden': LANE}
 
 
-def lane_mesh(num_devices: int, devices=None) -> Mesh:
-  """The mesh [data, lane] with `num_devices` devices along `lane`, and the rest along `data`.
+def lane_mesh(num_devices: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh [data, lane] with `num_devices` devices along `lane`, and the rest along
+  `data`.
+
+  >>> dict(lane_mesh(2, jax.devices()[:4]).shape)
+  {'data': 2, 'lane': 2}
 
   Raises:
     UserError: when `num_devices` does not divide the devices.
@@ -36,45 +50,53 @@ def lane_mesh(num_devices: int, devices=None) -> Mesh:
   return jax.make_mesh(shape, (DATA, LANE), axis_types=types, devices=devices)
 
 
-def local_model(model, num_devices: int, axis: str | None = LANE):
-  """The same network as one device of the mesh sees it, inside `shard_map`.
-
-  Args:
-    model: with lane gates, whole.
-    num_devices: over which its lanes are spread.
-    axis: the mesh axis.
-
-  Raises:
-    UserError: when the model has no lane gates, or they do not divide over the devices.
-  """
-  if KIND not in getattr(model, 'gates', ()):
+def check_lanes(model: nn.Module, num_devices: int) -> None:
+  """Raises `UserError` for a model that has no lane gates, or lanes that do not divide over the
+  devices."""
+  gates = tuple(getattr(model, 'gates', ()))
+  if kinds.LANE not in gates:
     raise UserError(
-      f'{type(model).__name__} with gates {tuple(getattr(model, "gates", ()))} on a lane axis: '
-      f'expected a model with the gate kind {KIND!r}'
+      f'{type(model).__name__} with gates {gates} on a lane axis: expected a model with the gate '
+      f'kind {kinds.LANE!r}'
     )
   check_divides('lanes', model.num_lanes, 'devices', num_devices)
-  return model.clone(lane_devices=num_devices, lane_axis=axis)
 
 
 @functools.lru_cache(maxsize=32)
-def lane_specs(model, num_devices: int, example: jax.ShapeDtypeStruct):
-  """How the pool is laid out over the axis `lane`: a pytree of `PartitionSpec` like the pool.
+def lane_specs(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
+  """Returns how the pool is laid out over the axis `lane`: a pytree of `PartitionSpec` like it,
+  split along heads and hidden units.
 
-  A leaf is split along the axis that differs between the whole model and one device's.
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
+  >>> specs = lane_specs(model, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> tuple(specs['block_00']['in']['kernel']), tuple(specs['block_00']['out']['kernel'])
+  ((None, 'lane'), ('lane', None))
+
+  Args:
+    example: the shape of a batch of inputs.
   """
-  shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0), example)['params']
-  return split_specs(shapes(model), shapes(local_model(model, num_devices, None)), LANE)
+  is_names = lambda node: isinstance(node, tuple)
+  spec = lambda names: PartitionSpec(*(RULES.get(name) for name in names))
+  return jax.tree.map(spec, axis_names(model, example), is_leaf=is_names)
 
 
-def place_pool(model, variables, mesh: Mesh, x):
+def place_pool(model: nn.Module, variables: PyTree, mesh: Mesh, x: Inputs) -> PyTree:
   """Puts `{'params': pool}` on the mesh, each device with the shards of its own lanes."""
-  specs = _specs(model, mesh, x)
   put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
-  return {'params': jax.tree.map(put, variables['params'], specs)}
+  return {'params': jax.tree.map(put, variables['params'], _specs(model, x))}
 
 
-def over_mesh(way: Callable, model, mesh: Mesh) -> Callable:
-  """A way to run (`run.static`, `run.conditional`, `run.masked`) with the lanes over a mesh.
+def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable[..., Any]:
+  """Returns a way to run (`run.static`, `run.conditional`, `run.masked`) with the lanes over a
+  mesh.
+
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
+  >>> x, mesh = jnp.ones((2, 6)), lane_mesh(2, jax.devices()[:2])
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> run = jax.jit(over_mesh(aj.run.conditional, model, mesh))
+  >>> logits = run(place_pool(model, variables, mesh, x), x, jnp.array([True]))
+  >>> bool(jnp.allclose(logits, model.apply(variables, x, '1'), atol=1e-5))
+  True
 
   Args:
     way: takes (model, variables, x, structure).
@@ -87,29 +109,32 @@ def over_mesh(way: Callable, model, mesh: Mesh) -> Callable:
     where a static structure must be a static argument.
 
   Raises:
-    UserError: see `local_model`; and for a mesh without the axis, or, when the result is called, a
+    UserError: see `check_lanes`; and for a mesh without the axis, or, when the result is called, a
       batch that its data axis does not divide.
   """
   if LANE not in mesh.axis_names:
     raise UserError(f'a mesh of axes {mesh.axis_names}: expected one with the axis {LANE!r}')
-  part = local_model(model, mesh.shape[LANE])
+  check_lanes(model, mesh.shape[LANE])
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
 
-  def run(variables, x, structure):
-    splits = mesh.shape.get(DATA, 1)
-    check_divides('examples', len(x), 'devices along the data axis', splits)
-    specs = {'params': _specs(model, mesh, x)}
-    if isinstance(structure, jax.Array):
-      by_example = structure.ndim > 1
-      inputs = (specs, rows, rows if by_example else PartitionSpec())
-      call = lambda v, x, s: way(part, v, x, s)
-      shard = jax.shard_map(call, mesh=mesh, in_specs=inputs, out_specs=rows)
-      return shard(variables, x, structure)
-    call = lambda v, x: way(part, v, x, structure)
-    return jax.shard_map(call, mesh=mesh, in_specs=(specs, rows), out_specs=rows)(variables, x)
+  def run(variables: PyTree, x: Inputs, structure: Any) -> Logits:
+    check_divides('examples', len(x), 'devices along the data axis', mesh.shape.get(DATA, 1))
+    specs = {'params': _specs(model, x)}
+
+    def on_mesh(leaf: Shaped[Array | np.ndarray, '...'], spec: PartitionSpec) -> Array:
+      return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    def around(
+      model: nn.Module, part: Part, variables: PyTree, run: Callable[[PyTree], Any]
+    ) -> Any:
+      h = run(variables)
+      return on_mesh(h, PartitionSpec(*rows, LANE)) if part == EMBED else h
+
+    with surrounding(around):
+      return way(model, jax.tree.map(on_mesh, variables, specs), on_mesh(x, rows), structure)
 
   return run
 
 
-def _specs(model, mesh, x):
-  return lane_specs(model, mesh.shape[LANE], jax.ShapeDtypeStruct(x.shape, x.dtype))
+def _specs(model: nn.Module, x: Inputs) -> PyTree:
+  return lane_specs(model, jax.ShapeDtypeStruct(x.shape, x.dtype))

@@ -1,64 +1,223 @@
-"""How the state of a training lies on a mesh: which leaves are split over which axis.
+"""How the pool lies on a mesh: rules from the logical names of its axes to the axes of the mesh.
 
-Experts of their own weights, and the modules of a DNA's pool, may be spread over the mesh axis
-`expert`: each device holds as many, runs them on all tokens of its share of the batch, and one
-all-reduce adds up what they gave. As for lanes, the model's own shapes say which leaves are split.
+  expert   leaves of experts, along the experts; each device runs its own (`shares`)
+  tensor   kernels along heads and hidden units; a branch ends in one all-reduce (`shares`; Shoeybi
+           et al. 2019, arXiv:1909.08053)
+  fsdp     every leaf, along its longest axis that divides, and the batch (Zhao et al. 2023,
+           arXiv:2304.11277)
+
+Along `fsdp` a part of the network gathers what it reads, and its gradient is scattered, inside of
+the branch: a site that is off moves nothing. `structure`, `data`, `fsdp` and `pipe` are written out
+in `shard_map`; over `expert` and `tensor` arrays are whole to a step, and each sum over them is a
+`shard_map` of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.models.moe import Experts
-from additive_jax.models.transformer import Transformer
-from additive_jax.parallel.mesh import EXPERT, split_specs
+from additive_jax.models.additive import parts
+from additive_jax.models.axes import AxisNames, axis_names
+from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
+from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
+
+RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
 
 
-def has_experts(model) -> bool:
-  """Whether a model has experts or modules of their own weights, which can be spread."""
-  if isinstance(model, Transformer):
-    return isinstance(model.routing, Experts)
-  return hasattr(model, 'expert_devices')
+def has_experts(model: Any, example: jax.ShapeDtypeStruct) -> bool:
+  """Returns whether a model has experts or modules of their own weights, which can be spread."""
+  names = jax.tree.leaves(axis_names(model, example))  # those of all axes in one list
+  return 'expert' in names
 
 
-def local_model(model, num_devices: int, axis: str | None = EXPERT):
-  """The same network as one device of the mesh sees it, inside `shard_map`.
+def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
+  """Raises `UserError` for a model that has nothing to spread over an axis of some size, or what
+  does not divide over it.
 
   Args:
-    model: whole; of more than one device, with the fields `expert_devices` and `expert_axis`.
-    num_devices: over which its experts are spread.
-    axis: the mesh axis.
-
-  Raises:
-    UserError: when the model has no experts, or they do not divide over the devices.
+    sizes: of the axes of a mesh.
   """
-  if num_devices == 1:
-    return model
-  if not hasattr(model, 'expert_devices'):
+  if sizes.get(EXPERT, 1) > 1 and not has_experts(model, example):
     raise UserError(
-      f'{type(model).__name__} over {num_devices} expert_devices: expected a model with experts '
+      f'{type(model).__name__} over {sizes[EXPERT]} expert_devices: expected a model with experts '
       'or modules of their own weights, or 1'
     )
-  return model.clone(expert_devices=num_devices, expert_axis=axis)
+  for path, leaf, names in _leaves(model, example):
+    for size, name in zip(leaf.shape, names):
+      axis = RULES.get(name) if name else None
+      if axis and size % sizes.get(axis, 1):
+        raise UserError(
+          f'{size} {name} of {jax.tree_util.keystr(path, simple=True, separator="/")} over '
+          f'{sizes[axis]} {axis}_devices: expected a multiple of {sizes[axis]}'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """How a leaf of the pool lies on a mesh.
+
+  Attributes:
+    stored: between steps.
+    read: where a part of the network reads it.
+    local: its shape inside of `shard_map`.
+  """
+
+  stored: PartitionSpec
+  read: PartitionSpec
+  local: tuple[int, ...]
+
+  def axis(self, name: str) -> int | None:
+    """Returns the axis along which a part of the network gathers it over a mesh axis, or None."""
+    return self.stored.index(name) if name in self.stored and name not in self.read else None
 
 
 @functools.lru_cache(maxsize=32)
-def expert_specs(model, num_devices: int, example: jax.ShapeDtypeStruct):
-  """How the pool is laid out over the axis `expert`: a pytree of `PartitionSpec` like the pool.
+def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
+  """Returns how the pool lies on a mesh, a pytree of `Leaf`.
 
-  A leaf is split along the axis that differs between the whole model and one device's.
+  Along `fsdp` a kernel is split on its longer axis, and whole where it is read:
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> mesh = jax.make_mesh((2,), ('fsdp',), devices=jax.devices()[:2])
+  >>> leaves = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> kernel = leaves['block_00']['in']['kernel']
+  >>> tuple(kernel.stored), tuple(kernel.read), kernel.local
+  ((None, 'fsdp'), (None, None), (4, 4))
+
+  Args:
+    example: the shape of a batch of inputs.
+
+  Raises:
+    UserError: see `check_model`.
   """
-  shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0), example)['params']
-  return split_specs(shapes(model), shapes(local_model(model, num_devices, None)), EXPERT)
+  check_model(model, mesh.shape, example)
+  of_path = {
+    path: _layout_of_leaf(leaf.shape, names, mesh) for path, leaf, names in _leaves(model, example)
+  }
+  return jax.tree.map_with_path(lambda path, _: of_path[path], _pool(model, example))
 
 
-def like_pool(tree, params, specs):
-  """A layout for what an optimizer keeps: its leaves lie like the leaves of the pool that they
-  belong to, and the others whole on every device.
+def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
+  return jax.eval_shape(model.init, jax.random.key(0), example)['params']
+
+
+def _leaves(
+  model: Any, example: jax.ShapeDtypeStruct
+) -> Iterator[tuple[Any, jax.ShapeDtypeStruct, AxisNames]]:
+  """Yields path, shape and the names of the axes of each leaf."""
+  structure = jax.tree.structure(_pool(model, example))
+  names = structure.flatten_up_to(axis_names(model, example))
+  for (path, leaf), axes in zip(jax.tree.leaves_with_path(_pool(model, example)), names):
+    yield path, leaf, axes
+
+
+def _layout_of_leaf(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
+  """Returns how a leaf of this shape, with these names of its axes, lies on a mesh."""
+  over = [RULES.get(name) if name else None for name in names]
+  over = [axis if axis in mesh.axis_names else None for axis in over]
+  read, local = PartitionSpec(*over), list(shape)
+  # Tensor devices share out what has no heads or hidden units too; it is gathered to be read.
+  for axis in (TENSOR, FSDP):
+    size = mesh.shape.get(axis, 1)
+    free = [i for i, n in enumerate(shape) if over[i] is None and n % size == 0 and n >= size]
+    if size > 1 and axis not in over and free:
+      longest = max(free, key=lambda i: shape[i])
+      over[longest] = axis
+      local[longest] //= size if axis == FSDP else 1
+  return Leaf(PartitionSpec(*over), read, tuple(local))
+
+
+def stored(leaves: PyTree) -> PyTree:
+  """Returns the layouts between steps of a pytree of `Leaf`."""
+  return jax.tree.map(lambda leaf: leaf.stored, leaves)
+
+
+def manual(specs: PyTree) -> PyTree:
+  """Returns the part of a pytree of `PartitionSpec` that `shard_map` writes out."""
+
+  def part(entry: Any) -> Any:
+    return tuple(axis for axis in jax.tree.leaves(entry) if axis in MANUAL) or None
+
+  return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
+
+
+def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> Around:
+  """Returns what runs a part of the model on a pool that lies as these leaves say: see
+  `models.surrounding`. It is called inside of `shard_map`.
+
+  Args:
+    model: the only one that it runs so.
+    leaves: a pytree of `Leaf`.
+    example: the shape of a batch of inputs.
+  """
+  by_path, reads = dict(jax.tree.leaves_with_path(leaves)), _paths(model, example)
+
+  def around(other: Any, part: Part, variables: PyTree, run: Callable[[PyTree], Any]) -> Any:
+    if other != model:
+      return run(variables)
+
+    def fetch(path: Any, array: Any) -> Any:
+      leaf = by_path.get(path)
+      if leaf is None or path not in reads[part] or leaf.local != array.shape:
+        return array
+      return gathered(array, leaf)
+
+    return run({**variables, 'params': jax.tree.map_with_path(fetch, variables['params'])})
+
+  return around
+
+
+def gathered(array: Shaped[Array, '*local'], leaf: Leaf) -> Shaped[Array, '*shape']:
+  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered.
+
+  Args:
+    array: what this device holds of it.
+    leaf: how it lies on the mesh.
+  """
+  if (axis := leaf.axis(FSDP)) is not None:
+    array = jax.lax.all_gather(array, FSDP, axis=axis, tiled=True)
+  if (axis := leaf.axis(TENSOR)) is not None:
+    array = jax.shard_map(
+      lambda part: jax.lax.all_gather(part, TENSOR, axis=axis, tiled=True),
+      in_specs=PartitionSpec(*[None] * axis, TENSOR),
+      out_specs=PartitionSpec(),
+      axis_names={TENSOR},
+      check_vma=False,
+    )(array)
+  return array
+
+
+def scattered(gradient: Shaped[Array, '*shape'], leaf: Leaf) -> Shaped[Array, '*local']:
+  """Returns this device's part of the sum over `fsdp` of the gradients of a whole leaf."""
+  if (axis := leaf.axis(FSDP)) is None:
+    return gradient
+  return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
+
+
+def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[Part, frozenset[Any]]:
+  """Returns the paths of the leaves that each part of a model reads."""
+  reads = parts(model, example)
+  trees: dict[Part, PyTree] = {
+    **dict(enumerate(reads.sites)),
+    EMBED: reads.embed,
+    READOUT: reads.readout,
+    WHOLE: _pool(model, example),
+  }
+  paths = lambda tree: frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
+  return {part: paths(tree) for part, tree in trees.items()}
+
+
+def like_pool(tree: PyTree, params: PyTree, specs: PyTree) -> PyTree:
+  """Returns a layout for what an optimizer keeps: its leaves lie like the leaves of the pool that
+  they belong to, and the others whole on every device.
 
   A leaf belongs to that of the pool whose path ends its own, if it has the same shape.
 
@@ -69,13 +228,13 @@ def like_pool(tree, params, specs):
   shapes = [(path, leaf.shape) for path, leaf in jax.tree.leaves_with_path(params)]
   known = dict(zip(shapes, jax.tree.leaves(specs), strict=True))
 
-  def spec(path, leaf):
+  def spec(path: Any, leaf: Any) -> PartitionSpec:
     ends = (known.get((path[i:], leaf.shape)) for i in range(len(path)))
-    return next((found for found in ends if found is not None), PartitionSpec())
+    return next((belongs for belongs in ends if belongs is not None), PartitionSpec())
 
   return jax.tree.map_with_path(spec, tree)
 
 
-def shardings(mesh: Mesh, specs):
-  """A pytree of `PartitionSpec` as one of `NamedSharding`."""
+def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
+  """Returns a pytree of `PartitionSpec` as one of `NamedSharding`."""
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

@@ -1,18 +1,23 @@
 """Meshes, and arrays on them.
 
-Axes: `structure` (devices that train different structures), `data` (devices that split one
-structure's batch), `lane` (devices that hold different lanes of one network, see `lanes`),
-`expert` (devices that hold different experts or modules of one network, see `layout`) and `pipe`
-(devices that hold different stages of one network, see `pipeline`).
+Axes over which trainings and batches are spread: `structure` (devices that train different
+structures) and `data` (devices that split one structure's batch). Axes over which one network is
+spread, each with an option of the same name that ends in `_devices`: `lane` (its lanes), `expert`
+(its experts or modules), `pipe` (its stages), `fsdp` (every parameter, and the batch) and `tensor`
+(heads and hidden units).
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.parallel.processes import to_host
@@ -20,45 +25,55 @@ from additive_jax.parallel.processes import to_host
 log = logging.getLogger('additive_jax')
 
 STRUCTURE, DATA, LANE, EXPERT, PIPE = 'structure', 'data', 'lane', 'expert', 'pipe'
+FSDP, TENSOR = 'fsdp', 'tensor'
+SPREAD = (EXPERT, PIPE, FSDP, TENSOR)  # axes that a training may have beside the first two
+BATCH = (DATA, FSDP)  # the axes that split a batch
+MANUAL = (STRUCTURE, *BATCH, PIPE)  # the axes whose collectives a step of training writes out
 
 
 def make_mesh(
   num_structures: int,
   batch_size: int,
-  devices=None,
+  devices: Sequence[jax.Device] | None = None,
   *,
   expert_devices: int = 1,
   pipe_devices: int = 1,
+  fsdp_devices: int = 1,
+  tensor_devices: int = 1,
 ) -> Mesh:
-  """The mesh [structure, data] for K structures a step, each on a batch of `batch_size` examples.
+  """Returns the mesh [structure, data, ...] for K structures a step, each on a batch of
+  `batch_size` examples.
 
   The size of the `structure` axis divides K, that of `data` the batch, and together they use as
   many devices as can be; of several such meshes, the one with the longest `structure` axis. Devices
   left over stay idle, which is logged.
 
+  >>> dict(make_mesh(4, 6, jax.devices()[:8], fsdp_devices=2).shape)
+  {'structure': 4, 'data': 1, 'fsdp': 2}
+
   Args:
-    expert_devices: over how many devices the experts of one network are spread; above 1 the mesh
-      has a third axis, `expert`, and each place of the other two holds as many devices.
-    pipe_devices: likewise the stages of one network, over the axis `pipe`.
+    num_structures, batch_size: K, and the examples of each batch, or parts of it that stay whole.
+    devices: in order; None is all of them.
+    expert_devices, pipe_devices, fsdp_devices, tensor_devices: over how many devices one network is
+      spread along each of these axes; each place of `structure` and `data` holds as many as their
+      product. The mesh has those above 1.
 
   Raises:
-    UserError: for `expert_devices` or `pipe_devices` that do not divide the devices; of several
-      processes, for devices left over.
+    UserError: for numbers that do not divide the devices, or for `fsdp_devices` the batch; of
+      several processes, for devices left over.
   """
   devices = list(jax.devices() if devices is None else devices)
-  check_expert_devices(expert_devices, len(devices))
-  check_pipe_devices(pipe_devices, len(devices) // expert_devices)
-  together = expert_devices * pipe_devices
+  spread = dict(zip(SPREAD, (expert_devices, pipe_devices, fsdp_devices, tensor_devices)))
+  check_spread(spread, len(devices))
+  together = math.prod(spread.values())
   places = len(devices) // together
-  best = max(
-    (
-      (s * d, s)
-      for s in range(1, places + 1)
-      for d in range(1, places // s + 1)
-      if num_structures % s == 0 and batch_size % d == 0
-    ),
-  )
-  used, structure = best[0] * together, best[1]
+  if batch_size % fsdp_devices:
+    raise UserError(
+      f'fsdp_devices {fsdp_devices} for a batch of {batch_size} parts: expected a number that '
+      'divides it'
+    )
+  structure, data = _most_places(num_structures, batch_size // fsdp_devices, places)
+  used = structure * data * together
   if jax.process_count() > 1 and used < len(devices):
     raise UserError(
       f'{num_structures} structures a step, each on {batch_size} examples, do not divide over '
@@ -72,51 +87,97 @@ def make_mesh(
       num_structures,
       batch_size,
     )
-  axes = {STRUCTURE: structure, DATA: best[0] // structure}
-  if expert_devices > 1:
-    axes[EXPERT] = expert_devices
-  if pipe_devices > 1:
-    axes[PIPE] = pipe_devices
+  axes = {STRUCTURE: structure, DATA: data}
+  axes |= {axis: size for axis, size in spread.items() if size > 1}
   types = (AxisType.Auto,) * len(axes)
   return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
 
 
-def check_expert_devices(count: int, num_devices: int) -> None:
-  """Raises `UserError` where an axis of `count` devices for experts does not divide the devices."""
-  if count < 1 or num_devices % count:
-    raise UserError(
-      f'expert_devices {count} on {num_devices} devices: expected a number that divides them'
-    )
+def _most_places(num_structures: int, batch_size: int, places: int) -> tuple[int, int]:
+  """Returns the sizes of `structure` and `data` that fill the most places, and of such sizes those
+  with the longest `structure`."""
+  sizes = [
+    (structure, data)
+    for structure in range(1, places + 1)
+    for data in range(1, places // structure + 1)
+    if num_structures % structure == 0 and batch_size % data == 0
+  ]
+  return max(sizes, key=lambda size: (math.prod(size), size))
 
 
-def check_pipe_devices(count: int, num_devices: int) -> None:
-  """Raises `UserError` where an axis of `count` devices for stages does not divide the devices."""
-  if count < 1 or num_devices % count:
-    raise UserError(
-      f'pipe_devices {count} on {num_devices} devices: expected a number that divides them'
-    )
-
-
-def place(tree, mesh: Mesh, specs):
-  """Puts host arrays, the same in every process, on the mesh; each process places only its own
-  devices' parts.
+def check_spread(spread: Mapping[str, int], num_devices: int) -> None:
+  """Raises `UserError` where axes over which one network is spread do not divide the devices.
 
   Args:
+    spread: by axis, over how many devices.
+  """
+  for axis, count in spread.items():
+    if count < 1 or num_devices % count:
+      raise UserError(
+        f'{axis}_devices {count} on {num_devices} devices: expected a number that divides them'
+      )
+    num_devices //= count
+  if spread.get(PIPE, 1) > 1 and (others := [a for a in (FSDP, TENSOR) if spread.get(a, 1) > 1]):
+    raise UserError(
+      f'{others[0]}_devices {spread[others[0]]} with pipe_devices {spread[PIPE]}: expected 1 of '
+      'either'
+    )
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh that split a batch."""
+  return tuple(axis for axis in mesh.axis_names if axis in BATCH)
+
+
+def num_shares(mesh: Mesh) -> int:
+  """Returns how many devices split a batch."""
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
+def manual_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh along which a step of training writes its collectives out."""
+  return tuple(axis for axis in mesh.axis_names if axis in MANUAL)
+
+
+def place(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """Puts host arrays, the same in every process, on the mesh; each process places only the parts of
+  its devices.
+
+  >>> mesh = make_mesh(num_structures=1, batch_size=2, devices=jax.devices()[:2])
+  >>> placed = place({'x': np.arange(4)}, mesh, PartitionSpec('data'))
+  >>> [shard.data.tolist() for shard in placed['x'].addressable_shards]
+  [[0, 1], [2, 3]]
+
+  Args:
+    tree: of arrays or numbers.
     specs: a `PartitionSpec` for all leaves, or a pytree of them like `tree`.
   """
   if isinstance(specs, PartitionSpec):
     specs = jax.tree.map(lambda _, spec=specs: spec, tree)
+  return lay(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
-  def put(leaf, spec):
+
+def lay(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Puts host arrays where a pytree of shardings says, as `place` does."""
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     leaf = np.asarray(leaf)
-    sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-  return jax.tree.map(put, tree, specs)
+  return jax.tree.map(put, tree, shardings)
+
+
+def is_on(mesh: Mesh, tree: PyTree) -> bool:
+  """Returns whether all leaves are arrays on just the devices of the mesh."""
+  devices = set(mesh.devices.flat)
+  return all(
+    isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def pick_devices(count: int) -> list[jax.Device]:
-  """The first `count` devices of all processes; 0 is all of them.
+  """Returns the first `count` devices of all processes; 0 is all of them.
 
   Raises:
     UserError: when there are fewer.
@@ -129,23 +190,8 @@ def pick_devices(count: int) -> list[jax.Device]:
   return devices[:count] if count and jax.process_count() == 1 else devices
 
 
-def replicate(tree, mesh: Mesh):
-  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the
-  result.
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Returns a copy of `tree` on every device of the mesh. A real copy: the source survives donation
+  of the result.
   """
   return place(to_host(tree), mesh, PartitionSpec())
-
-
-def split_specs(whole, part, axis: str):
-  """How leaves are split over a mesh axis: a pytree of `PartitionSpec`, which name the axis in
-  which one device's leaf differs in size from the whole one.
-
-  Args:
-    whole, part: pytrees of the same structure, of leaves with a shape.
-  """
-
-  def spec(whole, part):
-    axes = [axis if a != b else None for a, b in zip(whole.shape, part.shape)]
-    return PartitionSpec(*axes) if axis in axes else PartitionSpec()
-
-  return jax.tree.map(spec, whole, part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from jax.sharding import Mesh
 
@@ -15,19 +14,16 @@ class Placement:
   """How a training runs on devices.
 
   Attributes:
-    mesh: axes `structure` and `data`, `expert` where experts are spread over devices, and `pipe`
-      where stages are; None takes all devices.
+    mesh: axes `structure` and `data`, and those over which one network is spread, see `mesh`; None
+      takes all devices.
     zero, offload: what each device keeps of the optimizer's state, see `zero.Storage`.
     chunk_steps: the most steps that one call of the compiled program takes.
-    specs: the layout of the state, a function like `state.state_specs`, which None is. Leaves of
-      the pool that it splits in another way than experts are gathered in each step.
   """
 
   mesh: Mesh | None = None
   zero: bool = False
   offload: bool = False
   chunk_steps: int = 100
-  specs: Callable | None = None
 
   def __post_init__(self):
     if self.chunk_steps < 1:

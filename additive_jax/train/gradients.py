@@ -13,8 +13,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.models.additive import Inputs, parts, sites_of
-from additive_jax.parallel import collectives, mesh
-from additive_jax.train.recipe import Facts, Recipe, Slot
+from additive_jax.parallel import collectives, layout, mesh
+from additive_jax.train.recipe import Facts, Recipe, Slot, reads_by_parts
 
 
 class Averaged(NamedTuple):
@@ -93,6 +93,7 @@ def averaged_gradient(
   axes: tuple[str, ...] = (),
   reads: PyTree | None = None,
   specs: PyTree | None = None,
+  leaves: PyTree | None = None,
 ) -> Averaged:
   """Returns the gradient of one step, averaged over its K slots, which P devices may share.
 
@@ -104,6 +105,7 @@ def averaged_gradient(
     specs: how leaves are split over the axes, a pytree of `PartitionSpec` like the pool, for a
       model that joins what they give by `psum`, and for a pool in stages, a `staging.Staged`; None:
       every device has the whole pool.
+    leaves: how the pool is split over `fsdp`, a pytree of `layout.Leaf`; None where it is not.
 
   A slot whose loss or gradient is not finite on any device is left out.
 
@@ -123,7 +125,7 @@ def averaged_gradient(
   >>> averaged.loss.shape, int(averaged.num_finite)
   ((2,), 2)
   """
-  total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes)
+  total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes, leaves)
   total = collectives.all_reduce_sum(total, axes, recipe.collective, specs)
   over_slots = lambda a: jax.lax.psum(a, mesh.STRUCTURE) if mesh.STRUCTURE in axes else a
   of_finite = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
@@ -139,24 +141,23 @@ def averaged_gradient(
   return Averaged(gradient, loss, finite, facts, count)
 
 
-def _sum_over_slots(recipe, params, slots, axes):
+def _sum_over_slots(recipe, params, slots, axes, leaves):
   """Returns this device's summed gradient, and of each of its slots the loss, whether it is finite,
   and the facts."""
-  split = mesh.DATA in axes
+  split = tuple(axis for axis in axes if axis in mesh.BATCH)
   sharing = tuple(axis for axis in axes if axis != mesh.STRUCTURE)
-  num_shares = jax.lax.axis_size(mesh.DATA) if split else 1
-  share = jax.lax.axis_index(mesh.DATA) if split else 0
+  share = jax.lax.axis_index(split) if split else 0
 
   def add_slot(total, inputs):
     structure, x, y, key = inputs
-    slot = Slot(structure, x, y, key, slots.step, slots.rates, num_shares, share)
-    (loss, facts), gradient = recipe.loss.gradient(recipe, params, slot)
+    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share)
+    (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
       gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(sharing), gradient)
     if split:
-      loss, facts = jax.lax.pmean((loss, facts), mesh.DATA)
+      loss, facts = jax.lax.pmean((loss, facts), split)
     if total is None:
       return gradient, (loss, finite, facts)
     add = lambda t, g: t + jnp.where(finite, g, 0)
@@ -169,6 +170,16 @@ def _sum_over_slots(recipe, params, slots, axes):
   if axes:  # without others to add to, the caller drops the whole step instead
     total = jax.tree.map(lambda g: jnp.where(values[1], g, 0), total)
   return total, jax.tree.map(lambda a: a[None], values)
+
+
+def _gradient(recipe, params, slot, leaves):
+  """Returns loss, facts and gradient of a slot. Losses that read the pool by themselves get it
+  whole."""
+  if leaves is None or reads_by_parts(recipe.loss):
+    return recipe.loss.gradient(recipe, params, slot)
+  whole = jax.tree.map(layout.gathered, params, leaves)
+  values, gradient = recipe.loss.gradient(recipe, whole, slot)
+  return values, jax.tree.map(layout.scattered, gradient, leaves)
 
 
 def cosines(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import staging
 from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.run.objectives import objective_of
 from additive_jax.train.balance import Balance, move_biases, penalty, summary
 from additive_jax.train.recipe import (
   Facts,
@@ -58,6 +60,8 @@ class PerSample(Structures):
   """
 
   subsets: subsets.Subsets
+
+  by_parts: ClassVar[bool] = True
 
   def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and no facts."""
@@ -111,7 +115,7 @@ class PerSample(Structures):
     num_rates, num_gates = len(self.subsets.keep_rates[0]), len(gate_names(recipe.model))
     if num_rates != num_gates:
       raise UserError(f'{num_rates} keep rates: expected {num_gates}, one per gate')
-    devices = mesh.shape[mesh_.DATA]
+    devices = mesh_.num_shares(mesh)
     if self.subsets.parts % devices:
       raise UserError(
         f'{devices} devices split a batch of {self.subsets.parts} parts with a subset each: '
@@ -130,6 +134,8 @@ class Routed(Loss):
   """
 
   balance: Balance
+
+  by_parts: ClassVar[bool] = True
 
   def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and the facts of each site, with the loads of the slot's whole batch:
@@ -182,7 +188,7 @@ class Piped(Loss):
     if not isinstance(params, staging.Staged):
       return self._whole()(recipe, params, slot)
     scales = self._whole().scales(slot)
-    model, objective = recipe.model, recipe.objective
+    model, objective = recipe.model, objective_of(recipe.objective)
     loss, _ = pipeline_.loss(
       model, self.pipeline, objective, params, slot.structure, slot.x, slot.y, scales=scales
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from additive_jax import run
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
-from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.run.objectives import Objective, Outputs, Targets, objective_of, regression
 from additive_jax.train.samplers import Sampler, inverse
@@ -42,7 +41,7 @@ class Slot:
       networks that are trained alone.
     step: of the training; None likewise.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
-    num_shares: how many devices split the examples.
+    split: the axes of the mesh over which devices split the examples.
     share: the number of this device among them.
   """
 
@@ -52,14 +51,19 @@ class Slot:
   key: PRNGKeyArray | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
-  num_shares: int = 1
+  split: tuple[str, ...] = ()
   share: int | Int[Array, ''] = 0
+
+  @property
+  def num_shares(self) -> int:
+    """How many devices split the examples."""
+    return jax.lax.axis_size(self.split) if self.split else 1
 
   def mean(self, values: PyTree) -> PyTree:
     """Returns the mean of values over the devices that split the examples, without gradient."""
-    if self.num_shares == 1:
+    if not self.split:
       return values
-    return jax.lax.pmean(jax.lax.stop_gradient(values), mesh_.DATA)
+    return jax.lax.pmean(jax.lax.stop_gradient(values), self.split)
 
 
 class Loss:
@@ -91,6 +95,10 @@ class Loss:
     slots and devices for each step.
     """
     raise NotImplementedError
+
+  # Whether it reads the pool through the functions of a model alone, part by part, so that devices
+  # may hold it in pieces; a class that is derived from one that does has to say so itself.
+  by_parts: ClassVar[bool] = False
 
   def gradient(
     self, recipe: Recipe, params: PyTree, slot: Slot
@@ -149,6 +157,8 @@ class Structures(Loss):
   distill: float = 0.0
   rescale: str = 'none'
 
+  by_parts: ClassVar[bool] = True
+
   def __post_init__(self):
     if not 0 <= self.distill <= 1:
       raise UserError(f'distill {self.distill}: expected a weight in [0, 1]')
@@ -187,6 +197,12 @@ class Structures(Loss):
         f'rescale {self.rescale!r} of the structures of {type(sampler).__name__}: expected a '
         'sampler of gates with keep rates, uniform or bernoulli'
       )
+
+
+def reads_by_parts(loss: Loss) -> bool:
+  """Returns whether the class of a loss says so, see `Loss.by_parts`; what it inherits does not
+  count."""
+  return bool(vars(type(loss)).get('by_parts', False))
 
 
 def divergence_from_all_on(

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from additive_jax.data import Order
 from additive_jax.errors import UserError
+from additive_jax.gates import shares
 from additive_jax.models.additive import initial
+from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
@@ -38,17 +40,25 @@ from additive_jax.train.state import (
   run_in_chunks,
 )
 
+AveragedOf: Any = Averaged  # of where each part lies
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-def _rows(shared_batch: bool) -> PartitionSpec:
+def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
   and its share of each batch."""
-  return PartitionSpec(None, None if shared_batch else mesh_.STRUCTURE, mesh_.DATA)
+  slots = None if shared_batch else mesh_.STRUCTURE
+  return PartitionSpec(None, slots, mesh_.batch_axes(mesh))
 
 
-def _device_slots(mesh, sampler, key, step) -> Slots:
-  """Returns one device's slots of a step, without their examples."""
+def _device_slots(
+  mesh: Mesh, sampler: Sampler, key: Array, step: Array, batch: tuple[Any, Any], shared: bool
+) -> Slots:
+  """Returns one device's slots of a step.
+
+  Args:
+    batch: the examples of each, or if they are shared of one for all.
+  """
   per_device = sampler.num_structures // mesh.shape[mesh_.STRUCTURE]
   first = jax.lax.axis_index(mesh_.STRUCTURE) * per_device
   now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
@@ -56,39 +66,41 @@ def _device_slots(mesh, sampler, key, step) -> Slots:
   numbers = first + jnp.arange(per_device)
   keys = jax.vmap(lambda slot: jax.random.fold_in(now, slot))(numbers)
   rates = sampler.rates(step) if hasattr(sampler, 'rates') else None
-  return Slots(bits, None, None, keys, step, rates)
+  if shared:
+    repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
+    batch = jax.tree.map(repeat, batch)
+  x, y = batch
+  return Slots(bits, x, y, keys, step, rates)
 
 
 def _gradient_on_mesh(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
-) -> Callable:
+) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
 
   It takes the pool, the number of the step and its place t in the chunk, the sampler and its key,
   the chunk's examples, and the data that these are numbers in, () if they are the examples.
   """
   mesh = layout.mesh
-  experts = mesh.shape.get(mesh_.EXPERT, 1)
-  local = dataclasses.replace(recipe, model=layout_.local_model(recipe.model, experts))
   reads = usage(recipe.model, example) if recipe.average == 'coverage' else None
-  axes = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
+  names = mesh_.manual_axes(mesh)
+  axes = tuple(axis for axis in names if mesh.shape[axis] > 1)
 
   def gradient(params, step, t, sampler, key, inputs, data):
-    slots = _device_slots(mesh, sampler, key, step)
     batch = jax.tree.map(lambda a: a[t], inputs)
     if data:
       batch = jax.tree.map(lambda a: a[batch], data)
-    if shared_batch:
-      repeat = lambda a: jnp.broadcast_to(a, (len(slots.bits), *a.shape[1:]))
-      batch = jax.tree.map(repeat, batch)
-    slots = slots._replace(x=batch[0], y=batch[1])
-    return averaged_gradient(local, params, slots, axes=axes, reads=reads, specs=layout.pool)
+    slots = _device_slots(mesh, sampler, key, step, batch, shared_batch)
+    options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
+    with surrounding(layout.around), shares.summing(layout.sums):
+      return averaged_gradient(recipe, params, slots, **options)
 
   return jax.shard_map(
     gradient,
     mesh=mesh,
-    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(shared_batch), EVERYWHERE),
-    out_specs=Averaged(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
+    out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )
 
@@ -96,7 +108,7 @@ def _gradient_on_mesh(
 @functools.lru_cache(maxsize=32)
 def _chunk_program(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
-) -> Callable:
+) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
@@ -209,7 +221,7 @@ class Trainer:
     return self._layout.ordinary(self.sharded_state)
 
   @state.setter
-  def state(self, state: State):
+  def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
 
   @property
@@ -257,31 +269,31 @@ class Trainer:
         np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
         for a in self.train[indices.reshape(-1)]
       )
-    return mesh_.place(inputs, self.mesh, _rows(self.shared_batch))
+    return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
 
 
 def default_mesh(
-  recipe: Recipe, sampler: Sampler, batch_size: int, devices=None, experts=1
+  recipe: Recipe,
+  sampler: Sampler,
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  **spread: int,
 ) -> Mesh:
   """Returns the mesh of the most devices that the slots and their batches divide over.
 
   Args:
     devices: default all.
-    experts: over how many devices the experts of one network are spread.
+    spread: over how many devices one network is spread, as for `mesh.make_mesh`; the stages are
+      those of the loss.
   """
-  pipeline = recipe.loss.stages()
-  return mesh_.make_mesh(
-    sampler.num_structures,
-    recipe.loss.batch_parts(batch_size),
-    devices,
-    expert_devices=experts,
-    pipe_devices=1 if pipeline is None else pipeline.devices,
-  )
+  pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
+  stages = 1 if pipeline is None else pipeline.devices
+  return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
 
 
 def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
   """Raises `UserError` where slots and batches do not divide over a mesh."""
-  structure, data = (mesh.shape[axis] for axis in (mesh_.STRUCTURE, mesh_.DATA))
+  structure, data = mesh.shape[mesh_.STRUCTURE], mesh_.num_shares(mesh)
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
+from additive_jax.data import assignment
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow, test_scores
@@ -21,7 +22,6 @@ from additive_jax.experiments.booster.tables import (
   SCRATCH,
   UNTRAINED,
   make_tables,
-  memory_rows,
 )
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -32,6 +32,7 @@ from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_timing import measure_bubble
+from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State
 
@@ -48,6 +49,8 @@ def _check(session: Session) -> None:
     expected = '1, since large and small models are trained with all gates on'
     raise refused(session.config, 'train.structures_per_step', expected=expected)
   session.in_memory()
+  if options.balanced and any(METHODS.get(name) == 'kmeans' for name in options.variants):
+    assignment.solver()
   if options.asynchronous:
     check_processes(session)
   for way in make_ways(session):
@@ -159,7 +162,7 @@ def _apart(narrow, groups, seed, name, tag) -> list[tuple[State, int]]:
 
 def _judge(trained: Trained) -> dict[str, Any]:
   session, stages = trained.session, trained.arm.recipe.loss.stages()
-  record = full_network(trained) | {'memory': memory_rows(trained.trainer.sharded_state)}
+  record = full_network(trained) | {'memory': bytes_rows(trained.trainer.sharded_state)}
   if (trained.arm.name, trained.seed) == (SCRATCH, session.config.seed) and stages is not None:
     record['bubble'] = _bubble(session, stages, trained.trainer.variables)
   return record

@@ -15,7 +15,6 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record, read_all
-from additive_jax.parallel.zero import bytes_per_device
 from additive_jax.report import comparison
 from additive_jax.report.comparison import with_interval
 from additive_jax.report.savings import savings
@@ -151,18 +150,6 @@ def cluster_table(records: dict[str, list[Record]]) -> pd.DataFrame:
     for i, size in enumerate(record.get('sizes', ()))
   ]
   return pd.DataFrame(rows, columns=['variant', 'seed', 'cluster', 'size'])
-
-
-def memory_rows(state: Any) -> list[dict[str, int]]:
-  """Returns the bytes that the state of a training takes on each device, and in host memory beside
-  it; gradients take as many as the parameters."""
-  parts = bytes_per_device(state)
-  return [
-    {'device': device}
-    | {part: measured.device.get(device, 0) for part, measured in parts.items()}
-    | {'optimizer_in_host_memory': parts['optimizer'].host.get(device, 0)}
-    for device in sorted(parts['parameters'].device)
-  ]
 
 
 def summarise(

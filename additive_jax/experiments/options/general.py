@@ -120,6 +120,13 @@ class TrainOptions:
   expert_devices: Placement[Count] = 1
   """Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
   and runs as many of them. A number that divides the devices and the experts; 1: all have all."""
+  fsdp_devices: Placement[Count] = 1
+  """Devices that share out every parameter, its gradient and what the optimizer keeps of it, and
+  the examples of a batch; a site gathers its parameters to run. A number that divides the devices
+  and the batch; 1: each device has all."""
+  tensor_devices: Placement[Count] = 1
+  """Devices that share out the heads and hidden units of every branch, and the work on them. A
+  number that divides the devices and both; what has neither is kept in parts and gathered."""
   zero: Placement[bool] = False
   """Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
   them having a copy (ZeRO, stage 1); the numbers stay the same."""
