@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
@@ -144,7 +145,7 @@ def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
 
 
 def in_lanes(
-  array: Float[Array, '*axes'], axis: int, lanes: int
+  array: Float[Array | np.ndarray, '*axes'], axis: int, lanes: int
 ) -> Float[Array, 'lanes *axes_of_shard']:
   """Splits an axis of an array into equal contiguous shards, [lanes, ...].
 
@@ -156,7 +157,7 @@ def in_lanes(
 
 
 def add_share(
-  z: Float[Array, '*axes D'], bias: Float[Array, 'D'] | None, lanes: int
+  z: Float[Array, '*axes D'], bias: Float[Array | np.ndarray, 'D'] | None, lanes: int
 ) -> Float[Array, '*axes D']:
   """Returns what a lane gives with its share of a bias that lanes share; None is no bias."""
   return z if bias is None else z + bias / lanes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
@@ -210,7 +211,7 @@ def check_choices(positions: str, unit: str) -> None:
 
 def embed_inputs(
   stem: Callable[[Array], Array],
-  position: Float[Array, 'tokens D'] | None,
+  position: Float[Array | np.ndarray, 'tokens D'] | None,
   x: Inputs,
   num_tokens: int,
   patch_size: int,

@@ -77,16 +77,16 @@ def run_ticks(
   """
   names = staging(model, pipeline, _example(x)).names[0]  # modules of the first stage run all
   check_batch(len(x), pipeline)
-  micro = jnp.asarray(x).reshape(pipeline.microbatches, -1, *x.shape[1:])
+  inputs = jnp.asarray(x).reshape(pipeline.microbatches, -1, *x.shape[1:])
   device = jax.lax.axis_index(PIPE)
   ends, stages = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
-  stream = jax.eval_shape(lambda: embed(model, ends, micro[0]))
+  stream = jax.eval_shape(lambda: embed(model, ends, inputs[0]))
   nothing = _zeros(jax.eval_shape(lambda h: finish(readout(model, ends, h), jnp.int32(0)), stream))
   by_stage = lambda values: values.reshape(pipeline.stages, len(values) // pipeline.stages)
 
   def work(h: Stream, repeat: Array, number: Array) -> tuple[Stream, PyTree, bool]:
     stage = repeat * pipeline.devices + device
-    h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, micro[number]), lambda h: h, h)
+    h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, inputs[number]), lambda h: h, h)
     site_params = jax.tree.map(lambda leaf: leaf[repeat], stages)
     pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
@@ -193,7 +193,7 @@ def over_mesh(model: nn.Module, mesh: Mesh, pipeline: Pipeline) -> Callable[...,
   """
   check_mesh(mesh, pipeline)
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
-  ends = [  # ticks in which the last device ends each microbatch
+  last_ticks = [  # the tick in which the last device ends each microbatch
     tick
     for tick in range(pipeline.ticks)
     for busy, repeat, _ in [pipeline.turn(tick, pipeline.devices - 1)]
@@ -203,13 +203,12 @@ def over_mesh(model: nn.Module, mesh: Mesh, pipeline: Pipeline) -> Callable[...,
   def logits(variables: PyTree, x: Inputs, bits: Bool[Array, 'n']) -> Float[Array, 'B ... C']:
     outputs = lambda outputs, number: outputs
     values, _ = run_ticks(model, pipeline, variables['params'], x, bits, outputs)
-    values = jax.lax.psum(values[np.array(ends)], PIPE)
+    values = jax.lax.psum(values[np.array(last_ticks)], PIPE)
     return values.reshape(len(x), *values.shape[2:])
 
   def run(variables: PyTree, x: Inputs, structure: StructureLike | ArrayLike) -> Logits:
-    specs = {'params': pool_specs(model, pipeline, _example(x))}
-    inputs = (specs, rows, PartitionSpec())
-    call = jax.shard_map(logits, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False)
+    in_specs = ({'params': pool_specs(model, pipeline, _example(x))}, rows, PartitionSpec())
+    call = jax.shard_map(logits, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False)
     return call(variables, x, traced_structure(structure, len(gate_names(model))))
 
   return run

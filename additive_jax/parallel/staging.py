@@ -110,15 +110,15 @@ def staging(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> St
 
 def _modules(model):
   """Returns for each site its module's name, and what else makes the module."""
-  found = []
+  modules = []
 
   def read(module):
     for site in module.sites:
       fields = [f.name for f in dataclasses.fields(site) if f.name not in ('parent', 'name')]
-      found.append((site.name, (type(site), [getattr(site, name) for name in fields])))
+      modules.append((site.name, (type(site), [getattr(site, name) for name in fields])))
 
   jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(0))
-  return found
+  return modules
 
 
 def _described(tree):
