@@ -39,6 +39,7 @@ def session_of(experiment, options, tmp_path):
   return open_session(config, tmp_path / 'run', check=lambda session: None, devices=1)
 
 
+@pytest.mark.slow
 def test_networks_have_the_budget_of_the_dense_one(tmp_path):
   options = SHARED | {'experts.num_experts': 4, 'experts.shared_router': True}
   with session_of('experts', options, tmp_path) as session:
@@ -124,6 +125,7 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
     np.testing.assert_allclose(found.facts['block_00__mlp'].load, load, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_dna_leaves(distributed):
   result, workdir = distributed
   names = ['dense', 'shallow', 'dna', 'dna_skipping']
