@@ -34,7 +34,12 @@ LINES = {
   'compress': 2,
 }
 # Pools that are read when the run goes on, beside the one that was being trained.
-NEEDED = {'compress': ('start-seed0',), 'booster': ('embedding-seed1',)}
+NEEDED = {
+  'experts': ('softmax_equal_params-seed0', 'moe_equal_params-seed0'),
+  'dna': ('dna-seed0', 'dna_skipping-seed0'),
+  'booster': ('embedding-seed1',),
+  'compress': ('start-seed0',),
+}
 UNREAD = ('report.html', 'tensorboard', 'environment.json', '*.lock', '*.damaged')
 
 
@@ -99,7 +104,7 @@ def record(name, checkout):
     print(name, len(records(half)), 'of', len(records(finished)), 'lines;', steps(half))
     new = steps(half).keys() - pools if name != 'sweep' else set()
     strip(half, {*new, *NEEDED.get(name, ())})
-    strip(finished, {min(steps(finished))})
+    strip(finished, {'shared-seed0'})
     kept = {'options': options, 'devices': devices}
     (Path(folder) / 'options.json').write_text(json.dumps(kept, indent=1) + '\n')
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -116,6 +121,8 @@ def strip(workdir, pools):
   for pool, numbers in steps(workdir).items():
     for step in numbers[:-1] if pool in pools else numbers:
       shutil.rmtree(workdir / 'checkpoints' / pool / str(step))
+    if not any((workdir / 'checkpoints' / pool).iterdir()):
+      (workdir / 'checkpoints' / pool).rmdir()
   for network in sorted(workdir.glob('exported/*'))[1:]:
     shutil.rmtree(network)
   for path in workdir.rglob('commit_success.txt'):
