@@ -74,7 +74,7 @@ def export_run(
     UserError: for anything that does not fit; nothing is written then.
   """
   check_new(to)
-  pools = open_pools(run, own=model)
+  pools = open_pools(run, network=model)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])

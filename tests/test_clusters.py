@@ -1,5 +1,7 @@
 """Clusters of examples, their features and their pictures, against exact and hand-made answers."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -186,6 +188,12 @@ def test_seed_decides(features, options):
   )
   assert (first == again).all()
   assert (first != other).any()
+
+
+def test_without_or_tools(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'ortools.graph.python.min_cost_flow', None)
+  with pytest.raises(UserError, match='clusters of equal sizes without OR-Tools'):
+    assign_equally(np.ones((4, 2)))
 
 
 def test_balanced_copes_with_copies():

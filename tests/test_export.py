@@ -126,7 +126,7 @@ def test_a_network_of_ones_own(tmp_path):
   assert main(['export', str(run), '--structure=01', f'--to={target}', *own]) == 0
   model, variables = load(target)
   assert set(variables['params']) == {'stem', 'site_1', 'head'}
-  pools = open_pools(run, own='test_export:Own')
+  pools = open_pools(run, network='test_export:Own')
   expected = pools.model.apply(pools.read(ROWS, 'pool-seed0')[1].variables, ROWS, '01')
   assert jnp.array_equal(model.apply(variables, ROWS), expected)
 

@@ -40,13 +40,25 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=
 STEPS, BATCH = 4, 4
 
 
+class Shuffled(nn.Module):
+  """A branch of a user's with names of axes, which does more with its units than to sum over them:
+  left to XLA, it would take a collective-permute."""
+
+  @nn.compact
+  def __call__(self, h):
+    init = nn.initializers.lecun_normal()
+    named = functools.partial(nn.with_logical_partitioning, init)
+    x = nn.Dense(8, use_bias=False, kernel_init=named(('embed', 'hidden')))(h)
+    x = x.reshape(-1, 2, 4).swapaxes(1, 2).reshape(h.shape) + jnp.roll(x, 3, 1)
+    return nn.Dense(8, use_bias=False, kernel_init=named(('hidden', 'embed')))(nn.relu(x))
+
+
 class Own(Additive):
-  """A network of a user's, whose axes have no names but one."""
+  """A network of a user's; most axes have no names."""
 
   def setup(self):
-    self.sites = [nn.Dense(8, name='first'), nn.Dense(8, name='second')]
-    init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', None))
-    self.head = nn.Dense(4, kernel_init=init)
+    self.sites = [nn.Dense(8, name='first'), Shuffled(name='second')]
+    self.head = nn.Dense(4)
 
   def embed(self, x):
     return jnp.pad(x, ((0, 0), (0, 2)))
@@ -94,7 +106,7 @@ ROWS_OF = {  # model, task, data, options of the recipe
   'reads the pool': (MLP_, 'classification', ROWS, {'loss': Decayed()}),
   'derived': (MLP_, 'classification', ROWS, {'loss': Derived()}),
   'modules': (
-    DNA(1, 4, modules=Modules(2, 2, 0, 1, 2), causal=True, **TOKENS),
+    DNA(1, 4, modules=Modules(2, 2, 0, 1, 2), causal=True, **TOKENS | {'hidden': 5}),
     'language',
     TEXT,
     {'loss': Routed(Balance(0.1, 0.01, 0.01))},
@@ -191,7 +203,7 @@ def test_bytes_of_each_device(spread):
   for kind, split in bytes_per_device(trainer.sharded_state).items():
     assert set(split.device.values()) == {min(split.device.values())}
     # A bias of 8 or 4 divides over one of two axes.
-    vectors = 4 * (8 + 8 + 4)
+    vectors = 4 * (8 + 4)
     rest = vectors * (1 / max(spread.values()) - 1 / parts)
     assert split.device[0] == whole[kind].device[0] / parts + rest, kind
 
@@ -233,6 +245,22 @@ def test_a_checkpoint_goes_on_on_other_devices(tmp_path):
     jax.tree.map(
       np.testing.assert_array_equal, *map(processes.to_host, (third.state, second.state))
     )
+
+
+@pytest.mark.parametrize('options', [{}, {'zero': True}, {'zero': True, 'offload': True}], ids=str)
+def test_no_host_has_a_whole_state(options, tmp_path, monkeypatch):
+  """Between two trainings and on the way through a checkpoint; and no device has one either."""
+  trainer = trainer_of('mlp', FSDP, 2, 2, **options)
+  with Checkpointer(tmp_path / 'c', identity={}) as checkpoints:
+    trainer.run(2)
+    with monkeypatch.context() as patch:
+      patch.setattr(processes, 'to_host', None)
+      checkpoints.save(2, trainer.state, wait=True)
+      trainer.state = checkpoints.restore(trainer.state).state
+    trainer.run(2)
+  assert_close(trainer.state, on_one_device('mlp')[0].state)
+  for leaf in jax.tree.leaves(trainer.state.params):
+    assert leaf.addressable_shards[0].data.size == leaf.size // 2
 
 
 @pytest.mark.parametrize(

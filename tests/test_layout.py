@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_fsdp
 import tiny
 from jax.sharding import PartitionSpec
 
@@ -257,20 +258,32 @@ import sys
 import jax
 import numpy as np
 
-rank, port = int(sys.argv[1]), sys.argv[2]
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.parallel import processes
 with processes.distributed(f'localhost:{port}', 2, rank):
+  import test_fsdp
   import test_layout
   trainer = test_layout.own(2)
   trainer.run(2)
   parts = trainer.variables['params']['roots']['parts']
   assert [shard.data.shape for shard in parts.addressable_shards] == [(2,)]
-  for leaf in jax.tree.leaves(processes.to_host(trainer.variables)):
+  split = test_fsdp.trainer_of('own', test_fsdp.FSDP)
+  split.run(2)
+  with Checkpointer(folder, identity={}) as checkpoints:
+    checkpoints.save(2, split.state, wait=True)
+    split.run(1)
+    split.state = checkpoints.restore(split.state).state
+  kernel = split.variables['params']['first']['kernel']
+  assert [shard.data.shape for shard in kernel.addressable_shards] == [(4, 8)]
+  split.run(2)
+  for leaf in jax.tree.leaves(processes.to_host((trainer.variables, split.variables))):
     print('leaf', *leaf.reshape(-1).tolist())
 """
 
 
-def test_experts_over_two_processes():
+def test_two_processes(tmp_path):
+  """Experts, and a pool in pieces, of which each process writes and reads its own."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])
@@ -279,7 +292,11 @@ def test_experts_over_two_processes():
   environment = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': paths, 'JAX_PLATFORMS': 'cpu'}
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
   runs = [
-    subprocess.Popen([sys.executable, '-c', PROCESS, str(rank), port], env=environment, **pipes)
+    subprocess.Popen(
+      [sys.executable, '-c', PROCESS, str(rank), port, str(tmp_path / 'c')],
+      env=environment,
+      **pipes,
+    )
     for rank in range(2)
   ]
   try:
@@ -289,12 +306,13 @@ def test_experts_over_two_processes():
       run.kill()
   alone = own(1)
   alone.run(2)
+  whole = test_fsdp.on_one_device('own')[0]
   for run, (output, errors) in zip(runs, outputs):
     assert run.returncode == 0, errors
     said = [line.split() for line in output.splitlines()]  # Gloo speaks too
     got = [np.array(words[1:], float) for words in said if words[0] == 'leaf']
-    want = [np.reshape(leaf, -1) for leaf in jax.tree.leaves(alone.variables)]
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, want)
+    want = [np.reshape(a, -1) for a in jax.tree.leaves((alone.variables, whole.variables))]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,9 @@ def test_training_is_that_of_one_device(trainer_of, tmp_path):
     for leaf in jax.tree.leaves(tree.stages):
       assert leaf.addressable_shards[0].data.shape == (1, *leaf.shape[1:])
 
+  kernel = piped.state.params['block_03']['out']['kernel']  # in parts, though in no stages
+  assert kernel.addressable_shards[0].data.size == kernel.size // 2
+
   with Checkpointer(tmp_path, identity={}) as checkpoints:
     checkpoints.save(6, piped.state, wait=True)
     for trainer in (plain, piped):

@@ -3,18 +3,15 @@
   python tests/test_public.py              counts what is missing, room by room
   python tests/test_public.py gates run    lists each place in these rooms
 
-Public is what has no leading underscore, in a module and in a public class of one. Rooms that
-`pyproject.toml` still lists as open for mypy are counted, not held to it.
+Public is what has no leading underscore, in a module and in a public class of one.
 """
 
 from __future__ import annotations
 
 import ast
 import collections
-import fnmatch
 import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,21 +28,9 @@ ARRAYS = ('Array', 'jax.Array', 'jnp.ndarray', 'np.ndarray')
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def open_modules() -> tuple[str, ...]:
-  """The patterns of modules that mypy passes over until their room is done."""
-  config = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['mypy']
-  rooms = [entry for entry in config.get('overrides', ()) if entry.get('ignore_errors')]
-  return tuple(pattern for entry in rooms for pattern in entry['module'])
-
-
 def module_name(path: Path) -> str:
   parts = path.relative_to(ROOT).with_suffix('').parts
   return '.'.join(part for part in parts if part != '__init__')
-
-
-def is_open(path: Path, patterns: tuple[str, ...]) -> bool:
-  name = module_name(path)
-  return any(fnmatch.fnmatch(name, p) or f'{name}.*' == p for p in patterns)
 
 
 def _untyped(function: Function, name: str, is_method: bool) -> Iterator[str]:
@@ -119,8 +104,6 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 @pytest.mark.parametrize('path', FILES, ids=[module_name(path) for path in FILES])
 def test_public_names_are_typed_and_documented_and_of_readable_size(path):
-  if is_open(path, open_modules()):
-    pytest.skip('its room is still open in pyproject.toml')
   found = [f'{path.relative_to(ROOT)}:{line}: {text}' for _, line, text in faults(path)]
   assert not found, '\n'.join(found)
 
@@ -145,12 +128,11 @@ def _report(rooms: list[str]) -> None:
     room = parts[0] if len(parts) > 1 else 'root'
     table[room]['lines'] += path.read_text().count('\n')
     table[room]['examples'] += len(re.findall(r'^\s*>>> ', path.read_text(), re.MULTILINE))
-    table[room]['open'] += is_open(path, open_modules())
     for kind, line, text in faults(path):
       table[room][kind] += 1
       if room in rooms:
         print(f'{path.relative_to(ROOT)}:{line}: {text}')
-  columns = ('lines', *kinds, 'examples', 'open')
+  columns = ('lines', *kinds, 'examples')
   print(f'{"room":12}' + ''.join(f'{column:>14}' for column in columns))
   for room in sorted(table):
     print(f'{room:12}' + ''.join(f'{table[room][column]:14}' for column in columns))

@@ -173,7 +173,7 @@ def test_a_state_starts_as_the_optimizer_says(trained):
   specs = jax.tree.map(lambda _: PartitionSpec(), params)
   lies = trained((2, 4))[0].sharded_state._replace(params=specs, opt_state={'pool': specs})
   for options in ({}, ZERO):
-    storage = Storage(keeps, params, lies, mesh_of(2, 4), **options)
+    storage = Storage(keeps, params, lies, Placement(mesh_of(2, 4), **options))
     kept = storage.init(params)
     assert jax.tree.structure(storage.unpack(kept)) == jax.tree.structure(shapes)
     assert_same(storage.unpack(kept)['pool'], params)
@@ -234,7 +234,7 @@ def test_devices_without_host_memory():
   device = SimpleNamespace(platform='abacus', addressable_memories=lambda: [memory])
   mesh = SimpleNamespace(local_devices=[device])
   with pytest.raises(UserError, match='offload on abacus devices with memory beads: expected'):
-    Storage(ADAMW, {'w': jnp.ones(2)}, None, mesh, offload=True)
+    Storage(ADAMW, {'w': jnp.ones(2)}, None, Placement(mesh, offload=True))
 
 
 def test_options_make_no_other_run(tmp_path):

@@ -22,7 +22,10 @@ EXPERIMENTS = {
 }
 
 # Programs that compile fast rather than run fast, as those of `conftest`.
-FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+FAST = (
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1'
+)
 # A table of 120 + 30 rows, 8 structures, 15 steps, 2 seeds.
 SMALL = {
   'num_seeds': 2,
@@ -66,7 +69,13 @@ def arguments(experiment, workdir=None, options=(), *, small=True, devices=1):
 
 @contextlib.contextmanager
 def cached_programs(folder):
-  """Keeps what XLA compiles in `folder`, since each run makes its programs anew."""
+  """Keeps what XLA compiles in `folder`, since each run makes its programs anew.
+
+  A folder in which all tests keep their programs comes before it; see the conftest one folder up.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    yield
+    return
   names = {
     'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,

@@ -9,12 +9,31 @@ N is a number of examples, J of clusters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from additive_jax.errors import UserError
 
 _LARGEST = 2**58  # of a path through the graph; OR-Tools multiplies costs by the nodes, in 64 bits
+
+
+def solver() -> Any:
+  """Returns OR-Tools' class of flows of least cost. Importing it takes 0.2 s, which only those pay
+  who use it.
+
+  Raises:
+    UserError: where OR-Tools is not installed.
+  """
+  try:
+    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+  except ImportError:
+    raise UserError(
+      'clusters of equal sizes without OR-Tools (no module ortools): expected it to be installed, '
+      "pip install 'additive_jax[clusters]', or config.booster.balanced False"
+    ) from None
+  return SimpleMinCostFlow
 
 
 def assign_equally(costs: Float[np.ndarray, 'N J']) -> Int[np.ndarray, 'N']:
@@ -30,11 +49,9 @@ def assign_equally(costs: Float[np.ndarray, 'N J']) -> Int[np.ndarray, 'N']:
     costs: of each example in each cluster, finite; J from 1 to N.
 
   Raises:
-    UserError: for costs of another shape, or that are not finite.
+    UserError: for costs of another shape, or that are not finite; see `solver`.
   """
-  # Importing takes 0.2 s, which only those pay who use it.
-  from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
-
+  flow = solver()()
   costs = np.asarray(costs, np.float64)
   if costs.ndim != 2 or not 1 <= costs.shape[1] <= costs.shape[0]:
     raise UserError(f'costs of shape {costs.shape}: expected [N, J] with J from 1 to N')
@@ -51,7 +68,6 @@ def assign_equally(costs: Float[np.ndarray, 'N J']) -> Int[np.ndarray, 'N']:
   #   example 2 ──┴── …                    ┘
   clusters = np.arange(count, count + num_clusters, dtype=np.int32)
   ones = np.ones(count * num_clusters, np.int64)
-  flow = SimpleMinCostFlow()
   flow.add_arcs_with_capacity_and_unit_cost(
     np.repeat(np.arange(count, dtype=np.int32), num_clusters),
     np.tile(clusters, count),

@@ -165,7 +165,11 @@ def rows_of(
 
 
 def sample(count: int, at_most: int, seed: int) -> Int[np.ndarray, 'B']:
-  """Returns places of `at_most` of `count` examples, in order; all where there are no more."""
+  """Returns places of `at_most` of `count` examples, in order; all where there are no more.
+
+  >>> len(sample(1000, at_most=10, seed=0))
+  10
+  """
   if count <= at_most:
     return np.arange(count)
   return np.sort(np.random.default_rng(seed).choice(count, at_most, replace=False))

@@ -45,6 +45,10 @@ class Clusters:
   Those of k-means are numbered from the largest to the smallest, balanced ones as those that they
   come from.
 
+  >>> clusters = cluster(np.array([[0.0], [0.1], [5.0], [5.1]]), 2, seed=0)
+  >>> clusters.num_clusters, sorted(len(clusters.members(i)) for i in range(2))
+  (2, [2, 2])
+
   Attributes:
     labels: the cluster of each example.
     sizes: examples of each cluster; none is empty.

@@ -67,7 +67,13 @@ class Split(abc.ABC):
 
 
 class ArraySplit(Split):
-  """Examples as two arrays, `x` and `y`, with the example as leading axis."""
+  """Examples as two arrays, `x` and `y`, with the example as leading axis.
+
+  >>> split = ArraySplit(np.zeros((6, 4)), np.arange(6))
+  >>> x, y = split[np.array([4, 1])]
+  >>> len(split), x.shape, y.tolist()
+  (6, (2, 4), [4, 1])
+  """
 
   in_memory = True
 

@@ -77,20 +77,20 @@ def make_contender(
     routed: whether it has routers, which are kept balanced by `config.balance`.
     structure: what it is without routers; None is all-on.
   """
-  own = session.with_model(model)
-  num_steps = own.training.steps(own.config.train.epochs)
-  recipe = own.training.recipe(num_steps)
+  changed = session.with_model(model)
+  num_steps = changed.training.steps(changed.config.train.epochs)
+  recipe = changed.training.recipe(num_steps)
   if routed:
-    if own.config.train.distill:
-      raise refused(own.config, 'train.distill', expected='0 with routers')
-    own.training.check_whole('a balance of routers')
-    recipe = dataclasses.replace(recipe, loss=Routed(selected(Balance, own.config.balance)))
-  structure = own.space.all_on() if structure is None else own.space.parse(structure)
+    if changed.config.train.distill:
+      raise refused(changed.config, 'train.distill', expected='0 with routers')
+    changed.training.check_whole('a balance of routers')
+    recipe = dataclasses.replace(recipe, loss=Routed(selected(Balance, changed.config.balance)))
+  structure = changed.space.all_on() if structure is None else changed.space.parse(structure)
   return Contender(
     name,
-    own,
+    changed,
     recipe,
-    own.training.sampler_of(structure),
+    changed.training.sampler_of(structure),
     num_steps,
     judge=functools.partial(_judge, structure, routed),
     family=family,

@@ -118,26 +118,26 @@ def _stages(session: Session, records: Records) -> Iterator[Sequence[Arm]]:
 
 def _pool(session) -> Arm:
   """The pool in which static structures are ranked, on training examples and on the test split."""
-  own = _pool_session(session)
-  bits = _static_structures(own)
+  pool_session = _pool_session(session)
+  bits = _static_structures(pool_session)
 
   def judge(trained: Trained) -> dict[str, list[float]]:
-    seen = own.data.train
-    known = seen[np.arange(min(len(seen), len(own.data.test)))]
-    train = own.evaluate(trained.variables, bits, known)
+    seen = pool_session.data.train
+    known = seen[np.arange(min(len(seen), len(pool_session.data.test)))]
+    train = pool_session.evaluate(trained.variables, bits, known)
     return {'train_loss': train.loss.tolist(), **judge_all(bits, trained)}
 
-  return shared_arm(own, POOL, own.config.train.epochs, judge=judge)
+  return shared_arm(pool_session, POOL, pool_session.config.train.epochs, judge=judge)
 
 
-def _static_structures(own):
-  limit = own.config.experts.num_structures
-  return sampled_bits(own.space.num_gates, limit, own.config.seed)
+def _static_structures(pool_session):
+  limit = pool_session.config.experts.num_structures
+  return sampled_bits(pool_session.space.num_gates, limit, pool_session.config.seed)
 
 
-def _best_single(own: Session, records: Records) -> Structure:
+def _best_single(pool_session: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on training examples."""
-  bits = _static_structures(own)
+  bits = _static_structures(pool_session)
   loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
   eligible = ~bits.all(1) & np.isfinite(loss)
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
@@ -151,9 +151,11 @@ def _tables(session: Session, records: Records) -> Result:
     structures = arms_as_structures(compared.variants[:1], [str(contenders[0].structure)])
     structures = structures.drop(columns='variant')
   else:
-    own = records.arms[POOL].session
+    pool_session = records.arms[POOL].session
     keys = ('loss', 'accuracy', 'train_loss')
-    structures = structure_table(own, _static_structures(own), {'': records[POOL]}, keys)
+    structures = structure_table(
+      pool_session, _static_structures(pool_session), {'': records[POOL]}, keys
+    )
   paths = _paths(session, contenders)
   summary = compared.summary | {'single_structure': single}
   for name, path in paths.items():
@@ -174,8 +176,8 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
     trained = contender.train(session.config.seed)
-    own = trained.session
-    inspection = inspect(own.model, own.objective, trained.variables, own.test)
+    network = trained.session
+    inspection = inspect(network.model, network.objective, trained.variables, network.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)

@@ -59,12 +59,12 @@ class Pools:
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
-def open_pools(path: str | Path, *, own: str = '') -> Pools:
+def open_pools(path: str | Path, *, network: str = '') -> Pools:
   """Returns the pools of the run in a directory.
 
   Args:
     path: the run directory.
-    own: `module:Class` of the network, where it is not one of the library's.
+    network: `module:Class` of the network, where it is not one of the library's.
 
   Raises:
     UserError: for a directory that is not that of a run, a run without pools, data that is not
@@ -76,10 +76,10 @@ def open_pools(path: str | Path, *, own: str = '') -> Pools:
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
-  if not own and kind.lower() not in known:
+  if not network and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
   data = load_data(_section(DataOptions, config['data']))
-  options = _section(ModelOptions, config['model'] | {'name': own or known[kind.lower()]})
+  options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
   return Pools(path, data, make_model(options, data), names)
 
 

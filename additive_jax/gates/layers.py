@@ -35,6 +35,9 @@ MATMULS: tuple[LinearMap, LinearMap] = (operator.matmul, operator.matmul)
 class Layer(NamedTuple):
   """The parameters of a linear map `x @ kernel + bias`.
 
+  >>> Layer(jnp.ones((2, 3)), jnp.ones(3)).add_bias(jnp.zeros(3), share=0.5).tolist()
+  [0.5, 0.5, 0.5]
+
   Attributes:
     kernel: [inputs, outputs], of a convolution [kh, kw, inputs, outputs].
     bias: [outputs], or None.
@@ -94,6 +97,9 @@ def groups(gates: Sequence[GateValue]) -> tuple[range, ...]:
 def joins(gates: Sequence[GateValue]) -> list[list[Float[Array, '...']]]:
   """Returns the table `M[j][i]`: whether chunks i and j are joined, the product of the gates
   between them.
+
+  >>> [[float(value) for value in row] for row in joins([jnp.array(True), jnp.array(False)])]
+  [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
   Args:
     gates: m − 1 traced gates, each of any shape; bools or floats.
@@ -216,7 +222,13 @@ def sub_activation(
 
 def units_of(layers: LayerPair) -> tuple[LayerPair, PyTree]:
   """Returns the parameters of the hidden units, which are all but the second bias, and of each the
-  axis of the units; see `shares.sum_of_units`."""
+  axis of the units; see `shares.sum_of_units`.
+
+  >>> first, second = Layer(jnp.ones((2, 3)), jnp.ones(3)), Layer(jnp.ones((3, 4)))
+  >>> units, axes = units_of(LayerPair(first, second))
+  >>> axes.first, axes.second
+  (Layer(kernel=-1, bias=-1), Layer(kernel=-2, bias=None))
+  """
   units = layers._replace(second=Layer(layers.second.kernel))
   first = jax.tree.map(lambda _: -1, (layers.first, layers.gating))
   return units, LayerPair(first[0], jax.tree.map(lambda _: -2, units.second), first[1])

@@ -52,6 +52,9 @@ def spans(num_chunks: int) -> list[Span]:
 def span_weights(gates: Float[Array, '... joins']) -> Float[Array, '... spans']:
   """Returns `p([a, b]) = (1 − g_{a−1}) · g_a … g_{b−1} · (1 − g_b)`; gate k joins chunks k and k+1.
 
+  >>> dict(zip(spans(3), span_weights(jnp.array([1.0, 0.0])).tolist()))
+  {(0, 0): 0.0, (0, 1): 1.0, (0, 2): 0.0, (1, 1): 0.0, (1, 2): 0.0, (2, 2): 1.0}
+
   Args:
     gates: floats [..., m − 1]. Bits 0 and 1 give 1 for the spans that are groups of that structure;
       independent probabilities of being on give the probability that each span is one.
@@ -82,6 +85,12 @@ def span_mixture(
   spans.
 
   Costs the matmuls of the dense layer and m(m+1)/2 activations, however many structures there are.
+
+  >>> from additive_jax.gates.layers import Layer
+  >>> layers = LayerPair(Layer(jnp.eye(2)), Layer(jnp.eye(2)))
+  >>> weights = span_weights(jnp.array([0.0]))  # of the structure whose one gate is off
+  >>> span_mixture(jnp.array([1.0, 2.0]), layers, weights, jax.nn.relu).tolist()
+  [1.0, 2.0]
 
   Args:
     x: [..., D].
@@ -119,6 +128,12 @@ def structure_mixture(
   partial products and, because it is linear, the second layer.
 
   Costs the matmuls of the dense layer and k·m or m(m+1)/2 activations, whichever is less.
+
+  >>> from additive_jax.gates.layers import Layer
+  >>> layers = LayerPair(Layer(jnp.eye(2)), Layer(jnp.eye(2)))
+  >>> both, half = jnp.array([[False], [True]]), jnp.array([0.5, 0.5])
+  >>> structure_mixture(jnp.array([1.0, 2.0]), layers, both, half, jax.nn.relu).tolist()
+  [1.0, 2.0]
 
   Args:
     x, layers, activation: see `span_mixture`.

@@ -46,7 +46,11 @@ def check_k(k: int, count: int, choices: str = 'structures') -> None:
 
 
 def enumerated(num_gates: int) -> Bool[np.ndarray, 'S n']:
-  """Returns all 2^n structures in integer order; raises `UserError` for more than 2^16."""
+  """Returns all 2^n structures in integer order; raises `UserError` for more than 2^16.
+
+  >>> enumerated(2).astype(int).tolist()
+  [[0, 0], [1, 0], [0, 1], [1, 1]]
+  """
   if num_gates > MOST_ENUMERATED:
     raise UserError(
       f'a router over all 2^{num_gates} structures: expected at most 2^{MOST_ENUMERATED}; '
@@ -84,7 +88,11 @@ def top_k(
 
 def random(key: PRNGKeyArray, shape: tuple[int, ...], count: int, k: int) -> Choice:
   """Returns k different entries of a list of `count` at random for each of `shape` tokens, with
-  equal weights."""
+  equal weights.
+
+  >>> random(jax.random.key(0), (5,), count=3, k=2).weights[0].tolist()
+  [0.5, 0.5]
+  """
   check_k(k, count)
   scores = jax.random.uniform(key, (*shape, count))
   return Choice(jnp.full((*shape, k), 1 / k), jax.lax.top_k(scores, k)[1])
@@ -199,7 +207,11 @@ def facts_of_list(
   logits: Float[Array, '... S'] | None, indices: Int[Array, '... k'], count: int
 ) -> ListFacts:
   """Returns the facts of choices among `count` entries; without logits (at random) only the load is
-  known."""
+  known.
+
+  >>> facts_of_list(jnp.zeros((4, 2)), jnp.array([[0], [0], [0], [1]]), count=2).load.tolist()
+  [0.75, 0.25]
+  """
   load, even, one = _histogram(indices, count), jnp.full(count, 1 / count), jnp.ones(())
   if logits is None:
     return ListFacts(load, even, jnp.zeros(()), jnp.log(jnp.float32(count)), one, one, even)
@@ -213,7 +225,11 @@ def facts_of_list(
 def facts_of_gates(
   logits: Float[Array, '... n'], chosen: Bool[Array, '... k n'] | None
 ) -> GateFacts:
-  """Returns the facts of structures chosen by `k_best`, or, of None, of a mixture of all."""
+  """Returns the facts of structures chosen by `k_best`, or, of None, of a mixture of all.
+
+  >>> facts_of_gates(jnp.zeros((4, 2)), None).importance.tolist()
+  [0.5, 0.5]
+  """
   axes = tuple(range(logits.ndim - 1))
   on = jax.nn.sigmoid(logits)
   importance = on.mean(axes)
@@ -233,6 +249,10 @@ def load_balance(facts: Facts) -> Float[Array, '']:
 
   `S Σ_s load_s · importance_s` over a list (Fedus et al. 2021, arXiv:2101.03961, equation 4); for
   gates the same over the two values of each gate, averaged over the gates.
+
+  >>> even = facts_of_list(jnp.zeros((2, 2)), jnp.array([[0], [1]]), count=2)
+  >>> float(load_balance(even))
+  1.0
   """
   load = jax.lax.stop_gradient(facts.load)
   if isinstance(facts, ListFacts):
@@ -247,6 +267,10 @@ def rebalanced(bias: Float[Array, 'S'], facts: Facts, rate: float) -> Float[Arra
 
   Outside the gradient; the share is `facts.share` of a list, 1/S by default, and 1/2 of a gate.
   Source: Wang et al. 2024 (arXiv:2408.15664).
+
+  >>> facts = facts_of_list(jnp.zeros((4, 2)), jnp.array([[0], [0], [0], [1]]), count=2)
+  >>> rebalanced(jnp.zeros(2), facts, rate=0.5).tolist()
+  [-0.5, 0.5]
   """
   share = jnp.asarray(facts.share if isinstance(facts, ListFacts) else 0.5)
   return bias + rate * jnp.where(share >= 0, jnp.sign(share - facts.load), 0)
@@ -258,7 +282,11 @@ def _histogram(indices, count: int) -> Array:
 
 
 def codes(structures: Bool[Array, '... n']) -> Int[Array, '...'] | None:
-  """Returns structures as integers; None for more gates than an int32 holds."""
+  """Returns structures as integers; None for more gates than an int32 holds.
+
+  >>> codes(jnp.array([[True, False], [True, True]])).tolist()
+  [1, 3]
+  """
   num_gates = structures.shape[-1]
   if num_gates > WORD:
     return None
@@ -268,7 +296,11 @@ def codes(structures: Bool[Array, '... n']) -> Int[Array, '...'] | None:
 def log_probabilities(
   logits: Float[Array, '*batch n'], structures: Bool[Array, '*batch k n']
 ) -> Float[Array, '*batch k']:
-  """Returns the log-probability of structures whose gate i is on with probability σ(logit_i)."""
+  """Returns the log-probability of structures whose gate i is on with probability σ(logit_i).
+
+  >>> jnp.exp(log_probabilities(jnp.zeros(2), jnp.array([[True, False]]))).tolist()
+  [0.25]
+  """
   signed = jnp.where(structures, logits[..., None, :], -logits[..., None, :])
   return jax.nn.log_sigmoid(signed).sum(-1)
 

@@ -24,6 +24,10 @@ def in_turn(
   """Returns `Σ_i run(experts[i], numbers[i], x, *others)`, one expert after the other; of each only
   its part of `experts` is kept for the backward pass.
 
+  >>> scale = lambda weight, number, x: weight * x + number
+  >>> in_turn(scale, jnp.array([1.0, 2.0]), jnp.arange(2), jnp.ones(1)).tolist()
+  [4.0]
+
   Args:
     run: gives an array like x. It closes over no arrays.
     experts: parameters, leaves [M, ...].
@@ -63,7 +67,7 @@ _SUMS: contextvars.ContextVar[Sums] = contextvars.ContextVar('sums', default=ON_
 
 @contextlib.contextmanager
 def summing(sums: Sums) -> Iterator[None]:
-  """While it is open, networks that are traced compute their sums so."""
+  """Makes networks that are traced while it is open compute their sums so."""
   token = _SUMS.set(sums)
   try:
     yield

@@ -111,6 +111,9 @@ def all_structures(num_gates: int) -> Iterator[Structure]:
 def all_bits(num_gates: int) -> Bool[np.ndarray, 'S n']:
   """Returns all 2^num_gates structures as bits, in integer order.
 
+  >>> all_bits(2).astype(int).tolist()
+  [[0, 0], [1, 0], [0, 1], [1, 1]]
+
   Raises:
     UserError: for more gates than can be listed.
   """
@@ -191,6 +194,9 @@ def parse(structure: StructureLike, num_gates: int) -> Structure:
 @dataclasses.dataclass(frozen=True)
 class Gate:
   """One named `+`, and what it costs to perform.
+
+  >>> Gate('block_03/residual', flops=2e6, params=4160).name
+  'block_03/residual'
 
   Attributes:
     name: such as `block_03/residual`, unique in its space.

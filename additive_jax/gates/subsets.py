@@ -23,6 +23,9 @@ from additive_jax.errors import UserError
 class Subsets:
   """How many examples of a batch each gate runs on, in stages over time: static and hashable.
 
+  >>> Subsets(((0.5, 1.0),), parts=2).rows(batch_size=8)
+  4
+
   Attributes:
     keep_rates: one row of n rates for each stage.
     starts: the first step of each stage, rising from 0.
@@ -129,6 +132,9 @@ def draw(
   first: int | Int[Array, ''] = 0,
 ) -> tuple[Int[Array, '_'], ...]:
   """Draws one subset for each gate, independently, every subset of its size equally likely.
+
+  >>> [len(rows) for rows in draw(jax.random.key(0), (0.5, 1.0), rows=4)]
+  [2, 4]
 
   Args:
     keep_rates: one per gate, Python numbers.

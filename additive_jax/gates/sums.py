@@ -37,17 +37,29 @@ SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 def is_static(gate: GateValue) -> bool:
-  """Returns whether a gate's value is Python, not an array."""
+  """Returns whether a gate's value is Python, not an array.
+
+  >>> is_static(True), is_static(jnp.array(True))
+  (True, False)
+  """
   return isinstance(gate, bool | np.bool_)
 
 
 def is_soft(gate: GateValue) -> bool:
-  """Returns whether a gate's value is an array of floats."""
+  """Returns whether a gate's value is an array of floats.
+
+  >>> is_soft(0.5), is_soft(jnp.array(True))
+  (True, False)
+  """
   return not is_static(gate) and jnp.issubdtype(jnp.asarray(gate).dtype, jnp.floating)
 
 
 def aligned(gate: GateValue, x: Float[Array, '...']) -> Float[Array, '...']:
-  """Returns a gate whose axes are leading axes of `x`, in a shape that multiplies `x`."""
+  """Returns a gate whose axes are leading axes of `x`, in a shape that multiplies `x`.
+
+  >>> aligned(jnp.array([0.0, 1.0]), jnp.ones((2, 3, 4))).shape
+  (2, 1, 1)
+  """
   gate = jnp.asarray(gate)
   return gate.reshape(gate.shape + (1,) * (x.ndim - gate.ndim)).astype(x.dtype)
 
@@ -94,6 +106,9 @@ def choose(
   does its own adding, as one with lanes does.
 
   Args, forms and errors are those of `residual`; a soft gate or a scale gives x + g·s·(u(x) − x).
+
+  >>> choose(jnp.ones(2), lambda x: 3 * x, jnp.array(True)).tolist()
+  [3.0, 3.0]
   """
   scaled = update if scale is None else lambda x: x + _like(scale, x) * (update(x) - x)
   if is_static(gate):
@@ -153,18 +168,26 @@ def lane(
 def lane_copies(
   x: Float[Array, '*axes D'], lanes: int, *, axis: int = 0
 ) -> Float[Array, '*axes_of_lanes D']:
-  """Returns the stream as each of `lanes` lanes has it before the first gate, on a new axis."""
+  """Returns the stream as each of `lanes` lanes has it before the first gate, on a new axis.
+
+  >>> lane_copies(jnp.zeros((5, 8)), 2, axis=1).shape
+  (5, 2, 8)
+  """
   shape = (*x.shape[:axis], lanes, *x.shape[axis:])
   return jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
 
 
 def lane_mean(x: Float[Array, '*axes D'], *, axis: int = 0) -> Float[Array, '...']:
-  """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result."""
+  """Returns the mean over the lanes, which the readout takes; `axis` is gone from the result.
+
+  >>> lane_mean(jnp.array([[1.0], [3.0]])).tolist()
+  [2.0]
+  """
   return x.mean(axis)
 
 
 def _switch(gate) -> Array:
-  """A gate that `lax.cond` can decide on."""
+  """Returns a gate that `lax.cond` can decide on."""
   gate = jnp.asarray(gate)
   if gate.dtype != bool or gate.ndim:
     raise TypeError(

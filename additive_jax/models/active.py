@@ -84,8 +84,8 @@ def _of_structures(
   for i, size in enumerate(model.sizes):
     site = StructureExperts(size, model.num_chunks, of_all, activation, gated)
     branch = module_flops(site, 1, width) - router
-    kept = routing.keep if facts is None else float(facts[sorted(facts)[i]].kept)
-    total += tokens * (router + keep + kept * branch)
+    share = routing.keep if facts is None else float(facts[sorted(facts)[i]].kept)
+    total += tokens * (router + keep + share * branch)
   return total
 
 

@@ -8,11 +8,9 @@ stream itself; a gate called `residual`, which must come first, skips the whole 
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -27,6 +25,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue, choose, residual
 from additive_jax.models.kinds import LANE, RESIDUAL
+from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
 
 Inputs = Shaped[Array | np.ndarray, 'B ...']
 Stream = Float[Array, 'B ...']
@@ -133,6 +132,13 @@ class Additive(nn.Module):
   each site in order. A submodule with an attribute `gates` owns several, or others than a residual
   one: see the head of this file. Branches must treat examples independently (no batch statistics):
   structures are evaluated side by side along the batch axis.
+
+  >>> class TwoSites(Additive):
+  ...   def setup(self):
+  ...     self.embed, self.readout = nn.Dense(4), nn.Dense(3)
+  ...     self.sites = [nn.Dense(4, name='first'), nn.Dense(4, name='second')]
+  >>> TwoSites().space.names
+  ('first/residual', 'second/residual')
   """
 
   def __call__(self, x: Inputs, structure: StructureLike | None = None) -> Logits:
@@ -173,12 +179,9 @@ class Additive(nn.Module):
     if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
       given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
       raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
-    around = _AROUND.get()
-    if around is not None:
-      with surrounding(None):
-        return around(self, WHOLE, variables, lambda v: self.apply(v, *args, **kwargs))
+    apply = super().apply
     try:
-      return super().apply(variables, *args, **kwargs)
+      return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
     except flax.errors.ScopeParamShapeError as error:
       shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(args) if hasattr(leaf, 'shape')]
       raise UserError(
@@ -190,30 +193,6 @@ class Additive(nn.Module):
   def space(self) -> Space:
     """The named gates; `additive_jax.measure(model, x)` adds what they cost."""
     return Space(tuple(map(Gate, gate_names(self))))
-
-
-# How a part of a network is run: as it is, but where devices hold the pool in pieces, see
-# `parallel.layout`.
-
-Part = int | str  # the number of a site, or one of these
-EMBED, READOUT, WHOLE = 'embed', 'readout', 'whole'
-Around = Callable[[nn.Module, Part, PyTree, Callable[[PyTree], Any]], Any]
-_AROUND: contextvars.ContextVar[Around | None] = contextvars.ContextVar('around', default=None)
-
-
-@contextlib.contextmanager
-def surrounding(around: Around | None) -> Iterator[None]:
-  """While it is open, each part of a network that is traced is run by `around`.
-
-  Args:
-    around: from a model, the part, variables and a function that runs the part on variables, to
-      what that gives; None runs parts as they are.
-  """
-  token = _AROUND.set(around)
-  try:
-    yield
-  finally:
-    _AROUND.reset(token)
 
 
 # Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
@@ -271,7 +250,7 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
   """Returns the sites of a model in order."""
   sites: list[Site] = []
 
-  def read(module):
+  def read(module: Any) -> None:
     sites.extend(read_sites(module.sites))
 
   jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(0))
@@ -289,7 +268,14 @@ def gate_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarray, 'S n']:
-  """Returns structures with the inner gates of sites that are off cleared: they have no effect."""
+  """Returns structures with the inner gates of sites that are off cleared: they have no effect.
+
+  >>> gates = ('residual', 'sub_activation')
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=gates, num_chunks=3)
+  >>> canonical(model, np.array([[False, True, True], [True, False, True]])).astype(int)
+  array([[0, 0, 0],
+         [1, 0, 1]])
+  """
   bits = bits.copy()
   for site in sites_of(model):
     if site.has_residual:
@@ -342,15 +328,13 @@ def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
 def _apply(
   model: nn.Module, variables: PyTree, part: Part, method: Callable[..., Any], *args: Any
 ) -> Any:
-  around = _AROUND.get()
-  if around is None:
-    return model.apply(variables, *args, method=method)
-  with surrounding(None):
-    return around(model, part, variables, lambda v: model.apply(v, *args, method=method))
+  return run_part(model, part, variables, lambda v: model.apply(v, *args, method=method))
 
 
-def _shapes(model, function, value):
-  """The parameters that `function(module, value)` reads, and what it gives, as shapes."""
+def _shapes(
+  model: nn.Module, function: Callable[[Any, Any], Any], value: Any
+) -> tuple[PyTree, Any]:
+  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes."""
   run = lambda key, value: model.init_with_output(key, value, method=function)
   out, variables = jax.eval_shape(run, jax.random.key(0), value)
   return variables.get('params', {}), out

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.gates.layers import Layer
 from additive_jax.gates.shares import sum_of_units
-from additive_jax.gates.sums import lane
-from additive_jax.models.feed_forward import Linear, in_lanes
+from additive_jax.gates.sums import GateValue, lane
+from additive_jax.models.feed_forward import Linear, add_share, in_lanes
 from additive_jax.models.kinds import LANE, RESIDUAL, gate_names
 
 ROPE_BASE = 10_000.0
@@ -28,6 +28,11 @@ class Attention(nn.Module):
     num_lanes: P, of the lane gate; the stream is then [B, P, T, D], and lane p owns N/P heads.
     causal: whether token t attends to the tokens up to t alone.
     rope: whether queries and keys are rotated by their positions.
+
+  >>> site, h = Attention(num_heads=2), jnp.ones((1, 5, 4))
+  >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
+  >>> pool['qkv']['kernel'].shape, pool['out']['kernel'].shape
+  ((4, 3, 2, 2), (2, 2, 4))
   """
 
   num_heads: int
@@ -41,7 +46,9 @@ class Attention(nn.Module):
     return gate_names(self.kinds, 1)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B *lanes T D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B *lanes T D']:
     width = h.shape[-1]
     x = nn.LayerNorm(name='norm')(h)
     layers = attention_layers(width, self.num_heads, width // self.num_heads)
@@ -50,9 +57,8 @@ class Attention(nn.Module):
       return h + attention(x, layers, mask=mask, rope=self.rope)
     branch = lambda x, layers: attention(x, layers, mask=mask, rope=self.rope)
     z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.num_lanes))
-    z = z + layers.out.bias / self.num_lanes
     reduce = gates[0] if gates else True
-    return lane(h, z, reduce, axis=1)
+    return lane(h, add_share(z, layers.out.bias, self.num_lanes), reduce, axis=1)
 
 
 class AttentionLayers(NamedTuple):
@@ -70,7 +76,7 @@ class AttentionLayers(NamedTuple):
 def attention_layers(
   width: int, heads: int, size: int, *, copies: tuple[int, ...] = (), prefix: str = ''
 ) -> AttentionLayers:
-  """In a compact module: the layers of attention, in submodules `qkv` and `out`.
+  """Makes the layers of attention, as submodules `qkv` and `out` of a compact module.
 
   Args:
     width, heads, size: D, N and U.
@@ -89,7 +95,8 @@ def layers_of_lanes(layers: AttentionLayers, lanes: int) -> AttentionLayers:
   """Splits the heads over lanes: arrays with a leading axis of lanes, without the output bias,
   which lanes share."""
   (kernel, bias), out = layers.qkv, layers.out.kernel
-  qkv = Layer(in_lanes(kernel, 2, lanes), in_lanes(bias, 1, lanes))
+  bias = None if bias is None else in_lanes(bias, 1, lanes)
+  qkv = Layer(in_lanes(kernel, 2, lanes), bias)
   return AttentionLayers(qkv, Layer(in_lanes(out, 0, lanes)))
 
 
@@ -112,18 +119,17 @@ def attention(
   """
 
   def run(heads, x, mask, positions):
-    (kernel, bias), out = heads
+    kernel, bias, out = heads
     # Kernels enter as factors of `@` alone, so that `compress.noise` can put others in their place.
     qkv = (x @ kernel.reshape(x.shape[-1], -1)).reshape(*x.shape[:-1], *kernel.shape[1:]) + bias
     q, k, v = jnp.moveaxis(qkv, 2, 0)
     if rope:
       q, k = rotate(q, positions), rotate(k, positions)
     z = attend(q, k, v, mask)
-    return z.reshape(*z.shape[:-2], -1) @ out.kernel.reshape(-1, x.shape[-1])
+    return z.reshape(*z.shape[:-2], -1) @ out.reshape(-1, x.shape[-1])
 
-  heads = AttentionLayers(layers.qkv, Layer(layers.out.kernel))
-  axes = AttentionLayers(Layer(-2, -2), Layer(-3))
-  return layers.out.add_bias(sum_of_units(run, heads, axes, x, mask, positions))
+  heads, axis_of_heads = (*layers.qkv, layers.out.kernel), (-2, -2, -3)
+  return layers.out.add_bias(sum_of_units(run, heads, axis_of_heads, x, mask, positions))
 
 
 def attend(
@@ -133,7 +139,12 @@ def attend(
   mask: Bool[Array, '#B T T'] | None = None,
 ) -> Float[Array, 'B T N U']:
   """Returns the values' mean for each query, weighted by the softmax of its products with the keys
-  that the mask lets it see."""
+  that the mask lets it see.
+
+  >>> q, v = jnp.zeros((1, 2, 1, 1)), jnp.array([0.0, 4.0]).reshape(1, 2, 1, 1)
+  >>> attend(q, q, v).ravel().tolist(), attend(q, q, v, causal_mask(2)).ravel().tolist()
+  ([2.0, 2.0], [0.0, 2.0])
+  """
   scores = jnp.einsum('bqnu,bknu->bnqk', q * q.shape[-1] ** -0.5, k)
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
@@ -141,7 +152,11 @@ def attend(
 
 
 def causal_mask(tokens: int) -> Bool[Array, '1 T T']:
-  """Returns the mask by which token t sees the tokens up to t alone."""
+  """Returns the mask by which token t sees the tokens up to t alone.
+
+  >>> causal_mask(2).astype(int).tolist()
+  [[[1, 0], [1, 1]]]
+  """
   return jnp.tril(jnp.ones((1, tokens, tokens), bool))
 
 

@@ -14,25 +14,29 @@ their positions kept. No token is dropped, see `dispatch`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.gates.layers import sub_activation
+from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import sum_of_experts
-from additive_jax.models.attention import Attention, attention, attention_layers
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.attention import Attention, AttentionLayers, attention, attention_layers
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.transformer import UNITS, TokenNetwork
+
+# For each part of a module ('attention', 'mlp'): its norm and its layers.
+Parameters = dict[str, tuple[dict[str, Array], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +129,20 @@ class Pool(nn.Module):
       view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
       streams, chosen, share = view(h), view(index), view(weights)
 
-      def run_module(module, number, streams, chosen, share, *, name=name, apply=apply):
-        mine = chosen == number
-        weight = jnp.where(mine, share, 0).sum(-1)
+      def run_module(
+        module: Parameters,
+        number: Int[Array, ''],
+        streams: Float[Array, 'B T D'],
+        chosen: Int[Array, 'B T k'],
+        share: Float[Array, 'B T k'],
+        *,
+        name: str = name,
+        apply: Callable[..., Array] = apply,
+      ) -> Float[Array, 'B T D']:
+        of_module = chosen == number
+        weight = jnp.where(of_module, share, 0).sum(-1)
         branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
-        y = packed(branch, streams, mine.any(-1))
+        y = packed(branch, streams, of_module.any(-1))
         return y if how.rescale_inside and name == 'block' else weight[..., None] * y
 
       added = sum_of_experts(run_module, parameters, streams, chosen, share, first=first)
@@ -142,39 +155,55 @@ class Pool(nn.Module):
     names = [f'{part}_norm_{end}' for part in parts for end in ('scale', 'bias')]
     return dict.fromkeys(names, ('expert', 'embed'))
 
-  def _parameters(self, kind, count, width):
-    """Of `count` modules of a kind: a norm and the layers of attention, feed-forward or both."""
+  def _parameters(self, kind: str, count: int, width: int) -> Parameters:
+    """Makes the parameters of `count` modules of a kind: of attention, feed-forward or both, a norm
+    and the layers."""
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
-    parameters = {}
+    parameters: Parameters = {}
     for part in ('attention', 'mlp') if kind == 'block' else (kind,):
       name = f'{kind}_{part}_'
       norm = {
         'scale': self.param(f'{name}norm_scale', ones, (count, width)),
         'bias': self.param(f'{name}norm_bias', zeros, (count, width)),
       }
-      options = {'copies': (count,), 'prefix': name}
+      layers: AttentionLayers | LayerPair
       if part == 'attention':
-        size = width // self.num_heads
-        parameters[part] = norm, attention_layers(width, self.num_heads, size, **options)
+        size, heads = width // self.num_heads, self.num_heads
+        layers = attention_layers(width, heads, size, copies=(count,), prefix=name)
       else:
         gated = UNITS[self.unit][1]
-        parameters[part] = norm, feed_forward_layers(width, self.hidden, gated, **options)
+        layers = feed_forward_layers(width, self.hidden, gated, copies=(count,), prefix=name)
+      parameters[part] = norm, layers
     return parameters
 
-  def _attention(self, module, h, positions, valid, weight=None):
-    """Attention among the valid tokens [B, c, D] of each sequence, at their positions."""
+  def _attention(
+    self,
+    module: Parameters,
+    h: Float[Array, 'B c D'],
+    positions: Int[Array, 'B c'],
+    valid: Bool[Array, 'B c'],
+    weight: Float[Array, 'B T'] | None = None,
+  ) -> Float[Array, 'B c D']:
+    """Returns what attention gives among the valid tokens of each sequence, at their positions."""
     norm, layers = module['attention']
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
     return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
 
-  def _mlp(self, module, h, positions=None, valid=None, weight=None):
+  def _mlp(self, module: Parameters, h: Float[Array, 'B c D'], *_: Array) -> Float[Array, 'B c D']:
     norm, layers = module['mlp']
     return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
 
-  def _block(self, module, h, positions, valid, weight):
-    """A transformer layer less its input; weights [B, T] are those of all tokens."""
+  def _block(
+    self,
+    module: Parameters,
+    h: Float[Array, 'B c D'],
+    positions: Int[Array, 'B c'],
+    valid: Bool[Array, 'B c'],
+    weight: Float[Array, 'B T'],
+  ) -> Float[Array, 'B c D']:
+    """Returns what a transformer layer adds to its input; weights are those of all tokens."""
     scale = 1.0
     if self.modules.rescale_inside:
       scale = jnp.take_along_axis(weight, positions, 1)[..., None]
@@ -182,9 +211,9 @@ class Pool(nn.Module):
     return after + scale * self._mlp(module, h + after)
 
 
-def _norm(x, parameters):
-  """LayerNorm with the parameters of one module."""
-  return nn.LayerNorm(parent=None).apply({'params': parameters}, x)
+def _norm(x: Float[Array, '*axes D'], parameters: dict[str, Array]) -> Float[Array, '*axes D']:
+  """Returns the LayerNorm of x with the parameters of one module."""
+  return cast(Array, nn.LayerNorm(parent=None).apply({'params': parameters}, x))
 
 
 class Step(nn.Module):
@@ -201,7 +230,9 @@ class Step(nn.Module):
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B T D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B T D']:
     how = self.modules
     logits = linear_router(how.count)(h)
     bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
@@ -231,6 +262,17 @@ class DNA(TokenNetwork):
     modules: the pool, and how tokens choose.
     num_backbone: dense sublayers before the steps, attention and feed-forward in turn.
     num_tokens, patch_size, causal, positions, max_tokens, unit: as in `Transformer`.
+
+  >>> sizes = {'width': 8, 'num_heads': 2, 'hidden': 16, 'num_classes': 3}
+  >>> model = DNA(num_steps=2, **sizes, modules=Modules(attention=1, mlp=2, identity=1))
+  >>> model.space.names
+  ('step_00/residual', 'step_01/residual')
+
+  Both steps have one pool, with the modules of a kind along the first axis, and a router each:
+
+  >>> pool = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 4, 4)))['params']
+  >>> pool['pool']['mlp_mlp_in']['kernel'].shape, pool['step_00']['router']['kernel'].shape
+  ((2, 8, 16), (8, 4))
   """
 
   num_steps: int
@@ -255,17 +297,18 @@ class DNA(TokenNetwork):
       raise UserError(f'num_backbone {self.num_backbone}: expected 0 or more')
     self.modules.check()
 
-  def setup(self):
+  def setup(self) -> None:
     self.set_up_ends()
     rope = self.positions == 'rope'
     activation, gated = UNITS[self.unit]
-    backbone = []
+    backbone: list[nn.Module] = []
     for i in range(self.num_backbone):
       if i % 2 == 0:
         site = Attention(self.num_heads, causal=self.causal, rope=rope, name=f'dense_{i:02}')
+        backbone.append(site)
       else:
         site = FeedForward(self.hidden, activation=activation, gated=gated, name=f'dense_{i:02}')
-      backbone.append(site)
+        backbone.append(site)
     options = (self.causal, rope, self.unit)
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import GateValue, lane
@@ -50,8 +51,8 @@ class Linear(nn.Module):
 
 
 def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) -> LayerPair:
-  """In a compact module: two linear maps with biases, in submodules of these names. Kernels have
-  the given shapes, [..., inputs, outputs]."""
+  """Makes two linear maps with biases, as submodules of these names of a compact module. Kernels
+  have the given shapes, [..., inputs, outputs]."""
   axes = ('embed', 'hidden'), ('hidden', 'embed')
   layers = [
     Linear(
@@ -69,8 +70,8 @@ def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) 
 def feed_forward_layers(
   width: int, hidden: int, gated: bool, *, copies: tuple[int, ...] = (), prefix: str = ''
 ) -> LayerPair:
-  """In a compact module: the layers of a feed-forward branch, in submodules `in`, `out` and, for a
-  gated unit, `gate`.
+  """Makes the layers of a feed-forward branch, as submodules `in`, `out` and, for a gated unit,
+  `gate` of a compact module.
 
   Args:
     width, hidden: D and H.
@@ -81,7 +82,7 @@ def feed_forward_layers(
   experts = ('expert',) * len(copies)
   wider, back = (*experts, 'embed', 'hidden'), (*experts, 'hidden', 'embed')
 
-  def layer(name, inputs, outputs, axes):
+  def layer(name: str, inputs: int, outputs: int, axes: AxisNames) -> Layer:
     bias = None if gated else (*copies, outputs)
     shape = (*copies, inputs, outputs)
     return Linear(shape, len(copies), bias, axes, name=f'{prefix}{name}')()
@@ -103,13 +104,18 @@ class FeedForward(nn.Module):
     activation: act.
     gated: SwiGLU and its kin: `W_2 (act(W_g x) · W_1 x)`, without biases. Source: Shazeer 2020
       (arXiv:2002.05202).
+
+  >>> site, h = FeedForward(hidden=8), jnp.ones((1, 5, 4))
+  >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
+  >>> pool['norm']['scale'].shape, pool['in']['kernel'].shape, pool['out']['kernel'].shape
+  ((4,), (4, 8), (8, 4))
   """
 
   hidden: int
   kinds: tuple[str, ...] = (RESIDUAL,)
   num_chunks: int = 1
   num_lanes: int = 1
-  activation: Callable = nn.gelu
+  activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
 
   @property
@@ -117,7 +123,9 @@ class FeedForward(nn.Module):
     return gate_names(self.kinds, self.num_chunks)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B *axes D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B *axes D']:
     joins, reduce = split_gates(self.kinds, gates)
     x = nn.LayerNorm(name='norm')(h)
     layers = feed_forward_layers(h.shape[-1], self.hidden, self.gated)
@@ -125,9 +133,7 @@ class FeedForward(nn.Module):
       return h + sub_activation(x, layers, joins, self.activation)
     branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)
     z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.num_lanes))
-    bias = layers.second.bias
-    z = z if bias is None else z + bias / self.num_lanes
-    return lane(h, z, reduce, axis=1)
+    return lane(h, add_share(z, layers.second.bias, self.num_lanes), reduce, axis=1)
 
 
 def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
@@ -138,14 +144,33 @@ def layers_of_lanes(layers: LayerPair, lanes: int) -> LayerPair:
   return LayerPair(first, Layer(in_lanes(layers.second.kernel, 0, lanes)), gating)
 
 
-def in_lanes(array: Array, axis: int, lanes: int) -> Array:
-  """Splits an axis of an array into equal contiguous shards, [lanes, ...]."""
+def in_lanes(
+  array: Float[Array | np.ndarray, '*axes'], axis: int, lanes: int
+) -> Float[Array, 'lanes *axes_of_shard']:
+  """Splits an axis of an array into equal contiguous shards, [lanes, ...].
+
+  >>> in_lanes(jnp.arange(4.0), axis=0, lanes=2).tolist()
+  [[0.0, 1.0], [2.0, 3.0]]
+  """
   shape = (*array.shape[:axis], lanes, -1, *array.shape[axis + 1 :])
   return jnp.moveaxis(array.reshape(shape), axis, 0)
 
 
-def split_gates(kinds: tuple[str, ...], gates: Sequence) -> tuple[tuple, GateValue]:
-  """Returns a branch's inner gates as those of its chunks and that of its lanes; () is all-on."""
+def add_share(
+  z: Float[Array, '*axes D'], bias: Float[Array | np.ndarray, 'D'] | None, lanes: int
+) -> Float[Array, '*axes D']:
+  """Returns what a lane gives with its share of a bias that lanes share; None is no bias."""
+  return z if bias is None else z + bias / lanes
+
+
+def split_gates(
+  kinds: tuple[str, ...], gates: Sequence[GateValue]
+) -> tuple[tuple[GateValue, ...], GateValue]:
+  """Returns a branch's inner gates as those of its chunks and that of its lanes; () is all-on.
+
+  >>> split_gates(('sub_activation', 'lane'), (True, False, True))
+  ((True, False), True)
+  """
   if LANE in kinds:
     return tuple(gates[:-1]), gates[-1] if gates else True
   return tuple(gates) if SUB_ACTIVATION in kinds else (), True

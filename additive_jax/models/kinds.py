@@ -10,8 +10,16 @@ from additive_jax.gates.layers import chunks
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
 
 
-def check_kinds(model: str, chosen, known: tuple[str, ...]) -> tuple[str, ...]:
-  """The kinds of gates chosen for a model.
+def check_kinds(model: str, chosen: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the kinds of gates that were chosen for a model, as a tuple.
+
+  >>> check_kinds('mlp', 'residual', KINDS)
+  ('residual',)
+
+  Args:
+    model: its name, for errors.
+    chosen: one kind, or several.
+    known: the kinds that the model has.
 
   Raises:
     UserError: for a kind the model does not have, one given twice, or none.
@@ -40,7 +48,10 @@ def check_sizes(**sizes: int) -> None:
 
 
 def block_sizes(hidden: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
-  """H of each block, from one number for all or one per block.
+  """Returns H of each block, from one number for all or one per block.
+
+  >>> block_sizes(8, num_blocks=2), block_sizes([8, 16], num_blocks=2)
+  ((8, 8), (8, 16))
 
   Raises:
     UserError: for another number of sizes.
@@ -58,7 +69,12 @@ def check_divides(name: str, value: int, by: str, count: int) -> None:
 
 
 def gate_names(kinds: tuple[str, ...], num_chunks: int) -> tuple[str, ...]:
-  """Names of a branch's gates in order: `residual`, then `join_1` … of chunks, then `lane`."""
+  """Returns the names of a branch's gates in order: `residual`, then `join_1` … of chunks, then
+  `lane`.
+
+  >>> gate_names(KINDS, num_chunks=3)
+  ('residual', 'join_1', 'join_2', 'lane')
+  """
   names = [RESIDUAL] if RESIDUAL in kinds else []
   if SUB_ACTIVATION in kinds:
     names += [f'join_{k}' for k in range(1, num_chunks)]

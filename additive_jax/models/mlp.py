@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from additive_jax.gates.sums import lane_copies, lane_mean
-from additive_jax.models.additive import Additive
+from additive_jax.models.additive import Additive, Inputs, Stream, flat
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
   KINDS,
@@ -25,12 +24,12 @@ from additive_jax.models.kinds import (
 
 
 class Head(nn.Module):
-  """`logits = W LayerNorm(h)`, from [B, D] to [B, C]."""
+  """`logits = W LayerNorm(h)`, from [B, ..., D] to [B, ..., C]."""
 
   num_classes: int
 
   @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
+  def __call__(self, h: Float[Array, 'B *axes D']) -> Float[Array, 'B *axes C']:
     return nn.Dense(self.num_classes, name='out')(nn.LayerNorm(name='norm')(h))
 
 
@@ -48,6 +47,10 @@ class MLP(Additive):
     num_lanes: P, lanes that lane gates join; each block's H is split over them.
 
   Inputs are float [B, ...]: images are flattened, rows of a table pass through.
+
+  >>> model = MLP(num_blocks=1, width=4, hidden=8, num_classes=3, gates=('residual', 'lane'))
+  >>> model.space.names
+  ('block_00/residual', 'block_00/lane')
   """
 
   num_blocks: int
@@ -78,20 +81,23 @@ class MLP(Additive):
     """H of each block."""
     return block_sizes(self.hidden, self.num_blocks)
 
-  def setup(self):
+  def setup(self) -> None:
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
+    kinds = tuple(self.gates)
     self.sites = [
-      FeedForward(size, self.gates, self.num_chunks, self.num_lanes, name=f'block_{i:0{digits}}')
+      FeedForward(size, kinds, self.num_chunks, self.num_lanes, name=f'block_{i:0{digits}}')
       for i, size in enumerate(self.sizes)
     ]
     self.head = Head(self.num_classes, name='readout')
 
-  def embed(self, x: jax.Array) -> jax.Array:
-    h = self.stem(x.reshape(x.shape[0], -1).astype(jnp.float32))
+  def embed(self, x: Inputs) -> Stream:
+    """Returns the stream [B, D] of inputs, with lanes [B, P, D]."""
+    h = self.stem(flat(x))
     return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Stream) -> Float[Array, 'B C']:
+    """Returns the logits of a stream, of the mean over its lanes if it has some."""
     if LANE in self.gates:
       h = lane_mean(h, axis=1)
     return self.head(h)

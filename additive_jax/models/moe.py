@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import packed
-from additive_jax.gates.layers import sub_activation
+from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import sum_of_experts
+from additive_jax.gates.sums import GateValue
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
@@ -26,10 +28,10 @@ class Experts:
   """How many experts of their own weights there are, and how tokens choose.
 
   Attributes:
-    num_experts: E.
+    num_experts: M.
     top_k: k, experts of each token.
     renormalise: the weights of a token's k experts sum to 1; otherwise they are the softmax over
-      all E.
+      all M.
   """
 
   num_experts: int = 8
@@ -54,17 +56,24 @@ class MixtureOfExperts(nn.Module):
     hidden: H of each expert.
     experts: how many, and how tokens choose.
     activation, gated: as in `FeedForward`.
+
+  >>> site, h = MixtureOfExperts(hidden=8, experts=Experts(num_experts=3)), jnp.ones((1, 5, 4))
+  >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
+  >>> pool['in']['kernel'].shape, pool['out']['kernel'].shape, pool['router']['kernel'].shape
+  ((3, 4, 8), (3, 8, 4), (4, 3))
   """
 
   hidden: int
   experts: Experts = Experts()
-  activation: Callable = nn.gelu
+  activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
 
-  gates = (RESIDUAL,)
+  gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
   @nn.compact
-  def __call__(self, h: Array, gates: Sequence = ()) -> Array:
+  def __call__(
+    self, h: Float[Array, 'B *axes D'], gates: Sequence[GateValue] = ()
+  ) -> Float[Array, 'B *axes D']:
     self.experts.check()
     width, count, top_k = h.shape[-1], self.experts.num_experts, self.experts.top_k
     x = nn.LayerNorm(name='norm')(h)
@@ -77,7 +86,13 @@ class MixtureOfExperts(nn.Module):
     tokens = x.reshape(1, -1, width)
     index, weights = (part.reshape(1, -1, top_k) for part in (choice.indices, choice.weights))
 
-    def run_expert(layers, number, tokens, index, weights):
+    def run_expert(
+      layers: LayerPair,
+      number: Int[Array, ''],
+      tokens: Float[Array, '1 T D'],
+      index: Int[Array, '1 T k'],
+      weights: Float[Array, '1 T k'],
+    ) -> Float[Array, '1 T D']:
       chosen = index == number
       branch = lambda x, positions, valid: sub_activation(x, layers, (), self.activation)
       y = packed(branch, tokens, chosen.any(-1))

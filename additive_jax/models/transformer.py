@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
 from additive_jax.gates.sums import lane_copies, lane_mean
-from additive_jax.models.additive import Additive
+from additive_jax.models.additive import Additive, Inputs, Logits, Stream
 from additive_jax.models.attention import Attention
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
@@ -30,7 +31,11 @@ from additive_jax.models.moe import Experts, MixtureOfExperts
 from additive_jax.models.routing import Routing, linear_router
 
 POSITIONS = ('learned', 'rope')
-UNITS = {'gelu': (nn.gelu, False), 'swiglu': (nn.silu, True)}
+# The activation of a unit, and whether it is gated.
+UNITS: dict[str, tuple[Callable[[Array], Array], bool]] = {
+  'gelu': (nn.gelu, False),
+  'swiglu': (nn.silu, True),
+}
 
 
 class TokenNetwork(Additive):
@@ -56,6 +61,7 @@ class TokenNetwork(Additive):
 
   def set_up_ends(self) -> None:
     """Makes the modules of both ends, in `setup`."""
+    self.stem: nn.Embed | nn.Dense
     if self.num_tokens:
       self.stem = nn.Embed(self.num_tokens, self.width, name='embed')
     else:
@@ -65,11 +71,13 @@ class TokenNetwork(Additive):
       self.position = self.param('position', init, (self.max_tokens, self.width))
     self.head = Head(self.num_classes, name='readout')
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Inputs) -> Stream:
+    """Returns the stream [B, T, D] of images or tokens."""
     position = self.position if self.positions == 'learned' else None
     return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Float[Array, 'B T D']) -> Logits:
+    """Returns the logits: of each token, [B, T, C], or of an image, [B, C]."""
     return self.head(h if self.num_tokens else h.mean(1))
 
 
@@ -99,6 +107,15 @@ class Transformer(TokenNetwork):
     routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
       (`routing.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
       then residual.
+
+  A language model of bytes:
+
+  >>> sizes = {'width': 8, 'num_heads': 2, 'hidden': 16, 'num_classes': 256}
+  >>> model, x = Transformer(1, **sizes, num_tokens=256, causal=True), jnp.zeros((2, 5), int)
+  >>> model.space.names
+  ('block_00/attention/residual', 'block_00/mlp/residual')
+  >>> jax.eval_shape(model.init_with_output, jax.random.key(0), x)[0].shape
+  (2, 5, 256)
   """
 
   num_layers: int
@@ -144,7 +161,7 @@ class Transformer(TokenNetwork):
     """H of each layer's feed-forward branch."""
     return block_sizes(self.hidden, self.num_layers)
 
-  def setup(self):
+  def setup(self) -> None:
     self.set_up_ends()
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
@@ -160,21 +177,23 @@ class Transformer(TokenNetwork):
       ]
     self.sites = sites
 
-  def _feed_forward(self, size, name):
+  def _feed_forward(self, size: int, name: str) -> nn.Module:
     activation, gated = UNITS[self.unit]
     if isinstance(self.routing, Experts):
       return MixtureOfExperts(size, self.routing, activation, gated, name=name)
     if self.routing is not None:
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
-    options = (self.gates, self.num_chunks, self.num_lanes, activation, gated)
-    return FeedForward(size, *options, name=name)
+    kinds, chunks, lanes = tuple(self.gates), self.num_chunks, self.num_lanes
+    return FeedForward(size, kinds, chunks, lanes, activation, gated, name=name)
 
-  def embed(self, x: jax.Array) -> jax.Array:
+  def embed(self, x: Inputs) -> Stream:
+    """Returns the stream [B, T, D] of images or tokens, with lanes [B, P, T, D]."""
     h = super().embed(x)
     return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
 
-  def readout(self, h: jax.Array) -> jax.Array:
+  def readout(self, h: Stream) -> Logits:
+    """Returns the logits of a stream, of the mean over its lanes if it has some."""
     if LANE in self.gates:
       h = lane_mean(h, axis=1)
     return super().readout(h)
@@ -190,12 +209,21 @@ def check_choices(positions: str, unit: str) -> None:
       raise UserError(f'{name} {value!r}: expected one of {", ".join(known)}')
 
 
-def embed_inputs(stem, position, x: jax.Array, num_tokens: int, patch_size: int) -> jax.Array:
-  """Images, or tokens if `num_tokens` is not 0, as a stream [B, T, D].
+def embed_inputs(
+  stem: Callable[[Array], Array],
+  position: Float[Array | np.ndarray, 'tokens D'] | None,
+  x: Inputs,
+  num_tokens: int,
+  patch_size: int,
+) -> Float[Array, 'B T D']:
+  """Returns images, or tokens if `num_tokens` is not 0, as a stream.
 
   Args:
     stem: the module that embeds tokens or patches.
-    position: of learned positions, [max_tokens, D], or None.
+    position: learned positions, at least as many as tokens; None adds none.
+    x: images, as `patches` takes them, or tokens int [B, T].
+    num_tokens: how many different tokens there are; 0 for images.
+    patch_size: pixels of a patch's side, for images.
 
   Raises:
     UserError: for anything else, or more tokens than positions.
@@ -204,7 +232,7 @@ def embed_inputs(stem, position, x: jax.Array, num_tokens: int, patch_size: int)
     raise UserError(
       f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
     )
-  h = stem(x if num_tokens else patches(x.astype(jnp.float32), patch_size))
+  h = stem(jnp.asarray(x) if num_tokens else patches(jnp.asarray(x, jnp.float32), patch_size))
   if position is None:
     return h
   tokens, most = h.shape[1], len(position)
@@ -213,8 +241,18 @@ def embed_inputs(stem, position, x: jax.Array, num_tokens: int, patch_size: int)
   return h + position[:tokens]
 
 
-def patches(x: jax.Array, size: int) -> jax.Array:
-  """Images [B, height, width(, channels)] as rows of square patches, [B, T, size²·channels].
+def patches(x: Float[Array, 'B ...'], size: int) -> Float[Array, 'B T inputs']:
+  """Returns images as their square patches, row by row.
+
+  >>> patches(jnp.arange(8.0).reshape(1, 2, 4), size=2).tolist()
+  [[[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]]
+
+  Args:
+    x: images [B, height, width] or [B, height, width, channels].
+    size: pixels of a patch's side.
+
+  Returns:
+    The patches' pixels, [B, T, size²·channels].
 
   Raises:
     UserError: for anything else, or sides that the patch does not divide.

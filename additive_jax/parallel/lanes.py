@@ -15,14 +15,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.models import additive
+from additive_jax.models import kinds
+from additive_jax.models.additive import Inputs, Logits
 from additive_jax.models.axes import axis_names
-from additive_jax.models.kinds import LANE as KIND
 from additive_jax.models.kinds import check_divides
+from additive_jax.models.surrounding import EMBED, Part, surrounding
 from additive_jax.parallel.mesh import DATA, LANE
 
 RULES = {'heads': LANE, 'hidden': LANE}
@@ -31,6 +33,9 @@ RULES = {'heads': LANE, 'hidden': LANE}
 def lane_mesh(num_devices: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns the mesh [data, lane] with `num_devices` devices along `lane`, and the rest along
   `data`.
+
+  >>> dict(lane_mesh(2, jax.devices()[:4]).shape)
+  {'data': 2, 'lane': 2}
 
   Raises:
     UserError: when `num_devices` does not divide the devices.
@@ -49,10 +54,10 @@ def check_lanes(model: nn.Module, num_devices: int) -> None:
   """Raises `UserError` for a model that has no lane gates, or lanes that do not divide over the
   devices."""
   gates = tuple(getattr(model, 'gates', ()))
-  if KIND not in gates:
+  if kinds.LANE not in gates:
     raise UserError(
       f'{type(model).__name__} with gates {gates} on a lane axis: expected a model with the gate '
-      f'kind {KIND!r}'
+      f'kind {kinds.LANE!r}'
     )
   check_divides('lanes', model.num_lanes, 'devices', num_devices)
 
@@ -60,13 +65,22 @@ def check_lanes(model: nn.Module, num_devices: int) -> None:
 @functools.lru_cache(maxsize=32)
 def lane_specs(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
   """Returns how the pool is laid out over the axis `lane`: a pytree of `PartitionSpec` like it,
-  split along heads and hidden units."""
+  split along heads and hidden units.
+
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
+  >>> specs = lane_specs(model, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> tuple(specs['block_00']['in']['kernel']), tuple(specs['block_00']['out']['kernel'])
+  ((None, 'lane'), ('lane', None))
+
+  Args:
+    example: the shape of a batch of inputs.
+  """
   is_names = lambda node: isinstance(node, tuple)
   spec = lambda names: PartitionSpec(*(RULES.get(name) for name in names))
   return jax.tree.map(spec, axis_names(model, example), is_leaf=is_names)
 
 
-def place_pool(model: nn.Module, variables: PyTree, mesh: Mesh, x: Any) -> PyTree:
+def place_pool(model: nn.Module, variables: PyTree, mesh: Mesh, x: Inputs) -> PyTree:
   """Puts `{'params': pool}` on the mesh, each device with the shards of its own lanes."""
   put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
   return {'params': jax.tree.map(put, variables['params'], _specs(model, x))}
@@ -75,6 +89,14 @@ def place_pool(model: nn.Module, variables: PyTree, mesh: Mesh, x: Any) -> PyTre
 def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable[..., Any]:
   """Returns a way to run (`run.static`, `run.conditional`, `run.masked`) with the lanes over a
   mesh.
+
+  >>> model = aj.models.MLP(1, width=4, hidden=8, num_classes=3, gates=('lane',))
+  >>> x, mesh = jnp.ones((2, 6)), lane_mesh(2, jax.devices()[:2])
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> run = jax.jit(over_mesh(aj.run.conditional, model, mesh))
+  >>> logits = run(place_pool(model, variables, mesh, x), x, jnp.array([True]))
+  >>> bool(jnp.allclose(logits, model.apply(variables, x, '1'), atol=1e-5))
+  True
 
   Args:
     way: takes (model, variables, x, structure).
@@ -95,22 +117,24 @@ def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable
   check_lanes(model, mesh.shape[LANE])
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
 
-  def run(variables: PyTree, x: jax.Array, structure: Any) -> jax.Array:
+  def run(variables: PyTree, x: Inputs, structure: Any) -> Logits:
     check_divides('examples', len(x), 'devices along the data axis', mesh.shape.get(DATA, 1))
     specs = {'params': _specs(model, x)}
-    constrain = jax.lax.with_sharding_constraint
-    lay = lambda leaf, spec: constrain(leaf, NamedSharding(mesh, spec))
-    stream = NamedSharding(mesh, PartitionSpec(*rows, LANE))
 
-    def around(model: nn.Module, part: additive.Part, variables: PyTree, run: Any) -> Any:
+    def on_mesh(leaf: Shaped[Array | np.ndarray, '...'], spec: PartitionSpec) -> Array:
+      return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    def around(
+      model: nn.Module, part: Part, variables: PyTree, run: Callable[[PyTree], Any]
+    ) -> Any:
       h = run(variables)
-      return constrain(h, stream) if part == additive.EMBED else h
+      return on_mesh(h, PartitionSpec(*rows, LANE)) if part == EMBED else h
 
-    with additive.surrounding(around):
-      return way(model, jax.tree.map(lay, variables, specs), lay(x, rows), structure)
+    with surrounding(around):
+      return way(model, jax.tree.map(on_mesh, variables, specs), on_mesh(x, rows), structure)
 
   return run
 
 
-def _specs(model: nn.Module, x: Any) -> PyTree:
+def _specs(model: nn.Module, x: Inputs) -> PyTree:
   return lane_specs(model, jax.ShapeDtypeStruct(x.shape, x.dtype))

@@ -17,15 +17,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.models import additive
-from additive_jax.models.axes import AxisNames, axis_names
+from additive_jax.models.additive import parts
+from additive_jax.models.axes import AxisNames, axis_names, shared_axes
+from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
 from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 
 RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
@@ -33,8 +34,7 @@ RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
 
 def has_experts(model: Any, example: jax.ShapeDtypeStruct) -> bool:
   """Returns whether a model has experts or modules of their own weights, which can be spread."""
-  names = jax.tree.leaves(axis_names(model, example))  # those of all axes in one list
-  return 'expert' in names
+  return any(EXPERT in leaf.rules for leaf in _leaves(model, example))
 
 
 def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
@@ -49,12 +49,11 @@ def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStr
       f'{type(model).__name__} over {sizes[EXPERT]} expert_devices: expected a model with experts '
       'or modules of their own weights, or 1'
     )
-  for path, leaf, names in _leaves(model, example):
-    for size, name in zip(leaf.shape, names):
-      axis = RULES.get(name) if name else None
+  for leaf in _leaves(model, example):
+    for size, name, axis in zip(leaf.shape, leaf.names, leaf.rules):
       if axis and size % sizes.get(axis, 1):
         raise UserError(
-          f'{size} {name} of {jax.tree_util.keystr(path, simple=True, separator="/")} over '
+          f'{size} {name} of {jax.tree_util.keystr(leaf.path, simple=True, separator="/")} over '
           f'{sizes[axis]} {axis}_devices: expected a multiple of {sizes[axis]}'
         )
 
@@ -64,23 +63,32 @@ class Leaf:
   """How a leaf of the pool lies on a mesh.
 
   Attributes:
-    kept: between steps.
+    stored: between steps.
     read: where a part of the network reads it.
     local: its shape inside of `shard_map`.
   """
 
-  kept: PartitionSpec
+  stored: PartitionSpec
   read: PartitionSpec
   local: tuple[int, ...]
 
   def axis(self, name: str) -> int | None:
     """Returns the axis along which a part of the network gathers it over a mesh axis, or None."""
-    return self.kept.index(name) if name in self.kept and name not in self.read else None
+    return self.stored.index(name) if name in self.stored and name not in self.read else None
 
 
 @functools.lru_cache(maxsize=32)
 def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
   """Returns how the pool lies on a mesh, a pytree of `Leaf`.
+
+  Along `fsdp` a kernel is split on its longer axis, and whole where it is read:
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> mesh = jax.make_mesh((2,), ('fsdp',), devices=jax.devices()[:2])
+  >>> leaves = pool_specs(model, mesh, jax.ShapeDtypeStruct((2, 6), jnp.float32))
+  >>> kernel = leaves['block_00']['in']['kernel']
+  >>> tuple(kernel.stored), tuple(kernel.read), kernel.local
+  ((None, 'fsdp'), (None, None), (4, 4))
 
   Args:
     example: the shape of a batch of inputs.
@@ -89,29 +97,45 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
     UserError: see `check_model`.
   """
   check_model(model, mesh.shape, example)
-  lies = {path: _lies(leaf.shape, names, mesh) for path, leaf, names in _leaves(model, example)}
-  return jax.tree.map_with_path(lambda path, _: lies[path], _pool(model, example))
+  of_path = {leaf.path: _layout_of_leaf(leaf, mesh) for leaf in _leaves(model, example)}
+  return jax.tree.map_with_path(lambda path, _: of_path[path], _pool(model, example))
 
 
 def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), example)['params']
 
 
-def _leaves(
-  model: Any, example: jax.ShapeDtypeStruct
-) -> Iterator[tuple[Any, jax.ShapeDtypeStruct, AxisNames]]:
-  """Yields path, shape and the names of the axes of each leaf."""
-  structure = jax.tree.structure(_pool(model, example))
-  names = structure.flatten_up_to(axis_names(model, example))
-  for (path, leaf), axes in zip(jax.tree.leaves_with_path(_pool(model, example)), names):
-    yield path, leaf, axes
+class _Named(NamedTuple):
+  """A leaf of the pool.
+
+  Attributes:
+    path, shape: in the pool.
+    names: of its axes.
+    rules: for each axis the mesh axis that a sum over it is shared out along, or None.
+  """
+
+  path: Any
+  shape: tuple[int, ...]
+  names: AxisNames
+  rules: tuple[str | None, ...]
 
 
-def _lies(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
-  over = [RULES.get(name) if name else None for name in names]
-  over = [axis if axis in mesh.axis_names else None for axis in over]
-  read, local = PartitionSpec(*over), list(shape)
-  # Tensor devices share out what has no heads or hidden units too; it is gathered to be read.
+def _leaves(model: Any, example: jax.ShapeDtypeStruct) -> Iterator[_Named]:
+  """Yields the leaves of the pool. A name alone spreads nothing: only sums that `gates.shares`
+  computes are shared out, for XLA would have to move what they are computed from."""
+  pool = _pool(model, example)
+  flatten = jax.tree.structure(pool).flatten_up_to
+  names, shared = flatten(axis_names(model, example)), flatten(shared_axes(model, example))
+  for (path, leaf), of_leaf, axes in zip(jax.tree.leaves_with_path(pool), names, shared):
+    rules = tuple(RULES.get(name) if i in axes else None for i, name in enumerate(of_leaf))
+    yield _Named(path, leaf.shape, of_leaf, rules)
+
+
+def _layout_of_leaf(leaf: _Named, mesh: Mesh) -> Leaf:
+  """Returns how a leaf lies on a mesh."""
+  over = [axis if axis in mesh.axis_names else None for axis in leaf.rules]
+  shape, read, local = leaf.shape, PartitionSpec(*over), list(leaf.shape)
+  # Tensor devices keep parts of what has no heads or hidden units too; it is gathered to be read.
   for axis in (TENSOR, FSDP):
     size = mesh.shape.get(axis, 1)
     free = [i for i, n in enumerate(shape) if over[i] is None and n % size == 0 and n >= size]
@@ -122,9 +146,9 @@ def _lies(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
   return Leaf(PartitionSpec(*over), read, tuple(local))
 
 
-def kept(leaves: PyTree) -> PyTree:
+def stored(leaves: PyTree) -> PyTree:
   """Returns the layouts between steps of a pytree of `Leaf`."""
-  return jax.tree.map(lambda leaf: leaf.kept, leaves)
+  return jax.tree.map(lambda leaf: leaf.stored, leaves)
 
 
 def manual(specs: PyTree) -> PyTree:
@@ -136,9 +160,9 @@ def manual(specs: PyTree) -> PyTree:
   return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
 
 
-def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> additive.Around:
+def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> Around:
   """Returns what runs a part of the model on a pool that lies as these leaves say: see
-  `additive.surrounding`. It is called inside of `shard_map`.
+  `models.surrounding`. It is called inside of `shard_map`.
 
   Args:
     model: the only one that it runs so.
@@ -147,13 +171,11 @@ def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> addi
   """
   by_path, reads = dict(jax.tree.leaves_with_path(leaves)), _paths(model, example)
 
-  def around(
-    other: Any, part: additive.Part, variables: PyTree, run: Callable[[PyTree], Any]
-  ) -> Any:
+  def around(other: Any, part: Part, variables: PyTree, run: Callable[[PyTree], Any]) -> Any:
     if other != model:
       return run(variables)
 
-    def fetch(path: Any, array: jax.Array) -> jax.Array:
+    def fetch(path: Any, array: Any) -> Any:
       leaf = by_path.get(path)
       if leaf is None or path not in reads[part] or leaf.local != array.shape:
         return array
@@ -164,8 +186,13 @@ def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> addi
   return around
 
 
-def gathered(array: jax.Array, leaf: Leaf) -> jax.Array:
-  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered."""
+def gathered(array: Shaped[Array, '*local'], leaf: Leaf) -> Shaped[Array, '*shape']:
+  """Returns a leaf of the pool as a part of the network reads it. Its gradient is scattered.
+
+  Args:
+    array: what this device holds of it.
+    leaf: how it lies on the mesh.
+  """
   if (axis := leaf.axis(FSDP)) is not None:
     array = jax.lax.all_gather(array, FSDP, axis=axis, tiled=True)
   if (axis := leaf.axis(TENSOR)) is not None:
@@ -179,20 +206,21 @@ def gathered(array: jax.Array, leaf: Leaf) -> jax.Array:
   return array
 
 
-def scattered(gradient: jax.Array, leaf: Leaf) -> jax.Array:
+def scattered(gradient: Shaped[Array, '*shape'], leaf: Leaf) -> Shaped[Array, '*local']:
   """Returns this device's part of the sum over `fsdp` of the gradients of a whole leaf."""
   if (axis := leaf.axis(FSDP)) is None:
     return gradient
   return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
-def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[additive.Part, frozenset[Any]]:
+def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[Part, frozenset[Any]]:
   """Returns the paths of the leaves that each part of a model reads."""
-  found = additive.parts(model, example)
-  trees = dict(enumerate(found.sites)) | {
-    additive.EMBED: found.embed,
-    additive.READOUT: found.readout,
-    additive.WHOLE: _pool(model, example),
+  reads = parts(model, example)
+  trees: dict[Part, PyTree] = {
+    **dict(enumerate(reads.sites)),
+    EMBED: reads.embed,
+    READOUT: reads.readout,
+    WHOLE: _pool(model, example),
   }
   paths = lambda tree: frozenset(path for path, _ in jax.tree.leaves_with_path(tree))
   return {part: paths(tree) for part, tree in trees.items()}

@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.parallel.processes import to_host
@@ -46,7 +48,12 @@ def make_mesh(
   many devices as can be; of several such meshes, the one with the longest `structure` axis. Devices
   left over stay idle, which is logged.
 
+  >>> dict(make_mesh(4, 6, jax.devices()[:8], fsdp_devices=2).shape)
+  {'structure': 4, 'data': 1, 'fsdp': 2}
+
   Args:
+    num_structures, batch_size: K, and the examples of each batch, or parts of it that stay whole.
+    devices: in order; None is all of them.
     expert_devices, pipe_devices, fsdp_devices, tensor_devices: over how many devices one network is
       spread along each of these axes; each place of `structure` and `data` holds as many as their
       product. The mesh has those above 1.
@@ -65,15 +72,8 @@ def make_mesh(
       f'fsdp_devices {fsdp_devices} for a batch of {batch_size} parts: expected a number that '
       'divides it'
     )
-  best = max(
-    (
-      (s * d, s)
-      for s in range(1, places + 1)
-      for d in range(1, places // s + 1)
-      if num_structures % s == 0 and batch_size % (d * fsdp_devices) == 0
-    ),
-  )
-  used, structure = best[0] * together, best[1]
+  structure, data = _most_places(num_structures, batch_size // fsdp_devices, places)
+  used = structure * data * together
   if jax.process_count() > 1 and used < len(devices):
     raise UserError(
       f'{num_structures} structures a step, each on {batch_size} examples, do not divide over '
@@ -87,10 +87,22 @@ def make_mesh(
       num_structures,
       batch_size,
     )
-  axes = {STRUCTURE: structure, DATA: best[0] // structure}
+  axes = {STRUCTURE: structure, DATA: data}
   axes |= {axis: size for axis, size in spread.items() if size > 1}
   types = (AxisType.Auto,) * len(axes)
   return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
+
+
+def _most_places(num_structures: int, batch_size: int, places: int) -> tuple[int, int]:
+  """Returns the sizes of `structure` and `data` that fill the most places, and of such sizes those
+  with the longest `structure`."""
+  sizes = [
+    (structure, data)
+    for structure in range(1, places + 1)
+    for data in range(1, places // structure + 1)
+    if num_structures % structure == 0 and batch_size % data == 0
+  ]
+  return max(sizes, key=lambda size: (math.prod(size), size))
 
 
 def check_spread(spread: Mapping[str, int], num_devices: int) -> None:
@@ -127,26 +139,45 @@ def manual_axes(mesh: Mesh) -> tuple[str, ...]:
   return tuple(axis for axis in mesh.axis_names if axis in MANUAL)
 
 
-def place(tree, mesh: Mesh, specs):
-  """Puts host arrays, the same in every process, on the mesh; each process places only its own
-  devices' parts.
+def place(tree: PyTree, mesh: Mesh, specs: PyTree) -> PyTree:
+  """Puts host arrays, the same in every process, on the mesh; each process places only the parts of
+  its devices.
+
+  >>> mesh = make_mesh(num_structures=1, batch_size=2, devices=jax.devices()[:2])
+  >>> placed = place({'x': np.arange(4)}, mesh, PartitionSpec('data'))
+  >>> [shard.data.tolist() for shard in placed['x'].addressable_shards]
+  [[0, 1], [2, 3]]
 
   Args:
+    tree: of arrays or numbers.
     specs: a `PartitionSpec` for all leaves, or a pytree of them like `tree`.
   """
   if isinstance(specs, PartitionSpec):
     specs = jax.tree.map(lambda _, spec=specs: spec, tree)
+  return lay(tree, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
-  def put(leaf, spec):
+
+def lay(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Puts host arrays where a pytree of shardings says, as `place` does."""
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     leaf = np.asarray(leaf)
-    sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-  return jax.tree.map(put, tree, specs)
+  return jax.tree.map(put, tree, shardings)
+
+
+def is_on(mesh: Mesh, tree: PyTree) -> bool:
+  """Returns whether all leaves are arrays on just the devices of the mesh."""
+  devices = set(mesh.devices.flat)
+  return all(
+    isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def pick_devices(count: int) -> list[jax.Device]:
-  """The first `count` devices of all processes; 0 is all of them.
+  """Returns the first `count` devices of all processes; 0 is all of them.
 
   Raises:
     UserError: when there are fewer.
@@ -159,8 +190,8 @@ def pick_devices(count: int) -> list[jax.Device]:
   return devices[:count] if count and jax.process_count() == 1 else devices
 
 
-def replicate(tree, mesh: Mesh):
-  """A copy of `tree` on every device of the mesh. A real copy: the source survives donation of the
-  result.
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Returns a copy of `tree` on every device of the mesh. A real copy: the source survives donation
+  of the result.
   """
   return place(to_host(tree), mesh, PartitionSpec())

@@ -12,36 +12,52 @@ sites of one stage out shortens no tick, for the others wait for its slowest dev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from additive_jax.errors import UserError
+from additive_jax.gates.structure import StructureLike
 from additive_jax.gates.sums import SAVED
 from additive_jax.gates.traced import traced_structure
-from additive_jax.models.additive import embed, gate_names, readout, sites_of, step
+from additive_jax.models.additive import (
+  Inputs,
+  Logits,
+  Stream,
+  embed,
+  gate_names,
+  readout,
+  sites_of,
+  step,
+)
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.mesh import DATA, PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.staging import Staged, pool_specs, stack, staging
 
+Objective = Callable[[Any, Any], Any]
+
 
 def run_ticks(
-  model,
+  model: nn.Module,
   pipeline: Pipeline,
   params: Staged,
-  x: jax.Array,
-  bits: jax.Array,
-  finish: Callable,
+  x: Inputs,
+  bits: Bool[Array, 'n'],
+  finish: Callable[[Array, Array], PyTree],
   *,
-  scales=None,
-  around: Callable | None = None,
-):
-  """What one device does in all ticks, inside `shard_map`.
+  scales: Float[Array, 'n'] | None = None,
+  around: Callable[..., tuple[Any, ...]] | None = None,
+) -> tuple[PyTree, Bool[Array, 'ticks']]:
+  """Runs all ticks of one device, inside `shard_map`.
 
   Args:
     params: this device's: stages of leaves [1, R, ...].
@@ -59,84 +75,113 @@ def run_ticks(
   Raises:
     UserError: for a batch that does not divide into the microbatches; see `staging`.
   """
-  count, devices = pipeline.microbatches, pipeline.devices
-  example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-  found = staging(model, pipeline, example)
+  names = staging(model, pipeline, _example(x)).names[0]  # modules of the first stage run all
   check_batch(len(x), pipeline)
-  sites = sites_of(model)[: len(found.names[0])]
-  micro = x.reshape(count, -1, *x.shape[1:])
+  inputs = jnp.asarray(x).reshape(pipeline.microbatches, -1, *x.shape[1:])
   device = jax.lax.axis_index(PIPE)
-  ends, own = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
-  stream = jax.eval_shape(lambda: embed(model, ends, micro[0]))
+  ends, stages = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
+  stream = jax.eval_shape(lambda: embed(model, ends, inputs[0]))
   nothing = _zeros(jax.eval_shape(lambda h: finish(readout(model, ends, h), jnp.int32(0)), stream))
   by_stage = lambda values: values.reshape(pipeline.stages, len(values) // pipeline.stages)
 
-  def work(h, repeat, number):
-    stage = repeat * devices + device
-    enters, leaves = stage == 0, stage == pipeline.stages - 1
-    h = jax.lax.cond(enters, lambda h: embed(model, ends, micro[number]), lambda h: h, h)
-    values = by_stage(bits)[stage]
+  def work(h: Stream, repeat: Array, number: Array) -> tuple[Stream, PyTree, bool]:
+    stage = repeat * pipeline.devices + device
+    h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, inputs[number]), lambda h: h, h)
+    site_params = jax.tree.map(lambda leaf: leaf[repeat], stages)
+    pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
-    for i, (site, name) in enumerate(zip(sites, found.names[0])):
-      pool = params.ends | ({name: jax.tree.map(lambda a: a[repeat], own[i])} if name else {})
-      scale = factors[site.start] if scales is not None and site.has_residual else None
-      gates = [values[k] for k in range(site.gates.start, site.gates.stop)]
-      h = step(model, {'params': pool}, i, h, gates, scale)
+    h = _run_sites(model, pools, h, by_stage(bits)[stage], factors)
     last = lambda h: finish(readout(model, ends, h), number)
-    return h, jax.lax.cond(leaves, last, lambda h: nothing, h), True
+    return h, jax.lax.cond(stage == pipeline.stages - 1, last, lambda h: nothing, h), True
 
   # What the gradient of a branch needs is written in ticks that skip it too, as zeros.
-  policy = None if pipeline.remat else SAVED
-  work = jax.checkpoint(work, prevent_cse=False, policy=policy)
-  circle = range(devices if pipeline.repeats > 1 else devices - 1)
-  onward = [(i, (i + 1) % devices) for i in circle]
+  work = jax.checkpoint(work, prevent_cse=False, policy=None if pipeline.remat else SAVED)
 
-  def tick(h, now):
+  def tick(h: Stream, now: Array) -> tuple[Stream, tuple[PyTree, Array]]:
     busy, repeat, number = pipeline.turn(now, device)
     idle = lambda h, *_: (h, nothing, False)
     run = lambda h: jax.lax.cond(busy, work, idle, h, repeat, number)
     h, value, worked = run(h) if around is None else around(run, h, now)
-    return jax.lax.ppermute(h, PIPE, onward), (value, worked)
+    return jax.lax.ppermute(h, PIPE, _onward(pipeline)), (value, worked)
 
   _, (values, worked) = jax.lax.scan(tick, _zeros(stream), jnp.arange(pipeline.ticks))
   return values, worked
 
 
+def _onward(pipeline: Pipeline) -> list[tuple[int, int]]:
+  """Returns which device hands its stream on to which: each to the next, and the last to the first
+  where streams go around again."""
+  senders = range(pipeline.devices if pipeline.repeats > 1 else pipeline.devices - 1)
+  return [(sender, (sender + 1) % pipeline.devices) for sender in senders]
+
+
+def _run_sites(
+  model: nn.Module,
+  pools: Sequence[PyTree],
+  h: Stream,
+  bits: Bool[Array, 'n'],
+  scales: Float[Array, 'n'] | None,
+) -> Stream:
+  """Returns the stream after the sites of one stage.
+
+  Args:
+    pools: for each site, what it reads, by the names that the first stage has.
+    bits, scales: those of the stage's gates.
+  """
+  for i, (site, pool) in enumerate(zip(sites_of(model), pools)):
+    gates = [bits[k] for k in range(site.gates.start, site.gates.stop)]
+    scale = None if scales is None or not site.has_residual else scales[site.start]
+    h = step(model, {'params': pool}, i, h, gates, scale)
+  return h
+
+
 def loss(
-  model, pipeline: Pipeline, objective, params: Staged, bits, x, y, *, scales=None, around=None
-):
-  """Mean loss of one traced structure on a batch, inside `shard_map`: the same on every device.
+  model: nn.Module,
+  pipeline: Pipeline,
+  objective: Objective,
+  params: Staged,
+  bits: Bool[Array, 'n'],
+  x: Inputs,
+  y: Shaped[Array | np.ndarray, 'B ...'],
+  *,
+  scales: Float[Array, 'n'] | None = None,
+  around: Callable[..., tuple[Any, ...]] | None = None,
+) -> tuple[Float[Array, ''], Bool[Array, 'ticks']]:
+  """Returns the mean loss of one traced structure on a batch, inside `shard_map`: the same on every
+  device.
 
   The gradient that a device takes of it is that of the sum of all devices' losses, P times the
   loss: `gradients.averaged_gradient` divides by P.
 
   Args:
-    objective: see `objectives`.
+    objective: from outputs and targets to losses and more; see `run.objectives`.
     params, bits, x, scales, around: as for `run_ticks`.
     y: targets [B, ...].
 
   Returns:
     The loss, and whether this device worked in each tick, bool [ticks].
   """
-  targets = y.reshape(pipeline.microbatches, -1, *y.shape[1:])
+  targets = jnp.asarray(y).reshape(pipeline.microbatches, -1, *y.shape[1:])
 
-  def finish(outputs, number):
+  def finish(outputs: Logits, number: Int[Array, '']) -> Float[Array, '']:
     return objective(outputs, targets[number])[0].mean()
 
-  options = {'scales': scales, 'around': around}
+  options: dict[str, Any] = {'scales': scales, 'around': around}
   values, worked = run_ticks(model, pipeline, params, x, bits, finish, **options)
   return jax.lax.psum(values.sum(), PIPE) / pipeline.microbatches, worked
 
 
-def place_pool(model, variables, mesh: Mesh, pipeline: Pipeline, x):
+def place_pool(
+  model: nn.Module, variables: PyTree, mesh: Mesh, pipeline: Pipeline, x: Inputs
+) -> PyTree:
   """Puts `{'params': pool}` on the mesh as `{'params': Staged}`, each device with its stages."""
   example = _example(x)
   staged = stack(staging(model, pipeline, example), processes.to_host(variables['params']))
   return {'params': mesh_.place(staged, mesh, pool_specs(model, pipeline, example))}
 
 
-def over_mesh(model, mesh: Mesh, pipeline: Pipeline) -> Callable:
-  """The forward pass in stages.
+def over_mesh(model: nn.Module, mesh: Mesh, pipeline: Pipeline) -> Callable[..., Logits]:
+  """Returns the forward pass in stages.
 
   Args:
     mesh: has the axis `pipe`; an axis `data`, if there is one, splits the batch.
@@ -148,23 +193,22 @@ def over_mesh(model, mesh: Mesh, pipeline: Pipeline) -> Callable:
   """
   check_mesh(mesh, pipeline)
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
-  ends = [  # ticks in which the last device ends each microbatch
+  last_ticks = [  # the tick in which the last device ends each microbatch
     tick
     for tick in range(pipeline.ticks)
     for busy, repeat, _ in [pipeline.turn(tick, pipeline.devices - 1)]
     if busy and repeat == pipeline.repeats - 1
   ]
 
-  def logits(variables, x, bits):
-    keep = lambda outputs, number: outputs
-    values, _ = run_ticks(model, pipeline, variables['params'], x, bits, keep)
-    values = jax.lax.psum(values[np.array(ends)], PIPE)
+  def logits(variables: PyTree, x: Inputs, bits: Bool[Array, 'n']) -> Float[Array, 'B ... C']:
+    outputs = lambda outputs, number: outputs
+    values, _ = run_ticks(model, pipeline, variables['params'], x, bits, outputs)
+    values = jax.lax.psum(values[np.array(last_ticks)], PIPE)
     return values.reshape(len(x), *values.shape[2:])
 
-  def run(variables, x, structure):
-    specs = {'params': pool_specs(model, pipeline, _example(x))}
-    inputs = (specs, rows, PartitionSpec())
-    call = jax.shard_map(logits, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False)
+  def run(variables: PyTree, x: Inputs, structure: StructureLike | ArrayLike) -> Logits:
+    in_specs = ({'params': pool_specs(model, pipeline, _example(x))}, rows, PartitionSpec())
+    call = jax.shard_map(logits, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False)
     return call(variables, x, traced_structure(structure, len(gate_names(model))))
 
   return run
@@ -188,9 +232,10 @@ def check_mesh(mesh: Mesh, pipeline: Pipeline) -> None:
     )
 
 
-def _example(x) -> jax.ShapeDtypeStruct:
+def _example(x: Inputs) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
 
 
-def _zeros(shapes):
+def _zeros(shapes: PyTree) -> PyTree:
+  """Returns zeros of these shapes."""
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -38,13 +38,13 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import workers
 from additive_jax.parallel.mesh import PIPE
+from additive_jax.parallel.pipeline import Objective
 from additive_jax.parallel.pipeline_schedule import Pipeline, bubble, microbatches
 from additive_jax.parallel.staging import pool_specs
 
 RATE = 1e-4  # of the steps: any that keeps the loss finite
 PATIENCE = 120.0  # seconds that a device waits for its turn, longer than any tick takes
 
-Objective = Callable[[Any, Any], Any]
 # From a way, a device and a tick to the seconds that it took in each step.
 Seconds = dict[tuple[str, int, int], list[float]]
 

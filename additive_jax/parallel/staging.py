@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts, sites_of
@@ -22,7 +24,6 @@ from additive_jax.models.kinds import LANE
 from additive_jax.parallel import layout
 from additive_jax.parallel.mesh import PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.parallel.processes import to_host
 
 
 class Staged(NamedTuple):
@@ -33,7 +34,7 @@ class Staged(NamedTuple):
     stages: a pytree for each place in a stage, of leaves [P, R, ...]: [d, r] is of stage r·P + d.
   """
 
-  ends: dict
+  ends: dict[str, Any]
   stages: tuple[Any, ...]
 
 
@@ -52,8 +53,8 @@ class Staging:
 
 
 @functools.lru_cache(maxsize=32)
-def staging(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging:
-  """The stages of a model.
+def staging(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging:
+  """Returns the stages of a model.
 
   Args:
     example: the shape of a batch of inputs.
@@ -74,11 +75,11 @@ def staging(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging
       f'{pipeline.repeats}): expected a multiple of {count}'
     )
   size = len(sites) // count
-  found, modules = parts(model, example), _modules(model)
+  read_by, modules = parts(model, example), _modules(model)
   # A transformer's positions belong to all modules: every part is said to read them.
-  shared = found.embed.keys() | found.readout.keys()
+  shared = read_by.embed.keys() | read_by.readout.keys()
   names = []
-  for i, (site, tree) in enumerate(zip(sites, found.sites)):
+  for i, (site, tree) in enumerate(zip(sites, read_by.sites)):
     name = modules[i][0]
     others = tree.keys() - shared - {name} or shared & {name}
     if others:
@@ -89,13 +90,13 @@ def staging(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging
     first = i % size
     alike = (modules[i][1], site.names, site.adds, _described(tree.get(name)))
     model_of = modules[first][1], sites[first].names, sites[first].adds
-    if alike != (*model_of, _described(found.sites[first].get(modules[first][0]))):
+    if alike != (*model_of, _described(read_by.sites[first].get(modules[first][0]))):
       raise UserError(
         f'sites {sites[first].label} and {site.label} at the same place of {count} stages: '
         'expected sites that are alike'
       )
     names.append(name if name in tree else '')
-  between = found.streams[::size]
+  between = read_by.streams[::size]
   for stream in between:
     if stream != between[0]:
       raise UserError(
@@ -108,26 +109,27 @@ def staging(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging
 
 
 def _modules(model):
-  """Of each site its module's name, and what else makes the module."""
-  found = []
+  """Returns for each site its module's name, and what else makes the module."""
+  modules = []
 
   def read(module):
     for site in module.sites:
       fields = [f.name for f in dataclasses.fields(site) if f.name not in ('parent', 'name')]
-      found.append((site.name, (type(site), [getattr(site, name) for name in fields])))
+      modules.append((site.name, (type(site), [getattr(site, name) for name in fields])))
 
   jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(0))
-  return found
+  return modules
 
 
 def _described(tree):
   return [(path, leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(tree)]
 
 
-def stack(found: Staging, tree):
-  """`tree` with every pool in it, and all that is like one, as a `Staged`: a whole state, say."""
-  devices, repeats = found.pipeline.devices, found.pipeline.repeats
-  names = [name for stage in found.names for name in stage if name]
+def stack(stages: Staging, tree: PyTree) -> PyTree:
+  """Returns `tree` with every pool in it, and all that is like one, as a `Staged`: a whole state,
+  say."""
+  devices, repeats = stages.pipeline.devices, stages.pipeline.repeats
+  names = [name for stage in stages.names for name in stage if name]
   is_pool = lambda node: isinstance(node, dict) and all(name in node for name in names)
 
   def in_order(*leaves):
@@ -139,7 +141,7 @@ def stack(found: Staging, tree):
     if not is_pool(pool):
       return pool
     places = []
-    for own in zip(*found.names):
+    for own in zip(*stages.names):
       places.append(jax.tree.map(in_order, *(pool[name] for name in own)) if own[0] else {})
     ends = {name: part for name, part in pool.items() if name not in names}
     return Staged(ends, tuple(places))
@@ -147,17 +149,17 @@ def stack(found: Staging, tree):
   return jax.tree.map(staged, tree, is_leaf=is_pool)
 
 
-def unstack(found: Staging, tree):
-  """`tree` with every `Staged` in it as a pool again."""
+def unstack(stages: Staging, tree: PyTree) -> PyTree:
+  """Returns `tree` with every `Staged` in it as a pool again."""
   is_staged = lambda node: isinstance(node, Staged)
 
   def pool(node):
     if not is_staged(node):
       return node
     whole = dict(node.ends)
-    for place, own in zip(node.stages, zip(*found.names)):
+    for place, own in zip(node.stages, zip(*stages.names)):
       for stage, name in enumerate(own):
-        repeat, device = divmod(stage, found.pipeline.devices)
+        repeat, device = divmod(stage, stages.pipeline.devices)
         if name:
           whole[name] = jax.tree.map(lambda leaf, d=device, r=repeat: leaf[d, r], place)
     return whole
@@ -166,21 +168,21 @@ def unstack(found: Staging, tree):
 
 
 @functools.lru_cache(maxsize=32)
-def pool_specs(model, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staged:
-  """How a staged pool is laid out over `pipe`: a `Staged` of `PartitionSpec`."""
-  found = staging(model, pipeline, example)
-  init = lambda x: stack(found, model.init(jax.random.key(0), x))['params']
+def pool_specs(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staged:
+  """Returns how a staged pool is laid out over `pipe`: a `Staged` of `PartitionSpec`."""
+  stages = staging(model, pipeline, example)
+  init = lambda x: stack(stages, model.init(jax.random.key(0), x))['params']
   shapes = jax.eval_shape(init, example)
   everywhere = jax.tree.map(lambda _: PartitionSpec(), shapes.ends)
   return Staged(everywhere, jax.tree.map(lambda _: PartitionSpec(PIPE), shapes.stages))
 
 
 @functools.lru_cache(maxsize=32)
-def check_optimizer(optimizer) -> None:
+def check_optimizer(optimizer: optax.GradientTransformation) -> None:
   """Raises `UserError` for an optimizer that does other things to stacked leaves than to the same
   leaves apart, as one that divides by the norm of each leaf; found by trying it on a few numbers.
   """
-  found = Staging(Pipeline(2, 1), (('first',), ('second',)))
+  stages = Staging(Pipeline(2, 1), (('first',), ('second',)))
   random = np.random.default_rng(0)
   sizes = np.array([1, 9], np.float32)  # two leaves whose norms differ
   pools = [dict(zip(('first', 'second'), pool)) for pool in _normal(random, (4, 2, 4, 3), sizes)]
@@ -193,8 +195,8 @@ def check_optimizer(optimizer) -> None:
       params = jax.tree.map(jnp.add, params, updates)
     return params, state
 
-  apart, stacked = jax.jit(lambda: (state_after(dict), state_after(lambda p: stack(found, p))))()
-  wanted = stack(found, apart)
+  apart, stacked = jax.jit(lambda: (state_after(dict), state_after(lambda p: stack(stages, p))))()
+  wanted = stack(stages, apart)
   alike = jax.tree.structure(wanted) == jax.tree.structure(stacked)
   pairs = zip(*map(jax.tree.leaves, (wanted, stacked)))
   if not alike or any(a.shape != b.shape or not np.allclose(a, b, rtol=1e-5) for a, b in pairs):
@@ -208,21 +210,39 @@ def _normal(random, shape, sizes):
   return (random.normal(size=shape) * sizes.reshape(-1, 1, 1)).astype(np.float32)
 
 
-def layout_of(model, pipeline: Pipeline | None, mesh: Mesh, example: jax.ShapeDtypeStruct):
+def layout_of(
+  model: Any, pipeline: Pipeline | None, mesh: Mesh, example: jax.ShapeDtypeStruct
+) -> PyTree:
   """Returns the layout of a pool on a mesh: in stages, or as `layout.pool_specs` says."""
   if pipeline is not None:
     return pool_specs(model, pipeline, example)
-  return layout.kept(layout.pool_specs(model, mesh, example))
+  return layout.stored(layout.pool_specs(model, mesh, example))
 
 
-def on_mesh(model, pipeline: Pipeline | None, tree, example: jax.ShapeDtypeStruct):
-  """Anything that holds pools in the form in which a mesh holds it: with stages stacked, if there
-  are some."""
+def on_mesh(
+  model: Any, pipeline: Pipeline | None, tree: PyTree, example: jax.ShapeDtypeStruct
+) -> PyTree:
+  """Returns anything that holds pools in the form in which a mesh holds it: with stages stacked, if
+  there are some."""
   return tree if pipeline is None else stack(staging(model, pipeline, example), tree)
 
 
-def ordinary(model, pipeline: Pipeline | None, tree, example: jax.ShapeDtypeStruct):
-  """What `on_mesh` gave as it was, in host memory if there are stages."""
-  if pipeline is None:
-    return tree
-  return unstack(staging(model, pipeline, example), to_host(tree))
+def ordinary(
+  model: Any, pipeline: Pipeline | None, tree: PyTree, example: jax.ShapeDtypeStruct
+) -> PyTree:
+  """Returns what `on_mesh` gave as it was."""
+  return tree if pipeline is None else unstack(staging(model, pipeline, example), tree)
+
+
+def ordinary_specs(shapes: PyTree, mesh: Mesh) -> PyTree:
+  """Returns how a pool lies on the devices of a pipeline while it is not in stages: in parts, which
+  are no stages, so that no device has all of it. A leaf that has no axis to divide is whole."""
+  size = mesh.shape[PIPE]
+
+  def spec(leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
+    axes = [i for i, length in enumerate(leaf.shape) if length % size == 0]
+    if not axes:
+      return PartitionSpec()
+    return PartitionSpec(*[None] * max(axes, key=lambda i: leaf.shape[i]), PIPE)
+
+  return jax.tree.map(spec, shapes)

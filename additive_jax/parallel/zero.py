@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.parallel import processes
+from additive_jax.parallel.placement import Placement
 
 HOST = 'pinned_host'
 
@@ -34,8 +34,8 @@ class Packed(NamedTuple):
     vectors: by dtype, those leaves one after the other, and zeros up to a size that divides.
   """
 
-  leaves: list[jax.Array]
-  vectors: dict[str, jax.Array]
+  leaves: list[Shaped[Array, '...']]
+  vectors: dict[str, Shaped[Array, '_']]
 
 
 class Bytes(NamedTuple):
@@ -50,9 +50,10 @@ class Bytes(NamedTuple):
   host: dict[int, int]
 
 
-def bytes_per_device(state) -> dict[str, Bytes]:
-  """Bytes of `parameters`, `gradients` and `optimizer`, measured from the parts that lie on each
-  device. Gradients exist only within a step; as they lie like the parameters, theirs are the same.
+def bytes_per_device(state: Any) -> dict[str, Bytes]:
+  """Returns the bytes of `parameters`, `gradients` and `optimizer`, measured from the parts that
+  each device holds. Gradients exist only within a step; as they lie like the parameters, theirs
+  are the same.
 
   Args:
     state: with `params` and `opt_state` of arrays on devices, such as `Trainer.sharded_state`.
@@ -77,33 +78,33 @@ def bytes_rows(state: Any) -> list[dict[str, int]]:
   ]
 
 
-def _measured(tree) -> Bytes:
-  found = Bytes({}, {})
+def _measured(tree: PyTree) -> Bytes:
+  device: dict[int, int] = {}
+  host: dict[int, int] = {}
   for leaf in jax.tree.leaves(tree):
-    here, there = found if leaf.sharding.memory_kind != HOST else found[::-1]
+    here, there = (host, device) if leaf.sharding.memory_kind == HOST else (device, host)
     for shard in leaf.addressable_shards:
       here[shard.device.id] = here.get(shard.device.id, 0) + shard.data.nbytes
       there.setdefault(shard.device.id, 0)
-  return found
+  return Bytes(device, host)
 
 
 def split_further(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> PartitionSpec | None:
-  """How a leaf lies when it is also split over all axes of the mesh that `spec` does not name; None
-  where its own axes do not divide. Numbers stay whole.
-  """
+  """Returns how a leaf lies when it is also split over all axes of the mesh that `spec` does not
+  name; None where its own axes do not divide. Numbers stay whole."""
   if not shape:
     return spec
   over = [[*jax.tree.leaves(entry)] for entry in (*spec, *[None] * (len(shape) - len(spec)))]
   named = {axis for axes in over for axis in axes}
+  divides = lambda size, axes: size % math.prod(mesh.shape[axis] for axis in axes) == 0
   # The longest first: it fits into the fewest.
-  for axis in sorted(mesh.axis_names, key=mesh.shape.get, reverse=True):
+  for axis in sorted(mesh.axis_names, key=lambda name: mesh.shape[name], reverse=True):
     if axis in named or mesh.shape[axis] == 1:
       continue
-    divides = lambda size, axes: size % math.prod(mesh.shape[a] for a in axes) == 0
-    own = next((own for n, own in zip(shape, over) if divides(n, [*own, axis])), None)
-    if own is None:
+    fitting = next((axes for n, axes in zip(shape, over) if divides(n, [*axes, axis])), None)
+    if fitting is None:
       return None
-    own.append(axis)
+    fitting.append(axis)
   return PartitionSpec(*(tuple(axes) or None for axes in over))
 
 
@@ -112,137 +113,97 @@ class Storage:
 
   Attributes:
     shardings: of what is kept, a pytree of `NamedSharding`.
+    unpacked: of the same in the optimizer's own form, where leaves of the vectors are whole.
   """
 
   def __init__(
     self,
     optimizer: optax.GradientTransformation,
-    params,
-    lies,
-    mesh: Mesh,
-    *,
-    zero: bool = False,
-    offload: bool = False,
+    params: PyTree,
+    specs: Any,
+    placement: Placement,
   ):
     """Makes nothing yet.
 
     Args:
       params: the pool, leaves with a shape.
-      lies: how `params` and `opt_state` lie without ZeRO, pytrees of `PartitionSpec` like them.
-      zero: split every leaf over all other axes of the mesh too. Leaves whose axes these do not
-        divide, such as a bias of 10, are kept in one vector, which each step gathers; so no device
-        keeps more than its share but for numbers such as step counts.
-      offload: keep it in host memory, with or without `zero`: as many copies, or parts, as devices.
-        In each step, also within a chunk of steps, a device gets its own and gives it back.
+      specs: how `params` and `opt_state` lie without ZeRO, pytrees of `PartitionSpec` like them.
+      placement: with a mesh. `zero` splits every leaf over all other axes of the mesh too. Leaves
+        whose axes these do not divide, such as a bias of 10, are kept in one vector, which each
+        step gathers; so no device keeps more than its share but for numbers such as step counts.
+        `offload` keeps the state in host memory, with or without `zero`: as many copies, or parts,
+        as devices. In each step, also within a chunk of steps, a device gets its own and gives it
+        back.
 
     Raises:
       UserError: for `offload` where devices have no such memory.
     """
+    mesh, self._zero, self._offload = placement.mesh, placement.zero, placement.offload
+    assert mesh is not None
     kinds = [memory.kind for memory in mesh.local_devices[0].addressable_memories()]
-    if offload and HOST not in kinds:
+    if self._offload and HOST not in kinds:
       raise UserError(
         f'offload on {mesh.local_devices[0].platform} devices with memory {", ".join(kinds)}: '
         f'expected some with {HOST}'
       )
     leaves, self._structure = jax.tree.flatten(jax.eval_shape(optimizer.init, params))
     self._shapes = [leaf.shape for leaf in leaves]
-    found = self._structure.flatten_up_to(lies.opt_state)
-    if zero:
-      found = [split_further(leaf.shape, spec, mesh) for leaf, spec in zip(leaves, found)]
+    parts = self._structure.flatten_up_to(specs.opt_state)
+    if self._zero:
+      parts = [split_further(leaf.shape, spec, mesh) for leaf, spec in zip(leaves, parts)]
     # Numbers of the leaves that are kept as they are, and of those in the vector of each dtype.
-    self._alone = [i for i, spec in enumerate(found) if spec is not None]
+    self._alone = [i for i, spec in enumerate(parts) if spec is not None]
     self._joined = collections.defaultdict(list)
-    for i, (leaf, spec) in enumerate(zip(leaves, found)):
+    for i, (leaf, spec) in enumerate(zip(leaves, parts)):
       if spec is None:
         self._joined[leaf.dtype.name].append(i)
-    self._size, self._zero, self._offload = mesh.size, zero, offload
+    self._size = mesh.size
     self._whole = NamedSharding(mesh, PartitionSpec())
-    self._pool = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lies.params)
+    self._pool = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs.params)
     part = lambda leaf, spec: NamedSharding(mesh, split_further(leaf.shape, spec, mesh) or spec)
-    self._parts = jax.tree.map(part, params, lies.params)
+    self._parts = jax.tree.map(part, params, specs.params)
     everywhere = PartitionSpec(tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1))
-    specs = self._form(found, lambda members: everywhere)
+    packed = self._form(parts, lambda members: everywhere)
     place = lambda kind, spec: NamedSharding(mesh, spec, memory_kind=kind)
-    self._near = jax.tree.map(functools.partial(place, None), specs)
-    self.shardings = jax.tree.map(functools.partial(place, HOST if offload else None), specs)
-    first = lambda params: self._pack(optimizer.init(params), jnp)
+    here = functools.partial(place, HOST if self._offload else None)
+    self._near = jax.tree.map(functools.partial(place, None), packed)
+    self.shardings = jax.tree.map(here, packed)
+    whole = [PartitionSpec() if spec is None else spec for spec in parts]
+    self.unpacked = jax.tree.map(here, self._structure.unflatten(whole))
+    first = lambda params: self.pack(optimizer.init(params))
     self._init = jax.jit(first, out_shardings=self.shardings)
 
-  def init(self, params):
-    """What the optimizer starts from, made where it is kept and so nowhere in more than its parts.
+  @property
+  def packs(self) -> bool:
+    """Whether what is kept has another form than the optimizer's own."""
+    return bool(self._joined)
+
+  def init(self, params: PyTree) -> PyTree:
+    """Returns what the optimizer starts from, made where it is kept and so nowhere in more than its
+    parts.
 
     Args:
       params: the pool, on the mesh.
     """
     return self._init(params)
 
-  def place(self, opt_state):
-    """Puts a state in the optimizer's own form, the same in every process, where it is kept."""
-    put = lambda leaf, sharding: jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: leaf[index]
-    )
-    return jax.tree.map(put, self._pack(processes.to_host(opt_state), np), self.shardings)
+  def pack(self, opt_state: PyTree) -> PyTree:
+    """Returns a state in the optimizer's own form as it is kept."""
 
-  def unpack(self, kept):
-    """What is kept in the optimizer's own form; leaves of the vectors come as NumPy arrays. Of
-    several processes, all must call this together."""
-    return self._unpack(kept, processes.to_host)
-
-  def step(self, apply: Callable, state, found):
-    """Inside of a program: `apply(state, found)`, the optimizer's part of a step, on what is kept.
-
-    It sees the optimizer's own form, in device memory. Numbers are rounded alike with ZeRO and
-    without, for XLA is kept from three things: to merge the divisions of the gradient by a count
-    and by a norm, which it could only without ZeRO; to add up that norm in the parts in which the
-    moments lie; and to round the updates in order to gather them before they are added to the pool,
-    which therefore is updated in such parts and gathered then.
-
-    Args:
-      state: with `params` and, as it is kept, `opt_state`.
-      found: with `gradient`.
-
-    Returns:
-      The new state, kept alike, and whatever else `apply` gives.
-    """
-    constrain, kept, params = jax.lax.with_sharding_constraint, state.opt_state, state.params
-    found = found._replace(gradient=jax.lax.optimization_barrier(found.gradient))
-    if self._offload:
-      kept = jax.device_put(kept, self._near)
-    opt_state = self._unpack(kept, lambda vector: constrain(vector, self._whole))
-    if self._zero:
-      found = found._replace(gradient=constrain(found.gradient, self._pool))
-      params = constrain(params, self._parts)
-    state, values = apply(state._replace(params=params, opt_state=opt_state), found)
-    kept = self._pack(state.opt_state, jnp)
-    if self._joined:  # first whole: XLA would join parts of leaves by a collective for each
-      whole = constrain(kept.vectors, self._whole)
-      kept = kept._replace(vectors=whole)
-    kept = (jax.device_put if self._offload else constrain)(kept, self.shardings)
-    params = constrain(state.params, self._parts) if self._zero else state.params
-    return state._replace(params=params, opt_state=kept), values
-
-  def _form(self, leaves: list, vector):
-    """Leaves in the order of the state, in the form that is kept: the state's own where no leaf
-    goes into a vector.
-
-    Args:
-      vector: a function of the leaves that share one.
-    """
-    if not self._joined:
-      return self._structure.unflatten(leaves)
-    return Packed(
-      [leaves[i] for i in self._alone],
-      {name: vector([leaves[i] for i in numbers]) for name, numbers in self._joined.items()},
-    )
-
-  def _pack(self, opt_state, library: Any):
-    def vector(members):
-      joined = library.concatenate([leaf.reshape(-1) for leaf in members])
-      return library.pad(joined, (0, -joined.size % self._size))
+    def vector(members: list[Array]) -> Array:
+      joined = jnp.concatenate([leaf.reshape(-1) for leaf in members])
+      return jnp.pad(joined, (0, -joined.size % self._size))
 
     return self._form(self._structure.flatten_up_to(opt_state), vector)
 
-  def _unpack(self, kept, gather):
+  def unpack(
+    self, kept: PyTree, gather: Callable[[Array], Array] = lambda vector: vector
+  ) -> PyTree:
+    """Returns what is kept in the optimizer's own form.
+
+    Args:
+      gather: what is done to a vector before its leaves are cut out.
+    """
     if not self._joined:
       return kept
     leaves = dict(zip(self._alone, kept.leaves))
@@ -253,3 +214,51 @@ class Storage:
         leaves[i] = vector[start : start + size].reshape(self._shapes[i])
         start += size
     return self._structure.unflatten([leaves[i] for i in range(len(leaves))])
+
+  def step(self, apply: Callable[..., Any], state: Any, averaged: Any) -> tuple[Any, Any]:
+    """Returns `apply(state, averaged)`, the optimizer's part of a step, on what is kept; inside of
+    a program.
+
+    It sees the optimizer's own form, in device memory. Numbers are rounded alike with ZeRO and
+    without, for XLA is kept from three things: to merge the divisions of the gradient by a count
+    and by a norm, which it could only without ZeRO; to add up that norm in the parts in which the
+    moments lie; and to round the updates in order to gather them before they are added to the pool,
+    which therefore is updated in such parts and gathered then.
+
+    Args:
+      state: with `params` and, as it is kept, `opt_state`.
+      averaged: with `gradient`.
+
+    Returns:
+      The new state, kept alike, and whatever else `apply` gives.
+    """
+    constrain, kept, params = jax.lax.with_sharding_constraint, state.opt_state, state.params
+    averaged = averaged._replace(gradient=jax.lax.optimization_barrier(averaged.gradient))
+    if self._offload:
+      kept = jax.device_put(kept, self._near)
+    opt_state = self.unpack(kept, lambda vector: constrain(vector, self._whole))
+    if self._zero:
+      averaged = averaged._replace(gradient=constrain(averaged.gradient, self._pool))
+      params = constrain(params, self._parts)
+    state, values = apply(state._replace(params=params, opt_state=opt_state), averaged)
+    kept = self.pack(state.opt_state)
+    if self._joined:  # first whole: XLA would join parts of leaves by a collective for each
+      whole = constrain(kept.vectors, self._whole)
+      kept = kept._replace(vectors=whole)
+    kept = (jax.device_put if self._offload else constrain)(kept, self.shardings)
+    params = constrain(state.params, self._parts) if self._zero else state.params
+    return state._replace(params=params, opt_state=kept), values
+
+  def _form(self, leaves: list[Any], vector: Callable[[list[Any]], Any]) -> PyTree:
+    """Returns leaves in the order of the state in the form that is kept: the state's own where no
+    leaf goes into a vector.
+
+    Args:
+      vector: a function of the leaves that share one.
+    """
+    if not self._joined:
+      return self._structure.unflatten(leaves)
+    return Packed(
+      [leaves[i] for i in self._alone],
+      {name: vector([leaves[i] for i in numbers]) for name, numbers in self._joined.items()},
+    )

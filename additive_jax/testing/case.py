@@ -147,13 +147,14 @@ class Case:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`jax.jit` for programs that run a few times."""
+  """Returns `jax.jit(function)`, compiled for programs that run a few times."""
   return jax.jit(function, compiler_options=_quick_options())
 
 
 @functools.cache
 def _quick_options():
-  """Options that make compiling quick, where this backend and version of XLA has them; or None."""
+  """Returns options that make compiling quick, where this backend and version of XLA has them; or
+  None."""
   if jax.default_backend() != 'cpu':
     return None
   try:

@@ -119,7 +119,7 @@ def _check(case, name, number) -> bool:
 
 
 def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
-  """The inputs and targets of a batch as NumPy arrays of the dtypes that JAX would give them."""
+  """Returns inputs and targets of a batch, in NumPy, of the dtypes that JAX would give them."""
   if not isinstance(batch, tuple | list) or len(batch) != 2:
     shape = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
     raise UserError(f'batch is a {type(batch).__name__}{shape}: expected a pair (x, y)')
@@ -136,7 +136,7 @@ def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _few(x) -> np.ndarray:
-  """The numbers of the first examples, one that differs from the first among them."""
+  """Returns the numbers of the first examples, one that differs from the first among them."""
   different = np.flatnonzero((x != x[:1]).reshape(len(x), -1).any(1))
   if not len(different):
     raise UserError(

@@ -14,7 +14,7 @@ from additive_jax.testing.case import Case, reason
 
 
 def is_usable_module(case: Case) -> bool:
-  """An instance of a Flax Linen module with hashable fields."""
+  """Checks that it is an instance of a Flax Linen module with hashable fields."""
   model = case.model
   if isinstance(model, type):
     return case.fail(f'{model.__name__} is a class: pass an instance, {model.__name__}(...).')
@@ -43,7 +43,8 @@ def is_usable_module(case: Case) -> bool:
 
 
 def has_its_parts(case: Case) -> bool:
-  """embed, sites, readout, `__call__(x, structure)`, and a unique name for every gate."""
+  """Checks that it has embed, sites, readout, `__call__(x, structure)`, and a unique name for every
+  gate."""
   model = case.model
   module_parts: dict[str, Any] = {}
 
@@ -87,7 +88,7 @@ def _name(site) -> str | None:
 
 
 def _check_call(case: Case) -> None:
-  """A module that is no `Additive` needs its own `space` and `__call__(x, structure)`."""
+  """Checks that a module that is no `Additive` has its own `space` and `__call__(x, structure)`."""
   kind = type(case.model)
   if not hasattr(kind, 'space'):
     case.fail('It has no space: subclass additive_jax.Additive, which provides it.')

@@ -26,8 +26,8 @@ APPLY = 'model.apply(variables, x, structure)'
 
 
 def parts_are_pure(case: Case) -> bool:
-  """Deterministic, finite, and for each example the same whatever the others and their number; and
-  so is the pool a step away from init, which the ways to run are compared at.
+  """Checks that parts are deterministic, finite, and for each example the same whatever the others
+  and their number; and moves the pool a step away from init, where the ways to run are compared.
 
   Every part runs on four batches, here of four examples:
 
@@ -75,8 +75,8 @@ def parts_are_pure(case: Case) -> bool:
 
 
 def ways_agree(case: Case) -> bool:
-  """apply = static = conditional = masked in outputs and gradients, and shared-prefix in outputs,
-  on the sampled structures."""
+  """Checks that apply = static = conditional = masked in outputs and gradients, and shared-prefix
+  in outputs, on the sampled structures."""
   structures = case.sample()
   bits = np.array([structure.bits for structure in structures])
   # One of the middle, and all-on if there are more than a few: gradients take long to compile.
@@ -115,8 +115,8 @@ def ways_agree(case: Case) -> bool:
 
 
 def off_gates_read_nothing(case: Case) -> bool:
-  """With the parameters that only off sites read replaced by NaN, a structure is as before; of the
-  sampled structures, and of those residual gates that skip their site."""
+  """Checks that a structure is as before with NaN in place of the parameters that only off sites
+  read; for the sampled structures, and for those residual gates that skip their site."""
   shapes, sites = parts(case.model, case.x), case.sites
   gated = [i for i, site in enumerate(sites) if site.has_residual]
   reads = [set(leaves_by_path(tree)) for tree in shapes.sites]
@@ -162,7 +162,8 @@ class _Failure(Exception):
 
 
 def _static(case, structures, bits, graded):
-  """Traced apart, compiled together: what the two have in common costs once."""
+  """Runs structures statically and by `model.apply`, traced apart but compiled together: what the
+  two have in common costs once."""
   ways = {'static': functools.partial(run.static, case.model), APPLY: case.model.apply}
   results = [({}, {}) for _ in ways]
   case.programs[APPLY] = {}
@@ -180,7 +181,7 @@ def _static(case, structures, bits, graded):
 
 
 def _culprit(case, ways, structure) -> str:
-  """Which of several ways to run a structure fails."""
+  """Returns which of several ways to run a structure fails."""
   for name, way in ways.items():
     try:
       jax.eval_shape(lambda v, x, way=way: way(v, x, structure), case.moved, case.x)
@@ -190,7 +191,7 @@ def _culprit(case, ways, structure) -> str:
 
 
 def _both(case, ways, structure, graded: bool):
-  """One program of several ways to run a static structure: for each [outputs], or [outputs,
+  """Returns one program of several ways to run a static structure: for each [outputs], or [outputs,
   gradient]."""
 
   def forward(way, variables, x):
@@ -212,7 +213,8 @@ def _conditional(case, structures, bits, graded):
 
 
 def _masked(case, structures, bits, graded):
-  """Gates per example; where examples are independent, in one batch with different structures."""
+  """Runs structures with gates per example; where examples are independent, also different
+  structures in one batch."""
   program = compiled(_with_gradient(case, functools.partial(run.masked, case.model)))
   rows = len(case.x)
   gates = [np.broadcast_to(row, (rows, len(row))).astype(np.float32) for row in bits]
@@ -259,7 +261,7 @@ def _compare(case, name, structures, reference, results) -> float:
 
 
 def _all_parts(case):
-  """A freshly traced program: what each part gives for an input or stream of its own."""
+  """Returns a freshly traced program: what each part gives for an input or stream of its own."""
   parts_ = case.parts
   return compiled(
     lambda variables, inputs: [
@@ -269,8 +271,8 @@ def _all_parts(case):
 
 
 def _inputs(case, program, variables):
-  """The input of each part, as NumPy arrays: x and the streams; found by running all parts as often
-  as there are streams, since one program costs less than two."""
+  """Returns the input of each part, as NumPy arrays: x and the streams. Runs all parts as often as
+  there are streams, since one program costs less than two."""
   inputs = [case.x, *(np.zeros(stream.shape, stream.dtype) for stream in case.streams)]
   for i, part in enumerate(case.parts[:-1]):
     out = jax.device_get(program(variables, inputs)[i])
@@ -279,7 +281,7 @@ def _inputs(case, program, variables):
 
 
 def _with_gradient(case, forward):
-  """Outputs of a way to run, and the gradient of the mean loss."""
+  """Returns a function to the outputs of a way to run, and the gradient of the mean loss."""
 
   def both(variables, x, structure):
     def loss(variables):
@@ -293,7 +295,7 @@ def _with_gradient(case, forward):
 
 
 def _moved(case, program):
-  """The variables a random step away from init; the same ones where that is not finite."""
+  """Returns the variables a random step away from init; the same ones where that is not finite."""
   rng = np.random.default_rng(case.seed)
 
   def move(leaf):
@@ -307,7 +309,7 @@ def _moved(case, program):
 
 
 def _poison(variables, paths):
-  """The variables with NaN in the leaves of these paths, which are those within `params`."""
+  """Returns the variables with NaN in the leaves of these paths, which are within `params`."""
 
   def spoil(path, leaf):
     poisoned = jax.tree_util.keystr(path[1:]) in paths and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -317,12 +319,12 @@ def _poison(variables, paths):
 
 
 def _changed(x):
-  """The same examples with other values of the kind that occur in them."""
+  """Returns the same examples with other values of the kind that occur in them."""
   return 1 - 2 * x if jnp.issubdtype(x.dtype, jnp.floating) else x.max() - x + x.min()
 
 
 def _tolerance(program, *arguments) -> float:
-  """By the narrowest floats that a program computes with."""
+  """Returns the tolerance that suits the narrowest floats that a program computes with."""
   text = str(program.trace(*arguments).jaxpr)
   low = any(f'{name}[' in text for name in ('bf16', 'f16', 'f8'))
   return LOW_TOLERANCE if low else TOLERANCE
@@ -334,8 +336,8 @@ def _largest(tree) -> float:
 
 
 def _distance(a, b, scale: float | None = None) -> float:
-  """Largest difference relative to `scale` (default: the largest number in a); NaN counts as
-  infinite."""
+  """Returns the largest difference relative to `scale` (default: the largest number in a); NaN
+  counts as infinite."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   scale = _largest(a) if scale is None else scale
   difference = np.abs(a - b).max(initial=0)

@@ -20,8 +20,9 @@ LABELLED = (classification, language)  # objectives whose targets are numbers of
 
 
 def parts_fit_at_init(case: Case) -> bool:
-  """When they create their parameters, embed gives a float stream [B, ..., D], every site takes the
-  stream that reaches it, and one with a residual gate keeps its shape and dtype."""
+  """Checks that parts fit when they create their parameters: embed gives a float stream
+  [B, ..., D], every site takes the stream that reaches it, and one with a residual gate keeps its
+  shape and dtype."""
 
   def create(part, key, value):
     return case.model.init_with_output(key, value, method=part.method)[0]
@@ -31,7 +32,8 @@ def parts_fit_at_init(case: Case) -> bool:
 
 
 def has_one_pool(case: Case) -> bool:
-  """init gives the same parameters, and nothing else, whatever structure it is called with."""
+  """Checks that init gives the same parameters, and nothing else, whatever structure it is called
+  with."""
   sample = case.sample()
   structures = list(dict.fromkeys([None, sample[0], sample[len(sample) // 2]]))
   calls = ['no structure' if s is None else f'structure {s}' for s in structures]
@@ -72,8 +74,9 @@ def has_one_pool(case: Case) -> bool:
 
 
 def parts_take_any_batch(case: Case) -> bool:
-  """The same for every part as a pure function of the pool, for the batch, for one example and for
-  twice the batch; and the objective can judge what readout gives."""
+  """Checks what `parts_fit_at_init` does of every part as a pure function of the pool, for the
+  batch, for one example and for twice the batch; and that the objective can judge what readout
+  gives."""
   run = functools.partial(Part.run, model=case.model)
   for rows in (len(case.x), 1, 2 * len(case.x)):
     _, outputs = _walk(case, rows, run, case.variables)
@@ -85,9 +88,9 @@ def parts_take_any_batch(case: Case) -> bool:
 
 
 def inner_gates_take_every_form(case: Case) -> bool:
-  """A site that names its gates takes values for the inner ones as Python bools, bool scalars,
-  float scalars and floats [B]; its result has the same shape, and it creates no other parameters.
-  """
+  """Checks that a site that names its gates takes values for the inner ones as Python bools, bool
+  scalars, float scalars and floats [B]; its result has the same shape, and it creates no other
+  parameters."""
   for index, site in enumerate(case.sites):
     if site.num_inner and (wrong := _wrong_static(case, index) or _wrong_traced(case, index)):
       case.fail(f'Site {site.label!r} {wrong}.')
@@ -95,7 +98,7 @@ def inner_gates_take_every_form(case: Case) -> bool:
 
 
 def space_matches(case: Case) -> bool:
-  """`space` names the gates in order, and the cost of every part can be found."""
+  """Checks that `space` names the gates in order, and that the cost of every part can be found."""
   names = gate_names(case.model)
   try:
     space_names = case.model.space.names
@@ -111,7 +114,7 @@ def space_matches(case: Case) -> bool:
 
 
 def _create(case: Case, index: int, inner):
-  """What site `index` gives when it creates its parameters, and these; both as shapes."""
+  """Returns what site `index` gives when it creates its parameters, and these; both as shapes."""
   method = site_part(case.sites[index], index, inner).method
   create = lambda key, h: case.model.init_with_output(key, h, method=method)
   return jax.eval_shape(create, jax.random.key(case.seed), case.streams[index])
@@ -143,7 +146,7 @@ def _wrong_static(case: Case, index: int) -> str | None:
 
 
 def _wrong_traced(case: Case, index: int) -> str | None:
-  """The same for inner gates that are arrays."""
+  """Returns what is wrong with a site for inner gates that are arrays; None if nothing is."""
   site, rows = case.sites[index], len(case.x)
   all_on, _ = _create(case, index, ())
   for form, shape, dtype in (

@@ -23,6 +23,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import staging
 from additive_jax.parallel.pipeline_schedule import Pipeline
+from additive_jax.run.objectives import objective_of
 from additive_jax.train.balance import Balance, move_biases, penalty, summary
 from additive_jax.train.recipe import (
   Facts,
@@ -187,7 +188,7 @@ class Piped(Loss):
     if not isinstance(params, staging.Staged):
       return self._whole()(recipe, params, slot)
     scales = self._whole().scales(slot)
-    model, objective = recipe.model, recipe.objective
+    model, objective = recipe.model, objective_of(recipe.objective)
     loss, _ = pipeline_.loss(
       model, self.pipeline, objective, params, slot.structure, slot.x, slot.y, scales=scales
     )

@@ -17,7 +17,7 @@ from additive_jax.errors import UserError
 from additive_jax.parallel import layout, processes, shares, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
-from additive_jax.parallel.zero import Storage
+from additive_jax.parallel.zero import HOST, Storage
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
 from additive_jax.train.recipe import Recipe, reads_by_parts
 
@@ -36,6 +36,9 @@ class State(NamedTuple):
   opt_state: PyTree
   step: Int[Array, '']
   skipped: Int[Array, '']
+
+
+StateOf: Any = State  # of other things than arrays, such as where each lies
 
 
 def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
@@ -133,7 +136,7 @@ def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> St
   )
   specs = staging.layout_of(recipe.model, pipeline, mesh, example)
   optimizer = layout.like_pool(shapes.opt_state, shapes.params, specs)
-  return State(specs, optimizer, PartitionSpec(), PartitionSpec())
+  return StateOf(specs, optimizer, PartitionSpec(), PartitionSpec())
 
 
 class StateLayout:
@@ -149,14 +152,16 @@ class StateLayout:
     pool: the part of the pool's that `shard_map` writes out, a pytree of `PartitionSpec`.
     leaves: how leaves of the pool are gathered, a pytree of `layout.Leaf`; None where no axis of
       the mesh asks for it.
-    around: what runs a part of the network on such a pool, see `additive.surrounding`, or None.
+    around: what runs a part of the network on such a pool, see `models.surrounding`, or None.
     sums: how experts, hidden units and heads are summed, see `gates.shares`.
     storage: of what the optimizer keeps.
     shardings: of the whole state, a `State` of pytrees of `NamedSharding`.
+    ordinary_shardings: of a state on the mesh in its ordinary form.
   """
 
   def __init__(self, recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct):
-    self.mesh = placement.mesh
+    assert placement.mesh is not None
+    self.mesh: Mesh = placement.mesh
     self.specs = state_specs(recipe, self.mesh, example)
     self.pool = layout.manual(self.specs.params)
     self.leaves = self.around = None
@@ -167,48 +172,87 @@ class StateLayout:
     self.sums = shares.sums_on(self.mesh)
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
-    variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
-    shapes = jax.eval_shape(self._in_stages, variables['params'])
-    self.storage = Storage(
-      recipe.optimizer,
-      shapes,
-      self.specs,
-      self.mesh,
-      zero=placement.zero,
-      offload=placement.offload,
-    )
+    init = lambda x: init_state(recipe, recipe.model.init(jax.random.key(0), x))
+    shapes = jax.eval_shape(init, example)
+    in_stages = jax.eval_shape(self._in_stages, shapes.params)
+    self.storage = Storage(recipe.optimizer, in_stages, self.specs, placement)
     shardings = layout.shardings(self.mesh, self.specs)
     self.shardings = shardings._replace(opt_state=self.storage.shardings)
+    self.ordinary_shardings = self._ordinary_shardings(shapes, placement)
+    self._enter = jax.jit(self._kept, out_shardings=self.shardings)
+    self._enter_pool = jax.jit(self._in_stages, out_shardings=self.shardings.params)
+    self._leave = jax.jit(self._unkept, out_shardings=self.ordinary_shardings)
+    self._leave_pool = jax.jit(self._apart, out_shardings=self.ordinary_shardings.params)
 
   def start(self, params: PyTree) -> State:
     """Returns the state on the mesh before the first step, from an ordinary pool."""
-    params = self._in_stages(processes.to_host(params))
-    state = self._place(State(params, (), np.int32(0), np.int32(0)))
-    return state._replace(opt_state=self.storage.init(state.params))
+    params = mesh_.lay(processes.to_host(params), self.ordinary_shardings.params)
+    if self._has_stages:
+      params = self._enter_pool(params)
+    step, skipped = mesh_.replicate((np.int32(0), np.int32(0)), self.mesh)
+    return State(params, self.storage.init(params), step, skipped)
 
   def place(self, state: State) -> State:
-    """Returns an ordinary state on the mesh."""
-    if self._forms[1] is not None:
-      state = self._in_stages(processes.to_host(state))
-    opt_state = self.storage.place(state.opt_state)
-    return self._place(state)._replace(opt_state=opt_state)
+    """Returns a copy of an ordinary state as it lies on the mesh; what is there in parts already,
+    as `ordinary` gives it, goes by no host."""
+    is_here = mesh_.is_on(self.mesh, state)
+    if not is_here:
+      state = mesh_.lay(processes.to_host(state), self.ordinary_shardings)
+    return self._enter(_near(state)) if is_here or self._has_other_form else state
 
   def ordinary(self, state: State) -> State:
-    """Returns a state on the mesh in its ordinary form. Of several processes, all must call this
-    together."""
-    return self.ordinary_pool(state._replace(opt_state=self.storage.unpack(state.opt_state)))
+    """Returns a state on the mesh in its ordinary form, on the same devices. Of several processes,
+    all must call this together."""
+    return self._leave(_near(state)) if self._has_other_form else state
 
-  def ordinary_pool(self, tree: PyTree) -> PyTree:
-    """Returns a pool on the mesh, or anything with pools in it, in the ordinary form."""
-    return staging.ordinary(*self._forms, tree, self._example)
+  def ordinary_pool(self, params: PyTree) -> PyTree:
+    """Returns a pool on the mesh in the ordinary form, on the same devices."""
+    return self._leave_pool(params) if self._has_stages else params
 
-  def _in_stages(self, tree):
+  @property
+  def _has_stages(self) -> bool:
+    return self._forms[1] is not None
+
+  @property
+  def _has_other_form(self) -> bool:
+    return self._has_stages or self.storage.packs
+
+  def _ordinary_shardings(self, shapes: State, placement: Placement) -> State:
+    """Returns how an ordinary state lies on the mesh, a `State` of pytrees of `NamedSharding`."""
+    if not self._has_stages:
+      return self.shardings._replace(opt_state=self.storage.unpacked)
+    params = staging.ordinary_specs(shapes.params, self.mesh)
+    optimizer = layout.like_pool(shapes.opt_state, shapes.params, params)
+    specs = StateOf(params, optimizer, PartitionSpec(), PartitionSpec())
+    shardings = layout.shardings(self.mesh, specs)
+    if not placement.offload:
+      return shardings
+    there = jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST), shardings.opt_state)
+    return shardings._replace(opt_state=there)
+
+  def _in_stages(self, tree: PyTree) -> PyTree:
     return staging.on_mesh(*self._forms, tree, self._example)
 
-  def _place(self, state):
-    """Returns all but the optimizer's part of a state on the mesh."""
-    state, specs = (tree._replace(opt_state=()) for tree in (state, self.specs))
-    return mesh_.place(processes.to_host(state), self.mesh, specs)
+  def _apart(self, tree: PyTree) -> PyTree:
+    return staging.ordinary(*self._forms, tree, self._example)
+
+  def _kept(self, state: State) -> State:
+    state = self._in_stages(jax.tree.map(jnp.copy, state))
+    return state._replace(opt_state=self.storage.pack(state.opt_state))
+
+  def _unkept(self, state: State) -> State:
+    return self._apart(state._replace(opt_state=self.storage.unpack(state.opt_state)))
+
+
+def _near(state: State) -> State:
+  """Returns a state with all arrays in the memory of their devices."""
+
+  def near(leaf: jax.Array) -> jax.Array:
+    if leaf.sharding.memory_kind != HOST:
+      return leaf
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind('device'))
+
+  return jax.tree.map(near, state)
 
 
 @functools.lru_cache(maxsize=32)

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from additive_jax.data import Order
 from additive_jax.errors import UserError
 from additive_jax.gates import shares
-from additive_jax.models import additive
 from additive_jax.models.additive import initial
+from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
@@ -40,6 +40,7 @@ from additive_jax.train.state import (
   run_in_chunks,
 )
 
+AveragedOf: Any = Averaged  # of where each part lies
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
@@ -50,8 +51,14 @@ def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   return PartitionSpec(None, slots, mesh_.batch_axes(mesh))
 
 
-def _device_slots(mesh, sampler, key, step) -> Slots:
-  """Returns one device's slots of a step, without their examples."""
+def _device_slots(
+  mesh: Mesh, sampler: Sampler, key: Array, step: Array, batch: tuple[Any, Any], shared: bool
+) -> Slots:
+  """Returns one device's slots of a step.
+
+  Args:
+    batch: the examples of each, or if they are shared of one for all.
+  """
   per_device = sampler.num_structures // mesh.shape[mesh_.STRUCTURE]
   first = jax.lax.axis_index(mesh_.STRUCTURE) * per_device
   now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
@@ -59,12 +66,16 @@ def _device_slots(mesh, sampler, key, step) -> Slots:
   numbers = first + jnp.arange(per_device)
   keys = jax.vmap(lambda slot: jax.random.fold_in(now, slot))(numbers)
   rates = sampler.rates(step) if hasattr(sampler, 'rates') else None
-  return Slots(bits, None, None, keys, step, rates)
+  if shared:
+    repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
+    batch = jax.tree.map(repeat, batch)
+  x, y = batch
+  return Slots(bits, x, y, keys, step, rates)
 
 
 def _gradient_on_mesh(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
-) -> Callable:
+) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
 
   It takes the pool, the number of the step and its place t in the chunk, the sampler and its key,
@@ -76,23 +87,19 @@ def _gradient_on_mesh(
   axes = tuple(axis for axis in names if mesh.shape[axis] > 1)
 
   def gradient(params, step, t, sampler, key, inputs, data):
-    slots = _device_slots(mesh, sampler, key, step)
     batch = jax.tree.map(lambda a: a[t], inputs)
     if data:
       batch = jax.tree.map(lambda a: a[batch], data)
-    if shared_batch:
-      repeat = lambda a: jnp.broadcast_to(a, (len(slots.bits), *a.shape[1:]))
-      batch = jax.tree.map(repeat, batch)
-    slots = slots._replace(x=batch[0], y=batch[1])
+    slots = _device_slots(mesh, sampler, key, step, batch, shared_batch)
     options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
-    with additive.surrounding(layout.around), shares.summing(layout.sums):
+    with surrounding(layout.around), shares.summing(layout.sums):
       return averaged_gradient(recipe, params, slots, **options)
 
   return jax.shard_map(
     gradient,
     mesh=mesh,
     in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
-    out_specs=Averaged(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )
@@ -101,7 +108,7 @@ def _gradient_on_mesh(
 @functools.lru_cache(maxsize=32)
 def _chunk_program(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
-) -> Callable:
+) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
@@ -214,7 +221,7 @@ class Trainer:
     return self._layout.ordinary(self.sharded_state)
 
   @state.setter
-  def state(self, state: State):
+  def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
 
   @property

@@ -30,6 +30,13 @@ def shrink(
 ) -> Transplant:
   """Returns the strongest units of a large model in a small one; not exact.
 
+  >>> large = aj.models.MLP(num_blocks=2, width=8, hidden=16, num_classes=3)
+  >>> small = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> x = np.ones((1, 6), np.float32)
+  >>> pools = [model.init(jax.random.key(0), x) for model in (large, small)]
+  >>> shrink(large, pools[0], small, pools[1]).exact
+  False
+
   Args:
     large_model, large: the model and its `{'params': pool}`.
     small_model, small: the model and a pool of its shapes: arrays, or `jax.eval_shape` of its init.

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
+from additive_jax.data import assignment
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow, test_scores
@@ -48,6 +49,8 @@ def _check(session: Session) -> None:
     expected = '1, since large and small models are trained with all gates on'
     raise refused(session.config, 'train.structures_per_step', expected=expected)
   session.in_memory()
+  if options.balanced and any(METHODS.get(name) == 'kmeans' for name in options.variants):
+    assignment.solver()
   if options.asynchronous:
     check_processes(session)
   for way in make_ways(session):
