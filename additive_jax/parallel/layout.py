@@ -126,9 +126,9 @@ def _leaves(model: Any, example: jax.ShapeDtypeStruct) -> Iterator[_Named]:
   pool = _pool(model, example)
   flatten = jax.tree.structure(pool).flatten_up_to
   names, shared = flatten(axis_names(model, example)), flatten(shared_axes(model, example))
-  for (path, leaf), own, axes in zip(jax.tree.leaves_with_path(pool), names, shared):
-    rules = tuple(RULES.get(name) if i in axes else None for i, name in enumerate(own))
-    yield _Named(path, leaf.shape, own, rules)
+  for (path, leaf), of_leaf, axes in zip(jax.tree.leaves_with_path(pool), names, shared):
+    rules = tuple(RULES.get(name) if i in axes else None for i, name in enumerate(of_leaf))
+    yield _Named(path, leaf.shape, of_leaf, rules)
 
 
 def _layout_of_leaf(leaf: _Named, mesh: Mesh) -> Leaf:
