@@ -44,7 +44,7 @@ def cached(tmp_path_factory):
     yield
 
 
-@pytest.fixture(params=tiny.slow_but(set(TABLES) - {'dna'}, TABLES))
+@pytest.fixture(params=tiny.slow_but(set(TABLES) - {'dna', 'experts'}, TABLES))
 def name(request):
   return request.param
 
