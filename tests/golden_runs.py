@@ -25,10 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
 RTOL, ATOL = 2e-3, 2e-5  # of losses after some tens of steps; a wrong rule changes the first digit
-FLAGS = (
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-  ' --xla_cpu_parallel_codegen_split_count=1'
-)
+FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 # Of summaries and curves: what differs from run to run on one machine.
 UNSTABLE = ('seconds', 'time', 'bytes', 'bubble', 'wall')
 

@@ -79,7 +79,12 @@ def host(tree):
 
 
 @pytest.mark.parametrize(
-  ('router', 'mesh'), [('softmax', (1, 2)), ('random', (2, 2)), ('experts', (2, 2))]
+  ('router', 'mesh'),
+  [
+    ('softmax', (1, 2)),
+    pytest.param('random', (2, 2), marks=pytest.mark.slow),
+    pytest.param('experts', (2, 2), marks=pytest.mark.slow),
+  ],
 )
 def test_devices_agree(router, mesh, random_pool):
   """Losses, pools, biases and facts, whether devices split the batches alone or slots as well."""

@@ -202,6 +202,7 @@ def signalled(monkeypatch, kind, number):
   monkeypatch.setattr(kind, 'run', run)
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again(boosted, tmp_path):
   """Between two synchronisations of the copies, then in the large model."""
   whole, _ = boosted
@@ -256,6 +257,7 @@ def test_clusters_of_a_run_are_read_again(tmp_path):
     assert random[1:] == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_best_copy(tmp_path):
   """Of lower loss on training examples; the test split has no say."""
   with session_of(ONE | {'booster.join': 'best', 'booster.sync_epochs': 0.0}, tmp_path) as session:
@@ -276,6 +278,7 @@ def test_the_best_copy(tmp_path):
       assert found == pytest.approx(min(known), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_are_of_copies_that_began_alike(tmp_path):
   """Whatever joins them in the end: means of networks that began apart are of nothing."""
   for options in (
@@ -385,6 +388,7 @@ def saved_steps(folder):
   return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
   """Of four, two die at once, and one after some checkpoints, of which the newest is used: the rest
   are packed. The run is then stopped in the large model, and goes on without other processes."""

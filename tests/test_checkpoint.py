@@ -623,6 +623,7 @@ print('sound', flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_restore_together(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))

@@ -86,6 +86,7 @@ def test_weights(weights):
   assert len(set(shares)) > 2
 
 
+@pytest.mark.slow
 def test_units_are_cut_out(tmp_path):
   result = compress.run(config('unit'), tmp_path / 'run', devices=1)
   rows = result.variants.set_index('variant')
@@ -117,6 +118,7 @@ def test_units_are_cut_out(tmp_path):
   assert np.mean(outputs[0].argmax(-1) == y) == rows.loc['variational', 'accuracy']
 
 
+@pytest.mark.slow
 def test_a_teacher(weights, tmp_path):
   """The dense one has no teacher; killed before the last of the others, the run goes on."""
   plain, _ = weights
@@ -135,6 +137,7 @@ def test_a_teacher(weights, tmp_path):
     assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'run' / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_gates_are_cut_out(tmp_path):
   """Without tuning: the network that the noise leaves is the one that is cut out."""
   result = compress.run(config('gate'), tmp_path / 'run', devices=1)

@@ -39,6 +39,7 @@ def session_of(experiment, options, tmp_path):
   return open_session(config, tmp_path / 'run', check=lambda session: None, devices=1)
 
 
+@pytest.mark.slow
 def test_networks_have_the_budget_of_the_dense_one(tmp_path):
   options = SHARED | {'experts.num_experts': 4, 'experts.shared_router': True}
   with session_of('experts', options, tmp_path) as session:
@@ -60,6 +61,7 @@ def test_networks_have_the_budget_of_the_dense_one(tmp_path):
     assert (single.name, str(single.structure)) == ('single', '01')
 
 
+@pytest.mark.slow
 def test_what_exp4_leaves(mixed):
   result, workdir = mixed
   names = ['dense', 'single', 'softmax_equal_params', 'moe_equal_params']
@@ -90,6 +92,7 @@ def test_what_exp4_leaves(mixed):
   assert '"block_00/mlp/kept"' in metrics
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed(mixed):
   result, workdir = mixed
   lines = (workdir / 'journals' / 'experts.jsonl').read_text().splitlines()
@@ -109,6 +112,7 @@ def test_differences_are_paired_by_seed(mixed):
   assert records[0, 'softmax_equal_params']['flops'] != records[1, 'softmax_equal_params']['flops']
 
 
+@pytest.mark.slow
 def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
   """Losses are those of shared-prefix evaluation, and loads those counted from the choices."""
   with session_of('experts', EXPERTS | {'experts.keep': 1.0}, tmp_path) as session:
@@ -124,6 +128,7 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
     np.testing.assert_allclose(found.facts['block_00__mlp'].load, load, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_dna_leaves(distributed):
   result, workdir = distributed
   names = ['dense', 'shallow', 'dna', 'dna_skipping']

@@ -83,6 +83,7 @@ ROWS = [
     task,
     sum(counts[kinds.index(kind)] for kind in mix),
     id=f'{name}-{"+".join(mix)}',
+    marks=() if mix == kinds else pytest.mark.slow,
   )
   for name, (make, kinds, batch, task, counts) in MODELS.items()
   for size in range(1, len(kinds) + 1)
@@ -96,7 +97,7 @@ def test_the_contract(make, mix, batch, task, num_gates):
   assert f'\n{num_gates} gates; {min(3, 1 << num_gates)} structures' in said
 
 
-@pytest.mark.parametrize('name', ROUTED)
+@pytest.mark.parametrize('name', tiny.slow_but(['language model, top 2 of a list'], ROUTED))
 def test_the_contract_with_routers(name):
   make, batch, task = (
     (vit, IMAGES, 'classification') if 'vit' in name else (language_model, TOKENS, 'language')

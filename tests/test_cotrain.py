@@ -131,6 +131,7 @@ def test_losses_are_those_of_the_pools(trained, pools, model, iris):
   assert abs(together - alone).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_alone_equals_exp_1(trained, tmp_path):
   config = tiny.config('sweep', {'sweep.modes': ('standalone',)})
   table = sweep.run(config, tmp_path / 'run', devices=2).table.set_index('structure')
@@ -185,6 +186,7 @@ def test_cosines(trained, pools, model, iris):
   assert np.mean([p['cosine/111~011'] for p in last]) == pytest.approx(got[0, 1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_one_order_for_all(tmp_path):
   """The best co-trained structure first, in every table, however the structures were listed."""
   options = {'structures': ('000', '111', '010', '101'), 'cotrain.top_k': 0, 'num_seeds': 1}
@@ -217,6 +219,7 @@ def test_one_order_for_all(tmp_path):
   assert 'over the seeds' not in page
 
 
+@pytest.mark.slow
 def test_a_search_is_continued(tmp_path, monkeypatch):
   options = {'num_seeds': 1, 'model.num_blocks': 4, 'search.method': 'evolution'}
   options |= {'search.budget': 12, 'search.population': 4, 'train.epochs': 0.5}
@@ -242,6 +245,7 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   pd.testing.assert_frame_equal(found.table, want.table, check_exact=True)
 
 
+@pytest.mark.slow
 def test_two_processes(trained, tmp_path):
   """`launch/local.sh` joins two; what one of them finds wrong ends both."""
   environment = tiny.environment(tmp_path / 'programs') | {'PYTHON': sys.executable}
@@ -282,6 +286,7 @@ def test_two_processes(trained, tmp_path):
   assert 'Traceback' not in failed.stderr + (tmp_path / 'local-1.log').read_text()
 
 
+@pytest.mark.slow
 def test_structures_from_a_sweep_or_from_a_short_one(tmp_path):
   shared = tiny.config('sweep', {'sweep.modes': ('shared',), 'num_seeds': 1})
   table = sweep.run(shared, tmp_path / 'sweep', devices=2).table
@@ -306,6 +311,7 @@ def test_structures_from_a_sweep_or_from_a_short_one(tmp_path):
   assert sorted(found.table['structure']) == sorted(best)
 
 
+@pytest.mark.slow
 def test_regression(tmp_path):
   options = {'data.name': 'tabular:diabetes', 'structures': ('100', '010', '110')}
   options |= {'cotrain.top_k': 0, 'num_seeds': 1, 'train.epochs': 0.5}

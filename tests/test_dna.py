@@ -131,7 +131,7 @@ def sizes(name):
   return tiny.two_sizes() if name == 'one module' else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', tiny.slow_but(['learned, gelu'], CASES))
 def test_outputs_and_gradients_are_those_of_all_modules(name, random_pool):
   model = CASES[name]
   variables = random_pool(model, TOKENS)
@@ -214,6 +214,7 @@ def test_facts_count_the_choices(random_pool):
   assert set(facts) == set(chosen) == {'step_00'}
 
 
+@pytest.mark.slow
 def test_the_share_of_skipped_compute_settles():
   """By biases of the identities alone, which no gradient moves."""
   model = DNA(2, 8, modules=Modules(1, 2, 0, 2, 2, skip=0.3), **TEXT)
@@ -229,6 +230,7 @@ def test_the_share_of_skipped_compute_settles():
     assert np.abs(bias[3:]).max() > 0
 
 
+@pytest.mark.slow
 def test_the_contract():
   model = DNA(1, 4, modules=Modules(1, 1, 0, 1, 1), **TEXT | {'hidden': 4})
   x, y = np.random.default_rng(2).integers(0, 7, (2, 2, 2)).astype(np.uint8)

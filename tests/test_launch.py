@@ -23,9 +23,9 @@ from additive_jax.parallel import mesh
 LINE = re.compile(r'\d\d:\d\d:\d\d .*')
 # Long enough to be killed at any stage.
 LONG = {
-  'model.num_blocks': 4,
-  'train.epochs': 40.0,
-  'sweep.shared_epochs': 40.0,
+  'num_seeds': 1,
+  'train.epochs': 20.0,
+  'sweep.shared_epochs': 20.0,
   'train.checkpoint_every': 20,
 }
 
@@ -321,6 +321,7 @@ def test_default_directory_devices_and_log(tmp_path, cache, monkeypatch):
   assert all(LINE.fullmatch(line) for line in warnings)
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_at_once(tmp_path, cache):
   """The second ends at once; a killed first one leaves no lock behind."""
   workdir = tmp_path / 'run'
@@ -342,6 +343,7 @@ def test_the_same_command_twice_at_once(tmp_path, cache):
   assert code == 0, err
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_ends_the_same(tmp_path, cache):
   """SIGTERM in training, SIGKILL at two random moments, against a run that nothing disturbed."""
   start = time.monotonic()
@@ -371,6 +373,7 @@ def test_stopped_and_killed_ends_the_same(tmp_path, cache):
   assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_shards_script(tmp_path, cache):
   """Two processes and their merge; one mistake ends all, told by its code."""
   options = {'sweep.modes': ('standalone',), 'num_seeds': 1}

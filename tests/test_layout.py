@@ -168,6 +168,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(tmp_path, trained, 
     )
 
 
+@pytest.mark.slow
 def test_gates_of_a_model_with_experts(random_pool):
   """Devices with different structures skip different sites, each with its all-reduce of experts."""
   model = MODELS['experts']

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent.parent / 'notebooks'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', sorted(FOLDER.glob('*.ipynb')), ids=lambda path: path.stem)
 def test_notebook(path, monkeypatch):
   monkeypatch.delenv('XLA_FLAGS', raising=False)  # as a reader runs it, on one device

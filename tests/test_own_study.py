@@ -30,6 +30,7 @@ def ran(tmp_path_factory):
   return names, folder / 'runs' / 'samplers'
 
 
+@pytest.mark.slow
 def test_both_arms_spend_as_much(ran):
   names, workdir = ran
   rows = names['result'].variants.set_index('variant')
@@ -46,6 +47,7 @@ def test_both_arms_spend_as_much(ran):
   assert abs(np.mean(apart)) > 1e-6
 
 
+@pytest.mark.slow
 def test_it_leaves_what_every_run_leaves(ran):
   names, workdir = ran
   assert json.loads((workdir / 'config.json').read_text())['experiment'] == 'samplers'

@@ -380,6 +380,7 @@ def opened(options, workdir, check=lambda session: None):
   return open_session(tiny.config('sweep', options), workdir, check=check, devices=4)
 
 
+@pytest.mark.slow
 def test_options_of_a_run(tmp_path):
   """The mesh has an axis for stages; directory and checkpoints are the same for any number."""
   identities = []

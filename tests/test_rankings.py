@@ -126,6 +126,7 @@ def test_compare_rankings():
   assert rankings.compare_rankings(truth, by_seed, k=4, seed=1)['tau_low'] != good['tau_low']
 
 
+@pytest.mark.slow
 def test_interval_of_tau_covers_the_tau_of_the_population():
   # Correlation 0.7 between Gaussian pairs: τ = 2/π asin 0.7, by Greiner.
   rng = np.random.default_rng(11)

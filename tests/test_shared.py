@@ -109,6 +109,7 @@ def test_a_killed_search_goes_on_after_its_last_generation(
   assert any(m.startswith(f'search: {done}/14 structures') for m in caplog.messages)
 
 
+@pytest.mark.slow
 def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
   workdir = tmp_path / 'run'
   for shard in ('1/2', '0/2'):
@@ -126,6 +127,7 @@ def test_shards_take_seeds_and_merge_to_the_undivided_run(pools, tmp_path):
   assert (workdir / 'report.html').read_bytes() == (pools[1] / 'report.html').read_bytes()
 
 
+@pytest.mark.slow
 def test_one_device_and_two_agree(pools, tmp_path):
   result = sweep.run(tiny.config('sweep', SHARED), tmp_path / 'run', devices=1)
   one = result.table.set_index('structure').sort_index()

@@ -280,6 +280,7 @@ def uninterrupted(recipe):
   return one.run(6)['loss'], processes.to_host(one.state)
 
 
+@pytest.mark.slow
 def test_training_under_noise_does_not_depend_on_devices(recipe, uninterrupted):
   many = trainer(recipe, 2)
   loss = many.run(6)['loss']

@@ -79,6 +79,7 @@ def test_effects_of_a_halved_sweep_compare_equal_training(halved):
   assert halved[0].effects['effect'][1] == pytest.approx(on - off, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lines', [0, 19, 25])
 def test_killed_and_continued_halving_ends_the_same(halved, tmp_path, lines):
   workdir = tmp_path / 'run'
@@ -89,6 +90,7 @@ def test_killed_and_continued_halving_ends_the_same(halved, tmp_path, lines):
   assert len(records(workdir)) == len(records(halved[1])) == 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['whole', 'halved'])
 def test_shards_in_any_order_merge_to_the_undivided_run(kind, whole, halved, tmp_path):
   options, (_, undivided) = {'whole': (ALONE, whole), 'halved': (HALVED, halved)}[kind]

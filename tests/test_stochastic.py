@@ -106,6 +106,7 @@ def test_expected_flops_are_the_mean_over_structures():
   np.testing.assert_allclose(space.expected_flops([rates, rates * 0])[0], want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_distilled_and_a_sample_of_the_structures(tmp_path):
   options = CHOSEN | {
     'num_seeds': 1,

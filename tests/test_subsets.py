@@ -244,6 +244,7 @@ def mean_over_structures(model, variables, x, rates, scales):
   return np.tensordot(weights, np.asarray(outputs, float), 1)
 
 
+@pytest.mark.slow
 def test_inverse_scales_are_unbiased_over_structures(random_pool):
   """Exactly so for one site before an affine readout, and for affine sites; not through others."""
   affine, x = Affine(), VECTORS

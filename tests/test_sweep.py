@@ -96,6 +96,7 @@ def test_report_tells_the_options(swept, tmp_path):
   assert json.loads(lines['gates']) == saved['gates']
 
 
+@pytest.mark.slow
 def test_report_of_one_seed_claims_no_interval_and_tells_the_command(tmp_path):
   config = tiny.config('sweep', {'num_seeds': 1})
   command = 'python -m additive_jax.launch --config=a.py'
@@ -225,6 +226,7 @@ def test_costs(swept, iris):
     assert (row.flops, row.params) == (space.flops(row.structure), space.params(row.structure))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['shared', 'standalone'])
 def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
   swept, tmp_path, mode, caplog, monkeypatch
@@ -244,7 +246,7 @@ def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
     assert table[column].tolist() == both[f'{prefix}{column}'].tolist()
 
 
-@pytest.mark.parametrize('method', ['evolution', 'random'])
+@pytest.mark.parametrize('method', tiny.slow_but(['random'], ['evolution', 'random']))
 def test_search(tmp_path, method):
   options = {
     'model.num_blocks': 4,
@@ -295,6 +297,7 @@ class Own(additive_jax.models.Additive):
     self.readout = nn.Dense(self.num_classes)
 
 
+@pytest.mark.slow
 def test_own_model_by_name_or_as_an_object_on_own_data(tmp_path):
   random = np.random.default_rng(0)
   x = random.normal(size=(90, 4)).astype(np.float32)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from additive_jax.cli.configs import load_config
@@ -89,6 +90,12 @@ def cached_programs(folder):
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+def slow_but(quick, cases):
+  """The cases of a table as parameters: all but the named ones take long."""
+  assert set(quick) <= set(cases)
+  return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @contextlib.contextmanager

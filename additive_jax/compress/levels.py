@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from additive_jax.gates.structure import Structure
 from additive_jax.models import MLP, DenseStack
 from additive_jax.models.additive import Additive, gate_names, sites_of
 from additive_jax.models.costs import measure
+from additive_jax.models.identity import inner
 from additive_jax.models.kinds import LANE
 from additive_jax.transplant.copies import strengths
 from additive_jax.transplant.wiring import READS, WRITES, module_names
@@ -66,7 +67,7 @@ class Pruned(NamedTuple):
   units: dict[str, Bool[np.ndarray, 'size']]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Level(abc.ABC):
   """The parts of a model that bear noise and may be removed.
 
@@ -79,6 +80,15 @@ class Level(abc.ABC):
   model: Additive
   shapes: tuple[tuple[str, tuple[int, ...]], ...]
   counts: tuple[tuple[str, int | tuple[int, ...]], ...]
+
+  def __repr__(self) -> str:
+    """Returns the text by which checkpoints know a level; see `models.identity`."""
+    fields = ''.join(f', {name}={value!r}' for name, value in self._described().items())
+    return f'{type(self).__name__}(model={inner(self.model)}{fields})'
+
+  @abc.abstractmethod
+  def _described(self) -> dict[str, Any]:
+    """Returns what its text says beside the model."""
 
   @abc.abstractmethod
   def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
@@ -106,9 +116,12 @@ class Level(abc.ABC):
     """Returns the network with the numbers of `keep`, by name, alone."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Weights(Level):
   """The weights of all kernels that are matrices; biases, norms and embeddings stay."""
+
+  def _described(self) -> dict[str, Any]:
+    return {'shapes': self.shapes}
 
   def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
     draw = Draw(keys)
@@ -150,7 +163,7 @@ class Weights(Level):
     return units
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Units(Level):
   """Hidden units and attention heads: each has one noise for all tokens of an example, which
   multiplies what is read of it.
@@ -161,6 +174,9 @@ class Units(Level):
   """
 
   readers: tuple[tuple[str, str, int], ...]
+
+  def _described(self) -> dict[str, Any]:
+    return {'shapes': self.shapes, 'counts': self.counts, 'readers': self.readers}
 
   def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
     draw = Draw(keys)
@@ -188,7 +204,7 @@ class Units(Level):
     return Pruned(jax.tree.map(np.asarray, zeroed['params']), _all_on(self.model), units)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Gates(Level):
   """Residual gates: what a site adds is multiplied by a noise of mean 1 for each example. Other
   gates stay on.
@@ -198,6 +214,9 @@ class Gates(Level):
   """
 
   positions: tuple[int, ...]
+
+  def _described(self) -> dict[str, Any]:
+    return {'positions': self.positions, 'weights': self.counts[0][1]}
 
   @property
   def names(self) -> tuple[str, ...]:

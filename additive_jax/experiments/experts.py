@@ -176,8 +176,8 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
     if not contender.has_routers or getattr(contender.model.routing, 'router', '') == 'random':
       continue  # what is drawn at random says nothing about tokens
     trained = contender.train(session.config.seed)
-    session = trained.session
-    inspection = inspect(session.model, session.objective, trained.variables, session.test)
+    network = trained.session
+    inspection = inspect(network.model, network.objective, trained.variables, network.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)

@@ -1,39 +1,51 @@
-"""What a model is, in words: two models of the same words have the same pool."""
+"""What a model is, in words: two models of the same words have the same pool.
+
+Checkpoints and the directories of runs are known by these words, so they stay as they are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+import re
 from typing import Any
 
-_LANES, _EXPERTS = ('lane_devices=1', 'lane_axis=None'), ('expert_devices=1', 'expert_axis=None')
-# Fields that the library's networks once had. Their descriptions keep them, and so do the
-# directories of their runs.
-FORMER = {'MLP': _LANES, 'Transformer': _LANES + _EXPERTS, 'DNA': _EXPERTS}
+_LANES: dict[str, Any] = {'lane_devices': 1, 'lane_axis': None}
+_EXPERTS: dict[str, Any] = {'expert_devices': 1, 'expert_axis': None}
+# Fields that the library's networks once had. Their descriptions keep them.
+FORMER = {'MLP': _LANES, 'Transformer': _LANES | _EXPERTS, 'DNA': _EXPERTS}
 
 
-def describe(value: Any) -> str:
-  """Returns a model on one line, the same in every process: its class and its fields. Functions and
-  objects among the fields, whose text would show where in memory they are, are named by their kind.
+def describe(model: Any) -> str:
+  """Returns a model on one line, the same in every process: its class and its fields.
 
   >>> describe(aj.models.MLP(num_blocks=2, width=4, hidden=(8, 6), num_classes=3))
   "MLP(num_blocks=2, width=4, hidden=(8, 6), num_classes=3, gates=('residual',), ...)"
   """
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    names = (field.name for field in dataclasses.fields(value) if field.init)
-    names = (name for name in names if name not in ('parent', 'name'))  # of every Flax module
-    fields = [f'{name}={describe(getattr(value, name))}' for name in names]
-    if type(value).__module__.startswith('additive_jax.'):
-      fields += FORMER.get(type(value).__name__, ())
-    return f'{type(value).__name__}({", ".join(fields)})'
-  if isinstance(value, functools.partial):
-    return f'partial({describe(value.func)}, {describe(value.args)}, {describe(value.keywords)})'
-  if isinstance(value, tuple | list | set | frozenset):
-    items = ', '.join(map(describe, value))
-    return f'({items},)' if isinstance(value, tuple) and len(value) == 1 else f'({items})'
-  if isinstance(value, Mapping):
-    return '{' + ', '.join(f'{key!r}: {describe(item)}' for key, item in value.items()) + '}'
-  if type(value).__repr__ is object.__repr__ or (callable(value) and not isinstance(value, type)):
-    return f'<{getattr(value, "__qualname__", type(value).__qualname__)}>'
-  return ' '.join(repr(value).split())
+  names = [field.name for field in dataclasses.fields(model)]
+  fields = {name: getattr(model, name) for name in names if name not in ('parent', 'name')}
+  fields |= _former(model)
+  text = ', '.join(f'{name}={value!r}' for name, value in fields.items())
+  # Functions among the fields show where in memory they are, and modules take several lines.
+  text = re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', text))
+  return f'{type(model).__name__}({text})'
+
+
+def inner(model: Any) -> str:
+  """Returns the text of a model that is a field of an object which is described.
+
+  >>> print(inner(aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)))
+  MLP(
+      # attributes
+      num_blocks = 2
+      ...
+      lane_axis = None
+  )
+  """
+  lines = [f'    {name} = {value!r}\n' for name, value in _former(model).items()]
+  return f'{repr(model).removesuffix(")")}{"".join(lines)})'
+
+
+def _former(model: Any) -> dict[str, Any]:
+  """Returns the fields that a network of the library once had."""
+  is_ours = type(model).__module__.startswith('additive_jax.')
+  return FORMER.get(type(model).__name__, {}) if is_ours else {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -25,7 +25,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts
-from additive_jax.models.axes import AxisNames, axis_names
+from additive_jax.models.axes import AxisNames, axis_names, shared_axes
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
 from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 
@@ -34,8 +34,7 @@ RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
 
 def has_experts(model: Any, example: jax.ShapeDtypeStruct) -> bool:
   """Returns whether a model has experts or modules of their own weights, which can be spread."""
-  names = jax.tree.leaves(axis_names(model, example))  # those of all axes in one list
-  return 'expert' in names
+  return any(EXPERT in leaf.rules for leaf in _leaves(model, example))
 
 
 def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
@@ -50,12 +49,11 @@ def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStr
       f'{type(model).__name__} over {sizes[EXPERT]} expert_devices: expected a model with experts '
       'or modules of their own weights, or 1'
     )
-  for path, leaf, names in _leaves(model, example):
-    for size, name in zip(leaf.shape, names):
-      axis = RULES.get(name) if name else None
+  for leaf in _leaves(model, example):
+    for size, name, axis in zip(leaf.shape, leaf.names, leaf.rules):
       if axis and size % sizes.get(axis, 1):
         raise UserError(
-          f'{size} {name} of {jax.tree_util.keystr(path, simple=True, separator="/")} over '
+          f'{size} {name} of {jax.tree_util.keystr(leaf.path, simple=True, separator="/")} over '
           f'{sizes[axis]} {axis}_devices: expected a multiple of {sizes[axis]}'
         )
 
@@ -99,9 +97,7 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
     UserError: see `check_model`.
   """
   check_model(model, mesh.shape, example)
-  of_path = {
-    path: _layout_of_leaf(leaf.shape, names, mesh) for path, leaf, names in _leaves(model, example)
-  }
+  of_path = {leaf.path: _layout_of_leaf(leaf, mesh) for leaf in _leaves(model, example)}
   return jax.tree.map_with_path(lambda path, _: of_path[path], _pool(model, example))
 
 
@@ -109,22 +105,37 @@ def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), example)['params']
 
 
-def _leaves(
-  model: Any, example: jax.ShapeDtypeStruct
-) -> Iterator[tuple[Any, jax.ShapeDtypeStruct, AxisNames]]:
-  """Yields path, shape and the names of the axes of each leaf."""
-  structure = jax.tree.structure(_pool(model, example))
-  names = structure.flatten_up_to(axis_names(model, example))
-  for (path, leaf), axes in zip(jax.tree.leaves_with_path(_pool(model, example)), names):
-    yield path, leaf, axes
+class _Named(NamedTuple):
+  """A leaf of the pool.
+
+  Attributes:
+    path, shape: in the pool.
+    names: of its axes.
+    rules: for each axis the mesh axis that a sum over it is shared out along, or None.
+  """
+
+  path: Any
+  shape: tuple[int, ...]
+  names: AxisNames
+  rules: tuple[str | None, ...]
 
 
-def _layout_of_leaf(shape: tuple[int, ...], names: AxisNames, mesh: Mesh) -> Leaf:
-  """Returns how a leaf of this shape, with these names of its axes, lies on a mesh."""
-  over = [RULES.get(name) if name else None for name in names]
-  over = [axis if axis in mesh.axis_names else None for axis in over]
-  read, local = PartitionSpec(*over), list(shape)
-  # Tensor devices share out what has no heads or hidden units too; it is gathered to be read.
+def _leaves(model: Any, example: jax.ShapeDtypeStruct) -> Iterator[_Named]:
+  """Yields the leaves of the pool. A name alone spreads nothing: only sums that `gates.shares`
+  computes are shared out, for XLA would have to move what they are computed from."""
+  pool = _pool(model, example)
+  flatten = jax.tree.structure(pool).flatten_up_to
+  names, shared = flatten(axis_names(model, example)), flatten(shared_axes(model, example))
+  for (path, leaf), of_leaf, axes in zip(jax.tree.leaves_with_path(pool), names, shared):
+    rules = tuple(RULES.get(name) if i in axes else None for i, name in enumerate(of_leaf))
+    yield _Named(path, leaf.shape, of_leaf, rules)
+
+
+def _layout_of_leaf(leaf: _Named, mesh: Mesh) -> Leaf:
+  """Returns how a leaf lies on a mesh."""
+  over = [axis if axis in mesh.axis_names else None for axis in leaf.rules]
+  shape, read, local = leaf.shape, PartitionSpec(*over), list(leaf.shape)
+  # Tensor devices keep parts of what has no heads or hidden units too; it is gathered to be read.
   for axis in (TENSOR, FSDP):
     size = mesh.shape.get(axis, 1)
     free = [i for i, n in enumerate(shape) if over[i] is None and n % size == 0 and n >= size]

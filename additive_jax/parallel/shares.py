@@ -46,10 +46,14 @@ def experts_over_devices(
 def units_over_devices(
   run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
 ) -> Float[Array, '...']:
-  """Returns what `gates.shares.at_once` does, with the units spread over the mesh axis `tensor`,
-  which divides their number. Layers that are no arrays, as of a network under noise, are whole on
-  every device."""
-  if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(layers)):
+  """Returns what `gates.shares.at_once` does, with the units spread over the mesh axis `tensor`.
+
+  Layers that are no arrays, as of a network under noise, and units that do not divide, as they may
+  be within an expert, are whole on every device.
+  """
+  size = jax.sharding.get_abstract_mesh().shape[TENSOR]
+  pairs = list(zip(jax.tree.leaves(layers), jax.tree.leaves(axes)))
+  if not all(isinstance(leaf, jax.Array) and leaf.shape[axis] % size == 0 for leaf, axis in pairs):
     return run(layers, *arguments)
   split = lambda leaf, axis: PartitionSpec(*[None] * (leaf.ndim + axis), TENSOR)
   return _summed(TENSOR, run, layers, jax.tree.map(split, layers, axes), arguments)
