@@ -129,6 +129,7 @@ def test_one_step_by_hand(random_pool):
   assert np.array_equal(gradient['block_00__mlp'][SELECTION_BIAS], np.zeros(2))
 
 
+@pytest.mark.slow
 def test_without_a_rate_biases_stay_and_no_decay_moves_them(random_pool):
   trainer = trainer_of(recipe_of('softmax', auxiliary=0.1), random_pool)
   before = host(trainer.state.params['block_00__mlp'][SELECTION_BIAS])
@@ -145,6 +146,7 @@ def test_random_routes_anew_each_step(random_pool):
   np.testing.assert_allclose(np.sum(loads, axis=-1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_share_of_computed_tokens_settles(random_pool):
   """At the target, whatever it is before the biases move."""
   model = Transformer(

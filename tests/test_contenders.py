@@ -159,6 +159,7 @@ def test_a_model_of_your_own_must_be_a_transformer(tmp_path):
     dna.run(tiny.config('dna', DNAS), tmp_path / 'run', model=model, devices=1)
 
 
+@pytest.mark.slow
 def test_dnas_are_made_of_the_options(tmp_path):
   options = {'dna.block': 1, 'dna.rescale_inside': True, 'dna.renormalise': True, 'dna.skip': 0.0}
   with session_of('dna', DNAS | options, tmp_path) as session:

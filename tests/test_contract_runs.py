@@ -27,6 +27,7 @@ def test_a_users_network_passes_on_a_sample_of_its_structures():
   assert '2 gates; 3 structures' in check_model(Net(), BATCH, max_structures=3)
 
 
+@pytest.mark.slow
 def test_a_module_that_only_looks_like_additive_passes():
   class Alike(nn.Module):
     def setup(self):
@@ -43,6 +44,7 @@ def test_a_module_that_only_looks_like_additive_passes():
   assert 'Alike keeps' in check_model(Alike(), BATCH)
 
 
+@pytest.mark.slow
 def test_tokens_and_bfloat16_pass():
   class Language(Net):
     def setup(self):
@@ -74,6 +76,7 @@ class Joined(Gated):
     return jnp.tanh(self.change(h, values or (True, True)))[..., :3]
 
 
+@pytest.mark.slow
 def test_sites_with_several_gates_and_sites_that_change_the_stream_pass():
   class Mixed(Net):
     def setup(self):
@@ -86,6 +89,7 @@ def test_sites_with_several_gates_and_sites_that_change_the_stream_pass():
   assert 'parameters of site' not in said
 
 
+@pytest.mark.slow
 def test_zero_initialised_layers_hide_nothing_and_a_silent_site_is_a_note():
   class Silent(Net):
     def setup(self):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy import signal
 
 from additive_jax import (
@@ -123,7 +124,7 @@ def test_the_ways_to_run_agree(name, pool, outputs, x):
     np.testing.assert_allclose(mixed, want[rows, np.arange(len(x))], **CLOSE)
 
 
-@CASES
+@pytest.mark.parametrize('name', tiny.slow_but(['convnet both', 'vgg'], MODELS))
 def test_gradients_agree(name, pool, x):
   model, variables = MODELS[name], pool(name)
   chosen = [structures(model)[i] for i in (-1, len(structures(model)) // 2)]

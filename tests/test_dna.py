@@ -181,7 +181,7 @@ def test_identities_compute_nothing(random_pool):
   np.testing.assert_array_equal(found, want)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', tiny.slow_but(['learned, gelu'], CASES))
 def test_causality(name, random_pool):
   """At every capacity: choices differ with every token that is changed."""
   variables = random_pool(CASES[name], TOKENS)

@@ -249,7 +249,9 @@ def test_too_many_structures_to_list():
     site.init(jax.random.key(0), jnp.ones((1, 2, 20)))
 
 
-@pytest.mark.parametrize('name', ['softmax', 'factorised, renormalised', 'marginal'])
+@pytest.mark.parametrize(
+  'name', tiny.slow_but(['softmax'], ['softmax', 'factorised, renormalised', 'marginal'])
+)
 def test_tokens_with_gates_of_their_own(name):
   """Those that are off keep their stream to the bit, even all; the others add their share."""
   how, own = CASES[name], dataclasses.replace(CASES[name], keep=0.5)
@@ -281,7 +283,7 @@ def test_tokens_with_gates_of_their_own(name):
   np.testing.assert_array_equal(off, h)
 
 
-@pytest.mark.parametrize('router', ['softmax', 'marginal'])
+@pytest.mark.parametrize('router', tiny.slow_but(['softmax'], ['softmax', 'marginal']))
 def test_one_router_for_all_layers(router, random_pool):
   """Equals one router per layer that happen to be the same, and gradients add up in it."""
   tokens = np.random.default_rng(0).integers(0, 5, (2, 4))

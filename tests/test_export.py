@@ -62,6 +62,7 @@ def run(tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_a_structure_of_a_run(run, tmp_path, caplog):
   """Loaded by a process that knows neither the run nor this one, it computes what the pool does."""
   arguments = ['export', str(run), f'--structure={STRUCTURE}', f'--to={tmp_path / "net"}']

@@ -166,6 +166,7 @@ def program_of(trainer):
   return trainer._program.lower(state, *now).compile().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'spread', 'structures', 'data'),
   [
