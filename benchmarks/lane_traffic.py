@@ -91,7 +91,7 @@ def main():
     f'Lanes on {DEVICES} devices: {num_gates} gates, D={WIDTH}, H={HIDDEN}, T={TOKENS}, B={BATCH}',
     ['gates off', 'MB reduced, forward', 'with the gradient', 'best, ms forward'],
     rows,
-    f'One all-reduce of the stream is {stream / 1e6:.2f} MB; the gradients of replicated parameters '
+    f'One all-reduce of the stream is {stream / 1e6:.2f} MB; gradients of replicated parameters '
     f'are {parameters / 1e6:.2f} MB of each row.',
   )
 
