@@ -104,7 +104,7 @@ def test_gate_names():
   assert names['vgg'] == ('stage_00/join_1', 'stage_01/join_1')
 
 
-@CASES
+@pytest.mark.parametrize('name', tiny.slow_but(['convnet both', 'vgg'], MODELS))
 def test_the_ways_to_run_agree(name, pool, outputs, x):
   model, variables, want = MODELS[name], pool(name), outputs(name)
   bits = all_bits(len(gate_names(model)))

@@ -91,6 +91,7 @@ def test_mixture_of_k_structures(num_chunks, k, gated):
   np.testing.assert_allclose(found, want, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize(('num_chunks', 'k'), [(4, None), (5, 2), (4, 3)])
 def test_gradients_are_those_of_the_sum(num_chunks, k, gated):

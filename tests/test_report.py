@@ -79,6 +79,7 @@ def drawn_text(figure):
   return [text for text in texts if text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'case',
   [
@@ -273,6 +274,7 @@ def test_a_picture_is_an_svg_that_refers_to_nothing_but_itself():
   assert not any('metadata' in element.tag for element in svg.iter())
 
 
+@pytest.mark.slow
 def test_the_same_pieces_give_the_same_bytes():
   assert full_report(num_gates=3) == full_report(num_gates=3)
 

@@ -149,6 +149,7 @@ def test_shared_prefix(case):
   np.testing.assert_allclose(got, case.outputs, **CLOSE)
 
 
+@pytest.mark.slow
 def test_gradients(case):
   """Of the first three ways; parameters of an off gate get exactly zero from each."""
   target = jax.random.normal(jax.random.key(2), case.outputs.shape[1:])

@@ -48,6 +48,7 @@ def test_session(tmp_path):
   assert (tmp_path / 'run' / 'config.json').exists()
 
 
+@pytest.mark.slow
 def test_experts_over_devices_do_not_make_another_run(tmp_path):
   """The mesh has an axis for them; directory and checkpoints are the same for any number."""
   model = Transformer(1, 4, 2, 4, 10, routing=Experts(4))
