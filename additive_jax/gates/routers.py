@@ -46,11 +46,7 @@ def check_k(k: int, count: int, choices: str = 'structures') -> None:
 
 
 def enumerated(num_gates: int) -> Bool[np.ndarray, 'S n']:
-  """Returns all 2^n structures in integer order; raises `UserError` for more than 2^16.
-
-  >>> enumerated(2).astype(int).tolist()
-  [[0, 0], [1, 0], [0, 1], [1, 1]]
-  """
+  """Returns all 2^n structures in integer order; raises `UserError` for more than 2^16."""
   if num_gates > MOST_ENUMERATED:
     raise UserError(
       f'a router over all 2^{num_gates} structures: expected at most 2^{MOST_ENUMERATED}; '
@@ -89,9 +85,6 @@ def top_k(
 def random(key: PRNGKeyArray, shape: tuple[int, ...], count: int, k: int) -> Choice:
   """Returns k different entries of a list of `count` at random for each of `shape` tokens, with
   equal weights.
-
-  >>> random(jax.random.key(0), (5,), count=3, k=2).weights[0].tolist()
-  [0.5, 0.5]
   """
   check_k(k, count)
   scores = jax.random.uniform(key, (*shape, count))
