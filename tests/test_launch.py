@@ -90,7 +90,7 @@ def test_bad_input(tmp_path, experiment, options, message):
   ('args', 'message'),
   [
     ([], 'no config: expected one, say --config=exp2\n'),
-    (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file, and there is none'),
+    (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file that is there'),
     (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one, say --config=exp2\n'),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'],
@@ -125,7 +125,7 @@ def test_bad_input(tmp_path, experiment, options, message):
     ),
     (
       ['--config=exp2lm'],
-      f'--config=exp2lm: expected a Python file, and there is none, or one of '
+      f'--config=exp2lm: expected a Python file that is there, or one of '
       f'{", ".join(config_names())}; did you mean --config=exp2_lm?\n',
     ),
     (['--config=configs/exp0.py'], '; did you mean --config=exp5?\n'),

@@ -74,7 +74,7 @@ def config_file(name: str) -> Path:
     return file
   near = difflib.get_close_matches(file.stem, names, n=1)
   hint = f'; did you mean --config={near[0]}?' if near else ''
-  expected = f'a Python file, and there is none, or one of {", ".join(names)}'
+  expected = f'a Python file that is there, or one of {", ".join(names)}'
   raise UserError(f'--config={name}: expected {expected}{hint}')
 
 

@@ -63,10 +63,10 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
-    if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
-      log_bytes(name, trainer)
     if trainer.step >= num_steps:
       return
+    if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
+      log_bytes(name, trainer)
     if curves.clock is not None:
       trainer.warm_up()
     with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
@@ -91,10 +91,11 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:
-  """Logs what a training keeps on the device that has most of it, and where several devices share
-  it or the host helps."""
-  rows = pd.DataFrame(bytes_rows(trainer.sharded_state)).set_index('device')
-  if len(rows) > 1 or rows['optimizer_in_host_memory'].any():
+  """Logs what a training keeps on the device that has most of it, where no device has all."""
+  state = trainer.sharded_state
+  rows = pd.DataFrame(bytes_rows(state)).set_index('device')
+  whole = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  if rows[['parameters', 'optimizer']].sum(axis=1).max() < whole:
     sizes = [f'{filesize.decimal(size)} of {part}' for part, size in rows.max().items() if size]
     log.info('%s: a device keeps %s', name, ', '.join(sizes).replace('_', ' '))
 

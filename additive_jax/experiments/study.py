@@ -30,15 +30,23 @@ import pandas as pd
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from additive_jax.errors import UserError
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.opening import Opening, open_session
-from additive_jax.experiments.options import Options, read_options, refused, replaced
+from additive_jax.experiments.options import (
+  PLACEMENT,
+  Options,
+  read_options,
+  refused,
+  replaced,
+)
 from additive_jax.experiments.pages import finished_page, plain_page
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
-from additive_jax.files.journal import Record
-from additive_jax.files.rundir import RunDir
+from additive_jax.files.journal import Journal, Record, to_plain
+from additive_jax.files.rundir import RunDir, differences, flatten
+from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
 from additive_jax.report.wording import counted
@@ -131,6 +139,17 @@ class Arm:
   tag: str = ''
   curves: Curves = PLAIN
   spread: ClassVar[bool] = False
+
+  def described(self) -> dict[str, Any]:
+    """Returns what makes the arm: its options, but where it is computed, its steps, loss and
+    sampler."""
+    options = flatten(to_plain(dataclasses.asdict(self.session.config)), PLACEMENT)
+    return options | {
+      'steps': self.num_steps,
+      'loss': describe(self.recipe.loss),
+      'average': self.recipe.average,
+      'sampler': describe(self.sampler),
+    }
 
   def train(self, seed: int) -> Trained:
     """Returns the arm after its last step, trained now or restored from its last checkpoint."""
@@ -248,6 +267,7 @@ class Study:
       try:
         for arms in self.stages(session, records):
           records.arms |= {arm.name: arm for arm in arms}
+          check_same(session, self.name, arms)
           train_missing(session, arms, records)
       except Incomplete:
         if session.shard[1] == 1:
@@ -272,6 +292,25 @@ class Study:
     processes.barrier('written')
     log.info('report: %s', rundir.path / PAGE)
     return Result.read(rundir)
+
+
+def check_same(session: Session, study: str, arms: Sequence[Any]) -> None:
+  """Notes what each arm is, and raises `UserError` for one that was something else when the run was
+  begun: its records and checkpoints would be taken for those of the new one."""
+  journal = Journal(session.rundir.journals / f'{study}.arms.jsonl')
+  noted = {line['arm']: line['is'] for line in journal.records()}
+  for arm in arms:
+    if not isinstance(arm, Arm):
+      continue
+    described = to_plain(arm.described())
+    if arm.name not in noted:
+      if processes.is_primary() and session.shard[0] == 0:
+        journal.append({'arm': arm.name, 'is': described})
+    elif different := differences(noted[arm.name], described):
+      raise UserError(
+        f'{session.rundir.path} has trained another arm {arm.name!r}: {"; ".join(different)}; '
+        'choose another workdir'
+      )
 
 
 def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:

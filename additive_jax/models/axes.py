@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import PyTree
 
+from additive_jax.errors import UserError
 from additive_jax.gates.shares import Sums, at_once, in_turn, summing
 
 AxisNames = tuple[str | None, ...]
@@ -79,8 +80,11 @@ def _axes_of(model: Any, example: jax.ShapeDtypeStruct) -> tuple[PyTree, PyTree]
   def names_of(path: Any, leaf: Any) -> AxisNames:
     if isinstance(leaf, nn.Partitioned):
       return tuple(name if isinstance(name, str) else None for name in leaf.names)
-    axes = named.get(tuple(key.key for key in path), ())
-    return axes if len(axes) == leaf.ndim else (None,) * leaf.ndim
+    axes = named.get(tuple(key.key for key in path), ()) or (None,) * leaf.ndim
+    if len(axes) != leaf.ndim:
+      where = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise UserError(f'axis names {axes} of {where}, of shape {leaf.shape}: expected {leaf.ndim}')
+    return axes
 
   is_boxed = lambda node: isinstance(node, nn.Partitioned)
   names = jax.tree_util.tree_map_with_path(names_of, boxed, is_leaf=is_boxed)
