@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
   if words and not words[0].startswith('-'):
     name = words.pop(0)
   if name not in COMMANDS:
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
     hint = f'; did you mean {near[0]}?' if near else ''
     known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment'
     print(f'error: command {name!r}: expected one of {known}{hint}', file=sys.stderr)

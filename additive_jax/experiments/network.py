@@ -75,7 +75,10 @@ def _own_model(options, data):
   try:
     make = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(f'config.model.name {options.name!r}: {error}') from error
+    raise UserError(
+      f'config.model.name {options.name!r}: {error}; expected MODULE:CLASS of a module on the path of '
+      'Python (PYTHONPATH=. adds the current directory)'
+    ) from error
   try:
     model = make(**options.kwargs, num_classes=data.num_outputs)
     gate_names(model)
