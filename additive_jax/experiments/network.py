@@ -76,8 +76,8 @@ def _own_model(options, data):
     make = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, ValueError) as error:
     raise UserError(
-      f'config.model.name {options.name!r}: {error}; expected MODULE:CLASS of a module on the path of '
-      'Python (PYTHONPATH=. adds the current directory)'
+      f'config.model.name {options.name!r}: {error}; expected MODULE:CLASS that Python can import '
+      '(PYTHONPATH=. adds the current directory)'
     ) from error
   try:
     model = make(**options.kwargs, num_classes=data.num_outputs)
