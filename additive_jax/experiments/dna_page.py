@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import contenders_of, loads
-from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -22,6 +22,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   analyses = result.extras['analyses']
   name, analysis = list(analyses.items())[-1]
   skip, scores = session.config.dna.skip, result.summary['variants']
+  mean = over_seeds(session, ', mean over the seeds')
   return Page(
     f'Distributed neural architectures on {session.data.name}',
     contenders_page.facts(
@@ -38,7 +39,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'tokens of “dna” were measured to use, “shallow” fewer layers and the FLOPs of the DNA that '
       'skips.',
     ),
-    _choices(skip, records, analyses),
+    _choices(skip, records, analyses, mean),
     _paths(plain(name), analysis, session.model),
     contenders_page.training(
       read_curves(session),
@@ -48,21 +49,21 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Tables',
       table(result.variants, 'Each network; “minus dense” is paired by seed.'),
-      table(result.routers, 'Each step’s router, mean over the seeds.'),
+      table(result.routers, f'Each step’s router{mean}.'),
       table(result.modules, f'Modules of {plain(name)}, first seed; load 1 is even.'),
       table(result.paths, 'Paths of the tokens; all are in paths.csv.', max_rows=20),
     ),
   )
 
 
-def _choices(skip, records, analyses):
+def _choices(skip, records, analyses, mean):
   by_name = {plain(name): analysis for name, analysis in analyses.items()}
   return section(
     'What tokens choose',
     picture(
       figures.utilisation({plain(name): list(loads(records[name]).values()) for name in analyses}),
-      'Load of every module over the ideal even load, most used first, a line for each step; mean '
-      'over the seeds.',
+      'Load of every module over the ideal even load, most used first, a line for each '
+      f'step{mean}.',
     ),
     picture(
       figures.rank_frequency(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import contenders_of, loads
-from additive_jax.experiments.pages import read_curves
+from additive_jax.experiments.pages import over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -19,6 +19,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   contenders = contenders_of(records)
   routed = [contender.name for contender in contenders if contender.has_routers]
   static = [contender.name for contender in contenders if not contender.has_routers]
+  mean = over_seeds(session, ', mean over the seeds')
   target = {'kept': ('share of tokens that are computed', options.keep)}
   return Page(
     f'Mixtures of structures on {session.data.name}',
@@ -31,7 +32,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
       'the dense one; the single structure has its parameters. What each really uses is below.',
     ),
-    _choices(records, routed, paths) if routed else None,
+    _choices(records, routed, paths, mean) if routed else None,
     _computed(paths, options.keep) if options.keep < 1 else None,
     contenders_page.training(
       read_curves(session),
@@ -46,13 +47,13 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Tables',
       table(result.variants, 'Each network; “minus dense” is paired by seed.'),
-      table(result.routers, 'Each router, mean over the seeds; loads are over the ideal one.'),
+      table(result.routers, f'Each router{mean}; loads are over the ideal one.'),
       table(result.table, 'Static structures, best first.'),
     ),
   )
 
 
-def _choices(records, routed, paths):
+def _choices(records, routed, paths, mean):
   shares = {plain(name): list(loads(records[name]).values()) for name in routed}
   chosen = {plain(name): path for name, path in paths.items() if 'fit' in path}
   return section(
@@ -60,7 +61,7 @@ def _choices(records, routed, paths):
     picture(
       figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
       'Load of every structure or expert over the ideal even load, most used first, a line for '
-      'each layer; mean over the seeds. Mixtures of all structures choose nothing and have none.',
+      f'each layer{mean}. Mixtures of all structures choose nothing and have none.',
     ),
     picture(
       figures.rank_frequency(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.experiments.pages import curves_picture, read_curves
+from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -20,6 +20,8 @@ def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of a compression."""
   options, variants, layers = session.config.compress, result.variants, result.layers
   noun = NOUNS[options.level]
+  mean = over_seeds(session, ', mean over the seeds')
+  means = over_seeds(session, ', means with 95 % intervals over the seeds')
   histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
   return Page(
     f'Compression of {session.data.name}, per {options.level}',
@@ -31,10 +33,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
           _with_methods(variants),
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
         ),
-        'Test accuracy against how many times smaller a network is, means with 95 % intervals over '
-        'the seeds. All start from the network of their seed’s first epochs and take as many more; '
-        'magnitude pruning removes what is small at once, and tunes what is left.'
-        + _taught(options.distill),
+        f'Test accuracy against how many times smaller a network is{means}. All start from the '
+        'network of their seed’s first epochs and take as many more; magnitude pruning removes '
+        'what is small at once, and tunes what is left.' + _taught(options.distill),
       ),
     ),
     section(
@@ -49,10 +50,10 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'What is left',
       picture(
         figures.layers_left(layers[layers['variant'].isin((VARIATIONAL, MATCHED))]),
-        f'How many {noun} of each layer are left, mean over the seeds.',
+        f'How many {noun} of each layer are left{mean}.',
       ),
     ),
-    _training(read_curves(session)),
+    _training(read_curves(session), mean),
     section(
       'Tables',
       table(
@@ -61,7 +62,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
         'of the network that was cut out, the receipt is its largest difference in logits. Those '
         f'that variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
       ),
-      table(layers, 'Each layer, mean over the seeds.'),
+      table(layers, f'Each layer{mean}.'),
     ),
   )
 
@@ -98,7 +99,7 @@ def _taught(share):
   )
 
 
-def _training(curves):
+def _training(curves, mean):
   losses = figures.mean_curves(curves, label=lambda tag: plain(tag).replace('-', ', '))
   learnt = curves[curves['tag'].str.fullmatch(rf'{VARIATIONAL}-seed\d+')]
   left = learnt.rename(columns={'kept': LEFT})
@@ -106,8 +107,7 @@ def _training(curves):
     'Training',
     curves_picture(
       losses,
-      'Training loss, mean over the seeds; of variational dropout with the noise and the '
-      'divergence.',
+      f'Training loss{mean}; of variational dropout with the noise and the divergence.',
     ),
     curves_picture(
       left, 'Share of what has log α below the threshold while variational dropout learns.', LEFT
