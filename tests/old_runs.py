@@ -53,8 +53,8 @@ def unpacked(name, folder):
 
 
 def records(workdir):
-  """The lines of all journals but those of seconds, and of what the arms are, which the old code did
-  not write, as they stand in the files."""
+  """The lines of all journals as they stand in the files, but for seconds, and for what arms are,
+  which the old code did not write."""
   paths = Path(workdir).glob('journals/*.jsonl')
   paths = [path for path in paths if not path.stem.endswith(('seconds', '.arms'))]
   return sorted(line for path in paths for line in path.read_text().splitlines())

@@ -185,6 +185,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   for module in (session, study):
     unseen(module, 'replaced')
   unseen(opening, 'resolve')
+  unseen(study, 'check_same')
   with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
     for experiment, options in READING.items():
       config = tiny.config(experiment, {'num_seeds': 1} | options)

@@ -241,7 +241,9 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   assert evaluated == [4]
   for name in ('structures.jsonl', 'search.jsonl', 'cotrain.jsonl'):
     paths = [folder / 'journals' / name for folder in (workdir, tmp_path / 'whole')]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    # Structures alone are trained side by side: which of them ends first may differ.
+    lines = [sorted(path.read_bytes().splitlines()) for path in paths]
+    assert lines[0] == lines[1]
   pd.testing.assert_frame_equal(found.table, want.table, check_exact=True)
 
 

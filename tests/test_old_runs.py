@@ -79,6 +79,8 @@ def test_a_stopped_run_goes_on_to_the_numbers_of_the_old_code(name, tmp_path):
   assert set(before) <= set(after)
   assert len(after) == len(old_runs.records(finished))
   # What had been trained was not trained again: its curves have their times.
+  # Checkpoints of embeddings are not kept.
+  curves = [line for line in curves if '"tag": "embedding' not in line]
   assert set(curves) <= set((half / 'metrics.jsonl').read_text().splitlines())
   assert not list(golden_runs.differences(numbers(finished), numbers(half)))
 
