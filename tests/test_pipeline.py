@@ -14,6 +14,7 @@ import tiny
 from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
 from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.study import Arm
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names
@@ -398,3 +399,15 @@ def test_options_of_a_run(tmp_path):
         assert trainer.recipe.loss.pipeline.stages == 2 * options.get('train.pipe_repeats', 1)
   assert recipe.loss == Structures()
   assert identities[0] == identities[1] == identities[2]
+
+
+def test_stages_do_not_make_another_arm(tmp_path):
+  """A run may go on with another number of them, and is not refused for what it minimises."""
+  described = []
+  for options in ({'train.pipe_devices': 1}, {'train.pipe_devices': 2, 'train.microbatches': 2}):
+    config = tiny.config('sweep', options | {'model.num_blocks': 2})
+    with open_session(config, tmp_path / 'run', check=lambda session: None, devices=2) as session:
+      recipe, sampler = session.training.recipe(4), session.training.sampler(4)
+      described.append(Arm('shared', session, recipe, sampler, 4).described())
+  assert described[0] == described[1]
+  assert described[0]['loss'].startswith('Structures')

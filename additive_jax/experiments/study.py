@@ -146,7 +146,7 @@ class Arm:
     options = flatten(to_plain(dataclasses.asdict(self.session.config)), PLACEMENT)
     return options | {
       'steps': self.num_steps,
-      'loss': describe(self.recipe.loss),
+      'loss': describe(self.recipe.loss.whole()),
       'average': self.recipe.average,
       'sampler': describe(self.sampler),
     }

@@ -177,17 +177,17 @@ class Piped(Loss):
   rescale: str = 'none'
 
   def __post_init__(self):
-    self._whole()
+    self.whole()
 
-  def _whole(self):
+  def whole(self) -> Structures:
     """Returns the loss of a pool that is not in stages."""
     return Structures(rescale=self.rescale)
 
   def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
     """Returns the mean loss and no facts."""
     if not isinstance(params, staging.Staged):
-      return self._whole()(recipe, params, slot)
-    scales = self._whole().scales(slot)
+      return self.whole()(recipe, params, slot)
+    scales = self.whole().scales(slot)
     model, objective = recipe.model, objective_of(recipe.objective)
     loss, _ = pipeline_.loss(
       model, self.pipeline, objective, params, slot.structure, slot.x, slot.y, scales=scales
@@ -214,6 +214,6 @@ class Piped(Loss):
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` where sampler, mesh or batch do not suit the pipeline."""
-    self._whole().check_training(recipe, sampler, batch_size, mesh)
+    self.whole().check_training(recipe, sampler, batch_size, mesh)
     pipeline_.check_mesh(mesh, self.pipeline)
     pipeline_.check_batch(batch_size // mesh.shape[mesh_.DATA], self.pipeline)

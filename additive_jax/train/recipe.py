@@ -126,6 +126,10 @@ class Loss:
     """Returns the loss of a structure that is trained by itself, without others in its pool."""
     return self
 
+  def whole(self) -> Loss:
+    """Returns the same loss of a pool that is not in stages: what is minimised, wherever it is."""
+    return self
+
   def batch_parts(self, batch_size: int) -> int:
     """Returns into how many equal parts devices may split a slot's batch."""
     return batch_size
