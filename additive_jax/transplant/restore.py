@@ -17,7 +17,7 @@ from additive_jax.errors import UserError
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
-from additive_jax.train.state import State
+from additive_jax.train.state import StateOf
 from additive_jax.transplant.growth import Receipt, Transplant, grow, receipt
 from additive_jax.transplant.moments import grow_optimizer
 from additive_jax.transplant.selection import shrink
@@ -92,7 +92,7 @@ class Checkpoints:
     gates = list(gate_names(self.model))
     identity = self.identity or {'model': describe(self.model), 'gates': gates}
     with Checkpointer(self.path, identity=identity) as checkpoints:
-      template = State(params, opt_state, None, None)  # type: ignore[arg-type]  # two unread fields
+      template = StateOf(params, opt_state, None, None)  # two fields are not read
       restored = checkpoints.restore(template, fields=fields)
     if restored is None:
       raise UserError(f'{self.path}: expected a directory of checkpoints, and there is none in it')
