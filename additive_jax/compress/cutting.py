@@ -29,6 +29,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names, sites_of
 from additive_jax.models.dense_stack import DenseStack
+from additive_jax.models.flops import count_traced
 from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import module_names
@@ -63,7 +64,7 @@ class Cost(NamedTuple):
   """The costs of a network.
 
   Attributes:
-    flops: of one example's forward pass, in XLA's own count.
+    flops: of one example's forward pass, see `models.flops`.
     bytes: of its parameters.
   """
 
@@ -233,9 +234,9 @@ def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -
   """
   if structure is not None:
     structure = parse(structure, len(gate_names(model)))
-  analysis = logits.lower(model, variables, x, structure).cost_analysis() or {}
+  flops = count_traced(logits.trace(model, variables, x, structure), type(model).__name__)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-  return Cost(float(analysis.get('flops', 0.0)) / len(x), size)
+  return Cost(flops / len(x), size)
 
 
 def _parsed(structure: Any, num_gates: int) -> Structure:
