@@ -41,7 +41,7 @@ CALLS = ('jit', 'pjit', 'remat2', 'checkpoint', 'custom_jvp_call', 'custom_vjp_c
 CALLBACKS = ('pure_callback', 'io_callback', 'ffi_call', 'pallas_call', 'custom_call')
 LAPACK = ('cholesky', 'eig', 'eigh', 'geqrf', 'hessenberg', 'householder_product', 'lu', 'qr')
 LAPACK += ('schur', 'svd', 'triangular_solve', 'tridiagonal', 'tridiagonal_solve')
-OWN_CODE = tuple(os.path.dirname(package.__file__) + os.sep for package in (jax, flax))
+OWN_CODE = tuple(f'{package.__path__[0]}{os.sep}' for package in (jax, flax))
 WAY_OUT = 'or a function that says what it costs (additive_jax.models.flops.stated)'
 
 
@@ -223,7 +223,8 @@ def _alone(equation: JaxprEqn) -> ClosedJaxpr:
 
 def _ragged(equation: JaxprEqn) -> float:
   """Returns twice the products of a ragged dot, in which each row meets its own group alone."""
-  lhs, rhs = (v.aval.shape for v in equation.invars[:2])
+  arrays: list[Any] = [v.aval for v in equation.invars[:2]]
+  lhs, rhs = (array.shape for array in arrays)
   numbers = equation.params['ragged_dot_dimension_numbers']
   (_, contracted), (_, batch) = numbers.dot_dimension_numbers
   known = {*contracted, *batch, *numbers.rhs_group_dimensions}
@@ -233,7 +234,7 @@ def _ragged(equation: JaxprEqn) -> float:
 def _trips(equation: JaxprEqn) -> int | None:
   """Returns how often a while loop runs, where a counter with a constant step is compared with a
   constant; None where that is not what it does."""
-  params, given = equation.params, equation.invars
+  params, given = equation.params, list[Any](equation.invars)
   test, body = params['cond_jaxpr'].jaxpr, params['body_jaxpr'].jaxpr
   num_test, num_body = params['cond_nconsts'], params['body_nconsts']
   start = given[num_test + num_body :]
@@ -271,14 +272,11 @@ def _trips(equation: JaxprEqn) -> int | None:
 
 def _step(body: Jaxpr, before: Any, after: Any) -> int | None:
   """Returns what the body of a loop adds to a whole number; None where it does something else."""
+  is_whole = np.issubdtype(after.aval.dtype, np.integer)
   for equation in body.eqns:
-    if equation.outvars[0] is after and equation.primitive.name == 'add':
+    if is_whole and equation.outvars[0] is after and equation.primitive.name == 'add':
       steps = [v.val for v in equation.invars if isinstance(v, Literal)]
-      if (
-        len(steps) == 1
-        and before in equation.invars
-        and np.issubdtype(after.aval.dtype, np.integer)
-      ):
+      if len(steps) == 1 and any(v is before for v in equation.invars):
         return int(steps[0])
   return None
 
