@@ -23,10 +23,11 @@ agree.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import flax
 import jax
@@ -42,7 +43,6 @@ CALLBACKS = ('pure_callback', 'io_callback', 'ffi_call', 'pallas_call', 'custom_
 LAPACK = ('cholesky', 'eig', 'eigh', 'geqrf', 'hessenberg', 'householder_product', 'lu', 'qr')
 LAPACK += ('schur', 'svd', 'triangular_solve', 'tridiagonal', 'tridiagonal_solve')
 OWN_CODE = tuple(f'{package.__path__[0]}{os.sep}' for package in (jax, flax))
-WAY_OUT = 'or a function that says what it costs (additive_jax.models.flops.stated)'
 
 
 def count_flops(function: Callable[..., Any], *args: Any, of: str = 'a program') -> float:
@@ -123,55 +123,74 @@ class _Count:
       if name in ('scan', 'while', 'ragged_dot_general', 'shard_map') or _is_stated(equation):
         yield equation
       elif name in (*CALLBACKS, *LAPACK):
-        expected = f'expected what XLA can count, {WAY_OUT}'
-        raise UserError(f'the FLOPs of {self.of}: {name}{_where(equation)}: {expected}')
+        self.refuse(name, equation, 'what XLA can count')
       elif name in CALLS:
         for inner in _programs(equation):
           yield from self.special(inner.jaxpr)
       elif any(any(self.special(inner.jaxpr)) for inner in _programs(equation)):
         if name != 'cond':
-          expected = f'expected it in scan, cond or jit, {WAY_OUT}'
-          raise UserError(f'the FLOPs of {self.of}: a loop in {name}{_where(equation)}: {expected}')
+          self.refuse(f'a loop in {name}', equation, 'it in scan, cond or jit')
         yield equation
 
   def of_equation(self, equation: JaxprEqn) -> float:
     """Returns what has to be added for an equation, of each kind that `special` yields."""
     name, params = equation.primitive.name, equation.params
-    if name == 'scan' and params['unroll'] == 1:
+    if name == 'scan' and params['unroll'] == 1 and params['length'] > 0:
       return self.of_loop(params['length'], params['jaxpr'])
     if name == 'scan':
-      return params['length'] * self.total(params['jaxpr']) - self.by_xla(_alone(equation))
+      return params['length'] * self.total(params['jaxpr']) - self.alone(equation)
     if name == 'while':
       trips = _trips(equation)
       if trips is None:
-        raise UserError(
-          f'the FLOPs of {self.of}: a while loop{_where(equation)} whose trips are known only when '
-          f'it runs: expected lax.scan, lax.fori_loop between Python integers, {WAY_OUT}'
-        )
+        what = 'a while loop whose trips are known only when it runs'
+        self.refuse(what, equation, 'lax.scan, lax.fori_loop between Python integers')
       return self.of_loop(trips, params['body_jaxpr'])
     if name == 'cond':
       counts = [(self.by_xla(branch), self.beyond(branch)) for branch in params['branches']]
       return max(map(sum, counts)) - max(by_xla for by_xla, _ in counts)
     if name == 'shard_map':
-      devices = math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
-      body, inner = _closed(params['jaxpr']), _Count(self.of, params['mesh'])
-      return (devices - 1) * inner.by_xla(body) + devices * inner.beyond(body)
+      return self.of_devices(equation)
     if name == 'ragged_dot_general':
-      return _ragged(equation) - self.by_xla(_alone(equation))
-    return float(params['name'].removeprefix(STATED)) - self.by_xla(_alone(equation))
+      return _ragged(equation) - self.alone(equation)
+    return float(params['name'].removeprefix(STATED)) - self.by_xla(params['jaxpr'])
+
+  def of_devices(self, equation: JaxprEqn) -> float:
+    """Returns what has to be added for a `shard_map`, of which XLA counts one device."""
+    params, body = equation.params, _closed(equation.params['jaxpr'])
+    devices = math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
+    if params['check_vma'] and any(self.special(body.jaxpr)):
+      self.refuse('a loop in shard_map', equation, 'it with check_vma=False')
+    options = {key: params[key] for key in ('mesh', 'in_specs', 'out_specs', 'check_vma')}
+    run = jax.shard_map(lambda *arguments: tuple(jaxpr_as_fun(body)(*arguments)), **options)
+    of_one = self._by_xla(run, [variable.aval for variable in equation.invars])
+    return (devices - 1) * of_one + devices * _Count(self.of, params['mesh']).beyond(body)
 
   def of_loop(self, trips: int, body: ClosedJaxpr) -> float:
     """Returns what has to be added for a loop, of which XLA counts one trip."""
     return (trips - 1) * self.by_xla(body) + trips * self.beyond(body)
 
+  def refuse(self, what: str, equation: JaxprEqn, expected: str) -> NoReturn:
+    """Raises an error that names the line of code."""
+    raise UserError(
+      f'the FLOPs of {self.of}: {what}{_where(equation)}: expected {expected}, or a function that '
+      'says what it costs (additive_jax.models.flops.stated)'
+    )
+
   def by_xla(self, program: ClosedJaxpr) -> float:
-    """Returns XLA's count of a program, before it optimises it."""
-    function: Callable[..., Any] = jaxpr_as_fun(program)
+    """Returns XLA's count of a program."""
+    return self._by_xla(jaxpr_as_fun(program), program.in_avals)
+
+  def alone(self, equation: JaxprEqn) -> float:
+    """Returns XLA's count of an equation."""
+    run = functools.partial(equation.primitive.bind, **equation.params)
+    return self._by_xla(run, [variable.aval for variable in equation.invars])
+
+  def _by_xla(self, function: Callable[..., Any], arguments: Sequence[Any]) -> float:
     if self.mesh is not None:  # the axes that collectives name; shapes are those of one device
       every = PartitionSpec()
       options = {'mesh': self.mesh, 'in_specs': every, 'out_specs': every}
       function = jax.shard_map(function, check_vma=False, **options)
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.in_avals]
+    shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in arguments]
     with _on_host():
       return _flops(jax.jit(function).lower(*shapes))
 
@@ -212,13 +231,6 @@ def _programs(equation: JaxprEqn) -> list[ClosedJaxpr]:
   for value in equation.params.values():
     values += value if isinstance(value, tuple | list) else [value]
   return [_closed(value) for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
-
-
-def _alone(equation: JaxprEqn) -> ClosedJaxpr:
-  """Returns a program of one equation."""
-  inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
-  outputs = [v for v in equation.outvars if type(v).__name__ != 'DropVar']
-  return ClosedJaxpr(Jaxpr((), inputs, outputs, [equation], equation.effects), ())
 
 
 def _ragged(equation: JaxprEqn) -> float:
