@@ -12,7 +12,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from additive_jax.files.progress import LineHandler, Progress, Stopper, duration, setup_logging
+from additive_jax.files.progress import LineHandler, Progress, duration, setup_logging
+from additive_jax.files.signals import Stopper
 
 log = logging.getLogger('additive_jax')
 
