@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -124,8 +124,12 @@ def cut(
   return Cut(network, {'params': params}, config, gates, structure, units, rule)
 
 
-def make(config: Mapping[str, Any]) -> nn.Module:
+def make(config: Mapping[str, Any], model: Callable[..., Additive] | None = None) -> nn.Module:
   """Returns the module of a `Cut.config`.
+
+  Args:
+    config: as it is, or from a file. It makes networks of the library alone.
+    model: the class of a network of one's own, where the config is of one.
 
   Raises:
     UserError: for anything else.
@@ -133,7 +137,11 @@ def make(config: Mapping[str, Any]) -> nn.Module:
   kind = config.get('network') if isinstance(config, Mapping) else None
   if kind not in ('steps', 'fixed'):
     raise UserError(f"config with network {kind!r}: expected 'steps' or 'fixed', as cut gives it")
-  return make_steps(config['steps']) if kind == 'steps' else make_fixed(config)
+  if kind == 'fixed':
+    return make_fixed(config, model)
+  if not isinstance(config.get('steps'), list | tuple):
+    raise UserError(f'config with steps {config.get("steps")!r}: expected a list, as cut gives it')
+  return make_steps(config['steps'])
 
 
 def spaces(model: Additive, variables: PyTree) -> dict[str, int]:
