@@ -23,6 +23,7 @@ from additive_jax.models.additive import (
   sites_of,
   update,
 )
+from additive_jax.models.contract import check_network
 
 
 def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
@@ -36,6 +37,7 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
   >>> measure(model, jnp.zeros((1, 5))).params('11')
   215
   """
+  check_network(model, x)
   x = shape_of(x)
   batch, names, shapes = x.shape[0], gate_names(model), parts(model, x)
   counted = _sizes(shapes.embed) | _sizes(shapes.readout)

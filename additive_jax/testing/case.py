@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.errors
 import flax.linen as nn
 import jax
 import numpy as np
@@ -19,11 +18,6 @@ from additive_jax.models.additive import Site, gate_names, sites_of
 # XLA optimises for many fast runs of one program. Here each runs a few times, and these options cut
 # what compiling takes to a third, and to a tenth where random numbers are drawn.
 CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-DECIDES_ON_VALUES = (
-  jax.errors.ConcretizationTypeError
-  | jax.errors.TracerArrayConversionError
-  | jax.errors.TracerIntegerConversionError
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,29 +156,6 @@ def _quick_options():
   except jax.errors.JaxRuntimeError:
     return None
   return CPU_OPTIONS
-
-
-def reason(error: Exception) -> str:
-  """Returns why a model's code failed, in words, with the first line of the error itself.
-
-  >>> reason(ValueError('no such width\\nand more'))
-  'ValueError: no such width'
-  """
-  first = (str(error).strip().splitlines() or [''])[0]
-  first = first.split(' (https://')[0][:200].rstrip('.')
-  text = f'{type(error).__name__}: {first}'
-  if isinstance(error, flax.errors.InvalidRngError):
-    return f'it draws random numbers, but must be deterministic (switch dropout off); {text}'
-  if isinstance(error, flax.errors.ModifyScopeVariableError):
-    return f'it changes a variable, but must be a pure function of the parameters; {text}'
-  if isinstance(error, flax.errors.ScopeParamNotFoundError | flax.errors.ScopeCollectionNotFound):
-    return f'it reads what init did not create, so create every site at init; {text}'
-  if isinstance(error, DECIDES_ON_VALUES):
-    return (
-      'it takes a Python decision on, or a NumPy copy of, the values of an array, which compiled '
-      f'code cannot: use jnp.where or jax.lax.cond; {text}'
-    )
-  return text
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:

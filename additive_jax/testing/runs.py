@@ -14,8 +14,9 @@ import numpy as np
 
 from additive_jax import run
 from additive_jax.models.additive import gate_names, parts
+from additive_jax.models.contract import reason
 from additive_jax.run.prefix import shared_prefix
-from additive_jax.testing.case import Case, compiled, leaves_by_path, reason
+from additive_jax.testing.case import Case, compiled, leaves_by_path
 
 log = logging.getLogger('additive_jax')
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax.models.additive import gate_names
+from additive_jax.models.contract import reason
 from additive_jax.models.costs import measure
 from additive_jax.run.objectives import classification, language
-from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, reason, site_part
+from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, site_part
 
 LABELLED = (classification, language)  # objectives whose targets are numbers of outputs
 
