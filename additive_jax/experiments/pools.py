@@ -10,7 +10,7 @@ from typing import Any
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import NETWORKS, make_model
+from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
@@ -80,7 +80,9 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
   data = load_data(_section(DataOptions, config['data']))
   options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
-  return Pools(path, data, make_model(options, data), names)
+  model = make_model(options, data)
+  check_fits(model, data)
+  return Pools(path, data, model, names)
 
 
 def _section(section, values):

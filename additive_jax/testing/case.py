@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
@@ -51,8 +51,8 @@ class Part:
     return model.apply(variables, value, method=self.method)
 
   def after(
-    self, value: Shaped[np.ndarray, '...'], result: Shaped[np.ndarray, '...']
-  ) -> Shaped[np.ndarray, '...']:
+    self, value: Shaped[Array | np.ndarray, '...'], result: Shaped[Array | np.ndarray, '...']
+  ) -> Shaped[Array | np.ndarray, '...']:
     """Returns the stream after the part, from its input and its result."""
     return value + result if self.site is not None and self.site.adds else result
 
@@ -81,6 +81,7 @@ class Case:
     tolerance: how far apart, relative to the largest, numbers may be that should be equal.
     independent: whether examples do not influence each other, as far as is known.
     programs: by way to run and structure, the outputs as a compiled function of variables and x.
+    quick: whether only what shapes and one run of every part show is looked at.
   """
 
   model: Any
@@ -98,6 +99,7 @@ class Case:
   tolerance: float = 0.0
   independent: bool = True
   programs: dict[str, dict[Structure, Callable[..., Any]]] = dataclasses.field(default_factory=dict)
+  quick: bool = False
 
   def fail(self, text: str) -> bool:
     """Notes a violation; returns False: the clause is broken."""
