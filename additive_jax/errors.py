@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and errors of others in one line."""
+"""The exceptions for a user's mistake and for a stop, and errors of others in one line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+STOPPED = 75  # the exit code of a stop before the end: sysexits' EX_TEMPFAIL, "try again"
+AGAIN = 'the same command goes on'
+
 
 class UserError(ValueError):
   """What was asked for cannot be done, and the person who asked can mend it.
 
   The message is one line: it repeats the offending value and says what was expected. The launcher
   prints it without a traceback and exits with code 2; in a notebook it is an ordinary `ValueError`.
+
+  >>> aj.Structure.from_string('012')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: structure '012': expected a string of 0 and 1, gate 0 leftmost
   """
+
+
+class Stopped(Exception):
+  """The run was asked to stop; what it had done is saved, and the same command or call goes on.
+
+  The message is one line that says so, and how far the run has come.
+
+  >>> str(Stopped())
+  'stopped: everything that was done is saved; the same command goes on'
+  """
+
+  def __init__(self, saved: str = 'everything that was done is saved'):
+    super().__init__(f'stopped: {saved}; {AGAIN}')
 
 
 def one_line(error: Exception) -> str:

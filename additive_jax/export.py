@@ -34,6 +34,7 @@ from absl import flags
 from jaxtyping import PyTree
 
 from additive_jax.cli.arguments import parse_flags
+from additive_jax.cli.command import run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line
@@ -133,4 +134,4 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(run_command(main, sys.argv))
