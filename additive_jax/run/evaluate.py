@@ -87,9 +87,9 @@ def evaluate_structures(
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
   if batch_size < 1:
     raise UserError(f'batch_size {batch_size}: expected at least 1')
-  check_pool(model, variables, x[:batch_size])
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+  check_pool(model, variables, x[:batch_size])
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)

@@ -165,3 +165,22 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
   return {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def size_of(tree: PyTree) -> float:
+  """Returns the largest absolute value in a tree of arrays.
+
+  >>> size_of({'a': np.array([1.0, -3.0])})
+  3.0
+  """
+  leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+  return max(float(np.abs(leaf).max(initial=0)) for leaf in leaves)
+
+
+def far_apart(a: Any, b: Any, scale: float | None = None) -> float:
+  """Returns the largest difference relative to `scale` (default: the largest number in a); NaN
+  counts as infinite."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  scale = size_of(a) if scale is None else scale
+  difference = np.abs(a - b).max(initial=0)
+  return float(difference / max(scale, 1e-30)) if np.isfinite(difference) else np.inf

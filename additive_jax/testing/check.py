@@ -13,7 +13,7 @@ import numpy as np
 
 from additive_jax.errors import UserError, one_line
 from additive_jax.run.objectives import objective_of
-from additive_jax.testing import form, runs, shapes
+from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 
 log = logging.getLogger('additive_jax')
@@ -51,7 +51,7 @@ CLAUSES: tuple[Callable[[Case], bool], ...] = (
   shapes.parts_take_any_batch,
   shapes.inner_gates_take_every_form,
   shapes.space_matches,
-  runs.parts_are_pure,
+  purity.parts_are_pure,
   runs.ways_agree,
   runs.off_gates_read_nothing,
 )
@@ -64,7 +64,7 @@ QUICK: tuple[Callable[[Case], bool], ...] = (
   shapes.has_one_pool,
   shapes.parts_take_any_batch,
   shapes.inner_gates_take_every_form,
-  runs.one_run_is_sound,
+  purity.one_run_is_sound,
 )
 
 
