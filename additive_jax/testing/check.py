@@ -83,9 +83,7 @@ def check_quickly(
 
   >>> check_quickly(nn.Dense(3), (np.eye(2, dtype=np.float32), np.zeros(2, int)))
   Traceback (most recent call last):
-  additive_jax.errors.UserError: Dense: It has no embed (input to stream): define a method embed, or
-  make it a submodule in setup (the parts of a module with @nn.compact cannot be called one by one).
-  3 more are wrong
+  additive_jax.errors.UserError: Dense: It has no embed (input to stream): define a method embed, ...
   """
   x, y = _pair(batch)
   name = model.__name__ if isinstance(model, type) else type(model).__name__
