@@ -83,7 +83,7 @@ def check_quickly(
 
   >>> check_quickly(nn.Dense(3), (np.eye(2, dtype=np.float32), np.zeros(2, int)))
   Traceback (most recent call last):
-  additive_jax.errors.UserError: Dense: It has no embed (input to stream): define a method embed, ...
+  additive_jax.errors.UserError: Dense: It has no embed (input to stream): define a method ...
   """
   x, y = _pair(batch)
   name = model.__name__ if isinstance(model, type) else type(model).__name__
