@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,38 @@ from typing import Any
 log = logging.getLogger('additive_jax')
 
 
+ORBAX = f'{os.sep}orbax{os.sep}'
+
+
 class Quiet(logging.Filter):
-  """Lets through what Orbax logs, but for errors with tracebacks, which are raised too."""
+  """Lets through what is logged, but for errors of Orbax, which are raised too."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     """Returns whether a record is logged."""
-    return not (record.exc_info and os.sep + 'orbax' + os.sep in record.pathname)
+    where = record.pathname if record.name == 'absl' else record.getMessage()
+    return not (record.exc_info and ORBAX in where)
 
 
 QUIET = Quiet()
+
+
+def _without_late_writes(hook: Callable[[Any], Any], orbax: str = ORBAX) -> Callable[[Any], Any]:
+  """Returns a hook that says nothing of writes which end after their save has failed."""
+
+  def quiet(unraisable: Any) -> None:
+    closed = str(unraisable.exc_value) == 'Event loop is closed'
+    code = getattr(unraisable.object, 'cr_code', None)
+    if not closed and orbax not in getattr(code, 'co_filename', ''):
+      hook(unraisable)
+
+  return quiet
+
+
+def _silence() -> None:
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(QUIET)
+  if _without_late_writes.__name__ not in getattr(sys.unraisablehook, '__qualname__', ''):
+    sys.unraisablehook = _without_late_writes(sys.unraisablehook)
 
 
 def call(function: Callable[[], Any]) -> None:
@@ -34,7 +58,7 @@ def call(function: Callable[[], Any]) -> None:
   Raises:
     BaseException: what the function raises.
   """
-  logging.getLogger('absl').addFilter(QUIET)
+  _silence()
   raised: list[BaseException] = []
 
   def run() -> None:

@@ -8,8 +8,9 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -104,12 +105,12 @@ class Journal:
     line = json.dumps(seal.sealed(to_plain(record))).encode() + b'\n'
     with user_errors('write the journal', self.path, 'a writable file'):
       self.path.parent.mkdir(exist_ok=True)
-      with open(self.path, 'a+b') as file:
+      with open(self.path, 'a+b', buffering=0) as file:
         self._cut_torn_line(file)
-        end = file.seek(0, os.SEEK_END)
+        end, rest = file.seek(0, os.SEEK_END), memoryview(line)
         try:
-          file.write(line)
-          file.flush()
+          while rest:
+            rest = rest[file.write(rest) :]
           os.fsync(file.fileno())
         except OSError:
           # A full disk may take a part of the line.
@@ -184,7 +185,7 @@ class Journal:
   def _described(self, line: Line) -> str:
     return f'{self.path}, line {line.number}: damaged, {line.problem}; found {line.content[:60]!r}'
 
-  def _cut_torn_line(self, file: BinaryIO) -> None:
+  def _cut_torn_line(self, file: FileIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
       return
