@@ -262,7 +262,7 @@ def test_a_strangers_set_imports_no_module(folder, tmp_path, monkeypatch):
   assert kind in path.read_text()
   path.write_text(path.read_text().replace(kind, 'evil.ClassLabel'))
   message = error_of('tfds:additive_pictures', data_dir=tmp_path / 'copy')
-  assert "names 'evil.ClassLabel': expected features of tensorflow_datasets" in message
+  assert "names 'evil.ClassLabel'; expected features of tensorflow_datasets" in message
   assert not (tmp_path / 'ran').exists()
 
 
