@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from additive_jax.files import seal
+from additive_jax.files import events, seal
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.rundir import RunDir
 
@@ -148,3 +148,23 @@ def test_the_whole_run_goes_on_with_what_a_shard_began(tmp_path):
   write(run, [1], (10, 15), truncate=5)
   frame = Metrics.read(run.path)
   pd.testing.assert_frame_equal(frame, Metrics.read(whole.path), check_exact=True)
+
+
+def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path, caplog, monkeypatch):
+  """Every write to a device that is always full fails: told once, and nothing waits."""
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+
+  class Full(events.RecordWriter):
+    def __init__(self, path):
+      super().__init__('/dev/full')
+
+  monkeypatch.setattr(events, 'RecordWriter', Full)
+  with Metrics(run) as metrics:
+    for step in range(50):
+      metrics.write(step, {'loss': 1.0}, tag=f'seed{step % 2}')
+  assert len(Metrics.read(run.path)) == 50
+  (record,) = caplog.records
+  assert record.message == (
+    f'{run.path / "tensorboard"}: no more TensorBoard events (No space left on device);'
+    ' the run goes on'
+  )

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from rich import filesize
 
-from additive_jax.experiments.session import Session, Stopped
+from additive_jax.errors import Stopped
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
@@ -77,7 +78,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
       while (step := trainer.step) < num_steps:
         if processes.agree(session.stopper.stop_requested):
           checkpoints.save(step, trainer.state, wait=True)
-          raise Stopped
+          raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
         count = min(options.log_every - step % options.log_every, num_steps - step)
         started = time.perf_counter()
         values = trainer.run(count)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tensorboardX
 
 from additive_jax.errors import UserError, user_errors
+from additive_jax.files.events import Events
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import WRITABLE, RunDir
 
@@ -41,9 +39,7 @@ class Metrics:
     self._primary = rundir.primary
     name = 'metrics.jsonl' if num_shards == 1 else f'metrics-{shard}-of-{num_shards}.jsonl'
     self._journal = Journal(rundir.path / name)
-    self._folder = rundir.path / 'tensorboard'
-    self._writers: dict[str, tensorboardX.SummaryWriter] = {}
-    self._purge_steps: dict[str, int] = {}
+    self._events = Events(rundir.path / 'tensorboard')
 
   def write(self, step: int, values: Mapping[str, Any], tag: str = 'train') -> None:
     """Records `values` (name: number, or any other JSON value) at `step` under `tag`."""
@@ -56,11 +52,7 @@ class Metrics:
       if not self._journal.path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, 'the run directory was removed')
     self._journal.append({'step': step, 'tag': tag, **values})
-    writer = self._writer(tag)
-    for name, value in values.items():
-      # TensorBoard draws finite numbers only.
-      if isinstance(value, int | float) and math.isfinite(value):
-        writer.add_scalar(name, value, int(step))
+    self._events.write(tag, int(step), values)
 
   def truncate(self, tag: str, step: int) -> None:
     """Drops what `tag` recorded after `step`, by whichever shard; TensorBoard purges it."""
@@ -71,9 +63,7 @@ class Metrics:
       with user_errors('write', journal.path, WRITABLE):
         dropped.append(journal.keep(lambda r: r.get('tag') != tag or r.get('step', 0) <= step))
     if any(dropped):
-      self._purge_steps[tag] = step + 1
-      if tag in self._writers:
-        self._writers.pop(tag).close()
+      self._events.purge(tag, step + 1)
 
   @staticmethod
   def read(path: str | Path) -> pd.DataFrame:
@@ -91,26 +81,13 @@ class Metrics:
 
   def close(self) -> None:
     """Closes the TensorBoard files."""
-    for writer in self._writers.values():
-      writer.close()
-    self._writers.clear()
+    self._events.close()
 
   def __enter__(self) -> Metrics:
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
-
-  def _writer(self, tag: str) -> tensorboardX.SummaryWriter:
-    if tag not in self._writers:
-      self._writers[tag] = tensorboardX.SummaryWriter(
-        str(self._folder / tag),
-        flush_secs=1,
-        purge_step=self._purge_steps.pop(tag, None),
-        # The name has the time in seconds: a run resumed within one would overwrite the file.
-        filename_suffix=f'.{time.time_ns()}',
-      )
-    return self._writers[tag]
 
 
 def _journals(folder: Path) -> list[Journal]:
