@@ -63,8 +63,8 @@ def _check_classes(tfds, name, folder):
     for kind in _strings(json.loads(path.read_bytes()), ('pythonClassName', 'type')):
       if '.' in kind and kind not in known and not kind.startswith('tensorflow_datasets.'):
         raise UserError(
-          f'tfds:{name}: {path} names {kind!r}; expected features of tensorflow_datasets, or of a module that '
-          'you have imported'
+          f'tfds:{name}: {path} names {kind!r}; expected features of tensorflow_datasets, or of a '
+          'module that you have imported'
         )
 
 
