@@ -214,7 +214,7 @@ def test_what_sites_share_goes_with_the_last_of_them(structure, gone, random_poo
   variables = random_pool(model, ROWS)
   found = cut(model, variables, structure, x=ROWS)
   assert variables['params'].keys() - found.variables['params'].keys() == gone
-  again = make(json.loads(json.dumps(found.config)))
+  again = make(json.loads(json.dumps(found.config)), Tied)
   expected = model.apply(variables, ROWS, structure)
   assert jnp.array_equal(again.apply(found.variables, ROWS), expected)
   assert receipt(found, model, variables, ROWS).max_difference <= EXACT
