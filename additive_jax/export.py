@@ -80,7 +80,7 @@ def export_run(
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
-  smaller = cut(network, saved.variables, structure, _used(network, saved.variables))
+  smaller = cut(network, saved.variables, structure, _used(network, saved.variables), x)
   difference = receipt(smaller, network, saved.variables, x)
   costs = {
     'pool': cost(network, saved.variables, x)._asdict(),
