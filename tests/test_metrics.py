@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from additive_jax.files import events
+from additive_jax.files import events, seal
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.rundir import RunDir
 
@@ -49,6 +49,9 @@ def test_metrics_lines_and_events(tmp_path):
     with pytest.raises(ValueError, match='step and tag'):
       metrics.write(1, {'step': 3})
   lines = [json.loads(line) for line in (run.path / 'metrics.jsonl').read_text().splitlines()]
+  assert [seal.crc({k: v for k, v in line.items() if k != 'crc'}) for line in lines] == [
+    line.pop('crc') for line in lines
+  ]
   assert lines == [
     {'step': 1, 'tag': 'train', 'loss': 0.5, 'structure': '1011'},
     {'step': 2, 'tag': 'train', 'loss': math.inf, 'skipped': 3},

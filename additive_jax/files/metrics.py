@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from additive_jax.errors import user_errors
+from additive_jax.errors import UserError, user_errors
 from additive_jax.files.events import Events
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import WRITABLE, RunDir
+
+log = logging.getLogger('additive_jax')
 
 
 class Metrics:
@@ -44,6 +48,9 @@ class Metrics:
     if values.keys() & {'step', 'tag'}:
       raise ValueError(f'step and tag are no names for values; found {sorted(values)}')
     values = to_plain(values)
+    with user_errors('write', self._journal.path, WRITABLE):
+      if not self._journal.path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, 'the run directory was removed')
     self._journal.append({'step': step, 'tag': tag, **values})
     self._events.write(tag, int(step), values)
 
@@ -54,7 +61,7 @@ class Metrics:
     dropped = []
     for journal in _journals(self._journal.path.parent):
       with user_errors('write', journal.path, WRITABLE):
-        dropped.append(journal.keep(lambda r: r['tag'] != tag or r['step'] <= step))
+        dropped.append(journal.keep(lambda r: r.get('tag') != tag or r.get('step', 0) <= step))
     if any(dropped):
       self._events.purge(tag, step + 1)
 
@@ -63,12 +70,14 @@ class Metrics:
     """Returns the curves: columns step, tag, and every name; NaN where a line lacks it.
 
     Lines of several files are put in the order of their tags and steps, whichever shard was first.
+    Of two lines for one point the first one counts, and damaged lines are left out; warnings name
+    both.
 
     Args:
       path: the run's directory or one file. A missing file gives an empty frame.
     """
     path = Path(path)
-    return pd.DataFrame(_records(path) if path.is_dir() else Journal(path).records())
+    return pd.DataFrame(_records(path) if path.is_dir() else _points(Journal(path)))
 
   def close(self) -> None:
     """Closes the TensorBoard files."""
@@ -87,11 +96,25 @@ def _journals(folder: Path) -> list[Journal]:
 
 
 def _records(folder: Path) -> list[Record]:
-  parts = [journal.records() for journal in _journals(folder)]
+  parts = [_points(journal) for journal in _journals(folder)]
   records = [record for part in parts for record in part]
   if len(parts) < 2:
     return records
   return sorted(records, key=lambda record: (_natural(record['tag']), record['step']))
+
+
+def _points(journal: Journal) -> list[Record]:
+  """Returns the sound lines, one for each point."""
+  points: dict[tuple[str, int], Record] = {}
+  for record in journal.sound():
+    if not record.keys() >= {'tag', 'step'}:
+      raise UserError(f'{journal.path}: {str(record)[:60]}; expected lines with tag and step')
+    key = record['tag'], record['step']
+    if key in points:
+      log.warning('%s: a second line for step %d of %s; the first one counts', journal.path,
+                  record['step'], record['tag'])  # fmt: skip
+    points.setdefault(key, record)
+  return list(points.values())
 
 
 def _natural(name: str) -> list[int | str]:

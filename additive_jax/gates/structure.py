@@ -36,6 +36,8 @@ class Structure:
   bits: tuple[bool, ...]
 
   def __post_init__(self):
+    if not self.bits:
+      raise UserError('structure (): expected a bit for each gate, at least one')
     if not all(bit in (0, 1) for bit in self.bits):
       raise UserError(f'structure bits {self.bits!r}: expected only 0 and 1')
     object.__setattr__(self, 'bits', tuple(bool(bit) for bit in self.bits))
