@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 from typing import NamedTuple
 
 import tiny
@@ -130,16 +129,15 @@ def finished(name, tmp_path_factory):
 
   Test files and their processes share it: the first that asks makes it.
   """
-  root = tmp_path_factory.getbasetemp()
-  root = root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
+  root = tiny.shared_folder(tmp_path_factory)
   (root / 'studies').mkdir(exist_ok=True)
-  with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(root / 'programs'):
+  with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(tmp_path_factory):
     fcntl.flock(file, fcntl.LOCK_EX)
     return run(name, root / 'studies' / name), root / 'studies' / name
 
 
 @contextlib.contextmanager
-def programs(folder):
+def programs(tmp_path_factory):
   """Keeps compiled programs, and makes few of them."""
-  with tiny.cached_programs(folder), tiny.two_sizes():
+  with tiny.cached_programs(tmp_path_factory), tiny.two_sizes():
     yield

@@ -3,6 +3,7 @@ shapes."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,12 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
   >>> measure(model, jnp.zeros((1, 5))).params('11')
   215
   """
-  x = shape_of(x)
+  return measured(model, shape_of(x))
+
+
+@functools.lru_cache(maxsize=64)
+def measured(model: nn.Module, x: jax.ShapeDtypeStruct) -> Space:
+  """Returns `measure` of a shape; experiments ask for that of one network many times."""
   batch, names, shapes = x.shape[0], gate_names(model), parts(model, x)
   counted = _sizes(shapes.embed) | _sizes(shapes.readout)
   gates: list[Gate] = []
