@@ -24,6 +24,7 @@ from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order
 from additive_jax.errors import UserError
+from additive_jax.files import keys as keys_
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
@@ -113,7 +114,9 @@ class Fleet:
     ]
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
-    self.state = self._start(keys, train[np.zeros(1, np.int64)][0])
+    x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
+    self.state = self._start(keys, x)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)
@@ -121,7 +124,8 @@ class Fleet:
   def _start(self, keys, x):
     """Returns the states before the first step on the mesh, of the pools that the keys name."""
     states = [init_state(self.recipe, initial(self.recipe.model, key, x)) for key in keys]
-    state = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+    stack = lambda *leaves: keys_.like(np.stack([*map(keys_.as_numpy, leaves)]), leaves[0])
+    state = jax.tree.map(stack, *states)
     state = state._replace(step=np.int32(0))
     specs = jax.tree.map(lambda _: BY_NETWORK, state)._replace(step=PartitionSpec())
     return mesh_.place(state, self.mesh, specs)
