@@ -131,13 +131,13 @@ def finished(name, tmp_path_factory):
   """
   root = tiny.shared_folder(tmp_path_factory)
   (root / 'studies').mkdir(exist_ok=True)
-  with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(tmp_path_factory):
+  with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(root / 'programs'):
     fcntl.flock(file, fcntl.LOCK_EX)
     return run(name, root / 'studies' / name), root / 'studies' / name
 
 
 @contextlib.contextmanager
-def programs(tmp_path_factory):
+def programs(folder):
   """Keeps compiled programs, and makes few of them."""
-  with tiny.cached_programs(tmp_path_factory), tiny.two_sizes():
+  with tiny.cached_programs(folder), tiny.two_sizes():
     yield

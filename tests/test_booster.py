@@ -43,7 +43,7 @@ FILES = {
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 

@@ -31,7 +31,7 @@ def said(monkeypatch):
 def sound(tmp_path_factory):
   """A finished run, and how to go on with it."""
   _, workdir = studies.finished('cotrain', tmp_path_factory)
-  with studies.programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield workdir, damaged_runs.goes_on('cotrain', damaged_runs.tables(workdir))
 
 

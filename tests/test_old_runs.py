@@ -31,7 +31,7 @@ EXACT = 1e-5  # of losses and logits of about 1, in float32
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with studies.programs(tmp_path_factory):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield
 
 

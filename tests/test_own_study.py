@@ -24,7 +24,10 @@ def test_it_is_short():
 def ran(tmp_path_factory):
   """What the page's code defines, and its run directory."""
   folder, names = tmp_path_factory.mktemp('own'), {}
-  with pytest.MonkeyPatch.context() as patched, tiny.cached_programs(tmp_path_factory):
+  with (
+    pytest.MonkeyPatch.context() as patched,
+    tiny.cached_programs(tiny.programs(tmp_path_factory)),
+  ):
     patched.chdir(folder)
     exec(compile(code(), PAGE.name, 'exec'), names)
   return names, folder / 'runs' / 'samplers'

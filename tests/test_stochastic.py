@@ -17,7 +17,7 @@ CHOSEN = studies.CASES['stochastic'].options
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 

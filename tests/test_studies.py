@@ -40,7 +40,7 @@ FILES = {
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with studies.programs(tmp_path_factory):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield
 
 

@@ -75,9 +75,14 @@ def shared_folder(tmp_path_factory):
   return root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
 
 
+def programs(tmp_path_factory):
+  """Where this session's tests keep compiled programs, for one another."""
+  return shared_folder(tmp_path_factory) / 'programs'
+
+
 @contextlib.contextmanager
-def cached_programs(tmp_path_factory):
-  """Keeps what XLA compiles in a folder of the session, since each run makes its programs anew.
+def cached_programs(folder):
+  """Keeps what XLA compiles in `folder`, since each run makes its programs anew.
 
   A folder in which all tests keep their programs comes before it; see the conftest one folder up.
   """
@@ -85,7 +90,7 @@ def cached_programs(tmp_path_factory):
     yield
     return
   names = {
-    'jax_compilation_cache_dir': str(shared_folder(tmp_path_factory) / 'programs'),
+    'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
     'jax_persistent_cache_enable_xla_caches': 'none',
   }
