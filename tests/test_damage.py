@@ -12,6 +12,7 @@ import damaged_runs
 import numpy as np
 import pytest
 import studies
+import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.records import Records
