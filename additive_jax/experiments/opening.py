@@ -91,6 +91,7 @@ def open_session(
   workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
+  processes.tell_saved(rundir.saved)
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
