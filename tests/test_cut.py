@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError, measure
@@ -63,7 +64,7 @@ def half(model, variables, without=()):
   return keep
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', tiny.slow_but(['mlp', 'dense stack, chunks', 'images'], CASES))
 def test_cut_is_exact_and_smaller(case, random_pool):
   model, x, structure, without = CASES[case]
   variables = random_pool(model, x)
@@ -169,6 +170,7 @@ class Own(Additive):
     return h
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('model', 'x', 'structure', 'gone'),
   [

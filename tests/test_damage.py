@@ -12,6 +12,7 @@ import damaged_runs
 import numpy as np
 import pytest
 import studies
+import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.records import Records
@@ -31,7 +32,7 @@ def said(monkeypatch):
 def sound(tmp_path_factory):
   """A finished run, and how to go on with it."""
   _, workdir = studies.finished('cotrain', tmp_path_factory)
-  with studies.programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield workdir, damaged_runs.goes_on('cotrain', damaged_runs.tables(workdir))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import NETWORKS, make_model
+from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.files.seal import DamagedError, parsed
@@ -81,7 +81,9 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   # The run may be somebody else's: what it downloaded is not fetched again without being asked for.
   data = load_data(dataclasses.replace(_section(DataOptions, config['data']), download=False))
   options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
-  return Pools(path, data, make_model(options, data), names)
+  model = make_model(options, data)
+  check_fits(model, data)
+  return Pools(path, data, model, names)
 
 
 def _section(section, values):

@@ -3,6 +3,7 @@ is computed but shapes."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from additive_jax.models.additive import (
   sites_of,
   update,
 )
+from additive_jax.models.contract import check_network
 from additive_jax.models.flops import count_flops, count_traced
 
 Readers = dict[str, set[int | None]]  # by leaf: numbers of gates; None: whatever the structure
@@ -62,7 +64,13 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
     UserError: for a part that cannot be counted, such as a loop whose trips are known only when it
       runs.
   """
-  x = shape_of(x)
+  check_network(model, x)
+  return measured(model, shape_of(x))
+
+
+@functools.lru_cache(maxsize=64)
+def measured(model: nn.Module, x: jax.ShapeDtypeStruct) -> Space:
+  """Returns `measure` of a shape; experiments ask for that of one network many times."""
   names, shapes = gate_names(model), parts(model, x)
   ends = _ends(model, shapes, x)
   fixed_flops = sum(end.flops for end in ends)
