@@ -255,7 +255,7 @@ def test_bad_input(model, structure, keep, message):
 
 
 def test_a_pool_of_another_network(random_pool):
-  with pytest.raises(UserError, match='leaf fc1/bias of the pool: expected those of MLP'):
+  with pytest.raises(UserError, match='a pool without embed and 3 more: expected the pool of the'):
     cut(MLP_2, random_pool(STACK, ROWS))
   with pytest.raises(UserError, match=r"expected {'params': pool}"):
     cut(MLP_2, random_pool(MLP_2, ROWS)['params'])

@@ -54,7 +54,8 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
 
   A parameter counts with the structures whose programs read it: with all of them if embed or
   readout do, else with those that have a site on which does, shared or not. What a site without a
-  residual gate costs with its gates off is fixed.
+  residual gate costs with its gates off is fixed; of its inner gates each is measured alone, and
+  they are taken to add up.
 
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> measure(model, jnp.zeros((1, 5))).params('11')
