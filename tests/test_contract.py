@@ -19,7 +19,7 @@ from additive_jax import (
   shared_prefix,
   static,
 )
-from additive_jax.models import DNA, MLP, ConvNet, Modules, Routing, Transformer
+from additive_jax.models import DNA, MLP, ConvNet, Experts, Modules, Routing, Transformer
 from additive_jax.models.contract import check_network, check_pool
 from additive_jax.run.ways import gathered, routed, sampled
 from additive_jax.train.fleet import Fleet
@@ -136,7 +136,7 @@ def test_a_site_may_broadcast_where_the_stream_keeps_its_shape(random_pool):
 def test_a_pool_of_another_model_is_refused_at_every_door(random_pool):
   model = MLP(2, 4, 4, 3)
   for other, expected in (
-    (model.clone(num_blocks=3), r'with block_02/in/bias, which is surplus and 5 more'),
+    (model.clone(num_blocks=3), r'with a surplus block_02/in/bias and 5 more'),
     (model.clone(num_blocks=1), r'with no block_01/in/bias and 5 more'),
     (model.clone(hidden=6), r'with block_00/in/bias of shape \(6,\), not \(4,\) and 5 more'),
   ):
@@ -235,6 +235,7 @@ KINDS = ('residual', 'sub_activation', 'lane')
     (Transformer(1, 4, **ROTATED, gates=KINDS, num_chunks=2), TOKENS),
     (Transformer(1, 4, **TEXT, num_chunks=3, routing=Routing('random', 1)), TOKENS),
     (Transformer(1, 4, **TEXT, num_chunks=3, routing=Routing('marginal', keep=0.5)), TOKENS),
+    (Transformer(1, 4, **TEXT, routing=Experts(3, 2)), TOKENS),
     (DNA(1, 4, modules=Modules(1, 1, 1, 1, 2), **TEXT), TOKENS),
   ],
 )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.experimental import pallas
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
@@ -143,6 +144,7 @@ def language_model(routing, width=8, tokens=8, **options):
   return Transformer(2, width, 2, 16, 5, routing=routing, **sizes, **options)
 
 
+@pytest.mark.slow
 def test_experts_of_their_own_weights_cost_those_that_a_token_uses():
   x = np.zeros((1, 8), np.uint8)
   costs = {k: active_flops(language_model(Experts(4, k)), x) for k in (1, 2, 4)}
@@ -185,6 +187,26 @@ class Tied(Additive):
     self.sites = [Twice(shared, name='a'), nn.Dense(8, name='b'), Twice(shared, name='c')]
 
 
+class Layers(nn.Module):
+  """A site whose inner gates each have a layer of their own, and share one."""
+
+  gates: tuple = (RESIDUAL, 'left', 'right')
+
+  @nn.compact
+  def __call__(self, h, values=()):
+    shared = nn.Dense(8, name='shared')
+    for name, on in zip(self.gates[1:], values, strict=True):
+      if on or self.is_initializing():
+        h = h + shared(nn.Dense(8, name=name)(h))
+    return h
+
+
+class Layered(Additive):
+  def setup(self):
+    self.embed, self.readout = nn.Dense(8), nn.Dense(3)
+    self.sites = [Layers(name='a'), nn.Dense(8, name='b')]
+
+
 DIGITS, IMAGES = np.zeros((2, 8, 8), np.float32), np.zeros((2, 4, 4, 1), np.float32)
 TABLE, TEXT = np.zeros((2, 3), np.float32), np.zeros((2, 8), np.uint8)
 MIXED = {'gates': KINDS, 'num_chunks': 2, 'num_lanes': 2}
@@ -211,11 +233,15 @@ MODELS = {
     TEXT,
   ),
   'tied': (Tied(), TABLE),
+  'layers of inner gates': (Layered(), TABLE),
   'a loop': (Own(), TABLE),
 }
 
 
-@pytest.mark.parametrize('name', MODELS)
+QUICK = set(MODELS) - {'dna', 'gates of tokens', 'language model', 'experts', 'factorised'}
+
+
+@pytest.mark.parametrize('name', tiny.slow_but(QUICK, MODELS))
 def test_a_structure_costs_its_static_program(name):
   """FLOPs are those of the whole program, and parameters the leaves that its result depends on."""
   model, x = MODELS[name]

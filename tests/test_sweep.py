@@ -31,7 +31,7 @@ ALONE = ['accuracy_ci95', 'train_loss', 'steps', 'skipped']
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 
@@ -246,7 +246,8 @@ def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
     assert table[column].tolist() == both[f'{prefix}{column}'].tolist()
 
 
-@pytest.mark.parametrize('method', tiny.slow_but(['random'], ['evolution', 'random']))
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['evolution', 'random'])
 def test_search(tmp_path, method):
   options = {
     'model.num_blocks': 4,
