@@ -34,7 +34,8 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
-from additive_jax.gates.structure import Structure, sampled_bits
+from additive_jax.gates.networks import sampled_networks
+from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
@@ -132,7 +133,7 @@ def _pool(session) -> Arm:
 
 def _static_structures(pool_session):
   limit = pool_session.config.experts.num_structures
-  return sampled_bits(pool_session.space.num_gates, limit, pool_session.config.seed)
+  return sampled_networks(pool_session.space, limit, pool_session.config.seed)
 
 
 def _best_single(pool_session: Session, records: Records) -> Structure:

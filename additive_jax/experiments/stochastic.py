@@ -30,7 +30,7 @@ from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
 from additive_jax.files.journal import Record
-from additive_jax.gates.structure import sampled_bits
+from additive_jax.gates.networks import sampled_networks
 from additive_jax.gates.subsets import in_stages
 from additive_jax.report.comparison import SCORES, compare
 from additive_jax.train.losses import PerSample
@@ -135,7 +135,7 @@ def _variant(session, name, draws) -> Variant:
 
 def _judged_structures(session) -> Bool[np.ndarray, 'structures gates']:
   limit = session.config.stochastic.num_structures
-  return sampled_bits(session.space.num_gates, limit, session.config.seed)
+  return sampled_networks(session.space, limit, session.config.seed)
 
 
 def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +12,7 @@ from additive_jax.experiments.pages import curves_picture, over_seeds, read_curv
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
+from additive_jax.gates.networks import num_networks
 from additive_jax.report import figures
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted
@@ -21,7 +25,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   top = structures.head(session.config.sweep.top_k)
   intervals = over_seeds(session, ', with 95 % intervals over the seeds')
   return Page(
-    f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
+    f'Which + matter: {networks(len(structures), summary)} of {type(session.model).__name__} '
     f'on {session.data.name}',
     tiles(_facts(summary)),
     section(
@@ -39,7 +43,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
         'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
       ),
     ),
-    section('What each + does', *_effects(result, names)),
+    section('What each + does', *_effects(session, result)),
     _agreement(structures, result.agreement) if result.agreement else None,
     section(
       'Training',
@@ -51,6 +55,17 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
     ),
   )
+
+
+def networks(number: int, summary: Mapping[str, Any]) -> str:
+  """Returns in words how many structures were ranked, and how many networks where they differ.
+
+  >>> networks(5, {'num_structures': 8})
+  '5 networks (8 structures)'
+  """
+  if number == summary['num_structures']:
+    return counted(number, 'structure')
+  return f'{counted(number, "network")} ({counted(summary["num_structures"], "structure")})'
 
 
 def _facts(summary):
@@ -81,14 +96,18 @@ def _trained_longest(structures):
   return structures[structures['steps'] == structures['steps'].max()]
 
 
-def _effects(result, names) -> list[Piece]:
+def _effects(session, result) -> list[Piece]:
   """Main effects, and the interactions where there are structures enough to tell them."""
+  names = session.space.names
   number, terms = len(result.table), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  everything = num_networks(session.space)
   method = 'mean loss with it on minus mean loss with it off'
-  if number < 2 ** len(names):
+  if everything < 2 ** len(names):
+    method += ', over all structures, of which several are one network'
+  if number < everything:
     method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
   effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
-  if number < terms:
+  if number < min(terms, everything):
     pairs = text(
       f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
       'structures. The main effects are those of the smallest fit.'
