@@ -201,7 +201,10 @@ class Alone:
 def _agreement(predicted, truth, top_k):
   both = np.isfinite(truth).all(0)
   k = min(top_k, max(1, int(both.sum()) // 4))
-  return rankings.compare_rankings(predicted[both], truth[:, both], k)
+  agreement = rankings.compare_rankings(predicted[both], truth[:, both], k)
+  if len(truth) == 1:  # the noise of training would be missing from an interval over structures
+    agreement |= {'tau_low': np.nan, 'tau_high': np.nan}
+  return agreement
 
 
 def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
