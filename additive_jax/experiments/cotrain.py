@@ -6,6 +6,8 @@ The structures come from `config.structures`, from the Exp 1 run directory
 
   table         structures.csv: a row for each structure, best first, co-trained and alone
   comparison    comparison.csv: the same in long form, with the ensembles
+  differences   differences.csv: co-trained minus alone, paired by seed: the mean over the
+                structures, each of them, and the ensembles
   cosines       cosines.csv: cosine between gradients of structures at the end, mean over seeds
 """
 
@@ -234,7 +236,7 @@ def _read_pool(session, path, checksum, template):
   return flax.serialization.from_bytes(template, content)
 
 
-POOL, ENSEMBLE = 'pool', 'ensemble'
+POOL, ENSEMBLE, MEAN = 'pool', 'ensemble', 'mean of the structures'
 VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 
 
@@ -259,7 +261,20 @@ def _tables(session: Session, records: Records) -> Result:
   cosines = pd.DataFrame(matrix, columns=texts)
   cosines.insert(0, 'structure', texts)
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
-  return Result({'structures': table, 'comparison': comparison, 'cosines': cosines}, summary)
+  tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
+  return Result(tables | {'differences': _differences(seeds, texts, order)}, summary)
+
+
+def _differences(seeds, texts, order) -> pd.DataFrame:
+  """Co-trained minus alone, paired by seed; below zero is a lower loss together."""
+  columns: dict[str, Any] = {'label': [MEAN, *texts, ENSEMBLE]}
+  for key in SCORES:
+    together, alone = (np.array([r[variant][key] for r in seeds])[:, order] for variant in VARIANTS)
+    apart = together - alone
+    of_ensembles = [r[ENSEMBLE]['cotrained'][key] - r[ENSEMBLE]['alone'][key] for r in seeds]
+    by_seed = np.column_stack([apart.mean(1), apart, of_ensembles])
+    columns[key], columns[f'{key}_ci95'] = statistics.mean_and_ci(by_seed)
+  return pd.DataFrame(columns)
 
 
 def _scores(seeds, variant):

@@ -43,7 +43,8 @@ from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
 from additive_jax.report import statistics
 from additive_jax.report.comparison import arms_as_structures
-from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.report.paths import path_codes, rank_frequency
+from additive_jax.report.power_law import fit_power_law
 from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
@@ -161,11 +162,7 @@ def _tables(session: Session, records: Records) -> Result:
   summary = compared.summary | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
-      summary['variants'][name]['first_seed'] = {
-        'paths': len(path['counts']),
-        'path_exponent': path['fit'].exponent,
-        'path_exponent_ci95': [path['fit'].low, path['fit'].high],
-      }
+      summary['variants'][name]['first_seed'] = path['fit'].figures()
   tables = {'structures': structures, **compared.tables}
   return Result(tables, summary, extras={'paths': paths})
 

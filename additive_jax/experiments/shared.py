@@ -68,7 +68,8 @@ def search_pools(
     fresh = bits[: len(np.unique(bits, axis=0))]
     means = generations.add(fresh, scores)
     loss = generations.means().loss
-    progress.advance(len(fresh), loss=loss.min(where=np.isfinite(loss), initial=np.inf))
+    lowest = loss.min(where=np.isfinite(loss), initial=np.inf)
+    progress.advance(len(fresh), **{'lowest test loss': lowest})
     return means
 
   primary, known = processes.is_primary(), len(generations)

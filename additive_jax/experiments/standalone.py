@@ -86,7 +86,7 @@ class Crowd:
         arms = [arm for other, arm in units if other == seed]
         for arm, member in self._train_seed(seed, arms):
           yield seed, arm, self.judge(seed, arm, member)
-          progress.advance(1, loss=member.loss)
+          progress.advance(1, **{'test loss': member.loss})
           if self.session.stopper.stop_requested:
             return
 
