@@ -44,6 +44,10 @@ class Records:
         for line in Journal(path).records():
           self._lines[_arm(line, name), line['seed']] = line
 
+  def __len__(self) -> int:
+    """Returns how many records there are, of all arms and seeds."""
+    return len(self._lines)
+
   def get(self, arm: str, seed: int) -> Record | None:
     """Returns the record of an arm in one seed; None where there is none."""
     return self._lines.get((arm, seed))

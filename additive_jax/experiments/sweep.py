@@ -20,6 +20,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.cost import Work, check_cost
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -32,7 +33,7 @@ from additive_jax.experiments.shared import (
   search_pools,
   shared_arm,
 )
-from additive_jax.experiments.standalone import Lone, rungs
+from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.networks import all_networks, num_networks, places_of
@@ -43,6 +44,11 @@ from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
 
 STANDALONE, SHARED = 'standalone', 'shared'
+SHORTER = (
+  "config.search.method 'evolution' trains the best alone and no others, config.sweep.modes "
+  "('shared',) none; config.sweep.halving and config.train.epochs shorten the trainings, "
+  'config.shard shares them out'
+)
 
 
 def _check(session):
@@ -62,6 +68,25 @@ def _check(session):
     check_shared(session, _shared_epochs(session))
   if STANDALONE in modes:
     _check_standalone(session)
+  check_cost(session, _work(session), SHORTER)
+
+
+def _work(session) -> Work:
+  """What a sweep has still to do."""
+  config, networks = session.config, num_networks(session.space)
+  searched, modes = config.search.method, config.sweep.modes
+  trained = 2 * config.sweep.top_k if searched else networks
+  sizes = rung_sizes(session, trained) if STANDALONE in modes else []
+  trainings = sum(count for _, count in sizes)
+  starts = [0, *(stop for stop, _ in sizes)]
+  steps = sum((stop - start) * count for (stop, count), start in zip(sizes, starts))
+  # Shards and processes share out what is not in the journals yet.
+  done = len(Records(session.rundir, 'sweep', session.seeds))
+  left = max(0.0, 1 - done / (trainings * len(session.seeds))) if trainings else 0.0
+  share = left / (session.shard[1] if session.shard[1] > 1 else processes.process()[1])
+  ranked = config.search.budget if searched else networks
+  pools = session.training.steps(_shared_epochs(session)) if SHARED in modes else 0
+  return Work(ranked, trainings * share, steps * share, pools, ranked if pools else 0)
 
 
 def _check_standalone(session):
