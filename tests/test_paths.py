@@ -80,6 +80,24 @@ def test_the_exponent_of_a_known_law(exponent):
   assert power_law.fit_power_law(list(codes)) == law
 
 
+def test_samples_of_a_law_are_plausible_and_others_are_not():
+  """Under the law p values are even, so that one in ten is refused."""
+  of_law = [
+    power_law.fit_power_law(zipf(1.0, 40, 60, 32, seed), resamples=50) for seed in range(12)
+  ]
+  assert sum(law.fits for law in of_law) >= 9
+  rng = np.random.default_rng(0)
+  others = [
+    np.minimum(rng.geometric(0.15, (60, 32)), 40),
+    rng.choice(40, (60, 32), p=np.repeat([0.045, 0.005], 20)),
+  ]
+  assert not any(power_law.fit_power_law(codes, resamples=50).fits for codes in others)
+  # Tokens that repeat their example's path are no further evidence against a law.
+  few = zipf(1.0, 12, examples=300, tokens=1)
+  many = power_law.fit_power_law(np.repeat(few, 50, axis=1), min_count=500)
+  assert many.fits == power_law.fit_power_law(few).fits
+
+
 def test_the_fit_is_where_the_likelihood_is_highest():
   codes = zipf(1.1, 25, examples=20, tokens=30)
   counts = np.array(sorted(collections.Counter(codes.ravel().tolist()).values(), reverse=True))

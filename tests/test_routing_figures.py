@@ -185,6 +185,17 @@ def test_rank_frequency_shows_the_fit():
   assert 'dashed' not in str(texts(figures.rank_frequency({'dna': counts})))
 
 
+def test_a_law_that_does_not_fit_is_said_and_not_drawn():
+  steps = np.repeat(np.arange(40), np.where(np.arange(40) < 20, 200, 20))  # two levels, no law
+  law = power_law.fit_power_law(np.random.default_rng(0).permutation(steps).reshape(-1, 40))
+  assert law.p_value < 0.1
+  assert not law.fits
+  figure = figures.rank_frequency({'dna': paths.rank_frequency(steps)}, {'dna': law})
+  assert legend(figure) == [f'dna: 40 paths\nno power law fits (p = {law.p_value:.2f})']
+  assert len(figure.axes[0].lines) == 1
+  assert np.isnan(law.figures()['path_exponent'])
+
+
 def test_even_paths_are_a_flat_line():
   law = power_law.fit_power_law(np.repeat(np.arange(20), 12)[:, None])
   figure = figures.rank_frequency({'dna': np.full(20, 12)}, {'dna': law})

@@ -49,7 +49,8 @@ def differences(
 
 
 def _points(frame, measures, colours, is_difference):
-  colours = style.palette(frame['variant'], colours)
+  baseline = ['baseline'] if is_difference else []  # has the first colour, and no row
+  colours = style.palette([*baseline, *frame['variant']], colours)
   height = max(1.5, 0.8 + 0.3 * len(frame))
   with style.drawing(9.6, height, columns=len(measures), sharey=True) as (figure, [panels]):
     for axes, (measure, title) in zip(panels, measures.items()):
