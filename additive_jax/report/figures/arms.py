@@ -96,7 +96,7 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
     marks.name_rows(axes, [str(label) for label in labels], family=style.MONO)
     for row in range(1, len(labels)):
       axes.axhline(row - 0.5, color=style.PALE, lw=0.8)
-    axes.set_xlabel(measure)
+    axes.set_xlabel(f'test {measure}')
     marks.legend_beside(axes)
   return figure
 

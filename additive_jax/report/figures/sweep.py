@@ -184,7 +184,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
     axes.errorbar(effect, rows, xerr=half_width, **bars)
     axes.axvline(0, color=style.GREY, lw=0.8)
     marks.name_rows(axes, short_names(effects['gate']))
-    axes.set_xlabel(f'loss with the gate on minus off{power}  (left: the gate helps)')
+    axes.set_xlabel(f'test loss with the gate on minus off{power}  (left: the gate helps)')
   return figure
 
 

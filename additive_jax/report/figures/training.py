@@ -48,8 +48,8 @@ def training_curves(
   with style.drawing(7.2, 3.6) as (figure, [[axes]]):
     for (tag, rows), look in zip(groups, looks):
       step, value = _binned(marks.column(rows, 'step'), marks.column(rows, measure))
-      mark = 'o' if len(step) == 1 else None
-      axes.plot(step, value, marker=mark, label=str(tag), **look)
+      look['marker'] = look['marker'] if len(step) == 1 else None
+      axes.plot(step, value, label=str(tag), **look)
     marks.log_scale_if_wide(axes, curves[measure])
     if target is not None:
       axes.axhline(target, color=style.INK, lw=1.2, ls='--', zorder=3, label='target')
@@ -67,11 +67,14 @@ def _line_looks(tags, colours):
   if colours is None:
     many = len(tags) > len(style.PALETTE)
     tints = style.shades(len(tags)) if many else style.PALETTE
-    return [{'color': tint, 'lw': 0.9 if many else 1.6} for tint, _ in zip(tints, tags)]
+    line = {'lw': 0.9 if many else 1.6, 'marker': 'o'}
+    return [{'color': tint, **line} for tint, _ in zip(tints, tags)]
   arms = [tag if tag in colours else re.sub(r'-seed\d+$', '', tag) for tag in tags]
   by_arm, seen, looks = style.palette(arms, colours), Counter[str](), []
   for tint in (by_arm[arm] for arm in arms):
-    looks.append({'color': tint, 'lw': 1.6, 'ls': style.dashes(seen[tint])})
+    number = seen[tint]
+    marks_of_arm = {'ls': style.dashes(number), 'marker': style.marker(number)}
+    looks.append({'color': tint, 'lw': 1.6, **marks_of_arm})
     seen[tint] += 1
   return looks
 
