@@ -34,6 +34,7 @@ from absl import flags
 from jaxtyping import PyTree
 
 from additive_jax.cli.arguments import parse_flags
+from additive_jax.cli.command import run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line
@@ -79,7 +80,7 @@ def export_run(
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
-  smaller = cut(network, saved.variables, structure, _used(network, saved.variables))
+  smaller = cut(network, saved.variables, structure, _used(network, saved.variables), x)
   difference = receipt(smaller, network, saved.variables, x)
   costs = {
     'pool': cost(network, saved.variables, x)._asdict(),
@@ -133,4 +134,4 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(run_command(main, sys.argv))

@@ -9,9 +9,12 @@
                          where SLURM, a TPU pod or Kubernetes tells
   --num_processes=N      how many processes there are, with a coordinator that is not auto
   --process_id=I         which of them this is, from 0
+  --wait=SECONDS         how long to wait for the others to come, and for one that falls silent
+                         (default: 30)
 
-Exit codes: 0 done, done before, or stopped by a signal with everything saved; 2 a mistake in what
-was asked, told in one line; 130 ended by a second Ctrl-C.
+Exit codes: 0 done, or done before; 2 a mistake in what was asked, told in one line; 75 stopped
+before the end, by a signal (TERM, INT, HUP, USR1, USR2) or because another process is gone, with
+everything saved: the same command goes on; 130 ended by a second Ctrl-C.
 
 Another command, with its own --help: `additive-jax export RUN --structure=1101 --to=DIR`.
 """
@@ -25,8 +28,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from additive_jax.cli.arguments import command_of, parse
+from additive_jax.cli.command import run_command
 from additive_jax.cli.configs import config_names
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
@@ -66,7 +70,6 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
-  from additive_jax.experiments.session import Stopped
   from additive_jax.experiments.studies import STUDIES
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
@@ -81,14 +84,16 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
       f'--num_processes={values.num_processes} without --coordinator: expected the host:port of '
       'process 0'
     )
-  with processes.distributed(values.coordinator, values.num_processes, values.process_id):
-    try:
+  joining = values.coordinator, values.num_processes, values.process_id, values.wait
+  try:
+    with processes.distributed(*joining):
       opening = {'name': name, 'devices': values.devices, 'command': command}
       STUDIES[config.experiment].run(config, values.workdir or None, **opening)
-    except Stopped:
-      processes.log.info('stopped; everything is saved, the same command goes on')
+  except Stopped as stopped:
+    processes.log.info('%s', stopped)
+    return STOPPED
   return 0
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(run_command(main, sys.argv, resumes=True))

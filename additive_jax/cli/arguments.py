@@ -11,7 +11,7 @@ from additive_jax.cli.configs import config_file, explanation, load_config
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import DECLARED
 
-PER_PROCESS = ('coordinator', 'num_processes', 'process_id')
+PER_PROCESS = ('coordinator', 'num_processes', 'process_id', 'wait')
 
 
 def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
@@ -30,6 +30,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', flag_values=values)
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', flag_values=values)
+  flags.DEFINE_float('wait', 30.0, 'Seconds.', 3.0, 86400.0, flag_values=values)
   options = parse_flags(values, argv, known_only=True)
   names = values.config
   if len(names) != 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 from rich import filesize
 
-from additive_jax.experiments.session import Session, Stopped
+from additive_jax.errors import Stopped
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
@@ -33,7 +35,7 @@ class Curves:
     labels: one per slot, where a slot always trains the same structure; gives each a curve.
     probe: gives more values from the trainer, at every point.
     clock: takes the seconds of the steps up to every point, without compiling and probing; apart
-      from the curves, which are the same each time. Of a point's records the last one counts.
+      from the curves, which are the same each time.
   """
 
   labels: Sequence[str] = ()
@@ -63,6 +65,9 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
+    if curves.clock is not None and processes.is_primary():
+      start = trainer.step
+      curves.clock.keep(lambda line: line.get('tag') != name or line.get('step', 0) <= start)
     if trainer.step >= num_steps:
       return
     if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
@@ -73,7 +78,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
       while (step := trainer.step) < num_steps:
         if processes.agree(session.stopper.stop_requested):
           checkpoints.save(step, trainer.state, wait=True)
-          raise Stopped
+          raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
         count = min(options.log_every - step % options.log_every, num_steps - step)
         started = time.perf_counter()
         values = trainer.run(count)
@@ -88,6 +93,24 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)
+
+
+def check_points(path: Path, steps: Collection[int], num_steps: int, every: int, name: str) -> str:
+  """Returns what is missing of a curve, in words that name its file; '' for nothing.
+
+  >>> check_points(Path('metrics.jsonl'), [5, 12], 12, 5, 'pool-seed0')
+  'metrics.jsonl lacks step 10 of pool-seed0'
+
+  Args:
+    path: the file.
+    steps: of the points that are there.
+    num_steps: the last step.
+    every: steps from one point to the next.
+    name: of the curve.
+  """
+  expected = [*range(every, num_steps, every), num_steps] if num_steps else []
+  lost = [str(step) for step in expected if step not in steps]
+  return f'{path} lacks step {", ".join(lost[:3])} of {name}' if lost else ''
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

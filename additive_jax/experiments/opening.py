@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import make_model
+from additive_jax.experiments.network import check_fits, make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
   DataOptions,
@@ -27,8 +27,8 @@ from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
-from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
@@ -78,6 +78,7 @@ def open_session(
   devices = mesh.pick_devices(opening.get('devices', 0))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
+  check_fits(model, data)
   if config.train.batch_size > len(data.train):
     raise UserError(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
@@ -90,6 +91,7 @@ def open_session(
   workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
+  processes.tell_saved(rundir.saved)
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:

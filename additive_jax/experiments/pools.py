@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError
-from additive_jax.experiments.network import NETWORKS, make_model
+from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
+from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
@@ -80,7 +80,9 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
   data = load_data(_section(DataOptions, config['data']))
   options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
-  return Pools(path, data, make_model(options, data), names)
+  model = make_model(options, data)
+  check_fits(model, data)
+  return Pools(path, data, model, names)
 
 
 def _section(section, values):
@@ -93,14 +95,14 @@ def _section(section, values):
 def _read_config(path):
   file = path / 'config.json'
   try:
-    config = json.loads(file.read_bytes())
+    config, _ = parsed(file.read_bytes())
   except OSError as error:
     raise UserError(
       f'{file} ({error.strerror}): expected a run directory, which has one'
     ) from error
-  except ValueError as error:
-    raise UserError(f'{file} ({error}): expected the config of a run') from error
-  if not isinstance(config, dict) or not {'data', 'model'} <= config.keys():
+  except DamagedError as error:
+    raise UserError(f'{file} is damaged ({error}): expected the config of a run') from error
+  if not {'data', 'model'} <= config.keys():
     raise UserError(f'{file} without data and model: expected the config of a run')
   return config
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal
 from additive_jax.gates.networks import canonical
 from additive_jax.gates.structure import Space, Structure
@@ -20,7 +21,8 @@ class Generations:
 
   A line is `{"structures": ["101", …], "loss": [[0.5, 0.6], …], "accuracy": …}`: the values of each
   structure in every pool that is searched. Of structures that are one network, which a search of an
-  earlier version may have evaluated, the first counts.
+  earlier version may have evaluated, the first counts. A damaged line is dropped with all that
+  follow it, which rest on it, so that the search goes on from the line before.
 
   Args:
     journal: where the lines are, and where new ones go.
@@ -41,7 +43,13 @@ class Generations:
 
   def __init__(self, journal: Journal, space: Space, *, write: bool = True):
     self._journal, self._space, self._write = journal, space, write
+    if write:
+      journal.keep_whole()
     self._lines = journal.records()
+    known = self._joined('structures')
+    if len(set(known)) < len(known):
+      twice = next(structure for structure in known if known.count(structure) > 1)
+      raise UserError(f'{journal.path}: structure {twice} occurs twice; expected each once')
 
   def __len__(self) -> int:
     """Returns the number of networks."""
@@ -57,14 +65,18 @@ class Generations:
     Returns:
       Their means over the pools.
     """
-    line: dict[str, list[Any]] = {'structures': [str(Structure(tuple(row))) for row in bits]}
+    # A search that goes on from networks evaluated under several names may ask for some again.
+    known, texts = set(self._joined('structures')), [str(Structure(tuple(row))) for row in bits]
+    new = [place for place, text in enumerate(texts) if text not in known]
+    line: dict[str, list[Any]] = {'structures': [texts[place] for place in new]}
+    means = {}
     for key in Evaluation._fields:
-      values = [np.asarray(getattr(pool, key))[: len(bits)] for pool in pools]
-      line[key] = np.array(values).T.tolist()
+      values = np.array([np.asarray(getattr(pool, key))[: len(bits)] for pool in pools]).T
+      line[key], means[key] = values[new].tolist(), _means(values.tolist())
     if self._write:
       self._journal.append(line)
     self._lines.append(line)
-    return Evaluation(*(_means(line[key]) for key in Evaluation._fields))
+    return Evaluation(**means)
 
   def by_pool(self) -> tuple[Bool[np.ndarray, 'S n'], Evaluation]:
     """Returns all networks in order, and their loss and accuracy [pools, S]."""

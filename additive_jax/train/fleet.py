@@ -114,7 +114,9 @@ class Fleet:
     ]
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
-    self.state = self._start(keys, train[np.zeros(1, np.int64)][0])
+    x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
+    self.state = self._start(keys, x)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)

@@ -23,6 +23,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.networks import canonical
 from additive_jax.gates.structure import Structure, StructureLike
 from additive_jax.models.additive import initial, space_of
+from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import objective_of
@@ -86,7 +87,8 @@ class Population:
       devices: one per worker thread, see `parallel.workers`.
 
     Raises:
-      UserError: for splits that stay in their source.
+      UserError: for splits that stay in their source, a model whose parts do not fit each other, or
+        an optimizer that needs more than a gradient.
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
@@ -98,6 +100,7 @@ class Population:
     self._order = Order(len(data.train), batch_size, seed)
     key = jax.random.fold_in(jax.random.key(seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
+    recipe.check_network(example)
     self.variables = processes.to_host(initial(recipe.model, key, example))
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]
@@ -127,6 +130,9 @@ class Population:
         f'training from step {start} to {stop} with {len(states or {})} states: expected a later '
         'end, and states if and only if the start is not 0'
       )
+    for state in (states or {}).values():
+      if wrong := differences(state.params, self.variables['params']):
+        raise UserError(f'a state whose pool has {wrong}: expected the pool of the model')
     space = space_of(self.recipe.model)
     of_network: dict[bytes, list[Structure]] = {}
     for structure in dict.fromkeys(map(space.parse, structures)):

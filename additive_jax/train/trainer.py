@@ -188,7 +188,8 @@ class Trainer:
 
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
-        the mesh, or the loss does not suit the sampler.
+        the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
+        the optimizer needs more than a gradient, or the state is of another pool.
     """
     if batch_size < 1:
       raise UserError(f'batch_size {batch_size}: expected at least 1')
@@ -199,12 +200,13 @@ class Trainer:
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size)
     check_networks(recipe.model, sampler)
+    x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     key = jax.random.key(seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
-    x = train[np.zeros(1, np.int64)][0]
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
