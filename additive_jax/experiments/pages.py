@@ -26,7 +26,7 @@ def finished_page(session: Session, page: Page) -> str:
   the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
-  seeds += '' if len(session.seeds) > 1 else ONE_SEED
+  seeds += '' if len(session.seeds) > 1 else ', no intervals'
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
