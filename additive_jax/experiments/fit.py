@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +34,8 @@ class Curves:
     labels: one per slot, where a slot always trains the same structure; gives each a curve.
     probe: gives more values from the trainer, at every point.
     clock: takes the seconds of the steps up to every point, without compiling and probing; apart
-      from the curves, which are the same each time.
+      from the curves, which are the same each time. Tables that are made of seconds need all
+      points, so a training goes on from before the first one that is lost.
   """
 
   labels: Sequence[str] = ()
@@ -61,7 +61,10 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
   """
   options = session.config.train
   with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
-    restored = checkpoints.restore(trainer.state)
+    at_most = None
+    if curves.clock is not None and processes.is_primary():
+      at_most = _whole_to(session, name, curves.clock, num_steps)
+    restored = checkpoints.restore(trainer.state, at_most=at_most)
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
@@ -95,22 +98,28 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def check_points(path: Path, steps: Collection[int], num_steps: int, every: int, name: str) -> str:
-  """Returns what is missing of a curve, in words that name its file; '' for nothing.
+def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]:
+  """Returns the steps of a curve's points that are not there.
 
-  >>> check_points(Path('metrics.jsonl'), [5, 12], 12, 5, 'pool-seed0')
-  'metrics.jsonl lacks step 10 of pool-seed0'
+  >>> lost_points([5, 12], num_steps=12, every=5)
+  [10]
 
   Args:
-    path: the file.
     steps: of the points that are there.
     num_steps: the last step.
     every: steps from one point to the next.
-    name: of the curve.
   """
   expected = [*range(every, num_steps, every), num_steps] if num_steps else []
-  lost = [str(step) for step in expected if step not in steps]
-  return f'{path} lacks step {", ".join(lost[:3])} of {name}' if lost else ''
+  return [step for step in expected if step not in steps]
+
+
+def _whole_to(session: Session, name: str, clock: Journal, num_steps: int) -> int:
+  """Returns the last step up to which a training has all points of its curve and its clock."""
+  every, curves = session.config.train.log_every, session.metrics.read(session.rundir.path)
+  steps = {line['step'] for line in clock.sound() if line.get('tag') == name}
+  steps &= set(curves[curves['tag'] == name]['step']) if len(curves) else set()
+  lost = lost_points(steps, num_steps, every)
+  return max((step for step in steps if not lost or step < lost[0]), default=0)
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

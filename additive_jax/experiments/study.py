@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.fit import PLAIN, Curves, check_points, fit
+from additive_jax.experiments.fit import PLAIN, Curves, fit, lost_points
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -301,9 +301,9 @@ class Study:
       for seed in session.seeds if isinstance(arm, Arm) else ():
         name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
         steps = set(curves[curves['tag'] == name]['step'])
-        path = session.rundir.path / 'metrics.jsonl'
-        if steps and (problem := check_points(path, steps, arm.num_steps, every, name)):
-          log.warning('%s; the curves show what is left', problem)
+        if steps and (lost := lost_points(steps, arm.num_steps, every)):
+          text = '%s lacks step %d of %s; the curves show what is left'
+          log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)
 
 
 def check_same(session: Session, study: str, arms: Sequence[Any]) -> None:

@@ -201,11 +201,8 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shared:
-  """Parameters that several gates read, such as a layer that two sites have in common.
-
-  Attributes:
-    params, gates: how many, and the gates' names: any of them makes a structure read them all.
-  """
+  """How many parameters several gates read, by name, such as those of a layer that two sites have
+  in common: any of the gates makes a structure read them all."""
 
   params: int
   gates: tuple[str, ...]
@@ -308,8 +305,7 @@ class Space:
     """Returns the parameters of each gate, of those that several share an equal part: with
     `fixed_params` they sum to those of all-on.
 
-    >>> space = Space((Gate('a', 1.0, 2), Gate('b', 1.0, 4)), 0.0, 1, (Shared(8, ('a', 'b')),))
-    >>> space.params_by_gate()
+    >>> Space((Gate('a', 1, 2), Gate('b', 1, 4)), 0, 1, (Shared(8, ('a', 'b')),)).params_by_gate()
     array([6., 8.])
     """
     parts = np.array([gate.params or 0 for gate in self.gates], float)

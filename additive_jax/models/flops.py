@@ -50,10 +50,13 @@ def count_flops(function: Callable[..., Any], *args: Any, of: str = 'a program')
   """Returns the FLOPs of `function(*args)`, of which the shapes alone matter.
 
   >>> double = lambda x: 2 * x
-  >>> count_flops(double, jnp.ones(3))
-  3.0
-  >>> count_flops(lambda x: jax.lax.fori_loop(0, 10, lambda i, x: double(x), x), jnp.ones(3))
-  30.0
+  >>> count_flops(double, jnp.ones(500))
+  500.0
+
+  A loop counts its trips, and its counter:
+
+  >>> count_flops(lambda x: jax.lax.fori_loop(0, 10, lambda i, x: double(x), x), jnp.ones(500))
+  5011.0
 
   Args:
     function: can be traced.
