@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError
 from additive_jax.models import MLP, ConvNet, Transformer
@@ -60,7 +61,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', tiny.slow_but(['mlp'], CASES))
 @pytest.mark.parametrize('unequal', [0.0, 0.5])
 def test_moments_are_those_gathered_by_the_large_model(case, unequal, random_pool):
   small_model, large_model, x = CASES[case]
@@ -177,3 +178,8 @@ def test_joined_copies_know_what_their_joint_batch_would():
   again = restart_schedules(joined)
   assert int(again[1][1].count) == 0
   assert int(again[1][0].count) == 3000
+
+
+def test_prng_keys_of_an_optimizer_move_along():
+  noise = optax.add_noise(0.1, 0.5, key=3).init({})
+  assert average_optimizer([noise, noise]).rng_key == jax.random.key(3)

@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', flag_values=values)
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', flag_values=values)
-  flags.DEFINE_float('wait', 30.0, 'Seconds.', 3.0, 86400.0, flag_values=values)
+  flags.DEFINE_integer('wait', 30, 'Seconds.', lower_bound=3, flag_values=values)
   options = parse_flags(values, argv, known_only=True)
   names = values.config
   if len(names) != 1:

@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.fit import PLAIN, Curves, fit, lost_points
+from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -40,7 +40,7 @@ from additive_jax.experiments.options import (
   refused,
   replaced,
 )
-from additive_jax.experiments.pages import finished_page, plain_page, read_curves
+from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
@@ -284,7 +284,7 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
-    self._check_curves(session, records)
+    warn_of_lost_points(session, records)
     page = finished_page(session, self.page(session, result, records))
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
@@ -293,17 +293,6 @@ class Study:
     processes.barrier('written')
     log.info('report: %s', rundir.path / PAGE)
     return Result.read(rundir)
-
-  def _check_curves(self, session, records):
-    """Warns of points that the pictures lack."""
-    curves, every = read_curves(session), session.config.train.log_every
-    for arm in records.arms.values():
-      for seed in session.seeds if isinstance(arm, Arm) else ():
-        name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
-        steps = set(curves[curves['tag'] == name]['step'])
-        if steps and (lost := lost_points(steps, arm.num_steps, every)):
-          text = '%s lacks step %d of %s; the curves show what is left'
-          log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)
 
 
 def check_same(session: Session, study: str, arms: Sequence[Any]) -> None:
