@@ -169,7 +169,7 @@ def _backward(mix, kept, slope):
       for total, of in zip(of_firsts, of_sums, strict=True)
     )
     of_second += _over_rows(slope, hidden).astype(of_second.dtype)
-    of_x = sum(_times_hidden(of, first) for of, first in zip(of_sums, firsts, strict=True))
+    of_x = functools.reduce(jnp.add, map(_times_hidden, of_sums, firsts))
     return (of_firsts, of_second), (of_x.astype(x.dtype), of_values)
 
   zeros = jax.tree.map(jnp.zeros_like, (firsts, second))
