@@ -92,7 +92,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
         session.metrics.write(step, shown, name)
         if curves.clock is not None and processes.is_primary():
           curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
-        progress.advance(count, loss=shown['loss'])
+        progress.advance(count, **{'training loss': shown['loss']})
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)
