@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
   # structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
   # from small ones) or 'compress' (what a network can do without, by variational dropout).
   config.experiment = 'cotrain'
-  # First seed. A seed names the initial pool, the order of the data and the draws of structures. 0
-  # or more.
+  # First seed. A seed names the initial pool, the order of the data and the draws of structures. An
+  # integer from 0 to 2^32 − 1.
   config.seed = 0
   # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them. At least 1.
   config.num_seeds = 3

@@ -21,6 +21,7 @@ from additive_jax.experiments.options import (
   Options,
   parse_shard,
   read_options,
+  refused,
 )
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.training import Machine, Training
@@ -33,6 +34,7 @@ from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.objectives import objective_of
+from additive_jax.seeds import SEEDS
 
 
 class Opening(TypedDict, total=False):
@@ -75,6 +77,8 @@ def open_session(
       nothing has been written then.
   """
   config = read_options(config)
+  if config.seed + config.num_seeds > SEEDS:
+    raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)

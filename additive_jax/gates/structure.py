@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 ENUMERABLE_GATES = 24  # 2^24 structures take a minute to list and 400 MB as a table of bits
 
@@ -136,7 +137,7 @@ def sampled_bits(num_gates: int, limit: int, seed: int) -> Bool[np.ndarray, 'S n
   """
   if num_gates < 63 and 2**num_gates <= limit:
     return all_bits(num_gates)
-  random = np.random.Generator(np.random.PCG64(seed))
+  random = np.random.Generator(np.random.PCG64(checked_seed(seed)))
   rows: dict[tuple[bool, ...], None] = {}  # a set that keeps its order
   while len(rows) < limit - 1:
     row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 _CHARACTERS = {
   'lower-case letter': string.ascii_lowercase,
@@ -126,7 +127,9 @@ def fit_power_law(
   # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
   number = np.bincount(owner, minlength=len(examples))
   total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
-  draws = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
+  draws = np.random.default_rng(checked_seed(seed)).integers(
+    len(examples), size=(resamples, len(examples))
+  )
   sizes = number[draws].sum(axis=1)
   means = total[draws].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
   samples = [_exponent(mean, logs) for mean in means]
@@ -188,7 +191,7 @@ def information(
   """
   chosen = _checked(chosen, num_modules)
   given = np.asarray(classes)
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(checked_seed(seed))
 
   def bits(classes):
     classes = _per_token(classes, chosen, num_classes)[:, :, None]

@@ -19,7 +19,7 @@ from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
-from additive_jax.run.objectives import Objective, objective_of
+from additive_jax.run.objectives import Objective, expected_of, objective_of
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -68,7 +68,8 @@ def evaluate_structures(
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
 
   Raises:
-    UserError: when 2^n is too large to enumerate, or x and y differ in length.
+    UserError: when 2^n is too large to enumerate, x and y differ in length, inputs are not finite,
+      or labels, tokens or targets are not what the task and the model take.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -80,6 +81,7 @@ def evaluate_structures(
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
   if batch_size < 1:
     raise UserError(f'batch_size {batch_size}: expected at least 1')
+  expected_of(model, task, x[:1]).check(x, y, 'batch')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
   if not len(bits):

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from additive_jax.errors import UserError
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import METHODS, Evaluated
+from additive_jax.seeds import checked_seed
 
 LISTED_GATES = 20  # up to here random structures are drawn from a list of all
 
@@ -41,7 +42,8 @@ class Search:
   seed: int = 0
 
   def check(self, num_gates: int) -> None:
-    """Raises `UserError` for an unknown method, or a population or budget out of range."""
+    """Raises `UserError` for an unknown method, or a seed, population or budget out of range."""
+    checked_seed(self.seed)
     if self.method not in METHODS:
       raise UserError(f'search method {self.method!r}: expected one of {", ".join(METHODS)}')
     least = METHODS[self.method].least_population

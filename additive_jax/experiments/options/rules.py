@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
+from additive_jax.seeds import EXPECTED, SEEDS
+
 T = TypeVar('T')
 
 
@@ -105,8 +107,11 @@ SPARSITIES = Rule(
   lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
 )
 
+SEED = Rule(EXPECTED, lambda value: 0 <= value < SEEDS)
+
 # The types of options that several sections have.
 Count = Annotated[int, at_least(1)]
+Seed = Annotated[int, SEED]
 Whole = Annotated[int, at_least(0)]
 Positive = Annotated[float, Rule('a positive number', lambda value: 0 < value < math.inf)]
 NotNegative = Annotated[float, at_least(0)]

@@ -26,6 +26,7 @@ from additive_jax.experiments.options.rules import (
   Placement,
   Positive,
   PositiveShare,
+  Seed,
   Shard,
   Share,
   ShareBelowOne,
@@ -255,7 +256,7 @@ class Options:
   'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
   structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
   from small ones) or 'compress' (what a network can do without, by variational dropout)."""
-  seed: Whole = 0
+  seed: Seed = 0
   """First seed. A seed names the initial pool, the order of the data and the draws of
   structures."""
   num_seeds: Count = 3
