@@ -116,7 +116,7 @@ def test_bad_input(tmp_path, experiment, options, message):
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.model.hidden=(8,'],
-      '--config.model.hidden=(8,: expected sizes of at least 1\n',
+      '--config.model.hidden=(8,: expected sizes of 1 to 1,000,000\n',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.optimizer.kwargs.foo=1'],

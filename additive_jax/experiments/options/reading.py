@@ -127,7 +127,7 @@ def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
 
   >>> read_options(Options(num_seeds=0))
   Traceback (most recent call last):
-  additive_jax.errors.UserError: config.num_seeds 0: expected at least 1
+  additive_jax.errors.UserError: config.num_seeds 0: expected 1 to 10,000
   """
   values = dataclasses.asdict(config) if isinstance(config, Options) else config
   return read_section(Options, values)
@@ -141,7 +141,7 @@ def read_section(
   >>> from additive_jax.experiments.options import DataOptions
   >>> read_section(DataOptions, dataclasses.asdict(DataOptions()) | {'sequence_length': 0}, 'data.')
   Traceback (most recent call last):
-  additive_jax.errors.UserError: config.data.sequence_length 0: expected at least 1
+  additive_jax.errors.UserError: config.data.sequence_length 0: expected 1 to 1,000,000
 
   Args:
     section: the dataclass that declares it.
