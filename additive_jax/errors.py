@@ -12,6 +12,10 @@ class UserError(ValueError):
 
   The message is one line: it repeats the offending value and says what was expected. The launcher
   prints it without a traceback and exits with code 2; in a notebook it is an ordinary `ValueError`.
+
+  >>> aj.Structure.from_string('012')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: structure '012': expected a string of 0 and 1, gate 0 leftmost
   """
 
 

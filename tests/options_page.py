@@ -73,7 +73,7 @@ def _lines(section, path):
     if isinstance(declared, Option):
       lines += ['', *_option(target, declared, texts[name], value)][not after_section :]
     else:
-      text = texts.get(name) or inspect.getdoc(type(value))
+      text = texts.get(name) or inspect.getdoc(type(value)).partition('>>>')[0]
       lines += ['', *_comment(text), f'  {target} = ConfigDict()', *_lines(value, target)]
     after_section = path == 'config' and not isinstance(declared, Option)
   return lines

@@ -22,9 +22,16 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import additive_jax as aj
 from additive_jax.errors import UserError
 from additive_jax.files import checksum
 from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.parallel.mesh import make_mesh
+from additive_jax.parallel.placement import Placement
+from additive_jax.train.fleet import Fleet
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import fixed
+from additive_jax.train.trainer import Trainer
 
 IDENTITY = {'model': 'MLP', 'gates': ['block_0/mlp', 'block_1/mlp']}
 
@@ -164,6 +171,69 @@ def test_placement_follows_the_template(tmp_path, spec):
       result = step(state)
       for shard in result.addressable_shards:
         np.testing.assert_array_equal(shard.data, 4 * value[shard.index])
+
+
+@pytest.mark.parametrize('kind', ['threefry2x32', 'rbg', 'unsafe_rbg'])
+def test_prng_keys_are_kept_with_their_kind(tmp_path, kind, caplog):
+  keys = {'key': jax.random.key(7, impl=kind), 'raw': jax.random.PRNGKey(7)}
+  keys['many'] = jax.random.split(keys['key'], 4)
+  mesh = jax.make_mesh((4,), ('data',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+  spread = jax.device_put(keys['many'], NamedSharding(mesh, PartitionSpec('data')))
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, keys, wait=True)
+    for many in (keys['many'], spread, jax.eval_shape(lambda: keys['many'])):
+      state = checkpointer.restore(keys | {'many': many}).state
+      assert {name: leaf.dtype for name, leaf in state.items()} == {
+        name: leaf.dtype for name, leaf in keys.items()
+      }
+      for name, leaf in keys.items():
+        assert (state[name] == leaf).all()
+      if many is spread:
+        assert state['many'].sharding == spread.sharding
+    another = jax.random.key(7, impl='rbg' if kind != 'rbg' else 'unsafe_rbg')
+    with pytest.raises(UserError, match=r"another state: \['key'\]: \"key<\w+>uint32"):
+      checkpointer.restore(keys | {'key': another})
+    with pytest.raises(UserError, match='another state'):
+      checkpointer.restore(keys | {'key': jax.random.key_data(keys['key'])})
+
+
+@pytest.mark.parametrize('zero', [False, True])
+def test_an_optimizer_with_noise_goes_on_exactly(tmp_path, zero):
+  data, model = aj.data.load('tabular:iris'), aj.models.MLP(1, 4, 4, 3)
+  recipe = Recipe(model, 'classification', optax.noisy_sgd(0.1, key=0))
+  placement = Placement(make_mesh(1, 4, jax.devices()[:2]), zero=zero)
+
+  def trainer():
+    sampler = fixed('1', 1)
+    return Trainer(recipe, data.train, sampler, batch_size=4, seed=0, placement=placement)
+
+  whole, resumed = trainer(), trainer()
+  whole.run(2)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(2, whole.state, wait=True)
+    resumed.state = checkpointer.restore(resumed.state).state
+  for each in (whole, resumed):
+    each.run(2)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), whole.state, resumed.state))
+  assert whole.state.opt_state[0].rng_key != recipe.optimizer.init({})[0].rng_key
+
+
+def test_networks_side_by_side_with_noise_go_on_exactly(tmp_path):
+  data, model = aj.data.load('tabular:iris'), aj.models.MLP(1, 4, 4, 3)
+  recipe = Recipe(model, 'classification', optax.noisy_sgd(0.1, key=0))
+  make = lambda: Fleet(
+    recipe, data.train, [range(8), range(8, 16)], batch_size=4, seed=0, sync_every=3,
+    devices=jax.devices()[:2], chunk_steps=2,
+  )  # fmt: skip
+  whole, resumed = make(), make()
+  whole.run(2)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(2, whole.state, wait=True)
+    resumed.state = checkpointer.restore(resumed.state).state
+  for each in (whole, resumed):
+    each.run(2)
+  for a, b in zip(whole.members(), resumed.members()):
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), a, b))
 
 
 def spread(value, count, spec):

@@ -181,7 +181,8 @@ def test_other_networks_are_held_in_a_structure(model, x, structure, gone, rando
   found = cut(model, variables, structure)
   assert variables['params'].keys() - found.variables['params'].keys() == gone
   assert receipt(found, model, variables, x).max_difference <= EXACT
-  again = make(json.loads(json.dumps(found.config)))
+  own = Own if isinstance(model, Own) else None
+  again = make(json.loads(json.dumps(found.config)), own)
   assert again == found.model
   expected = model.apply(variables, x, structure)
   assert jnp.array_equal(again.apply(found.variables, x), expected)
@@ -229,7 +230,10 @@ def test_bad_config():
   for config, message in (
     ({'network': 'dense'}, "config with network 'dense': expected 'steps' or 'fixed'"),
     ({'network': 'steps', 'steps': [{'kind': 'dens', 'name': 'fc1'}]}, "step {'kind': 'dens'"),
-    ({'network': 'fixed', 'model': 'nowhere:Net', 'fields': {}}, 'network nowhere:Net (No module'),
+    (
+      {'network': 'fixed', 'model': 'nowhere:Net', 'fields': {}, 'structure': '1'},
+      "network 'nowhere:Net': expected one of the library",
+    ),
   ):
     with pytest.raises(UserError) as error:
       make(config)

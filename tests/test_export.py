@@ -1,6 +1,7 @@
 """An exported structure stands alone, and is written whole or not at all."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from additive_jax.experiments.fit import fit
 from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.pools import open_pools
 from additive_jax.export import export, load, main
+from additive_jax.files import seal
 from additive_jax.models import MLP
 
 ROWS = jax.random.normal(jax.random.key(1), (4, 4))
@@ -125,7 +127,9 @@ def test_a_network_of_ones_own(tmp_path):
     open_pools(run)
   own = ['--model=test_export:Own']
   assert main(['export', str(run), '--structure=01', f'--to={target}', *own]) == 0
-  model, variables = load(target)
+  with pytest.raises(UserError, match="network 'test_export:Own': expected one of the library"):
+    load(target)
+  model, variables = load(target, model=Own)
   assert set(variables['params']) == {'stem', 'site_1', 'head'}
   pools = open_pools(run, network='test_export:Own')
   expected = pools.model.apply(pools.read(ROWS, 'pool-seed0')[1].variables, ROWS, '01')
@@ -215,7 +219,109 @@ def test_damaged_files(found, tmp_path):
   with pytest.raises(UserError, match='is damaged'):
     load(target)
   (target / 'model.json').write_text('{"config": {}}')
-  with pytest.raises(UserError, match=r"model.json \('parameters'\): expected what"):
+  with pytest.raises(UserError, match=r'model\.json is damaged \(without parameters\)'):
     load(target)
   with pytest.raises(UserError, match=r'none/model\.json'):
     load(tmp_path / 'none')
+
+
+def rewritten(target, change):
+  """`model.json` as a stranger would write it, with a checksum that is right."""
+  described, _ = seal.parsed((target / 'model.json').read_bytes())
+  change(described)
+  (target / 'model.json').write_text(json.dumps(seal.sealed(described)))
+
+
+def fixed(model, **fields):
+  return {'network': 'fixed', 'model': model, 'fields': fields, 'structure': '11'}
+
+
+OURS = 'additive_jax.models.mlp:MLP'
+POPEN = fixed('subprocess:Popen', args=['touch', 'ran'])
+HOSTILE = {
+  'a program': (POPEN, "network 'subprocess:Popen': expected one of the library (ConvNet, Den"),
+  'a module': (fixed('evil:MLP'), "network 'evil:MLP': expected one of the library"),
+  'a module of ours': (
+    fixed('additive_jax.experiments.booster.process:main'),
+    'expected one of th',
+  ),
+  'a name in ours': (
+    fixed('additive_jax.compress.cutting:jax.clear_caches'),
+    'expected one of the',
+  ),
+  'no class': (fixed(['MLP']), 'expected a class of the library'),
+  'no fields': (
+    {'network': 'fixed', 'model': OURS},
+    '(fields): expected a cl',
+  ),
+  'a parent': (
+    fixed(OURS, parent=1),
+    "with ['parent']: expected fields o",
+  ),
+  'other fields': (
+    fixed(OURS, args=1),
+    "with ['args']: expected fields ou",
+  ),
+  'few fields': (fixed(OURS, width=1), 'missing 3 required'),
+  'a step': (
+    {'network': 'steps', 'steps': [{'kind': 'subprocess'}]},
+    "step {'kind': 'subprocess'}",
+  ),
+  'a parent of a step': (
+    {'network': 'steps', 'steps': [{'kind': 'flat', 'parent': None}]},
+    'unknown field parent',
+  ),
+  'text for steps': ({'network': 'steps', 'steps': 'flat'}, "config with steps 'flat'"),
+  'another kind': ({'network': 'os:system'}, "config with network 'os:system': expected 'steps'"),
+  'no config': ('os:system', 'config with network None'),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_strangers_network_runs_no_code(name, found, tmp_path, monkeypatch):
+  config, message = HOSTILE[name]
+  (tmp_path / 'evil.py').write_text('open("ran", "w")\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  target = export(found, tmp_path / 'net')
+  rewritten(target, lambda described: described.update(config=config))
+  with pytest.raises(UserError) as error:
+    load(target)
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'ran').exists()
+  assert 'evil' not in sys.modules
+
+
+def test_the_class_that_is_given_is_the_one_that_was_exported(found, tmp_path):
+  target = export(found, tmp_path / 'net')
+  rewritten(target, lambda described: described.update(config=POPEN))
+  with pytest.raises(UserError, match="'subprocess:Popen' and model=Own: expected the"):
+    load(target, model=Own)
+
+
+@pytest.mark.parametrize('name', ['model.json', 'model.safetensors'])
+def test_a_changed_digit_is_named(name, found, tmp_path):
+  target = export(found, tmp_path / 'net')
+  content = bytearray((target / name).read_bytes())
+  place = content.index(b'max_difference') - 2 if b'max_difference' in content else -3
+  content[place] ^= 1
+  (target / name).write_bytes(content)
+  with pytest.raises(UserError, match=f'{name} is damaged'):
+    load(target)
+
+
+def test_a_strangers_run_imports_no_code(run, tmp_path, monkeypatch):
+  """Not by the name of the model, nor by that of a module in its options."""
+  (tmp_path / 'evil.py').write_text('open("ran", "w")\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  shutil.copytree(run, tmp_path / 'theirs')
+  config = json.loads((run / 'config.json').read_bytes())
+  for value in ('evil:Net', 'Evil'):
+    config['model'] |= {'name': value, 'fields': 'evil:Net()', 'kwargs': {'run': 'evil:Net'}}
+    (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(seal.sealed(config)))
+    with pytest.raises(UserError, match=f'is a run of {value}: expected --model=MODULE:'):
+      open_pools(tmp_path / 'theirs')
+  assert not (tmp_path / 'ran').exists()
+  assert 'evil' not in sys.modules

@@ -2,7 +2,8 @@
 
 from additive_jax.compress.cutting import Cut, cut, receipt
 from additive_jax.compress.keep import THRESHOLD, below_threshold, keep_zeros, largest
-from additive_jax.compress.levels import LEVELS, Gates, Level, Pruned, Units, Weights, make_level
+from additive_jax.compress.levels import Gates, Level, Pruned, Units, Weights
+from additive_jax.compress.parts import LEVELS, make_level
 from additive_jax.compress.variational import Variational, VariationalLoss, divergence
 
 __all__ = [

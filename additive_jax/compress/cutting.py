@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,6 +40,14 @@ Units = dict[str, Bool[np.ndarray, 'size']]  # by space
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
   """A smaller network, cut out of one with gates.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5)))
+  >>> smaller = cut(model, variables, '10')
+  >>> smaller.structure, list(smaller.variables['params'])
+  (Structure('10'), ['block_00', 'embed', 'readout'])
+  >>> make(smaller.config) == smaller.model
+  True
 
   Attributes:
     model: a plain Flax module; `model.apply(variables, x)` gives the logits.
@@ -124,8 +132,12 @@ def cut(
   return Cut(network, {'params': params}, config, gates, structure, units, rule)
 
 
-def make(config: Mapping[str, Any]) -> nn.Module:
+def make(config: Mapping[str, Any], model: Callable[..., Additive] | None = None) -> nn.Module:
   """Returns the module of a `Cut.config`.
+
+  Args:
+    config: as it is, or from a file. It makes networks of the library alone.
+    model: the class of a network of one's own, where the config is of one.
 
   Raises:
     UserError: for anything else.
@@ -133,7 +145,11 @@ def make(config: Mapping[str, Any]) -> nn.Module:
   kind = config.get('network') if isinstance(config, Mapping) else None
   if kind not in ('steps', 'fixed'):
     raise UserError(f"config with network {kind!r}: expected 'steps' or 'fixed', as cut gives it")
-  return make_steps(config['steps']) if kind == 'steps' else make_fixed(config)
+  if kind == 'fixed':
+    return make_fixed(config, model)
+  if not isinstance(config.get('steps'), list | tuple):
+    raise UserError(f'config with steps {config.get("steps")!r}: expected a list, as cut gives it')
+  return make_steps(config['steps'])
 
 
 def spaces(model: Additive, variables: PyTree) -> dict[str, int]:
@@ -211,6 +227,13 @@ def logits(
 
 def receipt(cut: Cut, model: Additive, variables: PyTree, x: Batch) -> Receipt:
   """Compares the logits of what was cut out with those of the masked network.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> x = jnp.ones((1, 5))
+  >>> variables = model.init(jax.random.key(0), x)
+  >>> found = receipt(cut(model, variables, '10'), model, variables, x)
+  >>> found.rule, found.max_difference < 1e-5
+  ('cut MLP: 1 of 2 gates off', True)
 
   Args:
     cut: the result of `cut`.

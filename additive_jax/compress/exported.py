@@ -6,8 +6,10 @@ them in `orbax/0/state`).
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,15 @@ from jaxtyping import PyTree
 from safetensors import numpy as safetensors
 
 from additive_jax.compress.cutting import Cut, make
-from additive_jax.errors import UserError, user_errors
+from additive_jax.errors import UserError, one_line, user_errors
 from additive_jax.files.checkpoint import Checkpointer
+from additive_jax.files.journal import to_plain
 from additive_jax.files.rundir import WRITABLE, config_hash
+from additive_jax.files.seal import DamagedError, digest, parsed, sealed
+from additive_jax.models.additive import Additive
 
 MODEL, TENSORS, ORBAX = 'model.json', 'model.safetensors', 'orbax'
+DIGEST = 'sha256'  # of the tensors, in `model.json`
 
 
 def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
@@ -60,6 +66,7 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
       temporary.mkdir()
       tensors = {tensor_name(path): leaf for path, leaf in leaves.items()}
       (temporary / TENSORS).write_bytes(safetensors.save(tensors))
+      described = sealed(to_plain(described | {DIGEST: digest(temporary / TENSORS)}))
       with _checkpoint(temporary, cut.config) as checkpoint:
         checkpoint.save(0, cut.variables, wait=True)
       (temporary / MODEL).write_text(json.dumps(described, indent=2) + '\n')
@@ -69,30 +76,69 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
   return directory
 
 
-def load(directory: str | Path) -> tuple[nn.Module, PyTree]:
-  """Returns the module and the variables of an exported network: `model.apply(variables, x)` gives
+def load(
+  directory: str | Path, *, model: Callable[..., Additive] | None = None
+) -> tuple[nn.Module, PyTree]:
+  """Returns the module and the variables of an exported network: `module.apply(variables, x)` gives
   the logits. Every leaf is checked against its checksum.
 
+  Nothing in the files runs: they may come from anybody. A network that is not the library's is
+  loaded with its class, `load(DIR, model=MyNetwork)`.
+
+  Args:
+    directory: what `export` has written.
+    model: the class of the network, if it is one of your own.
+
   Raises:
-    UserError: when there is none, or it is damaged.
+    UserError: when there is none, it is damaged, or of a class that is neither the library's nor
+      given.
   """
-  path = Path(directory) / MODEL
+  described = _described(Path(directory) / MODEL)
+  config = described['config']
+  module = make(config, model)
+  _check_tensors(Path(directory) / TENSORS, described)
+  template = _template(Path(directory) / MODEL, described['parameters'])
+  with _checkpoint(Path(directory), config) as checkpoint:
+    restored = checkpoint.restore({'params': template})
+  if restored is None:
+    raise UserError(f'{directory} without {ORBAX}/: expected what additive_jax.export has written')
+  return module, restored.state
+
+
+def _described(path: Path) -> dict[str, Any]:
+  """Returns what `export` wrote of a network."""
   with user_errors('read', path, 'a network that additive_jax.export has written'):
     content = path.read_bytes()
   try:
-    described = json.loads(content)
-    config, parameters = described['config'], described['parameters']
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{path} ({error}): expected what additive_jax.export has written') from error
-  template = {
-    name: jax.ShapeDtypeStruct(tuple(leaf['shape']), leaf['dtype'])
-    for name, leaf in parameters.items()
-  }
-  with _checkpoint(Path(directory), config) as checkpoint:
-    restored = checkpoint.restore({'params': unflatten_dict(template, sep='/')})
-  if restored is None:
-    raise UserError(f'{directory} without {ORBAX}/: expected what additive_jax.export has written')
-  return make(config), restored.state
+    described, _ = parsed(content)
+    if missing := {'config', 'parameters'} - described.keys():
+      raise DamagedError(f'without {", ".join(sorted(missing))}')
+  except DamagedError as error:
+    raise UserError(
+      f'{path} is damaged ({error}): expected what additive_jax.export has written'
+    ) from error
+  return described
+
+
+def _check_tensors(path: Path, described: dict[str, Any]) -> None:
+  """Raises `UserError` for a file of tensors that is there and is not what was written."""
+  with user_errors('read', path, 'what additive_jax.export has written'):
+    if path.exists() and described.get(DIGEST, digest(path)) != digest(path):
+      raise UserError(f'{path} is damaged: expected what additive_jax.export has written')
+
+
+def _template(path: Path, parameters: Any) -> PyTree:
+  """Returns the parameters without their numbers."""
+  try:
+    leaves = {
+      name: jax.ShapeDtypeStruct(tuple(map(operator.index, leaf['shape'])), np.dtype(leaf['dtype']))
+      for name, leaf in parameters.items()
+    }
+    return unflatten_dict(leaves, sep='/')
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(
+      f'{path}, parameters ({one_line(error)}): expected what additive_jax.export has written'
+    ) from error
 
 
 def tensor_name(path: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from additive_jax.compress.steps import tupled
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 from additive_jax.gates.structure import Structure
+from additive_jax.models import DNA, MLP, VGG, ConvNet, DenseStack, LeNet, Transformer
 from additive_jax.models.additive import Additive
+
+# The networks that a file may name. Whatever else it names is neither imported nor called.
+LIBRARY: dict[str, Any] = {
+  kind.__name__: kind for kind in (ConvNet, DenseStack, DNA, LeNet, MLP, Transformer, VGG)
+}
 
 
 class Fixed(nn.Module):
@@ -60,19 +65,55 @@ class Fixed(nn.Module):
     return {'model': name, 'fields': fields, 'structure': str(Structure(self.bits))}
 
 
-def make_fixed(config: Mapping[str, Any]) -> Fixed:
+def make_fixed(config: Mapping[str, Any], model: Callable[..., Additive] | None = None) -> Fixed:
   """Returns the network of `Fixed.config`.
 
+  The config may come from a file that somebody else wrote, so that it names no code: a network that
+  is not the library's comes from the caller.
+
+  Args:
+    config: names a class and gives its fields.
+    model: the class, of a network of one's own.
+
   Raises:
-    UserError: for a class that is not there, or that does not take the fields.
+    UserError: for a class that is neither, or that does not take the fields.
+
+  >>> make_fixed(Fixed(aj.models.MLP(1, 4, 8, 3), (True,)).config).network.width
+  4
   """
-  module, _, name = config['model'].partition(':')
   try:
-    kind = getattr(importlib.import_module(module), name)
-    network = kind(**{key: tupled(value) for key, value in config['fields'].items()})
-  except (ImportError, AttributeError, TypeError, ValueError) as error:
+    path, fields, structure = config['model'], dict(config['fields']), config['structure']
+    kind = _kind(path, model)
+    _check_fields(path, kind, fields)
+    network = kind(**{name: tupled(value) for name, value in fields.items()})
+    return Fixed(network, Structure.from_string(structure).bits)
+  except UserError:
+    raise
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f'network {config["model"]} ({error}): expected a class that can be imported and takes '
-      f'{config["fields"]}'
+      f'network {str(config)[:200]} ({one_line(error)}): expected a class of the library, or the '
+      'one that is given, and fields that it takes'
     ) from error
-  return Fixed(network, Structure.from_string(config['structure']).bits)
+
+
+def _kind(path: str, model: Callable[..., Additive] | None) -> Any:
+  """Returns the class of a network; `path` is `module:Class`."""
+  module, _, name = path.partition(':')
+  if model is not None:
+    given = getattr(model, '__qualname__', repr(model))
+    if given != name:
+      raise UserError(f'network {path!r} and model={given}: expected the class of that name')
+    return model
+  if name not in LIBRARY or module.partition('.')[0] != 'additive_jax':
+    raise UserError(
+      f'network {path!r}: expected one of the library ({", ".join(LIBRARY)}); a class of your own '
+      'is given as load(DIR, model=CLASS)'
+    )
+  return LIBRARY[name]
+
+
+def _check_fields(path: str, kind: Any, fields: Mapping[str, Any]) -> None:
+  known = [field.name for field in dataclasses.fields(kind) if field.init]
+  known = [name for name in known if name not in ('parent', 'name')]
+  if unknown := [name for name in fields if name not in known]:
+    raise UserError(f'network {path!r} with {unknown}: expected fields out of {", ".join(known)}')

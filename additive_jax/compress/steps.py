@@ -81,8 +81,10 @@ def make_steps(config: Sequence[Mapping[str, Any]]) -> Steps:
   for entry in config:
     try:
       steps.append(step(**{key: tupled(value) for key, value in entry.items()}))
+      if 'parent' in entry:
+        raise TypeError('unknown field parent')
       steps[-1].module()
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
       raise UserError(
         f'step {entry} ({error}): expected a kind out of {", ".join(KINDS)} and its fields'
       ) from error

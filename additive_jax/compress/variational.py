@@ -43,6 +43,12 @@ class Variational:
   """A model with noise, as the trainer takes one: its pool is `{'mean': pool of the model,
   'log_variance': {name: log σ²}}`.
 
+  >>> from additive_jax.compress import make_level
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> noisy = Variational(make_level('gate', model, np.ones((1, 5), np.float32)), log_variance=-8.0)
+  >>> noisy.pool({})['log_variance']['gates'].tolist()
+  [-8.0, -8.0]
+
   Attributes:
     noise: where it enters.
     log_variance: log σ² at the start.
@@ -72,6 +78,10 @@ class Variational:
 class VariationalLoss(Loss):
   """The mean loss of a batch under noise, plus the divergence over the number of terms that the
   whole training set's loss has: the negative evidence lower bound of one term.
+
+  >>> loss = VariationalLoss(num_terms=60_000, ramp_steps=100)
+  >>> [float(loss.weight(step)) for step in (0, 50, 100, 200)]
+  [0.0, 0.5, 1.0, 1.0]
 
   Attributes:
     num_terms: examples of the training set, or of text its tokens.

@@ -26,6 +26,10 @@ class Split(abc.ABC):
 
   `in_memory` is true for `ArraySplit`, whose `x` and `y` are whole arrays, fit to be put on a
   device once.
+
+  >>> split = ArraySplit(np.arange(6.0), np.arange(6))
+  >>> isinstance(split, Split), split.in_memory, len(split)
+  (True, True, 6)
   """
 
   in_memory: bool
@@ -105,6 +109,12 @@ class ArraySplit(Split):
 
 class SourceSplit(Split):
   """Examples that stay where they are, in files or a tfds source, and are read when asked for.
+
+  >>> split = SourceSplit(1000, lambda indices: (indices / 10.0, indices % 2))
+  >>> split
+  SourceSplit(1000 examples, read as needed)
+  >>> split[np.array([30, 5])]
+  (array([3. , 0.5]), array([0, 1]))
 
   Args:
     num_examples: how many there are.

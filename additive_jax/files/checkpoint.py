@@ -25,10 +25,11 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files import keys as keys_
 from additive_jax.files import leaves as leaves_
 from additive_jax.files.journal import to_plain
-from additive_jax.files.leaves import DamagedError
 from additive_jax.files.rundir import differences
+from additive_jax.files.seal import DamagedError
 
 log = logging.getLogger('additive_jax')
 
@@ -87,8 +88,8 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
 
     Args:
       step: non-negative; newer checkpoints have larger ones.
-      state: JAX or NumPy arrays and numbers. What is not a JAX array spread over all processes is
-        saved as the first process has it.
+      state: JAX or NumPy arrays, PRNG keys and numbers. What is not a JAX array spread over all
+        processes is saved as the first process has it.
       meta: JSON values that `restore` hands back.
       wait: return only when the checkpoint is on disk.
 
@@ -96,13 +97,16 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
       UserError: the directory cannot be written.
       ValueError: no leaves, or leaves of zero size or the same dotted name.
     """
-    state = jax.tree.map(leaves_.copied, state)
+    keys = {path: str(leaf.dtype) for path, leaf in _leaves(state).items() if keys_.is_key(leaf)}
+    state = jax.tree.map(lambda leaf: leaves_.copied(keys_.key_data(leaf)), state)
     leaves = _leaves(state)
     empty = [path for path, array in leaves.items() if array.size == 0]
     if empty or not leaves_.names(state):
       raise ValueError(f'expected a state with leaves, none of zero size; found {empty or state}')
-    body = {'step': step, 'identity': self._identity, 'meta': meta or {}}
-    body = _through_json(body | {'leaves': leaves_.describe(leaves)})
+    records = leaves_.describe(leaves)
+    records |= {path: records[path] | {'keys': kind} for path, kind in keys.items()}
+    body = {'step': step, 'identity': self._identity, 'meta': meta or {}, 'leaves': records}
+    body = _through_json(body)
     last_step, last_body = self._last
     # Process 0 decides for all: the notes of the others may differ, and are not stored.
     same = multihost_utils.broadcast_one_to_all(np.array(body == last_body))
@@ -225,14 +229,14 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     path = self.directory / str(step)
     templates = _leaves(template)
     requested = {
-      leaf: (name, templates[leaf])
+      leaf: (name, keys_.key_data(templates[leaf]))
       for name, leaf in zip(leaves_.names(template), templates)
       if not fields or _field(leaf) in fields
     }
     refused = problem = None
     try:
       body = _read_body(path, step)
-      saved = self._check_fits(path, body, requested, fields)
+      saved = self._check_fits(path, body, {leaf: templates[leaf] for leaf in requested}, fields)
       values = leaves_.read(path / 'state', dict(requested.values()), saved)
       for leaf, value in zip(requested, values):
         with _naming(f'leaf {leaf}'):
@@ -251,19 +255,25 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     if refused is not None:
       raise refused
     self._last = (step, body)
-    placed = {leaf: leaves_.place(value, templates[leaf]) for leaf, value in zip(requested, values)}
+    placed = {
+      leaf: keys_.like(leaves_.place(value, template), templates[leaf])
+      for (leaf, (_, template)), value in zip(requested.items(), values)
+    }
     state = [placed.get(leaf, default) for leaf, default in templates.items()]
     return Restored(step, jax.tree.unflatten(jax.tree.structure(template), state), body['meta'])
 
   def _check_fits(
-    self, path: Path, body: Body, requested: Mapping[str, tuple[str, Any]], fields: Sequence[str]
+    self, path: Path, body: Body, requested: Mapping[str, Any], fields: Sequence[str]
   ) -> list[dict[str, Any]]:
     """Returns what was saved of each leaf that is requested, in that order."""
     saved = body['leaves']
     if fields:
       saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
-    specs = {leaf: f'{record["dtype"]}{record["shape"]}' for leaf, record in saved.items()}
-    expected = {leaf: _spec(template) for leaf, (_, template) in requested.items()}
+    specs = {
+      leaf: f'{record.get("keys", "")}{record["dtype"]}{record["shape"]}'
+      for leaf, record in saved.items()
+    }
+    expected = {leaf: _spec(template) for leaf, template in requested.items()}
     for kind, different in (
       ('model', differences(body['identity'], self._identity)),
       ('state', differences(specs, expected)),
@@ -312,8 +322,9 @@ def _field(leaf: str) -> str:
 
 
 def _spec(leaf: Any) -> str:
-  leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-  return f'{leaf.dtype}{list(leaf.shape)}'
+  kind = str(leaf.dtype) if keys_.is_key(leaf) else ''
+  leaf = keys_.key_data(leaf) if hasattr(leaf, 'dtype') else np.asarray(leaf)
+  return f'{kind}{leaf.dtype}{list(leaf.shape)}'
 
 
 def _through_json(value: Any) -> Any:

@@ -19,15 +19,12 @@ from etils import epath
 from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.files import checksum
+from additive_jax.files.seal import DamagedError
 
 Leaf = Shaped[Array | np.ndarray, '...']
 
 # Devices that hold copies of a leaf share its writing where each then writes as many bytes.
 SHARED_WRITES = 1 << 20
-
-
-class DamagedError(Exception):
-  """A part of a checkpoint is not what was saved; the message names it."""
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -76,6 +73,9 @@ def names(tree: PyTree) -> list[str]:
 
 def describe(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Any]]:
   """Returns dtype, shape and checksum of each leaf, as JSON values; for all processes to call.
+
+  Args:
+    leaves: numbers; those of PRNG keys for keys.
 
   >>> describe({'bias': np.zeros(2, np.float32)})
   {'bias': {'dtype': 'float32', 'shape': [2], 'sum': '0000000000000000'}}

@@ -56,6 +56,10 @@ class Layer(NamedTuple):
 class LayerPair(NamedTuple):
   """The parameters of `linear → act → linear`, or of a gated unit.
 
+  >>> layers = LayerPair(Layer(jnp.ones((4, 8)), jnp.zeros(8)), Layer(jnp.ones((8, 3))))
+  >>> layers.first.kernel.shape, layers.second.bias, layers.gating
+  ((4, 8), None, None)
+
   Attributes:
     first: A [D, H] and its bias.
     second: B [H, E] and its bias.
@@ -124,6 +128,14 @@ def compose(
 ) -> Float[Array, '... E']:
   """Returns the output of a sub-activation layer of any two linear maps with a nonlinear one
   between; `sub_activation` is the case of matrices.
+
+  >>> x = jnp.arange(4.0)
+  >>> sums = lambda lo, hi: x[2 * lo : 2 * hi].sum(keepdims=True)  # one hidden unit, chunks of two
+  >>> spread = lambda h, lo, hi: jnp.broadcast_to(h, (2 * (hi - lo),))
+  >>> compose([True], sums, jax.nn.relu, spread).tolist()
+  [6.0, 6.0, 6.0, 6.0]
+  >>> compose([False], sums, jax.nn.relu, spread).tolist()
+  [1.0, 1.0, 5.0, 5.0]
 
   Args:
     gates: m − 1 gates, all Python bools (each group is computed once, at the width of its chunks)

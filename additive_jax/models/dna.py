@@ -43,6 +43,10 @@ Parameters = dict[str, tuple[dict[str, Array], Any]]
 class Modules:
   """What the pool holds and how tokens choose from it.
 
+  >>> modules = Modules(attention=2, mlp=4, identity=2, top_k=1)
+  >>> modules.count
+  8
+
   Attributes:
     attention, mlp, block, identity: how many modules of each kind, numbered in this order.
     top_k: k, modules of each token and step.

@@ -32,6 +32,11 @@ class Experts:
     top_k: k, experts of each token.
     renormalise: the weights of a token's k experts sum to 1; otherwise they are the softmax over
       all M.
+
+  >>> Experts(num_experts=8, top_k=2).check()
+  >>> Experts(num_experts=4, top_k=8).check()
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: top 8 of 4 experts: expected 1 to 4
   """
 
   num_experts: int = 8

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files import keys
 from additive_jax.parallel.processes import to_host
 
 log = logging.getLogger('additive_jax')
@@ -161,8 +161,9 @@ def lay(tree: PyTree, shardings: PyTree) -> PyTree:
   """Puts host arrays where a pytree of shardings says, as `place` does."""
 
   def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+    values = keys.as_numpy(leaf)
+    placed = jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+    return keys.like(placed, leaf)
 
   return jax.tree.map(put, tree, shardings)
 

@@ -15,19 +15,23 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files import keys
 
 log = logging.getLogger('additive_jax')
 
 
 def to_host(tree: PyTree) -> PyTree:
   """Returns a NumPy copy of whole arrays, however they are spread over devices. Arrays that are
-  split over several processes are gathered, so all of them must call this together.
+  split over several processes are gathered, so all of them must call this together. PRNG keys stay
+  JAX arrays, which hold a copy.
 
   >>> to_host({'bias': jnp.zeros(2), 'step': 3})
   {'bias': array([0., 0.], dtype=float32), 'step': array(3)}
   """
 
-  def copy(leaf: Any) -> np.ndarray:
+  def copy(leaf: Any) -> Any:
+    if keys.is_key(leaf):
+      return keys.like(copy(keys.key_data(leaf)), leaf)
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
       return np.array(multihost_utils.process_allgather(leaf, tiled=True))
     return np.array(jax.device_get(leaf))

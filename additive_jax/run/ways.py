@@ -46,6 +46,11 @@ def static(
   """Returns the logits of one structure that is Python: gates that are off leave no trace in the
   program.
 
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> static(model, variables, x, '1').shape
+  (2, 3)
+
   Args:
     structure: anything `Space.parse` takes.
     scales: what a site with residual gate i adds is multiplied by `scales[i]`; None is 1.
@@ -64,6 +69,12 @@ def conditional(
 ) -> Logits:
   """Returns the logits of one structure that is traced: an off residual gate skips its site at run
   time, forward and backward.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> logits = jax.jit(conditional, static_argnums=0)  # compiled once, for every structure
+  >>> [logits(model, variables, x, jnp.array([on])).shape for on in (False, True)]
+  [(2, 3), (2, 3)]
 
   Args:
     structure: bool [n], or an integer scalar whose bit i is gate i (n ≤ 31).
@@ -135,7 +146,8 @@ def sampled(
 
   >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((8, 6))
   >>> variables = jax.jit(model.init)(jax.random.key(0), x)
-  >>> sampled(model, variables, x, jax.random.key(1), keep_rates=(0.5,)).shape
+  >>> draw = jax.jit(lambda key: sampled(model, variables, x, key, keep_rates=(0.5,)))
+  >>> draw(jax.random.key(1)).shape
   (8, 3)
   """
   num_gates = len(gate_names(model))
@@ -156,6 +168,12 @@ def gathered(
 ) -> Logits:
   """Returns the logits with each residual gate on for its own examples, which are gathered, and off
   for the others.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((4, 6))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> logits = jax.jit(gathered, static_argnums=0)(model, variables, x, [jnp.array([3, 0])])
+  >>> (logits == logits[0]).all(axis=1).tolist()  # all examples are the same
+  [True, False, False, True]
 
   Args:
     subsets: for each gate the numbers of the examples it is on for, each once; all of them where
@@ -213,7 +231,16 @@ def routed(
 def chosen(
   model: nn.Module, variables: PyTree, x: Inputs, key: PRNGKeyArray | None = None
 ) -> tuple[Logits, dict[str, Facts], dict[str, Chosen]]:
-  """Returns logits and facts as `routed` does, and what every token chose at each site."""
+  """Returns logits and facts as `routed` does, and what every token chose at each site.
+
+  >>> from additive_jax.models import Experts, Transformer
+  >>> model = Transformer(1, 8, 2, 16, 3, num_tokens=5, causal=True, routing=Experts(4, top_k=1))
+  >>> x = np.zeros((2, 4), np.uint8)
+  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+  >>> _, _, choices = jax.jit(chosen, static_argnums=0)(model, variables, x)
+  >>> {site: choice.indices.shape for site, choice in choices.items()}
+  {'block_00__mlp': (2, 4, 1)}
+  """
   rngs = {} if key is None else {ROUTING: key}
   outputs, collections = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
   return outputs, _left(collections, ROUTING), _left(collections, CHOICES)

@@ -27,6 +27,11 @@ class ContractError(AssertionError):
 
   Attributes:
     violations: one sentence for each clause that is broken: what is wrong, and how to mend it.
+
+  >>> print(ContractError('MyNetwork', ['It has no sites: …', 'It has no space: …'], complete=True))
+  MyNetwork does not keep the contract of an additive network:
+  1. It has no sites: …
+  2. It has no space: …
   """
 
   def __init__(self, name: str, violations: list[str], complete: bool):
@@ -91,8 +96,13 @@ def check_model(
     ContractError: lists every clause that is broken, in words.
     UserError: the batch or an option cannot serve.
 
-  Example, in a test of your own (some seconds):
-    report = aj.testing.check_model(MyNetwork(), (x, y))
+  In a test of your own, `check_model(MyNetwork(), (x, y))` takes some seconds. What breaks the
+  contract is told at once:
+
+  >>> check_model(nn.Dense(3), (np.eye(4, dtype=np.float32), np.zeros(4, int)))
+  Traceback (most recent call last):
+  additive_jax.testing.check.ContractError: Dense does not keep the contract of an additive ...
+  1. It has no embed (input to stream): define a method embed, or make it a submodule in setup ...
   """
   x, y = _pair(batch)
   if max_structures < 2:

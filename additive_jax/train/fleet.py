@@ -24,6 +24,7 @@ from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order, checked
 from additive_jax.errors import UserError
+from additive_jax.files import keys as keys_
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
@@ -126,7 +127,8 @@ class Fleet:
   def _start(self, keys, x):
     """Returns the states before the first step on the mesh, of the pools that the keys name."""
     states = [init_state(self.recipe, initial(self.recipe.model, key, x)) for key in keys]
-    state = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *states)
+    stack = lambda *leaves: keys_.like(np.stack([*map(keys_.as_numpy, leaves)]), leaves[0])
+    state = jax.tree.map(stack, *states)
     state = state._replace(step=np.int32(0))
     specs = jax.tree.map(lambda _: BY_NETWORK, state)._replace(step=PartitionSpec())
     return mesh_.place(state, self.mesh, specs)

@@ -33,6 +33,14 @@ DEPTHS = ('zero', 'gated')
 class Transplant:
   """A pool made from that of another model.
 
+  >>> small, large = (aj.models.MLP(n, 4 * n, 8 * n, num_classes=3) for n in (1, 2))
+  >>> pools = [model.init(jax.random.key(0), jnp.ones((2, 5))) for model in (small, large)]
+  >>> grown = grow(small, pools[0], large, pools[1], key=jax.random.key(1), depth='gated')
+  >>> grown.rule, grown.exact
+  ('grow stream 4→8, hidden 8→16, depth 1→2 (gated, spread)', True)
+  >>> grown.structure()  # the new block is off
+  Structure('10')
+
   Attributes:
     variables: `{'params': pool}` of the new model.
     rule: how it was made, in words.
@@ -164,6 +172,13 @@ def merge(grown: Transplant, large: PyTree) -> Transplant:
   computes something else than it does, but is the nearest start for the small model: what read the
   copies of a unit is summed, what wrote them averaged.
 
+  >>> small, large = (aj.models.MLP(n, 4 * n, 8 * n, num_classes=3) for n in (1, 2))
+  >>> pools = [model.init(jax.random.key(0), jnp.ones((2, 5))) for model in (small, large)]
+  >>> grown = grow(small, pools[0], large, pools[1], key=jax.random.key(1))
+  >>> back = merge(grown, grown.variables)
+  >>> jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), back.variables, pools[0]))
+  True
+
   Args:
     grown: the result of `grow`.
     large: `{'params': pool}` of the large model, trained or not.
@@ -198,6 +213,14 @@ def receipt(
   structure: Any = None,
 ) -> Receipt:
   """Compares the logits of both models.
+
+  >>> small, large = (aj.models.MLP(n, 4 * n, 8 * n, num_classes=3) for n in (1, 2))
+  >>> x = jnp.ones((2, 5))
+  >>> pools = [model.init(jax.random.key(0), x) for model in (small, large)]
+  >>> grown = grow(small, pools[0], large, pools[1], key=jax.random.key(1))
+  >>> found = receipt(grown, small, pools[0], large, x)
+  >>> found.num_examples, found.exact, found.max_difference < 1e-5
+  (2, True, True)
 
   Args:
     transplant: that made the new model's pool.

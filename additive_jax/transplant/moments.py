@@ -35,6 +35,13 @@ def grow_optimizer(grown: Transplant, opt_state: PyTree) -> PyTree:
   Zeros would make Adam's next steps there over six times too long, as the count says that the means
   have long settled.
 
+  >>> small, large = (aj.models.MLP(n, 4 * n, 8 * n, num_classes=3) for n in (1, 2))
+  >>> pools = [model.init(jax.random.key(0), jnp.ones((2, 5))) for model in (small, large)]
+  >>> grown = aj.transplant.grow(small, pools[0], large, pools[1], key=jax.random.key(1))
+  >>> state = grow_optimizer(grown, optax.trace(0.9).init(pools[0]['params']))
+  >>> state.trace['block_01']['in']['kernel'].shape
+  (8, 16)
+
   Args:
     grown: the result of `grow`; or of `shrink`: the optimizer then keeps what it knows of the units
       that stay.
@@ -121,7 +128,12 @@ def average_optimizer(states: Sequence[PyTree]) -> PyTree:
 
 def restart_schedules(opt_state: PyTree) -> PyTree:
   """Returns an optimizer's state with the steps of its learning-rate schedules at 0: a transplant
-  begins a training of its own. What else it counts, such as the steps of Adam's means, stays."""
+  begins a training of its own. What else it counts, such as the steps of Adam's means, stays.
+
+  >>> state = optax.ScaleByScheduleState(count=jnp.array(500))
+  >>> int(restart_schedules(state).count)
+  0
+  """
   is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
   restart = lambda node: (
     node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node

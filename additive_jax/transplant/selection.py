@@ -112,6 +112,12 @@ def pack(
     A [n, h], B [n, h]   →   A 0     [2n, 2h]
                              0 B
 
+  >>> small, large = (aj.models.MLP(1, n, 2 * n, num_classes=3) for n in (4, 8))
+  >>> pools = [model.init(jax.random.key(0), jnp.ones((2, 5))) for model in (small, large)]
+  >>> packed = pack(small, [pools[0]] * 2, large, pools[1], key=jax.random.key(3))
+  >>> packed.rule, packed.exact
+  ('pack 2 × ...', False)
+
   Args:
     small_model, pools: the model, and J `{'params': pool}`.
     large_model, large: the model and its initial pool.
@@ -132,21 +138,24 @@ def pack(
   strength = [_strengths(pairs, *one) for one in zip(leaves, scores)]
   copies = {}
   for name, (_, size) in pairs.sizes.items():
-    # A nested space is one of each head, not one of each model.
-    join = (lambda a: np.mean(a, 0)) if name in pairs.new.nested else np.concatenate
-    units = join([one[name] for one in strength])
     norm = pairs.new.streams.get(name)
-    copies[name] = (
-      selected(units, size, norm)
-      if size < len(units)
-      else copied(name, (len(units), size), norm, key, unequal)
-    )
+    units = _joined([one[name] for one in strength], name in pairs.new.nested)
+    if size < len(units):
+      copies[name] = selected(units, size, norm)
+    else:
+      copies[name] = copied(name, (len(units), size), norm, key, unequal)
   joined = {
     name: _side_by_side([one[name] for one in leaves], pairs.old.axes[name], pairs.old.nested)
     for name in leaves[0]
   }
   variables = new_variables(pairs, copies, joined, pairs.new.flat(params_of(large)))
   return Transplant(variables, f'pack {len(pools)} × {pairs}', False, pairs, copies)
+
+
+def _joined(strengths, nested: bool) -> np.ndarray:
+  """Returns how strong the units of J models are, side by side; a nested space is one of each head,
+  not one of each model."""
+  return np.mean(strengths, 0) if nested else np.concatenate(strengths)
 
 
 def _side_by_side(leaves, axes: Axes, nested: frozenset[str]) -> np.ndarray:

@@ -43,6 +43,9 @@ Leaf = TypeVar('Leaf')
 class Axis(NamedTuple):
   """One axis of a leaf.
 
+  >>> wiring_of(aj.models.MLP(1, width=4, hidden=8, num_classes=3)).axes['block_00/out/bias']
+  (Axis(role='writes', space='stream'),)
+
   Attributes:
     role: 'reads', 'writes', 'scale', 'bias' (of a norm), 'query' or 'key'.
     space: the name of the units along it.
@@ -147,6 +150,10 @@ def other_axes(ndim: int, axis: int) -> tuple[int, ...]:
 def wiring_of(model: nn.Module) -> Wiring:
   """Returns the wiring of an MLP, a DenseStack, a Transformer without routers, a ConvNet, or a
   model that has a method `wiring`.
+
+  >>> wiring = wiring_of(aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3))
+  >>> wiring.streams, wiring.blocks
+  ({'stream': 'layer'}, ((('block_00',), ('block_01',)),))
 
   Raises:
     UserError: for any other model.

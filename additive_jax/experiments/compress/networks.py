@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from additive_jax.compress import cutting, levels
+from additive_jax.compress import cutting, levels, make_level
 from additive_jax.compress.keep import below_threshold, keep_zeros, largest
 from additive_jax.compress.variational import (
   LOG_VARIANCE,
@@ -61,7 +61,7 @@ class Compression:
     options = session.config.compress
     x = session.test[0][:1]
     self.session = session
-    self.level = levels.make_level(options.level, session.model, x, inputs=options.inputs)
+    self.level = make_level(options.level, session.model, x, inputs=options.inputs)
     self._objective = session.objective
     if options.distill:
       self._objective = Distilled(self._objective, options.distill, options.temperature)

@@ -39,7 +39,11 @@ from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-  """What is learnt."""
+  """What is learnt.
+
+  >>> DataOptions(name='text:book.txt').sequence_length
+  128
+  """
 
   name: str = 'digits'
   """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME"""
@@ -68,7 +72,11 @@ _NETWORK = Rule(
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-  """The network."""
+  """The network.
+
+  >>> ModelOptions(num_blocks=2).hidden
+  (128,)
+  """
 
   name: Annotated[str, _NETWORK] = 'mlp'
   """A transformer classifies image patches, or is a causal model of text; 'module:Class'
@@ -104,7 +112,11 @@ class ModelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-  """Training of pools and of structures alone."""
+  """Training of pools and of structures alone.
+
+  >>> TrainOptions(epochs=2.0).batch_size
+  128
+  """
 
   epochs: Positive = 10.0
   """Passes over the training set, at batch_size examples a step; a pool passes K times as many."""

@@ -38,6 +38,12 @@ class Option:
     item: the type of a tuple's values; None for other kinds.
     rule: what is allowed of its values; None for all of their type.
     same_run: whether a run with another value of it is the same run.
+
+  >>> DECLARED['train.epochs'].kind, DECLARED['train.epochs'].same_run
+  (<class 'float'>, False)
+  >>> DECLARED['train.epochs'].read('many')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: config.train.epochs 'many': expected a number
   """
 
   name: str

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated
 
 from additive_jax.compress.keep import SCOPES
-from additive_jax.compress.levels import LEVELS
+from additive_jax.compress.parts import LEVELS
 from additive_jax.experiments.options.general import (
   BalanceOptions,
   DataOptions,
@@ -253,7 +253,12 @@ class CompressOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """All options of a run."""
+  """All options of a run.
+
+  >>> options = Options(experiment='sweep', data=DataOptions(name='stdlib'))
+  >>> options.num_seeds, options.data.name, options.sweep.modes
+  (3, 'stdlib', ('standalone', 'shared'))
+  """
 
   experiment: str = 'cotrain'
   """What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together),

@@ -16,6 +16,13 @@ from additive_jax.report.wording import plain
 def scores(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
   """Draws points with intervals: a row for each variant, a panel for each measure.
 
+  >>> frame = pd.DataFrame({'variant': ['none', 'per_sample'], 'loss': [0.41, 0.38]})
+  >>> figure = scores(frame.assign(loss_ci95=0.01), {'loss': 'test loss'})
+  >>> figure.axes[0].get_title('left')
+  'test loss'
+  >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+  ['none', 'per sample']
+
   Args:
     frame: columns `variant`, the measures', and their half widths `<measure>_ci95`.
     measures: titles of the panels by column.
@@ -27,6 +34,11 @@ def differences(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
   """Draws paired differences from a baseline at zero, otherwise as `scores`.
 
   The baseline itself is not among the rows; colours are those that `scores` gives with it first.
+
+  >>> frame = pd.DataFrame({'variant': ['per_sample'], 'loss': [-0.03], 'loss_ci95': [0.01]})
+  >>> figure = differences(frame, {'loss': 'test loss minus that of none'})
+  >>> figure.axes[0].get_title('left')
+  'test loss minus that of none'
   """
   return _points(frame, measures, is_difference=True)
 
@@ -49,6 +61,11 @@ def _points(frame, measures, is_difference):
 
 def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
   """Draws variants side by side for each label, with intervals: co-trained against alone.
+
+  >>> frame = pd.DataFrame({'label': ['110', '110'], 'variant': ['alone', 'co-trained']})
+  >>> figure = comparison(frame.assign(loss=[0.31, 0.29]))
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['alone', 'co-trained']
 
   Args:
     frame: columns `label` (a structure, or `ensemble`), `variant`, the measure's, and its half
@@ -80,6 +97,11 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
 def distributions(values: Mapping[str, ArrayLike], all_on: Mapping[str, float]) -> Figure:
   """Draws how accuracy is spread over structures: violins with quartiles, and the full networks.
 
+  >>> accuracy = {'none': [0.2, 0.4, 0.5], 'per_sample': [0.5, 0.6, 0.6]}
+  >>> figure = distributions(accuracy, all_on={'none': 0.9, 'per_sample': 0.8})
+  >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+  ['none', 'per_sample']
+
   Args:
     values: by variant the accuracy of every structure `[S]`, means over the seeds.
     all_on: by variant that of the full network.
@@ -108,6 +130,11 @@ def budgets(frame: pd.DataFrame) -> Figure:
   """Draws test loss against active FLOPs, and against parameters; the dense networks are joined.
 
   A model below the line does better than a dense one of its budget.
+
+  >>> frame = pd.DataFrame({'variant': ['dense_4', 'moe'], 'family': ['dense', 'mixture']})
+  >>> frame = frame.assign(loss=[1.5, 1.4], loss_ci95=0.01, flops=[2e6, 2e6], params=[4e5, 9e5])
+  >>> [axes.get_xlabel() for axes in budgets(frame).axes]
+  ['active FLOPs per example (×10⁶)', 'parameters (×10³)']
 
   Args:
     frame: columns `variant`, `family` (`dense` is the one that is joined), `loss`, `loss_ci95`

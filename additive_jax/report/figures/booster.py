@@ -24,6 +24,13 @@ NAMES = {
 def savings(curves: pd.DataFrame, variants: pd.DataFrame) -> Figure:
   """Draws test loss against the FLOPs of the whole training, and what is saved at equal loss.
 
+  >>> curves = pd.DataFrame({'variant': ['scratch', 'clusters'], 'flops': [2e6, 2e6]})
+  >>> curves = curves.assign(seed=0, phase='large', step=1, loss=[1.6, 1.5])
+  >>> ways = pd.DataFrame({'variant': ['scratch', 'clusters'], 'saving': [0.0, 0.25]})
+  >>> figure = savings(curves, ways.assign(saving_ci95=0.05, reached=1))
+  >>> [float(bar.get_width()) for bar in figure.axes[1].patches]
+  [25.0]
+
   Args:
     curves: columns variant, seed, phase, step, flops, loss.
     variants: columns variant, saving, saving_ci95, reached, one row per way of training.
@@ -46,6 +53,12 @@ def spent(
   curves: pd.DataFrame, cost: str, label: str, scores: Sequence[str] = ('loss', 'accuracy')
 ) -> Figure:
   """Draws test scores, side by side, against what was spent.
+
+  >>> curves = pd.DataFrame({'variant': 'scratch', 'flops': [1e6, 2e6], 'loss': [2.0, 1.5]})
+  >>> curves = curves.assign(seed=0, phase='large', step=[1, 2])
+  >>> figure = spent(curves, 'flops', 'FLOPs of training', scores=['loss'])
+  >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+  ('FLOPs of training', 'test loss')
 
   Args:
     curves: columns variant, seed, phase, step, the cost's and the scores'.

@@ -40,6 +40,12 @@ def text_paths(
   that compute, darker for more. Lines of 48 characters, at most three; the title says what is cut.
   Spaces, newlines and tabs are drawn as `␣ ↵ ⇥`, other bytes that do not print as `·`.
 
+  >>> names = ['attention 0', 'mlp 0', 'identity 0']
+  >>> chosen = [[[0], [1]], [[0], [2]], [[1], [1]]]  # three bytes, two steps, one module each
+  >>> figure = text_paths(np.frombuffer(b'a b', np.uint8), chosen, names, [False, False, True])
+  >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+  ['a', '␣', 'b']
+
   Args:
     tokens: bytes `[T]`.
     chosen: `[T, S, k]`.
@@ -101,6 +107,11 @@ def image_paths(
 
   On the right the share of a patch's choices that compute is laid over the image: dark is much. At
   most eight images.
+
+  >>> chosen = np.array([0, 1, 1, 0]).reshape(1, 4, 1, 1)  # one image of 2 × 2 patches, one step
+  >>> figure = image_paths(np.eye(8)[None], chosen, (2, 2), ['mlp 0', 'identity 0'], [False, True])
+  >>> [axes.get_title('left') for axes in figure.axes[:3]]
+  ['image', 'step 1', 'compute']
 
   Args:
     images: `[n, H, W]` or `[n, H, W, 1 or 3]`; each is shown from its lowest to its highest value.

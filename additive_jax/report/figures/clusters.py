@@ -45,6 +45,10 @@ def cluster_colours(num_clusters: int) -> Float[np.ndarray, 'clusters 4']:
 def cluster_sizes(counts: Mapping[str, ArrayLike]) -> Figure:
   """Draws examples in each cluster as bars, a panel for each clustering; the dashed line is even.
 
+  >>> figure = cluster_sizes({'k-means': [30, 70], 'random': [50, 50]})
+  >>> [axes.get_title('left') for axes in figure.axes]
+  ['k-means', 'random']
+
   Args:
     counts: by clustering the sizes of its clusters `[J]`.
   """
@@ -71,6 +75,11 @@ def cluster_maps(features: ArrayLike, labels: Mapping[str, ArrayLike], seed: int
 
   At most 2,000 examples are drawn, the same in each panel. Numbers stand at the clusters' means,
   where these are apart.
+
+  >>> features = [[0.0, 0.0], [0.0, 0.1], [1.0, 0.0], [1.0, 0.1]]
+  >>> figure = cluster_maps(features, {'k-means': [0, 0, 1, 1]})
+  >>> figure.axes[0].get_xlabel()
+  'first component (99% of the variance)'
 
   Args:
     features: `[N, F]`.
@@ -129,6 +138,11 @@ def cluster_examples(images: Sequence[ArrayLike], sizes: Sequence[int]) -> Figur
   """Draws images of each cluster in a row, such as those nearest its centre.
 
   At most 12 clusters and 10 images of each are drawn; a title says what is left out.
+
+  >>> images = [np.zeros((2, 8, 8)), np.ones((1, 8, 8))]  # two of cluster 0, one of cluster 1
+  >>> figure = cluster_examples(images, sizes=[1200, 800])
+  >>> [text.get_text() for axes in figure.axes for text in axes.texts]
+  ['0', '1,200', '1', '800']
 
   Args:
     images: for each of J clusters an array `[k, H, W]` or `[k, H, W, C]`, C 1 or 3; k may differ.

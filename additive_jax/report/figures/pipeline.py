@@ -24,6 +24,12 @@ def pipeline_timeline(
   Ticks of the forward pass come in order, then those of the backward pass from the last to the
   first. A tick lasts as long as its slowest device's.
 
+  >>> busy = [[True, True, False], [False, True, True]]  # two devices, three ticks
+  >>> microbatch = [[0, 1, 0], [0, 0, 1]]
+  >>> figure = pipeline_timeline(busy, microbatch, forward=np.full((2, 3), 0.1))
+  >>> [text.get_text() for text in figure.axes[0].texts]
+  ['0', '1', '0', '1']
+
   Args:
     busy: bool `[P, ticks]`, whether the device works.
     microbatch: int `[P, ticks]`, on which one.

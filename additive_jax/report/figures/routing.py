@@ -25,6 +25,12 @@ def utilisation(loads: Mapping[str, ArrayLike]) -> Figure:
   Experts stand in order, most used first; a line for each site, early ones dark. Experts that were
   never chosen are crosses at zero, and the title says how many.
 
+  >>> figure = utilisation({'softmax': [0.0, 1.0, 2.0], 'random': [1.0, 1.0, 1.0]})
+  >>> [axes.get_title('left') for axes in figure.axes]
+  ['softmax', 'random']
+  >>> figure.axes[0].get_title('right')
+  '1 of 3 dead'
+
   Args:
     loads: by router `[L, S]` or `[S]`: for each of L sites the load of S experts (structures,
       modules), as `paths.utilisation` makes it. A site whose loads are not finite is left out.
@@ -80,6 +86,10 @@ def rank_frequency(
 ) -> Figure:
   """Draws how often the most frequent path is taken, the next, and so on, on logarithmic axes.
 
+  >>> figure = rank_frequency({'dna': [50, 30, 20]})
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['dna: 3 paths']
+
   Args:
     curves: by model the counts in descending order, as `paths.rank_frequency` makes them.
     fits: by model a `paths.PowerLaw`, drawn as a dashed line over the ranks that it was fitted to.
@@ -128,6 +138,10 @@ def compute_shares(
   shares: Mapping[str, ArrayLike], targets: Mapping[str, float] | None = None
 ) -> Figure:
   """Draws how much is computed: histograms over tokens and over examples, a row for each model.
+
+  >>> figure = compute_shares({'dna': [[0.5, 1.0], [0.5, 0.5]]}, targets={'dna': 0.6})
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['mean 0.625', 'target 0.600']
 
   Args:
     shares: by model the share of choices that compute, `[N, T]` as `paths.compute_share` makes it.

@@ -19,6 +19,12 @@ _HALF_POINT = 0.005
 def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
   """Draws accuracy against how many times smaller a network is, a panel for each count.
 
+  >>> frame = pd.DataFrame({'variant': ['dense', 'half'], 'method': ['dense', 'magnitude']})
+  >>> frame = frame.assign(accuracy=[0.98, 0.97], smaller=[1, 2])
+  >>> figure = compression(frame, {'smaller': 'parameters, times fewer'})
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['dense', '0.5 points below', 'magnitude', 'variational']
+
   Args:
     frame: columns `variant`, `method` ('dense', 'variational' or 'magnitude'), `accuracy` and the
       factors'; each may have a half width `<name>_ci95`.
@@ -54,6 +60,10 @@ def log_alpha(
 ) -> Figure:
   """Draws how log α is spread at the end of training; what is right of the threshold is removed.
 
+  >>> figure = log_alpha(np.array([-4.0, 0.0, 4.0]), {'mlp': [90, 10]}, threshold=3.0)
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['mlp', 'threshold 3']
+
   Args:
     edges: of the K bins.
     counts: by label, numbers in the bins `[K]`.
@@ -75,6 +85,12 @@ def log_alpha(
 
 def layers_left(frame: pd.DataFrame) -> Figure:
   """Draws what is left of each layer, a bar for each network.
+
+  >>> frame = pd.DataFrame({'layer': ['hidden', 'readout'], 'left': [3, 20], 'of': [12, 20]})
+  >>> frame = frame.assign(variant='units', share=frame['left'] / frame['of'])
+  >>> figure = layers_left(frame)
+  >>> [text.get_text() for text in figure.axes[0].texts]
+  [' 3 of 12', ' 20 of 20']
 
   Args:
     frame: columns `variant`, `layer`, `left`, `of` and `share`.

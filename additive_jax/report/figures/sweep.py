@@ -26,6 +26,11 @@ _MAX_ANNOTATED = 16  # rows of a heat map in which numbers can still be read
 def ranking(table: pd.DataFrame, top: int = 20) -> Figure:
   """Draws loss by rank: all structures as a curve with its interval, and the best ones by name.
 
+  >>> table = pd.DataFrame({'structure': ['00', '10', '11'], 'loss': [0.9, 0.5, 0.4]})
+  >>> figure = ranking(table, top=2)
+  >>> [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+  ['11', '10']
+
   Args:
     table: columns `structure`, `loss`, and where there are any `loss_ci95` (half width),
       `shared_loss`, `shared_loss_ci95`. With `shared_loss`, `loss` is the standalone one. Rows may
@@ -77,6 +82,11 @@ def _rank_curve(axes, table, name, label, colour):
 def pareto(table: pd.DataFrame) -> Figure:
   """Draws loss against FLOPs, with the Pareto front joined and its ends named.
 
+  >>> table = pd.DataFrame({'structure': ['00', '10', '11'], 'loss': [0.9, 0.5, 0.6]})
+  >>> figure = pareto(table.assign(flops=[100, 200, 300]))
+  >>> [text.get_text() for text in figure.axes[0].texts]  # '11' costs more and does worse
+  ['10', '00']
+
   Args:
     table: columns `structure`, `loss` and `flops`.
   """
@@ -119,6 +129,10 @@ def agreement(
 ) -> Figure:
   """Draws structures' ranks by one kind of training against the other, with Kendall's τ.
 
+  >>> figure = agreement(predicted=[0.9, 0.6, 0.5], truth=[0.8, 0.4, 0.3])
+  >>> figure.axes[0].get_title('left')
+  'Kendall τ = 1.00'
+
   Args:
     predicted, truth: losses `[S]`, on the horizontal axis and on the vertical one.
     labels: what the two are called.
@@ -147,6 +161,11 @@ def _dot(count):
 def gate_effects(effects: pd.DataFrame) -> Figure:
   """Draws each gate's effect on the loss with its interval: blue lowers it, vermilion raises it.
 
+  >>> effects = pd.DataFrame({'gate': ['block_0/mlp', 'block_1/mlp'], 'effect': [-0.04, 0.02]})
+  >>> figure = gate_effects(effects)
+  >>> figure.axes[0].get_xlabel()
+  'loss with the gate on minus off (×10⁻³)  (left: the gate helps)'
+
   Args:
     effects: as `statistics.effect_table` makes it: columns `gate`, `effect`, and `ci95` if there
       are any.
@@ -169,6 +188,10 @@ def structures(
   structures: Sequence[str] | pd.Series, names: Sequence[str], labels: Sequence[str]
 ) -> Figure:
   """Draws structures as rows of `+`: a filled disc where the gate is on, a faint ring where off.
+
+  >>> figure = structures(['10', '11'], ['block_0/mlp', 'block_1/mlp'], ['0.52', '0.48'])
+  >>> [text.get_text() for text in figure.axes[0].texts]
+  ['0.52', '0.48']
 
   Args:
     structures: K structures as text, gate 0 leftmost; each of n characters.
@@ -213,6 +236,12 @@ def _plus(axes, cells, disc_size, disc, plus_size, plus):
 def interaction_heatmap(matrix: ArrayLike, names: Sequence[str]) -> Figure:
   """Draws pairwise interactions as colours centred on zero, with numbers up to 16 gates.
 
+  >>> figure = interaction_heatmap([[0, 0.012], [0.012, 0]], ['block_0/mlp', 'block_1/mlp'])
+  >>> [text.get_text() for text in figure.axes[0].texts]
+  ['+12.0', '+12.0']
+  >>> figure.axes[1].get_ylabel()
+  'interaction (×10⁻³)'
+
   Args:
     matrix: `[n, n]`, as `statistics.interactions` makes it. The diagonal is left blank.
     names: the n gate names.
@@ -226,7 +255,12 @@ def interaction_heatmap(matrix: ArrayLike, names: Sequence[str]) -> Figure:
 
 
 def cosines(matrix: ArrayLike, labels: Sequence[str]) -> Figure:
-  """Draws cosines between gradients of K structures `[K, K]`, on a scale from −1 to 1."""
+  """Draws cosines between gradients of K structures `[K, K]`, on a scale from −1 to 1.
+
+  >>> figure = cosines([[1.0, 0.25], [0.25, 1.0]], ['10', '11'])
+  >>> [text.get_text() for text in figure.axes[0].texts]
+  ['1.00', '0.25', '0.25', '1.00']
+  """
   matrix = np.array(matrix, np.float64)
   return _square(matrix, [str(x) for x in labels], 1.0, 'cosine', 'z.2f', family=style.MONO)
 

@@ -23,6 +23,11 @@ def training_curves(
 
   Long curves are averaged in bins of steps; values that are not finite are left out.
 
+  >>> curves = pd.DataFrame({'step': [1, 2, 1, 2], 'tag': ['10', '10', '11', '11']})
+  >>> figure = training_curves(curves.assign(loss=[0.9, 0.7, 0.8, 0.6]))
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+  ['10', '11']
+
   Args:
     curves: columns `step`, `tag` and the measure's.
     measure: the column to draw, which names the axis.
@@ -94,6 +99,11 @@ def mean_curves(
 
 def keep_rates(tables: Mapping[str, ArrayLike], names: Sequence[str]) -> Figure:
   """Draws keep rates over depth: a line for each moment of a training, a panel for each variant.
+
+  >>> falling = np.linspace([1.0, 1.0], [1.0, 0.5], 5)  # five steps, two gates
+  >>> figure = keep_rates({'falling': falling}, ['block_0/mlp', 'block_1/mlp'])
+  >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()][:2]
+  ['at 0 % of the steps', 'at 25 % of the steps']
 
   Args:
     tables: by variant rates `[num_steps, n]`.
