@@ -33,10 +33,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import PyTree
 
-from additive_jax.cli.arguments import parse_flags
+from additive_jax.cli.arguments import parse_flags, show
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
@@ -73,6 +73,7 @@ def export_run(
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
+  to = user_path(to, '--to')
   check_new(to)
   pools = open_pools(run, network=model)
   network, test = pools.model, pools.data.test
@@ -104,7 +105,7 @@ def _used(network: Additive, variables: PyTree) -> dict[str, np.ndarray] | None:
 def main(argv: list[str]) -> int:
   """Exports what the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
-    print(__doc__)
+    show(__doc__)
     return 0
   try:
     values, run = _parse(argv)

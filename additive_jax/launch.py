@@ -24,10 +24,11 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from additive_jax.cli.arguments import command_of, parse
+from additive_jax.cli.arguments import command_of, parse, show
 from additive_jax.cli.configs import config_names
 from additive_jax.errors import UserError, one_line
 
+MOST_DEVICES = 256  # of a host: each has threads of its own
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
 
@@ -38,7 +39,7 @@ def set_up_devices(count: int) -> None:
   """
   # Not every platform can say which cores a process may use.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  count = count or min(cores or 1, DEFAULT_DEVICES)
+  count = min(count, MOST_DEVICES) or min(cores or 1, DEFAULT_DEVICES)
   flags_before = os.environ.get('XLA_FLAGS', '')
   defaults = {
     'xla_force_host_platform_device_count': count,
@@ -52,7 +53,7 @@ def set_up_devices(count: int) -> None:
 def main(argv: list[str]) -> int:
   """Runs the experiment that the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
-    print(f'{__doc__}\nConfigs: {", ".join(config_names())}')
+    show(f'{__doc__}\nConfigs: {", ".join(config_names())}')
     return 0
   try:
     values, config, name = parse(argv)
@@ -66,15 +67,17 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
+  from additive_jax.experiments.options import read_options
   from additive_jax.experiments.session import Stopped
   from additive_jax.experiments.studies import STUDIES
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
 
   setup_logging()
-  if config.experiment not in STUDIES:
+  options = read_options(config)
+  if options.experiment not in STUDIES:
     raise UserError(
-      f'config.experiment {config.experiment!r}: expected one of {", ".join(STUDIES)}'
+      f'config.experiment {options.experiment!r}: expected one of {", ".join(STUDIES)}'
     )
   if not values.coordinator and (values.num_processes > 1 or values.process_id):
     raise UserError(
@@ -84,7 +87,7 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
   with processes.distributed(values.coordinator, values.num_processes, values.process_id):
     try:
       opening = {'name': name, 'devices': values.devices, 'command': command}
-      STUDIES[config.experiment].run(config, values.workdir or None, **opening)
+      STUDIES[options.experiment].run(options, values.workdir or None, **opening)
     except Stopped:
       processes.log.info('stopped; everything is saved, the same command goes on')
   return 0

@@ -139,6 +139,10 @@ def get_config() -> ConfigDict:
   config.train.pipe_repeats = 1
   # Weight of in-place distillation from all-on; 0 is none. A share in [0, 1].
   config.train.distill = 0.0
+  # Global norm that the gradient of each structure of a step is clipped to, before they are
+  # averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping. 0 to
+  # 1,000,000.
+  config.train.slot_clip_norm = 0.0
   # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
   # 1,000,000.
   config.train.log_every = 50

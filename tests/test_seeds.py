@@ -6,7 +6,6 @@ import optax
 import pytest
 import tiny
 
-import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, Order
 from additive_jax.data.clusters import cluster
@@ -15,6 +14,7 @@ from additive_jax.gates.structure import sampled_bits
 from additive_jax.models import MLP
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
+from additive_jax.testing import check_model
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
@@ -37,7 +37,7 @@ DOORS = {
   ),
   'sampled_bits': lambda seed: sampled_bits(5, 4, seed),
   'cluster': lambda seed: cluster(SPLIT.x, 2, seed=seed),
-  'check_model': lambda seed: aj.testing.check_model(MODEL, (SPLIT.x, SPLIT.y), seed=seed),
+  'check_model': lambda seed: check_model(MODEL, (SPLIT.x, SPLIT.y), seed=seed),
 }
 
 

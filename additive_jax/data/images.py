@@ -14,7 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from additive_jax.data.splits import Data, Examples, Split, fit
 from additive_jax.data.values import check_used
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.files.progress import Progress
 
 NUM_DIGITS_TRAIN = 1437
@@ -52,8 +52,7 @@ def load_idx(folder: str, memory_limit: int) -> Data:
   Raises:
     UserError: a file is missing, is not what its name says, or does not match the others.
   """
-  root = Path(folder).expanduser()
-  spec = f'idx:{folder}'
+  root, spec = user_path(folder, 'idx:'), f'idx:{folder}'
   if not root.is_dir():
     reason = 'is not a folder' if root.exists() else 'does not exist'
     raise UserError(

@@ -13,18 +13,21 @@ from ml_collections import ConfigDict
 
 from additive_jax import data as data_
 from additive_jax import models
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
   DataOptions,
   Options,
+  identity,
   parse_shard,
   read_options,
   refused,
+  value_of,
 )
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.training import Machine, Training
+from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
@@ -91,7 +94,7 @@ def open_session(
   mesh.check_spread(spread, len(devices))
   resolved = resolve(config, model, data)
   name = opening.get('name') or config.experiment
-  workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
+  workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
@@ -99,6 +102,10 @@ def open_session(
     if not rundir.finished:
       check(session)
     _open(workdir, resolved, lambda path: stack.enter_context(locked(path, *part)))
+    if not rundir.finished and not {'model', 'data'} & opening.keys():
+      for option, purpose in unused(config, data):
+        value = value_of(config, option)
+        processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
 
 
@@ -131,7 +138,7 @@ def start_session(
 def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
   fields, and the name of the data."""
-  resolved = to_plain(dataclasses.asdict(config)) | {'gates': list(gate_names(model))}
+  resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
   return resolved

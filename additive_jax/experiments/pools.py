@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from additive_jax import data as data_
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import NETWORKS, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
@@ -70,7 +70,7 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
     UserError: for a directory that is not that of a run, a run without pools, data that is not
       there, or a network that cannot be made.
   """
-  path = Path(path)
+  path = user_path(path, 'run')
   config = _read_config(path)
   foremost = FOREMOST.get(config.get('experiment', ''), '')
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
@@ -78,16 +78,20 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   kind = config['model'].get('name', '')
   if not network and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
-  data = load_data(_section(DataOptions, config['data']))
-  options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
+  data = load_data(_section(DataOptions, config['data'], 'data', path))
+  model = config['model'] | {'name': network or known[kind.lower()]}
+  options = _section(ModelOptions, model, 'model', path)
   return Pools(path, data, make_model(options, data), names)
 
 
-def _section(section, values):
+def _section(section, values, name, path):
   """The options of a section, as a run has written them; one of an older version lacks some, and
   does what their defaults say."""
-  known = {name: value for name, value in values.items() if name in options_of(section)}
-  return read_section(section, dataclasses.asdict(section()) | known, f'{section.__name__}.')
+  known = {key: value for key, value in values.items() if key in options_of(section)}
+  try:
+    return read_section(section, dataclasses.asdict(section()) | known, f'{name}.')
+  except UserError as error:
+    raise UserError(f'{path / "config.json"}: {error}') from error
 
 
 def _read_config(path):
@@ -100,8 +104,15 @@ def _read_config(path):
     ) from error
   except ValueError as error:
     raise UserError(f'{file} ({error}): expected the config of a run') from error
-  if not isinstance(config, dict) or not {'data', 'model'} <= config.keys():
+  names = ('data', 'model')
+  if not isinstance(config, dict) or not all(isinstance(config.get(n), dict) for n in names):
     raise UserError(f'{file} without data and model: expected the config of a run')
+  for name, value in (
+    ('experiment', config.get('experiment', '')),
+    ('model.name', config['model'].get('name', '')),
+  ):
+    if not isinstance(value, str):
+      raise UserError(f'{file}: {name} {value!r}: expected text')
   return config
 
 

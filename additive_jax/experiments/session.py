@@ -29,7 +29,15 @@ from additive_jax.train.trainer import Trainer
 
 
 class Stopped(Exception):
-  """The run was asked to stop; what it had done is saved, and the same command goes on."""
+  """The run was asked to stop; what it had done is saved, and the same command goes on.
+
+  >>> raise Stopped
+  Traceback (most recent call last):
+  additive_jax.experiments.session.Stopped: stopped; everything is saved, the same call goes on
+  """
+
+  def __init__(self, text: str = 'stopped; everything is saved, the same call goes on'):
+    super().__init__(text)
 
 
 @dataclasses.dataclass(frozen=True)

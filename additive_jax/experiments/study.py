@@ -36,6 +36,8 @@ from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
   Options,
+  identity,
+  named,
   read_options,
   refused,
   replaced,
@@ -143,7 +145,7 @@ class Arm:
   def described(self) -> dict[str, Any]:
     """Returns what makes the arm: its options, but where it is computed, its steps, loss and
     sampler."""
-    options = flatten(to_plain(dataclasses.asdict(self.session.config)), PLACEMENT)
+    options = flatten(to_plain(identity(self.session.config)), PLACEMENT)
     return options | {
       'steps': self.num_steps,
       'loss': describe(self.recipe.loss.whole()),
@@ -259,7 +261,8 @@ class Study:
     options = replaced(read_options(config), {'experiment': self.name})
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
-    with open_session(options, workdir, check=self.check, **opening) as session:
+    session_of = open_session(options, workdir, check=self.check, **opening)
+    with named(options), session_of as session:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)

@@ -205,7 +205,7 @@ class RunDir:
       return json.loads(content)
     except ValueError as error:
       raise UserError(
-        f'{path} is not JSON ({error}); remove it or choose another --workdir'
+        f'{path} is not JSON ({error}); expected it as the run wrote it: choose another --workdir'
       ) from error
 
   @property

@@ -51,11 +51,11 @@ class Search:
       raise UserError(f'population {self.population}: expected at least {least} for {self.method}')
     if self.budget < self.population:
       raise UserError(
-        f'search budget {self.budget}: expected at least one population of {self.population}'
+        f'budget {self.budget}: expected at least one population of {self.population}'
       )
     if self.budget > 1 << num_gates:
       raise UserError(
-        f'search budget {self.budget}: expected at most 2^{num_gates} = {1 << num_gates}, which is '
+        f'budget {self.budget}: expected at most 2^{num_gates} = {1 << num_gates}, which is '
         'every structure; enumerate them in place of searching'
       )
 

@@ -15,6 +15,7 @@ from additive_jax.experiments.options.rules import (
   Bytes,
   Count,
   Few,
+  Later,
   Many,
   NotNegative,
   Placement,
@@ -161,6 +162,9 @@ class TrainOptions:
   """Stages on each device, of 'circular'."""
   distill: Share = 0.0
   """Weight of in-place distillation from all-on; 0 is none."""
+  slot_clip_norm: Later[NotNegative] = 0.0
+  """Global norm that the gradient of each structure of a step is clipped to, before they are
+  averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping."""
   log_every: Count = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500

@@ -31,7 +31,7 @@ class Rule:
 def between(least: float, most: float) -> Rule:
   """Returns the rule of the numbers between two, both of which are allowed.
 
-  >>> between(1, 10_000).allows(math.nan), between(1, 10_000).expected
+  >>> between(1, 10_000).allows(float('nan')), between(1, 10_000).expected
   (False, '1 to 10,000')
   """
   return Rule(f'{least:,} to {most:,}', lambda value: least <= value <= most)
@@ -145,3 +145,7 @@ Shard = Annotated[str, Rule('I/N with 0 <= I < N, such as 0/4', _is_shard)]
 # one start of a run to the next.
 SAME_RUN = 'same run'
 Placement = Annotated[T, SAME_RUN]
+
+# An option that runs of earlier versions do not know: at its default a run is what it was without.
+LATER = 'later'
+Later = Annotated[T, LATER]
