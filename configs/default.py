@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
   # Lanes that lane gates join; hidden units and attention heads are split over them. 1 to 10,000.
   config.model.num_lanes = 2
   # Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each. 1 to
-  # 10,000.
+  # 1,000.
   config.model.num_blocks = 6
   # Width of the stream, of mlp and transformer. 1 to 1,000,000.
   config.model.width = 64
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
   config.model.unit = 'gelu'
   # Channels of each stage, of convnet and vgg. Sizes of 1 to 1,000,000.
   config.model.channels = (16, 32)
-  # Residual blocks of each stage, of convnet. 1 to 10,000.
+  # Residual blocks of each stage, of convnet. 1 to 1,000.
   config.model.blocks_per_stage = 2
   # What a network of your own is made with.
   config.model.kwargs = ConfigDict()
@@ -144,7 +144,7 @@ def get_config() -> ConfigDict:
   # 1,000,000.
   config.train.slot_clip_norm = 0.0
   # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
-  # 1,000,000.
+  # 10,000.
   config.train.log_every = 50
   # Steps between two checkpoints. 1 to 1,000,000,000.
   config.train.checkpoint_every = 500

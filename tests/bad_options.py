@@ -111,7 +111,7 @@ VALUES = [
   ('train.collective', 'tree', 'one of psum, ring'),
   ('train.collective', 'rng', "one of psum, ring; did you mean 'ring'?"),
   ('train.distill', 2.0, 'a share in [0, 1]'),
-  ('train.log_every', 0, '1 to 1,000,000'),
+  ('train.log_every', 0, '1 to 10,000'),
   ('train.checkpoint_every', 0, '1 to 1,000,000,000'),
   ('train.expert_devices', 0, '1 to 1,000,000'),
   ('train.pipe_devices', 0, '1 to 1,000,000'),
@@ -226,6 +226,11 @@ ROWS = [
   ('cotrain', {'structures_from': 'a' * 999}, "aaa...' (File name too long): expected a path"),
   ('sweep', {'data.name': f'text:{"a" * 999}'}, "text: 'aaa"),
   ('sweep', {'data.name': 'idx:~nobody_here'}, "idx: '~nobody_here': expected a user that is here"),
+  (
+    'sweep',
+    {'model.width': 10**6, 'model.hidden': (10**6,), 'model.num_blocks': 2},
+    'config.model of 4,0',
+  ),
   # The devices.
   ('sweep', {'train.expert_devices': 3}, 'config.train.expert_devices 3 on 4 devices: expected a'),
   (

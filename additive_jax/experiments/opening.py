@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import jax
 from ml_collections import ConfigDict
+from rich import filesize
 
 from additive_jax import data as data_
 from additive_jax import models
@@ -100,6 +102,7 @@ def open_session(
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
+      _check_fits(session)
       check(session)
     _open(workdir, resolved, lambda path: stack.enter_context(locked(path, *part)))
     if not rundir.finished and not {'model', 'data'} & opening.keys():
@@ -107,6 +110,21 @@ def open_session(
         value = value_of(config, option)
         processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
+
+
+def _check_fits(session):
+  """Raises `UserError` for a pool that the memory of this machine could not hold once."""
+  alone = session.machine.devices[0].platform == 'cpu' and processes.process()[1] == 1
+  if not alone or not hasattr(os, 'sysconf'):
+    return
+  count = session.space.params(session.space.all_on())
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if 4 * count > memory:
+    sizes = [filesize.decimal(size) for size in (4 * count, memory)]
+    raise UserError(
+      f'config.model of {count:,} parameters, {sizes[0]}: expected a network that fits into the '
+      f'{sizes[1]} of this machine'
+    )
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES
-from additive_jax.report.page import Page, Piece, details, picture, section, table, tiles
+from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, plain
 
 
-def finished_page(session: Session, page: Page) -> str:
-  """Returns the page as HTML, with what was run under its title, and the command and the options of
-  the run at its foot.
+def finished_page(session: Session, page: Page, note: str = '') -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one, and the
+  command and the options of the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
@@ -28,6 +28,7 @@ def finished_page(session: Session, page: Page) -> str:
   texts = {'Command, which also continues the run': session.command} if session.command else {}
   return Page(
     page.title,
+    text(note) if note else None,
     *page.pieces,
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
     subtitle=f'{gates}, {seeds}; loss is on the test split',

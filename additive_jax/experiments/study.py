@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.fit import PLAIN, Curves, fit
+from additive_jax.experiments.left_out import SHOWN, check_scores, of_run, sentence, warn
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -42,7 +43,7 @@ from additive_jax.experiments.options import (
   refused,
   replaced,
 )
-from additive_jax.experiments.pages import finished_page, plain_page
+from additive_jax.experiments.pages import finished_page, plain_page, read_curves
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
@@ -287,12 +288,15 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
-    page = finished_page(session, self.page(session, result, records))
+    omitted = of_run(session, records, read_curves(session))
+    page = finished_page(session, self.page(session, result, records), sentence(omitted))
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)
     rundir.mark_finished(result.summary)
     processes.barrier('written')
+    for part in omitted[:SHOWN]:
+      warn(part)
     log.info('report: %s', rundir.path / PAGE)
     return Result.read(rundir)
 
@@ -331,6 +335,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   share = units[part[0] :: part[1]]
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
   for seed, arm, values in kind.train_all(missing, len(share)):
+    check_scores(arm.name, seed, values)
     write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
   if kind.spread:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from additive_jax.experiments.options.rules import (
   SHARE,
+  Blocks,
   Bytes,
   Count,
   Few,
@@ -88,7 +89,7 @@ class ModelOptions:
   """Chunks that the sub-activation gates of a branch join: one gate less than chunks."""
   num_lanes: Few = 2
   """Lanes that lane gates join; hidden units and attention heads are split over them."""
-  num_blocks: Few = 6
+  num_blocks: Blocks = 6
   """Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each."""
   width: Count = 64
   """Width of the stream, of mlp and transformer."""
@@ -105,7 +106,7 @@ class ModelOptions:
   """Feed-forward unit of a transformer."""
   channels: Sizes = (16, 32)
   """Channels of each stage, of convnet and vgg."""
-  blocks_per_stage: Few = 2
+  blocks_per_stage: Blocks = 2
   """Residual blocks of each stage, of convnet."""
   kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
   """What a network of your own is made with."""
@@ -165,7 +166,7 @@ class TrainOptions:
   slot_clip_norm: Later[NotNegative] = 0.0
   """Global norm that the gradient of each structure of a step is clipped to, before they are
   averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping."""
-  log_every: Count = 50
+  log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500
   """Steps between two checkpoints."""

@@ -26,6 +26,8 @@ log = logging.getLogger('additive_jax')
 # The sections that name functions of Optax. Arguments that only a default gives are left out where
 # another function does not take them.
 OPTAX = {'optimizer': 'optimizer', 'schedule': 'schedule', 'booster.schedule': 'schedule'}
+# The sections whose options lower rooms know.
+GENERAL = ('data', 'model', 'train', 'sampler', 'search', 'balance')
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: 'true or false',
@@ -248,11 +250,13 @@ def named(options: Options) -> Iterator[None]:
   except UserError as error:
     text = str(error)
     # Those of the experiment come first: what it calls so is more likely to be meant.
-    order = sorted(DECLARED, key=lambda name: not name.startswith(f'{options.experiment}.'))
-    for name in order:
+    own = [name for name in DECLARED if name.startswith(f'{options.experiment}.')]
+    general = [name for name in DECLARED if name.partition('.')[0] in GENERAL]
+    for name in (*own, *general):
       value = re.escape(repr(value_of(options, name)))
       word = name.rpartition('.')[2]
-      text = re.sub(rf'(?<![\w.]){word}(?= {value}(?![\w.]\w))', f'config.{name}', text)
+      pattern = rf'(?<![\w.])(?<!of ){word}(?= {value}(?![\w.]\w))'
+      text = re.sub(pattern, f'config.{name}', text)
     if type(error) is not UserError or text == str(error):
       raise
     raise UserError(text) from error

@@ -122,6 +122,7 @@ MILLION = 10**6
 Count = Annotated[int, between(1, MILLION)]
 Few = Annotated[int, between(1, 10_000)]  # of what is made one after the other
 FewOrNone = Annotated[int, between(0, 10_000)]
+Blocks = Annotated[int, between(1, 1000)]  # of what is traced one after the other
 Many = Annotated[int, between(1, 10**9)]
 Seed = Annotated[int, SEED]
 Whole = Annotated[int, between(0, 10**9)]
