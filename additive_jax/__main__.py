@@ -10,6 +10,8 @@ import difflib
 import importlib
 import sys
 
+from additive_jax.cli.command import run_command
+
 COMMANDS = ('launch', 'export')
 
 
@@ -29,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment'
     print(f'error: command {name!r}: expected one of {known}{hint}', file=sys.stderr)
     return 2
-  return importlib.import_module(f'additive_jax.{name}').main([program, *words])
+  command = importlib.import_module(f'additive_jax.{name}').main
+  return run_command(command, [program, *words], resumes=name == 'launch')
 
 
 if __name__ == '__main__':

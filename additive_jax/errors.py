@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and errors of others in one line."""
+"""The exceptions for a user's mistake and for a stop, and errors of others in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+STOPPED = 75  # the exit code of a stop before the end: sysexits' EX_TEMPFAIL, "try again"
+AGAIN = 'the same command goes on'
 
 
 class UserError(ValueError):
@@ -18,6 +21,19 @@ class UserError(ValueError):
   Traceback (most recent call last):
   additive_jax.errors.UserError: structure '012': expected a string of 0 and 1, gate 0 leftmost
   """
+
+
+class Stopped(Exception):
+  """The run was asked to stop; what it had done is saved, and the same command or call goes on.
+
+  The message is one line that says so, and how far the run has come.
+
+  >>> str(Stopped())
+  'stopped: everything that was done is saved; the same command goes on'
+  """
+
+  def __init__(self, saved: str = 'everything that was done is saved'):
+    super().__init__(f'stopped: {saved}; {AGAIN}')
 
 
 def one_line(error: BaseException) -> str:

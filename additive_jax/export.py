@@ -33,7 +33,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import PyTree
 
-from additive_jax.cli.arguments import parse_flags, show
+from additive_jax.cli.arguments import parse_flags
+from additive_jax.cli.command import run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line, user_path
@@ -80,7 +81,7 @@ def export_run(
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
-  smaller = cut(network, saved.variables, structure, _used(network, saved.variables))
+  smaller = cut(network, saved.variables, structure, _used(network, saved.variables), x)
   difference = receipt(smaller, network, saved.variables, x)
   costs = {
     'pool': cost(network, saved.variables, x)._asdict(),
@@ -105,7 +106,7 @@ def _used(network: Additive, variables: PyTree) -> dict[str, np.ndarray] | None:
 def main(argv: list[str]) -> int:
   """Exports what the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
-    show(__doc__)
+    print(__doc__)
     return 0
   try:
     values, run = _parse(argv)
@@ -134,4 +135,4 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(run_command(main, sys.argv))

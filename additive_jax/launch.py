@@ -10,8 +10,9 @@
   --num_processes=N      how many processes there are, with a coordinator that is not auto
   --process_id=I         which of them this is, from 0
 
-Exit codes: 0 done, done before, or stopped by a signal with everything saved; 2 a mistake in what
-was asked, told in one line; 130 ended by a second Ctrl-C.
+Exit codes: 0 done, or done before; 2 a mistake in what was asked, told in one line; 75 stopped
+before the end, by a signal (TERM, INT, HUP, USR1, USR2) or because another process is gone, with
+everything saved: the same command goes on; 130 ended by a second Ctrl-C.
 
 Another command, with its own --help: `additive-jax export RUN --structure=1101 --to=DIR`.
 """
@@ -24,9 +25,10 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from additive_jax.cli.arguments import command_of, parse, show
+from additive_jax.cli.arguments import command_of, parse
+from additive_jax.cli.command import run_command
 from additive_jax.cli.configs import config_names
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 
 MOST_DEVICES = 256  # of a host: each has threads of its own
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
@@ -53,7 +55,7 @@ def set_up_devices(count: int) -> None:
 def main(argv: list[str]) -> int:
   """Runs the experiment that the command line `argv` names, and returns the exit code."""
   if {'--help', '-h'} & set(argv):
-    show(f'{__doc__}\nConfigs: {", ".join(config_names())}')
+    print(f'{__doc__}\nConfigs: {", ".join(config_names())}')
     return 0
   try:
     values, config, name = parse(argv)
@@ -68,7 +70,6 @@ def main(argv: list[str]) -> int:
 
 def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
   from additive_jax.experiments.options import read_options
-  from additive_jax.experiments.session import Stopped
   from additive_jax.experiments.studies import STUDIES
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
@@ -88,10 +89,11 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
     try:
       opening = {'name': name, 'devices': values.devices, 'command': command}
       STUDIES[options.experiment].run(options, values.workdir or None, **opening)
-    except Stopped:
-      processes.log.info('stopped; everything is saved, the same command goes on')
+    except Stopped as stopped:
+      processes.log.info('%s', stopped)
+      return STOPPED
   return 0
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(run_command(main, sys.argv, resumes=True))

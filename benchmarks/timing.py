@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 
@@ -51,6 +53,30 @@ def alternate(runs: dict[str, Callable], repeats: int, warm: bool = True) -> dic
     for name, run in runs.items():
       times[name].append(seconds(run))
   return times
+
+
+def processor_seconds(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
+  """Returns the least CPU seconds of the process that a call of each takes: other programs on the
+  same cores lengthen it less than wall time."""
+  least = dict.fromkeys(runs, float('inf'))
+  for _ in range(repeats):
+    for name, run in runs.items():
+      start = time.process_time()
+      jax.block_until_ready(run())
+      least[name] = min(least[name], time.process_time() - start)
+  return least
+
+
+def torch() -> tuple[Any, list[str]]:
+  """Returns PyTorch, or None where it is not installed, and what to say about it. It is no
+  dependency of the package: a baseline here, nothing else. Its threads sleep while they wait;
+  spinning ones would slow whatever is timed next."""
+  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+  try:
+    module = importlib.import_module('torch')
+  except ImportError:
+    return None, ['PyTorch is not installed here (`pip install torch`): its rows are missing.']
+  return module, [f'PyTorch {module.__version__} with {module.get_num_threads()} threads.']
 
 
 def ratio(times: dict[str, Times], name: str, base: str) -> float:

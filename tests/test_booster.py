@@ -14,12 +14,12 @@ import studies
 import tiny
 
 from additive_jax import UserError, data, models
+from additive_jax.errors import Stopped
 from additive_jax.experiments import booster
 from additive_jax.experiments.booster import groups, process, tables
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
 from additive_jax.experiments.opening import open_session
-from additive_jax.experiments.session import Stopped
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP

@@ -1,8 +1,10 @@
 """Checkpoints come back bit by bit or not at all."""
 
+import contextlib
 import itertools
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -546,6 +548,76 @@ def test_a_state_that_cannot_be_saved(tmp_path, state, text):
       checkpointer.save(1, state)
     checkpointer.save(1, np.arange(3))
     np.testing.assert_array_equal(checkpointer.restore(np.zeros(3, int)).state, np.arange(3))
+
+
+class Evil:
+  def __reduce__(self):
+    return exec, ('open("ran", "w")',)
+
+
+def test_a_strangers_checkpoint_runs_no_code(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  save_steps(tmp_path / 'c', [1])
+  files = [path for path in (tmp_path / 'c').rglob('*') if path.is_file()]
+  sound = {path: path.read_bytes() for path in files}
+  metadata = json.dumps({'body': {'step': 1, 'leaves': {'evil:Leaf': 'evil:Leaf'}}, 'crc32': 0})
+  for path in files:
+    for content in (pickle.dumps(Evil()), metadata.encode()):
+      path.write_bytes(content)
+      with contextlib.suppress(UserError):
+        open_checkpointer(tmp_path / 'c').restore(make_state(1))
+    path.write_bytes(sound[path])
+  assert not (tmp_path / 'ran').exists()
+
+
+DISKS = {
+  'read-only': ('PermissionError(13, "Permission denied")', 'Permission denied'),
+  'full': ('ValueError("RESOURCE_EXHAUSTED: [os_error_code=\'28\']")', 'No space left on device'),
+  'over quota': ('ValueError("UNKNOWN: [os_error_code=\'122\']")', 'Disk quota exceeded'),
+}
+FAILING = """
+import sys, threading, time
+import numpy as np
+from orbax.checkpoint._src.path import atomicity
+from additive_jax.errors import UserError
+from additive_jax.files.checkpoint import Checkpointer
+
+async def create(self):
+  raise {error}
+
+checkpoints = Checkpointer(sys.argv[1], identity={{}})
+checkpoints.save(1, {{'x': np.ones(3)}}, wait=True)
+for name in dir(atomicity):
+  kind = getattr(atomicity, name)
+  if isinstance(kind, type) and 'create' in vars(kind):
+    kind.create = create
+try:
+  checkpoints.save(2, {{'x': np.ones(3)}}, wait=True)
+except UserError as error:
+  print(f'error: {{error}}', file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize('name', DISKS)
+def test_a_disk_that_fails_is_one_line_at_once(name, tmp_path):
+  """Orbax's own threads wait 300 s for a folder that could not be made, and log tracebacks."""
+  error, reason = DISKS[name]
+  program = [sys.executable, '-c', FAILING.format(error=error), tmp_path / 'c']
+  process = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
+  assert process.stderr == (
+    f'error: cannot write a checkpoint in {tmp_path / "c"} ({reason}); expected a directory that '
+    'may be written, with room\n'
+  )
+  assert open_checkpointer(tmp_path / 'c', identity={}).restore({'x': np.ones(3)}).step == 1
+
+
+def test_a_folder_that_is_removed_does_not_come_back(tmp_path):
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(1, make_state(1), wait=True)
+    shutil.rmtree(tmp_path / 'c')
+    with pytest.raises(UserError, match='it was removed while it was used'):
+      checkpointer.save(2, make_state(2), wait=True)
+  assert not (tmp_path / 'c').exists()
 
 
 def test_older_damage_is_nobodys_concern(tmp_path, caplog):

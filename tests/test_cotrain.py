@@ -1,9 +1,12 @@
 """Exp 2 against oracles, and the same on one device, on several, and in two processes."""
 
 import json
+import logging
+import pickle
 import socket
 import subprocess
 import sys
+import zlib
 
 import flax.serialization
 import jax
@@ -342,3 +345,38 @@ def test_a_sweep_of_other_gates(tmp_path):
   options = {'structures_from': str(folder)}
   with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'\]: expected"):
     cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)
+
+
+def test_a_damaged_network_of_a_structure_is_trained_again(trained, tmp_path, caplog, monkeypatch):
+  """Also one that a stranger wrote; nothing in it is unpickled."""
+  monkeypatch.setattr(logging.getLogger('additive_jax'), 'propagate', True)
+  workdir = tmp_path / 'run'
+  tiny.killed_copy(trained[1], workdir, 'cotrain.jsonl', 5)  # the pool of the second seed is left
+  path = workdir / 'checkpoints' / 'alone-seed1' / f'{TEXTS[0]}.msgpack'
+  sound = path.read_bytes()
+  path.write_bytes(sound[:-1] + b'x')
+  other = workdir / 'checkpoints' / 'alone-seed1' / f'{TEXTS[1]}.msgpack'
+  other_sound = other.read_bytes()
+  other.unlink()
+  result = studies.run('cotrain', workdir)
+  assert f'{path} is damaged or missing: the structure is trained alone again' in caplog.text
+  assert f'{other} is damaged or missing' in caplog.text
+  assert (path.read_bytes(), other.read_bytes()) == (sound, other_sound)
+  for name, table in trained[0].tables.items():
+    pd.testing.assert_frame_equal(result.tables[name], table)
+
+
+def test_a_network_file_of_a_stranger(tmp_path):
+  path = tmp_path / '011.msgpack'
+  for content in (
+    pickle.dumps(print),
+    b'',
+    bytes(range(256)),
+    flax.serialization.to_bytes({'a': 1}),
+  ):
+    path.write_bytes(content)
+    with pytest.raises(
+      UserError, match=r'011\.msgpack \(.*\): expected a network that the run'
+    ) as error:
+      cotrain._read_pool(path, zlib.crc32(content), {'x': np.zeros(2)})
+    assert '\n' not in str(error.value)

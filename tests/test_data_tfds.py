@@ -253,6 +253,19 @@ def test_a_damaged_set(folder, tmp_path, name, content):
   assert 'cannot be read' in error_of('tfds:additive_pictures', data_dir=tmp_path / 'copy')
 
 
+def test_a_strangers_set_imports_no_module(folder, tmp_path, monkeypatch):
+  (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  shutil.copytree(folder, tmp_path / 'copy')
+  path = tmp_path / 'copy' / 'additive_pictures' / '1.0.0' / 'features.json'
+  kind = 'tensorflow_datasets.core.features.class_label_feature.ClassLabel'
+  assert kind in path.read_text()
+  path.write_text(path.read_text().replace(kind, 'evil.ClassLabel'))
+  message = error_of('tfds:additive_pictures', data_dir=tmp_path / 'copy')
+  assert "names 'evil.ClassLabel'; expected features of tensorflow_datasets" in message
+  assert not (tmp_path / 'ran').exists()
+
+
 def test_a_set_in_another_format_names_a_folder_for_array_record(folder, tmp_path):
   shutil.copytree(folder, tmp_path / 'copy')
   path = tmp_path / 'copy' / 'additive_pictures' / '1.0.0' / 'dataset_info.json'

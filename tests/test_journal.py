@@ -9,9 +9,11 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from additive_jax.errors import UserError
+from additive_jax.files import temporaries
 from additive_jax.files.journal import Journal, read_all, replace_file, to_plain
 
 WRITER = """
@@ -160,3 +162,103 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path):
 
 def test_to_plain_makes_keys_text():
   assert json.dumps(to_plain({1: {2.5: None}})) == '{"1": {"2.5": null}}'
+
+
+def test_a_line_has_a_checksum_and_is_plain_json_for_others(tmp_path):
+  journal = Journal(tmp_path / 'a.jsonl')
+  records = [{'seed': 0, 'loss': 0.1}, {'seed': 1, 'loss': math.nan}, {}]
+  for record in records:
+    journal.append(record)
+  frame = pd.read_json(journal.path, lines=True, dtype={'crc': str})
+  assert frame['loss'][0] == 0.1
+  assert frame['crc'].str.len().tolist() == [8, 8, 8]
+  assert journal.records()[0] == records[0]
+  with pytest.raises(ValueError, match='crc is no name for a value'):
+    journal.append({'crc': 1})
+
+
+def test_any_changed_byte_of_a_line_is_noticed(tmp_path):
+  """Also in the first line, in the name of the checksum, and at the end of the file."""
+  path = tmp_path / 'a.jsonl'
+  records = [{'seed': seed, 'loss': 0.1 + seed, 'text': 'naïve'} for seed in range(2)]
+  for record in records:
+    Journal(path).append(record)
+  whole = path.read_bytes()
+  for place in range(len(whole)):
+    for change in (1, 2, 0x80):
+      content = bytearray(whole)
+      content[place] ^= change
+      path.write_bytes(content)
+      for record in Journal(path).sound():
+        assert record in records, (place, change)
+      if place < len(whole) - 1:
+        assert len(Journal(path).sound()) < 2, (place, change)
+
+
+def test_lines_of_earlier_versions_are_read_before_those_with_checksums(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'{"i": 0}\n')
+  journal = Journal(path)
+  journal.append({'i': 1})
+  assert journal.records() == [{'i': 0}, {'i': 1}]
+  with path.open('ab') as file:
+    file.write(b'{"i": 2}\n')
+  with pytest.raises(UserError, match='line 3: damaged, without a checksum, after lines that have'):
+    journal.records()
+  assert journal.sound() == [{'i': 0}, {'i': 1}]
+
+
+def test_damaged_lines_are_named_and_left_out_or_dropped_with_what_follows(tmp_path, caplog):
+  journal = Journal(tmp_path / 'a.jsonl')
+  for i in range(4):
+    journal.append({'i': i})
+  content = journal.path.read_bytes().replace(b'"i": 1', b'"i": 7')
+  journal.path.write_bytes(content)
+  assert [record['i'] for record in journal.sound()] == [0, 2, 3]
+  assert 'a.jsonl, line 2: damaged, not what was written' in caplog.text
+  assert journal.keep(lambda record: record['i'] < 3)
+  assert journal.path.read_bytes() == b''.join(content.splitlines(keepends=True)[:3])
+  assert journal.keep_whole()
+  assert journal.records() == [{'i': 0}]
+  assert 'it and 1 lines after it are dropped' in caplog.text
+  assert not journal.keep_whole()
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_line_of_reason(tmp_path):
+  """A limit on the size of files is how a full disk is made without one."""
+  program = (
+    'import resource, signal, sys; from additive_jax.files.journal import Journal;'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));'
+    'journal = Journal(sys.argv[1]);'
+    '[journal.append({"i": i}) for i in range(9)]'
+  )
+  path = tmp_path / 'a.jsonl'
+  process = subprocess.run(
+    [sys.executable, '-c', program, path], capture_output=True, text=True, check=False
+  )
+  last = process.stderr.splitlines()[-1]
+  assert last == (
+    f'additive_jax.errors.UserError: cannot write the journal {path} (File too large); expected a '
+    'writable file'
+  )
+  assert [record['i'] for record in Journal(path).records()] == [0, 1, 2]
+  assert path.read_bytes().endswith(b'\n')
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+  path = tmp_path / 'report.html'
+  mine = temporaries.beside(path)
+  machine = mine.name.split('.')[-2].split('-')[0]
+  gone = subprocess.Popen([sys.executable, '-c', ''])
+  gone.wait()
+  old, new = '.a.0123abcd-1.tmp', '.b.0123abcd-1.tmp'
+  names = [mine.name, f'.c.{machine}-{gone.pid}.tmp', old, new, '.d.12.tmp', '.e.tmp', 'f.1.tmp']
+  for name in names:
+    (tmp_path / name).write_text('')
+  (tmp_path / f'.net.{machine}-{gone.pid}.tmp' / 'orbax').mkdir(parents=True)
+  for name in (old, '.d.12.tmp', '.e.tmp', 'f.1.tmp'):
+    os.utime(tmp_path / name, (0, 0))
+  removed = temporaries.remove_stale(tmp_path.iterdir())
+  assert {path.name.split('.')[1] for path in removed} == {'a', 'c', 'd', 'net'}
+  assert sorted(os.listdir(tmp_path)) == sorted([mine.name, new, '.e.tmp', 'f.1.tmp'])

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from additive_jax.files import events, seal
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.rundir import RunDir
 
@@ -48,6 +49,9 @@ def test_metrics_lines_and_events(tmp_path):
     with pytest.raises(ValueError, match='step and tag'):
       metrics.write(1, {'step': 3})
   lines = [json.loads(line) for line in (run.path / 'metrics.jsonl').read_text().splitlines()]
+  assert [seal.crc({k: v for k, v in line.items() if k != 'crc'}) for line in lines] == [
+    line.pop('crc') for line in lines
+  ]
   assert lines == [
     {'step': 1, 'tag': 'train', 'loss': 0.5, 'structure': '1011'},
     {'step': 2, 'tag': 'train', 'loss': math.inf, 'skipped': 3},
@@ -144,3 +148,23 @@ def test_the_whole_run_goes_on_with_what_a_shard_began(tmp_path):
   write(run, [1], (10, 15), truncate=5)
   frame = Metrics.read(run.path)
   pd.testing.assert_frame_equal(frame, Metrics.read(whole.path), check_exact=True)
+
+
+def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path, caplog, monkeypatch):
+  """Every write to a device that is always full fails: told once, and nothing waits."""
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+
+  class Full(events.RecordWriter):
+    def __init__(self, path):
+      super().__init__('/dev/full')
+
+  monkeypatch.setattr(events, 'RecordWriter', Full)
+  with Metrics(run) as metrics:
+    for step in range(50):
+      metrics.write(step, {'loss': 1.0}, tag=f'seed{step % 2}')
+  assert len(Metrics.read(run.path)) == 50
+  (record,) = caplog.records
+  assert record.message == (
+    f'{run.path / "tensorboard"}: no more TensorBoard events (No space left on device);'
+    ' the run goes on'
+  )

@@ -191,7 +191,9 @@ def test_shared_parameters_count_once():
   space = measure(Tied(), x)
   assert space.names == ('first/residual', 'second/residual')
   assert space.fixed_params == 11 * 8
-  assert [gate.params for gate in space] == [8 * 8 + 8, 0]
+  assert [gate.params for gate in space] == [0, 0]
+  _, params = space.costs(['00', '10', '01', '11'])
+  assert (params - space.fixed_params).tolist() == [0, *[8 * 8 + 8] * 3]
   assert space.gates[0].flops == space.gates[1].flops > 7 * 2 * 8 * 8
   assert Tied().space.gates[0].flops is None
   found = parts(Tied(), x)

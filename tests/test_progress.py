@@ -5,14 +5,13 @@ import io
 import logging
 import os
 import re
-import signal
 import threading
 import time
 
 import jax.numpy as jnp
 import pytest
 
-from additive_jax.files.progress import LineHandler, Progress, Stopper, duration, setup_logging
+from additive_jax.files.progress import LineHandler, Progress, duration, setup_logging
 
 log = logging.getLogger('additive_jax')
 
@@ -162,55 +161,6 @@ def test_lines_follow_standard_error(capsys):
 )
 def test_durations(seconds, text):
   assert duration(seconds) == text
-
-
-@pytest.fixture
-def interruptible():
-  """SIGINT as Python handles it, also where a shell started the tests in the background."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_request(number, caplog, interruptible):
-  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  with caplog.at_level(logging.INFO, 'additive_jax'), Stopper() as stopper:
-    assert not stopper.stop_requested
-    signal.raise_signal(number)
-    assert stopper.stop_requested
-    assert stopper.stop_requested
-    signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-      signal.raise_signal(signal.SIGINT)
-  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-  assert [r.message for r in caplog.records] == [
-    f'{number.name}: stopping after this step; Ctrl-C stops at once'
-  ]
-
-
-def test_an_ignored_interrupt_stays_ignored():
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  try:
-    with Stopper() as stopper:
-      signal.raise_signal(signal.SIGINT)
-      assert not stopper.stop_requested
-  finally:
-    signal.signal(signal.SIGINT, before)
-
-
-def test_off_the_main_thread_the_stopper_does_nothing():
-  before = signal.getsignal(signal.SIGTERM)
-  seen = []
-
-  def work():
-    with Stopper() as stopper:
-      seen.extend([stopper.stop_requested, signal.getsignal(signal.SIGTERM) is before])
-
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-  assert seen == [False, True]
 
 
 def test_brief_work_is_not_mentioned_in_a_log(caplog):

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import pytest
 
 import additive_jax
 from additive_jax.errors import UserError
+from additive_jax.files.journal import Journal
+from additive_jax.files.metrics import Metrics
 from additive_jax.files.rundir import RunDir, config_hash, default_workdir, differences
 
 CONFIG = {
@@ -238,7 +241,7 @@ def test_json_and_the_end_of_a_run(tmp_path):
   with pytest.raises(UserError, match=r'cannot read .*absent.json \(No such file'):
     run.read_json('absent.json')
   (run.path / 'config.json').write_text('{"lr": ')
-  with pytest.raises(UserError, match=r'config.json is not JSON') as raised:
+  with pytest.raises(UserError, match=r'config.json is damaged \(no JSON') as raised:
     RunDir.open(run.path, CONFIG)
   one_line(raised)
 
@@ -260,6 +263,8 @@ def test_the_other_processes_write_nothing(tmp_path):
 
 REWRITER = """
 import sys
+from additive_jax.files.journal import Journal
+from additive_jax.files.metrics import Metrics
 from additive_jax.files.rundir import RunDir
 run = RunDir.open(sys.argv[1], {})
 print('ready', flush=True)
@@ -301,3 +306,90 @@ def test_a_directory_is_held_before_anything_is_written(tmp_path):
   assert seen == [['config.json']] * 2
   RunDir.open(tmp_path / 'a', CONFIG).mark_finished({})
   assert RunDir.open(tmp_path / 'a', CONFIG, hold=hold).finished
+
+
+def finished_run(path):
+  run = RunDir.open(path, CONFIG)
+  run.write_table('structures.csv', pd.DataFrame({'structure': ['01'], 'loss': [0.25]}))
+  run.write_text('report.html', '<html></html>')
+  run.mark_finished({'loss': 0.25}, ['structures.csv', 'report.html'])
+  return run
+
+
+def test_what_a_finished_run_wrote_is_compared_when_it_is_read(tmp_path):
+  run = finished_run(tmp_path / 'a')
+  pd.DataFrame({'mine': [1]}).to_csv(run.path / 'notes.csv')
+  summary, tables = run.read_finished()
+  assert summary == {'loss': 0.25, 'finished': True}
+  assert tables.keys() == {'structures'}
+  assert tables['structures']['loss'].tolist() == [0.25]
+
+
+@pytest.mark.parametrize('name', ['structures.csv', 'report.html', 'summary.json'])
+def test_a_changed_or_missing_file_of_a_finished_run_is_named(name, tmp_path, caplog):
+  run = finished_run(tmp_path / 'a')
+  content = (run.path / name).read_bytes()
+  for damage in (content.replace(b'5', b'6').replace(b'html', b'htmk'), content[:-5], b'', None):
+    (run.path / name).unlink(missing_ok=True)
+    if damage is not None:
+      (run.path / name).write_bytes(damage)
+    elif name == 'summary.json':
+      continue
+    with pytest.raises(UserError, match=rf'{name} is (damaged|missing)') as raised:
+      run.read_finished()
+    one_line(raised)
+    assert not run.finished
+    caplog.clear()
+    assert not RunDir.open(run.path, CONFIG).finished
+    assert f'{name} is ' in caplog.text
+    assert 'it is made again' in caplog.text
+
+
+def test_a_run_without_digests_is_read(tmp_path):
+  run = finished_run(tmp_path / 'a')
+  (run.path / 'summary.json').write_text('{"loss": 0.25, "finished": true}')
+  assert run.finished
+  assert run.read_finished()[1].keys() == {'structures'}
+
+
+def test_a_changed_config_is_named(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  content = (run.path / 'config.json').read_bytes()
+  (run.path / 'config.json').write_bytes(content.replace(b'64', b'65'))
+  with pytest.raises(UserError, match=r'config\.json is damaged \(not what was written'):
+    RunDir.open(run.path, CONFIG)
+
+
+def test_a_directory_that_is_removed_while_it_is_used_does_not_come_back(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  with Metrics(run) as metrics:
+    metrics.write(1, {'loss': 0.5})
+    shutil.rmtree(run.path)
+    for write in (
+      lambda: run.write_text('report.html', ''),
+      lambda: run.mark_finished({}),
+      lambda: metrics.write(2, {'loss': 0.5}),
+      lambda: Journal(run.journals / 'sweep.jsonl').append({}),
+    ):
+      with pytest.raises(UserError, match=r'cannot write .*(removed|No such file)') as raised:
+        write()
+      one_line(raised)
+      assert not run.path.exists()
+
+
+def test_a_path_that_is_too_long(tmp_path):
+  with pytest.raises(UserError, match='File name too long') as raised:
+    RunDir(tmp_path / ('a' * 300)).damage()
+  one_line(raised)
+
+
+def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
+  run = RunDir.open(tmp_path / 'a', CONFIG)
+  alone = run.checkpoints / 'alone-seed0'
+  alone.mkdir()
+  left = [folder / '.a.999999999.tmp' for folder in (run.path, run.journals, alone)]
+  for path in left:
+    path.write_text('')
+    os.utime(path, (0, 0))
+  RunDir.open(tmp_path / 'a', CONFIG)
+  assert not any(path.exists() for path in left)

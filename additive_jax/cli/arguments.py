@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 from typing import Any
 
 from absl import flags
@@ -132,19 +130,6 @@ def _wrong_value(error):
   if any(option.startswith(f'{name}.') for option in DECLARED):
     return f'{word}: expected one option at a time, --config.{name}.KEY=VALUE'
   return one_line(error)
-
-
-def show(text: str) -> None:
-  """Prints a text; a reader that has seen enough of it, such as `head`, is no fault.
-
-  >>> show('Exit codes: 0 done')
-  Exit codes: 0 done
-  """
-  try:
-    print(text, flush=True)
-  except BrokenPipeError:
-    # What Python would flush at its end has nowhere to go.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command_of(argv: list[str]) -> str:

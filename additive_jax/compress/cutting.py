@@ -27,8 +27,9 @@ from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring,
 from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
-from additive_jax.models.additive import Additive, gate_names, sites_of
+from additive_jax.models.additive import Additive, gate_names, parts, sites_of
 from additive_jax.models.dense_stack import DenseStack
+from additive_jax.models.flops import count_traced
 from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import module_names
@@ -71,7 +72,7 @@ class Cost(NamedTuple):
   """The costs of a network.
 
   Attributes:
-    flops: of one example's forward pass, in XLA's own count.
+    flops: of one example's forward pass, see `models.flops`.
     bytes: of its parameters.
   """
 
@@ -84,17 +85,20 @@ def cut(
   variables: PyTree,
   structure: Any = None,
   keep: Mapping[str, Any] | None = None,
+  x: Batch | None = None,
 ) -> Cut:
   """Cuts out what a structure does not run and units that do not stay.
 
   Args:
     model: an MLP, DenseStack, Transformer or ConvNet; or any other additive network, LeNet and VGG
-      among them, for which there is no `keep`: the result holds the module in its structure, and
-      of the pool what sites that are off call their own is left out.
+      among them, for which there is no `keep`: the result holds the module in its structure and
+      those leaves of the pool that it asks for.
     variables: `{'params': pool}`.
     structure: static, in any form; None is all-on.
     keep: which units stay, bool [n] by space; see `spaces`. Others keep all. A unit that does not
       stay is taken to give zero.
+    x: a batch of inputs, of which the shape matters. Without it, a network of one's own keeps what
+      several sites share, even where all of them are off: its inputs tell who reads what.
 
   Raises:
     UserError: for a network with routers, a structure of another length, spaces or lengths that the
@@ -125,9 +129,7 @@ def cut(
   else:
     network = Fixed(model, structure.bits)
     config = {'network': 'fixed', **network.config}
-    named = zip(module_names(model), sites_of(model))
-    off = {name for name, site in named if site.has_residual and not structure[site.start]}
-    params = {name: leaves for name, leaves in pool.items() if name not in off}
+    params = _fixed_pool(model, pool, structure, x)
   rule = _rule(model, structure, units)
   return Cut(network, {'params': params}, config, gates, structure, units, rule)
 
@@ -256,9 +258,9 @@ def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -
   """
   if structure is not None:
     structure = parse(structure, len(gate_names(model)))
-  analysis = logits.lower(model, variables, x, structure).cost_analysis() or {}
+  flops = count_traced(logits.trace(model, variables, x, structure), type(model).__name__)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-  return Cost(float(analysis.get('flops', 0.0)) / len(x), size)
+  return Cost(flops / len(x), size)
 
 
 def _parsed(structure: Any, num_gates: int) -> Structure:
@@ -302,6 +304,19 @@ def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
       if path == old or path.startswith(f'{old}/'):
         renamed[f'{new}{path.removeprefix(old)}'] = jnp.asarray(leaf)
   return unflatten_dict(renamed, sep='/')
+
+
+def _fixed_pool(model, pool, structure: Structure, x: Batch | None) -> PyTree:
+  """Returns the leaves that a network in its structure asks for."""
+  sites = sites_of(model)
+  off = [site.has_residual and not structure[site.start] for site in sites]
+  if x is None:
+    own = {name for name, is_off in zip(module_names(model), off, strict=True) if is_off}
+    return {name: leaves for name, leaves in pool.items() if name not in own}
+  shapes = parts(model, x)
+  trees = [tree for tree, is_off in zip(shapes.sites, off, strict=True) if not is_off]
+  asked = {path for tree in (shapes.embed, *trees, shapes.readout) for path in flatten_dict(tree)}
+  return unflatten_dict({path: leaf for path, leaf in flatten_dict(pool).items() if path in asked})
 
 
 def _rule(model, structure: Structure, units: Units) -> str:

@@ -5,9 +5,9 @@ them in `orbax/0/state`).
 
 from __future__ import annotations
 
+import glob
 import json
 import operator
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors
 
 from additive_jax.compress.cutting import Cut, make
 from additive_jax.errors import UserError, one_line, user_errors
+from additive_jax.files import temporaries
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import to_plain
 from additive_jax.files.rundir import WRITABLE, config_hash
@@ -60,7 +61,8 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
     },
     **(notes or {}),
   }
-  temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
+  temporaries.remove_stale(directory.parent.glob(f'.{glob.escape(directory.name)}.*.tmp'))
+  temporary = temporaries.beside(directory)
   try:
     with user_errors('write', directory, WRITABLE):
       temporary.mkdir()
@@ -153,10 +155,11 @@ def tensor_name(path: str) -> str:
 def check_new(directory: str | Path) -> None:
   """Raises `UserError` unless `directory` can be made: it does not exist, its parent does."""
   directory = Path(directory)
-  if directory.exists() or directory.is_symlink():
-    raise UserError(f'{directory} exists: expected a directory that is yet to be made')
-  if not directory.absolute().parent.is_dir():
-    raise UserError(f'{directory}: expected {directory.absolute().parent} to be a directory')
+  with user_errors('write', directory, WRITABLE):
+    if directory.exists() or directory.is_symlink():
+      raise UserError(f'{directory} exists: expected a directory that is yet to be made')
+    if not directory.absolute().parent.is_dir():
+      raise UserError(f'{directory}: expected {directory.absolute().parent} to be a directory')
 
 
 def _checkpoint(directory: Path, config) -> Checkpointer:

@@ -105,8 +105,8 @@ def _gates(model, x) -> Gates:
       f'noise per gate in {type(model).__name__} with gates {", ".join(gate_names(model))}: '
       'expected residual gates'
     )
-  space = measure(model, x)
-  counts = ((GATES, tuple(space.gates[i].params or 0 for i in positions)),)
+  shares = measure(model, x).params_by_gate()  # of parameters that sites share, equal parts
+  counts = ((GATES, tuple(round(shares[i]) for i in positions)),)
   return Gates(model, ((GATES, (len(positions),)),), counts, positions)
 
 

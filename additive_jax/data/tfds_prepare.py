@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,10 +47,37 @@ def find(tfds: ModuleType, name: str, folder: str) -> Any:
   if not tfds.core.naming.is_valid_dataset_name(name):
     raise UserError(f'tfds:{name}: expected tfds:NAME[/CONFIG][:VERSION]')
   with undamaged(name, folder):
+    _check_classes(tfds, name, folder)
     try:
       return tfds.core.read_only_builder.builder_from_files(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
       return None
+
+
+def _check_classes(tfds, name, folder):
+  """Raises `UserError` for a set whose files name features of a module that has not been imported:
+  tensorflow_datasets would import it."""
+  known = getattr(tfds.features.FeatureConnector, '_registered_features', {})
+  parsed, _ = tfds.core.naming.parse_builder_name_kwargs(name)
+  for path in sorted(Path(folder, parsed.name).rglob('features.json')):
+    for kind in _strings(json.loads(path.read_bytes()), ('pythonClassName', 'type')):
+      if '.' in kind and kind not in known and not kind.startswith('tensorflow_datasets.'):
+        raise UserError(
+          f'tfds:{name}: {path} names {kind!r}; expected features of tensorflow_datasets, or of a '
+          'module that you have imported'
+        )
+
+
+def _strings(value, keys):
+  """Yields the texts that stand under some keys anywhere in a JSON value."""
+  if isinstance(value, dict):
+    for key, item in value.items():
+      if key in keys and isinstance(item, str):
+        yield item
+      yield from _strings(item, keys)
+  elif isinstance(value, list):
+    for item in value:
+      yield from _strings(item, keys)
 
 
 @contextlib.contextmanager

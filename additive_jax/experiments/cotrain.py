@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
-from additive_jax.errors import UserError, user_path
+from additive_jax.errors import UserError, one_line, user_errors, user_path
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -47,6 +47,7 @@ from additive_jax.train.samplers import listed
 
 log = logging.getLogger('additive_jax')
 
+FROM = 'the directory of a finished sweep (Exp 1)'
 COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 
 
@@ -80,7 +81,7 @@ def _check(session):
 def chosen_structures(session: Session) -> list[Structure]:
   """Returns the K structures, as chosen when the run began."""
   journal = Journal(session.rundir.journals / 'structures.jsonl')
-  for line in journal.records():
+  for line in journal.sound():
     return [session.space.parse(text) for text in line['structures']]
   structures = _choose(session)
   texts = [str(s) for s in structures]
@@ -112,17 +113,18 @@ def _from_sweep(session):
   """The top K of an Exp 1 run directory of a model with the same gates."""
   path = user_path(session.config.structures_from, 'config.structures_from')
   sweep = RunDir(path)
-  if not sweep.finished or sweep.read_json('summary.json').get('experiment') != 'sweep':
-    raise refused(
-      session.config, 'structures_from', expected='the directory of a finished sweep (Exp 1)'
-    )
+  if not (path / 'summary.json').exists():
+    raise refused(session.config, 'structures_from', expected=FROM)
+  summary, tables = sweep.read_finished()
+  if summary.get('experiment') != 'sweep':
+    raise refused(session.config, 'structures_from', expected=FROM)
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
     raise UserError(
       f'config.structures_from {str(path)!r} is of the gates {gates}: '
       f'expected {list(session.space.names)}'
     )
-  table = sweep.read_table('structures.csv').sort_values('rank')
+  table = tables['structures'].sort_values('rank')
   k = session.config.cotrain.top_k
   if len(table) < k:
     raise refused(session.config, 'cotrain.top_k', expected=f'at most the {len(table)} in {path}')
@@ -133,11 +135,11 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The structures alone, then all of them together, for as many steps."""
   structures = chosen_structures(session)
   num_steps = session.training.steps(session.config.train.epochs)
-  yield _alone(session, structures, num_steps)
+  yield _alone(session, records, structures, num_steps)
   yield [_pool(session, records, structures, num_steps)]
 
 
-def _alone(session, structures, num_steps) -> list[Lone]:
+def _alone(session, records, structures, num_steps) -> list[Lone]:
 
   def judge(seed: int, arm: Lone, member: Member) -> Record:
     content = flax.serialization.to_bytes(processes.to_host(member.state.params))
@@ -147,8 +149,25 @@ def _alone(session, structures, num_steps) -> list[Lone]:
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
     return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
 
+  for seed in session.seeds:
+    for structure in structures if records.get(POOL, seed) is None else ():
+      _forget_damaged(session, records, seed, structure)
   crowd = Crowd(session, session.training.recipe(num_steps), judge)
   return [Lone(structure, num_steps, crowd) for structure in structures]
+
+
+def _forget_damaged(session, records, seed, structure):
+  """Drops the record of a structure whose network is damaged, so that it is trained again."""
+  record, path = records.get(str(structure), seed), _pool_file(session, seed, structure)
+  if record is None or _crc(path) == record['crc32']:
+    return
+  log.warning('%s is damaged or missing: the structure is trained alone again', path)
+  records.forget(str(structure), seed)
+
+
+def _crc(path):
+  with user_errors('read', path, 'a network that the run has written'):
+    return zlib.crc32(path.read_bytes()) if path.exists() else None
 
 
 def _pool_file(session, seed, structure):
@@ -197,7 +216,7 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   alone = [records.get(str(structure), seed) for structure in structures]
   files = [_pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
-    {'params': _read_pool(session, file, record['crc32'], trained.variables['params'])}
+    {'params': _read_pool(file, record['crc32'], trained.variables['params'])}
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
@@ -218,11 +237,15 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   }
 
 
-def _read_pool(session, path, checksum, template):
-  content = path.read_bytes() if path.exists() else b''
-  if zlib.crc32(content) != checksum:
-    raise UserError(f'{path} is damaged or missing: remove {session.rundir.path} to start afresh')
-  return flax.serialization.from_bytes(template, content)
+def _read_pool(path, checksum, template):
+  if _crc(path) != checksum:
+    raise UserError(f'{path} is damaged or missing: the same command trains it again')
+  try:
+    return flax.serialization.from_bytes(template, path.read_bytes())
+  except Exception as error:
+    raise UserError(
+      f'{path} ({one_line(error)[:200]}): expected a network that the run has written'
+    ) from error
 
 
 POOL, ENSEMBLE = 'pool', 'ensemble'

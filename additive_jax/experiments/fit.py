@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +15,9 @@ import numpy as np
 import pandas as pd
 from rich import filesize
 
-from additive_jax.errors import UserError
+from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
-from additive_jax.experiments.session import Session, Stopped
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
@@ -36,7 +37,7 @@ class Curves:
     labels: one per slot, where a slot always trains the same structure; gives each a curve.
     probe: gives more values from the trainer, at every point.
     clock: takes the seconds of the steps up to every point, without compiling and probing; apart
-      from the curves, which are the same each time. Of a point's records the last one counts.
+      from the curves, which are the same each time.
   """
 
   labels: Sequence[str] = ()
@@ -88,6 +89,9 @@ def _fit(session, trainer, num_steps, name, curves):
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
+    if curves.clock is not None and processes.is_primary():
+      start = trainer.step
+      curves.clock.keep(lambda line: line.get('tag') != name or line.get('step', 0) <= start)
     check_learning(_left_out(trainer, name), trainer.step, num_steps)
     if trainer.step >= num_steps:
       return
@@ -99,7 +103,7 @@ def _fit(session, trainer, num_steps, name, curves):
       while (step := trainer.step) < num_steps:
         if processes.agree(session.stopper.stop_requested):
           checkpoints.save(step, trainer.state, wait=True)
-          raise Stopped
+          raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
         count = min(options.log_every - step % options.log_every, num_steps - step)
         started = time.perf_counter()
         values = trainer.run(count)
@@ -115,6 +119,24 @@ def _fit(session, trainer, num_steps, name, curves):
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)
+
+
+def check_points(path: Path, steps: Collection[int], num_steps: int, every: int, name: str) -> str:
+  """Returns what is missing of a curve, in words that name its file; '' for nothing.
+
+  >>> check_points(Path('metrics.jsonl'), [5, 12], 12, 5, 'pool-seed0')
+  'metrics.jsonl lacks step 10 of pool-seed0'
+
+  Args:
+    path: the file.
+    steps: of the points that are there.
+    num_steps: the last step.
+    every: steps from one point to the next.
+    name: of the curve.
+  """
+  expected = [*range(every, num_steps, every), num_steps] if num_steps else []
+  lost = [str(step) for step in expected if step not in steps]
+  return f'{path} lacks step {", ".join(lost[:3])} of {name}' if lost else ''
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

@@ -33,8 +33,8 @@ from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
-from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import NETWORKS, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
+from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
@@ -97,15 +97,15 @@ def _section(section, values, name, path):
 def _read_config(path):
   file = path / 'config.json'
   try:
-    config = json.loads(file.read_bytes())
+    config, _ = parsed(file.read_bytes())
   except OSError as error:
     raise UserError(
       f'{file} ({error.strerror}): expected a run directory, which has one'
     ) from error
-  except ValueError as error:
-    raise UserError(f'{file} ({error}): expected the config of a run') from error
+  except DamagedError as error:
+    raise UserError(f'{file} is damaged ({error}): expected the config of a run') from error
   names = ('data', 'model')
-  if not isinstance(config, dict) or not all(isinstance(config.get(n), dict) for n in names):
+  if not all(isinstance(config.get(n), dict) for n in names):
     raise UserError(f'{file} without data and model: expected the config of a run')
   for name, value in (
     ('experiment', config.get('experiment', '')),

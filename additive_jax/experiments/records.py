@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir
+
+log = logging.getLogger('additive_jax')
 
 # Journals that earlier versions wrote beside `<study>.jsonl`.
 EARLIER = {'sweep': ('shared', 'standalone'), 'cotrain': ('alone',), 'experts': ('pool',)}
@@ -19,6 +23,9 @@ class Incomplete(Exception):
 
 class Records:
   """The records of a run, by arm and seed: what is in its journals, and what is appended.
+
+  A damaged line is named in a warning and left out, so that its arm is trained again. Of two lines
+  for one arm and seed the first one counts.
 
   A record is a line such as `{"seed": 0, "variant": "dense", "loss": 0.5}`, where the variant is
   the name of an arm. The whole run writes `journals/<study>.jsonl`; one shard, or one of several
@@ -34,15 +41,30 @@ class Records:
     self.seeds = list(seeds)
     self._rundir, self._study = rundir, study
     self._lines: dict[tuple[str, int], Record] = {}
+    self._warned: set[tuple[str, int]] = set()
     self.read()
 
   def read(self) -> None:
     """Reads what all processes and shards have written by now."""
+    self._lines = {}
     for name in (*EARLIER.get(self._study, ()), self._study):
       paths = self._rundir.journals.glob(f'{name}*.jsonl')
       for path in sorted(path for path in paths if _is_journal(path, name)):
-        for line in Journal(path).records():
-          self._lines[_arm(line, name), line['seed']] = line
+        for line in Journal(path).sound():
+          self._add(path, _arm(line, name), line)
+
+  def _add(self, path: Path, arm: str, line: Record) -> None:
+    if 'seed' not in line:
+      raise UserError(f'{path}: a line without seed, {str(line)[:60]}; expected those of a run')
+    key = arm, line['seed']
+    first = self._lines.setdefault(key, line)
+    if to_plain(first) != line and key not in self._warned:
+      self._warned.add(key)
+      log.warning('%s: a second line for %s, seed %d; the first one counts', path, *key)
+
+  def forget(self, arm: str, seed: int) -> None:
+    """Drops a record, so that its arm is trained again, and its new line counts in this process."""
+    self._lines.pop((arm, seed), None)
 
   def get(self, arm: str, seed: int) -> Record | None:
     """Returns the record of an arm in one seed; None where there is none."""

@@ -11,12 +11,12 @@ from jaxtyping import PyTree, Shaped
 
 from additive_jax import models
 from additive_jax.data import ArraySplit, Data
-from additive_jax.errors import UserError
+from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.metrics import Metrics
-from additive_jax.files.progress import Stopper
 from additive_jax.files.rundir import RunDir
+from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
@@ -26,18 +26,6 @@ from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
 from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer
-
-
-class Stopped(Exception):
-  """The run was asked to stop; what it had done is saved, and the same command goes on.
-
-  >>> raise Stopped
-  Traceback (most recent call last):
-  additive_jax.experiments.session.Stopped: stopped; everything is saved, the same call goes on
-  """
-
-  def __init__(self, text: str = 'stopped; everything is saved, the same call goes on'):
-    super().__init__(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ dtype, shape and checksum of every leaf.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import re
@@ -25,6 +26,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files import background
 from additive_jax.files import keys as keys_
 from additive_jax.files import leaves as leaves_
 from additive_jax.files.journal import to_plain
@@ -165,20 +167,19 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     self.close()
 
   def _write(self, step: int, state: PyTree, body: Body) -> None:
+    args = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(state),
+      meta=ocp.args.JsonSave({'body': body, 'crc32': _crc_of_json(body)}),
+    )
     with self._writing():
+      if self._manager is not None and not self.directory.is_dir():
+        raise FileNotFoundError(errno.ENOENT, 'it was removed while it was used')
       manager = self._opened_manager()
       if step in manager.all_steps():
         manager.wait_until_finished()
         manager.delete(step)
-      manager.save(
-        step,
-        # Orbax would otherwise skip, without a word, a step below the newest.
-        force=True,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(state),
-          meta=ocp.args.JsonSave({'body': body, 'crc32': _crc_of_json(body)}),
-        ),
-      )
+      # Orbax would otherwise skip, without a word, a step below the newest.
+      background.call(lambda: manager.save(step, force=True, args=args))
     self._last = (step, body)
 
   @contextlib.contextmanager
@@ -188,10 +189,10 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     except Exception as error:
       # What was handed over last may not be on disk.
       self._last = (None, None)
-      if isinstance(error, OSError):
+      if reason := background.cause(error):
         raise UserError(
-          f'cannot write a checkpoint in {self.directory} ({error.strerror or error});'
-          ' expected a writable directory'
+          f'cannot write a checkpoint in {self.directory} ({reason}); expected a directory that may'
+          ' be written, with room'
         ) from error
       raise
 

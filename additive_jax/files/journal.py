@@ -1,18 +1,22 @@
-"""Append-only journals: one JSON object a line, whole or absent after a kill at any moment."""
+"""Append-only journals: one JSON object a line, whole or absent after a kill at any moment, with a
+checksum that tells when it changes later."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from additive_jax.errors import UserError, user_errors
+from additive_jax.files import seal, temporaries
 
 log = logging.getLogger('additive_jax')
 
@@ -49,24 +53,41 @@ def to_plain(value: Any) -> Any:
   raise TypeError(f'{value!r} of type {type(value).__name__} has no form in JSON')
 
 
+class Line(NamedTuple):
+  """A line of a journal that ends in a newline.
+
+  Attributes:
+    number: from 1.
+    content: its bytes, without the newline.
+    record: what it says; None where it is damaged.
+    problem: what is wrong with it; '' for nothing.
+  """
+
+  number: int
+  content: bytes
+  record: Record | None
+  problem: str = ''
+
+
 class Journal:
   """A file of JSON lines that survives a kill at any moment.
 
   Each record is written with its newline last and synchronised to disk, so a line that ends
-  in a newline was written whole:
+  in a newline was written whole; its checksum tells whether it is still what was written:
 
-    {"seed": 0, "loss": 0.31}⏎
+    {"seed": 0, "loss": 0.31, "crc": "66a22f46"}⏎
     {"seed": 1, "loss": 0.2          killed here: `records` ignores it, `append` cuts it off
 
   One process writes a journal; several processes write different files, which `read_all` merges.
-  Floats come back exactly, NaN and the infinities included.
+  Floats come back exactly, NaN and the infinities included. Lines of earlier versions, which have
+  no checksum, are read as they are, before the first line that has one.
 
       journal = Journal(folder / 'sweep.jsonl')
       journal.append({'seed': 0, 'loss': loss})
       losses = [record['loss'] for record in journal.records()]
 
   Args:
-    path: the file; it and its directory are created by the first `append`.
+    path: the file; it and its folder are created by the first `append`.
   """
 
   def __init__(self, path: str | Path):
@@ -77,46 +98,94 @@ class Journal:
 
     Raises:
       UserError: the file cannot be written.
+      ValueError: for a value of the checksum's name.
     """
-    line = _line(record)
+    if seal.KEY in record:
+      raise ValueError(f'{seal.KEY} is no name for a value, as it names the checksum: {record}')
+    line = json.dumps(seal.sealed(to_plain(record))).encode() + b'\n'
     with user_errors('write the journal', self.path, 'a writable file'):
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      with open(self.path, 'a+b') as file:
+      self.path.parent.mkdir(exist_ok=True)
+      with open(self.path, 'a+b', buffering=0) as file:
         self._cut_torn_line(file)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+        end, rest = file.seek(0, os.SEEK_END), memoryview(line)
+        try:
+          while rest:
+            rest = rest[file.write(rest) :]
+          os.fsync(file.fileno())
+        except OSError:
+          # A full disk may take a part of the line.
+          with contextlib.suppress(OSError):
+            file.truncate(end)
+          raise
 
   def records(self) -> list[Record]:
     """Returns all whole records, in the order written; none when there is no file.
 
     Raises:
-      UserError: the file cannot be read, or a line that was written whole is no JSON object.
+      UserError: the file cannot be read, or a line is not what was written.
     """
-    with user_errors('read the journal', self.path, 'a readable file'):
-      content = self.path.read_bytes() if self.path.exists() else b''
-    records = []
-    for number, line in enumerate(content.split(b'\n')[:-1], start=1):
-      try:
-        record = json.loads(line)
-      except ValueError:
-        record = None
-      if not isinstance(record, dict):
-        raise UserError(
-          f'{self.path}, line {number}: damaged, expected a JSON object; found {line[:60]!r}'
-        )
-      records.append(record)
-    return records
+    lines = self._lines()
+    for line in lines:
+      if line.problem:
+        raise UserError(f'{self._described(line)}; expected a line that the run has written')
+    return [line.record for line in lines if line.record is not None]
+
+  def sound(self) -> list[Record]:
+    """Returns the records of the lines that are what was written; a warning names the others.
+
+    For what is made again when it is not there.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    lines = self._lines()
+    for line in lines:
+      if line.problem:
+        log.warning('%s; it is left out', self._described(line))
+    return [line.record for line in lines if line.record is not None]
 
   def keep(self, wanted: Callable[[Record], bool]) -> bool:
-    """Drops, in one step, the records that `wanted` denies; returns whether there were any."""
-    records = self.records()
-    remaining = [record for record in records if wanted(record)]
-    if len(remaining) < len(records):
-      replace_file(self.path, b''.join(_line(record) for record in remaining))
-    return len(remaining) < len(records)
+    """Drops, in one step, the records that `wanted` denies; returns whether there were any. All
+    else stays byte for byte, damaged lines too."""
+    lines = self._lines()
+    remaining = [line for line in lines if line.record is None or wanted(line.record)]
+    return self._replace(lines, remaining)
 
-  def _cut_torn_line(self, file: BinaryIO) -> None:
+  def keep_whole(self) -> bool:
+    """Drops, in one step, the first damaged line and all that follow it, which may rest on it; a
+    warning tells of it. Returns whether there was one."""
+    lines = self._lines()
+    place = next((i for i, line in enumerate(lines) if line.problem), len(lines))
+    if place < len(lines):
+      log.warning('%s; it and %d lines after it are dropped', self._described(lines[place]),
+                  len(lines) - place - 1)  # fmt: skip
+    return self._replace(lines, lines[:place])
+
+  def _replace(self, lines: Sequence[Line], remaining: Sequence[Line]) -> bool:
+    if len(remaining) < len(lines):
+      with user_errors('write the journal', self.path, 'a writable file'):
+        replace_file(self.path, b''.join(line.content + b'\n' for line in remaining))
+    return len(remaining) < len(lines)
+
+  def _lines(self) -> list[Line]:
+    with user_errors('read the journal', self.path, 'a readable file'):
+      content = self.path.read_bytes() if self.path.exists() else b''
+    lines, with_crc = [], False
+    for number, text in enumerate(content.split(b'\n')[:-1], start=1):
+      try:
+        record, is_sealed = seal.parsed(text)
+        if with_crc and not is_sealed:
+          raise seal.DamagedError('without a checksum, after lines that have one')
+        with_crc |= is_sealed
+        lines.append(Line(number, text, record))
+      except seal.DamagedError as error:
+        lines.append(Line(number, text, None, str(error)))
+    return lines
+
+  def _described(self, line: Line) -> str:
+    return f'{self.path}, line {line.number}: damaged, {line.problem}; found {line.content[:60]!r}'
+
+  def _cut_torn_line(self, file: FileIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
       return
@@ -144,7 +213,7 @@ def replace_file(path: Path, content: bytes, *, keep_existing: bool = False) -> 
     OSError: it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = temporaries.beside(path)
   try:
     with open(temporary, 'wb') as file:
       file.write(content)
@@ -155,7 +224,8 @@ def replace_file(path: Path, content: bytes, *, keep_existing: bool = False) -> 
     else:
       os.replace(temporary, path)
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -166,7 +236,3 @@ def _link(temporary: Path, path: Path) -> None:
   except OSError:
     # A file system without hard links.
     os.replace(temporary, path)
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-  return json.dumps(to_plain(record)).encode() + b'\n'

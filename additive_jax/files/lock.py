@@ -61,9 +61,10 @@ def locked(folder: Path, shard: int = 0, num_shards: int = 1) -> Iterator[None]:
     if problem:
       log.warning('%s cannot be locked (%s); %s', path, problem.strerror, WITHOUT)
     else:
-      file.truncate(0)
-      file.write(f'{os.getpid()}\n')
-      file.flush()
+      with user_errors('use', path, 'a file that may be written'):
+        file.truncate(0)
+        file.write(f'{os.getpid()}\n')
+        file.flush()
       for other in sorted(folder.glob('*.lock')):
         is_sister = re.fullmatch(rf'shard-\d+-of-{num_shards}\.lock', other.name)
         if other != path and not is_sister and _is_locked(other):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import errno
+import logging
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tensorboardX
 
-from additive_jax.errors import user_errors
+from additive_jax.errors import UserError, user_errors
+from additive_jax.files.events import Events
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import WRITABLE, RunDir
+
+log = logging.getLogger('additive_jax')
 
 
 class Metrics:
@@ -37,9 +39,7 @@ class Metrics:
     self._primary = rundir.primary
     name = 'metrics.jsonl' if num_shards == 1 else f'metrics-{shard}-of-{num_shards}.jsonl'
     self._journal = Journal(rundir.path / name)
-    self._folder = rundir.path / 'tensorboard'
-    self._writers: dict[str, tensorboardX.SummaryWriter] = {}
-    self._purge_steps: dict[str, int] = {}
+    self._events = Events(rundir.path / 'tensorboard')
 
   def write(self, step: int, values: Mapping[str, Any], tag: str = 'train') -> None:
     """Records `values` (name: number, or any other JSON value) at `step` under `tag`."""
@@ -48,12 +48,11 @@ class Metrics:
     if values.keys() & {'step', 'tag'}:
       raise ValueError(f'step and tag are no names for values; found {sorted(values)}')
     values = to_plain(values)
+    with user_errors('write', self._journal.path, WRITABLE):
+      if not self._journal.path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, 'the run directory was removed')
     self._journal.append({'step': step, 'tag': tag, **values})
-    writer = self._writer(tag)
-    for name, value in values.items():
-      # TensorBoard draws finite numbers only.
-      if isinstance(value, int | float) and math.isfinite(value):
-        writer.add_scalar(name, value, int(step))
+    self._events.write(tag, int(step), values)
 
   def truncate(self, tag: str, step: int) -> None:
     """Drops what `tag` recorded after `step`, by whichever shard; TensorBoard purges it."""
@@ -62,46 +61,33 @@ class Metrics:
     dropped = []
     for journal in _journals(self._journal.path.parent):
       with user_errors('write', journal.path, WRITABLE):
-        dropped.append(journal.keep(lambda r: r['tag'] != tag or r['step'] <= step))
+        dropped.append(journal.keep(lambda r: r.get('tag') != tag or r.get('step', 0) <= step))
     if any(dropped):
-      self._purge_steps[tag] = step + 1
-      if tag in self._writers:
-        self._writers.pop(tag).close()
+      self._events.purge(tag, step + 1)
 
   @staticmethod
   def read(path: str | Path) -> pd.DataFrame:
     """Returns the curves: columns step, tag, and every name; NaN where a line lacks it.
 
     Lines of several files are put in the order of their tags and steps, whichever shard was first.
+    Of two lines for one point the first one counts, and damaged lines are left out; warnings name
+    both.
 
     Args:
       path: the run's directory or one file. A missing file gives an empty frame.
     """
     path = Path(path)
-    return pd.DataFrame(_records(path) if path.is_dir() else Journal(path).records())
+    return pd.DataFrame(_records(path) if path.is_dir() else _points(Journal(path)))
 
   def close(self) -> None:
     """Closes the TensorBoard files."""
-    for writer in self._writers.values():
-      writer.close()
-    self._writers.clear()
+    self._events.close()
 
   def __enter__(self) -> Metrics:
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
-
-  def _writer(self, tag: str) -> tensorboardX.SummaryWriter:
-    if tag not in self._writers:
-      self._writers[tag] = tensorboardX.SummaryWriter(
-        str(self._folder / tag),
-        flush_secs=1,
-        purge_step=self._purge_steps.pop(tag, None),
-        # The name has the time in seconds: a run resumed within one would overwrite the file.
-        filename_suffix=f'.{time.time_ns()}',
-      )
-    return self._writers[tag]
 
 
 def _journals(folder: Path) -> list[Journal]:
@@ -110,11 +96,25 @@ def _journals(folder: Path) -> list[Journal]:
 
 
 def _records(folder: Path) -> list[Record]:
-  parts = [journal.records() for journal in _journals(folder)]
+  parts = [_points(journal) for journal in _journals(folder)]
   records = [record for part in parts for record in part]
   if len(parts) < 2:
     return records
   return sorted(records, key=lambda record: (_natural(record['tag']), record['step']))
+
+
+def _points(journal: Journal) -> list[Record]:
+  """Returns the sound lines, one for each point."""
+  points: dict[tuple[str, int], Record] = {}
+  for record in journal.sound():
+    if not record.keys() >= {'tag', 'step'}:
+      raise UserError(f'{journal.path}: {str(record)[:60]}; expected lines with tag and step')
+    key = record['tag'], record['step']
+    if key in points:
+      log.warning('%s: a second line for step %d of %s; the first one counts', journal.path,
+                  record['step'], record['tag'])  # fmt: skip
+    points.setdefault(key, record)
+  return list(points.values())
 
 
 def _natural(name: str) -> list[int | str]:

@@ -1,19 +1,11 @@
-"""What a running program tells its user, and how the user stops it.
-
-On a terminal a live bar; in a log file plain lines. `Stopper` turns the first SIGTERM or Ctrl-C
-into a request.
-"""
+"""What a running program tells its user: on a terminal a live bar, in a log file plain lines."""
 
 from __future__ import annotations
 
 import logging
 import numbers
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from types import FrameType
 from typing import Any, ClassVar, TextIO
 
 import numpy as np
@@ -206,51 +198,3 @@ def _bars(stream: TextIO, *, drawn: bool) -> rich.progress.Progress:
     get_time=time.monotonic,
     speed_estimate_period=float('inf'),  # a unit may take longer than rich's half a minute
   )
-
-
-class Stopper:
-  """Turns SIGTERM and the first Ctrl-C into a request, so that a loop can save before it ends.
-
-      with Stopper() as stopper:
-        while not stopper.stop_requested:
-          ...
-
-  Ctrl-C after a stop was requested raises KeyboardInterrupt at once. The old handlers come back on
-  exit. Off the main thread, where Python allows no handlers, it does nothing. A SIGINT that the
-  parent process chose to ignore stays ignored.
-  """
-
-  def __init__(self) -> None:
-    self._signal: signal.Signals | None = None
-    self._announced = False
-    self._handlers: dict[int, Callable[..., Any] | int | None] = {}
-
-  def __enter__(self) -> Stopper:
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-          continue
-        self._handlers[number] = signal.signal(number, self._request)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    for number, handler in self._handlers.items():
-      # None: the handler was not set from Python and cannot be set back from it.
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    self._handlers.clear()
-
-  @property
-  def stop_requested(self) -> bool:
-    """Whether a signal has come; the first look says so in the log."""
-    # Said here and not in the handler, which may interrupt a half-written log line.
-    if self._signal is not None and not self._announced:
-      self._announced = True
-      log.info('%s: stopping after this step; Ctrl-C stops at once', self._signal.name)
-    return self._signal is not None
-
-  def _request(self, number: int, frame: FrameType | None) -> None:
-    if self._signal is not None:
-      if number == signal.SIGINT:
-        raise KeyboardInterrupt
-      return
-    self._signal = signal.Signals(number)

@@ -6,13 +6,15 @@ leaves a directory that the same command can go on with.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.errors import UserError, user_errors
+from additive_jax.files import seal, temporaries
 from additive_jax.files.journal import replace_file, to_plain
 from additive_jax.version import __version__
 
@@ -39,6 +42,9 @@ PACKAGES = (
 )
 WRITABLE = 'a directory that may be written'
 READABLE = 'a file that the run has written'
+DIGESTS = 'sha256'  # of finished files, by name, in `summary.json`
+
+log = logging.getLogger('additive_jax')
 
 
 def config_hash(config: Config, exclude: Collection[str] = ('shard',)) -> str:
@@ -155,11 +161,15 @@ class RunDir:
           ' choose another --workdir'
         )
     if primary and not run.finished:
+      if problem := run.damage():
+        log.warning('%s; it is made again', problem)
       if hold is not None:
         hold(run.path)
       with user_errors('use', run.path, WRITABLE):
         run.checkpoints.mkdir(exist_ok=True)
         run.journals.mkdir(exist_ok=True)
+        left = [path for depth in ('', '*/', '*/*/') for path in run.path.glob(f'{depth}.*.tmp')]
+        temporaries.remove_stale(left)
       run.write_json('environment.json', _environment())
     return run
 
@@ -167,13 +177,15 @@ class RunDir:
     """Writes `text` to the file `name` of the directory, whole or not at all."""
     if self.primary:
       with user_errors('write', self.path / name, WRITABLE):
+        if not self.path.is_dir():
+          raise FileNotFoundError(errno.ENOENT, 'the run directory was removed')
         replace_file(self.path / name, text.encode())
 
-  def write_json(self, name: str, value: Any) -> None:
-    """Writes what `to_plain` takes as indented JSON; what is not finite becomes null."""
+  def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    """Writes what `to_plain` takes as indented JSON, with a checksum; what is not finite becomes
+    null."""
     if self.primary:
-      text = json.dumps(_without_nan(to_plain(value)), indent=2, allow_nan=False)
-      self.write_text(name, text + '\n')
+      self.write_text(name, _sealed_text(_without_nan(to_plain(value))))
 
   def write_table(self, name: str, frame: pd.DataFrame) -> None:
     """Writes `frame` as CSV, without its index; `read_table` gives the same floats."""
@@ -193,31 +205,77 @@ class RunDir:
     return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
 
   def read_json(self, name: str) -> Any:
-    """Returns the content of the JSON file `name`.
+    """Returns the content of the JSON file `name`, without its checksum.
 
     Raises:
-      UserError: it is missing or not JSON.
+      UserError: it is missing or not what was written.
     """
     path = self.path / name
     with user_errors('read', path, READABLE):
       content = path.read_bytes()
     try:
-      return json.loads(content)
-    except ValueError as error:
+      return seal.parsed(content)[0]
+    except seal.DamagedError as error:
       raise UserError(
-        f'{path} is not JSON ({error}); expected it as the run wrote it: choose another --workdir'
+        f'{path} is damaged ({error}); expected {READABLE}: take it from a copy, or choose another '
+        '--workdir'
       ) from error
 
   @property
   def finished(self) -> bool:
-    """Whether the run has reached its end."""
-    return (self.path / 'summary.json').exists() and bool(
-      self.read_json('summary.json').get('finished')
-    )
+    """Whether the run has reached its end, and all that it then wrote is still that."""
+    return self._has_summary() and self._finished_files()[1] == ''
 
-  def mark_finished(self, summary: Mapping[str, Any]) -> None:
-    """Writes `summary.json`: the headline figures, and `finished: true`."""
-    self.write_json('summary.json', {**summary, 'finished': True})
+  def damage(self) -> str:
+    """Returns which file of a run that reached its end is not what was written, in words; '' for
+    none, and for a run that did not."""
+    return self._finished_files()[1] if self._has_summary() else ''
+
+  def mark_finished(self, summary: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+    """Writes `summary.json`: the headline figures, `finished: true`, and digests of other files,
+    which are compared when the run is read."""
+    if self.primary:
+      with user_errors('read', self.path, READABLE):
+        digests = {name: seal.digest(self.path / name) for name in files}
+      beside = {DIGESTS: digests} if digests else {}
+      self.write_json('summary.json', {**summary, 'finished': True, **beside})
+
+  def read_finished(self) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Returns the summary and the tables, by name, of a run that reached its end.
+
+    Raises:
+      UserError: a file is missing or not what was written.
+    """
+    names, problem = self._finished_files()
+    if problem:
+      raise UserError(f'{problem}; expected {READABLE}: its command makes it again')
+    summary = self.read_json('summary.json')
+    digests = summary.pop(DIGESTS, None)
+    names = [path.name for path in self.path.glob('*.csv')] if digests is None else list(digests)
+    tables = [name for name in names if name.endswith('.csv')]
+    return summary, {name.removesuffix('.csv'): self.read_table(name) for name in tables}
+
+  def _has_summary(self) -> bool:
+    with user_errors('use', self.path, WRITABLE):
+      return (self.path / 'summary.json').exists()
+
+  def _finished_files(self) -> tuple[list[str], str]:
+    """Returns the files whose digests `summary.json` has, and which is not what was written."""
+    try:
+      summary = self.read_json('summary.json')
+    except UserError as error:
+      return [], str(error).partition(';')[0]
+    if not summary.get('finished'):
+      return [], f'{self.path / "summary.json"} does not say finished'
+    digests = summary.get(DIGESTS, {})
+    for name, digest in digests.items():
+      path = self.path / name
+      with user_errors('read', path, READABLE):
+        if not path.exists():
+          return list(digests), f'{path} is missing'
+        if seal.digest(path) != digest:
+          return list(digests), f'{path} is damaged, as its digest tells'
+    return list(digests), ''
 
   def _claim(self, config: Config) -> None:
     """Writes `config.json` unless there is one; refuses a directory of something else."""
@@ -232,8 +290,11 @@ class RunDir:
         f'{self.path} is not empty and holds no run (no config.json, but {min(foreign)});'
         ' choose another --workdir'
       )
-    text = json.dumps(to_plain(config), indent=2) + '\n'
-    replace_file(path, text.encode(), keep_existing=True)
+    replace_file(path, _sealed_text(to_plain(config)).encode(), keep_existing=True)
+
+
+def _sealed_text(value: dict[str, Any]) -> str:
+  return json.dumps(seal.sealed(value), indent=2) + '\n'
 
 
 def _without_nan(value: Any) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -41,6 +42,13 @@ def in_turn(
   return jax.lax.scan(add, jnp.zeros_like(x), (numbers, experts))[0]
 
 
+def as_one_group(
+  run: Callable[..., Array], experts: PyTree, numbers: Int[Array, 'M'], *arguments: Any
+) -> Float[Array, '...']:
+  """Returns `run(experts, numbers, *arguments)`."""
+  return run(experts, numbers, *arguments)
+
+
 def at_once(
   run: Callable[..., Array], layers: PyTree, axes: PyTree, *arguments: Any
 ) -> Float[Array, '...']:
@@ -53,11 +61,11 @@ class Sums(NamedTuple):
   """How sums are computed.
 
   Attributes:
-    experts: takes what `in_turn` takes.
+    experts: takes what `as_one_group` takes.
     units: takes what `sum_of_units` takes.
   """
 
-  experts: Callable[..., Array] = in_turn
+  experts: Callable[..., Array] = as_one_group
   units: Callable[..., Array] = at_once
 
 
@@ -91,8 +99,28 @@ def sum_of_experts(
   Args:
     first: the number of the first expert.
   """
+  group = functools.partial(in_turn, run)
+  return sum_of_expert_groups(group, experts, x, *others, first=first)
+
+
+def sum_of_expert_groups(
+  run: Callable[..., Array], experts: PyTree, *arguments: Any, first: int = 0
+) -> Float[Array, '...']:
+  """Returns the sum over experts, which `run` computes for any group of them that devices share
+  out.
+
+  >>> run = lambda weights, numbers, x: weights.sum() * x + numbers.sum()
+  >>> sum_of_expert_groups(run, jnp.array([1.0, 2.0]), jnp.ones(2)).tolist()
+  [4.0, 4.0]
+
+  Args:
+    run: from the parameters of some experts, their numbers, which rise by 1, and the arguments to
+      the sum of their terms. It closes over no arrays.
+    experts: parameters, leaves [M, ...].
+    first: the number of the first expert.
+  """
   numbers = first + jnp.arange(len(jax.tree.leaves(experts)[0]))
-  return _SUMS.get().experts(run, experts, numbers, x, *others)
+  return _SUMS.get().experts(run, experts, numbers, *arguments)
 
 
 def sum_of_units(

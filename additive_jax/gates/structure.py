@@ -203,7 +203,7 @@ class Gate:
     name: such as `block_03/residual`, unique in its space.
     flops: floating-point operations of one example's forward pass that the gate switches; None if
       not measured yet.
-    params: parameters that are read only when the gate is on; None if not measured yet.
+    params: parameters that it alone reads, not those of `Space.shared`; None if not measured yet.
     within: name of the residual gate that skips this one with its whole site, or None. Where that
       is off, this gate has no effect.
 
@@ -214,6 +214,18 @@ class Gate:
   flops: float | None = None
   params: int | None = None
   within: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shared:
+  """Parameters that several gates read, such as a layer that two sites have in common.
+
+  Attributes:
+    params, gates: how many, and the gates' names: any of them makes a structure read them all.
+  """
+
+  params: int
+  gates: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +241,13 @@ class Space:
     fixed_flops: operations of one example's forward pass with every gate off (embed and readout);
       None if unknown.
     fixed_params: parameters that every structure reads; None if unknown.
+    shared: parameters that several gates read.
   """
 
   gates: tuple[Gate, ...]
   fixed_flops: float | None = None
   fixed_params: int | None = None
+  shared: tuple[Shared, ...] = ()
 
   def __post_init__(self):
     names = self.names
@@ -303,7 +317,22 @@ class Space:
         bits[:, i] &= bits[:, self.index(gate.within)]
     flops = self.fixed_flops + bits @ np.array([gate.flops for gate in self.gates], float)
     params = self.fixed_params + bits @ np.array([gate.params for gate in self.gates], np.int64)
+    for shared in self.shared:
+      params += shared.params * bits[:, [self.index(name) for name in shared.gates]].any(1)
     return flops, params
+
+  def params_by_gate(self) -> Float[np.ndarray, 'n']:
+    """Returns the parameters of each gate, of those that several share an equal part: with
+    `fixed_params` they sum to those of all-on.
+
+    >>> space = Space((Gate('a', 1.0, 2), Gate('b', 1.0, 4)), 0.0, 1, (Shared(8, ('a', 'b')),))
+    >>> space.params_by_gate()
+    array([6., 8.])
+    """
+    parts = np.array([gate.params or 0 for gate in self.gates], float)
+    for shared in self.shared:
+      parts[[self.index(name) for name in shared.gates]] += shared.params / len(shared.gates)
+    return parts
 
   def expected_flops(self, keep_rates: ArrayLike) -> Float[np.ndarray, '...']:
     """Returns the expected FLOPs of one example's forward pass when gates are on independently.

@@ -1,8 +1,7 @@
 """Arithmetic of networks whose tokens choose: FLOPs of what they chose, by which networks compare.
 
-Counts are XLA's own for the parts that are chosen (`costs`), which leave out transcendental
-functions. What a program computes beyond that, to keep shapes static, is not active: see
-`gates.dispatch`.
+Counts are those of `flops` for the parts that are chosen, which leave out transcendental functions.
+What a program computes beyond that, to keep shapes static, is not active: see `gates.dispatch`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import jax
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
-from additive_jax.gates.shares import Sums, at_once, in_turn, summing
+from additive_jax.gates.shares import Sums, as_one_group, at_once, summing
 
 AxisNames = tuple[str | None, ...]
 
@@ -99,7 +99,7 @@ class _Recorder:
 
   def experts(self, run: Any, experts: PyTree, *others: Any) -> Any:
     self._notes += [(leaf, 0) for leaf in jax.tree.leaves(experts)]
-    return in_turn(run, experts, *others)
+    return as_one_group(run, experts, *others)
 
   def units(self, run: Any, layers: PyTree, axes: PyTree, *arguments: Any) -> Any:
     pairs = zip(jax.tree.leaves(layers), jax.tree.leaves(axes), strict=True)

@@ -1,20 +1,22 @@
-"""What the parts of a model cost: FLOPs as XLA counts them, and parameters. Nothing is computed but
-shapes."""
+"""What the parts of a model cost: FLOPs (`models.flops` says what counts) and parameters. Nothing
+is computed but shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
-from additive_jax.gates.structure import Gate, Space
+from additive_jax.gates.structure import Gate, Shared, Space
 from additive_jax.models.additive import (
   Inputs,
   Parts,
+  Site,
   embed,
   gate_names,
   parts,
@@ -23,42 +25,68 @@ from additive_jax.models.additive import (
   sites_of,
   update,
 )
+from additive_jax.models.flops import count_flops, count_traced
+
+Readers = dict[str, set[int | None]]  # by leaf: numbers of gates; None: whatever the structure
+
+
+class Program(NamedTuple):
+  """What a part of a model costs.
+
+  Attributes:
+    flops: of one example's forward pass.
+    read: the leaves of the pool that enter its result.
+  """
+
+  flops: float
+  read: set[str]
 
 
 def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
   """Returns the space of `model` with all its costs, for inputs of the shape of `x` [B, ...].
 
-  FLOPs are XLA's own count for the program of each part, per example of `x`. Parameters shared by
-  several parts are counted once: for embed and readout if they read them, else for the first site
-  that does. What a site without a residual gate costs with its gates off is fixed.
+  FLOPs are those of the program of each part, per example of `x`: XLA's own count, with loops times
+  their trips (`models.flops`). A branch that is chosen while the program runs counts as the dearest
+  one, so a network whose tokens choose counts as what it may take at most; `active.active_flops`
+  counts what was chosen.
+
+  A parameter counts with the structures whose programs read it: with all of them if embed or
+  readout do, else with those that have a site on which does, shared or not. What a site without a
+  residual gate costs with its gates off is fixed.
 
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> measure(model, jnp.zeros((1, 5))).params('11')
   215
+
+  Raises:
+    UserError: for a part that cannot be counted, such as a loop whose trips are known only when it
+      runs.
   """
   x = shape_of(x)
-  batch, names, shapes = x.shape[0], gate_names(model), parts(model, x)
-  counted = _sizes(shapes.embed) | _sizes(shapes.readout)
-  gates: list[Gate] = []
-  fixed_flops, fixed_params = 0.0, sum(counted.values())
-  for i, (site, h, tree) in enumerate(zip(sites_of(model), shapes.streams, shapes.sites)):
-    new = {path: size for path, size in _sizes(tree).items() if path not in counted}
-    counted |= new
-
-    def flops(inner: tuple[bool, ...], i=i, h=h, tree=tree) -> float:
-      return _flops(lambda v, h: update(model, v, i, h, inner), tree, h) / batch
-
-    base, params = flops((False,) * site.num_inner), sum(new.values())
-    residual = names[site.start] if site.has_residual else None
-    if residual is None:
-      fixed_flops, fixed_params = fixed_flops + base, fixed_params + params
+  names, shapes = gate_names(model), parts(model, x)
+  ends = _ends(model, shapes, x)
+  fixed_flops = sum(end.flops for end in ends)
+  readers: Readers = {path: {None} for end in ends for path in end.read}
+  flops, within = dict.fromkeys(names, 0.0), dict.fromkeys(names)
+  for i, site in enumerate(sites_of(model)):
+    owner = site.start if site.has_residual else None
+    off, *alone, on = _site(model, i, site, shapes)
+    if owner is None:
+      fixed_flops += off.flops
     else:
-      gates.append(Gate(residual, base, params))
-    for k, name in enumerate(names[site.inner]):
-      alone = tuple(j == k for j in range(site.num_inner))
-      gates.append(Gate(name, flops(alone) - base, 0, residual))
-  fixed_flops += ends_flops(model, shapes, x)
-  return Space(tuple(gates), fixed_flops, fixed_params)
+      flops[names[owner]] = off.flops
+    for k, program in zip(range(*site.inner.indices(len(names))), alone, strict=True):
+      flops[names[k]] = program.flops - off.flops
+      within[names[k]] = None if owner is None else names[owner]
+    for path in off.read.union(on.read, *(program.read for program in alone)):
+      inner = [k + site.inner.start for k, one in enumerate(alone) if path in one.read]
+      readers.setdefault(path, set()).update([owner] if path in off.read else inner or [owner])
+  sizes = _sizes(shapes.embed) | _sizes(shapes.readout)
+  for tree in shapes.sites:
+    sizes |= _sizes(tree)
+  own, fixed_params, shared = _by_readers(sizes, readers, names)
+  gates = tuple(Gate(name, flops[name], own[name], within[name]) for name in names)
+  return Space(gates, fixed_flops, fixed_params, shared)
 
 
 def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | jax.ShapeDtypeStruct) -> float:
@@ -70,9 +98,7 @@ def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | jax.ShapeDtypeStruct
   >>> ends_flops(model, parts(model, x), x) == measure(model, x).fixed_flops
   True
   """
-  flops = _flops(lambda v, x: embed(model, v, x), shapes.embed, shape_of(x))
-  flops += _flops(lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1])
-  return flops / x.shape[0]
+  return sum(end.flops for end in _ends(model, shapes, shape_of(x)))
 
 
 def module_flops(module: nn.Module, tokens: int, width: int) -> float:
@@ -85,7 +111,7 @@ def module_flops(module: nn.Module, tokens: int, width: int) -> float:
   """
   h = jax.ShapeDtypeStruct((1, tokens, width), 'float32')
   params = jax.eval_shape(module.init, jax.random.key(0), h)['params']
-  return _flops(module.apply, params, h)
+  return count_flops(module.apply, {'params': params}, h, of=type(module).__name__)
 
 
 def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
@@ -97,11 +123,59 @@ def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
   return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), shape_of(x))).values())
 
 
-def _flops(function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct) -> float:
-  """Returns XLA's count for `function({'params': params}, value)`, before it optimises the
-  program."""
-  analysis = jax.jit(function).lower({'params': params}, value).cost_analysis() or {}
-  return float(analysis.get('flops', 0.0))
+def _ends(model: nn.Module, shapes: Parts, x: jax.ShapeDtypeStruct) -> tuple[Program, Program]:
+  """Returns embed and readout."""
+  of = type(model).__name__
+  return (
+    _program(lambda v, x: embed(model, v, x), shapes.embed, x, f'the embedding of {of}'),
+    _program(
+      lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1], f'the readout of {of}'
+    ),
+  )
+
+
+def _site(model: nn.Module, index: int, site: Site, shapes: Parts) -> list[Program]:
+  """Returns a site with its inner gates off, with each of them on alone, and with all on."""
+  h, tree = shapes.streams[index], shapes.sites[index]
+  of = f'site {site.label!r} of {type(model).__name__}'
+  count = site.num_inner
+  alone = [tuple(j == k for j in range(count)) for k in range(count)]
+  programs: dict[tuple[bool, ...], Program] = {}
+  for inner in ((False,) * count, *alone, (True,) * count):
+    if inner not in programs:
+      run = lambda v, h, inner=inner: update(model, v, index, h, inner)
+      programs[inner] = _program(run, tree, h, of)
+  return [programs[inner] for inner in ((False,) * count, *alone, (True,) * count)]
+
+
+def _program(
+  function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct, of: str
+) -> Program:
+  """Returns what `function({'params': params}, value)` costs, of which `of` is the name."""
+  traced = jax.jit(function).trace({'params': params}, value)
+  program = traced.jaxpr.jaxpr
+  _, used = dce_jaxpr(program, [True] * len(program.outvars))
+  read = {path for path, is_read in zip(_sizes(params), used) if is_read}
+  return Program(count_traced(traced, of) / value.shape[0], read)
+
+
+def _by_readers(
+  sizes: Mapping[str, int], readers: Readers, names: tuple[str, ...]
+) -> tuple[dict[str, int], int, tuple[Shared, ...]]:
+  """Returns the parameters that each gate alone reads, those that all structures read, and those
+  that several gates share."""
+  own, fixed = dict.fromkeys(names, 0), 0
+  shared: dict[tuple[str, ...], int] = {}
+  for path, gates in readers.items():
+    numbers = sorted(gate for gate in gates if gate is not None)
+    if len(numbers) < len(gates):
+      fixed += sizes[path]
+    elif len(numbers) == 1:
+      own[names[numbers[0]]] += sizes[path]
+    else:
+      among = tuple(names[k] for k in numbers)
+      shared[among] = shared.get(among, 0) + sizes[path]
+  return own, fixed, tuple(Shared(params, gates) for gates, params in shared.items())
 
 
 def _sizes(tree: PyTree) -> dict[str, int]:

@@ -10,13 +10,12 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed
+from additive_jax.gates.grouped import grouped, rows_of
 from additive_jax.gates.layers import LayerPair, sub_activation
-from additive_jax.gates.shares import sum_of_experts
+from additive_jax.gates.shares import sum_of_expert_groups
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
@@ -53,8 +52,8 @@ class MixtureOfExperts(nn.Module):
   """`h + Σ_e w_e(x) f_e(x)` with `x = LayerNorm(h)`, [B, ..., D], over the k experts that a linear
   router chose for each token; f_e is a feed-forward layer as in `FeedForward`.
 
-  Experts run one after the other, each on its own tokens, see `dispatch.packed`. Source: Shazeer et
-  al. 2017 (arXiv:1701.06538). Parameters have a leading axis of experts; facts are left as by
+  Experts run together, each on its own tokens, see `gates.grouped`. Source: Shazeer et al. 2017
+  (arXiv:1701.06538). Parameters have a leading axis of experts; facts are left as by
   `experts.StructureExperts`.
 
   Attributes:
@@ -88,20 +87,19 @@ class MixtureOfExperts(nn.Module):
     choice = routers.top_k(logits, top_k, renormalise=self.experts.renormalise, bias=bias)
     leave(self, routers.facts_of_list(logits, choice.indices, count), Chosen(choice.indices))
 
-    tokens = x.reshape(1, -1, width)
-    index, weights = (part.reshape(1, -1, top_k) for part in (choice.indices, choice.weights))
+    tokens = x.reshape(-1, width)
+    index, weights = (part.reshape(-1, top_k) for part in (choice.indices, choice.weights))
+    rows = rows_of(len(tokens), top_k, count)
 
-    def run_expert(
+    def run_experts(
       layers: LayerPair,
-      number: Int[Array, ''],
-      tokens: Float[Array, '1 T D'],
-      index: Int[Array, '1 T k'],
-      weights: Float[Array, '1 T k'],
-    ) -> Float[Array, '1 T D']:
-      chosen = index == number
-      branch = lambda x, positions, valid: sub_activation(x, layers, (), self.activation)
-      y = packed(branch, tokens, chosen.any(-1))
-      return jnp.where(chosen, weights, 0).sum(-1)[..., None] * y
+      numbers: Int[Array, 'M'],
+      tokens: Float[Array, 'T D'],
+      index: Int[Array, 'T k'],
+      weights: Float[Array, 'T k'],
+    ) -> Float[Array, 'T D']:
+      branch = lambda layers, tokens: sub_activation(tokens, layers, (), self.activation)
+      return grouped(branch, rows, layers, numbers, tokens, index, weights)
 
-    y = sum_of_experts(run_expert, layers, tokens, index, weights)
+    y = sum_of_expert_groups(run_experts, layers, tokens, index, weights)
     return h + y.reshape(h.shape)

@@ -2,8 +2,8 @@
 that it has the parameters of, from all tokens of its share of the batch, and one all-reduce adds
 them up. See `gates.shares`.
 
-Written out, not left to XLA. Experts run one after the other, each under conditions of its own: a
-loop over an axis that is split would gather it. And inside a branch that only some devices take,
+Written out, not left to XLA. Modules may run one after the other, each under conditions of its own:
+a loop over an axis that is split would gather it. And inside a branch that only some devices take,
 what XLA would move to lay arrays out otherwise has to be kept out: on CPU a collective-permute
 waits for all devices.
 """
@@ -17,30 +17,26 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from additive_jax.gates.shares import Sums, at_once, in_turn
+from additive_jax.gates.shares import Sums, as_one_group, at_once
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 
 
 def sums_on(mesh: Mesh) -> Sums:
   """Returns how the devices of a mesh compute these sums, inside of `shard_map` over other axes."""
-  experts = experts_over_devices if EXPERT in mesh.axis_names else in_turn
+  experts = experts_over_devices if EXPERT in mesh.axis_names else as_one_group
   units = units_over_devices if TENSOR in mesh.axis_names else at_once
   return Sums(experts, units)
 
 
 def experts_over_devices(
-  run: Callable[..., Array],
-  experts: PyTree,
-  numbers: Int[Array, 'M'],
-  x: Float[Array, '*axes'],
-  *others: Any,
-) -> Float[Array, '*axes']:
-  """Returns what `gates.shares.in_turn` does, with the experts spread over the mesh axis `expert`,
-  which divides their number."""
+  run: Callable[..., Array], experts: PyTree, numbers: Int[Array, 'M'], *arguments: Any
+) -> Float[Array, '...']:
+  """Returns what `gates.shares.as_one_group` does, with the experts spread over the mesh axis
+  `expert`, which divides their number."""
   split = PartitionSpec(EXPERT)
   specs = jax.tree.map(lambda _: split, experts), split
-  terms = lambda parts, *others: in_turn(run, *parts, *others)
-  return _summed(EXPERT, terms, (experts, numbers), specs, (x, *others))
+  terms = lambda parts, *arguments: run(*parts, *arguments)
+  return _summed(EXPERT, terms, (experts, numbers), specs, arguments)
 
 
 def units_over_devices(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal
 from additive_jax.gates.structure import Structure, bits_of
 from additive_jax.run.evaluate import Evaluation
@@ -18,7 +19,8 @@ class Generations:
   """The structures that a search has evaluated, a line of a journal for each generation.
 
   A line is `{"structures": ["101", …], "loss": [[0.5, 0.6], …], "accuracy": …}`: the values of each
-  structure in every pool that is searched.
+  structure in every pool that is searched. A damaged line is dropped with all that follow it, which
+  rest on it, so that the search goes on from the line before.
 
   Args:
     journal: where the lines are, and where new ones go.
@@ -38,7 +40,13 @@ class Generations:
 
   def __init__(self, journal: Journal, num_gates: int, *, write: bool = True):
     self._journal, self._num_gates, self._write = journal, num_gates, write
+    if write:
+      journal.keep_whole()
     self._lines = journal.records()
+    known = self._joined('structures')
+    if len(set(known)) < len(known):
+      twice = next(structure for structure in known if known.count(structure) > 1)
+      raise UserError(f'{journal.path}: structure {twice} occurs twice; expected each once')
 
   def __len__(self) -> int:
     """Returns the number of structures."""

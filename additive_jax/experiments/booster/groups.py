@@ -5,7 +5,6 @@ run directory, and what finding them took.
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import time
 from typing import NamedTuple
@@ -17,7 +16,8 @@ from jaxtyping import Float
 from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
 from additive_jax.data.clusters import Clusters, cluster
 from additive_jax.experiments.booster.narrow import Narrow
-from additive_jax.files.journal import replace_file
+from additive_jax.files.arrays import load_arrays, save_arrays
+from additive_jax.files.seal import DamagedError
 from additive_jax.models.additive import embed, sites_of, update
 from additive_jax.parallel import processes
 
@@ -60,19 +60,21 @@ def clusters_of(narrow: Narrow, method: str, seed: int) -> Grouping:
   if method != 'random':
     grouping = Grouping(clusters, clusters.flops + feature_flops(narrow), seconds)
   if processes.is_primary():
-    stream = io.BytesIO()
     parts = {key: getattr(clusters, key) for key in ('labels', 'centers', 'inertia')}
     flops, seconds = grouping.flops, grouping.seconds
-    np.savez(stream, **parts, flops=flops, seconds=seconds, own_flops=clusters.flops)
-    replace_file(path, stream.getvalue())
+    costs = {'flops': flops, 'seconds': seconds, 'own_flops': clusters.flops}
+    save_arrays(path, parts | costs)
   return grouping
 
 
 def _read(path, method, even) -> Grouping | None:
-  """The grouping in a file; None for one that does not tell what it took."""
-  with np.load(path) as file:
-    stored = {key: file[key] for key in file.files}
-  if not stored.keys() >= {'flops', 'seconds', 'own_flops'}:
+  """The grouping in a file; None for one that is damaged or does not tell what it took."""
+  try:
+    stored = load_arrays(path)
+  except DamagedError as error:
+    log.warning('%s is damaged (%s); the clusters are found again', path, error)
+    return None
+  if not stored.keys() >= {'labels', 'centers', 'inertia', 'flops', 'seconds', 'own_flops'}:
     return None
   labels, inertia = stored['labels'], float(stored['inertia'])
   sizes, flops = np.bincount(labels), float(stored['own_flops'])

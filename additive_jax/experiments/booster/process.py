@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 from additive_jax.experiments.booster.narrow import CLOCK, Narrow
 from additive_jax.experiments.fit import Curves, fit
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.opening import load_data, start_session
 from additive_jax.experiments.options import read_options
-from additive_jax.experiments.session import Session, Stopped
+from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
@@ -44,7 +44,6 @@ from additive_jax.train.state import State
 log = logging.getLogger('additive_jax')
 
 POLL = 0.2  # seconds between two looks at the processes
-STOPPED = 3  # the exit code of a process that saved and left before its last step
 # Seconds that a process is given to save and end, and that one waits for a predecessor to let go of
 # its directory.
 PATIENCE = 60

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from additive_jax.errors import UserError
+from additive_jax.experiments.booster.narrow import CLOCK
+from additive_jax.experiments.fit import check_points
 from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -59,15 +62,15 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
       large      0   the same, and the loss of the pool that was made of the copies
       large      4   the same + 4 steps of the large model
   """
-  curves, clock = read_curves(session), defaultdict(dict)
-  for line in read_all(session.rundir.journals, '*seconds.jsonl'):
-    clock[line['tag']][line['step']] = line['seconds']
+  curves, clock = read_curves(session), read_clock(session)
   seconds_of = lambda tag: sum(clock[tag].values())
   of_large = 3 * session.config.train.batch_size * session.space.flops(session.space.all_on())
   rows = []
 
-  def add(tag, before, flops, seconds, per_step):
+  def add(tag, before, flops, seconds, per_step, num_steps):
     points = curves[curves['tag'] == tag].sort_values('step')
+    if num_steps:
+      _check_whole(session, tag, set(points['step']), clock[tag], num_steps)
     for point in points.to_dict('records'):
       step = int(point['step'])
       seconds += clock[tag].get(step, 0.0)
@@ -84,15 +87,34 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
           seconds += seconds_of(f'embedding-seed{seed}')
         tag = f'{name}-narrow-seed{seed}'
         before = [name, seed, NARROW]
-        seconds = add(tag, before, flops, seconds, way.narrow.flops_per_step)
+        # Copies in processes of their own end where the quorum did.
+        apart = session.config.booster.asynchronous and name in METHODS
+        steps = 0 if apart or name == UNTRAINED else way.narrow.num_steps
+        seconds = add(tag, before, flops, seconds, way.narrow.flops_per_step, steps)
         # Copies that trained at their own pace have no common points; the slowest one counts.
         seconds += max(seconds_of(f'{tag}-{i}') for i in range(way.narrow.num_models))
         flops, start = record['narrow_flops'], record['start']
         spent = [0, flops, seconds]
         rows.append([name, seed, LARGE, *spent, start['test_loss'], start['test_accuracy']])
-      add(f'{name}-seed{seed}', [name, seed, LARGE], flops, seconds, of_large)
+      add(f'{name}-seed{seed}', [name, seed, LARGE], flops, seconds, of_large, way.num_steps)
   columns = ['variant', 'seed', 'phase', 'step', 'flops', 'seconds', 'loss', 'accuracy']
   return pd.DataFrame(rows, columns=columns)
+
+
+def read_clock(session: Session) -> dict[str, dict[int, float]]:
+  """Returns the seconds up to every point of every training, by its tag and step."""
+  clock: dict[str, dict[int, float]] = defaultdict(dict)
+  for line in read_all(session.rundir.journals, '*seconds.jsonl'):
+    clock[line['tag']].setdefault(line['step'], line['seconds'])
+  return clock
+
+
+def _check_whole(session, tag, steps, clock, num_steps):
+  """Raises `UserError` where a point that the tables are made of is not there."""
+  every, rundir = session.config.train.log_every, session.rundir
+  for path, there in ((rundir.path / 'metrics.jsonl', steps), (rundir.journals / CLOCK, clock)):
+    if problem := check_points(path, there, num_steps, every, tag):
+      raise UserError(f'{problem}; expected a point every {every} steps, as the run wrote them')
 
 
 def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFrame:

@@ -51,8 +51,8 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
   name, variables = trained.arm.name, {'params': network.params}
   structure = network.structure
   scores = session.evaluate(variables, [structure])
-  smaller = cutting.cut(session.model, variables, structure, network.units or None)
   x = session.test[0][:RECEIPT_EXAMPLES]
+  smaller = cutting.cut(session.model, variables, structure, network.units or None, x)
   receipt = cutting.receipt(smaller, session.model, variables, x)
   if receipt.max_difference > 1e-3:
     difference = receipt.max_difference

@@ -1,0 +1,129 @@
+"""Signals as requests, and what answers them while nothing has begun or the main thread is away."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from additive_jax.errors import STOPPED
+from additive_jax.files import signals
+from additive_jax.files.signals import Stopper
+
+# A command whose main thread waits where no handler of Python's runs, as in a long compile.
+STUCK = """
+import contextlib, ctypes, signal, sys
+from additive_jax.cli.command import run_command
+from additive_jax.files import signals
+from additive_jax.files.progress import setup_logging
+
+def main(argv):
+  setup_logging()
+  signals.GRACE = 0.2
+  with signals.Stopper() if argv[1] == 'begun' else contextlib.nullcontext():
+    print('ready', flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    while True:
+      ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+sys.exit(run_command(main, sys.argv, resumes=True))
+"""
+
+
+def stuck(word):
+  """Such a process, ready for signals."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', STUCK, word],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+def test_a_signal_before_anything_was_begun_ends_at_once():
+  process = stuck('not yet')
+  process.send_signal(signal.SIGHUP)
+  _, err = process.communicate(timeout=10)
+  assert process.returncode == STOPPED == os.EX_TEMPFAIL
+  assert err == 'SIGHUP: stopped before anything was begun; the same command begins\n'
+
+
+def test_a_second_interrupt_ends_what_compiles():
+  """The first is told of at once."""
+  process = stuck('begun')
+  process.send_signal(signal.SIGINT)
+  assert process.stderr.readline()[9:] == (
+    'SIGINT: stopping after this step; Ctrl-C stops at once\n'
+  )
+  process.send_signal(signal.SIGTERM)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=10)
+  assert (process.returncode, err) == (signals.INTERRUPTED, '')
+
+
+def test_nobody_has_to_read_what_a_command_says():
+  """A reader that left, and a standard error that is closed: no other file may take its number."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = ['bash', '-c', 'exec "$0" -m additive_jax.launch --help 2>&-', sys.executable]
+  process = subprocess.run(command, stdout=writer, timeout=60)
+  os.close(writer)
+  assert process.returncode == 0
+
+
+@pytest.fixture
+def interruptible():
+  """SIGINT as Python handles it, also where a shell started the tests in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize('number', signals.SIGNALS)
+def test_the_first_signal_is_a_request(number, caplog, interruptible):
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with caplog.at_level(logging.INFO, 'additive_jax'), Stopper() as stopper:
+    assert not stopper.stop_requested
+    signal.raise_signal(number)
+    assert stopper.stop_requested
+    assert stopper.stop_requested
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+  assert [r.message for r in caplog.records] == [
+    f'{number.name}: stopping after this step; Ctrl-C stops at once'
+  ]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number):
+  """As `nohup` asks for, and a shell for what it starts in the background."""
+  before = signal.signal(number, signal.SIG_IGN)
+  try:
+    with Stopper() as stopper:
+      signal.raise_signal(number)
+      assert not stopper.stop_requested
+  finally:
+    signal.signal(number, before)
+
+
+def test_off_the_main_thread_the_stopper_does_nothing():
+  before = signal.getsignal(signal.SIGTERM)
+  seen = []
+
+  def work():
+    with Stopper() as stopper:
+      seen.extend([stopper.stop_requested, signal.getsignal(signal.SIGTERM) is before])
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [False, True]
