@@ -8,7 +8,7 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data
-from additive_jax.experiments.left_out import LeftOut, check_scores, sentence
+from additive_jax.experiments.left_out import LeftOut, check_scores, said
 from additive_jax.experiments.options import replaced
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.experiments.study import Arm, Study
@@ -48,10 +48,10 @@ def run(study, share, path, **options):
 def test_some_slots_left_out(tmp_path, caplog):
   with caplog.at_level(logging.WARNING, 'additive_jax'):
     run(Study('own', stages), 0.1, tmp_path / 'run')
-  (said,) = {m for m in caplog.messages if 'left out' in m}
-  assert said.startswith('pool-seed0: ')
-  assert ' of 48 slots (' in said
-  assert '%) were left out, for their loss, gradient or update was not finite' in said
+  (line,) = {m for m in caplog.messages if 'left out' in m}
+  assert line.startswith('pool-seed0: ')
+  assert ' of 48 slots (' in line
+  assert '%) were left out, for their loss, gradient or update was not finite' in line
   assert 'Left out, for their loss' in (tmp_path / 'run' / 'report.html').read_text()
 
 
@@ -94,7 +94,7 @@ def test_losses_of_a_pool(caplog):
 
 
 def test_what_a_report_says_of_many():
-  text = sentence([LeftOut(f'a-seed{i}', i + 1, 10) for i in range(7)])
+  text = said([LeftOut(f'a-seed{i}', i + 1, 10) for i in range(7)])
   assert 'a-seed0: 1 of 10 slots (10 %); ' in text
   assert 'a-seed5' not in text
   assert '; and of 2 trainings more. What is shown' in text

@@ -17,6 +17,7 @@ from rich import filesize
 
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
+from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -137,6 +138,22 @@ def check_points(path: Path, steps: Collection[int], num_steps: int, every: int,
   expected = [*range(every, num_steps, every), num_steps] if num_steps else []
   lost = [str(step) for step in expected if step not in steps]
   return f'{path} lacks step {", ".join(lost[:3])} of {name}' if lost else ''
+
+
+def check_curves(session: Session, records: Records, curves: pd.DataFrame) -> None:
+  """Warns of points that the pictures lack.
+
+  Args:
+    records: of the arms of the run.
+    curves: as `pages.read_curves` gives them.
+  """
+  path, every = session.rundir.path / 'metrics.jsonl', session.config.train.log_every
+  for arm in records.arms.values():
+    for seed in session.seeds if hasattr(arm, 'num_steps') else ():
+      name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
+      steps = set(curves[curves['tag'] == name]['step'])
+      if steps and (problem := check_points(path, steps, arm.num_steps, every, name)):
+        log.warning('%s; the curves show what is left', problem)
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,12 +117,14 @@ def of_run(session: Session, records: Records, curves: pd.DataFrame) -> list[Lef
   return [left_out for left_out in (*pools, alone) if left_out.skipped]
 
 
-def sentence(left_out: Iterable[LeftOut]) -> str:
-  """Returns what a report says; '' for nothing.
+def said(left_out: Sequence[LeftOut]) -> str:
+  """Returns what a report says, '' for nothing, and says it in the log.
 
-  >>> sentence([LeftOut('dense-seed0', 24, 48)])[:60]
+  >>> said([LeftOut('dense-seed0', 24, 48)])[:60]
   'Left out, for their loss, gradient or update was not finite:'
   """
+  for part in left_out[:SHOWN]:
+    warn(part)
   texts = list(map(str, left_out))
   if not texts:
     return ''

@@ -31,8 +31,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.fit import PLAIN, Curves, check_points, fit
-from additive_jax.experiments.left_out import SHOWN, check_scores, of_run, sentence, warn
+from additive_jax.experiments.fit import PLAIN, Curves, check_curves, fit
+from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -288,29 +288,17 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
-    self._check_curves(session, records)
-    omitted = of_run(session, records, read_curves(session))
-    page = finished_page(session, self.page(session, result, records), sentence(omitted))
+    curves = read_curves(session)
+    check_curves(session, records, curves)
+    note = said(of_run(session, records, curves))
+    page = finished_page(session, self.page(session, result, records), note)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)
     rundir.mark_finished(result.summary, [*(f'{name}.csv' for name in result.tables), PAGE])
     processes.barrier('written')
-    for part in omitted[:SHOWN]:
-      warn(part)
     log.info('report: %s', rundir.path / PAGE)
     return Result.read(rundir)
-
-  def _check_curves(self, session, records):
-    """Warns of points that the pictures lack."""
-    curves, every = read_curves(session), session.config.train.log_every
-    for arm in records.arms.values():
-      for seed in session.seeds if isinstance(arm, Arm) else ():
-        name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
-        steps = set(curves[curves['tag'] == name]['step'])
-        path = session.rundir.path / 'metrics.jsonl'
-        if steps and (problem := check_points(path, steps, arm.num_steps, every, name)):
-          log.warning('%s; the curves show what is left', problem)
 
 
 def check_same(session: Session, study: str, arms: Sequence[Any]) -> None:
