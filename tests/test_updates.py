@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError, static
 from additive_jax.data import ArraySplit, Data
@@ -66,7 +67,7 @@ def assert_untouched(state, steps):
   assert not any(np.any(leaf) for leaf in moments)
 
 
-@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('place', tiny.slow_but(('one device', 'zero', 'pipeline', 'fsdp'), PLACES))
 def test_an_update_that_is_not_finite_is_left_out(place):
   sampler = samplers.fixed(HALF, 2)
   if PLACES[place].get('structure'):
@@ -145,7 +146,9 @@ def start(random_pool):
   return init_state(sgd(LIMIT), random_pool(MODEL, ROWS[:1]))
 
 
-@pytest.mark.parametrize('place', ['one device', 'data', 'structures', 'fsdp', 'tensor', 'zero'])
+@pytest.mark.parametrize(
+  'place', tiny.slow_but(('one device', 'data', 'fsdp'), [p for p in PLACES if p != 'pipeline'])
+)
 def test_slots_are_clipped_each_by_its_own_norm(place, start):
   sampler = samplers.listed(BITS, 2, 4)
   trainer = trainer_of(place, sgd(LIMIT), sampler, start)
