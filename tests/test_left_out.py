@@ -87,10 +87,12 @@ def test_losses_of_a_pool(caplog):
   with caplog.at_level(logging.WARNING, 'additive_jax'):
     check_scores('pool', 1, {'loss': [1.0, np.nan, np.inf]})
     check_scores('pool', 1, {'loss': [1.0, 2.0]})
-    check_scores('pool', 1, {'accuracy': np.nan})
+    check_scores('pool', 1, {'accuracy': np.nan, 'alone': {'loss': [1.0]}})
   assert caplog.messages == ['pool, seed 1: the test loss of 2 of 3 structures is not finite']
   with pytest.raises(UserError, match='pool, seed 1: a test loss of inf: expected finite'):
     check_scores('pool', 1, {'loss': [np.inf, np.nan]})
+  with pytest.raises(UserError, match='pool, alone, seed 1: a test loss of nan: expected finite'):
+    check_scores('pool', 1, {'alone': {'loss': [np.nan]}})
 
 
 def test_what_a_report_says_of_many():

@@ -80,19 +80,18 @@ def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
   additive_jax.errors.UserError: dense, seed 0: a test loss of nan: expected finite ones, as a lower
   config.learning_rate, config.clip_norm or config.train.slot_clip_norm may give
   """
-  losses = np.atleast_1d(np.asarray(values.get('loss', ()), float))
-  wrong = ~np.isfinite(losses)
-  if not wrong.any():
-    return
-  if wrong.all():
-    raise UserError(f'{name}, seed {seed}: a test loss of {losses[0]}: expected {REMEDY}')
-  log.warning(
-    '%s, seed %d: the test loss of %d of %d structures is not finite', name, seed, *_count(wrong)
-  )
-
-
-def _count(wrong):
-  return int(wrong.sum()), wrong.size
+  for key, value in values.items():
+    if isinstance(value, Mapping):
+      check_scores(f'{name}, {key}', seed, value)
+    if key != 'loss' or not isinstance(value, float | list | np.ndarray | np.generic):
+      continue
+    losses = np.atleast_1d(np.asarray(value, float)).reshape(-1)
+    count = int((~np.isfinite(losses)).sum())
+    if count == len(losses) > 0:
+      raise UserError(f'{name}, seed {seed}: a test loss of {losses[0]}: expected {REMEDY}')
+    if count:
+      text = '%s, seed %d: the test loss of %d of %d structures is not finite'
+      log.warning(text, name, seed, count, len(losses))
 
 
 def of_run(session: Session, records: Records, curves: pd.DataFrame) -> list[LeftOut]:
