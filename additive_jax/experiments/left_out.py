@@ -75,7 +75,7 @@ def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
   """Raises `UserError` for a network whose test loss is not finite. Of a pool that is judged in
   many structures the log says how many are not, unless none is.
 
-  >>> check_scores('dense', 0, {'loss': math.nan})
+  >>> check_scores('dense', 0, {'loss': float('nan')})
   Traceback (most recent call last):
   additive_jax.errors.UserError: dense, seed 0: a test loss of nan: expected finite ones, as a lower
   config.learning_rate, config.clip_norm or config.train.slot_clip_norm may give
