@@ -9,6 +9,8 @@
                          where SLURM, a TPU pod or Kubernetes tells
   --num_processes=N      how many processes there are, with a coordinator that is not auto
   --process_id=I         which of them this is, from 0
+  --wait=SECONDS         how long to wait for the others to come, and for one that falls silent
+                         (default: 30)
 
 Exit codes: 0 done, or done before; 2 a mistake in what was asked, told in one line; 75 stopped
 before the end, by a signal (TERM, INT, HUP, USR1, USR2) or because another process is gone, with
@@ -85,13 +87,14 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
       f'--num_processes={values.num_processes} without --coordinator: expected the host:port of '
       'process 0'
     )
-  with processes.distributed(values.coordinator, values.num_processes, values.process_id):
-    try:
+  joining = values.coordinator, values.num_processes, values.process_id, values.wait
+  try:
+    with processes.distributed(*joining):
       opening = {'name': name, 'devices': values.devices, 'command': command}
       STUDIES[options.experiment].run(options, values.workdir or None, **opening)
-    except Stopped as stopped:
-      processes.log.info('%s', stopped)
-      return STOPPED
+  except Stopped as stopped:
+    processes.log.info('%s', stopped)
+    return STOPPED
   return 0
 
 

@@ -1,54 +1,86 @@
 #!/usr/bin/env bash
 # Several processes on this machine, joined into one run.
 #
-#   launch/local.sh 2 --config=configs/exp2.py            two processes, one pool
-#   PORT=29501 launch/local.sh 4 --config=configs/exp2.py --workdir=runs/four
+#   launch/local.sh 2 --config=exp2                       two processes, one pool
+#   launch/local.sh --restarts=3 2 --config=exp2          started again, up to three times, when one is lost
+#   PORT=29501 launch/local.sh 4 --config=exp2 --workdir=runs/four
 #
 # Each process gets one CPU device. The output of process 0 is shown, that of the others goes to files
-# local-1.log and so on in LOGS. If one fails or this script is stopped, all are.
+# local-1.log and so on in LOGS. If this script is stopped, all are.
+#
+# Exit codes: 0 done; 75 stopped, or a process was lost: the same command goes on; else that of the process that
+# failed, 2 for a mistake in what was asked.
 set -uo pipefail
-count=${1:?"usage: launch/local.sh PROCESSES --config=FILE [options]"}
+restarts=0
+if [[ ${1:-} == --restarts=* ]]; then
+  restarts=${1#*=}
+  shift
+fi
+usage='usage: launch/local.sh [--restarts=N] PROCESSES --config=NAME [options]'
+count=${1:?"$usage"}
+[[ $restarts =~ ^[0-9]+$ && $count =~ ^[1-9][0-9]*$ ]] || { echo "error: restarts $restarts, processes $count: $usage" >&2; exit 2; }
 shift
 port=${PORT:-29500}
 python=${PYTHON:-python}
 logs=${LOGS:-$(mktemp -d)}
 pids=()
+stopped=
 
-stop() {
-  kill -TERM "${pids[@]}" 2>/dev/null
-  # A process that lost its peers may wait for them: give it time to save, then end it.
-  (sleep 40 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
+# A process that waits for a lost one ends by itself; one that does not is killed.
+reserve() {
+  [ -n "${reserve:-}" ] && return
+  (sleep 60 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
   reserve=$!
 }
-trap stop TERM INT
 
-for ((rank = 0; rank < count; rank++)); do
-  command=("$python" -m additive_jax.launch --devices=1 "$@"
-    --coordinator="127.0.0.1:$port" --num_processes="$count" --process_id="$rank")
-  if [ "$rank" -eq 0 ]; then
-    "${command[@]}" &
-  else
-    "${command[@]}" >"$logs/local-$rank.log" 2>&1 &
-  fi
-  pids+=($!)
-done
+stop() {
+  stopped=yes
+  kill -TERM "${pids[@]}" 2>/dev/null
+  reserve
+}
+trap stop TERM INT HUP
 
-code=0
-for ((ended = 0; ended < count; ended++)); do
-  wait -n -p pid "${pids[@]}"
-  status=$?
-  while [ -z "${pid:-}" ] && [ "$status" -gt 128 ]; do # a signal came, not the end of a process
+start() {
+  pids=()
+  for ((rank = 0; rank < count; rank++)); do
+    command=("$python" -m additive_jax.launch --devices=1 "$@"
+      --coordinator="127.0.0.1:$port" --num_processes="$count" --process_id="$rank")
+    if [ "$rank" -eq 0 ]; then
+      "${command[@]}" &
+    else
+      "${command[@]}" >>"$logs/local-$rank.log" 2>&1 &
+    fi
+    pids+=($!)
+  done
+}
+
+# Waits for all; `code` is 0, 75 where one was stopped or killed, or that of the first that failed.
+finish() {
+  code=0 reserve=
+  for ((ended = 0; ended < count; ended++)); do
     wait -n -p pid "${pids[@]}"
     status=$?
+    while [ -z "${pid:-}" ] && [ "$status" -gt 128 ]; do # a signal came, not the end of a process
+      wait -n -p pid "${pids[@]}"
+      status=$?
+    done
+    [ "$status" -lt 128 ] || status=75
+    if [ "$status" -ne 0 ]; then
+      reserve
+      [ "$code" -ne 0 ] && [ "$code" -ne 75 ] || code=$status
+    fi
+    left=()
+    for other in "${pids[@]}"; do [ "$other" = "$pid" ] || left+=("$other"); done
+    pids=("${left[@]+"${left[@]}"}")
   done
-  if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
-    code=$status
-    stop
-  fi
-  left=()
-  for other in "${pids[@]}"; do [ "$other" = "$pid" ] || left+=("$other"); done
-  pids=("${left[@]+"${left[@]}"}")
+  [ -z "$reserve" ] || kill "$reserve" 2>/dev/null
+}
+
+for ((attempt = 0; ; attempt++)); do
+  start "$@"
+  finish
+  [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "$attempt" -lt "$restarts" ] || break
+  echo "start $((attempt + 1)) of $restarts more" >&2
 done
-[ -z "${reserve:-}" ] || kill "$reserve" 2>/dev/null
-[ "$code" -eq 0 ] || echo "a process ended with code $code; output of the others: $logs" >&2
+[ "$code" -eq 0 ] || echo "the processes ended with code $code; output of the others: $logs" >&2
 exit "$code"

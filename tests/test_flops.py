@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
 
@@ -252,3 +253,36 @@ def test_what_sites_share_counts_with_any_of_them():
   _, params = space.costs(['000', '100', '001', '101', '010', '111'])
   added = [0, shared, shared, shared, own, shared + own]
   assert (params - space.fixed_params).tolist() == added
+
+
+def double(x_ref, y_ref):
+  y_ref[...] = 2 * x_ref[...]
+
+
+def kernel(x, estimate=None, interpret=True):
+  options = {'cost_estimate': estimate, 'interpret': interpret}
+  return pallas.pallas_call(double, jax.ShapeDtypeStruct(x.shape, x.dtype), **options)(x)
+
+
+def test_a_kernel_counts_what_it_says():
+  estimate = pallas.CostEstimate(flops=100, transcendentals=0, bytes_accessed=0)
+  assert count_flops(lambda x: dot(kernel(x, estimate)), X) == DOT + 100
+  with pytest.raises(UserError, match='pallas_call'):
+    count_flops(kernel, X)
+
+
+def test_programs_of_an_accelerator_are_counted_on_the_host(monkeypatch):
+  """Its backend has no counts before it compiles; what it alone can lower is lowered for it."""
+  mine = stated(lambda x: kernel(x, interpret=False), 100)
+  with pytest.raises(ValueError, match='on CPU backend'):
+    count_flops(mine, X)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert count_flops(dot, X) == DOT
+  assert count_flops(repeated(3, lambda x: dot(mine(x))), X) == pytest.approx(3 * DOT + 300, abs=8)
+
+  def no_host(backend):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', no_host)
+  with pytest.raises(UserError, match='JAX has tpu alone: expected JAX_PLATFORMS without'):
+    count_flops(dot, X)

@@ -410,7 +410,7 @@ def test_stopped_and_killed_ends_the_same(tmp_path, cache):
   )
   assert code == 75, err
   assert 'SIGTERM: stopping after this step' in err
-  assert re.search(r' stopped: saved up to step \d+ of \d+ of \S+; the same command goes on$', err)
+  assert re.search(r' stopped: .*saved.*; the same command goes on$', err)
   assert any((workdir / 'checkpoints').glob('*/*/commit_success.txt'))
   assert not (workdir / 'report.html').exists()
   for _ in range(2):

@@ -209,7 +209,7 @@ def test_variables_and_inputs_that_do_not_fit():
   for way in (model.apply, functools.partial(static, model)):
     with pytest.raises(UserError, match=pool_alone):
       way(variables['params'], x, '11')
-    with pytest.raises(UserError, match=r'MLP on inputs of shape \(4, 6\): expected inputs and a'):
+    with pytest.raises(UserError, match=r'MLP on inputs .*\(4, 6\)'):
       way(variables, np.zeros((4, 6), np.float32), '11')
   with pytest.raises(UserError, match=pool_alone):
     evaluate_structures(model, variables['params'], (x, np.zeros(4, int)))

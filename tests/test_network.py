@@ -1,12 +1,14 @@
 """The network of a config: every name on data that fits, and one line where it cannot be."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from additive_jax import UserError, data, models
-from additive_jax.experiments.network import NETWORKS, make_model
+from additive_jax import UserError, data, launch, models
+from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.options import read_options
 from additive_jax.models.additive import gate_names
 
@@ -224,3 +226,129 @@ def test_kwargs_are_for_networks_of_your_own(sets, name):
   with pytest.raises(UserError) as error:
     make_model(chosen, sets['images'])
   assert str(error.value) == f"config.model.kwargs {{'depth': 3}} for {name}: expected none"
+
+
+OWN = """
+import sys
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from additive_jax import Additive
+
+
+class Sound(Additive):
+  num_classes: int
+  last: object = None
+
+  def setup(self):
+    self.stem, self.head = nn.Dense(4), nn.Dense(self.num_classes)
+    self.sites = [nn.Dense(4, name='first'), self.last or Branch(name='second')]
+
+  def embed(self, x):
+    return self.stem(x.reshape(len(x), -1))
+
+  def readout(self, h):
+    return self.head(h)
+
+
+class Branch(nn.Module):
+  change: object = jnp.tanh
+
+  @nn.compact
+  def __call__(self, h):
+    return self.change(nn.Dense(4)(h))
+
+
+def site(change):
+  return lambda num_classes: Sound(num_classes, Branch(change))
+
+
+def leave(h):
+  sys.exit(3)
+
+
+raises = site(lambda h: 1 / 0)
+exits = site(leave)
+mixes = site(lambda h: h - h.mean(0))
+nan = site(lambda h: h / jnp.zeros_like(h))
+pair = site(lambda h: (h, h))
+narrow = site(lambda h: h[:, :3])
+dropout = lambda num_classes: Sound(num_classes, nn.Dropout(0.5, deterministic=False))
+batch_norm = lambda num_classes: Sound(num_classes, nn.BatchNorm(use_running_average=False))
+few_classes = lambda num_classes: Sound(2)
+no_module = lambda num_classes: 3
+fails = lambda num_classes: {}['width']
+stops = lambda num_classes: sys.exit(4)
+
+
+class Flat(Sound):
+  def readout(self, h):
+    return self.head(h)[:, None]
+
+
+class NoEmbed(Additive):
+  num_classes: int
+
+  def setup(self):
+    self.sites, self.readout = [nn.Dense(4)], nn.Dense(self.num_classes)
+"""
+MODULES = {
+  'own_syntax': 'def',
+  'own_raises': 'raise RuntimeError("not\\ntoday")',
+  'own_exits': 'import sys; sys.exit(5)',
+  'own_networks': OWN,
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('own_missing:Net', 'No module named'),
+    ('own_syntax:Net', 'SyntaxError: invalid syntax'),
+    ('own_raises:Net', 'RuntimeError: not today; expected MODULE:CLASS that Python can import'),
+    ('own_exits:Net', 'it ends the program (sys.exit, 5); expected MODULE:CLASS that Python can'),
+    ('own_networks:Net', "has no attribute 'Net'"),
+    ('own_networks:no_module', 'model 3: expected an instance of an additive module'),
+    ('own_networks:fails', 'KeyError: width; expected an additive module that takes num_classes'),
+    ('own_networks:stops', 'it ends the program (sys.exit, 4)'),
+    ('own_networks:NoEmbed', 'expected embed, from inputs to the stream'),
+    ('own_networks:Flat', 'The objective cannot judge outputs of shape (2, 1, 3) by targets'),
+    ('own_networks:few_classes', 'but readout gives 2 outputs: expected targets from 0 to 1'),
+    ('own_networks:raises', "Sound: Site 'last' fails on a batch of 2: ZeroDivisionError"),
+    ('own_networks:exits', 'Sound: It ends the program (sys.exit, 3).'),
+    ('own_networks:mixes', "Sound: Site 'last' mixes the examples of a batch"),
+    ('own_networks:nan', "Sound: Site 'last' gives numbers that are not finite at init."),
+    ('own_networks:pair', "Sound: Site 'last' gives a tuple"),
+    ('own_networks:narrow', "Sound: Site 'last' "),
+    ('own_networks:dropout', 'it draws random numbers, but must be deterministic'),
+    ('own_networks:batch_norm', "Sound: It has a collection 'batch_stats' beside the parameters"),
+  ],
+)
+def test_a_network_of_your_own_that_breaks_the_contract(
+  name, expected, tmp_path, monkeypatch, capsys
+):
+  for module, text in MODULES.items():
+    (tmp_path / f'{module}.py').write_text(text)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  for module in MODULES:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+  monkeypatch.setattr(launch, 'set_up_devices', lambda count: None)
+  args = tiny.arguments('cotrain', options={'model.name': name}, devices=0)
+  assert launch.main(['launch', *args]) == 2
+  error = capsys.readouterr().err
+  assert expected in error
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+  assert not list(tmp_path.glob('runs*'))
+
+
+def test_a_network_of_your_own_that_keeps_it(tmp_path, monkeypatch):
+  (tmp_path / 'own_networks.py').write_text(OWN)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.delitem(sys.modules, 'own_networks', raising=False)
+  table = data.load('tabular:iris')
+  check_fits(make_model(options(name='own_networks:Sound'), table), table)
+  with pytest.raises(UserError, match=r'MLP gives outputs \(1, 2\) for one example: expected 3 on'):
+    check_fits(models.MLP(1, 4, 4, num_classes=2), table)

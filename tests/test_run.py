@@ -261,7 +261,7 @@ def test_integers_end_at_31_gates():
   model = MLP(32, 2, 2, 2)
   variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2)))
   run = lambda structure: jax.eval_shape(
-    lambda v: conditional(model, v, jnp.zeros((1, 2)), structure), variables
+    lambda v, bits: conditional(model, v, jnp.zeros((1, 2)), bits), variables, structure
   )
   assert run(jnp.ones(32, bool)).shape == (1, 2)
   with pytest.raises(UserError, match='or an integer scalar for at most 31 gates'):

@@ -14,7 +14,7 @@ from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import DECLARED, Option
 
 MOST = 65_536  # devices or processes
-PER_PROCESS = ('coordinator', 'num_processes', 'process_id')
+PER_PROCESS = ('coordinator', 'num_processes', 'process_id', 'wait')
 
 
 def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
@@ -34,6 +34,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', **(bounds | {'lower_bound': 1}))
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', **bounds)
+  flags.DEFINE_float('wait', 30.0, 'Seconds.', 3.0, 86400.0, flag_values=values)
   options = parse_flags(values, _with_tuples(argv), known_only=True)
   names, alone = values.config, [word for word in options[1:] if not word.startswith('-')]
   if not names:  # `launch exp2` is `launch --config=exp2`

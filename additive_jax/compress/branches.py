@@ -114,7 +114,9 @@ class Shift(nn.Module):
 
   @nn.compact
   def __call__(self, h: Float[Array, 'B ...']) -> Float[Array, 'B ...']:
-    bias = self.param('bias', nn.initializers.zeros, h.shape[-1:]) if self.biased else None
+    bias = None
+    if self.biased:
+      bias = self.param('bias', nn.initializers.zeros, h.shape[-1:], jnp.float32)
     return _add(h, h, (0,) * self.lanes, self.meet, None, bias)
 
 

@@ -29,7 +29,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names, parts, sites_of
 from additive_jax.models.dense_stack import DenseStack
-from additive_jax.models.flops import count_traced
+from additive_jax.models.flops import count_flops
 from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import module_names
@@ -258,7 +258,8 @@ def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -
   """
   if structure is not None:
     structure = parse(structure, len(gate_names(model)))
-  flops = count_traced(logits.trace(model, variables, x, structure), type(model).__name__)
+  run = functools.partial(logits, model, structure=structure)
+  flops = count_flops(run, variables, x, of=type(model).__name__)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
   return Cost(flops / len(x), size)
 

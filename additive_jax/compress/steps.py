@@ -110,8 +110,9 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array | np.ndarray, '*B n']) -> Float[Array | np.ndarray, '*B out']:
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     return ACTIVATIONS[self.activation](x @ kernel + bias)
 
 
@@ -176,7 +177,8 @@ class Embed(nn.Module):
         f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
       )
     init = nn.initializers.normal(self.features**-0.5)
-    return jnp.take(self.param('embedding', init, (self.num_tokens, self.features)), x, axis=0)
+    shape = (self.num_tokens, self.features)
+    return jnp.take(self.param('embedding', init, shape, jnp.float32), x, axis=0)
 
 
 class Positions(nn.Module):
@@ -187,7 +189,7 @@ class Positions(nn.Module):
   @nn.compact
   def __call__(self, h: Float[Array | np.ndarray, 'B T D']) -> Float[Array | np.ndarray, 'B T D']:
     init = nn.initializers.normal(0.02)
-    table = self.param('embedding', init, (self.max_tokens, h.shape[-1]))
+    table = self.param('embedding', init, (self.max_tokens, h.shape[-1]), jnp.float32)
     if h.shape[1] > self.max_tokens:
       raise UserError(f'{h.shape[1]} tokens: expected at most {self.max_tokens}, max_tokens')
     return h + table[: h.shape[1]]

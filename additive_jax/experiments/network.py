@@ -6,12 +6,16 @@ import dataclasses
 import importlib
 from typing import Any
 
+import numpy as np
+
 from additive_jax import models
 from additive_jax.data import Data
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
+from additive_jax.models.contract import check_network
+from additive_jax.testing.check import check_quickly
 
 # The networks of the library, and what each takes, in words.
 NETWORKS: dict[str, tuple[Any, str]] = {
@@ -72,19 +76,47 @@ def _tokens(data, patch_size):
 def _own_model(options, data):
   """The network of a user's class, `module:Class`."""
   module, _, attribute = options.name.partition(':')
+  name = f'config.model.name {options.name!r}'
   try:
     make = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
+  except (Exception, SystemExit) as error:
     raise UserError(
-      f'config.model.name {options.name!r}: {error}; expected MODULE:CLASS that Python can import '
-      '(PYTHONPATH=. adds the current directory)'
+      f'{name}: {_said(error)}; expected MODULE:CLASS that Python can import (PYTHONPATH=. adds '
+      'the current directory)'
     ) from error
   try:
     model = make(**options.kwargs, num_classes=data.num_outputs)
     gate_names(model)
-  except (TypeError, AttributeError) as error:
+  except (Exception, SystemExit) as error:
     raise UserError(
-      f'config.model.name {options.name!r} with {options.kwargs}: {error}; '
-      'expected an additive module that takes num_classes'
+      f'{name} with {options.kwargs}: {_said(error)}; expected an additive module that takes '
+      'num_classes'
     ) from error
   return model
+
+
+def _said(error: BaseException) -> str:
+  """Returns what stopped a user's module, in one line."""
+  if isinstance(error, SystemExit):
+    return f'it ends the program (sys.exit, {error.code})'
+  plain = isinstance(error, ImportError | AttributeError | TypeError | ValueError)
+  text = one_line(error) if isinstance(error, Exception) else ''
+  return text if plain else f'{type(error).__name__}: {text}'
+
+
+def check_fits(model: Any, data: Data) -> None:
+  """Checks a network before it is trained: that it takes the data and, if it is a user's, that it
+  keeps the contract as far as `testing.check.check_quickly` sees.
+
+  Raises:
+    UserError: where it does not.
+  """
+  x, y = data.train[np.arange(min(2, len(data.train)))]
+  if not type(model).__module__.startswith('additive_jax.'):
+    check_quickly(model, (x, y), task=data.task)
+  outputs = check_network(model, x[:1]).shape
+  if data.task != 'regression' and outputs[-1] < data.num_outputs:
+    raise UserError(
+      f'{type(model).__name__} gives outputs {outputs} for one example: expected '
+      f'{data.num_outputs} on the last axis, the classes of {data.name}'
+    )

@@ -16,7 +16,7 @@ from rich import filesize
 from additive_jax import data as data_
 from additive_jax import models
 from additive_jax.errors import UserError, user_path
-from additive_jax.experiments.network import make_model
+from additive_jax.experiments.network import check_fits, make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
   DataOptions,
@@ -87,6 +87,7 @@ def open_session(
   devices = mesh.pick_devices(opening.get('devices', 0))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
+  check_fits(model, data)
   if config.train.batch_size > len(data.train):
     raise UserError(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
@@ -99,6 +100,7 @@ def open_session(
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
+  processes.tell_saved(rundir.saved)
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:

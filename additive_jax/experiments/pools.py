@@ -9,7 +9,7 @@ from typing import Any
 
 from additive_jax import data as data_
 from additive_jax.errors import UserError, user_path
-from additive_jax.experiments.network import NETWORKS, make_model
+from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
 from additive_jax.files.seal import DamagedError, parsed
@@ -79,9 +79,10 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   if not network and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
   data = load_data(_section(DataOptions, config['data'], 'data', path))
-  model = config['model'] | {'name': network or known[kind.lower()]}
-  options = _section(ModelOptions, model, 'model', path)
-  return Pools(path, data, make_model(options, data), names)
+  values = config['model'] | {'name': network or known[kind.lower()]}
+  model = make_model(_section(ModelOptions, values, 'model', path), data)
+  check_fits(model, data)
+  return Pools(path, data, model, names)
 
 
 def _section(section, values, name, path):

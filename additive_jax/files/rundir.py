@@ -6,6 +6,7 @@ leaves a directory that the same command can go on with.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -220,6 +221,15 @@ class RunDir:
         f'{path} is damaged ({error}); expected {READABLE}: take it from a copy, or choose another '
         '--workdir'
       ) from error
+
+  def saved(self) -> str:
+    """Returns how far the training is saved that saved last, in words; '' for none."""
+    steps = [path for path in self.checkpoints.glob('*/[0-9]*') if path.name.isdigit()]
+    with contextlib.suppress(OSError):
+      if newest := max(steps, key=lambda path: path.stat().st_mtime, default=None):
+        training = newest.parent.relative_to(self.checkpoints)
+        return f'saved up to step {newest.name} of {training}'
+    return ''
 
   @property
   def finished(self) -> bool:

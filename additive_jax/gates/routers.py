@@ -87,8 +87,8 @@ def random(key: PRNGKeyArray, shape: tuple[int, ...], count: int, k: int) -> Cho
   equal weights.
   """
   check_k(k, count)
-  scores = jax.random.uniform(key, (*shape, count))
-  return Choice(jnp.full((*shape, k), 1 / k), jax.lax.top_k(scores, k)[1])
+  scores = jax.random.uniform(key, (*shape, count), jnp.float32)
+  return Choice(jnp.full((*shape, k), 1 / k, jnp.float32), jax.lax.top_k(scores, k)[1])
 
 
 def k_best(

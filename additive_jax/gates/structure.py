@@ -37,6 +37,8 @@ class Structure:
   bits: tuple[bool, ...]
 
   def __post_init__(self):
+    if not self.bits:
+      raise UserError('structure (): expected a bit for each gate, at least one')
     if not all(bit in (0, 1) for bit in self.bits):
       raise UserError(f'structure bits {self.bits!r}: expected only 0 and 1')
     object.__setattr__(self, 'bits', tuple(bool(bit) for bit in self.bits))
@@ -218,11 +220,8 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shared:
-  """Parameters that several gates read, such as a layer that two sites have in common.
-
-  Attributes:
-    params, gates: how many, and the gates' names: any of them makes a structure read them all.
-  """
+  """How many parameters several gates read, by name, such as those of a layer that two sites have
+  in common: any of the gates makes a structure read them all."""
 
   params: int
   gates: tuple[str, ...]
@@ -325,8 +324,7 @@ class Space:
     """Returns the parameters of each gate, of those that several share an equal part: with
     `fixed_params` they sum to those of all-on.
 
-    >>> space = Space((Gate('a', 1.0, 2), Gate('b', 1.0, 4)), 0.0, 1, (Shared(8, ('a', 'b')),))
-    >>> space.params_by_gate()
+    >>> Space((Gate('a', 1, 2), Gate('b', 1, 4)), 0, 1, (Shared(8, ('a', 'b')),)).params_by_gate()
     array([6., 8.])
     """
     parts = np.array([gate.params or 0 for gate in self.gates], float)

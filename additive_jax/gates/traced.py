@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
@@ -16,9 +20,14 @@ def traced_structure(structure: StructureLike | ArrayLike, num_gates: int) -> Bo
 
   >>> traced_structure(jnp.int32(5), 3).tolist()
   [True, False, True]
+
+  Of a traced integer the bits from n on are not seen; another one has to be below 2^n.
   """
-  if isinstance(structure, str | Structure | tuple | list):
-    return jnp.asarray(parse(structure, num_gates).bits)
+  if not isinstance(structure, jax.core.Tracer):
+    if _is_integer(structure):
+      return jnp.asarray(parse(int(structure), num_gates).bits)  # type: ignore[arg-type]
+    if isinstance(structure, str | Structure | tuple | list):
+      return jnp.asarray(parse(structure, num_gates).bits)
   structure = jnp.asarray(structure)
   if structure.dtype == bool and structure.shape == (num_gates,):
     return structure
@@ -27,4 +36,14 @@ def traced_structure(structure: StructureLike | ArrayLike, num_gates: int) -> Bo
   raise UserError(
     f'structure of dtype {structure.dtype} and shape {structure.shape}: '
     f'expected bool [{num_gates}], or an integer scalar for at most 31 gates'
+  )
+
+
+def _is_integer(structure: Any) -> bool:
+  """Returns whether a structure is one integer, Python's or an array's."""
+  if isinstance(structure, bool):
+    return False
+  dtype = getattr(structure, 'dtype', None)
+  return isinstance(structure, int) or (
+    dtype is not None and not structure.ndim and jnp.issubdtype(dtype, np.integer)
   )

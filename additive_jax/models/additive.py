@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -23,85 +23,17 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
-from additive_jax.gates.sums import GateValue, choose, residual
-from additive_jax.models.kinds import LANE, RESIDUAL
+from additive_jax.gates.sums import GateValue
+from additive_jax.models.sites import Site, Stream, read_sites
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
 
+PARTS = {
+  'embed': 'from inputs to the stream',
+  'sites': 'a list of submodules made in setup',
+  'readout': 'from the stream to outputs',
+}
 Inputs = Shaped[Array | np.ndarray, 'B ...']
-Stream = Float[Array, 'B ...']
 Logits = Float[Array, 'B ... C']
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-  """Which gates a site owns.
-
-  Attributes:
-    label: the first part of its gates' names: the module's name, with / for __.
-    names: of its gates, in order.
-    start: number of its first gate in the structure.
-    adds: True for the simple form, whose module returns the value to add.
-  """
-
-  label: str
-  names: tuple[str, ...]
-  start: int
-  adds: bool
-
-  @property
-  def has_residual(self) -> bool:
-    return self.names[:1] == (RESIDUAL,)
-
-  @property
-  def num_inner(self) -> int:
-    """Gates other than the residual one."""
-    return len(self.names) - self.has_residual
-
-  @property
-  def gates(self) -> slice:
-    """The place of its gates in a structure."""
-    return slice(self.start, self.start + len(self.names))
-
-  @property
-  def inner(self) -> slice:
-    """The place of its gates other than the residual one in a structure."""
-    return slice(self.start + self.has_residual, self.start + len(self.names))
-
-  def step(
-    self,
-    call: Callable[..., Array],
-    h: Stream,
-    gates: Sequence[GateValue],
-    scale: ArrayLike | None = None,
-  ) -> Stream:
-    """Returns the stream after this site.
-
-    Args:
-      call: the module, or a pure function like it.
-      h: the stream before it.
-      gates: the value of each of its gates, in one of the forms of `gates.sums`.
-      scale: what the site adds is multiplied by, where it has a residual gate; None is 1.
-    """
-    if self.adds:
-      return residual(h, call, gates[0], scale)
-    if self.has_residual:
-      gate, inner = gates[0], tuple(gates[1:])
-      if LANE in self.names and getattr(gate, 'ndim', 0) > 1:
-        gate = jnp.expand_dims(gate, 1)  # lanes stand between examples and tokens
-      return choose(h, lambda h: call(h, inner), gate, scale)
-    return call(h, tuple(gates))
-
-
-def read_sites(modules: Iterable[nn.Module]) -> tuple[Site, ...]:
-  """Returns the sites of a list of submodules."""
-  sites, start = [], 0
-  for module in modules:
-    names = getattr(module, 'gates', None)
-    label = str(module.name).replace('__', '/')
-    site = Site(label, (RESIDUAL,) if names is None else tuple(names), start, names is None)
-    sites.append(site)
-    start += len(site.names)
-  return tuple(sites)
 
 
 def flat(x: Inputs) -> Float[Array, 'B D']:
@@ -245,19 +177,54 @@ def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   return _apply(model, variables, READOUT, lambda module, h: module.readout(h), h)
 
 
-@functools.lru_cache(maxsize=256)
 def sites_of(model: nn.Module) -> tuple[Site, ...]:
-  """Returns the sites of a model in order."""
+  """Returns the sites of a model in order.
+
+  Raises:
+    UserError: for what is no additive module, or has fields without a hash.
+  """
+  if isinstance(model, type) or not hasattr(model, 'init'):
+    given = f'the class {model.__name__}' if isinstance(model, type) else repr(model)[:80]
+    raise UserError(f'model {given}: expected an instance of an additive module')
+  try:
+    return _sites_of(model)
+  except TypeError:
+    if field := _unhashable(model):
+      raise UserError(
+        f'field {field} of {type(model).__name__}, a {type(getattr(model, field)).__name__}: '
+        'expected a value with a hash, such as a tuple, for compiled programs are kept by it'
+      ) from None
+    raise
+
+
+def _unhashable(model) -> str | None:
+  """Returns the name of a field that has no hash."""
+  for field in dataclasses.fields(model):
+    try:
+      hash(getattr(model, field.name, None) if field.name != 'parent' else None)
+    except TypeError:
+      return field.name
+  return None
+
+
+@functools.lru_cache(maxsize=256)
+def _sites_of(model):
   sites: list[Site] = []
 
   def read(module: Any) -> None:
-    sites.extend(read_sites(module.sites))
+    for part, role in PARTS.items():
+      try:
+        value = getattr(module, part)
+      except AttributeError as error:
+        text = str(error).rstrip('.')
+        raise UserError(f'{type(module).__name__}: {text}; expected {part}, {role}') from error
+      if part == 'sites':
+        sites.extend(read_sites(value))
 
   jax.eval_shape(lambda key: model.init(key, method=read), jax.random.key(0))
   return tuple(sites)
 
 
-@functools.lru_cache(maxsize=256)
 def gate_names(model: nn.Module) -> tuple[str, ...]:
   """Returns the names of the gates in order: each site's label and the gate's own name.
 

@@ -42,8 +42,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B X Y D']) -> Float[Array, 'B X Y E']:
     shape = (self.side, self.side, x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    return conv(x, kernel) + self.param('bias', nn.initializers.zeros, shape[-1:])
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape, jnp.float32)
+    return conv(x, kernel) + self.param('bias', nn.initializers.zeros, shape[-1:], jnp.float32)
 
 
 def conv(x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']) -> Float[Array, 'B X Y E']:

@@ -25,6 +25,7 @@ from additive_jax.models.additive import (
   sites_of,
   update,
 )
+from additive_jax.models.contract import check_network
 from additive_jax.models.flops import count_flops, count_traced
 
 Readers = dict[str, set[int | None]]  # by leaf: numbers of gates; None: whatever the structure
@@ -62,6 +63,7 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
     UserError: for a part that cannot be counted, such as a loop whose trips are known only when it
       runs.
   """
+  check_network(model, x)
   x = shape_of(x)
   names, shapes = gate_names(model), parts(model, x)
   ends = _ends(model, shapes, x)

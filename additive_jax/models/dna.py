@@ -167,8 +167,8 @@ class Pool(nn.Module):
     for part in ('attention', 'mlp') if kind == 'block' else (kind,):
       name = f'{kind}_{part}_'
       norm = {
-        'scale': self.param(f'{name}norm_scale', ones, (count, width)),
-        'bias': self.param(f'{name}norm_bias', zeros, (count, width)),
+        'scale': self.param(f'{name}norm_scale', ones, (count, width), jnp.float32),
+        'bias': self.param(f'{name}norm_bias', zeros, (count, width), jnp.float32),
       }
       layers: AttentionLayers | LayerPair
       if part == 'attention':
@@ -239,7 +239,8 @@ class Step(nn.Module):
   ) -> Float[Array, 'B T D']:
     how = self.modules
     logits = linear_router(how.count)(h)
-    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,)))
+    bias = self.param(SELECTION_BIAS, nn.initializers.zeros, (how.count,), jnp.float32)
+    bias = jax.lax.stop_gradient(bias)
     choice = routers.top_k(logits, how.top_k, renormalise=how.renormalise, bias=bias)
     facts = routers.facts_of_list(logits, choice.indices, how.count)
     identity = jnp.arange(how.count) >= how.count - how.identity

@@ -89,7 +89,8 @@ class StructureExperts(nn.Module):
       leave(self, facts, Chosen(indices))
       return h + experts(x, routed)
     score = nn.Dense(1, use_bias=False, name='keep')(x)
-    on = score[..., 0] + jax.lax.stop_gradient(self.param(KEEP_BIAS, nn.initializers.zeros, ())) > 0
+    bias = self.param(KEEP_BIAS, nn.initializers.zeros, (), jnp.float32)
+    on = score[..., 0] + jax.lax.stop_gradient(bias) > 0
     facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
     leave(self, facts, Chosen(indices, on))
     return h + jax.nn.sigmoid(score) * _of_tokens(experts, x, routed, on)
@@ -115,7 +116,8 @@ class StructureExperts(nn.Module):
     if routing.router == 'marginal':
       weights = mixtures.span_weights(nn.sigmoid(logits))
       return (weights, None), routers.facts_of_gates(logits, None), None
-    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
+    bias = self.param(SELECTION_BIAS, nn.initializers.zeros, (count,), jnp.float32)
+    bias = jax.lax.stop_gradient(bias)
     k, renormalise = routing.top_k, routing.renormalise
     if routing.router == 'softmax':
       choice = routers.top_k(logits, k, renormalise=renormalise, bias=bias)

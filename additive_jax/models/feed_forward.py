@@ -44,10 +44,11 @@ class Linear(nn.Module):
   def __call__(self) -> Layer:
     out_axis = tuple(axis for axis in range(len(self.shape)) if axis not in self._inputs)
     init = nn.initializers.lecun_normal(in_axis=self.in_axis, out_axis=out_axis)
-    kernel = self.param('kernel', init, self.shape)
+    kernel = self.param('kernel', init, self.shape, jnp.float32)
     if self.bias is None:
       return Layer(kernel)
-    return Layer(kernel, self.param('bias', nn.initializers.zeros, self.bias))
+    bias = self.param('bias', nn.initializers.zeros, self.bias, jnp.float32)
+    return Layer(kernel, bias)
 
 
 def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) -> LayerPair:

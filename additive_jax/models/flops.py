@@ -10,14 +10,14 @@ therefore counted as a whole, and what XLA cannot know is put right, equation by
   cond, switch           its dearest branch, as XLA has it
   shard_map              what one device runs, times the devices
   ragged_dot             2 · rows · contracted · columns, each row with its own group alone
-  stated(f, flops)       what it says
-  callbacks, kernels of  refused, for nothing says what they compute
-  one's own, LAPACK's
+  stated(f, flops)       what it says, and so does a Pallas kernel with a `cost_estimate`
+  callbacks, other       refused, for nothing says what they compute
+  kernels, LAPACK's
 
 jit, checkpoint, custom_jvp and custom_vjp are looked through. Everything else is XLA's: a dot is 2
 operations for each product, element-wise work is one for each element, a transcendental function
-none, and a sort or a gather what XLA has for it. XLA counts on the host, so that all backends
-agree.
+none, and a sort or a gather what XLA has for it. Programs are lowered for the host, so that all
+backends agree; what only an accelerator can run, for that.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from additive_jax.errors import UserError
 
 STATED = 'stated_flops_'  # how the name of a function begins that says what it costs
 CALLS = ('jit', 'pjit', 'remat2', 'checkpoint', 'custom_jvp_call', 'custom_vjp_call', 'closed_call')
-CALLBACKS = ('pure_callback', 'io_callback', 'ffi_call', 'pallas_call', 'custom_call')
-LAPACK = ('cholesky', 'eig', 'eigh', 'geqrf', 'hessenberg', 'householder_product', 'lu', 'qr')
-LAPACK += ('schur', 'svd', 'triangular_solve', 'tridiagonal', 'tridiagonal_solve')
+KERNEL = 'pallas_call'
+CALLBACKS = ('pure_callback', 'io_callback', 'ffi_call', 'custom_call')
+LAPACK = ('cholesky', 'eig', 'eigh', 'geqp3', 'geqrf', 'hessenberg', 'householder_product', 'lu')
+LAPACK += ('ormqr', 'qr', 'schur', 'svd', 'triangular_solve', 'tridiagonal', 'tridiagonal_solve')
 OWN_CODE = tuple(f'{package.__path__[0]}{os.sep}' for package in (jax, flax))
 
 
@@ -49,10 +50,13 @@ def count_flops(function: Callable[..., Any], *args: Any, of: str = 'a program')
   """Returns the FLOPs of `function(*args)`, of which the shapes alone matter.
 
   >>> double = lambda x: 2 * x
-  >>> count_flops(double, jnp.ones(3))
-  3.0
-  >>> count_flops(lambda x: jax.lax.fori_loop(0, 10, lambda i, x: double(x), x), jnp.ones(3))
-  30.0
+  >>> count_flops(double, jnp.ones(500))
+  500.0
+
+  A loop counts its trips, and its counter:
+
+  >>> count_flops(lambda x: jax.lax.fori_loop(0, 10, lambda i, x: double(x), x), jnp.ones(500))
+  5011.0
 
   Args:
     function: can be traced.
@@ -63,7 +67,8 @@ def count_flops(function: Callable[..., Any], *args: Any, of: str = 'a program')
     UserError: for a loop whose trips are not known before it runs, or an operation that cannot be
       counted.
   """
-  return count_traced(jax.jit(function).trace(*args), of)
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
+  return count_traced(jax.jit(function).trace(*shapes), of)
 
 
 def count_traced(traced: jax.stages.Traced, of: str = 'a program') -> float:
@@ -72,9 +77,8 @@ def count_traced(traced: jax.stages.Traced, of: str = 'a program') -> float:
   >>> count_traced(jax.jit(jnp.negative).trace(jnp.ones(3)))
   3.0
   """
-  with _on_host():
-    by_xla = _flops(traced.lower())
-  return by_xla + _Count(of).beyond(traced.jaxpr)
+  beyond = _Count(of).beyond(traced.jaxpr)  # refuses what no backend counts
+  return _flops(traced) + beyond
 
 
 def stated(function: Callable[..., Any], flops: float) -> Callable[..., Any]:
@@ -120,9 +124,12 @@ class _Count:
     """Yields the equations that XLA counts otherwise, also those within plain calls."""
     for equation in program.eqns:
       name = equation.primitive.name
-      if name in ('scan', 'while', 'ragged_dot_general', 'shard_map') or _is_stated(equation):
+      if (
+        name in ('scan', 'while', 'ragged_dot_general', 'shard_map')
+        or _stated(equation) is not None
+      ):
         yield equation
-      elif name in (*CALLBACKS, *LAPACK):
+      elif name in (*CALLBACKS, *LAPACK, KERNEL):
         self.refuse(name, equation, 'what XLA can count')
       elif name in CALLS:
         for inner in _programs(equation):
@@ -152,7 +159,7 @@ class _Count:
       return self.of_devices(equation)
     if name == 'ragged_dot_general':
       return _ragged(equation) - self.alone(equation)
-    return float(params['name'].removeprefix(STATED)) - self.by_xla(params['jaxpr'])
+    return (_stated(equation) or 0.0) - self.alone(equation)
 
   def of_devices(self, equation: JaxprEqn) -> float:
     """Returns what has to be added for a `shard_map`, of which XLA counts one device."""
@@ -182,6 +189,8 @@ class _Count:
 
   def alone(self, equation: JaxprEqn) -> float:
     """Returns XLA's count of an equation."""
+    if equation.primitive.name in CALLS:
+      return self.by_xla(*_programs(equation))
     run = functools.partial(equation.primitive.bind, **equation.params)
     return self._by_xla(run, [variable.aval for variable in equation.invars])
 
@@ -191,13 +200,22 @@ class _Count:
       options = {'mesh': self.mesh, 'in_specs': every, 'out_specs': every}
       function = jax.shard_map(function, check_vma=False, **options)
     shapes = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in arguments]
-    with _on_host():
-      return _flops(jax.jit(function).lower(*shapes))
+    return _flops(jax.jit(function).trace(*shapes))
 
 
-def _flops(lowered: jax.stages.Lowered) -> float:
-  """Returns XLA's count of a program, before it optimises it; 0 where it has none."""
-  return float((lowered.cost_analysis() or {}).get('flops', 0.0))
+def _flops(traced: jax.stages.Traced) -> float:
+  """Returns XLA's count of a program, before it optimises it."""
+  with _on_host():
+    try:
+      lowered = traced.lower()
+    except Exception:
+      if jax.default_backend() == 'cpu':
+        raise
+      lowered = traced.lower(lowering_platforms=(jax.default_backend(),))
+    analysis = lowered.cost_analysis()
+  if analysis is None:
+    raise UserError(f'JAX counts no FLOPs on {jax.default_backend()}: expected arrays on the host')
+  return float(analysis.get('flops', 0.0))
 
 
 @contextlib.contextmanager
@@ -217,8 +235,13 @@ def _on_host() -> Iterator[None]:
     yield
 
 
-def _is_stated(equation: JaxprEqn) -> bool:
-  return str(equation.params.get('name', '')).startswith(STATED)
+def _stated(equation: JaxprEqn) -> float | None:
+  """Returns the FLOPs that an equation itself says it takes; None where it says nothing."""
+  name, params = str(equation.params.get('name', '')), equation.params
+  if equation.primitive.name in CALLS and name.startswith(STATED):
+    return float(name.removeprefix(STATED))
+  estimate = params.get('cost_estimate') if equation.primitive.name == KERNEL else None
+  return None if estimate is None else float(estimate.flops)
 
 
 def _closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:

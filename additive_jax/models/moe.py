@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from additive_jax.gates import routers
@@ -83,7 +84,8 @@ class MixtureOfExperts(nn.Module):
     x = nn.LayerNorm(name='norm')(h)
     layers = feed_forward_layers(width, self.hidden, self.gated, copies=(count,))
     logits = linear_router(count)(x)
-    bias = jax.lax.stop_gradient(self.param(SELECTION_BIAS, nn.initializers.zeros, (count,)))
+    bias = self.param(SELECTION_BIAS, nn.initializers.zeros, (count,), jnp.float32)
+    bias = jax.lax.stop_gradient(bias)
     choice = routers.top_k(logits, top_k, renormalise=self.experts.renormalise, bias=bias)
     leave(self, routers.facts_of_list(logits, choice.indices, count), Chosen(choice.indices))
 

@@ -45,6 +45,11 @@ def surrounding(around: Around | None) -> Iterator[None]:
     _AROUND.reset(token)
 
 
+def is_surrounded() -> bool:
+  """Returns whether something runs the parts of the networks that are traced now."""
+  return _AROUND.get() is not None
+
+
 def run_part(model: nn.Module, part: Part, variables: PyTree, run: Callable[[PyTree], Any]) -> Any:
   """Returns `run(variables)`, run by what surrounds parts, if anything does. What `run` runs in
   turn is not surrounded again."""

@@ -68,7 +68,8 @@ class TokenNetwork(Additive):
       self.stem = nn.Dense(self.width, name='embed')
     if self.positions == 'learned':
       init = nn.initializers.normal(0.02)
-      self.position = self.param('position', init, (self.max_tokens, self.width))
+      shape = (self.max_tokens, self.width)
+      self.position = self.param('position', init, shape, jnp.float32)
     self.head = Head(self.num_classes, name='readout')
 
   def embed(self, x: Inputs) -> Stream:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from additive_jax.errors import UserError
+from additive_jax.errors import STOPPED, Stopped, UserError
 from additive_jax.files import keys
+from additive_jax.parallel.meeting import meet, relayed
+from additive_jax.parallel.peers import Peers
 
 log = logging.getLogger('additive_jax')
 
@@ -66,37 +70,91 @@ def agree(flag: bool) -> bool:
   return bool(multihost_utils.process_allgather(jnp.asarray(flag)).any())
 
 
+def tell_saved(saved: Callable[[], str]) -> None:
+  """Sets what says how much of the run is saved, should another process be gone."""
+  if _State.peers is not None:
+    _State.peers.saved = saved
+
+
+class _State:
+  peers: Peers | None = None
+
+
 @contextlib.contextmanager
-def distributed(coordinator: str, num_processes: int, process_id: int) -> Iterator[None]:
+def distributed(
+  coordinator: str, num_processes: int, process_id: int, wait: float = 30.0
+) -> Iterator[None]:
   """Joins this process to the others for the length of the block; nothing for an empty coordinator.
+
+  When another process is gone, this one says so and ends with exit code 75; when one ends with a
+  mistake, so does this.
 
   Args:
     coordinator: `host:port` of process 0, or 'auto' for what SLURM, a TPU pod or Kubernetes tells
       JAX by itself.
     num_processes: how many join; not read for 'auto'.
     process_id: the number of this one, from 0; not read for 'auto'.
+    wait: seconds for the others to come, and of silence after which one counts as gone.
 
   Raises:
-    UserError: for a coordinator of another form, or where nothing tells JAX of the processes.
+    UserError: for a coordinator of another form, a port in use, or where nothing tells JAX of the
+      processes.
+    Stopped: when a process does not come.
   """
   if not coordinator:
     yield
     return
-  # Seconds until a process that is gone, or that failed while the others did not, ends the rest.
-  patience: dict[str, Any] = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 120}
-  address: tuple[Any, ...] = (
-    () if coordinator == 'auto' else (coordinator, num_processes, process_id)
-  )
-  if address and not re.fullmatch(r'[^:]+:\d+', coordinator):
+  address, count, rank = coordinator, num_processes, process_id
+  if coordinator == 'auto':
+    address, count, rank = _detected(wait)
+  if not re.fullmatch(r'.+:\d+', address):
     raise UserError(f'--coordinator={coordinator}: expected host:port, or auto')
+  if not 0 <= rank < count:
+    raise UserError(f'--process_id={rank}: expected less than --num_processes={count}')
+  peers = _State.peers = meet(address, rank, count, wait)
+  code = 1
   try:
-    jax.distributed.initialize(*address, **patience)
-  except ValueError as error:
+    _initialize(address if rank == 0 else relayed(address), rank, count, wait)
+    yield
+    code = 0
+  except Stopped:
+    code = STOPPED
+    raise
+  except UserError:
+    code = 2
+    raise
+  except Exception:
+    peers.settle()
+    raise
+  finally:
+    peers.leave(code)
+  jax.distributed.shutdown()
+
+
+def _detected(wait: float) -> tuple[str, int, int]:
+  """What JAX finds out of the processes: the address, how many there are, and the number of this
+  one. It has no public function that tells without waiting for the others."""
+  found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(wait))
+  address, count, rank, _ = found
+  if address is None or count is None or rank is None:
     raise UserError(
-      f'--coordinator={coordinator}: {error} Expected SLURM, a TPU pod or Kubernetes for auto, '
-      'else also --num_processes and --process_id'
-    ) from error
+      '--coordinator=auto: expected SLURM, a TPU pod or Kubernetes, else host:port together with '
+      '--num_processes and --process_id'
+    )
+  return address, count, rank
+
+
+def _initialize(address: str, rank: int, count: int, wait: float) -> None:
+  """Joins what JAX does on all processes; they are all there."""
+  seconds = math.ceil(wait)
+  jax.distributed.initialize(
+    address,
+    count,
+    rank,
+    initialization_timeout=max(seconds, 30),
+    # In reserve, should the threads of `peers` not see that a process is gone.
+    heartbeat_timeout_seconds=4 * seconds,
+    shutdown_timeout_seconds=max(seconds, 30),
+  )
   # The first collective must come before any long compile.
   multihost_utils.sync_global_devices('joined')
-  yield
-  jax.distributed.shutdown()

@@ -17,6 +17,7 @@ from additive_jax import run
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
+from additive_jax.models.contract import check_pool
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
 from additive_jax.run.objectives import Objective, expected_of, objective_of
@@ -73,8 +74,9 @@ def evaluate_structures(
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
 
   Raises:
-    UserError: when 2^n is too large to enumerate, x and y differ in length, inputs are not finite,
-      or labels, tokens or targets are not what the task and the model take.
+    UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
+      the model, inputs are not finite, or labels, tokens or targets are not what the task and the
+      model take.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -86,9 +88,10 @@ def evaluate_structures(
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
   if batch_size < 1:
     raise UserError(f'batch_size {batch_size}: expected at least 1')
-  expected_of(model, task, x[:1]).check(x, y, 'batch')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+  check_pool(model, variables, x[:batch_size])
+  expected_of(model, task, x[:1]).check(x, y, 'batch')
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
@@ -146,8 +149,20 @@ def _sums(program, variables, batch, batch_size, plans, devices):
 
 
 def as_batch(batch: Any) -> tuple[Any, Any]:
-  """Returns a pair (x, y) as it is, or the two arrays of a split."""
-  return (batch.x, batch.y) if hasattr(batch, 'in_memory') else batch
+  """Returns a pair (x, y) as it is, or the two arrays of a split.
+
+  >>> as_batch((np.ones((2, 3)), np.array([0, 1]), np.ones(2)))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: a batch of (2, 3), (2,), (2,): expected a pair (x, y), inputs and
+  targets
+  """
+  if hasattr(batch, 'in_memory'):
+    return batch.x, batch.y
+  if not isinstance(batch, tuple | list) or len(batch) != 2:
+    many = isinstance(batch, tuple | list)
+    given = ', '.join(str(np.shape(part)) for part in batch) if many else type(batch).__name__
+    raise UserError(f'a batch of {given}: expected a pair (x, y), inputs and targets')
+  return batch[0], batch[1]
 
 
 def evaluate_one(

@@ -167,8 +167,8 @@ def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:
   objective = objective_of(task)
   tokens = getattr(model, 'num_tokens', 0) if np.issubdtype(x.dtype, np.integer) else 0
   name = next((name for name, known in OBJECTIVES.items() if known is objective), '')
-  if not name:
-    return Expected(num_tokens=tokens)
+  if not name or not hasattr(model, 'init_with_output'):  # in place of a module, with parts alone
+    return Expected(name, num_tokens=tokens)
   _, *shape, outputs = outputs_of(model, x).shape
   targets = (*shape, outputs) if objective is regression else tuple(shape)
   return Expected(name, outputs, tokens, targets)

@@ -54,6 +54,7 @@ from additive_jax.models.additive import (
   sites_of,
   update,
 )
+from additive_jax.models.contract import check_pool
 
 ROUND = 64  # structures of a round of `shared_prefix`
 
@@ -190,6 +191,7 @@ def run_plan(
   >>> jax.jit(lambda walk: run_plan(model, pool, x, walk, mean, tile=1))(walk).shape
   (2, 2)
   """
+  check_pool(model, variables, x)  # slots hold streams: a site that is off must leave its shape
   rounds, width = plan.leaf.shape
   h = embed(model, variables, x)
   streams = _streams(model, variables, h)

@@ -30,6 +30,7 @@ from additive_jax.gates.structure import StructureLike, parse
 from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
+from additive_jax.models.contract import check_pool
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
 
 Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
@@ -56,6 +57,7 @@ def static(
     scales: what a site with residual gate i adds is multiplied by `scales[i]`; None is 1.
   """
   structure = parse(structure, len(gate_names(model)))
+  check_pool(model, variables, x, structure)
   return _run(model, variables, x, structure, scales)
 
 
@@ -82,7 +84,9 @@ def conditional(
 
   Under `vmap` over structures every branch would run; map over them with `lax.map` or `lax.scan`.
   """
-  return _run(model, variables, x, traced_structure(structure, len(gate_names(model))), scales)
+  structure = traced_structure(structure, len(gate_names(model)))
+  check_pool(model, variables, x)
+  return _run(model, variables, x, structure, scales)
 
 
 def masked(
@@ -113,6 +117,7 @@ def masked(
   if structure.ndim > 1 and structure.shape[0] != len(x):
     raise UserError(f'gates of shape {structure.shape}: expected {len(x)} rows, one per example')
   structure = structure.astype(jnp.promote_types(structure.dtype, jnp.float32))
+  check_pool(model, variables, x)
   return _run(model, variables, x, [structure[..., i] for i in range(num_gates)], scales)
 
 
@@ -180,6 +185,7 @@ def gathered(
       there are B.
     scales: as for `static`.
   """
+  check_pool(model, variables, x)
   h = embed(model, variables, x)
   batch = len(x)
   for i, site in enumerate(sites_of(model)):
@@ -223,6 +229,7 @@ def routed(
   >>> {site: router.load.shape for site, router in facts.items()}
   {'block_00__mlp': (4,)}
   """
+  check_pool(model, variables, x)
   rngs = {} if key is None else {ROUTING: key}
   outputs, collections = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
   return outputs, _left(collections, ROUTING)
@@ -241,6 +248,7 @@ def chosen(
   >>> {site: choice.indices.shape for site, choice in choices.items()}
   {'block_00__mlp': (2, 4, 1)}
   """
+  check_pool(model, variables, x)
   rngs = {} if key is None else {ROUTING: key}
   outputs, collections = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
   return outputs, _left(collections, ROUTING), _left(collections, CHOICES)

@@ -7,11 +7,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.errors
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import PyTree, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
@@ -19,11 +18,6 @@ from additive_jax.models.additive import Site, gate_names, sites_of
 # XLA optimises for many fast runs of one program. Here each runs a few times, and these options cut
 # what compiling takes to a third, and to a tenth where random numbers are drawn.
 CPU_OPTIONS = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}
-DECIDES_ON_VALUES = (
-  jax.errors.ConcretizationTypeError
-  | jax.errors.TracerArrayConversionError
-  | jax.errors.TracerIntegerConversionError
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +51,8 @@ class Part:
     return model.apply(variables, value, method=self.method)
 
   def after(
-    self, value: Shaped[np.ndarray, '...'], result: Shaped[np.ndarray, '...']
-  ) -> Shaped[np.ndarray, '...']:
+    self, value: Shaped[Array | np.ndarray, '...'], result: Shaped[Array | np.ndarray, '...']
+  ) -> Shaped[Array | np.ndarray, '...']:
     """Returns the stream after the part, from its input and its result."""
     return value + result if self.site is not None and self.site.adds else result
 
@@ -87,6 +81,7 @@ class Case:
     tolerance: how far apart, relative to the largest, numbers may be that should be equal.
     independent: whether examples do not influence each other, as far as is known.
     programs: by way to run and structure, the outputs as a compiled function of variables and x.
+    quick: whether only what shapes and one run of every part show is looked at.
   """
 
   model: Any
@@ -104,6 +99,7 @@ class Case:
   tolerance: float = 0.0
   independent: bool = True
   programs: dict[str, dict[Structure, Callable[..., Any]]] = dataclasses.field(default_factory=dict)
+  quick: bool = False
 
   def fail(self, text: str) -> bool:
     """Notes a violation; returns False: the clause is broken."""
@@ -164,31 +160,27 @@ def _quick_options():
   return CPU_OPTIONS
 
 
-def reason(error: Exception) -> str:
-  """Returns why a model's code failed, in words, with the first line of the error itself.
-
-  >>> reason(ValueError('no such width\\nand more'))
-  'ValueError: no such width'
-  """
-  first = (str(error).strip().splitlines() or [''])[0]
-  first = first.split(' (https://')[0][:200].rstrip('.')
-  text = f'{type(error).__name__}: {first}'
-  if isinstance(error, flax.errors.InvalidRngError):
-    return f'it draws random numbers, but must be deterministic (switch dropout off); {text}'
-  if isinstance(error, flax.errors.ModifyScopeVariableError):
-    return f'it changes a variable, but must be a pure function of the parameters; {text}'
-  if isinstance(error, flax.errors.ScopeParamNotFoundError | flax.errors.ScopeCollectionNotFound):
-    return f'it reads what init did not create, so create every site at init; {text}'
-  if isinstance(error, DECIDES_ON_VALUES):
-    return (
-      'it takes a Python decision on, or a NumPy copy of, the values of an array, which compiled '
-      f'code cannot: use jnp.where or jax.lax.cond; {text}'
-    )
-  return text
-
-
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
   """Returns the leaves of a tree by their path, such as `['block_00']['kernel']`."""
   return {
     jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def size_of(tree: PyTree) -> float:
+  """Returns the largest absolute value in a tree of arrays.
+
+  >>> size_of({'a': np.array([1.0, -3.0])})
+  3.0
+  """
+  leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+  return max(float(np.abs(leaf).max(initial=0)) for leaf in leaves)
+
+
+def far_apart(a: Any, b: Any, scale: float | None = None) -> float:
+  """Returns the largest difference relative to `scale` (default: the largest number in a); NaN
+  counts as infinite."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  scale = size_of(a) if scale is None else scale
+  difference = np.abs(a - b).max(initial=0)
+  return float(difference / max(scale, 1e-30)) if np.isfinite(difference) else np.inf

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 from additive_jax.run.objectives import objective_of
 from additive_jax.seeds import checked_seed
-from additive_jax.testing import form, runs, shapes
+from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 
 log = logging.getLogger('additive_jax')
@@ -52,10 +52,52 @@ CLAUSES: tuple[Callable[[Case], bool], ...] = (
   shapes.parts_take_any_batch,
   shapes.inner_gates_take_every_form,
   shapes.space_matches,
-  runs.parts_are_pure,
+  purity.parts_are_pure,
   runs.ways_agree,
   runs.off_gates_read_nothing,
 )
+
+# What shapes show, and one run of every part: before a training.
+QUICK: tuple[Callable[[Case], bool], ...] = (
+  form.is_usable_module,
+  form.has_its_parts,
+  shapes.parts_fit_at_init,
+  shapes.has_one_pool,
+  shapes.parts_take_any_batch,
+  shapes.inner_gates_take_every_form,
+  purity.one_run_is_sound,
+)
+
+
+def check_quickly(
+  model: nn.Module, batch: tuple[Any, Any], *, task: str | Callable[..., Any] = 'classification'
+) -> None:
+  """Checks what `check_model` does as far as shapes show it and one run of every part, which
+  compiles two small programs; experiments begin with it.
+
+  Args:
+    model, task: as for `check_model`.
+    batch: (x [B, ...], y [B, ...]); two examples are enough, which may be alike.
+
+  Raises:
+    UserError: the first clause that is broken, in one line.
+
+  >>> check_quickly(nn.Dense(3), (np.eye(2, dtype=np.float32), np.zeros(2, int)))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: Dense: It has no embed (input to stream): define a method ...
+  """
+  x, y = _pair(batch)
+  name = model.__name__ if isinstance(model, type) else type(model).__name__
+  case = Case(model, x, y, y, objective_of(task), max_structures=2, seed=0, quick=True)
+  try:
+    with np.errstate(all='ignore'):
+      all(clause(case) for clause in QUICK)
+  except SystemExit as error:
+    case.fail(f'It ends the program (sys.exit, {error.code}).')
+  if case.violations:
+    first, *others = case.violations
+    more = f' {len(others)} more are wrong' if others else ''
+    raise UserError(f'{name}: {one_line(ValueError(first))}{more}')
 
 
 def check_model(

@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from additive_jax.models.additive import RESIDUAL, Additive
-from additive_jax.testing.case import Case, reason
+from additive_jax.models.additive import Additive
+from additive_jax.models.contract import reason
+from additive_jax.models.sites import wrong_gates
+from additive_jax.testing.case import Case
 
 
 def is_usable_module(case: Case) -> bool:
@@ -116,25 +118,8 @@ def _wrong_sites(sites: list[tuple[str, Any, str | None]]) -> list[str]:
         f'Sites {names.index(name)} and {i} are both called {name!r}, so their gates could not be '
         'told apart: give every site a name of its own.'
       )
-    elif expected := _wrong_gates(gates):
+    elif expected := wrong_gates(gates):
       wrong.append(f'Site {name!r} has gates {gates!r}: {expected}.')
   if not wrong and not any(gates is None or gates for _, gates, _ in sites):
     wrong.append('None of its sites has a gate: expected at least one gate in all.')
   return wrong
-
-
-def _wrong_gates(gates) -> str | None:
-  """Returns what is wrong with the attribute `gates` of a site; None if nothing is."""
-  if gates is None:
-    return None
-  is_names = isinstance(gates, tuple) and all(isinstance(name, str) for name in gates)
-  if not is_names or not all(name and '/' not in name for name in gates):
-    return (
-      "expected a tuple of the names of the gates it owns, not empty and without '/' (call the "
-      'attribute something else if it is about something else)'
-    )
-  if len(set(gates)) < len(gates):
-    return 'expected different names'
-  if RESIDUAL in gates[1:]:
-    return f'expected {RESIDUAL!r} first, since it skips the whole site'
-  return None

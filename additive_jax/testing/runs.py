@@ -14,64 +14,13 @@ import numpy as np
 
 from additive_jax import run
 from additive_jax.models.additive import gate_names, parts
+from additive_jax.models.contract import reason
 from additive_jax.run.prefix import shared_prefix
-from additive_jax.testing.case import Case, compiled, leaves_by_path, reason
+from additive_jax.testing.case import Case, compiled, far_apart, leaves_by_path, size_of
 
 log = logging.getLogger('additive_jax')
 
-# Relative to the largest number compared. float32 sums of some thousand terms in another order
-# differ by about 1e-6, and a stack of layers multiplies that. bfloat16 has 8 bits: 2^-8 a rounding.
-TOLERANCE, LOW_TOLERANCE = 1e-4, 4e-2
 APPLY = 'model.apply(variables, x, structure)'
-
-
-def parts_are_pure(case: Case) -> bool:
-  """Checks that parts are deterministic, finite, and for each example the same whatever the others
-  and their number; and moves the pool a step away from init, where the ways to run are compared.
-
-  Every part runs on four batches, here of four examples:
-
-    inputs  a b c d      again   a b c d   equal, or the part is not deterministic
-    mixed   a b C D      alone   a         rows a and b equal, or it mixes examples
-  """
-  half = len(case.x) // 2
-  try:
-    program = _all_parts(case)
-    inputs = _inputs(case, program, case.variables)
-    mixed = [np.concatenate([a[:half], _changed(a[half:])]) for a in inputs]
-    batches = (inputs, inputs, mixed, [a[:1] for a in inputs])
-    first, again, varied, alone = (
-      jax.device_get(program(case.variables, batch)) for batch in batches
-    )
-    alone_differs = [_distance(out[:1], other) for out, other in zip(first, alone)]
-    case.tolerance = _tolerance(program, case.variables, inputs)
-    # Another number of examples is another program: is it the number, or what tracing drew?
-    suspect = max(alone_differs) > case.tolerance
-    fresh = jax.device_get(_all_parts(case)(case.variables, inputs)) if suspect else first
-    case.moved = _moved(case, program)
-  except Exception as error:
-    return case.fail(f'Its parts cannot be compiled together: {reason(error)}.')
-  sound = True
-  for i, part in enumerate(case.parts):
-    out = first[i]
-    if not np.isfinite(out).all():  # the parts after it are given these
-      return case.fail(f'{part.title} gives numbers that are not finite at init.')
-    if max(_distance(out, again[i]), _distance(out, fresh[i])) > case.tolerance:
-      sound = False
-      case.fail(
-        f'{part.title} gives different numbers for the same input and parameters: it must be '
-        'deterministic, without hidden random numbers or state.'
-      )
-    elif max(_distance(out[:half], varied[i][:half]), alone_differs[i]) > case.tolerance:
-      case.independent = False
-      case.fail(
-        f'{part.title} mixes the examples of a batch: what it gives for one changes with the '
-        'others or with their number (batch statistics?), but structures are evaluated side by '
-        'side along the batch axis.'
-      )
-    elif part.site is not None and np.array_equal(part.after(inputs[i], out), inputs[i]):
-      case.notes.append(f'{part.title} adds nothing at init.')
-  return sound
 
 
 def ways_agree(case: Case) -> bool:
@@ -143,7 +92,7 @@ def off_gates_read_nothing(case: Case) -> bool:
       for i in off:
         if i not in culprits:
           poisoned = program(_poison(case.moved, reads[i] - on), case.x)
-          culprits |= {i} if _distance(clean, poisoned) > 0 else set()
+          culprits |= {i} if far_apart(clean, poisoned) > 0 else set()
     if culprits:
       names = ', '.join(gate_names(case.model)[sites[i].start] for i in sorted(culprits))
       case.fail(
@@ -244,10 +193,10 @@ def _compare(case, name, structures, reference, results) -> float:
   the largest relative difference."""
   largest = 0.0
   for kind, one, two in zip(('outputs', 'gradients'), reference, results):
-    scale = max(map(_largest, one.values()))
+    scale = max(map(size_of, one.values()))
     for i in two:
       leaves = zip(jax.tree.leaves(one[i]), jax.tree.leaves(two[i]))
-      distance = max(_distance(a, b, scale) for a, b in leaves)
+      distance = max(far_apart(a, b, scale) for a, b in leaves)
       if distance > largest:
         largest, worst = distance, structures[i]
     if largest > case.tolerance:
@@ -258,26 +207,6 @@ def _compare(case, name, structures, reference, results) -> float:
       )
       break
   return largest
-
-
-def _all_parts(case):
-  """Returns a freshly traced program: what each part gives for an input or stream of its own."""
-  parts_ = case.parts
-  return compiled(
-    lambda variables, inputs: [
-      part.run(variables, value, model=case.model) for part, value in zip(parts_, inputs)
-    ]
-  )
-
-
-def _inputs(case, program, variables):
-  """Returns the input of each part, as NumPy arrays: x and the streams. Runs all parts as often as
-  there are streams, since one program costs less than two."""
-  inputs = [case.x, *(np.zeros(stream.shape, stream.dtype) for stream in case.streams)]
-  for i, part in enumerate(case.parts[:-1]):
-    out = jax.device_get(program(variables, inputs)[i])
-    inputs[i + 1] = part.after(inputs[i], out)
-  return inputs
 
 
 def _with_gradient(case, forward):
@@ -294,20 +223,6 @@ def _with_gradient(case, forward):
   return both
 
 
-def _moved(case, program):
-  """Returns the variables a random step away from init; the same ones where that is not finite."""
-  rng = np.random.default_rng(case.seed)
-
-  def move(leaf):
-    scale = 0.5 / np.sqrt(max(4, np.prod(leaf.shape[:-1])))
-    step = scale * rng.standard_normal(leaf.shape)
-    return leaf + step.astype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-  moved = jax.tree.map(move, case.variables)
-  results = program(moved, _inputs(case, program, moved))
-  return moved if all(np.isfinite(out).all() for out in results) else case.variables
-
-
 def _poison(variables, paths):
   """Returns the variables with NaN in the leaves of these paths, which are within `params`."""
 
@@ -316,29 +231,3 @@ def _poison(variables, paths):
     return np.full_like(leaf, np.nan) if poisoned else leaf
 
   return jax.tree_util.tree_map_with_path(spoil, variables)
-
-
-def _changed(x):
-  """Returns the same examples with other values of the kind that occur in them."""
-  return 1 - 2 * x if jnp.issubdtype(x.dtype, jnp.floating) else x.max() - x + x.min()
-
-
-def _tolerance(program, *arguments) -> float:
-  """Returns the tolerance that suits the narrowest floats that a program computes with."""
-  text = str(program.trace(*arguments).jaxpr)
-  low = any(f'{name}[' in text for name in ('bf16', 'f16', 'f8'))
-  return LOW_TOLERANCE if low else TOLERANCE
-
-
-def _largest(tree) -> float:
-  leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
-  return max(float(np.abs(leaf).max(initial=0)) for leaf in leaves)
-
-
-def _distance(a, b, scale: float | None = None) -> float:
-  """Returns the largest difference relative to `scale` (default: the largest number in a); NaN
-  counts as infinite."""
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  scale = _largest(a) if scale is None else scale
-  difference = np.abs(a - b).max(initial=0)
-  return float(difference / max(scale, 1e-30)) if np.isfinite(difference) else np.inf

@@ -102,6 +102,7 @@ class Fleet:
     _check(groups, names, len(train))
     seed = checked_seed(seed)
     x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
     checked(train, expected_of(recipe.model, recipe.objective, x), 'train')
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       if value < 1:

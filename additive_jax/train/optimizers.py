@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 
 
 def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
@@ -51,9 +52,7 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
       f'config.clip_norm {config.clip_norm}: expected 0 (no clipping) or a positive number'
     )
 
-  def try_out(optimizer):
-    jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), {'w': jnp.zeros((2, 2))})
-
+  try_out = lambda optimizer: _tried(optimizer, {'w': jnp.zeros((2, 2))})
   make = functools.partial(function, learning_rate=schedule)
   optimizer = _made(make, kwargs, try_out, f'config.optimizer.kwargs {kwargs} of {name!r}')
   if config.clip_norm:
@@ -182,6 +181,67 @@ def _made(function, kwargs, try_out, description):
     result = function(**kwargs)
     try_out(result)
   except (TypeError, ValueError) as error:
+    if _needs_more(error):
+      raise _more_than_a_gradient(error) from error
     reason = ' '.join(str(error).split())[:160]
     raise UserError(f'{description}: expected values that Optax takes ({reason})') from error
   return result
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> None:
+  """Raises `UserError` for an optimizer that needs more than a gradient, its state and the pool, or
+  whose state changes its form. Computes nothing.
+
+  >>> check_optimizer(optax.adam(1e-3), {'w': jnp.zeros(2)})
+  >>> check_optimizer(optax.lbfgs(), {'w': jnp.zeros(2)})
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: an optimizer that needs more than a gradient (update_fn() missing 3
+  required keyword-only arguments: 'value', 'grad', and 'value_fn'): expected one such as adamw
+
+  Args:
+    params: the pool, of arrays or shapes.
+  """
+  leaves, form = jax.tree.flatten(params)
+  _checked(optimizer, form, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(optimizer, form, leaves):
+  params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+  try:
+    before, after = _tried(optimizer, params)
+  except Exception as error:
+    if _needs_more(error):
+      raise _more_than_a_gradient(error) from error
+    raise UserError(
+      f'an optimizer that fails on the pool ({type(error).__name__}: {one_line(error)[:160]}): '
+      'expected one that suits it, such as adamw'
+    ) from error
+  changed = [
+    f'{b.dtype} {b.shape} into {a.dtype} {a.shape}'
+    for b, a in zip(jax.tree.leaves(before), jax.tree.leaves(after))
+    if (b.shape, b.dtype) != (a.shape, a.dtype)
+  ]
+  if changed or jax.tree.structure(before) != jax.tree.structure(after):
+    how = f', {changed[0]}' if changed else ''
+    raise UserError(
+      f'an optimizer whose state changes its form in a step{how}: expected one that keeps it'
+    )
+
+
+def _tried(optimizer, params):
+  """Returns the shapes of an optimizer's state before and after a step."""
+  state = jax.eval_shape(optimizer.init, params)
+  return state, jax.eval_shape(optimizer.update, params, state, params)[1]
+
+
+def _needs_more(error) -> bool:
+  """Returns whether an update has failed for want of arguments."""
+  return isinstance(error, TypeError) and 'missing' in str(error) and 'argument' in str(error)
+
+
+def _more_than_a_gradient(error) -> UserError:
+  return UserError(
+    f'an optimizer that needs more than a gradient ({one_line(error).rpartition(">.")[2]}): '
+    'expected one such as adamw'
+  )

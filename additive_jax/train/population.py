@@ -22,6 +22,7 @@ from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
+from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
@@ -86,8 +87,9 @@ class Population:
       devices: one per worker thread, see `parallel.workers`.
 
     Raises:
-      UserError: for splits that stay in their source, or labels, tokens or targets that are not
-        what the task and the model take.
+      UserError: for splits that stay in their source, a model whose parts do not fit each other, an
+        optimizer that needs more than a gradient, or labels, tokens or targets that are not what
+        the task and the model take.
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
@@ -99,6 +101,7 @@ class Population:
     self._order = Order(len(data.train), batch_size, self.seed)
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
+    recipe.check_network(example)
     expected = expected_of(recipe.model, recipe.objective, example)
     for part in ('train', 'test'):
       checked(getattr(data, part), expected, f'{data.name}, {part}')
@@ -130,6 +133,9 @@ class Population:
         f'training from step {start} to {stop} with {len(states or {})} states: expected a later '
         'end, and states if and only if the start is not 0'
       )
+    for state in (states or {}).values():
+      if wrong := differences(state.params, self.variables['params']):
+        raise UserError(f'a state whose pool has {wrong}: expected the pool of the model')
     structures = [parse(s, len(gate_names(self.recipe.model))) for s in structures]
     indices = self._order.indices(start, stop - start)
     # A share of all steps, so that training taken up again reports the same.

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax import run
 from additive_jax.errors import UserError
+from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
@@ -272,9 +274,19 @@ class Recipe:
       raise UserError(f'slot_clip_norm {self.slot_clip_norm}: expected 0, or a positive number')
     if not isinstance(self.loss, Loss):
       raise UserError(f'loss {self.loss!r}: expected a Loss, such as Structures()')
+    if not all(callable(getattr(self.optimizer, part, None)) for part in ('init', 'update')):
+      raise UserError(
+        f'optimizer {self.optimizer!r}: expected one of Optax, such as optax.adam(0.1)'
+      )
     if type(self.loss).__hash__ is None:
       raise UserError(f'loss {self.loss!r}: expected a hashable one, such as a frozen dataclass')
     self.loss.check(self)
+
+  def check_network(self, x: Inputs) -> None:
+    """Raises `UserError` for a network whose parts do not fit each other on inputs of the shape of
+    `x` [B, ...], see `models.contract`; one that is no Flax module is not looked at."""
+    if isinstance(self.model, nn.Module):
+      contract.check_network(self.model, x)
 
   def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
     """Returns the objective's loss of each example."""

@@ -14,11 +14,13 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.models.contract import differences
 from additive_jax.parallel import layout, processes, shares, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import HOST, Storage
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
+from additive_jax.train.optimizers import check_optimizer
 from additive_jax.train.recipe import Recipe, reads_by_parts
 
 
@@ -49,8 +51,12 @@ def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
   >>> state = init_state(recipe, jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 6))))
   >>> int(state.step), int(state.skipped)
   (0, 0)
+
+  Raises:
+    UserError: for an optimizer that does not suit, see `optimizers.check_optimizer`.
   """
   params = variables['params']
+  check_optimizer(recipe.optimizer, params)
   return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
 
 
@@ -195,7 +201,7 @@ class StateLayout:
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
     init = lambda x: init_state(recipe, recipe.model.init(jax.random.key(0), x))
-    shapes = jax.eval_shape(init, example)
+    self._shapes = shapes = jax.eval_shape(init, example)
     in_stages = jax.eval_shape(self._in_stages, shapes.params)
     self.storage = Storage(recipe.optimizer, in_stages, self.specs, placement)
     shardings = layout.shardings(self.mesh, self.specs)
@@ -216,7 +222,12 @@ class StateLayout:
 
   def place(self, state: State) -> State:
     """Returns a copy of an ordinary state as it lies on the mesh; what is there in parts already,
-    as `ordinary` gives it, goes by no host."""
+    as `ordinary` gives it, goes by no host.
+
+    Raises:
+      UserError: for a state of another pool or another optimizer.
+    """
+    self._check(state)
     is_here = mesh_.is_on(self.mesh, state)
     if not is_here:
       state = mesh_.lay(processes.to_host(state), self.ordinary_shardings)
@@ -230,6 +241,12 @@ class StateLayout:
   def ordinary_pool(self, params: PyTree) -> PyTree:
     """Returns a pool on the mesh in the ordinary form, on the same devices."""
     return self._leave_pool(params) if self._has_stages else params
+
+  def _check(self, state: State) -> None:
+    if wrong := differences(state.params, self._shapes.params):
+      raise UserError(f'a state whose pool has {wrong}: expected the pool of the model')
+    if wrong := differences(state.opt_state, self._shapes.opt_state):
+      raise UserError(f'a state whose optimizer keeps {wrong}: expected that of the recipe')
 
   @property
   def _has_stages(self) -> bool:

@@ -188,8 +188,9 @@ class Trainer:
 
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
-        the mesh, the loss does not suit the sampler, or labels, tokens or targets are not what
-        the task and the model take.
+        the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
+        the optimizer needs more than a gradient, the state is of another pool, or labels, tokens or
+        targets are not what the task and the model take.
     """
     if batch_size < 1:
       raise UserError(f'batch_size {batch_size}: expected at least 1')
@@ -197,6 +198,7 @@ class Trainer:
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
     x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
     expected = expected_of(recipe.model, recipe.objective, x)
     self.recipe, self.sampler = recipe, sampler
     self.train: Any = checked(train, expected, 'train')

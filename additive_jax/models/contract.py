@@ -1,0 +1,273 @@
+"""What a network and its pool have to be wherever they enter, checked by shapes alone.
+
+Ways to run that skip a site take the stream as it was, so a residual gate needs the same shape and
+dtype on both sides; and structures share parameters and nothing else. `testing.check_model` checks
+this and what only numbers show.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from additive_jax.errors import UserError
+from additive_jax.gates.structure import Structure
+from additive_jax.models.additive import Inputs, parts, shape_of, sites_of
+from additive_jax.models.surrounding import is_surrounded
+
+DECIDES_ON_VALUES = (
+  jax.errors.ConcretizationTypeError,
+  jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
+)
+# What Flax and JAX raise where a part is no pure function of its parameters and its input.
+IMPURE = (
+  flax.errors.InvalidRngError,
+  flax.errors.ModifyScopeVariableError,
+  flax.errors.ScopeParamNotFoundError,
+  flax.errors.ScopeCollectionNotFound,
+  *DECIDES_ON_VALUES,
+)
+
+
+def reason(error: BaseException) -> str:
+  """Returns why a model's code failed, in words, with the first line of the error itself.
+
+  >>> reason(ValueError('no such width\\nand more'))
+  'ValueError: no such width'
+  """
+  first = (str(error).strip().splitlines() or [''])[0]
+  first = first.split(' (https://')[0][:200].rstrip('.')
+  text = f'{type(error).__name__}: {first}'
+  if isinstance(error, flax.errors.InvalidRngError):
+    return f'it draws random numbers, but must be deterministic (switch dropout off); {text}'
+  if isinstance(error, flax.errors.ModifyScopeVariableError):
+    return f'it changes a variable, but must be a pure function of the parameters; {text}'
+  if isinstance(error, flax.errors.ScopeParamNotFoundError | flax.errors.ScopeCollectionNotFound):
+    return f'it reads what init did not create, so create every site at init; {text}'
+  if isinstance(error, DECIDES_ON_VALUES):
+    return (
+      'it takes a Python decision on, or a NumPy copy of, the values of an array, which compiled '
+      f'code cannot: use jnp.where or jax.lax.cond; {text}'
+    )
+  return text
+
+
+def check_pool(
+  model: nn.Module,
+  variables: PyTree,
+  x: Inputs | jax.ShapeDtypeStruct,
+  structure: Structure | None = None,
+) -> None:
+  """Checks that a pool is one of the model, and that the model's parts fit each other with it.
+
+  Takes microseconds once it has passed for a model and these shapes; in a compiled program it is
+  part of tracing. Where devices hold the pool in pieces (`models.surrounding`), it was checked
+  before it was cut.
+
+  Args:
+    model: an additive model.
+    variables: `{'params': pool}`, of arrays or shapes.
+    x: inputs [B, ...], of which the shape and dtype matter.
+    structure: the only one that is run; the pool may lack what is read by sites that are off.
+
+  Raises:
+    UserError: for variables that are no pool of this model, a residual site that changes the shape
+      or dtype of the stream, state beside the parameters, or parts that draw random numbers.
+
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((5, 6))
+  >>> check_pool(model, jax.eval_shape(model.clone(hidden=9).init, jax.random.key(0), x), x)
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: a pool for MLP on inputs (5, 6) with block_00/in/bias of shape
+  (9,), not (8,) and 2 more: expected a pool of this model, as model.init gives it
+  """
+  if is_surrounded():
+    return
+  inputs, floats = _inputs(x), _floats()
+  try:
+    _checked(model, *_described(variables), inputs, floats)
+  except UserError:
+    if structure is None or all(structure):
+      raise
+    filled = _filled(model, variables, inputs, structure)
+    _checked(model, *_described(filled), inputs, floats)
+
+
+def _filled(model, variables, inputs, structure):
+  """Returns variables with shapes in place of missing leaves that only sites that are off read."""
+  reads, pool = parts(model, inputs), _pool(model, inputs, _floats())['params']
+  on = [
+    tree
+    for site, tree in zip(sites_of(model), reads.sites)
+    if not site.has_residual or structure[site.start]
+  ]
+  needed = {path for tree in (reads.embed, reads.readout, *on) for path in flatten_dict(tree)}
+  spare = {path: leaf for path, leaf in flatten_dict(pool).items() if path not in needed}
+  return {'params': unflatten_dict(spare | flatten_dict(variables['params']))}
+
+
+def check_network(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """Returns the shape and dtype of the outputs, and checks the model with a pool of its own.
+
+  Args and errors are those of `check_pool`.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> check_network(model, jnp.ones((5, 6))).shape
+  (5, 3)
+  """
+  sites_of(model)
+  inputs = _inputs(x)
+  return _checked(model, *_described(_pool(model, inputs, _floats())), inputs, _floats())
+
+
+def _floats():
+  """Returns JAX's default floats, which `jax_enable_x64` widens: what was traced with others does
+  not count."""
+  return jax.dtypes.canonicalize_dtype(float)
+
+
+def _inputs(x) -> jax.ShapeDtypeStruct:
+  """Returns the shape of inputs, and their dtype as JAX takes it."""
+  is_array = hasattr(x, 'dtype') and any(
+    jnp.issubdtype(x.dtype, kind) for kind in (np.number, bool)
+  )
+  if not is_array or not x.shape:
+    given = f'{x.dtype} {x.shape}' if hasattr(x, 'dtype') else f'a {type(x).__name__}'
+    raise UserError(f'inputs that are {given}: expected an array of numbers [B, ...]')
+  return shape_of(x)
+
+
+def _described(variables):
+  """Returns the form of a pool as a tree, and the shape and dtype of each leaf."""
+  if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
+    given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+  leaves, form = jax.tree.flatten(variables.get('params', {}))
+  leaves = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in leaves]
+  return form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+@functools.lru_cache(maxsize=256)
+def _pool(model, inputs, floats):
+  """Returns the shapes of `{'params': pool}` that init gives."""
+  key = jax.random.key(0)
+
+  def create(method, value):
+    return jax.eval_shape(lambda k, v: model.init_with_output(k, v, method=method)[0], key, value)
+
+  try:
+    variables = jax.eval_shape(model.init, key, inputs)
+  except Exception:
+    _outputs(model, inputs, create)  # says which part does not fit, if that is why
+    raise
+  for collection in sorted(set(variables) - {'params'}):
+    raise UserError(
+      f'{type(model).__name__} has a collection {collection!r} beside its parameters: expected '
+      'parameters alone, which structures share (in place of BatchNorm LayerNorm, GroupNorm or '
+      'RMSNorm)'
+    )
+  return variables
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(model, form, leaves, inputs, floats):
+  """Returns the shape of the outputs, once everything fits."""
+  params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+  wanted = _pool(model, inputs, floats).get('params', {})
+  if wrong := differences(params, wanted):
+    raise UserError(
+      f'a pool for {type(model).__name__} on inputs {inputs.shape} with {wrong}: expected a pool '
+      'of this model, as model.init gives it'
+    )
+
+  def run(method, value):
+    apply = lambda variables, value: model.apply(variables, value, method=method)
+    return jax.eval_shape(apply, {'params': params}, value)
+
+  return _outputs(model, inputs, run)
+
+
+def _outputs(model, inputs, run):
+  """Returns the shape of what a model gives, by the shape of what each part gives.
+
+  Args:
+    run: from a method of the module and a shape to a shape.
+  """
+  name = type(model).__name__
+  h = _result(f'{name}: embed', lambda: run(lambda module, x: module.embed(x), inputs), inputs)
+  for i, site in enumerate(sites_of(model)):
+    inner = () if site.adds else ((True,) * site.num_inner,)
+    method = lambda module, h, i=i, inner=inner: module.sites[i](h, *inner)
+    after = _result(f'{name}: site {site.label!r}', lambda m=method, h=h: run(m, h))
+    after = _sum(h, after) if site.adds else after
+    if site.has_residual and (after.shape, after.dtype) != (h.shape, h.dtype):
+      raise UserError(
+        f'{name}: site {site.label!r} turns a stream of {h.dtype} {h.shape} into {after.dtype} '
+        f'{after.shape}: expected the same shape and dtype, since a residual gate that is off '
+        'leaves the stream as it was'
+      )
+    h = jax.ShapeDtypeStruct(after.shape, after.dtype)
+  return _result(f'{name}: readout', lambda: run(lambda module, h: module.readout(h), h), inputs)
+
+
+def _result(part, call, inputs=None):
+  """Returns the shape of what a part gives, which is one array, with the rows of `inputs` if they
+  are given. What shows that it is not pure becomes a `UserError`; other errors of its code stay."""
+  try:
+    result = call()
+  except IMPURE as error:
+    raise UserError(f'{part} fails: {reason(error)}') from error
+  rows = None if inputs is None else inputs.shape[:1]
+  if not hasattr(result, 'shape') or rows not in (None, result.shape[:1]):
+    given = result.shape if hasattr(result, 'shape') else f'a {type(result).__name__}'
+    shape = '' if rows is None else f' [{rows[0]}, ...], a row for each example'
+    raise UserError(f'{part} gives {given}: expected one array{shape}')
+  return result
+
+
+def _sum(h, added):
+  """Returns the shape of a stream plus what a site adds; where they do not fit, of the latter."""
+  try:
+    return jax.eval_shape(jnp.add, h, added)
+  except (TypeError, ValueError):
+    return added
+
+
+def differences(given: PyTree, wanted: PyTree) -> str:
+  """Returns what is missing in a tree of arrays, surplus or of another shape, in words; '' where
+  nothing is.
+
+  >>> differences({'a': jnp.ones(2), 'c': jnp.ones(1)}, {'a': jnp.ones(3), 'b': jnp.ones(1)})
+  'no b; c, which is surplus; a of shape (2,), not (3,)'
+  """
+  if jax.tree.structure(given) == jax.tree.structure(wanted):
+    pairs = zip(jax.tree.leaves(given), jax.tree.leaves(wanted))
+    if all(np.shape(a) == np.shape(b) for a, b in pairs):
+      return ''
+  before, after = _shapes(given), _shapes(wanted)
+  found = []
+  for paths, text in (
+    ([path for path in after if path not in before], 'no {}'),
+    ([path for path in before if path not in after], '{}, which is surplus'),
+    ([p for p in before if p in after and before[p] != after[p]], '{} of shape {}, not {}'),
+  ):
+    if paths:
+      first = paths[0]
+      more = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+      found.append(text.format(first, before.get(first), after.get(first)) + more)
+  return '; '.join(found) or f'the form {jax.tree.structure(given)}'[:200]
+
+
+def _shapes(params) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each leaf by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+  return {name(path): np.shape(leaf) for path, leaf in leaves}

@@ -1,0 +1,123 @@
+"""Sites: the submodules of a network that own its gates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from additive_jax.errors import UserError
+from additive_jax.gates.sums import GateValue, choose, residual
+from additive_jax.models.kinds import LANE, RESIDUAL
+
+Stream = Float[Array, 'B ...']
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """Which gates a site owns.
+
+  Attributes:
+    label: the first part of its gates' names: the module's name, with / for __.
+    names: of its gates, in order.
+    start: number of its first gate in the structure.
+    adds: True for the simple form, whose module returns the value to add.
+  """
+
+  label: str
+  names: tuple[str, ...]
+  start: int
+  adds: bool
+
+  @property
+  def has_residual(self) -> bool:
+    return self.names[:1] == (RESIDUAL,)
+
+  @property
+  def num_inner(self) -> int:
+    """Gates other than the residual one."""
+    return len(self.names) - self.has_residual
+
+  @property
+  def gates(self) -> slice:
+    """The place of its gates in a structure."""
+    return slice(self.start, self.start + len(self.names))
+
+  @property
+  def inner(self) -> slice:
+    """The place of its gates other than the residual one in a structure."""
+    return slice(self.start + self.has_residual, self.start + len(self.names))
+
+  def step(
+    self,
+    call: Callable[..., Array],
+    h: Stream,
+    gates: Sequence[GateValue],
+    scale: ArrayLike | None = None,
+  ) -> Stream:
+    """Returns the stream after this site.
+
+    Args:
+      call: the module, or a pure function like it.
+      h: the stream before it.
+      gates: the value of each of its gates, in one of the forms of `gates.sums`.
+      scale: what the site adds is multiplied by, where it has a residual gate; None is 1.
+    """
+    if self.adds:
+      return residual(h, call, gates[0], scale)
+    if self.has_residual:
+      gate, inner = gates[0], tuple(gates[1:])
+      if LANE in self.names and getattr(gate, 'ndim', 0) > 1:
+        gate = jnp.expand_dims(gate, 1)  # lanes stand between examples and tokens
+      return choose(h, lambda h: call(h, inner), gate, scale)
+    return call(h, tuple(gates))
+
+
+def read_sites(modules: Sequence[nn.Module]) -> tuple[Site, ...]:
+  """Returns the sites of a list of submodules.
+
+  Raises:
+    UserError: for anything else, or names of gates that are none.
+  """
+  if not isinstance(modules, list | tuple):
+    raise UserError(f'sites that are a {type(modules).__name__}: expected a list of submodules')
+  sites, start = [], 0
+  for module in modules:
+    if not isinstance(module, nn.Module):
+      raise UserError(
+        f'site {len(sites)}, a {type(module).__name__}: expected a flax.linen.Module made in setup'
+      )
+    names = getattr(module, 'gates', None)
+    if expected := wrong_gates(names):
+      raise UserError(f'site {module.name!r} with gates {names!r}: {expected}')
+    label = str(module.name).replace('__', '/')
+    site = Site(label, (RESIDUAL,) if names is None else tuple(names), start, names is None)
+    sites.append(site)
+    start += len(site.names)
+  return tuple(sites)
+
+
+def wrong_gates(gates: Any) -> str | None:
+  """Returns what is wrong with the attribute `gates` of a site; None if nothing is.
+
+  >>> wrong_gates(('residual', 'left', 'left'))
+  'expected different names'
+  """
+  if gates is None:
+    return None
+  is_names = isinstance(gates, tuple) and all(isinstance(name, str) for name in gates)
+  if not is_names or not all(name and '/' not in name for name in gates):
+    return (
+      "expected a tuple of the names of the gates it owns, not empty and without '/' (call the "
+      'attribute something else if it is about something else)'
+    )
+  if len(set(gates)) < len(gates):
+    return 'expected different names'
+  if RESIDUAL in gates[1:]:
+    return f'expected {RESIDUAL!r} first, since it skips the whole site'
+  return None
