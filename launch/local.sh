@@ -26,17 +26,12 @@ logs=${LOGS:-$(mktemp -d)}
 pids=()
 stopped=
 
-# A process that waits for a lost one ends by itself; one that does not is killed.
-reserve() {
-  [ -n "${reserve:-}" ] && return
-  (sleep 60 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
-  reserve=$!
-}
-
+# One that does not end within a minute is killed.
 stop() {
   stopped=yes
   kill -TERM "${pids[@]}" 2>/dev/null
-  reserve
+  (sleep 60 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
+  reserve=$!
 }
 trap stop TERM INT HUP
 
@@ -54,26 +49,19 @@ start() {
   done
 }
 
-# Waits for all; `code` is 0, 75 where one was stopped or killed, or that of the first that failed.
+# Waits for all, which end when one of them is lost; `code` is 0, 75 where one was stopped or killed, or that of the first that failed.
 finish() {
-  code=0 reserve=
-  for ((ended = 0; ended < count; ended++)); do
-    wait -n -p pid "${pids[@]}"
+  code=0
+  for pid in "${pids[@]}"; do
+    wait "$pid"
     status=$?
-    while [ -z "${pid:-}" ] && [ "$status" -gt 128 ]; do # a signal came, not the end of a process
-      wait -n -p pid "${pids[@]}"
+    while kill -0 "$pid" 2>/dev/null; do # a signal came, not the end of the process
+      wait "$pid"
       status=$?
     done
     [ "$status" -lt 128 ] || status=75
-    if [ "$status" -ne 0 ]; then
-      reserve
-      [ "$code" -ne 0 ] && [ "$code" -ne 75 ] || code=$status
-    fi
-    left=()
-    for other in "${pids[@]}"; do [ "$other" = "$pid" ] || left+=("$other"); done
-    pids=("${left[@]+"${left[@]}"}")
+    [ "$status" -eq 0 ] || { [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; } || code=$status
   done
-  [ -z "$reserve" ] || kill "$reserve" 2>/dev/null
 }
 
 for ((attempt = 0; ; attempt++)); do
@@ -82,5 +70,6 @@ for ((attempt = 0; ; attempt++)); do
   [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "$attempt" -lt "$restarts" ] || break
   echo "start $((attempt + 1)) of $restarts more" >&2
 done
+[ -z "${reserve:-}" ] || kill "$reserve" 2>/dev/null
 [ "$code" -eq 0 ] || echo "the processes ended with code $code; output of the others: $logs" >&2
 exit "$code"

@@ -4,13 +4,16 @@
 #   launch/shards.sh 2 --config=configs/exp1.py --workdir=runs/exp1
 #
 # The processes share nothing but the run directory: one that dies loses only its shard, and the same command goes on.
+#
+# Exit codes: 0 done; 75 stopped, or a process was killed: the same command goes on; else that of the shard that failed,
+# 2 for a mistake in what was asked.
 set -uo pipefail
 count=${1:?"usage: launch/shards.sh SHARDS --config=FILE --workdir=DIR [options]"}
 shift
 python=${PYTHON:-python}
 pids=()
 stopped=
-trap 'stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+trap 'stopped=yes; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT HUP
 for ((shard = 0; shard < count; shard++)); do
   "$python" -m additive_jax.launch --devices=1 "$@" --config.shard="$shard/$count" &
   pids+=($!)
@@ -24,7 +27,9 @@ for pid in "${pids[@]}"; do
     wait "$pid"
     status=$?
   done
-  [ "$status" -eq 0 ] || code=$status
+  [ "$status" -lt 128 ] || status=75
+  [ "$status" -eq 0 ] || { [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; } || code=$status
 done
-[ -z "$stopped" ] && [ "$code" -eq 0 ] || exit "$code"
+[ "$code" -ne 0 ] || [ -z "$stopped" ] || code=75
+[ "$code" -eq 0 ] || exit "$code"
 exec "$python" -m additive_jax.launch --devices=1 "$@"

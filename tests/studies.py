@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 from typing import NamedTuple
 
 import tiny
@@ -130,8 +129,7 @@ def finished(name, tmp_path_factory):
 
   Test files and their processes share it: the first that asks makes it.
   """
-  root = tmp_path_factory.getbasetemp()
-  root = root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
+  root = tiny.shared_folder(tmp_path_factory)
   (root / 'studies').mkdir(exist_ok=True)
   with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(root / 'programs'):
     fcntl.flock(file, fcntl.LOCK_EX)

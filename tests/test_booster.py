@@ -43,7 +43,7 @@ FILES = {
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 
@@ -62,6 +62,7 @@ def session_of(options, tmp_path):
   return open_session(config, tmp_path / 'run', check=lambda session: None, devices=1)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(boosted):
   result, workdir = boosted
   assert {path.name for path in workdir.iterdir()} >= FILES
@@ -96,6 +97,7 @@ def stored(workdir, method, seed=0):
     return {key: found[key] for key in found.files}
 
 
+@pytest.mark.slow
 def test_every_flop_is_counted(boosted):
   """By hand: three forward passes of every example of every step, and one to embed all examples."""
   curves = boosted[0].curves.set_index(['variant', 'seed'])['flops']
@@ -128,6 +130,7 @@ def test_every_flop_is_counted(boosted):
   assert rows.loc['untrained', 'narrow_flops'] == 0
 
 
+@pytest.mark.slow
 def test_curves(boosted):
   result, workdir = boosted
   curves, points = result.curves, {}
@@ -152,6 +155,7 @@ def test_curves(boosted):
     assert last[record['variant'], record['seed']] == pytest.approx(record['loss'], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_seconds_of_finding_clusters_are_counted(boosted):
   clock = Journal(boosted[1] / 'journals' / CLOCK).records()
   seconds = {(record['tag'], record['step']): record['seconds'] for record in clock}
@@ -165,6 +169,7 @@ def test_seconds_of_finding_clusters_are_counted(boosted):
     assert rows[name, 0, 4].iloc[0] == pytest.approx(before + own)
 
 
+@pytest.mark.slow
 def test_receipts_and_clusters(boosted):
   result, workdir = boosted
   receipts = result.receipts
@@ -225,6 +230,7 @@ def test_stopped_and_started_again(boosted, tmp_path):
   assert (again.curves.groupby('variant')['seconds'].diff().dropna() >= 0).all()
 
 
+@pytest.mark.slow
 def test_the_summary_tells_what_a_pipeline_leaves_idle(boosted, tmp_path):
   result, _ = boosted
   with session_of(ONE, tmp_path) as session:

@@ -35,7 +35,7 @@ LEVELS = {
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 
@@ -49,6 +49,7 @@ def weights(tmp_path_factory):
   return studies.finished('compress', tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_weights(weights):
   """The tables count what the networks have, and the summary says what the tables say."""
   result, workdir = weights

@@ -186,7 +186,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     unseen(module, 'replaced')
   unseen(opening, 'resolve')
   unseen(study, 'check_same')
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)), tiny.two_sizes():
     for experiment, options in READING.items():
       config = tiny.config(experiment, {'num_seeds': 1} | options)
       devices = config.train.pipe_devices

@@ -20,7 +20,7 @@ SHARED, EXPERTS, DNAS = studies.IMAGES, *(studies.CASES[n].options for n in ('ex
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'), tiny.two_sizes():
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)), tiny.two_sizes():
     yield
 
 

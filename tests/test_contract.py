@@ -136,7 +136,7 @@ def test_a_site_may_broadcast_where_the_stream_keeps_its_shape(random_pool):
 def test_a_pool_of_another_model_is_refused_at_every_door(random_pool):
   model = MLP(2, 4, 4, 3)
   for other, expected in (
-    (model.clone(num_blocks=3), r'with block_02/in/bias, which is surplus and 5 more'),
+    (model.clone(num_blocks=3), r'with a surplus block_02/in/bias and 5 more'),
     (model.clone(num_blocks=1), r'with no block_01/in/bias and 5 more'),
     (model.clone(hidden=6), r'with block_00/in/bias of shape \(6,\), not \(4,\) and 5 more'),
   ):

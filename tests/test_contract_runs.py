@@ -134,16 +134,17 @@ class Shaken(Branch):
 @pytest.mark.parametrize(
   ('site', 'words'),
   [
-    (Infinite, 'numbers that are not finite at init'),
+    pytest.param(Infinite, 'numbers that are not finite at init', marks=pytest.mark.slow),
     (Random, 'different numbers for the same input'),
     (Centred, 'mixes the examples of a batch'),
-    (Shaken, 'mixes the examples of a batch'),
+    pytest.param(Shaken, 'mixes the examples of a batch', marks=pytest.mark.slow),
   ],
 )
 def test_a_site_that_is_not_pure(site, words):
   only(Net(site=site), "Site 'second'", words)
 
 
+@pytest.mark.slow
 def test_embed_and_readout_that_mix_examples():
   class Mixing(Net):
     def embed(self, x):
@@ -157,6 +158,7 @@ def test_embed_and_readout_that_mix_examples():
   assert readout.startswith('Readout mixes the examples')
 
 
+@pytest.mark.slow
 def test_apply_with_other_outputs_or_gradients():
   class Halved(Net):
     def __call__(self, x, structure=None):
@@ -175,6 +177,7 @@ def test_apply_with_other_outputs_or_gradients():
   only(Stopped(), 'The gradients of model.apply', 'leave __call__')
 
 
+@pytest.mark.slow
 def test_inner_gates_of_one_example_that_reach_another():
   class Shared(Gated):
     def weight(self, value, h):
@@ -185,6 +188,7 @@ def test_inner_gates_of_one_example_that_reach_another():
   assert 'The outputs of shared-prefix differ' in shared
 
 
+@pytest.mark.slow
 def test_inner_gates_that_mean_another_thing_when_traced():
   class Flipped(Gated):
     def weight(self, value, h):
@@ -196,6 +200,7 @@ def test_inner_gates_that_mean_another_thing_when_traced():
   assert ways == ['conditional', 'masked', 'shared-prefix']
 
 
+@pytest.mark.slow
 def test_a_way_to_run_that_fails():
   class Effect(Branch):
     def change(self, h):
@@ -206,6 +211,7 @@ def test_a_way_to_run_that_fails():
   assert any('The conditional run fails' in sentence for sentence in found)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite():
   class Cornered(Branch):
     def change(self, h):
@@ -221,6 +227,7 @@ def test_a_way_that_differs_is_named_with_the_structure(monkeypatch):
   only(Net(), 'The outputs of masked differ', 'at structure 1')
 
 
+@pytest.mark.slow
 def test_a_call_that_multiplies_in_place_of_skipping():
   class Masking(Net):
     def __call__(self, x, structure=None):
@@ -232,6 +239,7 @@ def test_a_call_that_multiplies_in_place_of_skipping():
   only(Masking(), 'reads parameters of sites whose gate is off', 'first/residual, second/residual')
 
 
+@pytest.mark.slow
 def test_parameters_that_setup_creates_are_no_shared_ones():
   class Placed(Net):
     def setup(self):
@@ -244,6 +252,7 @@ def test_parameters_that_setup_creates_are_no_shared_ones():
   assert 'parameters of site' not in check_model(Placed(), BATCH)
 
 
+@pytest.mark.slow
 def test_shared_parameters_are_a_note():
   class Tied(Net):
     def readout(self, h):

@@ -192,6 +192,7 @@ def test_targets_that_are_no_outputs(y, words):
   only(Net(), words, batch=(BATCH[0], np.array(y)))
 
 
+@pytest.mark.slow
 def test_targets_beyond_the_examples_that_are_run_are_checked():
   x = np.concatenate([np.zeros((20, 4), np.float32), BATCH[0]])
   y = np.array([0] * 25 + [3])
@@ -219,6 +220,7 @@ class Doubling(nn.Module):
     return jnp.concatenate([h, h], -1)
 
 
+@pytest.mark.slow
 def test_a_space_with_other_names():
   class Renamed(Net):
     @property

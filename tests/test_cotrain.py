@@ -33,7 +33,7 @@ TEXTS = ['011', '111']
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 

@@ -12,6 +12,7 @@ import damaged_runs
 import numpy as np
 import pytest
 import studies
+import tiny
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.records import Records
@@ -31,7 +32,7 @@ def said(monkeypatch):
 def sound(tmp_path_factory):
   """A finished run, and how to go on with it."""
   _, workdir = studies.finished('cotrain', tmp_path_factory)
-  with studies.programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield workdir, damaged_runs.goes_on('cotrain', damaged_runs.tables(workdir))
 
 
@@ -62,6 +63,26 @@ def test_a_changed_digit_in_the_journal_of_half_a_run(sound, tmp_path):
   rng = random.Random(1)
   outcome = damaged_runs.attempt(tmp_path / 'half', path, damaged_runs.another_digit, act, rng)
   assert outcome.kind == 'same', outcome
+
+
+@pytest.mark.parametrize(
+  'name', ['metrics.jsonl', pytest.param('journals/seconds.jsonl', marks=pytest.mark.slow)]
+)
+def test_lost_points_that_tables_are_made_of_are_trained_again(
+  name, tmp_path_factory, tmp_path, caplog
+):
+  _, source = studies.finished('booster', tmp_path_factory)
+  damaged_runs.half(source, tmp_path / 'half', 'booster')
+  path = tmp_path / 'half' / name
+  lines = path.read_bytes().splitlines(keepends=True)
+  point = {'tag': 'scratch-seed0', 'step': 8}
+  left = [line for line in lines if not point.items() <= json.loads(line).items()]
+  assert len(left) == len(lines) - 1
+  path.write_bytes(b''.join(left))
+  with studies.programs(tmp_path_factory.getbasetemp() / 'programs'):
+    studies.run('booster', tmp_path / 'half')
+  assert f'{path} lacks step 8 of scratch-seed0; it is trained again from there' in caplog.text
+  assert damaged_runs.tables(tmp_path / 'half') == damaged_runs.tables(source)
 
 
 def test_of_two_lines_for_one_arm_the_first_counts(tmp_path, caplog):

@@ -131,6 +131,7 @@ def sizes(name):
   return tiny.two_sizes() if name == 'one module' else contextlib.nullcontext()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', tiny.slow_but(['learned, gelu'], CASES))
 def test_outputs_and_gradients_are_those_of_all_modules(name, random_pool):
   model = CASES[name]
@@ -197,6 +198,7 @@ def test_causality(name, random_pool):
     assert gap[t] > 1e-3
 
 
+@pytest.mark.slow
 def test_facts_count_the_choices(random_pool):
   model = CASES['learned, gelu']
   variables = random_pool(model, TOKENS)

@@ -118,6 +118,7 @@ def test_random_routes_differ_by_site(random_pool):
   assert (first.indices != drawn.indices).any()
 
 
+@pytest.mark.slow
 def test_random_routes_by_position_and_key():
   how = Routing('random', 2, structures=('111', '100', '010', '001', '000'))
   site = StructureExperts(HIDDEN, CHUNKS, how)
@@ -168,6 +169,7 @@ def test_facts_of_a_list():
   np.testing.assert_allclose(moved, 0.1 * np.sign(1 / 3 - load), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_facts_of_gates():
   site = StructureExperts(HIDDEN, CHUNKS, CASES['factorised'])
   params, h = pool_of(site), stream()
@@ -249,6 +251,7 @@ def test_too_many_structures_to_list():
     site.init(jax.random.key(0), jnp.ones((1, 2, 20)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name', tiny.slow_but(['softmax'], ['softmax', 'factorised, renormalised', 'marginal'])
 )

@@ -30,15 +30,23 @@ STRUCTURE = '100111'  # block_00 with its chunks apart, no block_01
 EXACT = 1e-5  # of logits of about 1, in float32
 
 
+class Through(nn.Module):
+  layer: nn.Module
+
+  def __call__(self, h):
+    return self.layer(h)
+
+
 class Own(Additive):
-  """A network of one's own."""
+  """A network of one's own, whose first site reads a layer that others could read too."""
 
   num_classes: int
   width: int = 3
 
   def setup(self):
     self.stem = nn.Dense(self.width, name='stem')
-    self.sites = [nn.Dense(self.width, name=f'site_{i}') for i in range(2)]
+    shared = nn.Dense(self.width, name='shared')
+    self.sites = [Through(shared, name='site_0'), nn.Dense(self.width, name='site_1')]
     self.head = nn.Dense(self.num_classes, name='head')
 
   def embed(self, x):

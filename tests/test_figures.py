@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from additive_jax.report import figures
-from additive_jax.report.figures.style import PALETTE
+from additive_jax.report.figures.style import PALETTE, drawing
 
 MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy'}
 
@@ -131,3 +131,17 @@ def test_savings_in_percent_or_words():
   in_frame(figure)
   empty = figures.savings(curves().iloc[:0], table.iloc[:1])
   assert {'nothing was trained', 'nothing to compare'} <= set(texts(empty))
+
+
+def test_names_with_dollar_signs_are_no_formulas():
+  with drawing(4, 3) as (figure, [[axes]]):
+    axes.plot([1, 1000], label='$\\in$')
+    axes.set(yscale='log', title='$\\gate$ and $b$')
+    axes.set_xticks([0, 1], ['$\\frac$', 'a_$b'])
+    axes.legend()
+  figure.canvas.draw()
+  formulas = {
+    text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_parse_math()
+  }
+  assert not {'$\\in$', '$\\gate$ and $b$', '$\\frac$', 'a_$b'} & formulas
+  assert any('10^{2}' in text for text in formulas)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError, run
 from additive_jax.data import ArraySplit, Order
@@ -92,7 +93,7 @@ def alone():
   return plain(starts(fleet()))
 
 
-@pytest.mark.parametrize('devices', [1, 2, 4])
+@pytest.mark.parametrize('devices', tiny.slow_but([2], [1, 2, 4]))
 def test_side_by_side_is_alone(devices, alone):
   """Over two chunks; several devices give what one does."""
   made = fleet(devices=devices)
@@ -123,7 +124,7 @@ def test_devices_that_are_left_over_are_told(caplog):
     assert bool(caplog.text) == bool(said)
 
 
-@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize('devices', tiny.slow_but([2], [1, 2]))
 def test_synchronised_every_second_step(devices):
   made = fleet(devices=devices, sync_every=2)
   first = starts(made)

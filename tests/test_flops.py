@@ -185,6 +185,26 @@ class Tied(Additive):
     self.sites = [Twice(shared, name='a'), nn.Dense(8, name='b'), Twice(shared, name='c')]
 
 
+class Layers(nn.Module):
+  """A site whose inner gates each have a layer of their own, and share one."""
+
+  gates: tuple = (RESIDUAL, 'left', 'right')
+
+  @nn.compact
+  def __call__(self, h, values=()):
+    shared = nn.Dense(8, name='shared')
+    for name, on in zip(self.gates[1:], values, strict=True):
+      if on or self.is_initializing():
+        h = h + shared(nn.Dense(8, name=name)(h))
+    return h
+
+
+class Layered(Additive):
+  def setup(self):
+    self.embed, self.readout = nn.Dense(8), nn.Dense(3)
+    self.sites = [Layers(name='a'), nn.Dense(8, name='b')]
+
+
 DIGITS, IMAGES = np.zeros((2, 8, 8), np.float32), np.zeros((2, 4, 4, 1), np.float32)
 TABLE, TEXT = np.zeros((2, 3), np.float32), np.zeros((2, 8), np.uint8)
 MIXED = {'gates': KINDS, 'num_chunks': 2, 'num_lanes': 2}
@@ -211,6 +231,7 @@ MODELS = {
     TEXT,
   ),
   'tied': (Tied(), TABLE),
+  'layers of inner gates': (Layered(), TABLE),
   'a loop': (Own(), TABLE),
 }
 

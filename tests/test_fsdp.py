@@ -218,7 +218,11 @@ def test_a_site_gathers_what_it_reads_where_it_is_on():
   assert any(' reduce-scatter' in line and 'branch_1_fun' in line for line in text.splitlines())
 
 
-@pytest.mark.parametrize('options', [{'zero': True}, {'zero': True, 'offload': True}], ids=str)
+@pytest.mark.parametrize(
+  'options',
+  [pytest.param({'zero': True}, marks=pytest.mark.slow), {'zero': True, 'offload': True}],
+  ids=str,
+)
 def test_with_zero(options):
   """What the optimizer keeps is split further, over the other axes."""
   one, want = on_one_device('mlp')

@@ -106,7 +106,7 @@ CROSSED = {'mean': 'ring', 'coverage': 'psum'}
 @pytest.mark.parametrize(
   ('shape', 'collectives'),
   [
-    ((1, 1), STRAIGHT),
+    pytest.param((1, 1), STRAIGHT, marks=pytest.mark.slow),
     pytest.param((2, 1), CROSSED, marks=pytest.mark.slow),
     pytest.param((4, 1), STRAIGHT, marks=pytest.mark.slow),
     pytest.param((8, 1), CROSSED, marks=pytest.mark.slow),
@@ -222,6 +222,7 @@ def test_usage():
   assert set(reads) == {'block_00', 'block_01', 'block_02', 'embed', 'readout'}
 
 
+@pytest.mark.slow
 def test_distillation_from_all_on(params, batch):
   """(1 − α)·cross-entropy + α·KL(all-on ‖ structure), written out with a constant teacher."""
   alpha = 0.3

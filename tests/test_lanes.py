@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import UserError, run
 from additive_jax.gates.structure import all_bits
@@ -73,7 +74,7 @@ def num_reduced(model, bits):
   return sum(gates) + (not gates or not gates[-1])
 
 
-@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('row', tiny.slow_but(['mlp'], ROWS))
 def test_one_all_reduce_for_each_gate_that_is_on(row, random_pool):
   model, x = ROWS[row]
   variables = random_pool(model, x)
@@ -103,7 +104,7 @@ def alone(row):
 
 # Ways to run and devices are independent of each other; one model takes part in all pairings.
 PAIRINGS = [
-  *itertools.product(ROWS, [('conditional', 4), ('masked', 2)]),
+  *itertools.product(tiny.slow_but(['mlp'], ROWS), [('conditional', 4), ('masked', 2)]),
   *itertools.product(['mlp'], [('conditional', 2), ('masked', 4)]),
 ]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import UserError
 from additive_jax.gates import mixtures
@@ -61,7 +62,7 @@ def test_span_weights_are_probabilities_of_groups(num_chunks):
 
 
 @pytest.mark.parametrize('gated', [False, True])
-@pytest.mark.parametrize('num_chunks', [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize('num_chunks', tiny.slow_but([1, 2, 3, 4], range(1, 8)))
 def test_marginal_mixture_is_the_sum_over_all_structures(num_chunks, gated):
   x, layers = make(num_chunks, gated)
   gates = jax.nn.sigmoid(jax.random.normal(jax.random.key(1), (*SHAPE, num_chunks - 1)))
@@ -74,7 +75,14 @@ def test_marginal_mixture_is_the_sum_over_all_structures(num_chunks, gated):
 
 @pytest.mark.parametrize('gated', [False, True])
 @pytest.mark.parametrize(
-  ('num_chunks', 'k'), [(2, 1), (4, 1), (4, 2), (4, 3), (7, 2), (7, 3), (7, 6)]
+  ('num_chunks', 'k'),
+  [
+    (2, 1),
+    (4, 1),
+    (4, 2),
+    (4, 3),
+    *(pytest.param(7, k, marks=pytest.mark.slow) for k in (2, 3, 6)),
+  ],
 )
 def test_mixture_of_k_structures(num_chunks, k, gated):
   """In both of its forms: few structures in turn, and many by their spans."""

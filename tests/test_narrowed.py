@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError
 from additive_jax.gates.structure import parse
@@ -52,7 +53,7 @@ def apply(model, variables, x, structure=None):
   return model.apply(variables, x, structure)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', tiny.slow_but(['mlp'], CASES))
 def test_the_large_model_grown_from_it_computes_the_same(case, random_pool):
   model, width, structure, want, where, x = CASES[case]
   small_model, place = narrowed(model, width, structure)

@@ -25,13 +25,13 @@ from additive_jax.gates.structure import all_bits
 from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.run.objectives import classification
 
-SLOW = ('stochastic', 'experts', 'dna', 'booster', 'compress')  # to go on with
+SLOW = ('cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')  # to go on with
 EXACT = 1e-5  # of losses and logits of about 1, in float32
 
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with studies.programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with studies.programs(tiny.programs(tmp_path_factory)):
     yield
 
 

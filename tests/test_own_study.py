@@ -23,8 +23,8 @@ def test_it_is_short():
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
   """What the page's code defines, and its run directory."""
-  folder, names = tmp_path_factory.mktemp('own'), {}
-  with pytest.MonkeyPatch.context() as patched, tiny.cached_programs(folder / 'programs'):
+  folder, names, programs = tmp_path_factory.mktemp('own'), {}, tiny.programs(tmp_path_factory)
+  with pytest.MonkeyPatch.context() as patched, tiny.cached_programs(programs):
     patched.chdir(folder)
     exec(compile(code(), PAGE.name, 'exec'), names)
   return names, folder / 'runs' / 'samplers'

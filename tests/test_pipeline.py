@@ -98,12 +98,19 @@ def test_devices_hold_their_own_stages(random_pool):
   ('model', 'x', 'how', 'data'),
   [
     (MLP(4, 6, 4, 3, ('residual', 'sub_activation'), num_chunks=2), ROWS, Pipeline(4, 3), 1),
-    (Transformer(2, 4, 2, 4, 3), IMAGES, Pipeline(2, 4, remat=False), 1),
-    (
+    pytest.param(
+      Transformer(2, 4, 2, 4, 3),
+      IMAGES,
+      Pipeline(2, 4, remat=False),
+      1,
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
       Transformer(4, 4, gates=('residual', 'sub_activation'), num_chunks=2, **TEXT),
       TOKENS,
       Pipeline(2, 2, 'circular', 2),
       2,
+      marks=pytest.mark.slow,
     ),
   ],
   ids=['mlp', 'images', 'text'],
@@ -173,6 +180,7 @@ def assert_close(got, want):
   jax.tree.map(close, processes.to_host(got), processes.to_host(want))
 
 
+@pytest.mark.slow
 def test_training_is_that_of_one_device(trainer_of, tmp_path):
   """Structures × data × stages; and its checkpoint goes on without a pipeline, and back."""
   plain, piped = trainer_of(), trainer_of(Pipeline(2, 2, 'circular', 2), 2, 2)

@@ -45,9 +45,9 @@ NUMBERS = {  # of what each level finds in each model
 }
 CASES = [
   ('weight', 'dense stack'),
-  ('weight', 'transformer'),
+  pytest.param('weight', 'transformer', marks=pytest.mark.slow),
   ('unit', 'mlp'),
-  ('unit', 'transformer'),
+  pytest.param('unit', 'transformer', marks=pytest.mark.slow),
   ('gate', 'mlp'),
 ]
 

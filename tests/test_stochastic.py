@@ -17,7 +17,7 @@ CHOSEN = studies.CASES['stochastic'].options
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 
@@ -34,6 +34,7 @@ def records_of(workdir):
 NAMES = ['none', 'conditional', 'conditional_equal_flops', 'per_sample', 'per_sample_equal_flops']
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(done):
   result, workdir = done
   assert result.variants['variant'].tolist() == NAMES
@@ -49,6 +50,7 @@ def test_what_a_run_leaves(done):
   assert result.summary['num_seeds'] == 2
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_journal(done):
   """Means, gaps, and differences that are paired by seed, from the numbers of each seed."""
   result, workdir = done
@@ -75,6 +77,7 @@ def test_tables_are_those_of_the_journal(done):
   assert np.isnan(rows.loc['none', 'loss_minus_none'])
 
 
+@pytest.mark.slow
 def test_variants_spend_what_they_say(done):
   """Equal epochs, or equal FLOPs to the nearest step."""
   result, _ = done
@@ -87,6 +90,7 @@ def test_variants_spend_what_they_say(done):
     assert abs(rows.loc[f'{mode}_equal_flops', 'training_flops'] - full) < 1.5 * one_step
 
 
+@pytest.mark.slow
 def test_pools_start_alike_and_end_apart(done):
   records = {(r['seed'], r['variant']): r['loss'] for r in records_of(done[1])}
   for seed in (0, 1):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import Additive, UserError, conditional, masked, static
 from additive_jax.gates.structure import all_bits
@@ -73,7 +74,7 @@ ROWS = {
 }
 
 
-@pytest.fixture(params=ROWS)
+@pytest.fixture(params=tiny.slow_but(['mlp', 'mlp of inner gates'], ROWS))
 def row(request):
   return ROWS[request.param]
 
@@ -102,6 +103,7 @@ def test_subsets_have_their_size_and_every_one_is_as_likely():
   np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / np.sqrt(own.sum()))
 
 
+@pytest.mark.slow
 def test_parts_are_drawn_wherever_they_are():
   """Devices that hold some of the parts draw what one device draws for all."""
   key, rates = jax.random.key(3), (0.5, 0.25)
@@ -185,6 +187,7 @@ def test_per_sample_is_the_masked_run_of_the_same_gates(row, random_pool):
   assert len(seen) == 3
 
 
+@pytest.mark.slow
 def test_sampled_draws_what_subsets_draw(random_pool):
   model, x, rates = ROWS['mlp']
   variables, key = random_pool(model, x), jax.random.key(7)

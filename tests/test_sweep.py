@@ -31,7 +31,7 @@ ALONE = ['accuracy_ci95', 'train_loss', 'steps', 'skipped']
 
 @pytest.fixture(scope='module', autouse=True)
 def cached(tmp_path_factory):
-  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
     yield
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError, static
 from additive_jax.data import ArraySplit, Order, SourceSplit
@@ -121,7 +122,7 @@ def uninterrupted(initial):
   return trainer.run(11), processes.to_host(trainer.state)
 
 
-@pytest.mark.parametrize('mesh', [(2, 2), (4, 1), (4, 2)], ids=str)
+@pytest.mark.parametrize('mesh', tiny.slow_but([(2, 2)], [(2, 2), (4, 1), (4, 2)]), ids=str)
 def test_many_devices_are_one(trainer_of, uninterrupted, mesh):
   metrics, state = uninterrupted
   trainer = trainer_of(ramped(), mesh)
@@ -183,6 +184,7 @@ def test_streamed_examples_are_the_same(trainer_of):
   assert_close(far.state, near.state)
 
 
+@pytest.mark.slow
 def test_shared_batch(trainer_of, initial):
   """Four slots of one structure are one slot when they share their examples."""
   four = samplers.listed(['101'] * 4, 3)
@@ -219,6 +221,7 @@ def test_a_step_without_a_finite_slot_changes_nothing(trainer_of, initial):
   assert (int(trainer.state.step), int(trainer.state.skipped)) == (3, 12)
 
 
+@pytest.mark.slow
 def test_options_of_the_recipe_on_many_devices(trainer_of):
   """Coverage, ring and distillation: two devices are one, and differ from the default recipe."""
   recipe = Recipe(MODEL, classification, OPTIMIZER, Structures(distill=0.5), 'coverage', 'ring')

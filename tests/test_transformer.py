@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import UserError, conditional, masked, shared_prefix, static
 from additive_jax.gates.structure import all_bits
@@ -155,7 +156,7 @@ def structures(model):
   return np.array(found)
 
 
-@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('row', tiny.slow_but(['vit', 'text, learned'], ROWS))
 def test_structures_follow_the_formulas(row, random_pool):
   model, x = make(row), ROWS[row][1]
   pool, chosen = random_pool(model, x), structures(model)
@@ -175,7 +176,7 @@ def test_structures_follow_the_formulas(row, random_pool):
     assert np.abs(one - other).max() > 0.05
 
 
-@pytest.mark.parametrize('mix', MIXES, ids='+'.join)
+@pytest.mark.parametrize('mix', tiny.slow_but([KINDS], MIXES), ids='+'.join)
 def test_every_mix_follows_the_formulas(mix, random_pool):
   model = make('text', mix)
   pool, chosen = random_pool(model, TOKENS), structures(model)
@@ -240,7 +241,7 @@ def ways(model):
   }
 
 
-@pytest.mark.parametrize('mix', MIXES, ids='+'.join)
+@pytest.mark.parametrize('mix', tiny.slow_but([KINDS], MIXES), ids='+'.join)
 def test_a_token_changes_nothing_before_it(mix, random_pool):
   model = make('text', mix, num_layers=1)
   # Nothing may move by a bit, in programs optimised in earnest too: once, with all kinds of gates.

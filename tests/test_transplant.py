@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError, conditional
@@ -114,7 +115,10 @@ def leaves(variables):
   return flatten_dict(variables['params'], sep='/')
 
 
-@pytest.mark.parametrize('case', CASES)
+QUICK = ('mlp, copies', 'mlp, width and depth', 'images, more heads', 'convnet', 'rms norm')
+
+
+@pytest.mark.parametrize('case', tiny.slow_but(QUICK, CASES))
 def test_grow_is_exact(case, start):
   small_model, large_model, x = CASES[case]
   small, large = start(*CASES[case])
@@ -135,7 +139,10 @@ def test_grow_is_exact(case, start):
     np.testing.assert_allclose(leaf, leaves(small)[path], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('case', ['mlp, width and depth', 'images, all at once', 'rms norm'])
+@pytest.mark.parametrize(
+  'case',
+  tiny.slow_but(['rms norm'], ['mlp, width and depth', 'images, all at once', 'rms norm']),
+)
 def test_growth_is_exact_in_float64_whatever_the_epsilon(case, start):
   """Streams of a variance below the norms' epsilon."""
   small_model, large_model, x = CASES[case]

@@ -87,7 +87,13 @@ def assert_same(got, want):
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'options'), [((1, 8), ZERO), ((2, 4), ZERO), ((2, 4), BOTH)], ids=str
+  ('mesh', 'options'),
+  [
+    pytest.param((1, 8), ZERO, marks=pytest.mark.slow),
+    pytest.param((2, 4), ZERO, marks=pytest.mark.slow),
+    ((2, 4), BOTH),
+  ],
+  ids=str,
 )
 def test_updates_are_those_of_whole_states_to_the_bit(mesh, options, trained):
   """With clipping, by a norm whose terms are added in the same order; over structure and data."""
@@ -144,6 +150,7 @@ def test_the_program_gathers_parameters_and_reduces_gradients_once(trained):
 KINDS = ('all-reduce', 'all-gather', 'collective-permute', 'all-to-all')
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_all_ways_to_keep_it(tmp_path, trained):
   """Two steps with each device's part in host memory, and the rest on two whole devices; back."""
   want = trained((2, 4))[0].state

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from additive_jax.cli.configs import load_config
 from additive_jax.gates import dispatch
+from additive_jax.models import costs
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {
@@ -68,6 +69,17 @@ def arguments(experiment, workdir=None, options=(), *, small=True, devices=1):
   ]
 
 
+def shared_folder(tmp_path_factory):
+  """The folder of this session of tests, the same for all its processes."""
+  root = tmp_path_factory.getbasetemp()
+  return root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root
+
+
+def programs(tmp_path_factory):
+  """Where this session's tests keep compiled programs, for one another."""
+  return shared_folder(tmp_path_factory) / 'programs'
+
+
 @contextlib.contextmanager
 def cached_programs(folder):
   """Keeps what XLA compiles in `folder`, since each run makes its programs anew.
@@ -103,10 +115,12 @@ def two_sizes():
   """Packs half of a row's tokens or all: every size is a branch that each program compiles."""
   before = dispatch.EIGHTHS
   dispatch.EIGHTHS = (4, 8)
+  costs.measured.cache_clear()
   try:
     yield
   finally:
     dispatch.EIGHTHS = before
+    costs.measured.cache_clear()
 
 
 def environment(cache, *, fast=True):

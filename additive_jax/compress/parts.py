@@ -99,14 +99,15 @@ def _units(model, x, inputs: bool) -> Units:
 
 
 def _gates(model, x) -> Gates:
-  positions = tuple(site.start for site in sites_of(model) if site.has_residual)
+  sites = [site for site in sites_of(model) if site.has_residual]
+  positions = tuple(site.start for site in sites)
   if not positions:
     raise UserError(
       f'noise per gate in {type(model).__name__} with gates {", ".join(gate_names(model))}: '
       'expected residual gates'
     )
   shares = measure(model, x).params_by_gate()  # of parameters that sites share, equal parts
-  counts = ((GATES, tuple(round(shares[i]) for i in positions)),)
+  counts = ((GATES, tuple(round(shares[site.gates].sum()) for site in sites)),)
   return Gates(model, ((GATES, (len(positions),)),), counts, positions)
 
 

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,7 +37,8 @@ class Curves:
     labels: one per slot, where a slot always trains the same structure; gives each a curve.
     probe: gives more values from the trainer, at every point.
     clock: takes the seconds of the steps up to every point, without compiling and probing; apart
-      from the curves, which are the same each time.
+      from the curves, which are the same each time. Tables that are made of seconds need all
+      points, so a training goes on from before the first one that is lost.
   """
 
   labels: Sequence[str] = ()
@@ -86,7 +86,10 @@ def _fit(session, trainer, num_steps, name, curves):
   """Does what `fit` does, but for what is said at its end."""
   options = session.config.train
   with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
-    restored = checkpoints.restore(trainer.state)
+    at_most = None
+    if curves.clock is not None and processes.is_primary():
+      at_most = _whole_to(session, name, curves.clock, num_steps)
+    restored = checkpoints.restore(trainer.state, at_most=at_most)
     if restored is not None:
       trainer.state = restored.state
     session.metrics.truncate(name, trainer.step)
@@ -122,22 +125,28 @@ def _fit(session, trainer, num_steps, name, curves):
     checkpoints.save(num_steps, trainer.state, wait=True)
 
 
-def check_points(path: Path, steps: Collection[int], num_steps: int, every: int, name: str) -> str:
-  """Returns what is missing of a curve, in words that name its file; '' for nothing.
+def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]:
+  """Returns the steps of a curve's points that are not there.
 
-  >>> check_points(Path('metrics.jsonl'), [5, 12], 12, 5, 'pool-seed0')
-  'metrics.jsonl lacks step 10 of pool-seed0'
+  >>> lost_points([5, 12], num_steps=12, every=5)
+  [10]
 
   Args:
-    path: the file.
     steps: of the points that are there.
     num_steps: the last step.
     every: steps from one point to the next.
-    name: of the curve.
   """
   expected = [*range(every, num_steps, every), num_steps] if num_steps else []
-  lost = [str(step) for step in expected if step not in steps]
-  return f'{path} lacks step {", ".join(lost[:3])} of {name}' if lost else ''
+  return [step for step in expected if step not in steps]
+
+
+def _whole_to(session: Session, name: str, clock: Journal, num_steps: int) -> int:
+  """Returns the last step up to which a training has all points of its curve and its clock."""
+  every, curves = session.config.train.log_every, session.metrics.read(session.rundir.path)
+  steps = {line['step'] for line in clock.sound() if line.get('tag') == name}
+  steps &= set(curves[curves['tag'] == name]['step']) if len(curves) else set()
+  lost = lost_points(steps, num_steps, every)
+  return max((step for step in steps if not lost or step < lost[0]), default=0)
 
 
 def check_curves(session: Session, records: Records, curves: pd.DataFrame) -> None:
@@ -147,13 +156,14 @@ def check_curves(session: Session, records: Records, curves: pd.DataFrame) -> No
     records: of the arms of the run.
     curves: as `pages.read_curves` gives them.
   """
-  path, every = session.rundir.path / 'metrics.jsonl', session.config.train.log_every
+  every = session.config.train.log_every
   for arm in records.arms.values():
     for seed in session.seeds if hasattr(arm, 'num_steps') else ():
       name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
       steps = set(curves[curves['tag'] == name]['step'])
-      if steps and (problem := check_points(path, steps, arm.num_steps, every, name)):
-        log.warning('%s; the curves show what is left', problem)
+      if steps and (lost := lost_points(steps, arm.num_steps, every)):
+        text = '%s lacks step %d of %s; the curves show what is left'
+        log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

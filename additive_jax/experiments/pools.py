@@ -78,7 +78,9 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   kind = config['model'].get('name', '')
   if not network and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
-  data = load_data(_section(DataOptions, config['data'], 'data', path))
+  # The run may be somebody else's: what it downloaded is not fetched again without being asked for.
+  options = _section(DataOptions, config['data'], 'data', path)
+  data = load_data(dataclasses.replace(options, download=False))
   values = config['model'] | {'name': network or known[kind.lower()]}
   model = make_model(_section(ModelOptions, values, 'model', path), data)
   check_fits(model, data)

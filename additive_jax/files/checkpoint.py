@@ -117,7 +117,9 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     if wait:
       self.wait()
 
-  def restore(self, template: PyTree, *, fields: Sequence[str] = ()) -> Restored | None:
+  def restore(
+    self, template: PyTree, *, fields: Sequence[str] = (), at_most: int | None = None
+  ) -> Restored | None:
     """Returns the newest sound checkpoint, or None when there is none at all.
 
     Every leaf's dtype, shape and checksum are compared with what was saved. A damaged checkpoint is
@@ -129,13 +131,14 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
         reads its own shards; NumPy arrays and Python numbers come back as such.
       fields: the names of the fields, or of the keys of a dict, that are read, with all their
         leaves; the template's others are returned as they are. () reads all.
+      at_most: newer steps than this are passed over; of several processes the first one's counts.
 
     Raises:
       UserError: the checkpoint is of another model or of other leaves, or all are damaged.
     """
     self.wait()
     damaged_steps = []
-    for step in self._steps():
+    for step in self._steps(at_most):
       outcome = self._read(step, template, fields)
       if isinstance(outcome, Restored):
         self._damaged = damaged_steps
@@ -217,10 +220,11 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
       )
     return self._manager
 
-  def _steps(self) -> list[int]:
+  def _steps(self, at_most: int | None) -> list[int]:
     """Returns the steps on disk, newest first; the same list on every process."""
     names = [path.name for path in self.directory.glob('*') if path.is_dir()]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    steps = [step for step in steps if at_most is None or step <= at_most]
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     steps = np.resize(np.array(steps or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(steps).tolist() if count else []

@@ -114,6 +114,11 @@ class Additive(nn.Module):
     apply = super().apply
     try:
       return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
+    except flax.errors.ScopeParamNotFoundError as error:
+      if kwargs.get('method') is not None:
+        raise
+      said = str(error).split('. (https')[0]
+      raise UserError(f'{type(self).__name__}: {said}; expected a pool of this model') from error
     except flax.errors.ScopeParamShapeError as error:
       shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(args) if hasattr(leaf, 'shape')]
       raise UserError(

@@ -246,7 +246,7 @@ def differences(given: PyTree, wanted: PyTree) -> str:
   nothing is.
 
   >>> differences({'a': jnp.ones(2), 'c': jnp.ones(1)}, {'a': jnp.ones(3), 'b': jnp.ones(1)})
-  'no b; c, which is surplus; a of shape (2,), not (3,)'
+  'no b; a surplus c; a of shape (2,), not (3,)'
   """
   if jax.tree.structure(given) == jax.tree.structure(wanted):
     pairs = zip(jax.tree.leaves(given), jax.tree.leaves(wanted))
@@ -255,14 +255,13 @@ def differences(given: PyTree, wanted: PyTree) -> str:
   before, after = _shapes(given), _shapes(wanted)
   found = []
   for paths, text in (
-    ([path for path in after if path not in before], 'no {}'),
-    ([path for path in before if path not in after], '{}, which is surplus'),
-    ([p for p in before if p in after and before[p] != after[p]], '{} of shape {}, not {}'),
+    ([path for path in after if path not in before], 'no {0}{1}'),
+    ([path for path in before if path not in after], 'a surplus {0}{1}'),
+    ([p for p in before if p in after and before[p] != after[p]], '{0} of shape {2}, not {3}{1}'),
   ):
     if paths:
-      first = paths[0]
-      more = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
-      found.append(text.format(first, before.get(first), after.get(first)) + more)
+      first, more = paths[0], f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+      found.append(text.format(first, more, before.get(first), after.get(first)))
   return '; '.join(found) or f'the form {jax.tree.structure(given)}'[:200]
 
 

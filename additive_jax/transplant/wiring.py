@@ -96,7 +96,15 @@ class Wiring:
     return leaves
 
   def shapes(self, params: PyTree) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of `flat`, for a pool of anything that has shapes."""
+    """Returns the shapes of `flat`, for a pool of anything that has shapes.
+
+    Raises:
+      UserError: for a pool without some of the modules.
+    """
+    modules = {path.partition('/')[0]: None for path in self.axes if '/' in path}
+    if missing := [module for module in modules if module not in params]:
+      more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
+      raise UserError(f'a pool without {missing[0]}{more}: expected the pool of the model')
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in flatten_dict(params, sep='/').items():
       axis = self.stacked.get(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,10 +22,13 @@ from additive_jax.experiments.booster.tables import (
   METHODS,
   SCRATCH,
   UNTRAINED,
+  lost,
   make_tables,
+  read_clock,
 )
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
+from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Arm, Start, Study, Trained, full_network
@@ -35,6 +39,8 @@ from additive_jax.parallel.pipeline_timing import measure_bubble
 from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State
+
+log = logging.getLogger('additive_jax')
 
 TAKEN = 'narrow.jsonl'
 
@@ -115,8 +121,23 @@ def _way(name, session, num_steps, narrow) -> Way:
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Way]]:
-  del records
-  yield make_ways(session)
+  ways = make_ways(session)
+  _forget_lost(session, records, ways)
+  yield ways
+
+
+def _forget_lost(session, records, ways):
+  """Drops the records of trainings of which points are lost, so that they are trained again from
+  there: the tables are made of points."""
+  curves, clock = read_curves(session), read_clock(session)
+  for way in ways:
+    for seed in session.seeds:
+      if records.get(way.name, seed) is None:
+        continue
+      problem = lost(session, way, seed, curves, clock)
+      if processes.agree(bool(problem)):
+        log.warning('%s; it is trained again from there', problem or 'another process')
+        records.forget(way.name, seed)
 
 
 def _start(name: str, narrow: Narrow | None, recipe: Recipe, seed: int) -> Start:

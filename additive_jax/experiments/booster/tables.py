@@ -5,6 +5,7 @@ scratch.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import pandas as pd
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.booster.narrow import CLOCK
-from additive_jax.experiments.fit import check_points
+from additive_jax.experiments.fit import lost_points
 from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
-from additive_jax.files.journal import Record, read_all
+from additive_jax.files.journal import Journal, Record
 from additive_jax.report import comparison
 from additive_jax.report.comparison import with_interval
 from additive_jax.report.savings import savings
@@ -63,14 +64,16 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
       large      4   the same + 4 steps of the large model
   """
   curves, clock = read_curves(session), read_clock(session)
+  for way in records.arms.values():
+    for seed in session.seeds:
+      if problem := lost(session, way, seed, curves, clock):
+        raise UserError(f'{problem}; expected every point that the run has written')
   seconds_of = lambda tag: sum(clock[tag].values())
   of_large = 3 * session.config.train.batch_size * session.space.flops(session.space.all_on())
   rows = []
 
-  def add(tag, before, flops, seconds, per_step, num_steps):
+  def add(tag, before, flops, seconds, per_step):
     points = curves[curves['tag'] == tag].sort_values('step')
-    if num_steps:
-      _check_whole(session, tag, set(points['step']), clock[tag], num_steps)
     for point in points.to_dict('records'):
       step = int(point['step'])
       seconds += clock[tag].get(step, 0.0)
@@ -87,16 +90,13 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
           seconds += seconds_of(f'embedding-seed{seed}')
         tag = f'{name}-narrow-seed{seed}'
         before = [name, seed, NARROW]
-        # Copies in processes of their own end where the quorum did.
-        apart = session.config.booster.asynchronous and name in METHODS
-        steps = 0 if apart or name == UNTRAINED else way.narrow.num_steps
-        seconds = add(tag, before, flops, seconds, way.narrow.flops_per_step, steps)
+        seconds = add(tag, before, flops, seconds, way.narrow.flops_per_step)
         # Copies that trained at their own pace have no common points; the slowest one counts.
         seconds += max(seconds_of(f'{tag}-{i}') for i in range(way.narrow.num_models))
         flops, start = record['narrow_flops'], record['start']
         spent = [0, flops, seconds]
         rows.append([name, seed, LARGE, *spent, start['test_loss'], start['test_accuracy']])
-      add(f'{name}-seed{seed}', [name, seed, LARGE], flops, seconds, of_large, way.num_steps)
+      add(f'{name}-seed{seed}', [name, seed, LARGE], flops, seconds, of_large)
   columns = ['variant', 'seed', 'phase', 'step', 'flops', 'seconds', 'loss', 'accuracy']
   return pd.DataFrame(rows, columns=columns)
 
@@ -104,17 +104,36 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
 def read_clock(session: Session) -> dict[str, dict[int, float]]:
   """Returns the seconds up to every point of every training, by its tag and step."""
   clock: dict[str, dict[int, float]] = defaultdict(dict)
-  for line in read_all(session.rundir.journals, '*seconds.jsonl'):
-    clock[line['tag']].setdefault(line['step'], line['seconds'])
+  for path in sorted(session.rundir.journals.glob('*seconds.jsonl')):
+    for line in Journal(path).sound():
+      clock[line['tag']].setdefault(line['step'], line['seconds'])
   return clock
 
 
-def _check_whole(session, tag, steps, clock, num_steps):
-  """Raises `UserError` where a point that the tables are made of is not there."""
+def lost(
+  session: Session,
+  way: Any,
+  seed: int,
+  curves: pd.DataFrame,
+  clock: Mapping[str, Mapping[int, float]],
+) -> str:
+  """Returns which point of a way's trainings in one seed is not there, in words that name the file;
+  '' for none."""
+  trainings = {f'{way.name}-seed{seed}': way.num_steps}
+  # Copies in processes of their own end where the quorum did.
+  apart = session.config.booster.asynchronous and way.name in METHODS
+  if way.narrow and way.name != UNTRAINED and not apart:
+    trainings[f'{way.name}-narrow-seed{seed}'] = way.narrow.num_steps
   every, rundir = session.config.train.log_every, session.rundir
-  for path, there in ((rundir.path / 'metrics.jsonl', steps), (rundir.journals / CLOCK, clock)):
-    if problem := check_points(path, there, num_steps, every, tag):
-      raise UserError(f'{problem}; expected a point every {every} steps, as the run wrote them')
+  for tag, num_steps in trainings.items():
+    points = set(curves[curves['tag'] == tag]['step'])
+    for path, steps in (
+      (rundir.path / 'metrics.jsonl', points),
+      (rundir.journals / CLOCK, clock.get(tag, {})),
+    ):
+      if missing := lost_points(steps, num_steps, every):
+        return f'{path} lacks step {missing[0]} of {tag}'
+  return ''
 
 
 def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFrame:

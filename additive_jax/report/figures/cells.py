@@ -92,8 +92,6 @@ def _draw_text(axes, tokens, chosen, names, identity):
   axes.xaxis.tick_top()
   characters = [_visible(byte) for byte in tokens]
   axes.set_xticks(np.arange(len(tokens)) + 0.5, characters, family=style.MONO, fontsize=9.5)
-  for label in axes.get_xticklabels():
-    label.set_parse_math(False)
 
 
 def image_paths(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow: too pale.
 PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#4d4d4d')
@@ -39,7 +40,7 @@ def drawing(
   """Yields a figure with this look and its axes `[rows, columns]`, and lays it out at the end.
 
   It is laid out inside, because tick labels are made when first drawn and would otherwise take the
-  reader's own settings.
+  reader's own settings. Text with $ in it, such as the name of a gate, is no formula.
 
   Args:
     width, height: in inches.
@@ -56,6 +57,9 @@ def drawing(
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+    for text in figure.findobj(Text):
+      if '$' in text.get_text():  # a name of the user's; those of ticks are made when drawn
+        text.set_parse_math(False)
     figure.draw_without_rendering()
 
 
