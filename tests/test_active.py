@@ -114,12 +114,14 @@ def test_a_backbone_is_dense():
   assert more == pytest.approx(sum(gate.flops for gate in space.gates[:2]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_pool():
   model = transformer(Experts(3, 1))
   pool = model.init(jax.random.key(0), X)
   assert num_params(model, X) == sum(leaf.size for leaf in jax.tree.leaves(pool))
 
 
+@pytest.mark.slow
 def test_hidden_units_are_fitted_to_a_budget():
   target = whole(transformer())
   cost = lambda model: active_flops(model, X)

@@ -83,7 +83,7 @@ ROWS = [
     task,
     sum(counts[kinds.index(kind)] for kind in mix),
     id=f'{name}-{"+".join(mix)}',
-    marks=() if mix == KINDS and name != 'vit' else pytest.mark.slow,
+    marks=() if mix == KINDS and name == 'language model' else pytest.mark.slow,
   )
   for name, (make, kinds, batch, task, counts) in MODELS.items()
   for size in range(1, len(kinds) + 1)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from additive_jax import Additive, UserError, evaluate_structures, static
 from additive_jax.gates.structure import all_bits, all_structures
@@ -86,7 +87,10 @@ def test_batches_that_do_not_divide(variables, batch, table, batch_size):
 STREAM = 7 * 8 * 4  # bytes of the stream of one structure at batch size 7
 
 
-@pytest.mark.parametrize('memory_limit', [1, 5 * STREAM, 8 * STREAM, 14 * STREAM, 99 * STREAM])
+LIMITS = [1, 5 * STREAM, 8 * STREAM, 14 * STREAM, 99 * STREAM]
+
+
+@pytest.mark.parametrize('memory_limit', tiny.slow_but(LIMITS[1:3], LIMITS))
 def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   """However little is allowed; and no worker holds more streams than that, but for the two that it
   cannot do without.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.experimental import pallas
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import PartitionSpec
@@ -143,6 +144,7 @@ def language_model(routing, width=8, tokens=8, **options):
   return Transformer(2, width, 2, 16, 5, routing=routing, **sizes, **options)
 
 
+@pytest.mark.slow
 def test_experts_of_their_own_weights_cost_those_that_a_token_uses():
   x = np.zeros((1, 8), np.uint8)
   costs = {k: active_flops(language_model(Experts(4, k)), x) for k in (1, 2, 4)}
@@ -236,7 +238,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize('name', MODELS)
+QUICK = set(MODELS) - {'dna', 'gates of tokens', 'language model', 'experts', 'factorised'}
+
+
+@pytest.mark.parametrize('name', tiny.slow_but(QUICK, MODELS))
 def test_a_structure_costs_its_static_program(name):
   """FLOPs are those of the whole program, and parameters the leaves that its result depends on."""
   model, x = MODELS[name]

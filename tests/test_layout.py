@@ -106,9 +106,9 @@ def assert_close(got, want):
 @pytest.mark.parametrize(
   ('name', 'mesh'),
   [
-    ('dna', (1, 2, 2)),
-    ('blocks', (1, 1, 4)),
-    ('experts', (1, 1, 4)),
+    pytest.param('dna', (1, 2, 2), marks=pytest.mark.slow),
+    pytest.param('blocks', (1, 1, 4), marks=pytest.mark.slow),
+    pytest.param('experts', (1, 1, 4), marks=pytest.mark.slow),
     ('experts', (2, 2, 2)),
   ],
   ids=str,
@@ -283,6 +283,7 @@ with processes.distributed(f'localhost:{port}', 2, rank):
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
   """Experts, and a pool in pieces, of which each process writes and reads its own."""
   with socket.socket() as free:

@@ -174,6 +174,7 @@ def open_at_once(folder, index, barrier, results):
       results.put((turn, str(error)))
 
 
+@pytest.mark.slow
 def test_processes_that_come_at_the_same_moment_agree_on_one_config(tmp_path):
   context = multiprocessing.get_context('spawn')
   barrier, results = context.Barrier(2), context.Queue()

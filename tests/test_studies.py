@@ -162,7 +162,8 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize('name', tiny.slow_but(['sweep'], BEFORE))
+@pytest.mark.slow
+@pytest.mark.parametrize('name', BEFORE)
 def test_journals_of_the_version_before(name, finished, tmp_path, monkeypatch):
   """Everything is there, so that nothing is trained; then the last line is missing."""
   workdir, (arm, first, second) = tmp_path / 'run', BEFORE[name]

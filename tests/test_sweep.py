@@ -246,7 +246,8 @@ def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
     assert table[column].tolist() == both[f'{prefix}{column}'].tolist()
 
 
-@pytest.mark.parametrize('method', tiny.slow_but(['random'], ['evolution', 'random']))
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['evolution', 'random'])
 def test_search(tmp_path, method):
   options = {
     'model.num_blocks': 4,

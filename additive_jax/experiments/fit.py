@@ -16,7 +16,6 @@ from rich import filesize
 
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
-from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -147,23 +146,6 @@ def _whole_to(session: Session, name: str, clock: Journal, num_steps: int) -> in
   steps &= set(curves[curves['tag'] == name]['step']) if len(curves) else set()
   lost = lost_points(steps, num_steps, every)
   return max((step for step in steps if not lost or step < lost[0]), default=0)
-
-
-def check_curves(session: Session, records: Records, curves: pd.DataFrame) -> None:
-  """Warns of points that the pictures lack.
-
-  Args:
-    records: of the arms of the run.
-    curves: as `pages.read_curves` gives them.
-  """
-  every = session.config.train.log_every
-  for arm in records.arms.values():
-    for seed in session.seeds if hasattr(arm, 'num_steps') else ():
-      name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
-      steps = set(curves[curves['tag'] == name]['step'])
-      if steps and (lost := lost_points(steps, arm.num_steps, every)):
-        text = '%s lacks step %d of %s; the curves show what is left'
-        log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

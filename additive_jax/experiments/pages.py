@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pandas as pd
 
+from additive_jax.experiments.fit import lost_points
 from additive_jax.experiments.options import PLACEMENT
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -15,6 +17,8 @@ from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES
 from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, plain
+
+log = logging.getLogger('additive_jax')
 
 
 def finished_page(session: Session, page: Page, note: str = '') -> str:
@@ -39,6 +43,18 @@ def read_curves(session: Session) -> pd.DataFrame:
   """Returns the curves of the run: columns tag, step, and every value; no row for no curves."""
   curves = session.metrics.read(session.rundir.path)
   return curves if len(curves) else pd.DataFrame(columns=['tag', 'step'])
+
+
+def warn_of_lost_points(session: Session, records: Records) -> None:
+  """Warns of points that the pictures of a run's arms lack."""
+  curves, every = read_curves(session), session.config.train.log_every
+  for arm in records.arms.values():
+    for seed in () if arm.spread else session.seeds:
+      name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
+      steps = set(curves[curves['tag'] == name]['step'])
+      if steps and (lost := lost_points(steps, arm.num_steps, every)):
+        text = '%s lacks step %d of %s; the curves show what is left'
+        log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)
 
 
 def curves_picture(

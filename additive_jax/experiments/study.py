@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.fit import PLAIN, Curves, check_curves, fit
+from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
@@ -43,7 +43,7 @@ from additive_jax.experiments.options import (
   refused,
   replaced,
 )
-from additive_jax.experiments.pages import finished_page, plain_page, read_curves
+from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
@@ -288,9 +288,8 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
-    curves = read_curves(session)
-    check_curves(session, records, curves)
-    note = said(of_run(session, records, curves))
+    warn_of_lost_points(session, records)
+    note = said(of_run(session, records, read_curves(session)))
     page = finished_page(session, self.page(session, result, records), note)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
