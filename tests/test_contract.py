@@ -19,7 +19,7 @@ from additive_jax import (
   shared_prefix,
   static,
 )
-from additive_jax.models import DNA, MLP, ConvNet, Modules, Routing, Transformer
+from additive_jax.models import DNA, MLP, ConvNet, Experts, Modules, Routing, Transformer
 from additive_jax.models.contract import check_network, check_pool
 from additive_jax.run.ways import gathered, routed, sampled
 from additive_jax.train.fleet import Fleet
@@ -235,6 +235,7 @@ KINDS = ('residual', 'sub_activation', 'lane')
     (Transformer(1, 4, **ROTATED, gates=KINDS, num_chunks=2), TOKENS),
     (Transformer(1, 4, **TEXT, num_chunks=3, routing=Routing('random', 1)), TOKENS),
     (Transformer(1, 4, **TEXT, num_chunks=3, routing=Routing('marginal', keep=0.5)), TOKENS),
+    (Transformer(1, 4, **TEXT, routing=Experts(3, 2)), TOKENS),
     (DNA(1, 4, modules=Modules(1, 1, 1, 1, 2), **TEXT), TOKENS),
   ],
 )

@@ -217,6 +217,13 @@ def test_bad_arguments(variables, batch, arguments, options, message):
     evaluate_structures(MODEL, variables, (x[: arguments[0]], y[: arguments[1]]), **options)
 
 
+def test_a_batch_is_a_pair(variables, batch):
+  x, y = batch
+  for wrong, given in (((x, y, y), r'\(.*\), \(.*\), \(.*\)'), (x, 'ndarray')):
+    with pytest.raises(UserError, match=f'a batch of {given}: expected a pair'):
+      evaluate_structures(MODEL, variables, wrong)
+
+
 def test_too_many_structures_to_enumerate(batch):
   with pytest.raises(UserError, match=r'^25 gates have 2\^25 structures, too many to enumerate'):
     evaluate_structures(MLP(25, 2, 2, 3), None, batch)

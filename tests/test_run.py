@@ -22,6 +22,7 @@ from additive_jax import (
   static,
 )
 from additive_jax.gates.structure import all_bits
+from additive_jax.gates.traced import traced_structure
 from additive_jax.models import MLP
 from additive_jax.models.additive import gate_names
 
@@ -273,3 +274,10 @@ def test_gates_of_another_batch():
   x = jnp.ones((4, 5))
   with pytest.raises(UserError, match=r'gates of shape \(3, 2\): expected 4 rows, one per example'):
     masked(model, model.init(jax.random.key(0), x), x, np.ones((3, 2)))
+
+
+@pytest.mark.parametrize('value', [4, -1, np.int64(7), np.array(4), jnp.int32(4), 2**40])
+def test_an_integer_outside_of_the_space(value):
+  with pytest.raises(UserError, match=rf'structure {value}: expected an integer in \[0, 2\^2\)'):
+    traced_structure(value, 2)
+  assert jax.jit(lambda value: traced_structure(value, 2))(jnp.int32(6)).tolist() == [False, True]

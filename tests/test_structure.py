@@ -90,6 +90,7 @@ def test_bits_of():
   [
     (lambda: Structure.from_string('10x1'), "structure '10x1': expected a string of 0 and 1"),
     (lambda: Structure.from_string(''), "structure '': expected a string of 0 and 1"),
+    (lambda: Structure(()), r'structure \(\): expected a bit for each gate, at least one'),
     (lambda: Structure((0, 2)), r'structure bits \(0, 2\): expected only 0 and 1'),
     (lambda: Structure.from_int(8, num_gates=3), r'structure 8: expected .* \[0, 2\^3\)'),
     (lambda: Structure.from_int(-1, num_gates=3), 'structure -1: expected an integer'),

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
+from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.sites import Site, Stream, read_sites
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
@@ -88,10 +88,10 @@ class Additive(nn.Module):
     """
     sites = read_sites(self.sites)
     num_gates = sum(len(site.names) for site in sites)
-    structure = Structure.all_on(num_gates) if structure is None else parse(structure, num_gates)
+    values = (True,) * num_gates if structure is None else parse(structure, num_gates).bits
     h = self.embed(x)
     for site, module in zip(sites, self.sites):
-      gates = structure[site.gates]
+      gates = values[site.gates]
       if self.is_initializing() and not all(gates):
         site.step(module, h, (True,) * len(gates))
       h = site.step(module, h, gates)
