@@ -43,7 +43,12 @@ from additive_jax.experiments.options import (
   refused,
   replaced,
 )
-from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
+from additive_jax.experiments.pages import (
+  finished_page,
+  plain_page,
+  read_curves,
+  warn_of_lost_points,
+)
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
