@@ -13,7 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tiny
 
+from additive_jax import launch
 from additive_jax.errors import STOPPED, Stopped, UserError
 from additive_jax.parallel import meeting, peers
 from additive_jax.parallel.meeting import meet
@@ -125,6 +127,27 @@ def test_something_else_answers(address):
     with pytest.raises(UserError, match='something else answers than process 0 of a run'):
       meet(address, 1, 2, 5.0)
     thread.join()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--coordinator=here'], '--coordinator=here: expected host:port, or auto'),
+    (['--coordinator=here:99999'], '--coordinator=here:99999: expected host:port, or auto'),
+    ([f'--coordinator={"a" * 90}:1', '--process_id=1'], 'label too long'),
+    (['--coordinator=here:1', '--process_id=2'], '--process_id=2: expected less than'),
+    (['--coordinator=auto'], '--coordinator=auto: expected SLURM, a TPU pod or Kubernetes'),
+    (['--coordinator=here:1', '--wait=nan'], '--wait=nan: '),
+    (['--coordinator=here:1', '--wait=0'], '--wait=0: '),
+  ],
+)
+def test_wrong_words_for_processes(flags, message, capsys):
+  args = tiny.arguments('sweep', devices=0)
+  assert launch.main(['launch', *args, '--num_processes=2', *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ')
+  assert message in error
+  assert error.count('\n') == 1
 
 
 PROGRAM = """

@@ -13,7 +13,8 @@ from additive_jax.cli.configs import config_file, explanation, load_config
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import DECLARED, Option
 
-MOST = 65_536  # devices or processes
+MOST = 65_536  # devices, processes or seconds
+NUMBERS = {'devices': 0, 'num_processes': 1, 'process_id': 0, 'wait': 3}  # each flag's least
 PER_PROCESS = ('coordinator', 'num_processes', 'process_id', 'wait')
 
 
@@ -34,7 +35,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', **(bounds | {'lower_bound': 1}))
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', **bounds)
-  flags.DEFINE_float('wait', 30.0, 'Seconds.', 3.0, 86400.0, flag_values=values)
+  flags.DEFINE_integer('wait', 30, 'Seconds.', **(bounds | {'lower_bound': 3}))
   options = parse_flags(values, _with_tuples(argv), known_only=True)
   names, alone = values.config, [word for word in options[1:] if not word.startswith('-')]
   if not names:  # `launch exp2` is `launch --config=exp2`
@@ -121,9 +122,9 @@ def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = Fa
 def _wrong_value(error):
   """What absl says of a flag's value; of an option's, what its declaration expects."""
   word = str(error).removesuffix(f': {error.__context__}').removeprefix('flag ')
-  number = re.match(r'--(devices|num_processes|process_id)=(.*?): ', f'{word}: ')
+  number = re.match(rf'--({"|".join(NUMBERS)})=(.*?): ', f'{word}: ')
   if number:
-    least = int(number[1] == 'num_processes')
+    least = NUMBERS[number[1]]
     return f'--{number[1]}={number[2]}: expected an integer from {least} to {MOST:,}'
   name = word.removeprefix('--config.').partition('=')[0]
   if name in DECLARED:

@@ -138,8 +138,7 @@ def cluster(
   if method not in METHODS:
     raise UserError(f'cluster method {method!r}: expected one of {", ".join(METHODS)}')
   _check(features, num_clusters)
-  seed = checked_seed(seed)
-  mean = features.mean(axis=0, dtype=np.float64)
+  mean, seed = features.mean(axis=0, dtype=np.float64), checked_seed(seed)
   features = features - mean  # distances are differences of squares, which large means would drown
   if method == 'random':
     labels, flops = np.random.default_rng(seed).permutation(len(features)) % num_clusters, 0.0

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.report.wording import counted
@@ -94,12 +95,10 @@ def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
       log.warning(text, name, seed, count, len(losses))
 
 
-def of_run(session: Session, records: Records, curves: pd.DataFrame) -> list[LeftOut]:
+def of_run(session: Session, records: Records) -> list[LeftOut]:
   """Returns what each training of a run has left out, those that left out something.
 
-  Args:
-    records: of networks that are trained alone.
-    curves: of pools; see `pages.read_curves`.
+  Of networks that are trained alone the records say so, of pools the curves.
   """
   totals: dict[str, int] = {}
   alone = LeftOut('networks alone', 0)
@@ -111,6 +110,7 @@ def of_run(session: Session, records: Records, curves: pd.DataFrame) -> list[Lef
         totals[tag] = arm.num_steps * arm.sampler.num_structures
       elif 'skipped' in record and hasattr(arm, 'stop'):
         alone = LeftOut(alone.name, alone.skipped + record['skipped'], alone.total + arm.stop)
+  curves = read_curves(session)
   skipped = curves.groupby('tag')['skipped'].sum() if 'skipped' in curves else pd.Series()
   pools = [LeftOut(str(tag), int(count), totals.get(str(tag), 0)) for tag, count in skipped.items()]
   return [left_out for left_out in (*pools, alone) if left_out.skipped]

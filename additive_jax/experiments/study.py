@@ -43,12 +43,7 @@ from additive_jax.experiments.options import (
   refused,
   replaced,
 )
-from additive_jax.experiments.pages import (
-  finished_page,
-  plain_page,
-  read_curves,
-  warn_of_lost_points,
-)
+from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
@@ -294,7 +289,7 @@ class Study:
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
-    note = said(of_run(session, records, read_curves(session)))
+    note = said(of_run(session, records))
     page = finished_page(session, self.page(session, result, records), note)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 
 def is_key(leaf: Any) -> bool:
@@ -45,6 +46,6 @@ def like(value: Any, template: Any) -> Any:
   return jax.random.wrap_key_data(jnp.asarray(value), impl=kind)
 
 
-def as_numpy(leaf: Any) -> np.ndarray:
+def as_numpy(leaf: Any) -> Shaped[np.ndarray, '...']:
   """Returns a leaf as a NumPy array; of PRNG keys the numbers."""
   return np.asarray(key_data(leaf))

@@ -65,19 +65,24 @@ def meet(address: str, rank: int, count: int, wait: float) -> Peers:
       different numbers.
     Stopped: for a process that does not come.
   """
-  host, _, port = address.rpartition(':')
+  host, port = _split(address)
   patience, links = Patience(wait), {}
   try:
     if rank == 0:
-      _gather(links, int(port), count, patience)
+      _gather(links, port, count, patience)
     else:
-      links[0] = _reached(host, int(port), patience)
+      links[0] = _reached(host, port, patience)
       _join(links[0], address, rank, count, Patience(wait + BEAT))  # process 0 may be new
   except BaseException:
     for link in links.values():
       link.close()
     raise
   return Peers(links, rank, count, wait)
+
+
+def _split(address: str) -> tuple[str, int]:
+  host, _, port = address.rpartition(':')
+  return host.strip('[]'), int(port)  # [::1]:29500
 
 
 def _gather(links: dict[int, Lines], port: int, count: int, patience: Patience) -> None:
@@ -147,6 +152,10 @@ def _reached(host: str, port: int, patience: Patience) -> Lines:
       return Lines(socket.create_connection((host, port), timeout=BEAT))
     except OSError as error:
       reason = error.strerror or str(error)
+    except UnicodeError as error:
+      raise UserError(
+        f'--coordinator={host}:{port}: {error}; expected the name of a host'
+      ) from error
     if patience.left <= 0:
       raise Stopped(
         f'{who} did not answer within {patience.wait:g} s (--wait; {reason}), nothing was begun'
@@ -189,13 +198,13 @@ def relayed(address: str) -> str:
   Args:
     address: `host:port`.
   """
-  host, _, port = address.rpartition(':')
+  host, port = _split(address)
   server = socket.create_server(('127.0.0.1', 0))
 
   def serve() -> None:
     while True:
       near, _ = server.accept()
-      far = _connected(host, int(port))
+      far = _connected(host, port)
       for source, target in ((near, far), (far, near)):
         threading.Thread(target=_pass_on, args=[source, target], daemon=True).start()
 

@@ -107,7 +107,8 @@ def distributed(
   address, count, rank = coordinator, num_processes, process_id
   if coordinator == 'auto':
     address, count, rank = _detected(wait)
-  if not re.fullmatch(r'.+:\d+', address):
+  words = re.fullmatch(r'\S{1,253}:(\d{1,5})', address)
+  if words is None or not 0 < int(words[1]) < 2**16:
     raise UserError(f'--coordinator={coordinator}: expected host:port, or auto')
   if not 0 <= rank < count:
     raise UserError(f'--process_id={rank}: expected less than --num_processes={count}')

@@ -98,9 +98,8 @@ class Fleet:
     Raises:
       UserError: for no groups, an empty one, or numbers out of range.
     """
-    names = range(len(groups)) if names is None else names
+    names, seed = range(len(groups)) if names is None else names, checked_seed(seed)
     _check(groups, names, len(train))
-    seed = checked_seed(seed)
     x = train[np.zeros(1, np.int64)][0]
     recipe.check_network(x)
     checked(train, expected_of(recipe.model, recipe.objective, x), 'train')
