@@ -204,3 +204,12 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   # A run whose narrow copies are processes reads it.
   unread = {f'{section.__name__}.{name}' for section, name in declared - read}
   assert unread == {'BoosterOptions.quorum'}
+
+
+def test_a_name_is_a_config_of_the_package_whatever_lies_in_the_folder(tmp_path, monkeypatch):
+  """A config by its path is a program that runs; a name never becomes one."""
+  monkeypatch.chdir(tmp_path)
+  for name in ('exp2', 'exp2.py', 'configs.py'):
+    (tmp_path / name).write_text('open("ran", "w")\n')
+  assert load_config('exp2').experiment == 'cotrain'
+  assert not (tmp_path / 'ran').exists()

@@ -154,3 +154,8 @@ def test_schedule_is_traceable():
   schedule = make_schedule(config(schedule=options), 100)
   # One float32 cosine, fused or not.
   np.testing.assert_allclose(jax.jit(schedule)(37), schedule(37), rtol=1e-6)
+
+
+def test_an_optimizer_that_needs_more_than_a_gradient_says_so():
+  with pytest.raises(UserError, match=r"of 'lbfgs': an optimizer that needs more than a gradient"):
+    make_optimizer(config(optimizer={'name': 'lbfgs', 'kwargs': {}}), 10)

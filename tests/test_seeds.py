@@ -10,7 +10,8 @@ from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, Order
 from additive_jax.data.clusters import cluster
 from additive_jax.experiments.studies import STUDIES
-from additive_jax.gates.structure import sampled_bits
+from additive_jax.gates.networks import sampled_networks
+from additive_jax.gates.structure import Gate, Space
 from additive_jax.models import MLP
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
@@ -35,7 +36,7 @@ DOORS = {
   'Search': lambda seed: Search('random', 4, 4, seed).run(
     lambda bits: Evaluation(1.0 * bits.sum(1), np.zeros(len(bits))), 4
   ),
-  'sampled_bits': lambda seed: sampled_bits(5, 4, seed),
+  'networks': lambda seed: sampled_networks(Space(tuple(map(Gate, 'abcde'))), 4, seed),
   'cluster': lambda seed: cluster(SPLIT.x, 2, seed=seed),
   'check_model': lambda seed: check_model(MODEL, (SPLIT.x, SPLIT.y), seed=seed),
 }

@@ -178,3 +178,8 @@ def test_joined_copies_know_what_their_joint_batch_would():
   again = restart_schedules(joined)
   assert int(again[1][1].count) == 0
   assert int(again[1][0].count) == 3000
+
+
+def test_prng_keys_of_an_optimizer_move_along():
+  noise = optax.add_noise(0.1, 0.5, key=3).init({})
+  assert average_optimizer([noise, noise]).rng_key == jax.random.key(3)

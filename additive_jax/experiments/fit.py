@@ -117,7 +117,7 @@ def _fit(session, trainer, num_steps, name, curves):
         session.metrics.write(step, shown, name)
         if curves.clock is not None and processes.is_primary():
           curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
-        progress.advance(count, loss=shown['loss'])
+        progress.advance(count, **{'training loss': shown['loss']})
         check_learning(_left_out(trainer, name), step, num_steps)
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)

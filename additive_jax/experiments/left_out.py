@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.report.wording import counted
@@ -110,7 +109,7 @@ def of_run(session: Session, records: Records) -> list[LeftOut]:
         totals[tag] = arm.num_steps * arm.sampler.num_structures
       elif 'skipped' in record and hasattr(arm, 'stop'):
         alone = LeftOut(alone.name, alone.skipped + record['skipped'], alone.total + arm.stop)
-  curves = read_curves(session)
+  curves = session.metrics.read(session.rundir.path)
   skipped = curves.groupby('tag')['skipped'].sum() if 'skipped' in curves else pd.Series()
   pools = [LeftOut(str(tag), int(count), totals.get(str(tag), 0)) for tag, count in skipped.items()]
   return [left_out for left_out in (*pools, alone) if left_out.skipped]

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
+from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.sites import Site, Stream, read_sites
@@ -129,7 +130,7 @@ class Additive(nn.Module):
   @property
   def space(self) -> Space:
     """The named gates; `additive_jax.measure(model, x)` adds what they cost."""
-    return Space(tuple(map(Gate, gate_names(self))))
+    return space_of(self)
 
 
 # Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
@@ -239,6 +240,17 @@ def gate_names(model: nn.Module) -> tuple[str, ...]:
   return tuple(f'{site.label}/{name}' for site in sites_of(model) for name in site.names)
 
 
+@functools.lru_cache(maxsize=256)
+def space_of(model: nn.Module) -> Space:
+  """Returns the gates of a model in order, without what they cost."""
+  gates = []
+  for site in sites_of(model):
+    names = [f'{site.label}/{name}' for name in site.names]
+    host = names[0] if site.has_residual else None
+    gates += [Gate(name, within=host if name != host else None) for name in names]
+  return Space(tuple(gates))
+
+
 def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarray, 'S n']:
   """Returns structures with the inner gates of sites that are off cleared: they have no effect.
 
@@ -248,11 +260,7 @@ def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarra
   array([[0, 0, 0],
          [1, 0, 1]])
   """
-  bits = bits.copy()
-  for site in sites_of(model):
-    if site.has_residual:
-      bits[:, site.inner] &= bits[:, site.start, None]
-  return bits
+  return networks.canonical(space_of(model), bits)
 
 
 @dataclasses.dataclass(frozen=True)

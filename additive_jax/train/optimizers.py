@@ -182,7 +182,7 @@ def _made(function, kwargs, try_out, description):
     try_out(result)
   except (TypeError, ValueError) as error:
     if _needs_more(error):
-      raise _more_than_a_gradient(error) from error
+      raise UserError(f'{description}: {_more_than_a_gradient(error)}') from error
     reason = ' '.join(str(error).split())[:160]
     raise UserError(f'{description}: expected values that Optax takes ({reason})') from error
   return result

@@ -20,8 +20,9 @@ import numpy as np
 
 from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import Structure, StructureLike, parse
-from additive_jax.models.additive import gate_names, initial
+from additive_jax.gates.networks import canonical
+from additive_jax.gates.structure import Structure, StructureLike
+from additive_jax.models.additive import initial, space_of
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
@@ -125,7 +126,8 @@ class Population:
     """Trains each structure from step `start` to step `stop`; yields members as they end.
 
     Args:
-      structures: in any form, see `Space.parse`.
+      structures: in any form, see `Space.parse`. Those that are one network are trained once, and
+        each has a member.
       states: where to go on from, by structure, when `start` is not 0.
     """
     if bool(start) != bool(states) or not start < stop:
@@ -136,12 +138,17 @@ class Population:
     for state in (states or {}).values():
       if wrong := differences(state.params, self.variables['params']):
         raise UserError(f'a state whose pool has {wrong}: expected the pool of the model')
-    structures = [parse(s, len(gate_names(self.recipe.model))) for s in structures]
+    space = space_of(self.recipe.model)
+    of_network: dict[bytes, list[Structure]] = {}
+    for structure in dict.fromkeys(map(space.parse, structures)):
+      network = canonical(space, [structure])[0].tobytes()
+      of_network.setdefault(network, []).append(structure)
     indices = self._order.indices(start, stop - start)
     # A share of all steps, so that training taken up again reports the same.
     tail = np.int32(max(1, min(stop // 10, len(indices))))
 
-    def work(structure, device):
+    def work(same, device):
+      structure = same[0]
       first, train, test = self._placed[device]
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
@@ -153,8 +160,8 @@ class Population:
         self._compiled.add((device, len(indices)))
         return member
 
-    for _, member in workers.spread(structures, work, self.devices):
-      yield member
+    for same, member in workers.spread(list(of_network.values()), work, self.devices):
+      yield from (dataclasses.replace(member, structure=structure) for structure in same)
 
   def _member(self, structure, result):
     state, train_loss, scores = result

@@ -23,7 +23,8 @@ from jaxtyping import Array, PyTree
 from additive_jax.data import Order, checked
 from additive_jax.errors import UserError
 from additive_jax.gates import shares
-from additive_jax.models.additive import initial
+from additive_jax.gates.networks import different
+from additive_jax.models.additive import initial, space_of
 from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
@@ -32,7 +33,7 @@ from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
-from additive_jax.train.samplers import Sampler
+from additive_jax.train.samplers import Listed, Sampler
 from additive_jax.train.state import (
   State,
   StateLayout,
@@ -206,6 +207,7 @@ class Trainer:
     self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size)
+    check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
     key = jax.random.key(self._order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
@@ -295,6 +297,15 @@ def default_mesh(
   pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
+
+
+def check_networks(model: Any, sampler: Sampler) -> None:
+  """Raises `UserError` for listed structures of which two that differ are one network; one that is
+  listed again takes another slot."""
+  if isinstance(sampler, Listed) and len(sampler.bits) > 1:
+    bits, space = np.unique(processes.to_host(sampler.bits), axis=0), space_of(model)
+    if bits.shape[1] == space.num_gates:  # else the first step says so
+      different(space, bits, 'the listed sampler')
 
 
 def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:

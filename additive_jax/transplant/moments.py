@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
+from additive_jax.files.keys import is_key
 from additive_jax.transplant.copies import gradients
 from additive_jax.transplant.growth import Transplant
 
@@ -100,7 +101,8 @@ def average_optimizer(states: Sequence[PyTree]) -> PyTree:
   Means of gradients are averaged. So are means of squares, but for Adam's: these are g² + v, of a
   gradient g and its noise v on a small batch, and on J batches together g² + v/J. With the mean of
   gradients for g that is (1 − 1/J)·mu² + nu/J. Without this the noise of small batches would make
-  the first steps on large ones too short, by up to √J. Of counts the largest is taken.
+  the first steps on large ones too short, by up to √J. Of counts the largest is taken, of PRNG keys
+  the first.
 
   >>> adam = lambda mu, nu: optax.ScaleByAdamState(count=3, mu=jnp.array(mu), nu=jnp.array(nu))
   >>> mean = average_optimizer([adam(1.0, 4.0), adam(3.0, 8.0)])
@@ -111,6 +113,8 @@ def average_optimizer(states: Sequence[PyTree]) -> PyTree:
     return states[0]
 
   def mean(*leaves):
+    if is_key(leaves[0]):
+      return leaves[0]
     if np.issubdtype(np.asarray(leaves[0]).dtype, np.inexact):
       return sum(leaves) / len(leaves)
     return np.max(leaves, axis=0)
