@@ -209,7 +209,7 @@ class RunDir:
     try:
       frame = pd.read_csv(io.BytesIO(content), dtype={'structure': str})
       text = pd.read_csv(io.BytesIO(content), dtype=str)
-      # Python reads floats exactly; pandas 2 does so only if told to, and pandas 3 must not be told.
+      # Python reads floats exactly; pandas 2 only if told to, and pandas 3 must not be told.
       floats = frame.select_dtypes('float').columns
       return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
     except ValueError as error:  # what pandas raises for text that is no table is one too
