@@ -217,7 +217,7 @@ def test_one_order_for_all(tmp_path):
   for row in result.table.itertuples():
     assert (row.flops, row.params) == (space.flops(row.structure), space.params(row.structure))
   page = (tmp_path / 'run' / 'report.html').read_text()
-  assert '3 gates, 1 seed;' in page
+  assert '3 gates, 1 seed, no intervals;' in page
   assert '95 %' not in page
   assert 'over the seeds' not in page
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 
 from additive_jax.report import figures
 from additive_jax.report.figures.style import PALETTE, drawing
@@ -58,6 +59,110 @@ def test_scores_and_differences_give_a_variant_one_colour(intervals):
   assert [0, 0] in [list(line.get_xdata()) for line in differences.axes[1].lines]
   in_frame(scores)
   in_frame(differences)
+
+
+def bars(figure):
+  """The ends of all intervals that are drawn, as bars, caps or bands."""
+  containers = [
+    c for axes in figure.axes for c in axes.containers if isinstance(c, ErrorbarContainer)
+  ]
+  parts = [part for c in containers for part in (*c.lines[1], *c.lines[2])]
+  parts += [part for axes in figure.axes for part in axes.collections]
+  found = []
+  for part in parts:
+    if isinstance(part, matplotlib.lines.Line2D):
+      found += [place for place in part.get_xydata() if np.isfinite(place).all()]
+    elif isinstance(part, matplotlib.collections.LineCollection):
+      found += [line for line in part.get_segments() if len(line) and np.isfinite(line).all()]
+    elif isinstance(part, matplotlib.collections.PolyCollection):
+      found += [path for path in part.get_paths() if len(path.vertices)]
+  return found
+
+
+ARMS = pd.DataFrame(
+  {
+    'variant': ['dense', 'moe', 'softmax'],
+    'family': ['dense', 'moe', 'softmax'],
+    'label': ['101', '111', 'ensemble'],
+    'structure': ['101', '111', '011'],
+    'method': ['dense', 'variational', 'magnitude'],
+    'gate': ['a/residual', 'b/residual', 'c/residual'],
+    'effect': [0.1, -0.2, 0.3],
+    'loss': [0.5, 0.4, 0.6],
+    'shared_loss': [0.6, 0.5, 0.7],
+    'accuracy': [0.9, 0.8, 0.7],
+    'flops': [10.0, 20.0, 30.0],
+    'params': [1, 2, 3],
+    'saving': [0.0, 0.1, 0.2],
+    'reached': [1, 1, 1],
+  }
+)
+WITH_INTERVALS = {
+  'scores': lambda frame: figures.scores(frame, MEASURES),
+  'differences': lambda frame: figures.differences(frame, MEASURES),
+  'comparison': figures.comparison,
+  'budgets': figures.budgets,
+  'ranking': figures.ranking,
+  'ranking of many': lambda frame: figures.ranking(frame, top=2),
+  'gate_effects': figures.gate_effects,
+  'compression': lambda frame: figures.compression(frame, {'flops': 'FLOPs'}),
+  'savings': lambda frame: figures.savings(curves().assign(variant='moe'), frame.iloc[1:2]),
+}
+
+
+@pytest.mark.parametrize('name', WITH_INTERVALS)
+def test_one_seed_has_no_bar_of_any_width(name):
+  keys = [f'{key}_ci95' for key in ('loss', 'shared_loss', 'accuracy', 'flops', 'saving')]
+  draw = WITH_INTERVALS[name]
+  assert bars(draw(ARMS.assign(**dict.fromkeys([*keys, 'ci95'], 0.01))))
+  assert not bars(draw(ARMS.assign(**dict.fromkeys([*keys, 'ci95'], np.nan))))
+  if name != 'budgets':  # which asks for a column of intervals
+    assert not bars(draw(ARMS))
+
+
+def test_one_arm_has_one_colour_in_all_pictures():
+  colours = {'dense': '#111111', 'moe': '#222222', 'softmax': '#333333'}
+  rows, others = ARMS, ARMS.iloc[1:]
+  lines = pd.DataFrame({'tag': ['softmax', 'moe-seed0'], 'step': [1, 1], 'loss': [0.5, 0.4]})
+  shares = {'softmax': np.full((2, 2), 0.5), 'moe': np.full((2, 2), 0.7)}
+  counts = {'softmax': [3, 1], 'moe': [2]}
+  tints = lambda figure: [tint for _, tint in dots(figure.axes[0])]
+  of_lines = lambda figure: [to_hex(line.get_color()) for line in figure.axes[0].lines]
+  found = {
+    'scores': tints(figures.scores(rows, MEASURES, colours)),
+    'differences': tints(figures.differences(others, MEASURES, colours)),
+    'budgets': tints(figures.budgets(rows.assign(loss_ci95=np.nan), colours)),
+    'curves': of_lines(figures.training_curves(lines, colours=colours)),
+    'shares': [
+      to_hex(axes.patches[0].get_facecolor())
+      for axes in figures.compute_shares(shares, colours=colours).axes[::2]
+    ],
+    'ranks': of_lines(figures.rank_frequency(counts, colours=colours)),
+  }
+  assert found == {
+    'scores': ['#111111', '#222222', '#333333'],
+    'differences': ['#222222', '#333333'],
+    'budgets': ['#111111', '#222222', '#333333'],
+    'curves': ['#333333', '#222222'],
+    'shares': ['#333333', '#222222'],
+    'ranks': ['#333333', '#222222'],
+  }
+
+
+def test_lines_of_one_arm_differ_in_their_dashes():
+  lines = pd.DataFrame({'tag': ['a-seed0', 'a-seed1', 'b'], 'step': 1, 'loss': 0.5})
+  drawn = figures.training_curves(lines, colours={'a': 'red', 'b': 'blue'}).axes[0].lines
+  looks = [(line.get_color(), line.get_linestyle()) for line in drawn]
+  assert looks == [('red', '-'), ('red', '--'), ('blue', '-')]
+
+
+def test_neither_interval_of_a_rank_hides_the_other():
+  frame = ARMS.assign(loss_ci95=0.1, shared_loss_ci95=0.1)
+  right = figures.ranking(frame).axes[-1]
+  rows = [container.lines[0].get_ydata() for container in right.containers]
+  assert np.abs(rows[0] - rows[1]) == pytest.approx(0.36)
+  left = figures.ranking(frame, top=2).axes[0]  # where the curve of all is drawn
+  assert {type(part).__name__ for part in left.collections} >= {'LineCollection'}
 
 
 def test_distributions():

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from additive_jax.errors import UserError
-from additive_jax.report import paths
+from additive_jax.report import paths, power_law
 
 EXACT = 1e-12  # double precision sums of a few thousand numbers of size one
 
@@ -67,23 +67,41 @@ def zipf(exponent, num_paths, examples, tokens, seed=0):
 @pytest.mark.parametrize('exponent', [0.6, 1.0, 1.7])
 def test_the_exponent_of_a_known_law(exponent):
   codes = zipf(exponent, 40, examples=150, tokens=64)
-  law = paths.fit_power_law(codes)
+  law = power_law.fit_power_law(codes)
   assert law.low < exponent < law.high
   assert law.low < law.exponent < law.high
   # The standard error of 9,600 independent draws is about 0.01.
   assert law.high - law.low < 0.08
   renamed = np.random.default_rng(0).permutation(40)[codes]
-  other = paths.fit_power_law(renamed)
+  other = power_law.fit_power_law(renamed)
   assert other.exponent == pytest.approx(law.exponent, abs=1e-9)
   # Paths as frequent as each other take other ranks, which the samples of the bootstrap tell apart.
   assert other[:3] == pytest.approx(law[:3], abs=0.005)
-  assert paths.fit_power_law(list(codes)) == law
+  assert power_law.fit_power_law(list(codes)) == law
+
+
+def test_samples_of_a_law_are_plausible_and_others_are_not():
+  """Under the law p values are even, so that one in ten is refused."""
+  of_law = [
+    power_law.fit_power_law(zipf(1.0, 40, 60, 32, seed), resamples=50) for seed in range(12)
+  ]
+  assert sum(law.fits for law in of_law) >= 9
+  rng = np.random.default_rng(0)
+  others = [
+    np.minimum(rng.geometric(0.15, (60, 32)), 40),
+    rng.choice(40, (60, 32), p=np.repeat([0.045, 0.005], 20)),
+  ]
+  assert not any(power_law.fit_power_law(codes, resamples=50).fits for codes in others)
+  # Tokens that repeat their example's path are no further evidence against a law.
+  few = zipf(1.0, 12, examples=300, tokens=1)
+  many = power_law.fit_power_law(np.repeat(few, 50, axis=1), min_count=500)
+  assert many.fits == power_law.fit_power_law(few).fits
 
 
 def test_the_fit_is_where_the_likelihood_is_highest():
   codes = zipf(1.1, 25, examples=20, tokens=30)
   counts = np.array(sorted(collections.Counter(codes.ravel().tolist()).values(), reverse=True))
-  law = paths.fit_power_law(codes, min_count=1)
+  law = power_law.fit_power_law(codes, min_count=1)
   assert law.num_paths == law.num_fitted == len(counts)
   ranks = np.arange(1, len(counts) + 1)
 
@@ -98,7 +116,7 @@ def test_the_fit_is_where_the_likelihood_is_highest():
 def test_rare_paths_are_left_out_of_the_fit():
   """With 10,000 paths and 6,400 tokens most have been seen once or never."""
   codes = zipf(1.0, 10_000, examples=100, tokens=64)
-  law, every = paths.fit_power_law(codes), paths.fit_power_law(codes, min_count=1)
+  law, every = power_law.fit_power_law(codes), power_law.fit_power_law(codes, min_count=1)
   assert abs(law.exponent - 1) < 0.04 < abs(every.exponent - 1)
   assert law.num_paths == every.num_paths == every.num_fitted == len(np.unique(codes))
   assert law.num_fitted == (np.unique(codes, return_counts=True)[1] >= 10).sum()
@@ -107,10 +125,10 @@ def test_rare_paths_are_left_out_of_the_fit():
 def test_the_interval_is_over_examples():
   """Tokens that repeat their example's path bring no more evidence."""
   codes = zipf(1.0, 12, examples=300, tokens=1)
-  one = paths.fit_power_law(codes)
-  repeated = paths.fit_power_law(np.repeat(codes, 50, axis=1), min_count=500)
+  one = power_law.fit_power_law(codes)
+  repeated = power_law.fit_power_law(np.repeat(codes, 50, axis=1), min_count=500)
   assert repeated == pytest.approx(one, abs=1e-9)
-  independent = paths.fit_power_law(zipf(1.0, 12, examples=300, tokens=50))
+  independent = power_law.fit_power_law(zipf(1.0, 12, examples=300, tokens=50))
   # 50 times the evidence is 7 times less width; the bootstrap itself is good to a tenth.
   assert 4 < (one.high - one.low) / (independent.high - independent.low) < 11
 
@@ -120,7 +138,7 @@ def test_the_interval_is_over_examples():
   [(np.zeros((4, 30), int), 1), (np.zeros((0, 5), int), 0), ([], 0), (np.eye(4, dtype=int), 2)],
 )
 def test_too_few_paths_have_no_exponent(codes, num_paths):
-  law = paths.fit_power_law(codes)
+  law = power_law.fit_power_law(codes)
   assert np.isnan(law[:3]).all()
   assert law.num_paths == num_paths
 
@@ -128,7 +146,7 @@ def test_too_few_paths_have_no_exponent(codes, num_paths):
 def test_an_extreme_law_stays_finite():
   codes = np.zeros((50, 40), int)
   codes[0, :10] = 1  # most resamples have one path only, or nearly
-  law = paths.fit_power_law(codes)
+  law = power_law.fit_power_law(codes)
   assert law.exponent == pytest.approx(np.log2(1990 / 10), abs=1e-6)
   assert np.isfinite(law).all()
 
@@ -296,4 +314,4 @@ def test_bad_input():
   with pytest.raises(UserError, match=r'256 among the bytes.*under 256'):
     paths.byte_classes([256])
   with pytest.raises(UserError, match=r'level 1.5 and 200 resamples'):
-    paths.fit_power_law(chosen[..., 0, 0], level=1.5)
+    power_law.fit_power_law(chosen[..., 0, 0], level=1.5)

@@ -31,6 +31,25 @@ def test_top_k_recall_and_regret():
     rankings.regret([1, 2], [1, 2, 3])
 
 
+def tied_orders(values):
+  """All rankings of values, lowest first, with ties broken in every way."""
+  values = np.nan_to_num(values, nan=np.inf)
+  orders = itertools.permutations(range(len(values)))
+  return [order for order in orders if (np.diff(values[list(order)]) >= 0).all()]
+
+
+@pytest.mark.parametrize('k', [1, 2, 3, 5])
+def test_recall_and_regret_are_expected_over_ties(k):
+  predicted = np.array([0.2, 0.1, 0.2, 0.2, np.inf])
+  truth = np.array([0.4, 0.5, 0.3, 0.3, 0.1])
+  tops = [set(order[:k]) for order in tied_orders(predicted)]
+  bests = [set(order[:k]) for order in tied_orders(truth)]
+  recall = np.mean([len(top & best) / k for top in tops for best in bests])
+  assert rankings.top_k_recall(predicted, truth, k) == pytest.approx(recall)
+  loss = np.mean([truth[list(top)].min() for top in tops])
+  assert rankings.regret(predicted, truth, k) == pytest.approx(loss - 0.1)
+
+
 @pytest.mark.parametrize('k', [1, 2, 5, 6])
 def test_random_baseline_against_all_draws(k):
   truth = np.array([0.3, 0.1, 0.9, 0.4, 0.4, 2.0])

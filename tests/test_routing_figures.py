@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 
 from additive_jax.errors import UserError
-from additive_jax.report import figures, paths
+from additive_jax.report import figures, paths, power_law
 from additive_jax.report.figures.style import PALETTE, VERMILION
 from additive_jax.report.page import Page, picture
 
@@ -48,7 +48,7 @@ def all_pictures(chosen, names, identity, grid):
   codes, classes = paths.path_codes(chosen), np.zeros(chosen.shape[:2], int)
   share = paths.compute_share(chosen, identity)
   loads = [paths.utilisation(chosen[:, :, step], count) for step in range(steps)]
-  law = paths.fit_power_law(codes, resamples=5, min_count=1)
+  law = power_law.fit_power_law(codes, resamples=5, min_count=1)
   return [
     figures.utilisation({'dna': np.reshape(loads, (steps, count))}),
     figures.rank_frequency({'dna': paths.rank_frequency(codes)}, {'dna': law}),
@@ -162,8 +162,8 @@ def test_utilisation_counts_and_marks_the_dead():
 
 def test_rank_frequency_shows_the_fit():
   counts = (1e6 / np.arange(1, 1001) ** 1.5).astype(int)
-  law = paths.PowerLaw(1.5, 1.4, 1.625, 1000, 200)
-  few = paths.PowerLaw(np.nan, np.nan, np.nan, 3, 1)
+  law = power_law.PowerLaw(1.5, 1.4, 1.625, 1000, 200, 0.5)
+  few = power_law.PowerLaw(np.nan, np.nan, np.nan, 3, 1)
   figure = figures.rank_frequency(
     {'dna': counts, 'few': [12, 3, 1], 'plain': [5]}, {'dna': law, 'few': few}
   )
@@ -185,8 +185,19 @@ def test_rank_frequency_shows_the_fit():
   assert 'dashed' not in str(texts(figures.rank_frequency({'dna': counts})))
 
 
+def test_a_law_that_does_not_fit_is_said_and_not_drawn():
+  steps = np.repeat(np.arange(40), np.where(np.arange(40) < 20, 200, 20))  # two levels, no law
+  law = power_law.fit_power_law(np.random.default_rng(0).permutation(steps).reshape(-1, 40))
+  assert law.p_value < 0.1
+  assert not law.fits
+  figure = figures.rank_frequency({'dna': paths.rank_frequency(steps)}, {'dna': law})
+  assert legend(figure) == [f'dna: 40 paths\nno power law fits (p = {law.p_value:.2f})']
+  assert len(figure.axes[0].lines) == 1
+  assert np.isnan(law.figures()['path_exponent'])
+
+
 def test_even_paths_are_a_flat_line():
-  law = paths.fit_power_law(np.repeat(np.arange(20), 12)[:, None])
+  law = power_law.fit_power_law(np.repeat(np.arange(20), 12)[:, None])
   figure = figures.rank_frequency({'dna': np.full(20, 12)}, {'dna': law})
   assert legend(figure)[0].startswith('dna: 20 paths\ns = 0.00 [')
   low, high = figure.axes[0].get_ylim()

@@ -21,7 +21,7 @@ from additive_jax.train.trainer import Trainer
 
 TABLES = {
   'sweep': {'structures', 'effects', 'interactions'},
-  'cotrain': {'structures', 'comparison', 'cosines'},
+  'cotrain': {'structures', 'comparison', 'cosines', 'differences'},
   'stochastic': {'structures', 'variants'},
   'experts': {'structures', 'variants', 'routers'},
   'dna': {'structures', 'variants', 'routers', 'modules', 'paths'},

@@ -103,7 +103,7 @@ def test_report_of_one_seed_claims_no_interval_and_tells_the_command(tmp_path):
   result = sweep.run(config, tmp_path / 'run', devices=2, command=command)
   assert np.isnan(result.table['loss_ci95']).all()
   page = (tmp_path / 'run' / 'report.html').read_text()
-  assert '3 gates, 1 seed;' in page
+  assert '3 gates, 1 seed, no intervals;' in page
   assert '95 %' not in page
   assert 'nan' not in re.sub(r'<img .*?>', '', page)
   assert details(tmp_path / 'run')[1] == command
@@ -112,7 +112,7 @@ def test_report_of_one_seed_claims_no_interval_and_tells_the_command(tmp_path):
 def test_report_of_several_seeds_tells_of_intervals(swept):
   page = (swept[1] / 'report.html').read_text()
   assert '3 gates, 2 seeds;' in page
-  assert 'Loss by rank, with 95 % intervals over the seeds.' in page
+  assert 'Test loss by rank, with 95 % intervals over the seeds.' in page
 
 
 def test_table_is_in_rank_order(swept):

@@ -27,7 +27,7 @@ from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring,
 from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
-from additive_jax.models.additive import Additive, gate_names, parts, sites_of
+from additive_jax.models.additive import Additive, canonical, gate_names, parts, sites_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.flops import count_flops
 from additive_jax.transplant.growth import Receipt, compare
@@ -94,7 +94,8 @@ def cut(
       among them, for which there is no `keep`: the result holds the module in its structure and
       those leaves of the pool that it asks for.
     variables: `{'params': pool}`.
-    structure: static, in any form; None is all-on.
+    structure: static, in any form; None is all-on. The result names it without the gates that have
+      no effect.
     keep: which units stay, bool [n] by space; see `spaces`. Others keep all. A unit that does not
       stay is taken to give zero.
     x: a batch of inputs, of which the shape matters. Without it, a network of one's own keeps what
@@ -119,6 +120,7 @@ def cut(
     )
   pool, gates = params_of(variables), gate_names(model)
   structure = _parsed(structure, len(gates))
+  structure = Structure(tuple(canonical(model, np.array([structure.bits], bool))[0]))
   units = _checked_units(model, variables, keep or {})
   network: Fixed | Steps
   if type(model) in PLANNERS:

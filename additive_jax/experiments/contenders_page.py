@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from additive_jax.experiments.contenders import DENSE
-from additive_jax.experiments.pages import curves_picture
+from additive_jax.experiments.pages import by_label, curves_picture, differences_note
+from additive_jax.experiments.session import Session
 from additive_jax.report import figures
+from additive_jax.report.figures.arms import family_colours
+from additive_jax.report.figures.style import Colours
 from additive_jax.report.page import Piece, picture, section, tiles
 from additive_jax.report.wording import plain, with_margin
 
@@ -35,26 +38,31 @@ def facts(variants: pd.DataFrame, **more: float) -> Piece:
   return tiles({'dense, test loss': rows.loc[DENSE, 'loss']} | differences | more)
 
 
-def comparison(variants: pd.DataFrame, num_seeds: int, note: str) -> Piece | None:
+def colours(variants: pd.DataFrame) -> dict[str, str]:
+  """Returns the colour of each network, by its name and its label: one for each family."""
+  return by_label(family_colours(variants))
+
+
+def comparison(session: Session, variants: pd.DataFrame, note: str) -> Piece | None:
   """Returns the section that compares all networks with the dense one.
 
   Args:
+    session: the run.
     variants: a row for each network.
     note: what the networks share.
   """
-  over = ' over the seeds' if num_seeds > 1 else ''
   return section(
     'Against the dense network',
     picture(
       figures.differences(
         variants[variants['variant'] != DENSE],
         {f'{score}_minus_dense': f'test {score} − dense' for score in ('loss', 'accuracy')},
+        colours(variants),
       ),
-      'What each network differs by from the dense one: means of differences paired by seed, with '
-      f'95 % intervals{over}. An interval that crosses zero shows no difference. {note}',
+      f'What each network differs by from the dense one: {differences_note(session)} {note}',
     ),
     picture(
-      figures.budgets(variants),
+      figures.budgets(variants, colours(variants)),
       'Test loss against the FLOPs of one example’s forward pass, counting what tokens chose, and '
       'against all parameters.',
     ),
@@ -65,6 +73,7 @@ def training(
   curves: pd.DataFrame,
   groups: Mapping[str, Sequence[str]],
   more: Mapping[str, tuple[str, float | None]],
+  tints: Colours,
 ) -> Piece | None:
   """Returns the section of curves: training loss, and measures of the routers.
 
@@ -72,24 +81,26 @@ def training(
     curves: the run's metrics.
     groups: the networks that share a picture, by what is said of them.
     more: further measures: by the ending of their columns, a label and the target or None.
+    tints: see `colours`.
   """
   losses = [
     curves_picture(
       figures.mean_curves(curves, 'loss', names),
       f'Training loss{group}, with the penalties of routers where there are any, mean over the '
       'seeds.',
+      colours=tints,
     )
     for group, names in groups.items()
   ]
   routers = [
-    _over_time(curves, group, names, ending, *measure)
+    _over_time(curves, group, names, tints, ending, *measure)
     for ending, measure in (MEASURES | dict(more)).items()
     for group, names in groups.items()
   ]
   return section('Training', *losses, *routers)
 
 
-def _over_time(curves, group, names, ending, label, ideal):
+def _over_time(curves, group, names, tints, ending, label, ideal):
   """A measure of the routers over training, mean over sites and seeds; None where there is none."""
   columns = [column for column in curves if column.endswith(f'/{ending}')]
   frame = figures.mean_curves(curves, label, names, columns=columns)
@@ -101,4 +112,5 @@ def _over_time(curves, group, names, ending, label, ideal):
     f'{MEANING.get(ending, "")}.',
     label,
     ideal,
+    tints,
   )

@@ -6,6 +6,8 @@ The structures come from `config.structures`, from the Exp 1 run directory
 
   table         structures.csv: a row for each structure, best first, co-trained and alone
   comparison    comparison.csv: the same in long form, with the ensembles
+  differences   differences.csv: co-trained minus alone, paired by seed: the mean over the
+                structures, each of them, and the ensembles
   cosines       cosines.csv: cosine between gradients of structures at the end, mean over seeds
 """
 
@@ -15,7 +17,6 @@ import functools
 import logging
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -24,18 +25,25 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
-from additive_jax.errors import UserError, one_line, user_errors
+from additive_jax.errors import UserError, one_line, user_errors, user_path
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.shared import check_shared, judge_all, search_pools, shared_arm
+from additive_jax.experiments.shared import (
+  check_shared,
+  judge_all,
+  most_networks,
+  search_pools,
+  shared_arm,
+)
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.files.journal import Journal, Record, replace_file
 from additive_jax.files.rundir import RunDir
-from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.gates.networks import all_networks, different, distinct, num_networks
+from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
 from additive_jax.report.comparison import SCORES, structures_first, with_interval
@@ -55,18 +63,13 @@ COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 def _check(session):
   """Everything about the structures that can be said before any training."""
   session.machine.check_networks([session.model])
-  config, num_gates = session.config, session.space.num_gates
-  k = config.cotrain.top_k
+  config, k = session.config, session.config.cotrain.top_k
   if config.structures and config.structures_from:
     raise refused(config, 'structures', 'structures_from', expected='one of the two')
-  if k > 2**num_gates:
-    most = f'at most 2^{num_gates} = {2**num_gates} structures'
-    raise refused(config, 'cotrain.top_k', expected=most)
+  if k > num_networks(session.space):
+    raise refused(config, 'cotrain.top_k', expected=f'at most {most_networks(session.space)}')
   if config.structures:
-    structures = [session.space.parse(text) for text in config.structures]
-    if len(set(structures)) < len(structures):
-      twice = next(s for s in structures if structures.count(s) > 1)
-      raise UserError(f'structure {twice} occurs twice in config.structures: expected each once')
+    structures = different(session.space, config.structures, 'config.structures')
     if k > len(structures):
       raise refused(config, 'cotrain.top_k', expected=f'at most the {len(structures)} listed')
   elif k < 1:
@@ -80,14 +83,18 @@ def _check(session):
 
 
 def chosen_structures(session: Session) -> list[Structure]:
-  """Returns the K structures, as chosen when the run began."""
+  """Returns the K structures, as chosen when the run began: K different networks."""
   journal = Journal(session.rundir.journals / 'structures.jsonl')
   for line in journal.sound():
+    different(session.space, line['structures'], str(journal.path))
     return [session.space.parse(text) for text in line['structures']]
   structures = _choose(session)
   texts = [str(s) for s in structures]
   if processes.is_primary():
     journal.append({'structures': texts})
+  renamed = set(session.config.structures) - set(texts)
+  if renamed and not session.config.cotrain.top_k:
+    log.info('%s: named without the gates that have no effect', ' '.join(sorted(renamed)))
   log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
   return structures
 
@@ -95,7 +102,7 @@ def chosen_structures(session: Session) -> list[Structure]:
 def _choose(session):
   config, k = session.config, session.config.cotrain.top_k
   if config.structures:
-    return [session.space.parse(text) for text in config.structures][: k or None]
+    return different(session.space, config.structures, 'config.structures')[: k or None]
   if config.structures_from:
     return _from_sweep(session)
   arm = shared_arm(session, 'sweep', config.cotrain.sweep_epochs, tag='sweep')
@@ -104,7 +111,7 @@ def _choose(session):
     bits, scores = search_pools(session, lambda: [pool])
     loss = scores.loss[0]
   else:
-    bits = all_bits(session.space.num_gates)
+    bits = all_networks(session.space)
     loss = session.evaluate(pool.variables, bits).loss
   best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
@@ -112,7 +119,7 @@ def _choose(session):
 
 def _from_sweep(session):
   """The top K of an Exp 1 run directory of a model with the same gates."""
-  path = Path(session.config.structures_from)
+  path = user_path(session.config.structures_from, 'config.structures_from')
   sweep = RunDir(path)
   if not (path / 'summary.json').exists():
     raise refused(session.config, 'structures_from', expected=FROM)
@@ -129,10 +136,12 @@ def _from_sweep(session):
   if missing := {'structure', 'rank'} - set(table):
     raise UserError(f'{path / "structures.csv"} without {min(missing)}: expected {FROM}')
   table = table.sort_values('rank')
-  k = session.config.cotrain.top_k
-  if len(table) < k:
-    raise refused(session.config, 'cotrain.top_k', expected=f'at most the {len(table)} in {path}')
-  return [session.space.parse(text) for text in table['structure'][:k]]
+  # An earlier version ranked all structures, of which several may be one network.
+  networks, k = distinct(session.space, table['structure']), session.config.cotrain.top_k
+  if len(networks) < k:
+    most = f'at most the {len(networks)} different networks in {path}'
+    raise refused(session.config, 'cotrain.top_k', expected=most)
+  return [Structure(tuple(row)) for row in networks[:k]]
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
@@ -252,7 +261,7 @@ def _read_pool(path, checksum, template):
     ) from error
 
 
-POOL, ENSEMBLE = 'pool', 'ensemble'
+POOL, ENSEMBLE, MEAN = 'pool', 'ensemble', 'mean of the structures'
 VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 
 
@@ -277,7 +286,20 @@ def _tables(session: Session, records: Records) -> Result:
   cosines = pd.DataFrame(matrix, columns=texts)
   cosines.insert(0, 'structure', texts)
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
-  return Result({'structures': table, 'comparison': comparison, 'cosines': cosines}, summary)
+  tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
+  return Result(tables | {'differences': _differences(seeds, texts, order)}, summary)
+
+
+def _differences(seeds, texts, order) -> pd.DataFrame:
+  """Co-trained minus alone, paired by seed; below zero is a lower loss together."""
+  columns: dict[str, Any] = {'label': [MEAN, *texts, ENSEMBLE]}
+  for key in SCORES:
+    together, alone = (np.array([r[variant][key] for r in seeds])[:, order] for variant in VARIANTS)
+    apart = together - alone
+    of_ensembles = [r[ENSEMBLE]['cotrained'][key] - r[ENSEMBLE]['alone'][key] for r in seeds]
+    by_seed = np.column_stack([apart.mean(1), apart, of_ensembles])
+    columns[key], columns[f'{key}_ci95'] = statistics.mean_and_ci(by_seed)
+  return pd.DataFrame(columns)
 
 
 def _scores(seeds, variant):

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
+from additive_jax.experiments.pages import (
+  curves_picture,
+  differences_note,
+  intervals,
+  over_seeds,
+  read_curves,
+)
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
+from additive_jax.report.comparison import SCORES
+from additive_jax.report.figures.style import BLUE, GREEN, INK
 from additive_jax.report.page import Page, picture, section, table, tiles
-from additive_jax.report.wording import counted
+from additive_jax.report.wording import counted, with_margin
 
 FACTS = {
-  'co-trained, mean loss': 'loss',
-  'alone, mean loss': 'alone_loss',
-  'co-trained ensemble, loss': 'ensemble_loss',
-  'alone ensemble, loss': 'alone_ensemble_loss',
+  'co-trained, mean test loss': 'loss',
+  'alone, mean test loss': 'alone_loss',
+  'co-trained ensemble, test loss': 'ensemble_loss',
+  'alone ensemble, test loss': 'alone_ensemble_loss',
   'parameters, one pool': 'pool_params',
   'parameters, alone': 'alone_params',
 }
+
+
+ARMS = {'pool': BLUE, 'sweep': GREEN}  # as the co-trained networks are in the comparison
 
 
 def page(session: Session, result: Result, records: Records) -> Page:
@@ -25,16 +36,26 @@ def page(session: Session, result: Result, records: Records) -> Page:
   del records
   structures, summary, curves = result.table, result.summary, read_curves(session)
   cosines = result.cosines.drop(columns='structure').to_numpy(float)
+  facts = {label: summary[key] for label, key in FACTS.items()}
+  apart = result.differences.rename(columns={'label': 'variant'})
+  colours = dict.fromkeys(apart['variant'], INK)
   return Page(
     f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
     f'on {session.data.name}',
-    tiles({label: summary[key] for label, key in FACTS.items()}),
+    tiles({'co-trained − alone, test loss': _gain(summary)} | facts),
     section(
       'Together against alone',
       picture(
+        figures.differences(
+          apart, {key: f'test {key}, co-trained − alone' for key in SCORES}, colours
+        ),
+        'What co-training changes, structure by structure and for the ensembles: '
+        f'{differences_note(session)} Left of zero the loss is lower together.',
+      ),
+      picture(
         figures.comparison(result.comparison),
         'Test loss of each structure, trained in one pool and trained alone for as many steps on '
-        f'as many examples{over_seeds(session, ", with 95 % intervals over the seeds")}. Both '
+        f'as many examples{intervals(session)}. Both '
         f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
         'Ensembles average probabilities.',
       ),
@@ -44,7 +65,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
           session.space.names,
           [f'{loss:.4f}' for loss in structures['loss']],
         ),
-        'The structures: a filled + is performed. Right: co-trained loss.',
+        'The structures: a filled + is performed. Right: co-trained test loss.',
       ),
     ),
     section(
@@ -58,15 +79,23 @@ def page(session: Session, result: Result, records: Records) -> Page:
         curves[curves['tag'].str.startswith('pool-')],
         'Mean cosine between the gradients of different structures over training.',
         'cosine',
+        colours=ARMS,
       ),
     ),
     section(
       'Training',
-      curves_picture(curves, 'Training loss, mean over the structures of a step.'),
+      curves_picture(curves, 'Training loss, mean over the structures of a step.', colours=ARMS),
     ),
     section(
       'Tables',
       table(structures, 'Each structure, co-trained and alone.'),
+      table(result.differences, 'Co-trained minus alone, paired by seed.'),
       table(result.comparison, 'With the ensembles.'),
     ),
   )
+
+
+def _gain(summary):
+  """What co-training changes on the mean over the structures, with its interval."""
+  key = 'cotrained_minus_alone_loss'
+  return with_margin(summary[key], summary[f'{key}_ci95'])

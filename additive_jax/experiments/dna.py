@@ -16,6 +16,7 @@ DNA was measured to use; the shallow one has fewer layers, and the FLOPs of the 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -40,6 +41,8 @@ from additive_jax.report.comparison import arms_as_structures
 from additive_jax.report.path_analysis import Analysis
 from additive_jax.report.paths import BYTE_CLASSES, byte_classes
 from additive_jax.run.inspection import inspect
+
+log = logging.getLogger('additive_jax')
 
 FREE, SHALLOW = 'dna', 'shallow'
 # What a DNA has of the transformer.
@@ -126,7 +129,9 @@ def _tables(session: Session, records: Records) -> Result:
   compared = compare(contenders, records)
   dnas = [contender for contender in contenders if contender.has_routers]
   analyses = {dna.name: _analysis(session, dna) for dna in dnas}
-  summary = compared.summary
+  summary = compared.summary | {'shallow_dearer': _shallow_dearer(compared.summary['variants'])}
+  if summary['shallow_dearer']:
+    log.warning('%s', summary['shallow_dearer'])
   for name, analysis in analyses.items():
     summary['variants'][name]['first_seed'] = analysis.figures()
   shown = analyses[dnas[-1].name]
@@ -137,6 +142,23 @@ def _tables(session: Session, records: Records) -> Result:
     'paths': shown.path_table(),
   }
   return Result(tables, summary, extras={'analyses': analyses})
+
+
+def _shallow_dearer(variants) -> str:
+  """Why the shallow network costs more than the dense one; '' where it does not.
+
+  Each has the FLOPs of a DNA. Skips that are steered may be fewer than a free DNA takes by itself.
+  """
+  if SHALLOW not in variants or variants[SHALLOW]['flops'] <= variants[DENSE]['flops']:
+    return ''
+  skipping, free = (variants[name] for name in (SKIPPING, FREE))
+  computes = [f'{dna["routers"]["kept"]:.0%} of the choices' for dna in (skipping, free)]
+  return (
+    f'shallow costs {variants[SHALLOW]["flops"]:.4g} FLOPs, more than dense with '
+    f'{variants[DENSE]["flops"]:.4g}: it has those of dna skipping, which computes '
+    f'{computes[0]} after its skips were steered, while the free dna, whose FLOPs dense has, came '
+    f'to compute {computes[1]} by itself. A larger config.dna.skip steers it below that.'
+  )
 
 
 def _analysis(session, dna) -> Analysis:

@@ -9,7 +9,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
-from additive_jax.report.page import Page, picture, section, table
+from additive_jax.report.page import Page, picture, section, table, text
 from additive_jax.report.paths import rank_frequency
 from additive_jax.report.wording import plain
 
@@ -23,6 +23,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   name, analysis = list(analyses.items())[-1]
   skip, scores = session.config.dna.skip, result.summary['variants']
   mean = over_seeds(session, ', mean over the seeds')
+  tints = contenders_page.colours(result.variants)
   return Page(
     f'Distributed neural architectures on {session.data.name}',
     contenders_page.facts(
@@ -32,19 +33,21 @@ def page(session: Session, result: Result, records: Records) -> Page:
         for dna in analyses
       },
     ),
+    _sentence(result.summary['shallow_dearer']),
     contenders_page.comparison(
+      session,
       result.variants,
-      len(session.seeds),
       'All see the same examples in the same order, for as many steps. “dense” has the FLOPs that '
       'tokens of “dna” were measured to use, “shallow” fewer layers and the FLOPs of the DNA that '
       'skips.',
     ),
-    _choices(skip, records, analyses, mean),
+    _choices(skip, records, analyses, mean, tints),
     _paths(plain(name), analysis, session.model),
     contenders_page.training(
       read_curves(session),
       {'': [contender.name for contender in contenders_of(records)]},
       {'kept': ('share of choices that compute', 1 - skip if skip else None)},
+      tints,
     ),
     section(
       'Tables',
@@ -56,7 +59,11 @@ def page(session: Session, result: Result, records: Records) -> Page:
   )
 
 
-def _choices(skip, records, analyses, mean):
+def _sentence(words):
+  return text(words[0].upper() + words[1:]) if words else None
+
+
+def _choices(skip, records, analyses, mean, tints):
   by_name = {plain(name): analysis for name, analysis in analyses.items()}
   return section(
     'What tokens choose',
@@ -69,13 +76,17 @@ def _choices(skip, records, analyses, mean):
       figures.rank_frequency(
         {name: rank_frequency(analysis.codes) for name, analysis in by_name.items()},
         {name: analysis.fit for name, analysis in by_name.items()},
+        tints,
       ),
       'How often each path is taken, by rank, in the first seed; a path is the modules of all '
-      'steps. Lines: power laws, with the exponent’s 95 % interval over examples.',
+      'steps. Lines: power laws where one fits (p at least 0.1, against samples of the law), with '
+      'the exponent’s 95 % interval over examples.',
     ),
     picture(
       figures.compute_shares(
-        {name: analysis.compute for name, analysis in by_name.items()}, {plain(SKIPPING): 1 - skip}
+        {name: analysis.compute for name, analysis in by_name.items()},
+        {plain(SKIPPING): 1 - skip},
+        tints,
       ),
       'Share of a token’s choices that compute something, over tokens and over examples, in the '
       'first seed; dashed: the target of the one that is steered.',

@@ -34,7 +34,8 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
-from additive_jax.gates.structure import Structure, sampled_bits
+from additive_jax.gates.networks import sampled_networks
+from additive_jax.gates.structure import Structure
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import SUB_ACTIVATION
@@ -42,7 +43,8 @@ from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
 from additive_jax.report import statistics
 from additive_jax.report.comparison import arms_as_structures
-from additive_jax.report.paths import fit_power_law, path_codes, rank_frequency
+from additive_jax.report.paths import path_codes, rank_frequency
+from additive_jax.report.power_law import fit_power_law
 from additive_jax.run.inspection import inspect
 
 POOL, SINGLE, MOE = 'pool', 'single', 'moe'
@@ -132,7 +134,7 @@ def _pool(session) -> Arm:
 
 def _static_structures(pool_session):
   limit = pool_session.config.experts.num_structures
-  return sampled_bits(pool_session.space.num_gates, limit, pool_session.config.seed)
+  return sampled_networks(pool_session.space, limit, pool_session.config.seed)
 
 
 def _best_single(pool_session: Session, records: Records) -> Structure:
@@ -160,11 +162,7 @@ def _tables(session: Session, records: Records) -> Result:
   summary = compared.summary | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
-      summary['variants'][name]['first_seed'] = {
-        'paths': len(path['counts']),
-        'path_exponent': path['fit'].exponent,
-        'path_exponent_ci95': [path['fit'].low, path['fit'].high],
-      }
+      summary['variants'][name]['first_seed'] = path['fit'].figures()
   tables = {'structures': structures, **compared.tables}
   return Result(tables, summary, extras={'paths': paths})
 

@@ -20,20 +20,21 @@ def page(session: Session, result: Result, records: Records) -> Page:
   routed = [contender.name for contender in contenders if contender.has_routers]
   static = [contender.name for contender in contenders if not contender.has_routers]
   mean = over_seeds(session, ', mean over the seeds')
+  tints = contenders_page.colours(result.variants)
   target = {'kept': ('share of tokens that are computed', options.keep)}
   return Page(
     f'Mixtures of structures on {session.data.name}',
     contenders_page.facts(result.variants),
     contenders_page.comparison(
+      session,
       result.variants,
-      len(session.seeds),
       'All start from the seed’s own init and see the same examples in the same order, for as many '
       'steps. “Equal flops” and “equal params” networks have hidden units such that their active '
       'FLOPs (for the share of tokens that they are to compute), or their parameters, are those of '
       'the dense one; the single structure has its parameters. What each really uses is below.',
     ),
-    _choices(records, routed, paths, mean) if routed else None,
-    _computed(paths, options.keep) if options.keep < 1 else None,
+    _choices(records, routed, paths, mean, tints) if routed else None,
+    _computed(paths, options.keep, tints) if options.keep < 1 else None,
     contenders_page.training(
       read_curves(session),
       {
@@ -42,6 +43,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
         for budget in options.budgets
       },
       target if options.keep < 1 else {},
+      tints,
     ),
     _structures(result) if len(result.table) > 1 else None,
     section(
@@ -53,7 +55,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   )
 
 
-def _choices(records, routed, paths, mean):
+def _choices(records, routed, paths, mean, tints):
   shares = {plain(name): list(loads(records[name]).values()) for name in routed}
   chosen = {plain(name): path for name, path in paths.items() if 'fit' in path}
   return section(
@@ -67,22 +69,24 @@ def _choices(records, routed, paths, mean):
       figures.rank_frequency(
         {name: path['counts'] for name, path in chosen.items()},
         {name: path['fit'] for name, path in chosen.items()},
+        tints,
       ),
       'How often tokens of the test split choose each structure of the whole network (what they '
       'choose in all layers together), by rank, in the first seed; with the exponent of a power '
-      'law and its 95 % interval over examples.',
+      'law and its 95 % interval over examples where one fits (p at least 0.1, against samples of '
+      'the law).',
     )
     if chosen
     else None,
   )
 
 
-def _computed(paths, keep):
+def _computed(paths, keep, tints):
   shares = {plain(n): path['on'].mean(-1) for n, path in paths.items() if path['on'] is not None}
   return section(
     'Tokens that are computed',
     picture(
-      figures.compute_shares(shares, dict.fromkeys(shares, keep)),
+      figures.compute_shares(shares, dict.fromkeys(shares, keep), tints),
       'Share of the layers that compute a token, over tokens and over examples; dashed: target.',
     ),
   )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,26 +16,31 @@ from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES
-from additive_jax.report.page import Page, Piece, details, picture, section, table, tiles
+from additive_jax.report.figures.style import Colours, palette
+from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, plain
 
 log = logging.getLogger('additive_jax')
 
+ONE_SEED = ' (one seed: no intervals)'
 
-def finished_page(session: Session, page: Page) -> str:
-  """Returns the page as HTML, with what was run under its title, and the command and the options of
-  the run at its foot.
+
+def finished_page(session: Session, page: Page, note: str = '') -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one, and the
+  command and the options of the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
+  seeds += '' if len(session.seeds) > 1 else ', no intervals'
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
   texts = {'Command, which also continues the run': session.command} if session.command else {}
   return Page(
     page.title,
+    text(note) if note else None,
     *page.pieces,
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; loss is on the test split',
+    subtitle=f'{gates}, {seeds}; loss is on the test split, unless it is called training loss',
   ).html()
 
 
@@ -57,10 +63,16 @@ def warn_of_lost_points(session: Session, records: Records) -> None:
 
 
 def curves_picture(
-  curves: pd.DataFrame, caption: str, measure: str = 'loss', target: float | None = None
+  curves: pd.DataFrame,
+  caption: str,
+  measure: str = 'loss',
+  target: float | None = None,
+  colours: Colours | None = None,
 ) -> Piece | None:
   """Returns a picture of `figures.training_curves` with its caption; None for no curves."""
-  return picture(figures.training_curves(curves, measure, target), caption) if len(curves) else None
+  if not len(curves):
+    return None
+  return picture(figures.training_curves(curves, measure, target, colours), caption)
 
 
 def over_seeds(session: Session, text: str = ' over the seeds') -> str:
@@ -68,19 +80,58 @@ def over_seeds(session: Session, text: str = ' over the seeds') -> str:
   return text if len(session.seeds) > 1 else ''
 
 
+def intervals(session: Session) -> str:
+  """Returns what a caption says of the intervals over the seeds, or that there are none."""
+  return over_seeds(session, ', with 95 % intervals over the seeds') or ONE_SEED
+
+
+def differences_note(session: Session) -> str:
+  """Returns what a caption says of differences that are paired by seed."""
+  if len(session.seeds) == 1:
+    return f'differences within the seed{ONE_SEED}, so none can be told from chance.'
+  return (
+    f'means of differences paired by seed{intervals(session)}. An interval that crosses zero shows '
+    'no difference.'
+  )
+
+
+def arm_colours(names: Iterable[str], label: Callable[[str], str] = plain) -> dict[str, str]:
+  """Returns the colour of each arm, the same in all pictures of a page, by its name and its label.
+
+  >>> arm_colours(['none', 'per_sample'])['per sample']
+  '#d55e00'
+  """
+  return by_label(palette(names), label)
+
+
+def by_label(colours: Colours, label: Callable[[str], str] = plain) -> dict[str, str]:
+  """Returns colours by the names of arms and by their labels."""
+  return {key: tint for name, tint in colours.items() for key in (name, label(name))}
+
+
+def networks(summary: Mapping[str, Any]) -> str:
+  """Returns in words how many structures were judged, and how many networks where they differ.
+
+  >>> networks({'num_networks': 5, 'num_structures': 8})
+  '5 networks (8 structures)'
+  """
+  structures = counted(summary['num_structures'], 'structure')
+  if summary['num_networks'] == summary['num_structures']:
+    return structures
+  return f'{counted(summary["num_networks"], "network")} ({structures})'
+
+
 def plain_page(session: Session, result: Any, records: Records) -> Page:
   """Returns the page of a study with the default tables: the differences from the baseline."""
   variants, baseline = result.variants, result.summary['baseline']
   others, versus = variants[variants['variant'] != baseline], plain(baseline)
   measures = {f'{key}_minus_{baseline}': f'test {key} − {versus}' for key in SCORES}
-  caption = (
-    f'Means of differences paired by seed, with 95 % intervals{over_seeds(session)}. An interval '
-    'that crosses zero shows no difference.'
-  )
+  caption = f'What each differs by from {versus}: {differences_note(session)}'
+  colours = arm_colours([baseline, *others['variant']])
   return Page(
     f'{plain(result.summary["experiment"])} on {session.data.name}',
     tiles({f'{plain(row.variant)}, test loss': row.loss for row in variants.itertuples()}),
-    section(f'Against {versus}', picture(figures.differences(others, measures), caption))
+    section(f'Against {versus}', picture(figures.differences(others, measures, colours), caption))
     if len(others)
     else None,
     section(
@@ -88,6 +139,7 @@ def plain_page(session: Session, result: Any, records: Records) -> Page:
       curves_picture(
         figures.mean_curves(read_curves(session), names=list(records.arms)),
         f'Training loss{over_seeds(session, ", mean over the seeds")}.',
+        colours=colours,
       ),
     ),
     section('Tables', table(variants, f'Each arm; “minus {versus}” is paired by seed.')),

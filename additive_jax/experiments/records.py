@@ -66,6 +66,10 @@ class Records:
     """Drops a record, so that its arm is trained again, and its new line counts in this process."""
     self._lines.pop((arm, seed), None)
 
+  def __len__(self) -> int:
+    """Returns how many records there are, of all arms and seeds."""
+    return len(self._lines)
+
   def get(self, arm: str, seed: int) -> Record | None:
     """Returns the record of an arm in one seed; None where there is none."""
     return self._lines.get((arm, seed))

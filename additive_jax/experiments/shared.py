@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 
 from additive_jax.experiments.options import selected
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
-from additive_jax.gates.structure import all_bits
+from additive_jax.gates.networks import all_networks, num_networks, places_of
+from additive_jax.gates.structure import Space, all_bits
 from additive_jax.parallel import processes
+from additive_jax.report.wording import counted
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
 from additive_jax.search.generations import Generations
@@ -61,18 +64,19 @@ def search_pools(
   def evaluate(bits):
     session.check_stop()
     scores = [session.evaluate(pool.variables, bits) for pool in pools()]
-    # The last generation may be filled up with structures that are not asked for.
-    fresh = bits[: options.budget - len(generations)]
+    # The last generation may be filled up with copies of its last structure.
+    fresh = bits[: len(np.unique(bits, axis=0))]
     means = generations.add(fresh, scores)
     loss = generations.means().loss
-    progress.advance(len(fresh), loss=loss.min(where=np.isfinite(loss), initial=np.inf))
+    lowest = loss.min(where=np.isfinite(loss), initial=np.inf)
+    progress.advance(len(fresh), **{'lowest test loss': lowest})
     return means
 
   primary, known = processes.is_primary(), len(generations)
   bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
   with bar as progress:
     search = selected(Search, options, seed=session.config.seed)
-    search.run(evaluate, session.space.num_gates, generations.means())
+    search.run(evaluate, session.space, generations.means())
   return generations.by_pool()
 
 
@@ -83,14 +87,42 @@ def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'],
 
 def _generations(session):
   journal = Journal(session.rundir.journals / 'search.jsonl')
-  return Generations(journal, session.space.num_gates, write=processes.is_primary())
+  return Generations(journal, session.space, write=processes.is_primary())
 
 
 def check_shared(session: Session, epochs: float) -> None:
   """Raises `UserError` for a pool that cannot be, or a search when one is asked for."""
   shared_arm(session, 'pool', epochs)
-  options, num_gates = session.config.search, session.space.num_gates
+  options = session.config.search
   if options.method:
-    selected(Search, options, seed=session.config.seed).check(num_gates)
+    selected(Search, options, seed=session.config.seed).check(session.space)
   else:
-    all_bits(num_gates)  # says so if there are too many
+    all_networks(session.space)  # says so if there are too many
+
+
+def most_networks(space: Space) -> str:
+  """Returns in words how many networks there are.
+
+  >>> from additive_jax.gates.structure import Gate
+  >>> most_networks(Space((Gate('r'), Gate('a', within='r'))))
+  '3 different networks, which the 2^2 = 4 structures are'
+  """
+  networks, structures = num_networks(space), 2**space.num_gates
+  of_all = f'2^{space.num_gates} = {structures} structures'
+  same = networks == structures
+  return of_all if same else f'{counted(networks, "different network")}, which the {of_all} are'
+
+
+def of_networks(space: Space, values: ArrayLike) -> Float[np.ndarray, '... networks']:
+  """Returns values [..., N] of all networks; the journals of an earlier version have one for each
+  of all 2^n structures.
+
+  >>> from additive_jax.gates.structure import Gate
+  >>> of_networks(Space((Gate('r'), Gate('a', within='r'))), [0.5, 0.4, 0.5, 0.3]).tolist()
+  [0.5, 0.4, 0.3]
+  """
+  array = np.asarray(values, float)
+  if array.shape[-1] == num_networks(space):
+    return array
+  _, first = np.unique(places_of(space, all_bits(space.num_gates)), return_index=True)
+  return array[..., first]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from additive_jax.experiments.left_out import LeftOut, check_learning
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Record
@@ -86,7 +87,7 @@ class Crowd:
         arms = [arm for other, arm in units if other == seed]
         for arm, member in self._train_seed(seed, arms):
           yield seed, arm, self.judge(seed, arm, member)
-          progress.advance(1, loss=member.loss)
+          progress.advance(1, **{'test loss': member.loss})
           if self.session.stopper.stop_requested:
             return
 
@@ -100,9 +101,24 @@ class Crowd:
       states = {s: self._states[seed, s][1] for s in group} if start else None
       stop, population = arms[0].stop, self._populations[seed]
       for member in population.train(list(group), stop, states=states, start=start):
+        name = f'{member.structure} alone, seed {seed}'
+        check_learning(LeftOut(name, member.skipped, stop), stop, stop)
         if self.keeps_states:
           self._states[seed, member.structure] = stop, processes.to_host(member.state)
         yield group[member.structure], member
+
+
+def rung_sizes(session: Session, count: int) -> list[tuple[int, int]]:
+  """Returns of each rung the step at which it ends, and how many of `count` structures reach it."""
+  num_steps = session.training.steps(session.config.train.epochs)
+  halving, num_rungs = session.config.sweep.halving, session.config.sweep.rungs
+  if not halving:
+    return [(num_steps, count)]
+  sizes = []
+  for rung in range(num_rungs):
+    sizes.append((max(1, round(num_steps * halving ** (rung + 1 - num_rungs))), count))
+    count = max(1, count // halving)
+  return sizes
 
 
 def rungs(
@@ -122,18 +138,17 @@ def rungs(
   Raises:
     Incomplete: when a rung waits for what other shards have not trained.
   """
-  training, options = session.training, session.config.sweep
+  training, halving = session.training, bool(session.config.sweep.halving)
   num_steps = training.steps(session.config.train.epochs)
-  halving, num_rungs = options.halving, options.rungs if options.halving else 1
-  crowd = Crowd(session, training.recipe(num_steps), _record, keeps_states=bool(halving))
-  for rung in range(num_rungs):
-    stop = max(1, round(num_steps * halving ** (rung + 1 - num_rungs))) if halving else num_steps
+  crowd = Crowd(session, training.recipe(num_steps), _record, keeps_states=halving)
+  sizes = rung_sizes(session, len(structures))
+  for rung, (stop, _) in enumerate(sizes):
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]
     yield arms
-    if rung + 1 < num_rungs:
+    if rung + 1 < len(sizes):
       by_arm = [[record['loss'] for record in records[arm.name]] for arm in arms]
       order = np.argsort(statistics.rank(np.array(by_arm).T.mean(0)))
-      structures = [structures[i] for i in sorted(order[: max(1, len(structures) // halving)])]
+      structures = [structures[i] for i in sorted(order[: sizes[rung + 1][1]])]
 
 
 def _record(seed: int, arm: Lone, member: Member) -> Record:

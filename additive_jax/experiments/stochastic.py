@@ -30,7 +30,7 @@ from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
 from additive_jax.files.journal import Record
-from additive_jax.gates.structure import sampled_bits
+from additive_jax.gates.networks import num_networks, sampled_networks
 from additive_jax.gates.subsets import in_stages
 from additive_jax.report.comparison import SCORES, compare
 from additive_jax.train.losses import PerSample
@@ -135,7 +135,7 @@ def _variant(session, name, draws) -> Variant:
 
 def _judged_structures(session) -> Bool[np.ndarray, 'structures gates']:
   limit = session.config.stochastic.num_structures
-  return sampled_bits(session.space.num_gates, limit, session.config.seed)
+  return sampled_networks(session.space, limit, session.config.seed)
 
 
 def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:
@@ -202,7 +202,8 @@ def _by_seed(records: list[Record], all_on: Bool[np.ndarray, ' structures']) -> 
   )
 
 
-def _summary(session, variants, num_structures) -> dict[str, Any]:
+def _summary(session, variants, num_judged) -> dict[str, Any]:
+  num_gates, networks = session.space.num_gates, num_networks(session.space)
   rows = variants.set_index('variant')
   keys = [*SCORES, 'train_loss', 'loss_gap', 'structures_accuracy']
   paired = [f'{key}_minus_{NONE}' for key in (*SCORES, 'loss_gap')]
@@ -212,8 +213,9 @@ def _summary(session, variants, num_structures) -> dict[str, Any]:
     columns = ['epochs', 'training_flops', *(c for key in chosen for c in (key, f'{key}_ci95'))]
     figures[name] = {column: rows.loc[name, column] for column in columns}
   return {
-    'num_gates': session.space.num_gates,
-    'num_structures': num_structures,
+    'num_gates': num_gates,
+    'num_networks': num_judged,
+    'num_structures': 2**num_gates if num_judged == networks else num_judged,
     'rescale': session.config.stochastic.rescale,
     'variants': figures,
     'skipped': int(variants['skipped'].sum()),

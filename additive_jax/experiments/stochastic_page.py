@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
+from additive_jax.experiments.pages import (
+  arm_colours,
+  curves_picture,
+  differences_note,
+  intervals,
+  networks,
+  over_seeds,
+  read_curves,
+)
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
-from additive_jax.report.wording import counted, plain, with_margin
+from additive_jax.report.wording import plain, with_margin
 
 NONE = 'none'
 MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
@@ -20,15 +28,15 @@ def page(session: Session, result: Result, records: Records) -> Page:
   variants = list(records.arms.values())
   rows = result.variants.assign(variant=result.variants['variant'].map(_label))
   scores, names = summary['variants'], [variant.name for variant in variants]
-  over, mean = over_seeds(session), over_seeds(session, ', mean over the seeds')
+  mean, colours = over_seeds(session, ', mean over the seeds'), arm_colours(names, _label)
   return Page(
     f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
     tiles(_facts(scores, variants)),
     section(
       'The full network, trained with and without random structures',
       picture(
-        figures.scores(rows, MEASURES),
-        f'The network with all gates on, with 95 % intervals{over}. Variants start from the same '
+        figures.scores(rows, MEASURES, colours),
+        f'The network with all gates on{intervals(session)}. Variants start from the same '
         'init and see the data in the same order; “equal flops” ones train longer, until they have '
         'spent what training with all gates on spends.',
       ),
@@ -36,29 +44,30 @@ def page(session: Session, result: Result, records: Records) -> Page:
         figures.differences(
           rows[result.variants['variant'] != NONE],
           {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
+          colours,
         ),
-        'What each variant differs by from training with all gates on: means of differences paired '
-        f'by seed, with 95 % intervals{over}. An interval that crosses zero shows no difference.',
+        'What each variant differs by from training with all gates on: '
+        f'{differences_note(session)}',
       ),
     ),
     section(
       'All structures of each pool',
       picture(
-        _distributions(structures, names),
-        f'Test accuracy of {counted(summary["num_structures"], "structure")} of each pool{mean}, '
-        'all without scales.',
+        _distributions(structures, names, colours),
+        f'Test accuracy of {networks(summary)} of each pool{mean}, all without scales.',
       ),
     ),
     section(
       'Keep rates and training',
       picture(
-        _keep_rates(session, variants),
+        _keep_rates(session, variants, colours),
         'The exact probability that each gate is on, over depth; per sample, a whole number of the '
         'examples of a batch.',
       ),
       curves_picture(
         figures.mean_curves(read_curves(session), 'loss', names, _label),
         f'Training loss of the structures that were drawn{mean}.',
+        colours=colours,
       ),
     ),
     section(
@@ -87,7 +96,7 @@ def _facts(scores, variants):
   } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
 
 
-def _distributions(structures, names):
+def _distributions(structures, names, colours):
   """Accuracy of every structure; the table is headed by that of the first random variant."""
   columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
   full = structures[~structures['structure'].str.contains('0')].iloc[0]
@@ -95,10 +104,11 @@ def _distributions(structures, names):
   return figures.distributions(
     {label: structures[column] for label, column in zip(labels, columns)},
     {label: full[column] for label, column in zip(labels, columns)},
+    colours,
   )
 
 
-def _keep_rates(session, variants):
+def _keep_rates(session, variants, colours):
   shown = [variant for variant in variants if variant.name in session.config.stochastic.modes]
   rates = {plain(variant.name): variant.keep_rates for variant in shown}
-  return figures.keep_rates(rates, session.space.names)
+  return figures.keep_rates(rates, session.space.names, colours)

@@ -20,19 +20,23 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.cost import Work, check_cost
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
   check_shared,
   judge_all,
+  most_networks,
+  of_networks,
   read_search,
   search_pools,
   shared_arm,
 )
-from additive_jax.experiments.standalone import Lone, rungs
+from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.sweep_page import page
+from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import rankings, statistics
@@ -40,16 +44,20 @@ from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
 
 STANDALONE, SHARED = 'standalone', 'shared'
+SHORTER = (
+  "config.search.method 'evolution' trains the best alone and no others, config.sweep.modes "
+  "('shared',) none; config.sweep.halving and config.train.epochs shorten the trainings, "
+  'config.shard shares them out'
+)
 
 
 def _check(session):
   """Everything that can be said before any training."""
-  config, num_gates = session.config, session.space.num_gates
+  config, networks = session.config, num_networks(session.space)
   modes, sharded = config.sweep.modes, session.shard[1] > 1
   session.machine.check_networks([session.model])
-  if config.sweep.top_k > 2**num_gates:
-    most = f'at most 2^{num_gates} = {2**num_gates} structures'
-    raise refused(config, 'sweep.top_k', expected=most)
+  if config.sweep.top_k > networks:
+    raise refused(config, 'sweep.top_k', expected=f'at most {most_networks(session.space)}')
   if config.search.method and SHARED not in modes:
     raise refused(config, 'search.method', 'sweep.modes', expected="'shared' among the modes")
   if config.search.method and sharded:
@@ -60,12 +68,31 @@ def _check(session):
     check_shared(session, _shared_epochs(session))
   if STANDALONE in modes:
     _check_standalone(session)
+  check_cost(session, _work(session), SHORTER)
+
+
+def _work(session) -> Work:
+  """What a sweep has still to do."""
+  config, networks = session.config, num_networks(session.space)
+  searched, modes = config.search.method, config.sweep.modes
+  trained = 2 * config.sweep.top_k if searched else networks
+  sizes = rung_sizes(session, trained) if STANDALONE in modes else []
+  trainings = sum(count for _, count in sizes)
+  starts = [0, *(stop for stop, _ in sizes)]
+  steps = sum((stop - start) * count for (stop, count), start in zip(sizes, starts))
+  # Shards and processes share out what is not in the journals yet.
+  done = len(Records(session.rundir, 'sweep', session.seeds))
+  left = max(0.0, 1 - done / (trainings * len(session.seeds))) if trainings else 0.0
+  share = left / (session.shard[1] if session.shard[1] > 1 else processes.process()[1])
+  ranked = config.search.budget if searched else networks
+  pools = session.training.steps(_shared_epochs(session)) if SHARED in modes else 0
+  return Work(ranked, trainings * share, steps * share, pools, ranked if pools else 0)
 
 
 def _check_standalone(session):
-  config, num_gates = session.config, session.space.num_gates
+  config = session.config
   if not config.search.method:
-    all_bits(num_gates)  # says so if there are too many
+    all_networks(session.space)  # says so if there are too many
   num_steps = session.training.steps(config.train.epochs)
   session.training.recipe(num_steps)
   halving, num_rungs = config.sweep.halving, config.sweep.rungs
@@ -88,7 +115,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
     bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
     bits = _compared(session, bits, scores.loss.mean(0))
   else:
-    bits = all_bits(session.space.num_gates)
+    bits = all_networks(session.space)
     if SHARED in modes:
       yield [shared_arm(session, SHARED, epochs, judge=functools.partial(judge_all, bits))]
   if STANDALONE in modes:
@@ -128,14 +155,15 @@ def _tables(session: Session, records: Records) -> Result:
   table['rank'] = _ranks(table)
   table['pareto'] = _on_front(table)
   # Of a searched set only few are trained alone.
-  effects, pairs = _effects(bits, shared.loss if config.search.method else truth, names)
+  effects, pairs = _effects(session.space, bits, shared.loss if config.search.method else truth)
   table = structures_first(table)
   interactions = pd.DataFrame(pairs, columns=list(names))
   interactions.insert(0, 'gate', names)
   ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
   summary = {
     'num_gates': len(names),
-    'num_structures': len(table),
+    'num_networks': len(table),
+    'num_structures': len(table) if config.search.method else 2 ** len(names),
     'best_structure': table['structure'][0],
     'best_loss': table['loss'][0],
     'best_accuracy': table['accuracy'][0],
@@ -152,11 +180,11 @@ def _in_pool(session, records):
   """The structures, and their scores [seeds, S] in the shared pools; None without these."""
   if session.config.search.method:
     return read_search(session)
-  bits = all_bits(session.space.num_gates)
+  bits = all_networks(session.space)
   if SHARED not in records.arms:
     return bits, None
   by_seed = ([record[key] for record in records[SHARED]] for key in Evaluation._fields)
-  return bits, Evaluation(*map(np.array, by_seed))
+  return bits, Evaluation(*(of_networks(session.space, values) for values in by_seed))
 
 
 class Alone:
@@ -198,7 +226,10 @@ class Alone:
 def _agreement(predicted, truth, top_k):
   both = np.isfinite(truth).all(0)
   k = min(top_k, max(1, int(both.sum()) // 4))
-  return rankings.compare_rankings(predicted[both], truth[:, both], k)
+  agreement = rankings.compare_rankings(predicted[both], truth[:, both], k)
+  if len(truth) == 1:  # the noise of training would be missing from an interval over structures
+    agreement |= {'tau_low': np.nan, 'tau_high': np.nan}
+  return agreement
 
 
 def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
@@ -220,10 +251,18 @@ def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
   return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
 
 
-def _effects(bits, by_seed, names):
-  """Main effects as a table, and interactions [n, n], of losses [seeds, S]."""
+def _effects(space, bits, by_seed):
+  """Main effects as a table, and interactions [n, n], of losses [seeds, N] of networks.
+
+  Where these are all, every structure has the loss of its network, and effects are averages over
+  all 2^n structures.
+  """
+  if len(bits) == num_networks(space):  # a search may have them in another order
+    by_seed = by_seed[:, np.argsort(places_of(space, bits))]
+    bits = all_bits(space.num_gates)
+    by_seed = by_seed[:, places_of(space, bits)]
   usable = np.isfinite(by_seed).all(0)
-  frame = statistics.effect_table(bits[usable], by_seed[:, usable], names)
+  frame = statistics.effect_table(bits[usable], by_seed[:, usable], space.names)
   mean = by_seed.mean(0)
   if len(bits) == 2 ** bits.shape[1] and usable.all():
     return frame, statistics.interactions(mean)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
+from additive_jax.experiments.pages import (
+  curves_picture,
+  intervals,
+  networks,
+  over_seeds,
+  read_curves,
+)
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
+from additive_jax.gates.networks import num_networks
 from additive_jax.report import figures
+from additive_jax.report.figures.style import BLUE, VERMILION
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted
 
@@ -18,33 +26,37 @@ def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 1."""
   del records
   structures, summary, names = result.table, result.summary, session.space.names
+  mean = over_seeds(session, ', mean over the seeds')
   top = structures.head(session.config.sweep.top_k)
-  intervals = over_seeds(session, ', with 95 % intervals over the seeds')
   return Page(
-    f'Which + matter: {counted(len(structures), "structure")} of {type(session.model).__name__} '
-    f'on {session.data.name}',
+    f'Which + matter: {networks(summary)} of {type(session.model).__name__} on {session.data.name}',
     tiles(_facts(summary)),
     section(
       'The best structures',
       picture(
         figures.structures(top['structure'], names, [f'{loss:.4f}' for loss in top['loss']]),
-        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: mean loss.',
+        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: test loss'
+        f'{mean}.',
       ),
       picture(
         figures.ranking(_ranked(structures, session.config.sweep.modes)),
-        f'Loss by rank{intervals}.',
+        f'Test loss by rank{intervals(session)}.',
       ),
       picture(
         figures.pareto(_trained_longest(structures)),
-        'Loss against FLOPs of one forward pass of one example; the line joins the Pareto front.',
+        'Test loss against FLOPs of one forward pass of one example; the line joins the Pareto '
+        'front.',
       ),
     ),
-    section('What each + does', *_effects(result, names)),
+    section('What each + does', *_effects(session, result)),
     _agreement(structures, result.agreement) if result.agreement else None,
     section(
       'Training',
       curves_picture(
-        read_curves(session), 'Training loss of the shared pools, over all structures drawn.'
+        read_curves(session),
+        'Training loss of the shared pools, over all structures drawn.',
+        # As in the picture of ranks.
+        colours={'shared': VERMILION if 'standalone' in session.config.sweep.modes else BLUE},
       ),
     ),
     section(
@@ -57,7 +69,7 @@ def _facts(summary):
   ceiling, agreement = summary['noise_ceiling'], summary['shared_against_standalone']
   facts = {
     'best structure': summary['best_structure'],
-    'its loss': summary['best_loss'],
+    'its test loss': summary['best_loss'],
     'its accuracy': summary['best_accuracy'],
     'rank of all-on': summary['all_on_rank'] or 'not evaluated',
     'noise ceiling τ': ceiling['tau_of_mean'],
@@ -81,14 +93,21 @@ def _trained_longest(structures):
   return structures[structures['steps'] == structures['steps'].max()]
 
 
-def _effects(result, names) -> list[Piece]:
+def _effects(session, result) -> list[Piece]:
   """Main effects, and the interactions where there are structures enough to tell them."""
+  names = session.space.names
   number, terms = len(result.table), 1 + len(names) + len(names) * (len(names) - 1) // 2
+  everything = num_networks(session.space)
   method = 'mean loss with it on minus mean loss with it off'
-  if number < 2 ** len(names):
+  if everything < 2 ** len(names):
+    method += ', over all structures, of which several are one network'
+  if number < everything:
     method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
-  effects = picture(figures.gate_effects(result.effects), f'Main effect of each gate: {method}.')
-  if number < terms:
+  effects = picture(
+    figures.gate_effects(result.effects),
+    f'Main effect of each gate{intervals(session)}: {method}.',
+  )
+  if number < min(terms, everything):
     pairs = text(
       f'Pairwise interactions are not drawn: {terms} terms cannot be told from {number} '
       'structures. The main effects are those of the smallest fit.'

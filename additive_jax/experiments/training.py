@@ -14,8 +14,9 @@ import numpy as np
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import Options, TrainOptions, selected
+from additive_jax.gates.networks import different
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import sites_of
+from additive_jax.models.additive import sites_of, space_of
 from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
@@ -109,9 +110,9 @@ class Training:
       ramp_shape=options.ramp_shape,
     )
     slots = self.config.train.structures_per_step
-    return samplers.make_sampler(
-      options.name, len(sites), slots, structures=options.structures, keep=keep
-    )
+    space, source = space_of(self.model), 'config.sampler.structures'
+    structures = different(space, options.structures, source)
+    return samplers.make_sampler(options.name, len(sites), slots, structures=structures, keep=keep)
 
   def sampler_of(self, structure: Structure) -> Sampler:
     """Returns the sampler that gives all slots of every step one structure."""

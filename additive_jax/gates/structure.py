@@ -129,24 +129,6 @@ def all_bits(num_gates: int) -> Bool[np.ndarray, 'S n']:
   return np.unpackbits(values, axis=1, count=num_gates, bitorder='little').astype(bool)
 
 
-def sampled_bits(num_gates: int, limit: int, seed: int) -> Bool[np.ndarray, 'S n']:
-  """Returns all structures as bits where they are no more than `limit`, else that many, drawn at
-  random; all-on comes last.
-
-  >>> sampled_bits(2, 4, seed=0).astype(int).tolist()
-  [[0, 0], [1, 0], [0, 1], [1, 1]]
-  """
-  if num_gates < 63 and 2**num_gates <= limit:
-    return all_bits(num_gates)
-  random = np.random.Generator(np.random.PCG64(seed))
-  rows: dict[tuple[bool, ...], None] = {}  # a set that keeps its order
-  while len(rows) < limit - 1:
-    row = tuple(bool(bit) for bit in random.integers(2, size=num_gates))
-    if not all(row):
-      rows[row] = None
-  return np.array([*rows, Structure.all_on(num_gates).bits])
-
-
 def bits_of(structures: Iterable[StructureLike], num_gates: int) -> Bool[np.ndarray, 'S n']:
   """Returns structures in any form (see `parse`), or an array of 0 and 1, as bits.
 

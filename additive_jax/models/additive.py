@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
+from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.sites import Site, Stream, read_sites
@@ -129,7 +130,7 @@ class Additive(nn.Module):
   @property
   def space(self) -> Space:
     """The named gates; `additive_jax.measure(model, x)` adds what they cost."""
-    return Space(tuple(map(Gate, gate_names(self))))
+    return space_of(self)
 
 
 # Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
@@ -239,6 +240,17 @@ def gate_names(model: nn.Module) -> tuple[str, ...]:
   return tuple(f'{site.label}/{name}' for site in sites_of(model) for name in site.names)
 
 
+@functools.lru_cache(maxsize=256)
+def space_of(model: nn.Module) -> Space:
+  """Returns the gates of a model in order, without what they cost."""
+  gates = []
+  for site in sites_of(model):
+    names = [f'{site.label}/{name}' for name in site.names]
+    host = names[0] if site.has_residual else None
+    gates += [Gate(name, within=host if name != host else None) for name in names]
+  return Space(tuple(gates))
+
+
 def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarray, 'S n']:
   """Returns structures with the inner gates of sites that are off cleared: they have no effect.
 
@@ -248,11 +260,7 @@ def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarra
   array([[0, 0, 0],
          [1, 0, 1]])
   """
-  bits = bits.copy()
-  for site in sites_of(model):
-    if site.has_residual:
-      bits[:, site.inner] &= bits[:, site.start, None]
-  return bits
+  return networks.canonical(space_of(model), bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +297,21 @@ def parts(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Parts:
 def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   """Returns the shape of inputs and their dtype as JAX takes it."""
   return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def outputs_of(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """Returns the shape and dtype of what a model gives for inputs, all gates on. Computes nothing.
+
+  >>> outputs_of(aj.models.MLP(1, width=4, hidden=8, num_classes=3), np.ones((2, 6))).shape
+  (2, 3)
+  """
+  return _outputs_of(model, shape_of(x))
+
+
+@functools.lru_cache(maxsize=256)
+def _outputs_of(model: nn.Module, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  run = lambda key, x: model.init_with_output(key, x)[0]
+  return jax.eval_shape(run, jax.random.key(0), x)
 
 
 @functools.partial(jax.jit, static_argnums=0)

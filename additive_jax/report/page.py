@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -122,7 +123,12 @@ def picture(figure: Figure, caption: str) -> Piece:
 
 
 def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
-  """Returns the first rows of a frame, without its index; a note says how many there are."""
+  """Returns the first rows of a frame, without its index; a note says how many there are.
+
+  Columns of intervals, `…ci95`, in which there is none, as of one seed, are left out.
+  """
+  empty = [str(name).endswith('ci95') and frame[name].isna().all() for name in frame]
+  frame = frame.loc[:, ~np.array(empty, bool)] if len(frame) else frame
   visible = frame.head(max_rows)
   columns = [
     {'name': str(name), 'align': _alignment(frame.iloc[:, place])}

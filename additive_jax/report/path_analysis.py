@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 
-from additive_jax.report import paths
+from additive_jax.report import paths, power_law
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Analysis:
     return paths.path_codes(self.chosen)
 
   @functools.cached_property
-  def fit(self) -> paths.PowerLaw:
+  def fit(self) -> power_law.PowerLaw:
     """A power law of rank and frequency of the paths."""
-    return paths.fit_power_law(self.codes)
+    return power_law.fit_power_law(self.codes)
 
   @functools.cached_property
   def compute(self) -> Float[np.ndarray, 'N T']:
@@ -82,9 +82,7 @@ class Analysis:
   def figures(self) -> dict[str, Any]:
     """Returns the headline figures."""
     return {
-      'paths': self.fit.num_paths,
-      'path_exponent': self.fit.exponent,
-      'path_exponent_ci95': [self.fit.low, self.fit.high],
+      **self.fit.figures(),
       'compute_share': float(self.compute.mean()),
       'uses_per_module': paths.mean_uses(self.reuse, self.identity),
       'class_bits': self.information.bits.tolist(),

@@ -1,4 +1,4 @@
-"""Statistics of what tokens chose: paths, a power law, specialisation, compute, reuse, flows.
+"""Statistics of what tokens chose: paths, specialisation, compute, reuse, flows.
 
 N is a number of examples, T of tokens in each, S of steps (or of layers with a router), k of
 modules (or structures, by number) that a token chooses at a step, M of modules, C of classes.
@@ -12,15 +12,16 @@ which modules compute nothing; `num_modules` is M and `num_classes` C. All funct
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import special
 
 from additive_jax.errors import UserError
+from additive_jax.report.power_law import places
+from additive_jax.seeds import checked_seed
 
 _CHARACTERS = {
   'lower-case letter': string.ascii_lowercase,
@@ -31,7 +32,6 @@ _CHARACTERS = {
   'punctuation': string.punctuation,
 }
 BYTE_CLASSES = (*_CHARACTERS, 'other')
-_LARGEST_EXPONENT = 50.0  # e^(50 ln R) is finite up to a million ranks
 
 
 def path_codes(chosen: ArrayLike) -> Int[np.ndarray, 'examples tokens']:
@@ -56,7 +56,7 @@ def path_codes(chosen: ArrayLike) -> Int[np.ndarray, 'examples tokens']:
       bound = values.size
     codes, bound = codes * base + column, bound * base
   _, codes, counts = np.unique(codes, return_inverse=True, return_counts=True)
-  return _places(counts)[codes].reshape(sets.shape[:2])
+  return places(counts)[codes].reshape(sets.shape[:2])
 
 
 def rank_frequency(codes: ArrayLike) -> Int[np.ndarray, ' ranks']:
@@ -66,73 +66,6 @@ def rank_frequency(codes: ArrayLike) -> Int[np.ndarray, ' ranks']:
   [3, 1]
   """
   return np.sort(np.unique(np.asarray(codes), return_counts=True)[1])[::-1]
-
-
-class PowerLaw(NamedTuple):
-  """The power law of `fit_power_law`: NaN where fewer than two ranks could be fitted."""
-
-  exponent: float
-  low: float
-  high: float
-  num_paths: int
-  num_fitted: int
-
-
-def fit_power_law(
-  codes: Iterable[ArrayLike],
-  level: float = 0.95,
-  resamples: int = 200,
-  seed: int = 0,
-  min_count: int = 10,
-) -> PowerLaw:
-  """Returns the exponent s of `p(rank) ∝ rank^−s`, rank = 1…R, by maximum likelihood.
-
-  With c_r tokens on the path of rank r, the log-likelihood `−s Σ c_r ln r − Σ c_r · ln Σ r^−s` is
-  concave in s, and highest where the mean of ln r under the law is that of the tokens. (A straight
-  line through a log–log plot is biased: Clauset, Shalizi & Newman 2009, arXiv:0706.1062, whose
-  likelihood for a tail of values is here that of a head of ranks.)
-
-  Ranks come from the same counts as frequencies: chance sorts rare paths, and the rarest were never
-  seen. Paths with fewer than `min_count` tokens are therefore left out. Simulated with 3,200 and
-  12,800 tokens, 30 to 100,000 paths and exponents of 1 and 1.3, the estimate was off by 0.01 on the
-  mean (at most 0.03, where few examples differ much); fitting all observed ranks, up to 0.07.
-
-  The interval is the percentile bootstrap over *examples*, because tokens of one example depend on
-  each other; ranks stay those of the whole. It knows nothing of the bias above: in that simulation
-  95 % intervals held the truth in 73 to 95 % of the cases. Nor does it say whether the law
-  describes the data: look at the plot.
-
-  Args:
-    codes: `[N, T]`, as `path_codes` makes them, or a list of one array for each example.
-    level: coverage of the interval, 0 to 1.
-    resamples, seed: of the bootstrap.
-    min_count: least number of tokens on a path that is fitted; 1 fits all observed ranks.
-  """
-  if not 0 < level < 1 or resamples < 1:
-    raise UserError(
-      f'level {level} and {resamples} resamples: expected a level between 0 and 1, and at least one'
-    )
-  examples = [np.ravel(example) for example in codes]
-  owner = np.repeat(np.arange(len(examples)), [example.size for example in examples])
-  tokens = np.concatenate([*examples, np.zeros(0, np.int64)])
-  _, path, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-  num_fitted = int((counts >= min_count).sum())
-  if num_fitted < 2:
-    return PowerLaw(np.nan, np.nan, np.nan, counts.size, num_fitted)
-  rank, logs = _places(counts)[path], np.log(np.arange(1, num_fitted + 1))
-  fitted = rank < num_fitted
-  owner, rank = owner[fitted], rank[fitted]
-  # The law depends on the tokens through the mean of ln r alone, so two numbers for each example
-  # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
-  number = np.bincount(owner, minlength=len(examples))
-  total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
-  draws = np.random.default_rng(seed).integers(len(examples), size=(resamples, len(examples)))
-  sizes = number[draws].sum(axis=1)
-  means = total[draws].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
-  samples = [_exponent(mean, logs) for mean in means]
-  low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-  exponent = _exponent(total.sum() / number.sum(), logs)
-  return PowerLaw(exponent, float(low), float(high), counts.size, num_fitted)
 
 
 class Specialisation(NamedTuple):
@@ -188,7 +121,7 @@ def information(
   """
   chosen = _checked(chosen, num_modules)
   given = np.asarray(classes)
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(checked_seed(seed))
 
   def bits(classes):
     classes = _per_token(classes, chosen, num_classes)[:, :, None]
@@ -274,21 +207,6 @@ def utilisation(index: ArrayLike, count: int) -> Float[np.ndarray, ' experts']:
   _check_range(index, count, 'experts')
   loads = np.bincount(index.ravel(), minlength=count) * float(count)
   return _divided(loads, index.size)
-
-
-def _places(counts):
-  """Returns the place of each count in descending order, 0 first; ties by index."""
-  return np.argsort(np.argsort(-counts, kind='stable'), kind='stable')
-
-
-def _exponent(mean, logs):
-  """Returns the s at which the law's mean of `logs` is `mean`, as far as it is within ±50."""
-  excess = lambda s: special.softmax(-s * logs) @ logs - mean
-  if excess(-_LARGEST_EXPONENT) <= 0:
-    return -_LARGEST_EXPONENT
-  if excess(_LARGEST_EXPONENT) >= 0:
-    return _LARGEST_EXPONENT
-  return float(optimize.brentq(excess, -_LARGEST_EXPONENT, _LARGEST_EXPONENT, xtol=1e-9))
 
 
 def _joint(first, second, rows, columns):

@@ -15,7 +15,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
-from additive_jax.report.statistics import best_first, by_seed, finite_mean
+from additive_jax.report.statistics import by_seed, finite_mean
 
 _MAX_SPLITS = 64  # splits of the seeds into two halves that `noise_ceiling` averages over
 
@@ -39,25 +39,36 @@ def top_k_recall(predicted: ArrayLike, truth: ArrayLike, k: int) -> float:
   """Returns the share of the true best k that are among the predicted best k.
 
   Losses `[S]`. Structures whose truth is not finite are left out; a prediction that is not finite
-  ranks last. Raises `UserError` unless k structures remain.
+  ranks last. Where structures tie for the last places, it is the share to expect when ties are
+  broken at random, in either ranking. Raises `UserError` unless k structures remain.
 
   >>> top_k_recall([0.1, 0.2, 0.3, 0.4], [0.1, 0.3, 0.2, 0.4], 2)
   0.5
+  >>> top_k_recall([0.5, 0.5, 0.5, 0.5], [0.1, 0.3, 0.2, 0.4], 2)  # as good as at random
+  0.5
   """
   predicted, truth = _judged(predicted, truth, k)
-  return float(np.isin(best_first(predicted)[:k], best_first(truth)[:k]).mean())
+  return float(_chances(predicted, k) @ _chances(truth, k) / k)
 
 
 def regret(predicted: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
   """Returns the true loss of the best (by truth) of the predicted top k, minus the lowest true one.
 
-  Zero is perfect. Losses `[S]`, and what is not finite, as in `top_k_recall`.
+  Zero is perfect. Losses `[S]`, what is not finite, and ties, as in `top_k_recall`.
 
   >>> regret([0.2, 0.1], [0.5, 0.75])
   0.25
+  >>> regret([0.1, 0.1], [0.5, 0.75])
+  0.125
   """
   predicted, truth = _judged(predicted, truth, k)
-  return float(truth[best_first(predicted)[:k]].min() - truth.min())
+  chances = _chances(predicted, k)
+  certain, tied = truth[chances == 1], truth[(chances > 0) & (chances < 1)]
+  best = certain.min(initial=np.inf)
+  if len(tied):
+    values, chance = _best_of(tied, k - len(certain))
+    best = chance @ np.minimum(values, best)
+  return float(best - truth.min())
 
 
 def random_top_k_baseline(truth: ArrayLike, k: int) -> tuple[float, float]:
@@ -71,11 +82,24 @@ def random_top_k_baseline(truth: ArrayLike, k: int) -> tuple[float, float]:
     k: how many are drawn.
   """
   _, truth = _judged(truth, truth, k)
+  best, chance = _best_of(truth, k)
+  return k / truth.size, float(chance @ (best - best[0]))
+
+
+def _best_of(truth, k):
+  """Returns what the best of k draws without replacement may be, and the probability of each."""
   size = truth.size
   ratio = [1 - (k - 1) / (size - i) for i in range(1, size - k + 1)]
   chance = k / size * np.cumprod([1.0, *ratio])
-  best = np.sort(truth)[: chance.size]
-  return k / size, float(chance @ (best - best[0]))
+  return np.sort(truth)[: chance.size], chance
+
+
+def _chances(values, k):
+  """Returns the probability of each to be among the lowest k when ties are broken at random."""
+  values = np.where(np.isfinite(values), values, np.inf)
+  last = np.sort(values)[k - 1]
+  better, tied = values < last, values == last
+  return better + tied * (k - better.sum()) / tied.sum()
 
 
 class NoiseCeiling(NamedTuple):

@@ -10,7 +10,8 @@ from jaxtyping import Bool
 
 from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal
-from additive_jax.gates.structure import Structure, bits_of
+from additive_jax.gates.networks import canonical
+from additive_jax.gates.structure import Space, Structure
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import Evaluated
 
@@ -19,27 +20,29 @@ class Generations:
   """The structures that a search has evaluated, a line of a journal for each generation.
 
   A line is `{"structures": ["101", …], "loss": [[0.5, 0.6], …], "accuracy": …}`: the values of each
-  structure in every pool that is searched. A damaged line is dropped with all that follow it, which
-  rest on it, so that the search goes on from the line before.
+  structure in every pool that is searched. Of structures that are one network, which a search of an
+  earlier version may have evaluated, the first counts. A damaged line is dropped with all that
+  follow it, which rest on it, so that the search goes on from the line before.
 
   Args:
     journal: where the lines are, and where new ones go.
-    num_gates: of a structure.
+    space: the gates of the structures.
     write: whether this process writes new lines.
 
   >>> import tempfile
   >>> folder = tempfile.TemporaryDirectory()
   >>> journal = Journal(f'{folder.name}/search.jsonl')
   >>> pools = [Evaluation(np.array([0.5]), np.array([0.75])), Evaluation(np.ones(1), np.ones(1))]
-  >>> Generations(journal, num_gates=2).add(np.array([[True, False]]), pools).loss.tolist()
+  >>> space = aj.models.MLP(2, width=4, hidden=4, num_classes=2).space
+  >>> Generations(journal, space).add(np.array([[True, False]]), pools).loss.tolist()
   [0.75]
-  >>> Generations(journal, num_gates=2).means().bits.tolist()  # of what the journal has
+  >>> Generations(journal, space).means().bits.tolist()  # of what the journal has
   [[True, False]]
   >>> folder.cleanup()
   """
 
-  def __init__(self, journal: Journal, num_gates: int, *, write: bool = True):
-    self._journal, self._num_gates, self._write = journal, num_gates, write
+  def __init__(self, journal: Journal, space: Space, *, write: bool = True):
+    self._journal, self._space, self._write = journal, space, write
     if write:
       journal.keep_whole()
     self._lines = journal.records()
@@ -49,8 +52,8 @@ class Generations:
       raise UserError(f'{journal.path}: structure {twice} occurs twice; expected each once')
 
   def __len__(self) -> int:
-    """Returns the number of structures."""
-    return sum(len(line['structures']) for line in self._lines)
+    """Returns the number of networks."""
+    return len(self._networks()[0])
 
   def add(self, bits: Bool[np.ndarray, 'S n'], pools: Sequence[Evaluation]) -> Evaluation:
     """Adds a generation.
@@ -62,24 +65,36 @@ class Generations:
     Returns:
       Their means over the pools.
     """
-    line: dict[str, list[Any]] = {'structures': [str(Structure(tuple(row))) for row in bits]}
+    # A search that goes on from networks evaluated under several names may ask for some again.
+    known, texts = set(self._joined('structures')), [str(Structure(tuple(row))) for row in bits]
+    new = [place for place, text in enumerate(texts) if text not in known]
+    line: dict[str, list[Any]] = {'structures': [texts[place] for place in new]}
+    means = {}
     for key in Evaluation._fields:
-      values = [np.asarray(getattr(pool, key))[: len(bits)] for pool in pools]
-      line[key] = np.array(values).T.tolist()
+      values = np.array([np.asarray(getattr(pool, key))[: len(bits)] for pool in pools]).T
+      line[key], means[key] = values[new].tolist(), _means(values.tolist())
     if self._write:
       self._journal.append(line)
     self._lines.append(line)
-    return Evaluation(*(_means(line[key]) for key in Evaluation._fields))
+    return Evaluation(**means)
 
   def by_pool(self) -> tuple[Bool[np.ndarray, 'S n'], Evaluation]:
-    """Returns all structures in order, and their loss and accuracy [pools, S]."""
-    values = (np.array(self._joined(key)).T for key in Evaluation._fields)
-    return bits_of(self._joined('structures'), self._num_gates), Evaluation(*values)
+    """Returns all networks in order, and their loss and accuracy [pools, S]."""
+    bits, first = self._networks()
+    values = (np.array(self._joined(key))[first].T for key in Evaluation._fields)
+    return bits, Evaluation(*values)
 
   def means(self) -> Evaluated:
-    """Returns all structures in order with means over the pools, for a search to go on from."""
-    bits = bits_of(self._joined('structures'), self._num_gates)
-    return Evaluated(bits, *(_means(self._joined(key)) for key in Evaluation._fields))
+    """Returns all networks in order with means over the pools, for a search to go on from."""
+    bits, first = self._networks()
+    return Evaluated(bits, *(_means(self._joined(key))[first] for key in Evaluation._fields))
+
+  def _networks(self):
+    """Returns the networks in canonical form, and the place of each among the structures."""
+    bits = canonical(self._space, self._joined('structures'))
+    first = np.sort(np.unique(bits, axis=0, return_index=True)[1]) if len(bits) else []
+    first = np.array(first, int)
+    return bits[first], first
 
   def _joined(self, key):
     return [value for line in self._lines for value in line[key]]

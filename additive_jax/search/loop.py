@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool
 
 from additive_jax.errors import UserError
+from additive_jax.gates import networks
+from additive_jax.gates.structure import Gate, Space
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import METHODS, Evaluated
+from additive_jax.seeds import checked_seed
 
-LISTED_GATES = 20  # up to here random structures are drawn from a list of all
+LISTED = 1 << 20  # up to so many networks random ones are drawn from a list of all
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Evaluates `budget` different structures, a population at a time, and looks for a low loss.
+  """Evaluates `budget` different networks, a population at a time, and looks for a low loss.
 
   The first generation is all-on, all-off and random structures; of later ones the method proposes
-  the structures, and random ones fill up what it leaves.
+  the structures, and random ones fill up what it leaves. Structures that are one network, see
+  `gates.networks`, are evaluated once, in canonical form.
 
   Attributes:
     method: a key of `methods.METHODS`.
-    budget: S, how many structures to evaluate, at least `population`.
+    budget: S, how many networks to evaluate, at least `population`.
     population: structures of one generation.
     seed: names the draws; those of a generation depend on the seed and its number alone.
 
@@ -40,8 +44,10 @@ class Search:
   population: int = 64
   seed: int = 0
 
-  def check(self, num_gates: int) -> None:
-    """Raises `UserError` for an unknown method, or a population or budget out of range."""
+  def check(self, gates: Space | int) -> None:
+    """Raises `UserError` for an unknown method, or a seed, population or budget out of range."""
+    space = _space(gates)
+    checked_seed(self.seed)
     if self.method not in METHODS:
       raise UserError(f'search method {self.method!r}: expected one of {", ".join(METHODS)}')
     least = METHODS[self.method].least_population
@@ -49,26 +55,28 @@ class Search:
       raise UserError(f'population {self.population}: expected at least {least} for {self.method}')
     if self.budget < self.population:
       raise UserError(
-        f'search budget {self.budget}: expected at least one population of {self.population}'
+        f'budget {self.budget}: expected at least one population of {self.population}'
       )
-    if self.budget > 1 << num_gates:
+    count, of_all = networks.num_networks(space), f'2^{space.num_gates} = {1 << space.num_gates}'
+    if self.budget > count:
+      most = of_all if count == 1 << space.num_gates else f'{count} networks of {of_all} structures'
       raise UserError(
-        f'search budget {self.budget}: expected at most 2^{num_gates} = {1 << num_gates}, which is '
-        'every structure; enumerate them in place of searching'
+        f'budget {self.budget}: expected at most {most}, which is every structure; '
+        'enumerate them in place of searching'
       )
 
   def run(
     self,
     evaluate: Callable[[Bool[np.ndarray, 'S n']], Evaluation],
-    num_gates: int,
+    gates: Space | int,
     known: Evaluated | None = None,
   ) -> Evaluated:
-    """Returns all structures that were evaluated, in order.
+    """Returns all structures that were evaluated, in order: different networks, in canonical form.
 
     Args:
       evaluate: from `population` structures to their loss and accuracy. Every call has the same
         shape: where the budget ends within a generation, its last structure fills the rest.
-      num_gates: n.
+      gates: the space of the model; n where each gate has an effect whatever the others are.
       known: what a search with the same options evaluated before it was interrupted, or with a
         smaller budget: this one goes on after the last whole generation, and ends as if never
         interrupted. Known structures that fill the budget are evaluated no more.
@@ -76,27 +84,30 @@ class Search:
     Raises:
       UserError: as `check`, and for arrays of `known` that do not fit.
     """
-    self.check(num_gates)
-    evaluated = self._whole_generations(known, num_gates)
+    space = _space(gates)
+    self.check(space)
+    evaluated = self._whole_generations(known, space)
     while len(evaluated.bits) < self.budget:
       count = min(self.population, self.budget - len(evaluated.bits))
-      bits = self._generation(evaluated, num_gates, count)
+      bits = self._generation(evaluated, space, count)
       filler = np.repeat(bits[-1:], self.population - count, axis=0)
       scores = evaluate(np.concatenate([bits, filler]))
       added = (bits, *(np.asarray(score, float)[:count] for score in scores))
       evaluated = Evaluated(*map(np.concatenate, zip(evaluated, added)))
     return evaluated
 
-  def _generation(self, evaluated, num_gates: int, count: int) -> Bool[np.ndarray, 'count n']:
+  def _generation(self, evaluated, space: Space, count: int) -> Bool[np.ndarray, 'count n']:
+    canonical = functools.partial(networks.canonical, space)
     number = len(evaluated.bits) // self.population
     rng = np.random.default_rng([self.seed, number])
     if number == 0:
-      proposed = [np.ones(num_gates, bool), np.zeros(num_gates, bool)]
+      proposed = [np.ones(space.num_gates, bool), np.zeros(space.num_gates, bool)]
     else:
-      proposed = METHODS[self.method].propose(rng, evaluated, self.population)
-    return _filled(rng, proposed[:count], evaluated, num_gates, count)
+      proposed = METHODS[self.method].propose(rng, evaluated, self.population, canonical)
+    return _filled(rng, proposed[:count], evaluated, space, count)
 
-  def _whole_generations(self, known: Evaluated | None, num_gates: int) -> Evaluated:
+  def _whole_generations(self, known: Evaluated | None, space: Space) -> Evaluated:
+    num_gates = space.num_gates
     if known is None:
       return Evaluated(np.zeros((0, num_gates), bool), np.zeros(0), np.zeros(0))
     bits, loss, accuracy = (np.asarray(part) for part in known)
@@ -107,26 +118,37 @@ class Search:
         f'known structures {bits.shape}, losses {loss.shape} and accuracies {accuracy.shape}: '
         f'expected [S, {num_gates}], [S] and [S]'
       )
-    count = len(bits)
-    if count != self.budget:
+    bits = networks.canonical(space, bits.astype(bool))
+    first = np.sort(np.unique(bits, axis=0, return_index=True)[1]) if len(bits) else []
+    count = len(first)
+    if count < self.budget:
       count -= count % self.population
-    return Evaluated(
-      bits[:count].astype(bool), loss[:count].astype(float), accuracy[:count].astype(float)
-    )
+    places = np.array(first[: min(count, self.budget)], int)
+    return Evaluated(bits[places], loss[places].astype(float), accuracy[places].astype(float))
 
 
-def _filled(rng, proposed, evaluated, num_gates: int, count: int) -> Bool[np.ndarray, 'count n']:
-  """Returns what is proposed and random structures that are new, `count` in all."""
-  rows = list(proposed)
-  known_rows = {row.tobytes() for row in (*evaluated.bits, *rows)}
-  if num_gates <= LISTED_GATES:  # rejection would be slow near the end of a small space
-    order = rng.permutation(1 << num_gates)
-    candidates = ((value >> np.arange(num_gates) & 1).astype(bool) for value in order)
-  else:
-    candidates = (rng.random(num_gates) < 0.5 for _ in itertools.count())
-  while len(rows) < count:
-    row = next(candidates)
+def _space(gates: Space | int) -> Space:
+  return gates if isinstance(gates, Space) else Space(tuple(Gate(str(i)) for i in range(gates)))
+
+
+def _filled(rng, proposed, evaluated, space: Space, count: int) -> Bool[np.ndarray, 'count n']:
+  """Returns what is proposed and random networks that are new, `count` in all."""
+  known_rows, rows = {row.tobytes() for row in evaluated.bits}, []
+
+  def add(row):
+    row = networks.canonical(space, row[None])[0]
     if row.tobytes() not in known_rows:
       known_rows.add(row.tobytes())
       rows.append(row)
+
+  for row in proposed:
+    add(row)
+  size = networks.num_networks(space)
+  if size <= LISTED:  # rejection would be slow near the end of a small space
+    known = networks.places_of(space, np.array([*evaluated.bits, *rows]))
+    order = rng.permutation(size)
+    new = order[~np.isin(order, known)][: count - len(rows)]
+    rows += list(networks.networks_at(space, new))
+  while len(rows) < count:
+    add(rng.random(space.num_gates) < 0.5)
   return np.array(rows)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+Canonical = Callable[[Bool[np.ndarray, 'S n']], Bool[np.ndarray, 'S n']]
 
 
 class Evaluated(NamedTuple):
@@ -20,7 +22,7 @@ class Evaluated(NamedTuple):
   [[False, True]]
 
   Attributes:
-    bits: one row per structure.
+    bits: one row per structure, different networks in canonical form.
     loss: lower is better; what is not finite is worst.
     accuracy: for the record; no method looks at it.
   """
@@ -53,11 +55,12 @@ class Method(Protocol):
     """The smallest population that the method works with."""
 
   def propose(
-    self, rng: np.random.Generator, evaluated: Evaluated, population: int
+    self, rng: np.random.Generator, evaluated: Evaluated, population: int, canonical: Canonical
   ) -> Sequence[Bool[np.ndarray, 'n']]:
-    """Returns at most `population` different structures of which none is in `evaluated`.
+    """Returns at most `population` different networks of which none is in `evaluated`.
 
     The search fills up what is missing with random structures. All randomness comes from `rng`.
+    `canonical` gives the form by which networks are told apart.
     """
 
 
@@ -68,7 +71,7 @@ class Random:
   least_population: int = 2
 
   def propose(
-    self, rng: np.random.Generator, evaluated: Evaluated, population: int
+    self, rng: np.random.Generator, evaluated: Evaluated, population: int, canonical: Canonical
   ) -> Sequence[Bool[np.ndarray, 'n']]:
     return []
 
@@ -92,7 +95,7 @@ class Evolution:
 
   >>> bits = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], bool)
   >>> evaluated = Evaluated(bits, np.array([0.1, 0.2, 0.9, 0.8]), np.zeros(4))
-  >>> children = Evolution().propose(np.random.default_rng(0), evaluated, population=4)
+  >>> children = Evolution().propose(np.random.default_rng(0), evaluated, 4, lambda bits: bits)
   >>> known = {row.tobytes() for row in bits}
   >>> len(children), any(child.tobytes() in known for child in children)
   (4, False)
@@ -104,7 +107,7 @@ class Evolution:
   least_population: int = 4
 
   def propose(
-    self, rng: np.random.Generator, evaluated: Evaluated, population: int
+    self, rng: np.random.Generator, evaluated: Evaluated, population: int, canonical: Canonical
   ) -> Sequence[Bool[np.ndarray, 'n']]:
     parents = evaluated.best(max(2, population // self.parent_share))
     num_gates = parents.shape[1]
@@ -120,6 +123,7 @@ class Evolution:
         flip = rng.random(num_gates) < self.flips / num_gates
         flip[rng.integers(num_gates)] |= not flip.any()
         child = first ^ flip
+      child = canonical(child[None])[0]
       if child.tobytes() not in known_rows:
         known_rows.add(child.tobytes())
         children.append(child)

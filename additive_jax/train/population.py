@@ -18,14 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.data import Data, Order
+from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError
-from additive_jax.gates.structure import Structure, StructureLike, parse
-from additive_jax.models.additive import gate_names, initial
+from additive_jax.gates.networks import canonical
+from additive_jax.gates.structure import Structure, StructureLike
+from additive_jax.models.additive import initial, space_of
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.seeds import checked_seed
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step
@@ -86,20 +88,24 @@ class Population:
       devices: one per worker thread, see `parallel.workers`.
 
     Raises:
-      UserError: for splits that stay in their source, a model whose parts do not fit each other, or
-        an optimizer that needs more than a gradient.
+      UserError: for splits that stay in their source, a model whose parts do not fit each other, an
+        optimizer that needs more than a gradient, or labels, tokens or targets that are not what
+        the task and the model take.
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
       )
-    self.recipe, self.batch_size, self.seed = recipe.alone(), batch_size, seed
+    self.recipe, self.batch_size, self.seed = recipe.alone(), batch_size, checked_seed(seed)
     self.devices = workers.workers(devices)
-    self._order = Order(len(data.train), batch_size, seed)
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+    self._order = Order(len(data.train), batch_size, self.seed)
+    key = jax.random.fold_in(jax.random.key(self.seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
     recipe.check_network(example)
+    expected = expected_of(recipe.model, recipe.objective, example)
+    for part in ('train', 'test'):
+      checked(getattr(data, part), expected, f'{data.name}, {part}')
     self.variables = processes.to_host(initial(recipe.model, key, example))
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]
@@ -120,7 +126,8 @@ class Population:
     """Trains each structure from step `start` to step `stop`; yields members as they end.
 
     Args:
-      structures: in any form, see `Space.parse`.
+      structures: in any form, see `Space.parse`. Those that are one network are trained once, and
+        each has a member.
       states: where to go on from, by structure, when `start` is not 0.
     """
     if bool(start) != bool(states) or not start < stop:
@@ -131,12 +138,17 @@ class Population:
     for state in (states or {}).values():
       if wrong := differences(state.params, self.variables['params']):
         raise UserError(f'a state whose pool has {wrong}: expected the pool of the model')
-    structures = [parse(s, len(gate_names(self.recipe.model))) for s in structures]
+    space = space_of(self.recipe.model)
+    of_network: dict[bytes, list[Structure]] = {}
+    for structure in dict.fromkeys(map(space.parse, structures)):
+      network = canonical(space, [structure])[0].tobytes()
+      of_network.setdefault(network, []).append(structure)
     indices = self._order.indices(start, stop - start)
     # A share of all steps, so that training taken up again reports the same.
     tail = np.int32(max(1, min(stop // 10, len(indices))))
 
-    def work(structure, device):
+    def work(same, device):
+      structure = same[0]
       first, train, test = self._placed[device]
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
@@ -148,8 +160,8 @@ class Population:
         self._compiled.add((device, len(indices)))
         return member
 
-    for _, member in workers.spread(structures, work, self.devices):
-      yield member
+    for same, member in workers.spread(list(of_network.values()), work, self.devices):
+      yield from (dataclasses.replace(member, structure=structure) for structure in same)
 
   def _member(self, structure, result):
     state, train_loss, scores = result

@@ -210,6 +210,9 @@ def listed(
 ) -> Listed:
   """Returns the sampler of the listed structures, K of them a step (default: all), in turn.
 
+  One that is listed again takes another slot. Two different ones that are one network are refused
+  by the trainer, which knows the model.
+
   >>> listed(['101', '111'], num_gates=3).num_structures
   2
 

@@ -9,6 +9,7 @@ from additive_jax.data.clusters import nearest_examples, quality
 from additive_jax.data.ngrams import telling_ngrams
 from additive_jax.experiments.booster.groups import clusters_of, features_of
 from additive_jax.experiments.booster.tables import METHODS, SCRATCH
+from additive_jax.experiments.pages import intervals, over_seeds
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -28,7 +29,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   return Page(
     f'{type(session.model).__name__} started from small ones, on {session.data.name}',
     tiles(_facts(session, result)),
-    _savings(result, _narrow_words(session, result.summary['narrow'], narrows)),
+    _savings(session, result, _narrow_words(session, result.summary['narrow'], narrows)),
     section('Clusters', *_clusters(session, narrows)),
     section('The pipeline', _timeline(bubble)) if bubble else None,
     section(
@@ -122,15 +123,17 @@ def _saved(row):
   return with_margin(100 * row['saving'], 100 * row['saving_ci95'], 'z.1f', '\u00a0%')
 
 
-def _savings(result, narrow_words):
+def _savings(session, result, narrow_words):
+  mean = over_seeds(session, 'mean over the seeds; ')
   return section(
     'What starting small saves',
     picture(
       figures.savings(result.curves, result.variants),
-      'Left: test loss against the FLOPs of the whole training, forward and backward, mean over '
-      'the seeds; circles: where the large model begins; dashed: the lowest loss of training from '
-      'scratch. Right: the share of FLOPs saved until that loss, paired by seed, with 95 % '
-      'intervals. Everything counts: all narrow models, k-means, and the features that it is given '
+      'Left: test loss against the FLOPs of the whole training, forward and backward, '
+      f'{mean}circles: where the large model begins; dashed: the lowest loss of training from '
+      'scratch. Right: the share of FLOPs saved until that loss, paired by seed'
+      f'{intervals(session)}. '
+      'Everything counts: all narrow models, k-means, and the features that it is given '
       '(components of the inputs, or the model whose embedding they are).',
     ),
     picture(

@@ -68,7 +68,7 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
   record = {
     'loss': float(scores.loss[0]),
     'accuracy': float(scores.accuracy[0]),
-    'structure': str(structure),
+    'structure': str(smaller.structure),
     'nonzero': nonzero,
     'weights': _num_weights(network.params),
     'flops': cost.flops,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from additive_jax.compress.levels import BINS
 from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
-from additive_jax.experiments.pages import curves_picture, over_seeds, read_curves
+from additive_jax.experiments.pages import curves_picture, intervals, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
-from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.figures.sparsity import method_colour
+from additive_jax.report.page import Page, picture, section, table, text, tiles
 from additive_jax.report.wording import plain, with_margin
 
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
@@ -21,11 +22,12 @@ def page(session: Session, result: Result, records: Records) -> Page:
   options, variants, layers = session.config.compress, result.variants, result.layers
   noun = NOUNS[options.level]
   mean = over_seeds(session, ', mean over the seeds')
-  means = over_seeds(session, ', means with 95 % intervals over the seeds')
+  means = over_seeds(session, ', means') + intervals(session)
   histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
   return Page(
     f'Compression of {session.data.name}, per {options.level}',
-    tiles(_facts(variants.set_index('variant'))),
+    tiles(_facts(variants.set_index('variant'), result.summary['nothing_removed'])),
+    _nothing_removed(result.summary['nothing_removed'], noun, options.threshold),
     section(
       'What it costs',
       picture(
@@ -67,15 +69,32 @@ def page(session: Session, result: Result, records: Records) -> Page:
   )
 
 
-def _facts(rows):
+def _facts(rows, nothing_removed):
   best = rows.loc[VARIATIONAL]
+  fewer = {key: f'{best[key]:.1f}×' for key in ('factor', 'flops_factor')}
+  if VARIATIONAL in nothing_removed:
+    fewer = dict.fromkeys(fewer, 'nothing removed')
   return {
     'dense, test accuracy': rows.loc[DENSE, 'accuracy'],
-    'variational dropout, fewer weights': f'{best["factor"]:.1f}×',
-    'fewer FLOPs, cut out': f'{best["flops_factor"]:.1f}×',
+    'variational dropout, fewer weights': fewer['factor'],
+    'fewer FLOPs, cut out': fewer['flops_factor'],
     'its accuracy − dense': _lost(best),
     'of magnitude at the same number': _lost(rows.loc[MATCHED]),
   }
+
+
+def _nothing_removed(names, noun, threshold):
+  """What the page says where a network lost nothing."""
+  if not names:
+    return None
+  said = f'Nothing was removed from {", ".join(map(plain, names))}.'
+  if VARIATIONAL in names:
+    said += (
+      f' Variational dropout left log α of all {noun} at or below the threshold {threshold:g}, so '
+      'what is shown as its network is a dense one, trained with noise. More compress.epochs, a '
+      'larger compress.kl or compress.variance_rate, or a lower compress.threshold remove more.'
+    )
+  return text(said)
 
 
 def _lost(row):
@@ -101,6 +120,7 @@ def _taught(share):
 
 def _training(curves, mean):
   losses = figures.mean_curves(curves, label=lambda tag: plain(tag).replace('-', ', '))
+  tints = {tag: method_colour(tag) for tag in (*losses['tag'], VARIATIONAL)}
   learnt = curves[curves['tag'].str.fullmatch(rf'{VARIATIONAL}-seed\d+')]
   left = learnt.rename(columns={'kept': LEFT})
   return section(
@@ -108,8 +128,12 @@ def _training(curves, mean):
     curves_picture(
       losses,
       f'Training loss{mean}; of variational dropout with the noise and the divergence.',
+      colours=tints,
     ),
     curves_picture(
-      left, 'Share of what has log α below the threshold while variational dropout learns.', LEFT
+      left,
+      'Share of what has log α below the threshold while variational dropout learns.',
+      LEFT,
+      colours=tints,
     ),
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record
 from additive_jax.report.comparison import SCORES, with_interval
 
+log = logging.getLogger('additive_jax')
+
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory
 
@@ -21,12 +24,17 @@ def make_tables(session: Session, records: Records) -> Result:
   """Returns the tables `variants`, `structures` and `layers`, and the summary."""
   by_network = {name: records[name] for name in records.arms}
   table, options = variants(by_network), session.config.compress
+  left = layers(by_network)
+  unchanged = nothing_removed(left)
+  for name in unchanged:
+    log.warning('nothing was removed from %s: it is as large as the dense network', name)
   summary = {
     'level': options.level,
+    'nothing_removed': unchanged,
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {'variants': table, 'structures': structures(by_network), 'layers': layers(by_network)}
+  tables = {'variants': table, 'structures': structures(by_network), 'layers': left}
   return Result(tables, summary)
 
 
@@ -53,6 +61,21 @@ def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
     row['receipt'] = float(frame['receipt'].max())
     rows.append(row)
   return pd.DataFrame(rows)
+
+
+def nothing_removed(left: pd.DataFrame) -> list[str]:
+  """Returns the networks that were to lose something and lost nothing, in any seed.
+
+  Args:
+    left: a row for each network and layer, see `layers`.
+
+  >>> left = pd.DataFrame({'variant': ['variational', 'magnitude_0.5'], 'left': [4, 2], 'of': 4})
+  >>> nothing_removed(left)
+  ['variational']
+  """
+  sums = left.groupby('variant', sort=False)[['left', 'of']].sum()
+  names = sums.index[sums['left'] == sums['of']]
+  return [name for name in names if name.startswith((VARIATIONAL, 'magnitude'))]
 
 
 def structures(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:

@@ -13,7 +13,9 @@ from additive_jax.report.figures import marks, style
 from additive_jax.report.wording import plain
 
 
-def scores(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+def scores(
+  frame: pd.DataFrame, measures: Mapping[str, str], colours: style.Colours | None = None
+) -> Figure:
   """Draws points with intervals: a row for each variant, a panel for each measure.
 
   >>> frame = pd.DataFrame({'variant': ['none', 'per_sample'], 'loss': [0.41, 0.38]})
@@ -26,30 +28,35 @@ def scores(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
   Args:
     frame: columns `variant`, the measures', and their half widths `<measure>_ci95`.
     measures: titles of the panels by column.
+    colours: of variants; by default those of the palette in the order of the rows.
   """
-  return _points(frame, measures, is_difference=False)
+  return _points(frame, measures, colours, is_difference=False)
 
 
-def differences(frame: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+def differences(
+  frame: pd.DataFrame, measures: Mapping[str, str], colours: style.Colours | None = None
+) -> Figure:
   """Draws paired differences from a baseline at zero, otherwise as `scores`.
 
-  The baseline itself is not among the rows; colours are those that `scores` gives with it first.
+  The baseline itself is not among the rows.
 
   >>> frame = pd.DataFrame({'variant': ['per_sample'], 'loss': [-0.03], 'loss_ci95': [0.01]})
   >>> figure = differences(frame, {'loss': 'test loss minus that of none'})
   >>> figure.axes[0].get_title('left')
   'test loss minus that of none'
   """
-  return _points(frame, measures, is_difference=True)
+  return _points(frame, measures, colours, is_difference=True)
 
 
-def _points(frame, measures, is_difference):
+def _points(frame, measures, colours, is_difference):
+  baseline = ['baseline'] if is_difference else []  # has the first colour, and no row
+  colours = style.palette([*baseline, *frame['variant']], colours)
   height = max(1.5, 0.8 + 0.3 * len(frame))
   with style.drawing(9.6, height, columns=len(measures), sharey=True) as (figure, [panels]):
     for axes, (measure, title) in zip(panels, measures.items()):
-      for row, (value, half_width) in enumerate(zip(*marks.with_interval(frame, measure))):
-        tint = style.colour(row + is_difference)  # the first is the baseline's
-        axes.errorbar(value, row, xerr=half_width, fmt='o', ms=5, lw=1.4, color=tint)
+      values = zip(frame['variant'], *marks.with_interval(frame, measure))
+      for row, (name, value, half_width) in enumerate(values):
+        axes.errorbar(value, row, xerr=half_width, fmt='o', ms=5, lw=1.4, color=colours[name])
       if is_difference:
         axes.axvline(0, color=style.GREY, lw=0.9)
       marks.name_rows(axes, [plain(name) for name in frame['variant']])
@@ -89,12 +96,16 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
     marks.name_rows(axes, [str(label) for label in labels], family=style.MONO)
     for row in range(1, len(labels)):
       axes.axhline(row - 0.5, color=style.PALE, lw=0.8)
-    axes.set_xlabel(measure)
+    axes.set_xlabel(f'test {measure}')
     marks.legend_beside(axes)
   return figure
 
 
-def distributions(values: Mapping[str, ArrayLike], all_on: Mapping[str, float]) -> Figure:
+def distributions(
+  values: Mapping[str, ArrayLike],
+  all_on: Mapping[str, float],
+  colours: style.Colours | None = None,
+) -> Figure:
   """Draws how accuracy is spread over structures: violins with quartiles, and the full networks.
 
   >>> accuracy = {'none': [0.2, 0.4, 0.5], 'per_sample': [0.5, 0.6, 0.6]}
@@ -105,7 +116,9 @@ def distributions(values: Mapping[str, ArrayLike], all_on: Mapping[str, float]) 
   Args:
     values: by variant the accuracy of every structure `[S]`, means over the seeds.
     all_on: by variant that of the full network.
+    colours: of variants.
   """
+  colours = style.palette(values, colours)
   if not values:
     return style.empty('nothing to compare')
   with style.drawing(7.2, max(1.8, 0.9 + 0.5 * len(values))) as (figure, [[axes]]):
@@ -115,18 +128,18 @@ def distributions(values: Mapping[str, ArrayLike], all_on: Mapping[str, float]) 
       if len(sample) > 1 and np.ptp(sample) > 0:
         violin = {'orientation': 'horizontal', 'widths': 0.85, 'showextrema': False, 'points': 200}
         for body in axes.violinplot(sample, [row], **violin)['bodies']:
-          body.set(facecolor=style.colour(row), edgecolor='none', alpha=0.35)
+          body.set(facecolor=colours[name], edgecolor='none', alpha=0.35)
         low, middle, high = np.quantile(sample, [0.25, 0.5, 0.75])
-        axes.plot([low, high], [row, row], color=style.colour(row), lw=3, solid_capstyle='butt')
+        axes.plot([low, high], [row, row], color=colours[name], lw=3, solid_capstyle='butt')
         axes.plot(middle, row, '|', ms=11, mew=2, color=style.INK)
       ring = {'ms': 5.5, 'mfc': 'white', 'mew': 1.6, 'zorder': 3}
-      axes.plot(all_on[name], row, 'o', color=style.colour(row), **ring)
+      axes.plot(all_on[name], row, 'o', color=colours[name], **ring)
     marks.name_rows(axes, list(values))
     axes.set_xlabel('accuracy  (○ full network, bar: middle half of the structures, | median)')
   return figure
 
 
-def budgets(frame: pd.DataFrame) -> Figure:
+def budgets(frame: pd.DataFrame, colours: style.Colours | None = None) -> Figure:
   """Draws test loss against active FLOPs, and against parameters; the dense networks are joined.
 
   A model below the line does better than a dense one of its budget.
@@ -139,6 +152,7 @@ def budgets(frame: pd.DataFrame) -> Figure:
   Args:
     frame: columns `variant`, `family` (`dense` is the one that is joined), `loss`, `loss_ci95`
       (half width, may be NaN), `flops` and `params`.
+    colours: of variants; by default a family has one, dark for the dense ones.
   """
   marks.require(frame, 'variant', 'family', 'loss', 'loss_ci95', 'flops', 'params')
   frame = frame[np.isfinite(frame[['loss', 'flops', 'params']].to_numpy(np.float64)).all(axis=1)]
@@ -149,22 +163,36 @@ def budgets(frame: pd.DataFrame) -> Figure:
   with style.drawing(*size, columns=2, sharey=True) as (figure, [panels]):
     for axes, (cost, label) in zip(panels, labels.items()):
       costs, power = marks.scaled(frame[cost])
-      _draw_budget(axes, frame.assign(cost=costs))
+      _draw_budget(axes, frame.assign(cost=costs), family_colours(frame) | dict(colours or {}))
       axes.set_xlabel(label + power)
     panels[0].set_ylabel('test loss')
     marks.legend_beside(panels[1])
   return figure
 
 
-def _draw_budget(axes, frame):
+def family_colours(frame: pd.DataFrame) -> dict[str, str]:
+  """Returns the colours of networks: one for each family, dark for `dense`.
+
+  Args:
+    frame: columns `variant` and `family`.
+
+  >>> rows = [('dense', 'dense'), ('moe_small', 'moe'), ('moe_large', 'moe')]
+  >>> list(family_colours(pd.DataFrame(rows, columns=['variant', 'family'])).values())
+  ['#22262b', '#0072b2', '#0072b2']
+  """
+  families = style.palette(name for name in frame['family'] if name != 'dense')
+  families['dense'] = style.INK
+  return {name: families[family] for name, family in zip(frame['variant'], frame['family'])}
+
+
+def _draw_budget(axes, frame, colours):
   dense = frame[frame['family'] == 'dense'].sort_values('cost', kind='stable')
   axes.plot(dense['cost'], dense['loss'], color=style.GREY, lw=1.2, zorder=1)
-  families = [name for name in frame['family'].unique() if name != 'dense']
   place = frame.groupby('family').cumcount()  # of a network within its family
-  columns = (frame['variant'], frame['family'], frame['cost'], place)
+  columns = (frame['variant'], frame['cost'], place)
   rows = zip(*columns, *marks.with_interval(frame, 'loss'))
-  for variant, family, cost, number, loss, half_width in rows:
-    tint = style.INK if family == 'dense' else style.colour(families.index(family))
+  for variant, cost, number, loss, half_width in rows:
     look = {'marker': style.marker(number), 'ms': 6, 'lw': 1.2, 'capsize': 2.5}
-    axes.errorbar(cost, loss, half_width, ls='none', color=tint, label=plain(variant), **look)
+    look |= {'color': colours[variant], 'label': plain(variant)}
+    axes.errorbar(cost, loss, half_width, ls='none', **look)
   axes.margins(0.08, 0.1)

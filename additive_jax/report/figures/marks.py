@@ -33,15 +33,15 @@ def column(frame: pd.DataFrame, name: str) -> Column:
 
 
 def with_interval(frame: pd.DataFrame, name: str, interval: str = '') -> tuple[Column, Column]:
-  """Returns a column and its half width, zero where there is none.
+  """Returns a column and its half width, NaN where there is none: no bar is drawn then.
 
   Args:
     interval: the column of half widths; `<name>_ci95` by default.
   """
   interval = interval or f'{name}_ci95'
   values = column(frame, name)
-  widths = column(frame, interval) if interval in frame else np.zeros(len(frame))
-  return values, np.nan_to_num(widths)
+  widths = column(frame, interval) if interval in frame else np.full(len(frame), np.nan)
+  return values, widths
 
 
 def name_rows(axes: Any, names: Sequence[str], **font: Any) -> None:

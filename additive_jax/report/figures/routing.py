@@ -13,7 +13,7 @@ from additive_jax.report.figures import marks, style
 from additive_jax.report.wording import counted
 
 if TYPE_CHECKING:
-  from additive_jax.report.paths import PowerLaw
+  from additive_jax.report.power_law import PowerLaw
 
 _MAX_COLUMNS = 3
 _DEPTHS = ('#08306b', '#73b3e6')  # of the first site and of the last
@@ -82,7 +82,9 @@ def _draw_loads(axes, load):
 
 
 def rank_frequency(
-  curves: Mapping[str, ArrayLike], fits: Mapping[str, PowerLaw] | None = None
+  curves: Mapping[str, ArrayLike],
+  fits: Mapping[str, PowerLaw] | None = None,
+  colours: style.Colours | None = None,
 ) -> Figure:
   """Draws how often the most frequent path is taken, the next, and so on, on logarithmic axes.
 
@@ -92,9 +94,11 @@ def rank_frequency(
 
   Args:
     curves: by model the counts in descending order, as `paths.rank_frequency` makes them.
-    fits: by model a `paths.PowerLaw`, drawn as a dashed line over the ranks that it was fitted to.
+    fits: by model a `power_law.PowerLaw`. Where it fits, it is a dashed line over the ranks that it
+      was fitted to; where not, the legend says so.
+    colours: of models.
   """
-  fits = fits or {}
+  fits, colours = fits or {}, style.palette(curves, colours)
   tables = {name: np.asarray(counts, np.float64) for name, counts in curves.items()}
   tables = {name: counts[counts > 0] for name, counts in tables.items() if (counts > 0).any()}
   if not tables:
@@ -103,10 +107,10 @@ def rank_frequency(
     for number, (name, counts) in enumerate(tables.items()):
       share, ranks = counts / counts.sum(), np.arange(1, counts.size + 1)
       text = f'{name}: {counted(counts.size, "path")}' + _law_words(fits.get(name))
-      if name in fits and np.isfinite(fits[name].exponent):
-        _draw_law(axes, fits[name], share, style.colour(number))
+      if name in fits and fits[name].fits:
+        _draw_law(axes, fits[name], share, colours[name])
       mark = {'marker': style.marker(number), 'ms': 4, 'mew': 0, 'alpha': 0.65}
-      axes.plot(ranks, share, ls='none', color=style.colour(number), label=text, **mark)
+      axes.plot(ranks, share, ls='none', color=colours[name], label=text, **mark)
     axes.set(xscale='log', yscale='log', xlabel='rank of the path', ylabel='share of tokens')
     for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
       margin = max(np.sqrt(10 * limits[0] / limits[1]), 1)  # at least a decade
@@ -121,6 +125,8 @@ def _law_words(law):
     return ''
   if not np.isfinite(law.exponent):
     return '\ntoo few tokens on each path for a fit'
+  if not law.fits:
+    return f'\nno power law fits (p = {law.p_value:.2f})'
   exponent, low, high = (f'{value:z.2f}'.replace('-', '−') for value in law[:3])
   return f'\ns = {exponent} [{low}, {high}]'
 
@@ -135,7 +141,9 @@ def _draw_law(axes, law, share, tint):
 
 
 def compute_shares(
-  shares: Mapping[str, ArrayLike], targets: Mapping[str, float] | None = None
+  shares: Mapping[str, ArrayLike],
+  targets: Mapping[str, float] | None = None,
+  colours: style.Colours | None = None,
 ) -> Figure:
   """Draws how much is computed: histograms over tokens and over examples, a row for each model.
 
@@ -146,7 +154,9 @@ def compute_shares(
   Args:
     shares: by model the share of choices that compute, `[N, T]` as `paths.compute_share` makes it.
     targets: by model the share that was asked for, drawn dashed.
+    colours: of models.
   """
+  colours = style.palette(shares, colours)
   if not shares:
     return style.empty('nothing to compare')
   size = (7.6, 0.5 + 1.45 * len(shares))
@@ -155,7 +165,7 @@ def compute_shares(
       share, target = np.asarray(share, np.float64), (targets or {}).get(name)
       means = share.mean(axis=1) if share.size else share
       for axes, values in zip(grid[number], (share, means)):
-        _histogram(axes, values, style.colour(number), target)
+        _histogram(axes, values, colours[name], target)
       grid[number, 0].set_ylabel(str(name), fontweight='bold')
     for axes, title in zip(grid[0], ('share of tokens', 'share of examples')):
       axes.set_title(title)

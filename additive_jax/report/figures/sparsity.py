@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,17 @@ from additive_jax.report.figures import marks, style
 from additive_jax.report.wording import plain
 
 _HALF_POINT = 0.005
+METHODS = {'dense': style.INK, 'variational': style.VERMILION, 'magnitude': style.BLUE}
+_SEEDS = ('#8a3700', '#f2a878')  # shades of what variational dropout has
+
+
+def method_colour(name: str) -> str:
+  """Returns the colour of a network by the method that its name begins with.
+
+  >>> method_colour('magnitude_0.9'), method_colour('start')
+  ('#0072b2', '#8a9099')
+  """
+  return METHODS.get(re.split('[_ -]', name)[0], style.GREY)
 
 
 def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
@@ -30,18 +42,18 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
       factors'; each may have a half width `<name>_ci95`.
     factors: labels of the panels by column.
   """
-  looks = {'magnitude': (style.BLUE, '-o'), 'variational': (style.VERMILION, 'D')}
+  looks = {'magnitude': '-o', 'variational': 'D'}
   size = (4.6 * len(factors) + 1.2, 3.8)
   with style.drawing(*size, columns=len(factors)) as (figure, [panels]):
     for axes, (factor, label) in zip(panels, factors.items()):
-      for method, (tint, mark) in looks.items():
+      for method, mark in looks.items():
         rows = frame[frame['method'] == method].sort_values(factor, kind='stable')
         (x, xerr), (y, yerr) = (
           marks.with_interval(rows, factor),
           marks.with_interval(rows, 'accuracy'),
         )
-        bars = {'fmt': mark, 'ms': 5, 'lw': 1.4, 'capsize': 2.5, 'color': tint, 'label': method}
-        axes.errorbar(x, y, yerr, xerr, **bars)
+        bars = {'fmt': mark, 'ms': 5, 'lw': 1.4, 'capsize': 2.5, 'label': method}
+        axes.errorbar(x, y, yerr, xerr, color=METHODS[method], **bars)
       for level in frame.loc[frame['method'] == 'dense', 'accuracy']:
         axes.axhline(level, color=style.INK, lw=1.2, label='dense')
         axes.axhline(level - _HALF_POINT, color=style.GREY, lw=1, ls='--', label='0.5 points below')
@@ -72,8 +84,8 @@ def log_alpha(
   if not counts:
     return style.empty('nothing was learnt')
   with style.drawing(7.2, 3.2) as (figure, [[axes]]):
-    for number, (label, values) in enumerate(counts.items()):
-      axes.stairs(values, edges, color=style.colour(number), lw=1.3, label=label)
+    for tint, (label, values) in zip(style.shades(len(counts), _SEEDS), counts.items()):
+      axes.stairs(values, edges, color=tint, lw=1.3, label=label)
     axes.set_yscale('symlog', linthresh=1)
     axes.set_ylim(0, None)
     axes.axvline(threshold, color=style.INK, lw=1.2, ls='--', label=f'threshold {threshold:g}')
@@ -104,7 +116,7 @@ def layers_left(frame: pd.DataFrame) -> Figure:
       network = frame[frame['variant'] == name].set_index('layer').loc[layers]
       rows = np.arange(len(layers)) + thickness * (number - (len(names) - 1) / 2)
       axes.barh(
-        rows, network['share'], thickness, color=style.colour(number), lw=0, label=plain(name)
+        rows, network['share'], thickness, color=method_colour(name), lw=0, label=plain(name)
       )
       for row, share, left, size in zip(rows, network['share'], network['left'], network['of']):
         text = f' {left:,.0f} of {size:,.0f}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.style
@@ -79,6 +79,24 @@ def say_empty(axes: Any, message: str) -> None:
 def colour(number: int) -> str:
   """Returns the palette's colour of a number; they come again after the last."""
   return PALETTE[number % len(PALETTE)]
+
+
+Colours = Mapping[str, str]  # of arms, by any name that a picture has for them
+
+
+def palette(names: Iterable[str], known: Colours | None = None) -> dict[str, str]:
+  """Returns a colour for each name: the known one, else the palette's in order of appearance.
+
+  >>> palette(['a', 'b'], known={'b': 'black'})
+  {'a': '#0072b2', 'b': 'black'}
+  """
+  known, names = known or {}, list(dict.fromkeys(names))
+  return {name: known.get(name, colour(number)) for number, name in enumerate(names)}
+
+
+def dashes(number: int) -> str:
+  """Returns the line style of a number, which tells lines of one colour apart."""
+  return ('-', '--', ':', '-.')[number % 4]
 
 
 def marker(number: int) -> str:

@@ -49,19 +49,21 @@ def ranking(table: pd.DataFrame, top: int = 20) -> Figure:
   size = (9 if curve else 6.4, max(1.4, 0.8 + 0.22 * len(best)))
   with style.drawing(*size, columns=2 if curve else 1) as (figure, [panels]):
     left, right = panels[0], panels[-1]
-    for name, label, colour in series:
+    for number, (name, label, colour) in enumerate(series):
       if curve:
         _rank_curve(left, table, name, label, colour)
       loss, half_width = marks.with_interval(best, name)
       dots = {'fmt': 'o', 'ms': 4.5, 'lw': 1.2, 'color': colour}
-      right.errorbar(loss, range(len(best)), xerr=half_width, label=label, **dots)
+      # One above the other, so that neither interval hides the other.
+      rows = np.arange(len(best)) + 0.36 * (number - (len(series) - 1) / 2)
+      right.errorbar(loss, rows, xerr=half_width, label=label, **dots)
     if curve:
-      left.set(xlabel='rank', ylabel='loss', title=f'all {len(table):,}')
+      left.set(xlabel='rank', ylabel='test loss', title=f'all {len(table):,}')
       left.margins(x=0.02)
       marks.leave_out_outliers(left, table[[name for name, _, _ in series]])
       right.set_title(f'best {len(best)}')
     marks.name_rows(right, list(best['structure']), family=style.MONO)
-    right.set_xlabel('loss')
+    right.set_xlabel('test loss')
     right.xaxis.set_major_locator(MaxNLocator(6))
     if len(series) > 1 and curve:
       left.legend(loc='upper left', markerscale=3)
@@ -76,6 +78,8 @@ def _rank_curve(axes, table, name, label, colour):
     axes.fill_between(ranks, loss - half_width, loss + half_width, color=colour, alpha=0.18, lw=0)
     axes.plot(ranks, loss, color=colour, label=label)
   else:
+    bars = {'color': colour, 'alpha': 0.25, 'lw': 0.8, 'zorder': 1.4}
+    axes.vlines(ranks, loss - half_width, loss + half_width, **bars)
     axes.plot(ranks, loss, '.', ms=3, alpha=0.6, mew=0, color=colour, label=label, zorder=1.5)
 
 
@@ -104,7 +108,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     axes.plot(flops[order], loss[order], '-o', **line)
     axes.margins(0.08, 0.12)
     marks.leave_out_outliers(axes, loss)
-    axes.set(xlabel=f'FLOPs per example{power}', ylabel='loss')
+    axes.set(xlabel=f'FLOPs per example{power}', ylabel='test loss')
     middle = sum(axes.get_xlim()) / 2
     for end in dict.fromkeys((order[-1], order[0])):
       is_right = flops[end] > middle
@@ -180,7 +184,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
     axes.errorbar(effect, rows, xerr=half_width, **bars)
     axes.axvline(0, color=style.GREY, lw=0.8)
     marks.name_rows(axes, short_names(effects['gate']))
-    axes.set_xlabel(f'loss with the gate on minus off{power}  (left: the gate helps)')
+    axes.set_xlabel(f'test loss with the gate on minus off{power}  (left: the gate helps)')
   return figure
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +19,10 @@ _MAX_POINTS = 300  # points of one training curve
 
 
 def training_curves(
-  curves: pd.DataFrame, measure: str = 'loss', target: float | None = None
+  curves: pd.DataFrame,
+  measure: str = 'loss',
+  target: float | None = None,
+  colours: style.Colours | None = None,
 ) -> Figure:
   """Draws a measure over training steps, a line for each tag.
 
@@ -32,29 +37,46 @@ def training_curves(
     curves: columns `step`, `tag` and the measure's.
     measure: the column to draw, which names the axis.
     target: where the measure should be, drawn dashed; None draws nothing.
+    colours: by tag, with or without its `-seed0`; lines of one colour differ in their dashes.
   """
   marks.require(curves, 'step', 'tag', measure)
   curves = curves[np.isfinite(marks.column(curves, measure))]
   groups = list(curves.groupby('tag', sort=False))
   if not groups:
     return style.empty('nothing was logged')
-  many = len(groups) > len(style.PALETTE)
-  colours = style.shades(len(groups)) if many else style.PALETTE
+  looks = _line_looks([str(tag) for tag, _ in groups], colours)
   with style.drawing(7.2, 3.6) as (figure, [[axes]]):
-    for (tag, rows), colour in zip(groups, colours):
+    for (tag, rows), look in zip(groups, looks):
       step, value = _binned(marks.column(rows, 'step'), marks.column(rows, measure))
-      mark = 'o' if len(step) == 1 else None
-      axes.plot(step, value, color=colour, lw=0.9 if many else 1.6, marker=mark, label=str(tag))
+      look['marker'] = look['marker'] if len(step) == 1 else None
+      axes.plot(step, value, label=str(tag), **look)
     marks.log_scale_if_wide(axes, curves[measure])
     if target is not None:
       axes.axhline(target, color=style.INK, lw=1.2, ls='--', zorder=3, label='target')
     axes.margins(x=0.02)
-    axes.set(xlabel='step', ylabel=measure)
+    axes.set(xlabel='step', ylabel='training loss' if measure == 'loss' else measure)
     if len(groups) <= _MAX_LEGEND:
       marks.legend_beside(axes)
     else:
       axes.set_title(f'{len(groups)} runs, from {groups[0][0]} (dark) to {groups[-1][0]} (light)')
   return figure
+
+
+def _line_looks(tags, colours):
+  """Returns the look of each line: lines of an arm have its colour, and differ in their dashes."""
+  if colours is None:
+    many = len(tags) > len(style.PALETTE)
+    tints = style.shades(len(tags)) if many else style.PALETTE
+    line = {'lw': 0.9 if many else 1.6, 'marker': 'o'}
+    return [{'color': tint, **line} for tint, _ in zip(tints, tags)]
+  arms = [tag if tag in colours else re.sub(r'-seed\d+$', '', tag) for tag in tags]
+  by_arm, seen, looks = style.palette(arms, colours), Counter[str](), []
+  for tint in (by_arm[arm] for arm in arms):
+    number = seen[tint]
+    marks_of_arm = {'ls': style.dashes(number), 'marker': style.marker(number)}
+    looks.append({'color': tint, 'lw': 1.6, **marks_of_arm})
+    seen[tint] += 1
+  return looks
 
 
 def _binned(step, value):
@@ -97,7 +119,9 @@ def mean_curves(
   return frame.assign(tag=frame['tag'].map(label))
 
 
-def keep_rates(tables: Mapping[str, ArrayLike], names: Sequence[str]) -> Figure:
+def keep_rates(
+  tables: Mapping[str, ArrayLike], names: Sequence[str], colours: style.Colours | None = None
+) -> Figure:
   """Draws keep rates over depth: a line for each moment of a training, a panel for each variant.
 
   >>> falling = np.linspace([1.0, 1.0], [1.0, 0.5], 5)  # five steps, two gates
@@ -108,6 +132,7 @@ def keep_rates(tables: Mapping[str, ArrayLike], names: Sequence[str]) -> Figure:
   Args:
     tables: by variant rates `[num_steps, n]`.
     names: of the n gates.
+    colours: of variants; by default all have one.
   """
   width = 9.6 if len(tables) > 1 else 5.6
   with style.drawing(width, 2.6, columns=len(tables)) as (figure, [panels]):
@@ -118,7 +143,11 @@ def keep_rates(tables: Mapping[str, ArrayLike], names: Sequence[str]) -> Figure:
       for share, moment in zip(range(0, 101, 25), moments):
         rates.setdefault(tuple(table[moment]), share)
       for number, (rate, share) in enumerate(rates.items(), start=1):
-        line = {'color': style.BLUE, 'alpha': number / len(rates), 'ms': 3.5}
+        line = {
+          'color': (colours or {}).get(label, style.BLUE),
+          'alpha': number / len(rates),
+          'ms': 3.5,
+        }
         axes.plot(rate, '-o', label=f'at {share} % of the steps', **line)
       axes.set_ylim(-0.03, 1.03)
       axes.set_xticks(range(len(names)), short_names(names), rotation=90, fontsize=7)

@@ -1,0 +1,123 @@
+"""What a run will cost: said before it starts, and refused where it is more than `config.limit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+
+from additive_jax.errors import UserError
+from additive_jax.experiments.session import Session
+from additive_jax.files.progress import duration
+from additive_jax.gates.structure import Structure
+from additive_jax.parallel import processes, workers
+from additive_jax.report.wording import counted
+
+log = logging.getLogger('additive_jax')
+
+# What certainly ends in minutes is not timed first: steps, and operations at a slow core's rate.
+FEW_STEPS, FEW_FLOPS = 300_000, 2e12
+TIMED_STEPS = 4, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is still to be done in one seed, by this process.
+
+  Attributes:
+    networks: how many are ranked or trained.
+    trainings: of networks alone.
+    alone_steps: of these trainings together.
+    pool_steps: of pools, each with the K structures of a step.
+    ranked: networks that each pool is judged by.
+  """
+
+  networks: int
+  trainings: float = 0
+  alone_steps: float = 0
+  pool_steps: float = 0
+  ranked: int = 0
+
+  def network_steps(self, session: Session) -> float:
+    """Returns the steps of one network that the trainings of all seeds take together."""
+    slots = self.pool_steps * session.config.train.structures_per_step
+    return (self.alone_steps + slots) * len(session.seeds)
+
+  def ranking_flops(self, session: Session) -> float:
+    """Returns the operations of ranking in all seeds: a network takes about two gates of its own,
+    since it shares what comes before with others, and the readout."""
+    space = session.space
+    of_one = (space.fixed_flops or 0) + 2 * max((g.flops or 0 for g in space), default=0)
+    return self.ranked * of_one * len(session.data.test) * len(session.seeds)
+
+
+def check_cost(session: Session, work: Work, shorter: str) -> None:
+  """Logs what a run will cost.
+
+  Args:
+    shorter: which options shorten it.
+
+  Raises:
+    UserError: where it is estimated to take longer than `config.limit`.
+  """
+  seconds, limit = estimate(session, work), session.config.limit
+  words = describe(session, work)
+  if processes.agree(0 < 3600 * limit < seconds):
+    raise UserError(
+      f'{words}, would take {_about(seconds)}: expected at most config.limit {limit:g} hours; '
+      f'{shorter}'
+    )
+  if processes.is_primary():
+    log.info('%s: %s', words, _about(seconds))
+
+
+def describe(session: Session, work: Work) -> str:
+  """Returns in words what is to be done."""
+  seeds, structures = len(session.seeds), 2**session.space.num_gates
+  parts = [counted(structures, 'structure')]
+  if work.networks != structures:
+    parts = [f'{counted(work.networks, "network")} of {parts[0]}']
+  if work.trainings:
+    parts.append(f'{counted(round(work.trainings * seeds), "training")} of one alone')
+  if work.pool_steps:
+    parts.append(f'{counted(seeds, "pool")} that {"ranks" if seeds == 1 else "rank"} them')
+  return f'{parts[0]}, {" and ".join(parts[1:])}'
+
+
+def estimate(session: Session, work: Work) -> float:
+  """Returns the seconds that the work takes on this machine, from a few timed steps; 0 where it is
+  too little to be worth timing.
+
+  Times are those of a network with every other gate on.
+  """
+  space, size = session.space, session.config.train.batch_size
+  structure = Structure(tuple(i % 2 == 0 for i in range(space.num_gates)))
+  step_flops = 3 * size * space.flops(structure)  # a backward pass costs about two forward passes
+  steps, ranking = work.network_steps(session), work.ranking_flops(session)
+  if steps <= FEW_STEPS and steps * step_flops + ranking <= FEW_FLOPS:
+    return 0.0
+  step, judging = _timed(session, structure)
+  seconds = steps * step + work.trainings * len(session.seeds) * judging
+  seconds += ranking * step / step_flops
+  return seconds / len(workers.workers(session.machine.workers))
+
+
+def _timed(session, structure) -> tuple[float, float]:
+  """Returns the seconds of a step of one network, and of judging it."""
+  population = session.population(session.training.recipe(max(TIMED_STEPS)), session.config.seed)
+
+  def seconds(stop):
+    times = []
+    for _ in range(3):  # the first one compiles
+      began = time.perf_counter()
+      list(population.train([structure], stop))
+      times.append(time.perf_counter() - began)
+    return min(times)
+
+  few, many = map(seconds, TIMED_STEPS)
+  step = max(many - few, 0.1 * many) / (max(TIMED_STEPS) - min(TIMED_STEPS))
+  return step, max(few - min(TIMED_STEPS) * step, 0.0)
+
+
+def _about(seconds) -> str:
+  return f'about {duration(seconds)}' if seconds else 'some minutes at most'

@@ -1,0 +1,166 @@
+"""What a run says of itself: what it costs, of which split a loss is, what one seed cannot tell."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from additive_jax.errors import UserError
+from additive_jax.experiments import cost, cotrain, sweep
+from additive_jax.experiments.compress.page import _facts, _nothing_removed
+from additive_jax.experiments.compress.tables import nothing_removed
+from additive_jax.experiments.dna import _shallow_dearer
+from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.standalone import rung_sizes
+from additive_jax.files.progress import setup_logging
+from additive_jax.report.page import Page, table
+
+OPTIONS = {'structures': ('011', '111'), 'cotrain.top_k': 0}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tmp_path_factory.getbasetemp() / 'programs'):
+    yield
+
+
+def logged(run):
+  """What `run()` gives, and the lines of its log."""
+  stream, log = io.StringIO(), logging.getLogger('additive_jax')
+  before = log.propagate, log.level
+  handler = setup_logging(stream=stream)
+  try:
+    return run(), stream.getvalue()
+  finally:
+    log.removeHandler(handler)
+    log.propagate, log.level = before
+
+
+@pytest.fixture(scope='module', params=[1, 2], ids=['one seed', 'two seeds'])
+def trained(request, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('cotrain') / 'run'
+  config = tiny.config('cotrain', OPTIONS | {'num_seeds': request.param})
+  result, lines = logged(lambda: cotrain.run(config, workdir))
+  return request.param, result, lines, (workdir / 'report.html').read_text(), workdir
+
+
+def test_losses_in_the_log_say_of_which_split_they_are(trained):
+  _, _, lines, _, _ = trained
+  told = [line for line in lines.splitlines() if 'loss' in line]
+  assert any('pool-seed0: 15/15' in line and 'training loss' in line for line in told)
+  assert any('alone to step 15' in line and 'test loss' in line for line in told)
+  assert all('training loss' in line or 'test loss' in line for line in told)
+
+
+def test_one_seed_says_that_it_has_no_intervals(trained):
+  num_seeds, result, _, page, _ = trained
+  assert ('one seed: no intervals' in page) == (num_seeds == 1)
+  assert ('95 % intervals' in page) == (num_seeds > 1)
+  assert ('An interval that crosses zero' in page) == (num_seeds > 1)
+  assert ('ci95' in page) == (num_seeds > 1)
+  assert result.differences['loss_ci95'].isna().all() == (num_seeds == 1)
+
+
+def test_the_first_picture_of_exp_2_is_its_own_result(trained):
+  num_seeds, result, _, page, workdir = trained
+  first = page.index('<figure') if '<figure' in page else page.index('<img')
+  assert 'What co-training changes' in page[first:]
+  assert page.index('What co-training changes') < page.index('Test loss of each structure')
+  rows = result.differences.set_index('label')
+  assert set(rows.index) == {'mean of the structures', '011', '111', 'ensemble'}
+  lines = (workdir / 'journals' / 'cotrain.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  pools = [record for record in records if 'cotrained' in record]
+  assert len(pools) == num_seeds
+  texts = ['011', '111']
+  for i, text in enumerate(texts):
+    apart = [pool['cotrained']['loss'][i] - pool['alone']['loss'][i] for pool in pools]
+    assert rows.loc[text, 'loss'] == pytest.approx(np.mean(apart))
+  mean = np.mean([np.subtract(p['cotrained']['loss'], p['alone']['loss']) for p in pools])
+  assert rows.loc['mean of the structures', 'loss'] == pytest.approx(mean)
+  key = 'cotrained_minus_alone_loss'
+  assert result.summary[key] == pytest.approx(mean)
+  if num_seeds > 1:
+    assert rows.loc['mean of the structures', 'loss_ci95'] == pytest.approx(
+      result.summary[f'{key}_ci95']
+    )
+
+
+def test_tables_of_pages_leave_out_intervals_that_are_not_there():
+  frame = pd.DataFrame({'loss': [0.5], 'loss_ci95': [np.nan], 'accuracy_ci95': [0.1]})
+  page = Page('', table(frame, '')).html()
+  assert 'loss_ci95' not in page
+  assert 'accuracy_ci95' in page
+
+
+def test_a_sweep_says_what_it_costs_and_is_refused_above_the_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(cost, 'FEW_STEPS', 10)
+  monkeypatch.setattr(cost, '_timed', lambda session, structure: (2.0, 30.0))
+  options = {'num_seeds': 2, 'sweep.modes': ('standalone',), 'limit': 0.01}
+  with pytest.raises(UserError) as error:
+    sweep.run(tiny.config('sweep', options), tmp_path / 'run', devices=1)
+  said = str(error.value)
+  assert said.startswith('8 structures, 16 trainings of one alone, would take about ')
+  assert 'expected at most config.limit 0.01 hours; config.search.method' in said
+  assert '\n' not in said
+  assert not (tmp_path / 'run').exists()
+  config = tiny.config('sweep', options | {'limit': 0.0})
+
+  def opened():
+    with open_session(config, tmp_path / 'run', check=sweep.STUDY.check) as session:
+      # 16 trainings of 15 steps of 2 s, and 30 s each to judge.
+      total = 16 * (15 * 2.0 + 30.0)
+      assert cost.estimate(session, sweep._work(session)) * len(cost.workers.workers()) == total
+      halved = session.with_options({'sweep.halving': 2, 'sweep.rungs': 3})
+      assert rung_sizes(halved, 8) == [(4, 8), (8, 4), (15, 2)]
+
+  assert '8 structures, 16 trainings of one alone: about' in logged(opened)[1]
+
+
+def test_a_few_steps_are_timed_and_small_sweeps_are_not(tmp_path, monkeypatch):
+  config = tiny.config('sweep')
+  with open_session(config, tmp_path / 'run', check=lambda session: None) as session:
+    work = sweep._work(session)
+    assert cost.estimate(session, work) == 0.0
+    monkeypatch.setattr(cost, 'FEW_STEPS', 10)
+    assert 0 < cost.estimate(session, work) < 600
+
+
+def test_nothing_removed_is_said():
+  left = pd.DataFrame(
+    {
+      'variant': ['dense', 'dense', 'variational', 'variational', 'magnitude_0.5', 'magnitude_0.5'],
+      'layer': ['a', 'b'] * 3,
+      'left': [4, 2, 4, 2, 4, 1],
+      'of': [4, 2] * 3,
+    }
+  )
+  assert nothing_removed(left) == ['variational']
+  assert nothing_removed(left.assign(left=1)) == []
+  said = _nothing_removed(['variational'], 'weights', 3.0).content['text']
+  assert said.startswith('Nothing was removed from variational.')
+  assert 'config.compress' in said or 'compress.epochs' in said
+  assert _nothing_removed([], 'weights', 3.0) is None
+  columns = ['accuracy', 'accuracy_lost', 'accuracy_lost_ci95', 'factor', 'flops_factor']
+  rows = pd.DataFrame(1.0, ['dense', 'variational', 'magnitude_matched'], columns)
+  assert 'nothing removed' in _facts(rows, ['variational']).values()
+  assert 'nothing removed' not in _facts(rows, []).values()
+
+
+def test_a_shallow_network_that_costs_more_is_explained():
+  variants = {
+    'dense': {'flops': 100.0},
+    'shallow': {'flops': 120.0},
+    'dna': {'routers': {'kept': 0.5}},
+    'dna_skipping': {'routers': {'kept': 0.7}},
+  }
+  said = _shallow_dearer(variants)
+  assert 'shallow costs 120 FLOPs, more than dense with 100' in said
+  assert '70% of the choices' in said
+  assert '50% of the choices' in said
+  assert not _shallow_dearer(variants | {'shallow': {'flops': 90.0}})
+  assert not _shallow_dearer({'dense': {'flops': 100.0}})
