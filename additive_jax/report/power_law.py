@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 _LARGEST_EXPONENT = 50.0  # e^(50 ln R) is finite up to a million ranks
 _PLAUSIBLE = 0.1
@@ -104,7 +105,7 @@ def fit_power_law(
   # (its tokens, and the sum of their ln r) are all that a bootstrap sample has to add up.
   number = np.bincount(owner, minlength=len(examples))
   total = np.bincount(owner, weights=logs[rank], minlength=len(examples))
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(checked_seed(seed))
   draws = rng.integers(len(examples), size=(resamples, len(examples)))
   sizes = number[draws].sum(axis=1)
   means = total[draws].sum(axis=1)[sizes > 0] / sizes[sizes > 0]
