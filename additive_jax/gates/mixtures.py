@@ -13,8 +13,8 @@ and no token is dropped.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 from collections.abc import Callable
 
 import jax
@@ -23,21 +23,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from additive_jax.errors import UserError
-from additive_jax.gates.layers import (
-  LayerPair,
-  check_layers,
-  chunked,
-  joins,
-  mixed_hidden,
-  units_of,
-)
+from additive_jax.gates.layers import LayerPair, check_layers, joins, units_of
+from additive_jax.gates.mixed_layers import mixed_layers
 from additive_jax.gates.shares import sum_of_units
 
 Span = tuple[int, int]
-
-# Hidden values of all spans that are computed together: about what a core's cache holds.
-BLOCK_BYTES = {'cpu': 2**21}
-DEFAULT_BLOCK_BYTES = 2**28
 
 
 def spans(num_chunks: int) -> list[Span]:
@@ -105,12 +95,9 @@ def span_mixture(
   """
   num_chunks = _chunks_of(weights.shape[-1])
   check_layers(x, layers)
-
-  def run(units, x, weights):
-    first, activate, second = chunked(x, units, num_chunks, activation)
-    hidden = _mix_spans([first(j, j + 1) for j in range(num_chunks)], weights, activate)
-    return _side_by_side(hidden, second)
-
+  mix = functools.partial(_mix_spans, num_chunks, activation)
+  count = len(spans(num_chunks))
+  run = lambda units, x, weights: mixed_layers(mix, x, units, weights, num_chunks, count)
   first = [i for i, (a, _) in enumerate(spans(num_chunks)) if a == 0]
   total = sum((weights[..., i] for i in first[1:]), weights[..., first[0]])
   y = sum_of_units(run, *units_of(layers), x, weights)
@@ -127,7 +114,8 @@ def structure_mixture(
   """Returns `Σ_i w_i f_{s_i}(x)` over k structures of each token, which share the first layer's
   partial products and, because it is linear, the second layer.
 
-  Costs the matmuls of the dense layer and k·m or m(m+1)/2 activations, whichever is less.
+  Costs the matmuls of the dense layer and k·m activations, or from k = m/2 on the m(m+1)/2 of
+  `span_mixture`.
 
   >>> from additive_jax.gates.layers import Layer
   >>> layers = LayerPair(Layer(jnp.eye(2)), Layer(jnp.eye(2)))
@@ -145,25 +133,18 @@ def structure_mixture(
   """
   k, num_chunks = structures.shape[-2], structures.shape[-1] + 1
   gates = structures.astype(weights.dtype)
-  if 2 * k >= num_chunks + 1:
+  if 2 * k >= num_chunks:
     return span_mixture(x, layers, (weights[..., None] * span_weights(gates)).sum(-2), activation)
   check_layers(x, layers)
+  mix = functools.partial(_mix_structures, activation)
+  table = itertools.chain(*joins([gates[..., j] for j in range(num_chunks - 1)]))
+  joined = jnp.stack([jnp.broadcast_to(entry, gates.shape[:-1]) for entry in table], axis=-1)
+  joined = joined.reshape(*gates.shape[:-1], num_chunks, num_chunks).astype(x.dtype)
 
-  def run(units, x, gates, weights):
-    first, activate, second = chunked(x, units, num_chunks, activation)
+  def run(units, x, joined, weights):
+    return mixed_layers(mix, x, units, (joined, weights), num_chunks, k * num_chunks)
 
-    @jax.checkpoint
-    def mix(partial, gates, weights):
-      hidden = [0.0] * num_chunks
-      for i in range(k):
-        inner = [gates[..., i, j] for j in range(num_chunks - 1)]
-        for j, row in enumerate(joins(inner)):
-          hidden[j] += weights[..., i, None] * mixed_hidden(activate, row, partial)
-      return hidden
-
-    return _side_by_side(mix([first(j, j + 1) for j in range(num_chunks)], gates, weights), second)
-
-  y = sum_of_units(run, *units_of(layers), x, gates, weights)
+  y = sum_of_units(run, *units_of(layers), x, joined, weights)
   return layers.second.add_bias(y, weights.sum(-1)[..., None])
 
 
@@ -175,40 +156,78 @@ def _chunks_of(num_spans: int) -> int:
   return num_chunks
 
 
-def _mix_spans(partial, weights, activate):
-  """Returns `H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j.
+def _activated(activation, sums):
+  """Returns the hidden values of partial products, a tuple of one array, or two of a gated unit."""
+  return activation(sums[0]) if len(sums) == 1 else activation(sums[0]) * sums[1]
+
+
+def _mix_spans(num_chunks, activation, partial, weights):
+  """Returns `H_j = Σ_{[a,b] ∋ j} p_[a,b] h_[a,b]` for every chunk j, [m, rows, H], of weights
+  [spans, rows].
 
   Sums over the chunks of a span, and over the spans of a chunk, are products with one small matrix
-  of 0 and 1. Tokens go in blocks whose hidden values of all spans stay in the cache, and those are
-  computed again in the backward pass, so that only the partial products are kept.
+  of 0 and 1.
   """
-  num_chunks, shape = len(partial), partial[0][0].shape
   member = np.array([[a <= j <= b for j in range(num_chunks)] for a, b in spans(num_chunks)])
-  member = jnp.asarray(member, weights.dtype)
-  tokens, hidden = math.prod(shape[:-1]), shape[-1]
-  budget = BLOCK_BYTES.get(jax.default_backend(), DEFAULT_BLOCK_BYTES)
-  rows = budget // (len(member) * hidden * weights.dtype.itemsize)
-  rows = min(max(8, 1 << max(rows, 1).bit_length() - 1), tokens)
-  blocks = -(-tokens // rows)
-
-  def cut(value):
-    """Returns [..., F] as [blocks, rows, F]."""
-    value = value.reshape(tokens, -1)
-    return jnp.pad(value, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, -1)
-
-  @jax.checkpoint
-  def mix(block):
-    sums, weights = block
-    sums = [(member @ part.reshape(num_chunks, -1)).reshape(-1, rows, hidden) for part in sums]
-    weighted = weights.T[..., None] * activate(sums)
-    return (member.T @ weighted.reshape(len(member), -1)).reshape(num_chunks, rows, hidden)
-
-  stacked = [jnp.stack(list(map(cut, parts)), axis=1) for parts in zip(*partial, strict=True)]
-  mixed = jax.lax.map(mix, (stacked, cut(weights)))
-  of_chunk = lambda j: mixed[:, j].reshape(blocks * rows, hidden)[:tokens].reshape(shape)
-  return list(map(of_chunk, range(num_chunks)))
+  member = jnp.asarray(member, partial[0].dtype)
+  rows, hidden = partial[0].shape[1:]
+  sums = [(member @ part.reshape(num_chunks, -1)).reshape(-1, rows, hidden) for part in partial]
+  weighted = weights[..., None].astype(sums[0].dtype) * _activated(activation, sums)
+  return (member.T @ weighted.reshape(len(member), -1)).reshape(num_chunks, rows, hidden)
 
 
-def _side_by_side(hidden, second):
-  """Returns the second layer of the hidden values of every chunk, without its bias."""
-  return jnp.concatenate([second(h, j, j + 1) for j, h in enumerate(hidden)], axis=-1)
+def _mix_structures(activation, partial, values):
+  """Returns `H_j = Σ_i w_i act(Σ_l M_i[j,l] P_l)` for every chunk j, [m, rows, H].
+
+  Args:
+    values: M of k structures, see `joins`, [k, m, m, rows], and their weights [k, rows].
+  """
+  joined, weights = values
+  return _weighted(
+    _activated(activation, [_joined_sums(part, joined) for part in partial]), weights
+  )
+
+
+# The two functions below are written out with their gradients because XLA on CPU otherwise puts a
+# sum over chunks and the activation of it into one loop, which computes the sum many times over
+# (three to ten times as slow). The loop over chunks keeps them apart.
+
+
+@jax.custom_vjp
+def _joined_sums(partial, joined):
+  """Returns `Σ_l M[j,l] P_l` for k structures, [m, k, rows, H]."""
+  rows = jnp.moveaxis(joined, 1, 0)  # [m, k, m, rows]
+  return jax.lax.map(lambda row: sum(row[:, i, :, None] * p for i, p in enumerate(partial)), rows)
+
+
+def _joined_sums_backward(joined, slope):
+  """The gradient with respect to the partial products; M is symmetric."""
+  rows = jnp.moveaxis(joined, 1, 0)
+
+  def of_chunk(row):
+    terms = (row[i, j, :, None] * slope[j, i] for i in range(len(row)) for j in range(len(slope)))
+    return functools.reduce(jnp.add, terms)
+
+  return jax.lax.map(of_chunk, rows), jnp.zeros_like(joined)
+
+
+_joined_sums.defvjp(
+  lambda partial, joined: (_joined_sums(partial, joined), joined), _joined_sums_backward
+)
+
+
+@jax.custom_vjp
+def _weighted(hidden, weights):
+  """Returns `Σ_i w_i h_i`, of hidden values [m, k, rows, H] and weights [k, rows]."""
+  return functools.reduce(jnp.add, (w[:, None] * hidden[:, i] for i, w in enumerate(weights)))
+
+
+def _weighted_backward(kept, slope):
+  hidden, weights = kept
+  products = (hidden * slope[:, None]) @ jnp.ones(hidden.shape[-1], hidden.dtype)
+  return weights[None, ..., None] * slope[:, None], products.sum(0)
+
+
+_weighted.defvjp(
+  lambda hidden, weights: (_weighted(hidden, weights), (hidden, weights)), _weighted_backward
+)
