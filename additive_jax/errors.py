@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Stopped(Exception):
     super().__init__(f'stopped: {saved}; {AGAIN}')
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
   """Returns what an error says, without line breaks.
 
   >>> one_line(ValueError('no such\\n  file'))
@@ -43,6 +44,32 @@ def one_line(error: Exception) -> str:
   """
   text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
   return ' '.join(text.split())
+
+
+def user_path(text: str | Path, name: str = 'path') -> Path:
+  """Returns the path that a user names, with `~` as the home directory.
+
+  >>> user_path('~nobody_of_that_name/runs', '--workdir')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: --workdir '~nobody_of_that_name/runs': expected a user that is here
+  after the ~
+
+  Args:
+    name: what the path is called in messages.
+
+  Raises:
+    UserError: for a home that is not there, or a text that no path can be, such as one too long.
+  """
+  path = Path(os.path.expanduser(text))
+  if str(path).startswith('~') and not path.exists():
+    raise UserError(f'{name} {str(text)!r}: expected a user that is here after the ~')
+  try:
+    path.exists()  # which fails where no path could be
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    shown = repr(str(text) if len(str(text)) <= 60 else f'{str(text)[:57]}...')
+    raise UserError(f'{name} {shown} ({reason}): expected a path that can be used') from error
+  return path
 
 
 @contextlib.contextmanager

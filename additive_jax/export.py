@@ -37,7 +37,7 @@ from additive_jax.cli.arguments import parse_flags
 from additive_jax.cli.command import run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
@@ -74,6 +74,7 @@ def export_run(
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
+  to = user_path(to, '--to')
   check_new(to)
   pools = open_pools(run, network=model)
   network, test = pools.model, pools.data.test

@@ -32,6 +32,7 @@ from additive_jax.cli.command import run_command
 from additive_jax.cli.configs import config_names
 from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 
+MOST_DEVICES = 256  # of a host: each has threads of its own
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
 
@@ -42,7 +43,7 @@ def set_up_devices(count: int) -> None:
   """
   # Not every platform can say which cores a process may use.
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  count = count or min(cores or 1, DEFAULT_DEVICES)
+  count = min(count, MOST_DEVICES) or min(cores or 1, DEFAULT_DEVICES)
   flags_before = os.environ.get('XLA_FLAGS', '')
   defaults = {
     'xla_force_host_platform_device_count': count,
@@ -70,14 +71,16 @@ def main(argv: list[str]) -> int:
 
 
 def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
+  from additive_jax.experiments.options import read_options
   from additive_jax.experiments.studies import STUDIES
   from additive_jax.files.progress import setup_logging
   from additive_jax.parallel import processes
 
   setup_logging()
-  if config.experiment not in STUDIES:
+  options = read_options(config)
+  if options.experiment not in STUDIES:
     raise UserError(
-      f'config.experiment {config.experiment!r}: expected one of {", ".join(STUDIES)}'
+      f'config.experiment {options.experiment!r}: expected one of {", ".join(STUDIES)}'
     )
   if not values.coordinator and (values.num_processes > 1 or values.process_id):
     raise UserError(
@@ -88,7 +91,7 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
   try:
     with processes.distributed(*joining):
       opening = {'name': name, 'devices': values.devices, 'command': command}
-      STUDIES[config.experiment].run(config, values.workdir or None, **opening)
+      STUDIES[options.experiment].run(options, values.workdir or None, **opening)
   except Stopped as stopped:
     processes.log.info('%s', stopped)
     return STOPPED

@@ -29,28 +29,28 @@ def get_config() -> ConfigDict:
   # structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
   # from small ones) or 'compress' (what a network can do without, by variational dropout).
   config.experiment = 'cotrain'
-  # First seed. A seed names the initial pool, the order of the data and the draws of structures. 0
-  # or more.
+  # First seed. A seed names the initial pool, the order of the data and the draws of structures. An
+  # integer from 0 to 2^32 − 1.
   config.seed = 0
-  # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them. At least 1.
+  # Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them. 1 to 10,000.
   config.num_seeds = 3
 
   # What is learnt.
   config.data = ConfigDict()
   # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME
   config.data.name = 'digits'
-  # Tokens of one example of text. At least 1.
+  # Tokens of one example of text. 1 to 1,000,000.
   config.data.sequence_length = 128
   # Where TensorFlow Datasets keeps its sets; '' is its own default.
   config.data.data_dir = ''
   # Whether a TensorFlow Datasets set that is not there may be downloaded.
   config.data.download = False
   # Bytes up to which a set is kept on the device; a larger one is read batch by batch. By default 2
-  # GiB. 0 or more.
+  # GiB. 0 to 2^60.
   config.data.memory_limit = 2147483648
-  # Examples used of the training split, spaced evenly over it; 0 is all. 0 or more.
+  # Examples used of the training split, spaced evenly over it; 0 is all. 0 to 1,000,000,000.
   config.data.train_examples = 0
-  # Examples used of the test split, likewise. 0 or more.
+  # Examples used of the test split, likewise. 0 to 1,000,000,000.
   config.data.test_examples = 0
 
   # The network.
@@ -62,29 +62,29 @@ def get_config() -> ConfigDict:
   # Kinds of gates that are chosen; those of other kinds stay on. Some of residual, sub_activation,
   # lane, each once.
   config.model.gates = ('residual',)
-  # Chunks that the sub-activation gates of a branch join: one gate less than chunks. At least 1.
+  # Chunks that the sub-activation gates of a branch join: one gate less than chunks. 1 to 10,000.
   config.model.num_chunks = 4
-  # Lanes that lane gates join; hidden units and attention heads are split over them. At least 1.
+  # Lanes that lane gates join; hidden units and attention heads are split over them. 1 to 10,000.
   config.model.num_lanes = 2
-  # Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each. At
-  # least 1.
+  # Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each. 1 to
+  # 1,000.
   config.model.num_blocks = 6
-  # Width of the stream, of mlp and transformer. At least 1.
+  # Width of the stream, of mlp and transformer. 1 to 1,000,000.
   config.model.width = 64
   # Hidden units of a feed-forward branch: one number for all, or one per block. Of dense_stack
-  # those of each hidden layer: (300, 100). Sizes of at least 1.
+  # those of each hidden layer: (300, 100). Sizes of 1 to 1,000,000.
   config.model.hidden = (128,)
-  # Attention heads, of transformer. At least 1.
+  # Attention heads, of transformer. 1 to 10,000.
   config.model.num_heads = 4
-  # Side of the square patches that a transformer cuts images into. At least 1.
+  # Side of the square patches that a transformer cuts images into. 1 to 10,000.
   config.model.patch_size = 2
   # How a transformer knows the order of its tokens. One of learned, rope.
   config.model.positions = 'learned'
   # Feed-forward unit of a transformer. One of gelu, swiglu.
   config.model.unit = 'gelu'
-  # Channels of each stage, of convnet and vgg. Sizes of at least 1.
+  # Channels of each stage, of convnet and vgg. Sizes of 1 to 1,000,000.
   config.model.channels = (16, 32)
-  # Residual blocks of each stage, of convnet. At least 1.
+  # Residual blocks of each stage, of convnet. 1 to 1,000.
   config.model.blocks_per_stage = 2
   # What a network of your own is made with.
   config.model.kwargs = ConfigDict()
@@ -92,12 +92,12 @@ def get_config() -> ConfigDict:
   # Training of pools and of structures alone.
   config.train = ConfigDict()
   # Passes over the training set, at batch_size examples a step; a pool passes K times as many. A
-  # positive number.
+  # positive number up to 1,000,000.
   config.train.epochs = 10.0
-  # Examples of each structure and step. At least 1.
+  # Examples of each structure and step. 1 to 1,000,000.
   config.train.batch_size = 128
-  # K, structures that a pool trains in each step. Co-training takes its own number of structures.
-  # At least 1.
+  # K, structures that a pool trains in each step. Co-training takes its own number of structures. 1
+  # to 10,000.
   config.train.structures_per_step = 4
   # Whether the K structures of a step share one batch instead of having one each.
   config.train.shared_batch = False
@@ -107,16 +107,16 @@ def get_config() -> ConfigDict:
   # How devices average. One of psum, ring.
   config.train.collective = 'psum'
   # Devices that experts of their own weights, or the modules of a DNA, are spread over: each holds
-  # and runs as many of them. A number that divides the devices and the experts; 1: all have all. At
-  # least 1. Not part of a run's identity.
+  # and runs as many of them. A number that divides the devices and the experts; 1: all have all. 1
+  # to 1,000,000. Not part of a run's identity.
   config.train.expert_devices = 1
   # Devices that share out every parameter, its gradient and what the optimizer keeps of it, and the
   # examples of a batch; a site gathers its parameters to run. A number that divides the devices and
-  # the batch; 1: each device has all. At least 1. Not part of a run's identity.
+  # the batch; 1: each device has all. 1 to 1,000,000. Not part of a run's identity.
   config.train.fsdp_devices = 1
   # Devices that share out the heads and hidden units of every branch, and the work on them. A
-  # number that divides the devices and both; what has neither is kept in parts and gathered. At
-  # least 1. Not part of a run's identity.
+  # number that divides the devices and both; what has neither is kept in parts and gathered. 1 to
+  # 1,000,000. Not part of a run's identity.
   config.train.tensor_devices = 1
   # Whether what the optimizer keeps is split over all devices of a pool's mesh, instead of each of
   # them having a copy (ZeRO, stage 1); the numbers stay the same. Not part of a run's identity.
@@ -126,26 +126,30 @@ def get_config() -> ConfigDict:
   config.train.offload = False
   # Devices that the sites of one network are spread over in stages, as a pipeline: a number that
   # divides the devices and, times pipe_repeats, the sites, which must be alike from stage to stage;
-  # 1: all devices have all. At least 1. Not part of a run's identity.
+  # 1: all devices have all. 1 to 1,000,000. Not part of a run's identity.
   config.train.pipe_devices = 1
-  # Parts of a slot's batch that go through the stages one after the other. At least 1. Not part of
+  # Parts of a slot's batch that go through the stages one after the other. 1 to 10,000. Not part of
   # a run's identity.
   config.train.microbatches = 4
   # 'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a multiple
   # of pipe_devices, for a shorter bubble at more traffic. One of gpipe, circular. Not part of a
   # run's identity.
   config.train.pipe_schedule = 'gpipe'
-  # Stages on each device, of 'circular'. At least 1. Not part of a run's identity.
+  # Stages on each device, of 'circular'. 1 to 10,000. Not part of a run's identity.
   config.train.pipe_repeats = 1
   # Weight of in-place distillation from all-on; 0 is none. A share in [0, 1].
   config.train.distill = 0.0
-  # Steps between two points of the curves, at least; also the most that one device call takes. At
-  # least 1.
+  # Global norm that the gradient of each structure of a step is clipped to, before they are
+  # averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping. 0 to
+  # 1,000,000.
+  config.train.slot_clip_norm = 0.0
+  # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
+  # 10,000.
   config.train.log_every = 50
-  # Steps between two checkpoints. At least 1.
+  # Steps between two checkpoints. 1 to 1,000,000,000.
   config.train.checkpoint_every = 500
 
-  # Peak (or only) learning rate. A positive number.
+  # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001
 
   # The optimizer, of Optax.
@@ -162,7 +166,7 @@ def get_config() -> ConfigDict:
   # Its arguments beside the rate; those named *_steps may be given as shares of the run.
   config.schedule.kwargs = ConfigDict({'decay_steps': 1.0}, type_safe=False)
 
-  # Global norm that gradients are clipped to; 0 is no clipping. 0 or more.
+  # Global norm that gradients are clipped to; 0 is no clipping. 0 to 1,000,000.
   config.clip_norm = 0.0
 
   # Which structures a shared pool is trained on.
@@ -192,32 +196,32 @@ def get_config() -> ConfigDict:
   # standalone, shared, each once.
   config.sweep.modes = ('standalone', 'shared')
   # Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
-  # the K structures of a step; 0 is as many as `train.epochs`. 0 or more.
+  # the K structures of a step; 0 is as many as `train.epochs`. 0 to 1,000,000.
   config.sweep.shared_epochs = 0.0
-  # How many structures count as the best, in recall, regret and pictures. At least 1.
+  # How many structures count as the best, in recall, regret and pictures. 1 to 1,000,000.
   config.sweep.top_k = 8
   # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
   # each rung halving times as long; 0 trains all to the end. With shards, give each shard's command
-  # again once all have finished a rung. 0 or at least 2.
+  # again once all have finished a rung. 0, or 2 to 1,000.
   config.sweep.halving = 0
-  # Rungs of successive halving, the last one of the full length. At least 1.
+  # Rungs of successive halving, the last one of the full length. 1 to 10,000.
   config.sweep.rungs = 3
 
   # A searched set, for spaces too large to enumerate.
   config.search = ConfigDict()
   # How structures are searched; '' is not at all, but all 2^n. One of '', evolution, random.
   config.search.method = ''
-  # Structures evaluated in all. At least 1.
+  # Structures evaluated in all. 1 to 1,000,000,000.
   config.search.budget = 2048
-  # Structures evaluated in each generation. At least 1.
+  # Structures evaluated in each generation. 1 to 1,000,000.
   config.search.population = 128
 
   # Exp 2.
   config.cotrain = ConfigDict()
-  # K. 0 with listed structures is all of them. 0 or more.
+  # K. 0 with listed structures is all of them. 0 to 10,000.
   config.cotrain.top_k = 4
   # Passes over the training set of the short shared sweep that finds the structures, if none are
-  # given below. A positive number.
+  # given below. A positive number up to 1,000,000.
   config.cotrain.sweep_epochs = 10.0
 
   # Structures to co-train: ('110111', '111111'). With none, and no directory below, a short shared
@@ -236,14 +240,14 @@ def get_config() -> ConfigDict:
   # 'inverse': in training what a gate adds is divided by its keep probability. One of none,
   # inverse.
   config.stochastic.rescale = 'none'
-  # For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage. At
-  # least 1.
+  # For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage. 1
+  # to 10,000.
   config.stochastic.stages = 4
-  # For per_sample: equal parts of a batch with a subset each. As many devices may split a batch. At
-  # least 1.
+  # For per_sample: equal parts of a batch with a subset each. As many devices may split a batch. 1
+  # to 1,000,000.
   config.stochastic.parts = 1
-  # Structures that each pool is judged by: all, or that many drawn at random and all-on. At least
-  # 1.
+  # Structures that each pool is judged by: all, or that many drawn at random and all-on. 1 to
+  # 1,000,000.
   config.stochastic.num_structures = 1024
 
   # Exp 4. The dense network is `model`, a transformer, and the others are made from it.
@@ -256,7 +260,7 @@ def get_config() -> ConfigDict:
   # What each has as much of as the dense network, one network each; FLOPs are the active ones. Some
   # of flops, params, each once.
   config.experts.budgets = ('flops', 'params')
-  # Structures of each token. At least 1.
+  # Structures of each token. 1 to 1,000,000.
   config.experts.top_k = 2
   # Whether the weights of a token's structures sum to 1, or are the router's probabilities.
   config.experts.renormalise = False
@@ -268,42 +272,43 @@ def get_config() -> ConfigDict:
   config.experts.keep = 1.0
   # One router for all layers instead of one for each.
   config.experts.shared_router = False
-  # Of moe: experts in each layer. At least 1.
+  # Of moe: experts in each layer. 1 to 10,000.
   config.experts.num_experts = 8
-  # Of moe: experts of each token. At least 1.
+  # Of moe: experts of each token. 1 to 1,000,000.
   config.experts.expert_top_k = 2
-  # Static structures among which the best single one is found: all, or that many at random. At
-  # least 1.
+  # Static structures among which the best single one is found: all, or that many at random. 1 to
+  # 1,000,000.
   config.experts.num_structures = 1024
 
   # How routers are kept balanced, in Exp 4 and DNA.
   config.balance = ConfigDict()
-  # Weight of the load-balance loss; 0 is none. 0 or more.
+  # Weight of the load-balance loss; 0 is none. 0 to 1,000,000.
   config.balance.auxiliary = 0.01
-  # Weight of the z-loss; 0 is none. 0 or more.
+  # Weight of the z-loss; 0 is none. 0 to 1,000,000.
   config.balance.z = 0.001
   # By how much a step moves the biases of choices, in DNA those of the identities, towards
-  # `dna.skip`; 0 is not at all. 0 or more.
+  # `dna.skip`; 0 is not at all. 0 to 1,000,000.
   config.balance.bias_rate = 0.0
-  # By how much a step moves the biases of tokens' own gates, towards `experts.keep`. 0 or more.
+  # By how much a step moves the biases of tokens' own gates, towards `experts.keep`. 0 to
+  # 1,000,000.
   config.balance.keep_rate = 0.05
 
   # DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
   # num_blocks are the layers of the dense network it is compared with.
   config.dna = ConfigDict()
-  # Dense sublayers that come first, attention and feed-forward in turn. 0 or more.
+  # Dense sublayers that come first, attention and feed-forward in turn. 0 to 10,000.
   config.dna.num_backbone = 2
-  # Steps over one pool of modules, after them. At least 1.
+  # Steps over one pool of modules, after them. 1 to 10,000.
   config.dna.num_steps = 4
-  # Attention modules in the pool. 0 or more.
+  # Attention modules in the pool. 0 to 10,000.
   config.dna.attention = 4
-  # Feed-forward modules in the pool. 0 or more.
+  # Feed-forward modules in the pool. 0 to 10,000.
   config.dna.mlp = 4
-  # Modules in the pool that are whole transformer layers. 0 or more.
+  # Modules in the pool that are whole transformer layers. 0 to 10,000.
   config.dna.block = 0
-  # Modules in the pool that compute nothing. 0 or more.
+  # Modules in the pool that compute nothing. 0 to 10,000.
   config.dna.identity = 2
-  # Modules of each token and step. At least 1.
+  # Modules of each token and step. 1 to 1,000,000.
   config.dna.top_k = 2
   # Whether the weights of a token's modules sum to 1, or are the router's probabilities.
   config.dna.renormalise = False
@@ -312,7 +317,7 @@ def get_config() -> ConfigDict:
   # Target share of choices that fall on identities, for a second DNA and a shallow dense network; 0
   # trains neither. `balance.bias_rate` must be above 0 for it. A share in [0, 1).
   config.dna.skip = 0.3
-  # Test examples whose tokens' paths are analysed. At least 1.
+  # Test examples whose tokens' paths are analysed. 1 to 1,000,000.
   config.dna.examples = 256
 
   # Exp 5. `model` is trained from scratch for `train.epochs`, and from narrow copies of itself.
@@ -323,24 +328,24 @@ def get_config() -> ConfigDict:
   # untrained, each once.
   config.booster.variants = ('clusters', 'random_split', 'one_narrow', 'untrained')
   # Narrow copies, which share the batch of a step, so that all of them together cost what one does.
-  # At least 1.
+  # 1 to 10,000.
   config.booster.num_models = 4
   # Share of the width that a copy has. A share in (0, 1].
   config.booster.width = 0.5
   # The structure of `model` that a copy is: blocks whose gates are off in it are left out. '' is
   # all-on. A structure as text, or ''.
   config.booster.structure = ''
-  # Passes over the training set of the copies, all together. A positive number.
+  # Passes over the training set of the copies, all together. A positive number up to 1,000,000.
   config.booster.epochs = 5.0
-  # Passes over the training set of the large model after them. A positive number.
+  # Passes over the training set of the large model after them. A positive number up to 1,000,000.
   config.booster.large_epochs = 5.0
   # Learning rate of copies that share a batch; 0 is `learning_rate`. The noise of small batches
-  # makes Adam's steps short, so about the square root of their number more suits them. 0 or more.
+  # makes Adam's steps short, so about the square root of their number more suits them. 0 to 1,000.
   config.booster.learning_rate = 0.0
-  # Learning rate of one narrow copy alone; 0 is `learning_rate`. 0 or more.
+  # Learning rate of one narrow copy alone; 0 is `learning_rate`. 0 to 1,000.
   config.booster.lone_learning_rate = 0.0
   # Learning rate of the large model, which follows `schedule`, as from scratch; 0 is
-  # `learning_rate`. 0 or more.
+  # `learning_rate`. 0 to 1,000.
   config.booster.large_learning_rate = 0.0
 
   # How the learning rate of the copies changes: they need not come to rest.
@@ -349,8 +354,8 @@ def get_config() -> ConfigDict:
   config.booster.schedule.name = 'warmup_constant_schedule'
   # Its arguments beside the rate; those named *_steps may be given as shares of the run.
   config.booster.schedule.kwargs = ConfigDict({'warmup_steps': 0.05}, type_safe=False)
-  # Passes, of all copies together, after which they are replaced by their mean; 0 is never. 0 or
-  # more.
+  # Passes, of all copies together, after which they are replaced by their mean; 0 is never. 0 to
+  # 1,000,000.
   config.booster.sync_epochs = 0.5
   # How the copies become one: 'pack' puts their strongest units side by side, 'best' takes the one
   # that is best on training examples. One of average, pack, best.
@@ -362,7 +367,8 @@ def get_config() -> ConfigDict:
   # What is clustered: 'inputs' (pixels, columns, or n-grams of text) or 'embedding' (of a narrow
   # model trained for `embedding_epochs`). One of inputs, embedding.
   config.booster.features = 'inputs'
-  # Passes over the training set of the model whose embedding is clustered. A positive number.
+  # Passes over the training set of the model whose embedding is clustered. A positive number up to
+  # 1,000,000.
   config.booster.embedding_epochs = 0.5
   # Whether clusters are made of equal sizes.
   config.booster.balanced = True
@@ -380,20 +386,22 @@ def get_config() -> ConfigDict:
   config.compress.level = 'weight'
   # Of 'unit': whether the numbers of a flattened input (of dense_stack and mlp) are units too.
   config.compress.inputs = False
-  # Passes over the training set in which variational dropout learns the noise. A positive number.
+  # Passes over the training set in which variational dropout learns the noise. A positive number up
+  # to 1,000,000.
   config.compress.epochs = 10.0
   # Passes of what it leaves, without noise; 0 is none. Magnitude pruning tunes what it leaves for
-  # both together. 0 or more.
+  # both together. 0 to 1,000,000.
   config.compress.tune_epochs = 10.0
-  # Weight of the divergence from the prior. 0 or more.
+  # Weight of the divergence from the prior. 0 to 1,000,000.
   config.compress.kl = 1.0
   # Share of the run over which that weight rises from 0. A share in [0, 1].
   config.compress.ramp = 0.5
-  # log σ² at the start.
+  # log σ² at the start. -100 to 100.
   config.compress.log_variance = -8.0
-  # How many times faster than the rest log σ² is learnt (by Adam). A positive number.
+  # How many times faster than the rest log σ² is learnt (by Adam). A positive number up to
+  # 1,000,000.
   config.compress.variance_rate = 20.0
-  # log α above which a weight, unit or gate is removed.
+  # log α above which a weight, unit or gate is removed. -100 to 100.
   config.compress.threshold = 3.0
   # What magnitude pruning removes, a network each, beside the one that keeps as many as variational
   # dropout. Shares in (0, 1), each once.
@@ -401,17 +409,17 @@ def get_config() -> ConfigDict:
   # Weight of what a teacher says of each training example, beside its label, in the training of
   # what is left. A share in [0, 1].
   config.compress.distill = 0.0
-  # What softens both. A positive number.
+  # What softens both. A positive number up to 1,000,000.
   config.compress.temperature = 2.0
   # Epochs that the teacher takes more than the network that all start from: enough to know better,
-  # too few to overfit. 0 or more.
+  # too few to overfit. 0 to 1,000,000.
   config.compress.teacher_epochs = 0.0
   # 'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of units
   # always the latter. One of global, layer.
   config.compress.scope = 'global'
 
   # Hours that a sweep may take by its own estimate, which is logged before it starts: one that
-  # would take longer is refused. 0 is no limit. 0 or more. Not part of a run's identity.
+  # would take longer is refused. 0 is no limit. 0 to 1,000,000. Not part of a run's identity.
   config.limit = 12.0
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. I/N with 0 <= I < N, such as 0/4. Not part of a run's identity.

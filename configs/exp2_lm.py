@@ -8,13 +8,14 @@ FLOPs 1.884 and 0.515; difference of the loss, paired by seed, −0.165 ± 0.023
 four: 1.716 and 1.822. Mean cosine of their gradients 0.960.
 """
 
-from additive_jax.configs import exp1_lm
+from additive_jax.configs import default, exp1_lm
 
 
 def get_config():
   """The options of Exp 2 on bytes."""
   config = exp1_lm.get_config()
   config.experiment = 'cotrain'
+  config.sweep = default.get_config().sweep
   config.cotrain.top_k = 4
   config.cotrain.sweep_epochs = 1.0
   return config

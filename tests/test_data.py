@@ -159,6 +159,17 @@ def test_fashion_mnist_of_the_debian_package():
   assert fashion.train.x.std() == pytest.approx(0.3530, abs=1e-4)
 
 
+@pytest.mark.parametrize('part', ['train', 't10k'])
+def test_marks_in_idx_labels_are_no_classes(idx_folder, idx_arrays, part):
+  labels = idx_arrays[f'{part}-labels'].copy()
+  labels[1::3] = 255
+  write_idx(idx_folder / f'{part}-labels-idx1-ubyte', labels)
+  name = {'t10k': 'test'}.get(part, part)
+  count = {'train': '4 of 12', 't10k': '2 of 6'}[part]
+  message = f'{name}: label 255 in {count} examples, the first in example 1: expected 0 to 3'
+  assert message in error_of(f'idx:{idx_folder}')
+
+
 @pytest.mark.parametrize(
   ('damage', 'expected'),
   [

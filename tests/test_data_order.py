@@ -65,8 +65,8 @@ def test_steps():
   [
     (lambda: Order(0, 1, 0), 'num_examples=0'),
     (lambda: Order(1, 0, 0), 'batch_size=0'),
-    (lambda: Order(1, 1, -1), 'seed=-1'),
-    (lambda: Order(1, 1, 2**64), 'seed=18446744073709551616'),
+    (lambda: Order(1, 1, -1), 'seed -1: expected'),
+    (lambda: Order(1, 1, 2**32), 'seed 4294967296: expected an integer from 0'),
     (lambda: Order(1, 1, 0).indices(-1, 1), 'start_step=-1'),
     (lambda: Order(1, 1, 0).indices(0, -1), 'num_steps=-1'),
     (lambda: Order(1, 1, 0).steps_for(-0.5), 'epochs=-0.5'),

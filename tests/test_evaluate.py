@@ -158,7 +158,7 @@ def test_regression(batch, random_pool):
   want = plain_loop(model, variables, x, y, regression)
   np.testing.assert_allclose(got.loss, want[0], rtol=1e-5)
   np.testing.assert_allclose(got.accuracy, 1 - got.loss, rtol=1e-5, atol=1e-5)
-  with pytest.raises(UserError, match=r'targets \(10,\): expected targets \[batch, outputs\]'):
+  with pytest.raises(UserError, match=r'batch: targets of shape \[\d+\]: expected \[examples, 2\]'):
     evaluate_structures(model, variables, (x, y[:, 0]), task='regression', batch_size=10)
 
 

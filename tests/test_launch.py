@@ -18,6 +18,7 @@ from additive_jax import __main__, launch
 from additive_jax.cli import arguments
 from additive_jax.cli.configs import config_names, load_config
 from additive_jax.errors import UserError
+from additive_jax.experiments.options import read_options, value_of
 from additive_jax.parallel import mesh
 
 LINE = re.compile(r'\d\d:\d\d:\d\d .*')
@@ -91,6 +92,12 @@ def test_bad_input(tmp_path, experiment, options, message):
   [
     ([], 'no config: expected one, say --config=exp2\n'),
     (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file that is there'),
+    (['exp1', 'exp2'], 'exp1, exp2: expected one, say --config=exp2\n'),
+    (['nowhere.py'], '--config=nowhere.py: expected a Python file that is there'),
+    ([f'--config={"a" * 999}'], "aaa...' (File name too long): expected a path that can be used\n"),
+    (['exp2', '--config.structures=12'], "config.structures ('12',): expected structures as text"),
+    (['exp2', f'--workdir={"a" * 999}'], "aaa...' (File name too long): expected a path that can"),
+    (['exp2', '--workdir=~nobody_here/a'], "workdir '~nobody_here/a': expected a user that is her"),
     (['--config=a.py', '--config=b.py'], 'a.py, b.py: expected one, say --config=exp2\n'),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--wrkdir=a'],
@@ -100,11 +107,11 @@ def test_bad_input(tmp_path, experiment, options, message):
     ([f'--config={tiny.EXPERIMENTS["sweep"]}', 'exp2'], "argument 'exp2': expected --name=value"),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=two'],
-      '--devices=two: invalid literal for int()',
+      '--devices=two: expected an integer from 0 to 65,536\n',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--devices=-1'],
-      '-1 is not a non-negative integer\n',
+      '--devices=-1: expected an integer from 0 to 65,536\n',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.train=5'],
@@ -116,7 +123,7 @@ def test_bad_input(tmp_path, experiment, options, message):
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.model.hidden=(8,'],
-      '--config.model.hidden=(8,: expected sizes of at least 1\n',
+      '--config.model.hidden=(8,: expected sizes of 1 to 1,000,000\n',
     ),
     (
       [f'--config={tiny.EXPERIMENTS["sweep"]}', '--config.optimizer.kwargs.foo=1'],
@@ -170,6 +177,38 @@ def test_a_config_imports_its_neighbour(tmp_path):
   assert (config.seed, config.num_seeds) == (3, 4)
 
 
+@pytest.mark.parametrize(
+  ('words', 'name', 'value'),
+  [
+    (['--config.structures=101010'], 'structures', ('101010',)),
+    (['--config.structures=11,10'], 'structures', ('11', '10')),
+    (['--config.structures', "['11', '10']"], 'structures', ('11', '10')),
+    (['--config.experts.structures=11,10'], 'experts.structures', ('11', '10')),
+    (['--config.model.hidden=8'], 'model.hidden', (8,)),
+    (['--config.model.hidden=(8, 16)', '--config.model.hidden=4'], 'model.hidden', (4,)),
+    (['--config.compress.sparsities=.5,'], 'compress.sparsities', (0.5,)),
+    (['--config.structures=()'], 'structures', ()),
+  ],
+)
+def test_options_of_several_values(words, name, value):
+  _, config, title = arguments.parse(['launch', 'exp1', *words])
+  assert value_of(read_options(config), name) == value
+  assert title == 'exp1'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'kwargs'),
+  [
+    ({'optimizer.name': 'adam'}, {}),
+    ({'optimizer.name': 'sgd', 'optimizer.kwargs': {'momentum': 0.9}}, {'momentum': 0.9}),
+    ({'optimizer.name': 'adamw'}, {'weight_decay': 1e-4}),
+    ({'optimizer.name': 'adam', 'optimizer.kwargs': {'weight_decay': 0.1}}, {'weight_decay': 0.1}),
+  ],
+)
+def test_defaults_of_another_optimizer_refuse_nothing(changes, kwargs):
+  assert read_options(tiny.config('sweep', changes)).optimizer.kwargs == kwargs
+
+
 def test_misspelt_option_in_a_config_file(tmp_path):
   path = write_config(tmp_path / 'mine.py', 'config.num_seds = 5')
   assert refused([f'--config={path}']) == (
@@ -184,6 +223,20 @@ def test_mistakes_in_a_config_file(tmp_path):
   path.write_text('')
   assert refused([f'--config={path}']) == (
     f"error: {path}: module 'config_mine' has no attribute 'get_config'\n"
+  )
+  path.write_text('import sys\n\ndef get_config(:\n')
+  assert refused([f'--config={path}']) == f'error: {path}, line 3: invalid syntax\n'
+  path.write_text('raise SystemExit(3)\n')
+  assert refused([f'--config={path}']) == (
+    f'error: {path}, line 1: exit(3): expected get_config() to return the options\n'
+  )
+  path.write_text('def get_config():\n  return {}\n')
+  assert refused([f'--config={path}']) == (
+    f'error: {path}: get_config() gives dict: expected a ConfigDict of the options\n'
+  )
+  path.write_text('import ml_collections as m\ndef get_config():\n  return m.ConfigDict()\n')
+  assert refused([f'--config={path}']) == (
+    'error: no config.experiment: expected every option of configs/default.py\n'
   )
 
 

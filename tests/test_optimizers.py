@@ -99,15 +99,30 @@ def test_schedules(name, kwargs, want):
     ({'learning_rate': 0.0}, 'learning_rate 0.0: expected a positive number'),
     ({'learning_rate': float('nan')}, 'learning_rate nan: expected a positive number'),
     ({'clip_norm': -1.0}, 'clip_norm -1.0: expected 0'),
-    ({'optimizer': {'name': 'adamq', 'kwargs': {}}}, "optimizer 'adamq': .* did you mean 'adam"),
-    ({'optimizer': {'name': 'chain', 'kwargs': {}}}, "optimizer 'chain': expected the name"),
+    (
+      {'optimizer': {'name': 'adamq', 'kwargs': {}}},
+      "config.optimizer.name 'adamq': .* did you mean 'adam",
+    ),
+    (
+      {'optimizer': {'name': 'chain', 'kwargs': {}}},
+      "config.optimizer.name 'chain': expected the name",
+    ),
+    (
+      {'optimizer': {'name': 'MultiSteps', 'kwargs': {}}},
+      "config.optimizer.name 'MultiSteps': expected the name of an Optax optimizer that takes a "
+      'learning rate$',
+    ),
+    (
+      {'optimizer': {'name': 'adam', 'kwargs': {'b1': float('nan')}}},
+      'config.optimizer.kwargs.b1 nan: expected a finite number',
+    ),
     (
       {'optimizer': {'name': 'sgd', 'kwargs': {'momentun': 0.9}}},
       "'momentun' is no argument of optax.sgd: expected some of .*momentum",
     ),
     (
       {'optimizer': {'name': 'sgd', 'kwargs': {'learning_rate': 0.9}}},
-      "'learning_rate' 0.9 is no argument of optimizer.kwargs",
+      'config.optimizer.kwargs.learning_rate 0.9: expected it as config.learning_rate',
     ),
     (
       {'schedule': {'name': 'cosine_decay_schedul', 'kwargs': {}}},
@@ -115,7 +130,7 @@ def test_schedules(name, kwargs, want):
     ),
     (
       {'schedule': {'name': 'cosine_decay_schedule', 'kwargs': {}}},
-      "schedule 'cosine_decay_schedule' without decay_steps: expected them in schedule.kwargs",
+      "config.schedule.name 'cosine_decay_schedule' without decay_steps: expected them in config",
     ),
     (
       {'schedule': {'name': 'cosine_decay_schedule', 'kwargs': {'decay_steps': 1.5}}},

@@ -21,10 +21,24 @@ def test_value_that_is_not_allowed(name, value, expected):
 
 
 def test_every_rule_has_a_value_that_breaks_it():
-  """But those of counts and sizes, which many options share."""
-  shared = ('at least 1', '0 or more', 'a positive number', 'sizes of at least 1')
-  ruled = {o.name for o in DECLARED.values() if o.rule and o.rule.expected not in shared}
+  """But those of numbers, which many options share."""
+  ruled = {o.name for o in DECLARED.values() if o.rule and not {o.kind, o.item} & {int, float}}
   assert ruled - {name for name, *_ in VALUES} == set()
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_every_number_has_two_bounds_and_is_finite(sign):
+  numbers = [o for o in DECLARED.values() if {o.kind, o.item} & {int, float}]
+  assert len(numbers) > 80
+  for option in numbers:
+    kind = option.item or option.kind
+    for number in (10**30,) if kind is int else (1e30, float('inf'), float('nan')):
+      value = kind(sign * number)
+      value = (value,) if option.kind is tuple else value
+      with pytest.raises(UserError) as caught:
+        option.read(value)
+      message = f'config.{option.name} {value!r}: expected {option.rule.expected}'
+      assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(('experiment', 'options', 'message'), ROWS)

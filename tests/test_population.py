@@ -137,7 +137,7 @@ def test_the_states_given_are_not_consumed(population, members):
 def test_steps_that_are_not_finite_are_counted(population):
   x = DATA.train.x.copy()
   bad = 3
-  x[bad] = np.inf
+  x[bad] = 3e38
   spoilt = Data('spoilt', 'classification', ArraySplit(x, DATA.train.y), DATA.test, 3)
   one = Population(RECIPE, spoilt, batch_size=BATCH, seed=SEED, devices=population.devices)
   (member,) = one.train([Structure.from_string('11')], STEPS)

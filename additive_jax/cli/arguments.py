@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from additive_jax.cli.configs import config_file, explanation, load_config
 from additive_jax.errors import UserError, one_line
-from additive_jax.experiments.options import DECLARED
+from additive_jax.experiments.options import DECLARED, Option
 
+MOST = 65_536  # devices, processes or seconds
+NUMBERS = {'devices': 0, 'num_processes': 1, 'process_id': 0, 'wait': 3}  # each flag's least
 PER_PROCESS = ('coordinator', 'num_processes', 'process_id', 'wait')
 
 
@@ -24,15 +28,18 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
     UserError: for an unknown flag, option or config, or a value of another type.
   """
   values = flags.FlagValues()
+  bounds: dict[str, Any] = {'lower_bound': 0, 'upper_bound': MOST, 'flag_values': values}
   flags.DEFINE_multi_string('config', [], 'Name or file of the config.', flag_values=values)
   flags.DEFINE_string('workdir', '', 'Run directory.', flag_values=values)
-  flags.DEFINE_integer('devices', 0, 'Devices; 0 is all.', lower_bound=0, flag_values=values)
+  flags.DEFINE_integer('devices', 0, 'Devices; 0 is all.', **bounds)
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
-  flags.DEFINE_integer('num_processes', 1, 'Processes in all.', flag_values=values)
-  flags.DEFINE_integer('process_id', 0, 'This process, from 0.', flag_values=values)
-  flags.DEFINE_integer('wait', 30, 'Seconds.', lower_bound=3, flag_values=values)
-  options = parse_flags(values, argv, known_only=True)
-  names = values.config
+  flags.DEFINE_integer('num_processes', 1, 'Processes in all.', **(bounds | {'lower_bound': 1}))
+  flags.DEFINE_integer('process_id', 0, 'This process, from 0.', **bounds)
+  flags.DEFINE_integer('wait', 30, 'Seconds.', **(bounds | {'lower_bound': 3}))
+  options = parse_flags(values, _with_tuples(argv), known_only=True)
+  names, alone = values.config, [word for word in options[1:] if not word.startswith('-')]
+  if not names:  # `launch exp2` is `launch --config=exp2`
+    names, options = alone, [word for word in options if word not in alone]
   if len(names) != 1:
     raise UserError(f'{", ".join(names) or "no config"}: expected one, say --config=exp2')
   config = load_config(names[0])
@@ -49,6 +56,49 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   if len(words) > 1:
     raise UserError(f'argument {words[1]!r}: expected --name=value')
   return values, config, config_file(names[0]).stem
+
+
+def _with_tuples(argv: list[str]) -> list[str]:
+  """Returns the command line with options of several values in the one form that is understood, and
+  of one that is given twice the last, as of all options.
+
+  >>> _with_tuples(['launch', '--config.structures=101,011', '--config.model.hidden=8'])
+  ['launch', "--config.structures=('101', '011')", '--config.model.hidden=(8,)']
+  """
+  words: list[str] = []
+  places: dict[str, int] = {}
+  rest = iter(argv)
+  for word in rest:
+    name, equals, text = word.partition('=')
+    option = DECLARED.get(name.lstrip('-').removeprefix('config.'))
+    if not name.lstrip('-').startswith('config.') or option is None or option.kind is not tuple:
+      words.append(word)
+      continue
+    if not equals:
+      text = next(rest, '')
+    word = f'{name}={_as_tuple(text, option)}'
+    if option.name in places:
+      words[places[option.name]] = word
+    else:
+      places[option.name] = len(words)
+      words.append(word)
+  return words
+
+
+def _as_tuple(text: str, option: Option) -> str:
+  """Returns the text of a tuple as Python writes it; as it is where a value is not of its type."""
+  inner = text.strip()
+  if inner[:1] + inner[-1:] in ('()', '[]'):
+    inner = inner[1:-1]
+  pieces = [piece.strip() for piece in inner.split(',')]
+  if not pieces[-1]:  # (8,) or nothing
+    pieces.pop()
+  try:
+    assert option.item is not None
+    read = (lambda piece: piece.strip('\'"')) if option.item is str else option.item
+    return repr(tuple(map(read, pieces)))
+  except ValueError:
+    return text
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = False) -> list[str]:
@@ -72,6 +122,10 @@ def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = Fa
 def _wrong_value(error):
   """What absl says of a flag's value; of an option's, what its declaration expects."""
   word = str(error).removesuffix(f': {error.__context__}').removeprefix('flag ')
+  number = re.match(rf'--({"|".join(NUMBERS)})=(.*?): ', f'{word}: ')
+  if number:
+    least = NUMBERS[number[1]]
+    return f'--{number[1]}={number[2]}: expected an integer from {least} to {MOST:,}'
   name = word.removeprefix('--config.').partition('=')[0]
   if name in DECLARED:
     return f'{word}: expected {DECLARED[name].expected}'

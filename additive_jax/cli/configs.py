@@ -16,7 +16,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 import additive_jax
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.options import WORDS
 
 PACKAGE = 'additive_jax.configs'
@@ -69,7 +69,7 @@ def config_file(name: str) -> Path:
   """
   path = name.partition(':')[0]
   names = config_names()
-  file = FOLDER / f'{path}.py' if path in names else Path(path)
+  file = FOLDER / f'{path}.py' if path in names else user_path(path, '--config')
   if file.is_file():
     return file
   near = difflib.get_close_matches(file.stem, names, n=1)
@@ -99,22 +99,34 @@ def load_config(name: str) -> ConfigDict:
     module = ModuleType(f'config_{file.stem}')
     module.__file__ = str(file)
     SourceFileLoader(module.__name__, str(file)).exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-  except Exception as error:
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-    where = f'{file}, line {lines[-1]}' if lines else str(file)
-    raise UserError(f'{where}: {explanation(error)}') from error
+    config = module.get_config(argument) if argument else module.get_config()
+  except (Exception, SystemExit) as error:
+    raise UserError(f'{_place(error, file)}: {explanation(error)}') from error
   finally:
     sys.path.pop(0)
+  if not isinstance(config, ConfigDict):
+    given = type(config).__name__
+    raise UserError(f'{file}: get_config() gives {given}: expected a ConfigDict of the options')
+  return config
 
 
-def explanation(error: Exception, argv: Sequence[str] = ()) -> str:
+def _place(error, file):
+  """The file and line of a config that an error is about; the file alone where there is no line."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'{error.filename}, line {error.lineno}'
+  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+  return f'{file}, line {lines[-1]}' if lines else str(file)
+
+
+def explanation(error: BaseException, argv: Sequence[str] = ()) -> str:
   """Returns in one line why an option cannot be set.
 
   Args:
-    error: what ml_collections raised, or code of a config.
+    error: what ml_collections raised, or code of a config, which may have tried to end Python.
     argv: the command line that set the option, unless the config's file did.
   """
+  if isinstance(error, SystemExit):
+    return f'exit({error.code!r}): expected get_config() to return the options'
   types = re.fullmatch(
     r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type <class '.*'> "
     r"and cannot be casted to type <class '(\w+)'>",

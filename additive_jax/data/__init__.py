@@ -6,6 +6,18 @@
 
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
-from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, take
+from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
+from additive_jax.data.values import Expected
 
-__all__ = ['KINDS', 'ArraySplit', 'Data', 'Order', 'SourceSplit', 'Split', 'load', 'take']
+__all__ = [
+  'KINDS',
+  'ArraySplit',
+  'Data',
+  'Expected',
+  'Order',
+  'SourceSplit',
+  'Split',
+  'checked',
+  'load',
+  'take',
+]

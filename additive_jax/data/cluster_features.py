@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from additive_jax.data.splits import Split
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 TASKS = ('classification', 'language', 'regression')
 _FITTED = 2048  # examples that components are fitted on, at most
@@ -170,9 +171,10 @@ def sample(count: int, at_most: int, seed: int) -> Int[np.ndarray, 'B']:
   >>> len(sample(1000, at_most=10, seed=0))
   10
   """
+  rng = np.random.default_rng(checked_seed(seed))
   if count <= at_most:
     return np.arange(count)
-  return np.sort(np.random.default_rng(seed).choice(count, at_most, replace=False))
+  return np.sort(rng.choice(count, at_most, replace=False))
 
 
 def _batches(x: np.ndarray | Split, values_each: int = 1) -> Iterator[np.ndarray]:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from additive_jax.data.assignment import assign_equally
 from additive_jax.data.cluster_features import check_finite
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 log = logging.getLogger('additive_jax')
 
@@ -137,7 +138,7 @@ def cluster(
   if method not in METHODS:
     raise UserError(f'cluster method {method!r}: expected one of {", ".join(METHODS)}')
   _check(features, num_clusters)
-  mean = features.mean(axis=0, dtype=np.float64)
+  mean, seed = features.mean(axis=0, dtype=np.float64), checked_seed(seed)
   features = features - mean  # distances are differences of squares, which large means would drown
   if method == 'random':
     labels, flops = np.random.default_rng(seed).permutation(len(features)) % num_clusters, 0.0
@@ -196,7 +197,7 @@ def quality(
   if not labels.shape == others.shape == features.shape[:1]:
     shapes = f'{features.shape}, {labels.shape}, {others.shape}'
     raise UserError(f'features, labels and classes of {shapes}: expected [N, F], [N] and [N]')
-  chosen = np.random.default_rng(seed).permutation(len(labels))[:_SILHOUETTE_SAMPLE]
+  chosen = np.random.default_rng(checked_seed(seed)).permutation(len(labels))[:_SILHOUETTE_SAMPLE]
   silhouette = agreement = np.nan
   with threadpool_limits(1):
     if 1 < len(np.unique(labels[chosen])) < len(chosen):

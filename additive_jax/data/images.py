@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from additive_jax.data.splits import Data, Examples, Split, fit
-from additive_jax.errors import UserError
+from additive_jax.data.values import check_used
+from additive_jax.errors import UserError, user_path
 from additive_jax.files.progress import Progress
 
 NUM_DIGITS_TRAIN = 1437
@@ -51,8 +52,7 @@ def load_idx(folder: str, memory_limit: int) -> Data:
   Raises:
     UserError: a file is missing, is not what its name says, or does not match the others.
   """
-  root = Path(folder).expanduser()
-  spec = f'idx:{folder}'
+  root, spec = user_path(folder, 'idx:'), f'idx:{folder}'
   if not root.is_dir():
     reason = 'is not a folder' if root.exists() else 'does not exist'
     raise UserError(
@@ -75,7 +75,7 @@ def load_idx(folder: str, memory_limit: int) -> Data:
     raise UserError(
       f'{spec}: train images are {sizes[0]} and test images {sizes[1]}; expected one size'
     )
-  num_classes = int(np.concatenate(labels).max()) + 1
+  num_classes = check_used(labels[0], f'{spec}, train')
   return Data(spec, 'classification', splits[0], splits[1], num_classes)
 
 

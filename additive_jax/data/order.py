@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from additive_jax.errors import UserError
+from additive_jax.seeds import checked_seed
 
 
 class Order:
@@ -30,7 +31,7 @@ class Order:
   Args:
     num_examples: examples in the split, at least 1.
     batch_size: examples per step, at least 1; it may exceed `num_examples`.
-    seed: an integer in [0, 2**64).
+    seed: an integer in [0, 2**32).
 
   Raises:
     UserError: an argument is out of range.
@@ -41,11 +42,9 @@ class Order:
       raise UserError(f'num_examples={num_examples}; expected 1 to 2**31 - 1')
     if batch_size < 1:
       raise UserError(f'batch_size={batch_size}; expected at least 1')
-    if not 0 <= seed < 2**64:
-      raise UserError(f'seed={seed}; expected 0 to 2**64 - 1')
     self.num_examples = num_examples
     self.batch_size = batch_size
-    self.seed = seed
+    self.seed = checked_seed(seed)
     self._permutations: dict[int, Int32[np.ndarray, 'N']] = {}
 
   def steps_for(self, epochs: float) -> int:

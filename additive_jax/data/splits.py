@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 from numpy.typing import ArrayLike
 
+from additive_jax.data.values import TOKENS, Expected, check_inputs
 from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
@@ -73,6 +74,9 @@ class Split(abc.ABC):
 class ArraySplit(Split):
   """Examples as two arrays, `x` and `y`, with the example as leading axis.
 
+  Raises `UserError` for arrays of different lengths, or inputs that are no finite numbers. The
+  arrays are checked once, so they are not to be changed afterwards.
+
   >>> split = ArraySplit(np.zeros((6, 4)), np.arange(6))
   >>> x, y = split[np.array([4, 1])]
   >>> len(split), x.shape, y.tolist()
@@ -82,8 +86,13 @@ class ArraySplit(Split):
   in_memory = True
 
   def __init__(self, x: Shaped[np.ndarray, '...'], y: Shaped[np.ndarray, '...']):
-    if len(x) != len(y):
-      raise ValueError(f'{len(x)} x and {len(y)} y; expected as many')
+    shapes = np.shape(x), np.shape(y)
+    if not all(shapes) or shapes[0][0] != shapes[1][0]:
+      raise UserError(
+        f'x of shape {list(shapes[0])} and y of shape {list(shapes[1])}: expected the examples '
+        'along the first axis, as many of both'
+      )
+    check_inputs(np.asarray(x), 'x')
     self.x = x
     self.y = y
 
@@ -110,13 +119,19 @@ class SourceSplit(Split):
   Args:
     num_examples: how many there are.
     gather: reads x and y for a flat, non-empty array of indices in range.
+    expected: what examples are checked against whenever some are read; None is not at all.
+    name: what they are called when they are refused.
   """
 
   in_memory = False
 
-  def __init__(self, num_examples: int, gather: Gather):
+  def __init__(
+    self, num_examples: int, gather: Gather, expected: Expected | None = None, name: str = 'data'
+  ):
     self._num_examples = num_examples
     self._read = gather
+    self.expected = expected
+    self._name = name
 
   def __len__(self) -> int:
     return self._num_examples
@@ -125,10 +140,42 @@ class SourceSplit(Split):
     return f'SourceSplit({len(self)} examples, read as needed)'
 
   def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
-    if len(indices):
-      return self._read(indices)
-    x, y = self._read(np.zeros(1, np.int64))
-    return x[:0], y[:0]
+    x, y = self._read(indices if len(indices) else np.zeros(1, np.int64))
+    if self.expected is not None:
+      self.expected.check(np.asarray(x), np.asarray(y), self._name)
+    return (x, y) if len(indices) else (x[:0], y[:0])
+
+
+def checked(split: Split, expected: Expected, name: str = 'data') -> Split:
+  """Returns a split whose examples are what is expected of them.
+
+  One in memory is checked now, once for all that is expected of it in the same words, and returned
+  as it is. Of another each batch is checked when it is read.
+
+  >>> split = ArraySplit(np.zeros((3, 2)), np.array([0, 1, 2]))
+  >>> checked(split, Expected('classification', num_outputs=3)) is split
+  True
+  >>> checked(split, Expected('classification', num_outputs=2), 'rows, train')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: rows, train: label 2 in 1 of 3 examples, the first in example 2:
+  expected 0 to 1, one of 2 classes
+
+  Raises:
+    UserError: the value, how many there are, the first place, and what was expected.
+  """
+  known = vars(split).setdefault('_known', set())
+  if expected in known:
+    return split
+  if not split.in_memory:
+    far = SourceSplit(len(split), split.__getitem__, expected, name)
+    vars(far)['_known'] = known | {expected}
+    return far
+  x, y = (np.asarray(getattr(split, part)) for part in 'xy')
+  if not isinstance(split, ArraySplit):
+    check_inputs(x, name)
+  expected.check_targets(x, y, name)
+  known.add(expected)
+  return split
 
 
 def fit(spec: str, num_examples: int, num_bytes: int, gather: Gather, memory_limit: int) -> Split:
@@ -170,7 +217,8 @@ class Data:
   Attributes:
     name: the text it was loaded by, such as `digits` or `text:book.txt`.
     task: `classification` (y int32, one class per example), `language` (x and y uint8, y the next
-      bytes) or `regression` (y float32, one row of targets per example).
+      bytes) or `regression` (y float32, one row of targets per example); any other text is a task
+      of your own, whose targets may be anything.
     train: examples to learn from.
     test: examples to judge by; none of them is in `train`.
     num_outputs: classes, 256 for bytes, or the number of regression targets.
@@ -183,6 +231,15 @@ class Data:
   test: Split
   num_outputs: int
   class_names: tuple[str, ...] | None = None
+
+  def __post_init__(self):
+    """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that
+    are not finite; of a split that is read as needed they are checked when read."""
+    task = self.task if isinstance(self.task, str) else ''
+    expected = Expected(task, self.num_outputs, self.num_outputs if task == TOKENS else 0)
+    for part in ('train', 'test'):
+      split = checked(getattr(self, part), expected, f'{self.name}, {part}')
+      object.__setattr__(self, part, split)
 
   def __repr__(self) -> str:
     return (

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from additive_jax.data.splits import ArraySplit, Data, Examples, SourceSplit, Split
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
@@ -83,8 +83,7 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
   Raises:
     UserError: nothing there, or not enough bytes for one train and one test window.
   """
-  root = Path(path).expanduser()
-  spec = f'text:{path}'
+  root, spec = user_path(path, 'text:'), f'text:{path}'
   if not root.exists():
     raise UserError(f'{spec}: {str(root)!r} does not exist; expected a file or a folder')
   if root.is_file():

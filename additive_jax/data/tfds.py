@@ -15,7 +15,7 @@ import numpy as np
 from additive_jax.data.splits import ArraySplit, Data, Examples, SourceSplit, Split
 from additive_jax.data.text import ByteStream, language_data
 from additive_jax.data.tfds_prepare import check_name, command, find, prepare, undamaged
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.files.progress import Progress
 
 log = logging.getLogger('additive_jax')
@@ -48,7 +48,8 @@ def load_tfds(
   # tensorflow_datasets takes about half a second to import, which only those who use it should pay.
   import tensorflow_datasets as tfds
 
-  spec, folder = f'tfds:{name}', os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+  spec = f'tfds:{name}'
+  folder = str(user_path(data_dir or tfds.core.constants.DATA_DIR, 'data_dir'))
   builder = find(tfds, name, folder)
   if builder is None:
     check_name(tfds, name, folder)

@@ -17,7 +17,6 @@ import functools
 import logging
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -26,7 +25,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
-from additive_jax.errors import UserError, one_line, user_errors
+from additive_jax.errors import UserError, one_line, user_errors, user_path
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -120,12 +119,12 @@ def _choose(session):
 
 def _from_sweep(session):
   """The top K of an Exp 1 run directory of a model with the same gates."""
-  path = Path(session.config.structures_from)
+  path = user_path(session.config.structures_from, 'config.structures_from')
   sweep = RunDir(path)
   if not (path / 'summary.json').exists():
     raise refused(session.config, 'structures_from', expected=FROM)
   summary, tables = sweep.read_finished()
-  if summary.get('experiment') != 'sweep':
+  if summary.get('experiment') != 'sweep' or 'structures' not in tables:
     raise refused(session.config, 'structures_from', expected=FROM)
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
@@ -133,7 +132,10 @@ def _from_sweep(session):
       f'config.structures_from {str(path)!r} is of the gates {gates}: '
       f'expected {list(session.space.names)}'
     )
-  table = tables['structures'].sort_values('rank')
+  table = tables['structures']
+  if missing := {'structure', 'rank'} - set(table):
+    raise UserError(f'{path / "structures.csv"} without {min(missing)}: expected {FROM}')
+  table = table.sort_values('rank')
   # An earlier version ranked all structures, of which several may be one network.
   networks, k = distinct(session.space, table['structure']), session.config.cotrain.top_k
   if len(networks) < k:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 from rich import filesize
 
-from additive_jax.errors import Stopped
+from additive_jax.errors import Stopped, UserError
+from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
 from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
@@ -57,8 +59,30 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
 
   Raises:
     Stopped: when the run was asked to stop; the state is saved.
-    UserError: when all checkpoints are damaged.
+    UserError: when all checkpoints are damaged, or nothing was finite: then there is no checkpoint,
+      and the same call begins anew.
   """
+  try:
+    _fit(session, trainer, num_steps, name, curves)
+  except NothingLearnt as error:
+    session.metrics.truncate(name, 0)
+    if processes.is_primary():
+      shutil.rmtree(session.rundir.checkpoints / name, ignore_errors=True)
+    raise UserError(str(error)) from None
+  warn(_left_out(trainer, name))
+
+
+def _left_out(trainer, name):
+  """What a trainer or a fleet has left out up to now."""
+  if isinstance(trainer, Trainer):
+    skipped, slots = trainer.sharded_state.skipped, trainer.sampler.num_structures
+  else:
+    skipped, slots = trainer.state.skipped, trainer.size
+  return LeftOut(name, int(processes.to_host(skipped).sum()), trainer.step * slots)
+
+
+def _fit(session, trainer, num_steps, name, curves):
+  """Does what `fit` does, but for what is said at its end."""
   options = session.config.train
   with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
     at_most = None
@@ -71,6 +95,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
     if curves.clock is not None and processes.is_primary():
       start = trainer.step
       curves.clock.keep(lambda line: line.get('tag') != name or line.get('step', 0) <= start)
+    check_learning(_left_out(trainer, name), trainer.step, num_steps)
     if trainer.step >= num_steps:
       return
     if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
@@ -93,6 +118,7 @@ def fit(session: Session, trainer: Any, num_steps: int, name: str, curves: Curve
         if curves.clock is not None and processes.is_primary():
           curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
         progress.advance(count, **{'training loss': shown['loss']})
+        check_learning(_left_out(trainer, name), step, num_steps)
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state)
     checkpoints.save(num_steps, trainer.state, wait=True)

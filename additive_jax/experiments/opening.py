@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import jax
 from ml_collections import ConfigDict
+from rich import filesize
 
 from additive_jax import data as data_
 from additive_jax import models
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import check_fits, make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
   DataOptions,
   Options,
+  identity,
   parse_shard,
   read_options,
+  refused,
+  value_of,
 )
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.training import Machine, Training
+from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
@@ -33,6 +39,7 @@ from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.objectives import objective_of
+from additive_jax.seeds import SEEDS
 
 
 class Opening(TypedDict, total=False):
@@ -75,6 +82,8 @@ def open_session(
       nothing has been written then.
   """
   config = read_options(config)
+  if config.seed + config.num_seeds > SEEDS:
+    raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
@@ -88,16 +97,36 @@ def open_session(
   mesh.check_spread(spread, len(devices))
   resolved = resolve(config, model, data)
   name = opening.get('name') or config.experiment
-  workdir = Path(workdir or default_workdir(name, resolved, exclude=PLACEMENT))
+  workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
   start = start_session(config, rundir, data, model, devices, part=part, command=command)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
+      _check_fits(session)
       check(session)
     _open(workdir, resolved, lambda path: stack.enter_context(locked(path, *part)))
+    if not rundir.finished and not {'model', 'data'} & opening.keys():
+      for option, purpose in unused(config, data):
+        value = value_of(config, option)
+        processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
+
+
+def _check_fits(session):
+  """Raises `UserError` for a pool that the memory of this machine could not hold once."""
+  alone = session.machine.devices[0].platform == 'cpu' and processes.process()[1] == 1
+  if not alone or not hasattr(os, 'sysconf'):
+    return
+  count = session.space.params(session.space.all_on())
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if 4 * count > memory:
+    sizes = [filesize.decimal(size) for size in (4 * count, memory)]
+    raise UserError(
+      f'config.model of {count:,} parameters, {sizes[0]}: expected a network that fits into the '
+      f'{sizes[1]} of this machine'
+    )
 
 
 @contextlib.contextmanager
@@ -129,7 +158,7 @@ def start_session(
 def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
   fields, and the name of the data."""
-  resolved = to_plain(dataclasses.asdict(config)) | {'gates': list(gate_names(model))}
+  resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
   return resolved

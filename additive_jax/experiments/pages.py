@@ -17,7 +17,7 @@ from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES
 from additive_jax.report.figures.style import Colours, palette
-from additive_jax.report.page import Page, Piece, details, picture, section, table, tiles
+from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, plain
 
 log = logging.getLogger('additive_jax')
@@ -25,9 +25,9 @@ log = logging.getLogger('additive_jax')
 ONE_SEED = ' (one seed: no intervals)'
 
 
-def finished_page(session: Session, page: Page) -> str:
-  """Returns the page as HTML, with what was run under its title, and the command and the options of
-  the run at its foot.
+def finished_page(session: Session, page: Page, note: str = '') -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one, and the
+  command and the options of the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   seeds += '' if len(session.seeds) > 1 else ', no intervals'
@@ -37,6 +37,7 @@ def finished_page(session: Session, page: Page) -> str:
   texts = {'Command, which also continues the run': session.command} if session.command else {}
   return Page(
     page.title,
+    text(note) if note else None,
     *page.pieces,
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
     subtitle=f'{gates}, {seeds}; loss is on the test split, unless it is called training loss',

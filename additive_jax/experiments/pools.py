@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from additive_jax import data as data_
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
@@ -70,7 +70,7 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
     UserError: for a directory that is not that of a run, a run without pools, data that is not
       there, or a network that cannot be made.
   """
-  path = Path(path)
+  path = user_path(path, 'run')
   config = _read_config(path)
   foremost = FOREMOST.get(config.get('experiment', ''), '')
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
@@ -79,18 +79,22 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   if not network and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
   # The run may be somebody else's: what it downloaded is not fetched again without being asked for.
-  data = load_data(dataclasses.replace(_section(DataOptions, config['data']), download=False))
-  options = _section(ModelOptions, config['model'] | {'name': network or known[kind.lower()]})
-  model = make_model(options, data)
+  options = _section(DataOptions, config['data'], 'data', path)
+  data = load_data(dataclasses.replace(options, download=False))
+  values = config['model'] | {'name': network or known[kind.lower()]}
+  model = make_model(_section(ModelOptions, values, 'model', path), data)
   check_fits(model, data)
   return Pools(path, data, model, names)
 
 
-def _section(section, values):
+def _section(section, values, name, path):
   """The options of a section, as a run has written them; one of an older version lacks some, and
   does what their defaults say."""
-  known = {name: value for name, value in values.items() if name in options_of(section)}
-  return read_section(section, dataclasses.asdict(section()) | known, f'{section.__name__}.')
+  known = {key: value for key, value in values.items() if key in options_of(section)}
+  try:
+    return read_section(section, dataclasses.asdict(section()) | known, f'{name}.')
+  except UserError as error:
+    raise UserError(f'{path / "config.json"}: {error}') from error
 
 
 def _read_config(path):
@@ -103,8 +107,15 @@ def _read_config(path):
     ) from error
   except DamagedError as error:
     raise UserError(f'{file} is damaged ({error}): expected the config of a run') from error
-  if not {'data', 'model'} <= config.keys():
+  names = ('data', 'model')
+  if not all(isinstance(config.get(n), dict) for n in names):
     raise UserError(f'{file} without data and model: expected the config of a run')
+  for name, value in (
+    ('experiment', config.get('experiment', '')),
+    ('model.name', config['model'].get('name', '')),
+  ):
+    if not isinstance(value, str):
+      raise UserError(f'{file}: {name} {value!r}: expected text')
   return config
 
 

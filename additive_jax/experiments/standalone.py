@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from additive_jax.experiments.left_out import LeftOut, check_learning
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Record
@@ -100,6 +101,8 @@ class Crowd:
       states = {s: self._states[seed, s][1] for s in group} if start else None
       stop, population = arms[0].stop, self._populations[seed]
       for member in population.train(list(group), stop, states=states, start=start):
+        name = f'{member.structure} alone, seed {seed}'
+        check_learning(LeftOut(name, member.skipped, stop), stop, stop)
         if self.keeps_states:
           self._states[seed, member.structure] = stop, processes.to_host(member.state)
         yield group[member.structure], member

@@ -32,10 +32,13 @@ from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.fit import PLAIN, Curves, fit
+from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
   Options,
+  identity,
+  named,
   read_options,
   refused,
   replaced,
@@ -143,7 +146,7 @@ class Arm:
   def described(self) -> dict[str, Any]:
     """Returns what makes the arm: its options, but where it is computed, its steps, loss and
     sampler."""
-    options = flatten(to_plain(dataclasses.asdict(self.session.config)), PLACEMENT)
+    options = flatten(to_plain(identity(self.session.config)), PLACEMENT)
     return options | {
       'steps': self.num_steps,
       'loss': describe(self.recipe.loss.whole()),
@@ -259,7 +262,8 @@ class Study:
     options = replaced(read_options(config), {'experiment': self.name})
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
-    with open_session(options, workdir, check=self.check, **opening) as session:
+    session_of = open_session(options, workdir, check=self.check, **opening)
+    with named(options), session_of as session:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
@@ -285,7 +289,8 @@ class Study:
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
-    page = finished_page(session, self.page(session, result, records))
+    note = said(of_run(session, records))
+    page = finished_page(session, self.page(session, result, records), note)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)
@@ -332,6 +337,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   share = units[part[0] :: part[1]]
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
   for seed, arm, values in kind.train_all(missing, len(share)):
+    check_scores(arm.name, seed, values)
     write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
   if kind.spread:

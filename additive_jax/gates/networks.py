@@ -32,6 +32,7 @@ from additive_jax.gates.structure import (
   all_bits,
   bits_of,
 )
+from additive_jax.seeds import checked_seed
 
 
 def canonical(space: Space, structures: Iterable[StructureLike]) -> Bool[np.ndarray, 'S n']:
@@ -132,7 +133,7 @@ def sampled_networks(space: Space, limit: int, seed: int) -> Bool[np.ndarray, 'N
   """
   if num_networks(space) <= limit:
     return all_networks(space)
-  random = np.random.Generator(np.random.PCG64(seed))
+  random = np.random.Generator(np.random.PCG64(checked_seed(seed)))
   rows: dict[bytes, Bool[np.ndarray, ' n']] = {}  # a set that keeps its order
   while len(rows) < limit - 1:
     row = canonical(space, random.integers(2, size=(1, space.num_gates)))[0]

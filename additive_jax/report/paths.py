@@ -21,6 +21,7 @@ from scipy import special
 
 from additive_jax.errors import UserError
 from additive_jax.report.power_law import places
+from additive_jax.seeds import checked_seed
 
 _CHARACTERS = {
   'lower-case letter': string.ascii_lowercase,
@@ -120,7 +121,7 @@ def information(
   """
   chosen = _checked(chosen, num_modules)
   given = np.asarray(classes)
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(checked_seed(seed))
 
   def bits(classes):
     classes = _per_token(classes, chosen, num_classes)[:, :, None]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
 from additive_jax.run import ways
-from additive_jax.run.objectives import regression
+from additive_jax.run.objectives import expected_of, regression
 
 BATCH = 512  # examples that are seen at once
 
@@ -46,6 +46,7 @@ def evaluate_ensemble(
   True
   """
   x, y = batch
+  expected_of(model, objective, x[:1]).check(np.asarray(x), np.asarray(y), 'batch')
   is_regression, total = objective is regression, np.zeros(2)
   for start in range(0, len(x), BATCH):
     part = slice(start, start + BATCH)

@@ -20,7 +20,7 @@ from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.models.contract import check_pool
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
-from additive_jax.run.objectives import Objective, objective_of
+from additive_jax.run.objectives import Objective, expected_of, objective_of
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -74,8 +74,9 @@ def evaluate_structures(
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
 
   Raises:
-    UserError: when 2^n is too large to enumerate, x and y differ in length, or the pool is not one
-      of the model.
+    UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
+      the model, inputs are not finite, or labels, tokens or targets are not what the task and the
+      model take.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -90,6 +91,7 @@ def evaluate_structures(
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
   check_pool(model, variables, x[:batch_size])
+  expected_of(model, task, x[:1]).check(x, y, 'batch')
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, PyTree, Shaped
 
 from additive_jax.parallel import processes
 from additive_jax.run import ways
+from additive_jax.run.objectives import expected_of
 
 BATCH = 32  # examples whose choices are looked at together
 
@@ -64,6 +65,7 @@ def inspect(
   ((2, 4, 1, 1), ['block_00__mlp'])
   """
   x, y = batch
+  expected_of(model, objective, x[:1]).check(np.asarray(x), np.asarray(y), 'batch')
   size, count = min(BATCH, len(x)), len(x)
   rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
   keys = jax.random.split(jax.random.key(0), len(rows))

@@ -15,7 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Num, Shaped
 
+from additive_jax.data import Expected
 from additive_jax.errors import UserError
+from additive_jax.models.additive import Inputs
+from additive_jax.models.contract import check_network
 
 Outputs = Float[Array | np.ndarray, '...']
 Targets = Shaped[Array | np.ndarray, '...']
@@ -150,3 +153,23 @@ def objective_of(task: str | Objective) -> Objective:
   if task not in OBJECTIVES:
     raise UserError(f'task {task!r}: expected one of {", ".join(OBJECTIVES)}')
   return OBJECTIVES[task]
+
+
+def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:
+  """Returns what a network and a task take of examples, to check them with.
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> expected_of(model, 'classification', np.ones((2, 6), np.float32))
+  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=())
+
+  Args:
+    x: a batch of inputs, of which the shape matters.
+  """
+  objective = objective_of(task)
+  tokens = getattr(model, 'num_tokens', 0) if np.issubdtype(x.dtype, np.integer) else 0
+  name = next((name for name, known in OBJECTIVES.items() if known is objective), '')
+  if not name or not hasattr(model, 'init_with_output'):  # in place of a module, with parts alone
+    return Expected(name, num_tokens=tokens)
+  _, *shape, outputs = check_network(model, x).shape
+  targets = (*shape, outputs) if objective is regression else tuple(shape)
+  return Expected(name, outputs, tokens, targets)

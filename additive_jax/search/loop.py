@@ -14,6 +14,7 @@ from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import METHODS, Evaluated
+from additive_jax.seeds import checked_seed
 
 LISTED = 1 << 20  # up to so many networks random ones are drawn from a list of all
 
@@ -44,8 +45,9 @@ class Search:
   seed: int = 0
 
   def check(self, gates: Space | int) -> None:
-    """Raises `UserError` for an unknown method, or a population or budget out of range."""
+    """Raises `UserError` for an unknown method, or a seed, population or budget out of range."""
     space = _space(gates)
+    checked_seed(self.seed)
     if self.method not in METHODS:
       raise UserError(f'search method {self.method!r}: expected one of {", ".join(METHODS)}')
     least = METHODS[self.method].least_population
@@ -53,13 +55,13 @@ class Search:
       raise UserError(f'population {self.population}: expected at least {least} for {self.method}')
     if self.budget < self.population:
       raise UserError(
-        f'search budget {self.budget}: expected at least one population of {self.population}'
+        f'budget {self.budget}: expected at least one population of {self.population}'
       )
     count, of_all = networks.num_networks(space), f'2^{space.num_gates} = {1 << space.num_gates}'
     if self.budget > count:
       most = of_all if count == 1 << space.num_gates else f'{count} networks of {of_all} structures'
       raise UserError(
-        f'search budget {self.budget}: expected at most {most}, which is every structure; '
+        f'budget {self.budget}: expected at most {most}, which is every structure; '
         'enumerate them in place of searching'
       )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from additive_jax.errors import UserError, one_line
 from additive_jax.run.objectives import objective_of
+from additive_jax.seeds import checked_seed
 from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 
@@ -149,7 +150,7 @@ def check_model(
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
   rows = _few(x)
-  case = Case(model, x[rows], y[rows], y, objective_of(task), max_structures, seed)
+  case = Case(model, x[rows], y[rows], y, objective_of(task), max_structures, checked_seed(seed))
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):

@@ -22,13 +22,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Int, Shaped
 
-from additive_jax.data import ArraySplit, Order
+from additive_jax.data import ArraySplit, Order, checked
 from additive_jax.errors import UserError
 from additive_jax.files import keys as keys_
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
+from additive_jax.run.objectives import expected_of
+from additive_jax.seeds import checked_seed
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, run_in_chunks, train_step
@@ -96,8 +98,11 @@ class Fleet:
     Raises:
       UserError: for no groups, an empty one, or numbers out of range.
     """
-    names = range(len(groups)) if names is None else names
+    names, seed = range(len(groups)) if names is None else names, checked_seed(seed)
     _check(groups, names, len(train))
+    x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
+    checked(train, expected_of(recipe.model, recipe.objective, x), 'train')
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       if value < 1:
         raise UserError(f'{name} {value}: expected at least 1')
@@ -114,8 +119,6 @@ class Fleet:
     ]
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
-    x = train[np.zeros(1, np.int64)][0]
-    recipe.check_network(x)
     self.state = self._start(keys, x)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)

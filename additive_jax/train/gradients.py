@@ -125,8 +125,10 @@ def averaged_gradient(
   >>> averaged.loss.shape, int(averaged.num_finite)
   ((2,), 2)
   """
-  total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes, leaves)
-  total = collectives.all_reduce_sum(total, axes, recipe.collective, specs)
+  total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes, leaves, specs)
+  # Clipped gradients were added up over the devices that share a slot already.
+  over = tuple(axis for axis in axes if axis == mesh.STRUCTURE) if recipe.slot_clip_norm else axes
+  total = collectives.all_reduce_sum(total, over, recipe.collective, specs)
   over_slots = lambda a: jax.lax.psum(a, mesh.STRUCTURE) if mesh.STRUCTURE in axes else a
   of_finite = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
   count, facts = over_slots((finite.sum(), jax.tree.map(of_finite, facts)))
@@ -141,7 +143,7 @@ def averaged_gradient(
   return Averaged(gradient, loss, finite, facts, count)
 
 
-def _sum_over_slots(recipe, params, slots, axes, leaves):
+def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
   """Returns this device's summed gradient, and of each of its slots the loss, whether it is finite,
   and the facts."""
   split = tuple(axis for axis in axes if axis in mesh.BATCH)
@@ -156,6 +158,9 @@ def _sum_over_slots(recipe, params, slots, axes, leaves):
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
       gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(sharing), gradient)
+    if recipe.slot_clip_norm:
+      gradient = collectives.all_reduce_sum(gradient, sharing, recipe.collective, specs)
+      gradient = _clipped(gradient, recipe.slot_clip_norm, sharing, specs)
     if split:
       loss, facts = jax.lax.pmean((loss, facts), split)
     if total is None:
@@ -170,6 +175,25 @@ def _sum_over_slots(recipe, params, slots, axes, leaves):
   if axes:  # without others to add to, the caller drops the whole step instead
     total = jax.tree.map(lambda g: jnp.where(values[1], g, 0), total)
   return total, jax.tree.map(lambda a: a[None], values)
+
+
+def _clipped(gradient, limit, sharing, specs):
+  """Returns a slot's gradient, scaled down to a global norm of at most `limit`.
+
+  Args:
+    gradient: of the whole slot, the same on all devices that share it but for leaves that are split
+      over them.
+    sharing: the axes of these devices.
+    specs: how leaves are split, as for `averaged_gradient`.
+  """
+  squares = [jnp.square(jnp.abs(leaf)).sum() for leaf in jax.tree.leaves(gradient)]
+  if specs is not None:
+    for i, spec in enumerate(jax.tree.structure(gradient).flatten_up_to(specs)):
+      if over := tuple(axis for axis in jax.tree.leaves(tuple(spec)) if axis in sharing):
+        squares[i] = jax.lax.psum(squares[i], over)
+  norm = jnp.sqrt(sum(squares))
+  scale = limit / jnp.maximum(norm, limit)  # at most 1
+  return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
 
 
 def _gradient(recipe, params, slot, leaves):

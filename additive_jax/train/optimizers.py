@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +43,18 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
   function = _find(name, 'optimizer')
   if 'learning_rate' in kwargs:
     raise UserError(
-      f"'learning_rate' {kwargs['learning_rate']} is no argument of optimizer.kwargs: "
-      'expected it as config.learning_rate'
+      f'config.optimizer.kwargs.learning_rate {kwargs["learning_rate"]!r}: expected it as '
+      'config.learning_rate'
     )
-  _check_arguments(function, name, kwargs)
-  if config.clip_norm < 0:
-    raise UserError(f'clip_norm {config.clip_norm}: expected 0 (no clipping) or a positive number')
+  _check_arguments(function, name, kwargs, 'optimizer')
+  if not 0 <= config.clip_norm < math.inf:
+    raise UserError(
+      f'config.clip_norm {config.clip_norm}: expected 0 (no clipping) or a positive number'
+    )
 
   try_out = lambda optimizer: _tried(optimizer, {'w': jnp.zeros((2, 2))})
   make = functools.partial(function, learning_rate=schedule)
-  optimizer = _made(make, kwargs, try_out, f'optimizer.kwargs {kwargs} of {name!r}')
+  optimizer = _made(make, kwargs, try_out, f'config.optimizer.kwargs {kwargs} of {name!r}')
   if config.clip_norm:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
   return optimizer
@@ -71,17 +76,19 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
   Raises:
     UserError: as `make_optimizer` does.
   """
-  if not config.learning_rate > 0:
-    raise UserError(f'learning_rate {config.learning_rate}: expected a positive number')
+  if not 0 < config.learning_rate < math.inf:
+    raise UserError(f'config.learning_rate {config.learning_rate}: expected a positive number')
   name, kwargs = config.schedule.name, dict(config.schedule.kwargs)
   if name == 'constant':
     return optax.constant_schedule(config.learning_rate)
   function = _find(name, 'schedule')
-  takes = _check_arguments(function, name, kwargs)
+  takes = _check_arguments(function, name, kwargs, 'schedule')
   for key, value in kwargs.items():
     if key.endswith('_steps') and isinstance(value, float):
       if not 0 <= value <= 1:
-        raise UserError(f'schedule.kwargs.{key} {value}: expected a share of the run in [0, 1]')
+        raise UserError(
+          f'config.schedule.kwargs.{key} {value}: expected a share of the run in [0, 1]'
+        )
       kwargs[key] = max(1, round(value * num_steps))
   if 'peak_value' in takes:
     start = {'init_value': 0.0} if 'init_value' in takes else {}
@@ -92,10 +99,11 @@ def make_schedule(config: ConfigDict, num_steps: int) -> optax.Schedule:
   missing = [key for key in needed if key not in kwargs]
   if missing:
     raise UserError(
-      f'schedule {name!r} without {", ".join(missing)}: expected them in schedule.kwargs'
+      f'config.schedule.name {name!r} without {", ".join(missing)}: expected them in '
+      'config.schedule.kwargs'
     )
   try_out = lambda schedule: jax.eval_shape(schedule, jnp.int32(0))
-  return _made(function, kwargs, try_out, f'schedule.kwargs {kwargs} of {name!r}')
+  return _made(function, kwargs, try_out, f'config.schedule.kwargs {kwargs} of {name!r}')
 
 
 def _is_needed(parameter):
@@ -105,25 +113,65 @@ def _is_needed(parameter):
 
 def _find(name, kind):
   """Returns the optimizer or schedule of Optax of that name."""
-  function = getattr(optax, name, None)
-  takes = inspect.signature(function).parameters if callable(function) else {}
-  suits = name.endswith('_schedule') if kind == 'schedule' else 'learning_rate' in takes
-  if not suits or not callable(function):
-    known = [n for n in dir(optax) if n.endswith('_schedule') or kind == 'optimizer']
-    near = difflib.get_close_matches(name, known, n=1)
+  if not _suits(name, kind):
+    near = difflib.get_close_matches(name, [n for n in dir(optax) if _suits(n, kind)], n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise UserError(f'{kind} {name!r}: expected the name of an Optax {kind}{hint}')
-  return function
+    expected = 'schedule' if kind == 'schedule' else 'optimizer that takes a learning rate'
+    raise UserError(f'config.{kind}.name {name!r}: expected the name of an Optax {expected}{hint}')
+  return getattr(optax, name)
 
 
-def _check_arguments(function, name, kwargs):
+def _suits(name, kind):
+  """Whether Optax has an optimizer or a schedule of that name."""
+  function = getattr(optax, name, None)
+  if not callable(function):
+    return False
+  if kind == 'schedule':
+    return name.endswith('_schedule')
+  try:
+    return 'learning_rate' in inspect.signature(function).parameters
+  except ValueError:  # of what is written in C
+    return False
+
+
+def arguments_taken(
+  kind: str, name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns arguments for an optimizer or a schedule, without those that it does not take and that
+  have their default value, so that no one has asked for them.
+
+  >>> arguments_taken('optimizer', 'adam', {'weight_decay': 1e-4}, {'weight_decay': 1e-4})
+  {}
+  >>> arguments_taken('optimizer', 'adam', {'weight_decay': 0.1}, {'weight_decay': 1e-4})
+  {'weight_decay': 0.1}
+
+  Args:
+    kind: 'optimizer' or 'schedule'.
+    name: the function's, in Optax.
+    given: the arguments.
+    defaults: those of the default optimizer or schedule.
+  """
+  if not _suits(name, kind):
+    return dict(given)
+  takes = inspect.signature(getattr(optax, name)).parameters
+  unasked = lambda key: key not in takes and key in defaults and given[key] == defaults[key]
+  return {key: value for key, value in given.items() if not unasked(key)}
+
+
+def _check_arguments(function, name, kwargs, kind):
   """Returns the parameters of a function of Optax, which must take `kwargs`."""
+  for key, value in kwargs.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f'config.{kind}.kwargs.{key} {value}: expected a finite number')
   takes = inspect.signature(function).parameters
   any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
   unknown = [] if any_name else [key for key in kwargs if key not in takes]
   if unknown:
     expected = ', '.join(takes)
-    raise UserError(f'{unknown[0]!r} is no argument of optax.{name}: expected some of {expected}')
+    raise UserError(
+      f'config.{kind}.kwargs: {unknown[0]!r} is no argument of optax.{name}: expected some of '
+      f'{expected}'
+    )
   return takes
 
 

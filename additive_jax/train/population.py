@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.data import Data, Order
+from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError
 from additive_jax.gates.networks import canonical
 from additive_jax.gates.structure import Structure, StructureLike
@@ -26,7 +26,8 @@ from additive_jax.models.additive import initial, space_of
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.seeds import checked_seed
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step
@@ -87,20 +88,24 @@ class Population:
       devices: one per worker thread, see `parallel.workers`.
 
     Raises:
-      UserError: for splits that stay in their source, a model whose parts do not fit each other, or
-        an optimizer that needs more than a gradient.
+      UserError: for splits that stay in their source, a model whose parts do not fit each other, an
+        optimizer that needs more than a gradient, or labels, tokens or targets that are not what
+        the task and the model take.
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
       )
-    self.recipe, self.batch_size, self.seed = recipe.alone(), batch_size, seed
+    self.recipe, self.batch_size, self.seed = recipe.alone(), batch_size, checked_seed(seed)
     self.devices = workers.workers(devices)
-    self._order = Order(len(data.train), batch_size, seed)
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+    self._order = Order(len(data.train), batch_size, self.seed)
+    key = jax.random.fold_in(jax.random.key(self.seed), 0)
     example = data.train[np.zeros(1, np.int64)][0]
     recipe.check_network(example)
+    expected = expected_of(recipe.model, recipe.objective, example)
+    for part in ('train', 'test'):
+      checked(getattr(data, part), expected, f'{data.name}, {part}')
     self.variables = processes.to_host(initial(recipe.model, key, example))
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]

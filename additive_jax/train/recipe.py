@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -250,6 +251,8 @@ class Recipe:
       parameter's by the number of slots whose structure read it, so that rarely chosen sites are
       not held back.
     collective: 'psum' or 'ring'.
+    slot_clip_norm: the global norm that the gradient of each slot is clipped to, before the slots
+      are averaged; 0 is no clipping.
   """
 
   model: Any
@@ -258,6 +261,7 @@ class Recipe:
   loss: Loss = Structures()
   average: str = 'mean'
   collective: str = 'psum'
+  slot_clip_norm: float = 0.0
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -266,6 +270,8 @@ class Recipe:
     if self.collective not in collectives.COLLECTIVES:
       known = ', '.join(collectives.COLLECTIVES)
       raise UserError(f'collective {self.collective!r}: expected one of {known}')
+    if not 0 <= self.slot_clip_norm < math.inf:
+      raise UserError(f'slot_clip_norm {self.slot_clip_norm}: expected 0, or a positive number')
     if not isinstance(self.loss, Loss):
       raise UserError(f'loss {self.loss!r}: expected a Loss, such as Structures()')
     if not all(callable(getattr(self.optimizer, part, None)) for part in ('init', 'update')):

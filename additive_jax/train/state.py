@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.models.contract import differences
@@ -88,7 +88,20 @@ def apply_gradient(
 
   Returns:
     The new state, and a dict: `loss` [K], `finite` bool [K], `gradient_norm` [] and `facts`. When
-    no slot is finite, or their average is not, the pool and the optimizer stay as they were.
+    no slot is finite, or their average is not, or the update would make numbers of the pool or of
+    the optimizer that are not, these stay as they were, and all slots of the step are left out.
+
+  Adam without epsilon divides 0 by 0 where a gradient is 0:
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> recipe, x = Recipe(model, 'classification', optax.adam(0.1, eps=0.0)), jnp.ones((1, 5, 6))
+  >>> state = init_state(recipe, jax.jit(model.init)(jax.random.key(0), x[0]))
+  >>> averaged = averaged_gradient(
+  ...   recipe, state.params, Slots(jnp.array([[False]]), x, jnp.zeros((1, 5), int))
+  ... )
+  >>> state, metrics = apply_gradient(recipe, state, averaged)
+  >>> int(state.skipped), metrics['finite'].tolist()
+  (1, [False])
   """
   updates, opt_state = recipe.optimizer.update(averaged.gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -96,16 +109,25 @@ def apply_gradient(
   norm = optax.tree.norm(averaged.gradient)
   # Gradients that are each finite may overflow in their sum.
   sound = (averaged.num_finite > 0) & jnp.isfinite(norm)
+  before = (state.params, state.opt_state)
+  sound &= _stays_finite((params, opt_state), before)
   keep = lambda new, old: jnp.where(sound, new, old)
-  params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
+  params, opt_state = jax.tree.map(keep, (params, opt_state), before)
   skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.num_finite, 0)
   metrics = {
     'loss': averaged.loss,
-    'finite': averaged.finite,
+    'finite': averaged.finite & sound,
     'gradient_norm': norm,
     'facts': averaged.facts,
   }
   return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
+
+
+def _stays_finite(new: PyTree, old: PyTree) -> Bool[Array, '']:
+  """Returns whether no number has become infinite or NaN; some optimizers begin with such."""
+  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old))
+  inexact = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
+  return jnp.array([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in inexact]).all()
 
 
 def run_in_chunks(

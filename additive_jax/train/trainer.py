@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from additive_jax.data import Order
+from additive_jax.data import Order, checked
 from additive_jax.errors import UserError
 from additive_jax.gates import shares
 from additive_jax.gates.networks import different
@@ -30,6 +30,7 @@ from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.objectives import expected_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Listed, Sampler
@@ -189,23 +190,26 @@ class Trainer:
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
         the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
-        the optimizer needs more than a gradient, or the state is of another pool.
+        the optimizer needs more than a gradient, the state is of another pool, or labels, tokens or
+        targets are not what the task and the model take.
     """
     if batch_size < 1:
       raise UserError(f'batch_size {batch_size}: expected at least 1')
     placement = placement or Placement()
-    self.recipe, self.sampler, self.train = recipe, sampler, train
+    self._rows = 1 if shared_batch else sampler.num_structures
+    self._order = Order(len(train), self._rows * batch_size, seed)
+    x = train[np.zeros(1, np.int64)][0]
+    recipe.check_network(x)
+    expected = expected_of(recipe.model, recipe.objective, x)
+    self.recipe, self.sampler = recipe, sampler
+    self.train: Any = checked(train, expected, 'train')
     self.batch_size, self.shared_batch = batch_size, shared_batch
     self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size)
     check_networks(recipe.model, sampler)
-    x = train[np.zeros(1, np.int64)][0]
-    recipe.check_network(x)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
-    self._rows = 1 if shared_batch else sampler.num_structures
-    self._order = Order(len(train), self._rows * batch_size, seed)
-    key = jax.random.key(seed)
+    key = jax.random.key(self._order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()

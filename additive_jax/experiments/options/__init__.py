@@ -10,12 +10,15 @@ from additive_jax.experiments.options.reading import (
   PLACEMENT,
   WORDS,
   Option,
+  identity,
+  named,
   options_of,
   read_options,
   read_section,
   refused,
   replaced,
   selected,
+  value_of,
 )
 from additive_jax.experiments.options.rules import parse_shard
 from additive_jax.experiments.options.studies import Options
@@ -29,6 +32,8 @@ __all__ = [
   'Option',
   'Options',
   'TrainOptions',
+  'identity',
+  'named',
   'options_of',
   'parse_shard',
   'read_options',
@@ -36,4 +41,5 @@ __all__ = [
   'refused',
   'replaced',
   'selected',
+  'value_of',
 ]

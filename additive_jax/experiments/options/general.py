@@ -12,7 +12,12 @@ from typing import Annotated, Any
 
 from additive_jax.experiments.options.rules import (
   SHARE,
+  Blocks,
+  Bytes,
   Count,
+  Few,
+  Later,
+  Many,
   NotNegative,
   Placement,
   Positive,
@@ -50,7 +55,7 @@ class DataOptions:
   """Where TensorFlow Datasets keeps its sets; '' is its own default."""
   download: bool = False
   """Whether a TensorFlow Datasets set that is not there may be downloaded."""
-  memory_limit: Whole = 2 * 1024**3
+  memory_limit: Bytes = 2 * 1024**3
   """Bytes up to which a set is kept on the device; a larger one is read
   batch by batch. By default 2 GiB."""
   train_examples: Whole = 0
@@ -80,20 +85,20 @@ class ModelOptions:
   is a network of your own, which is made with `kwargs` and num_classes alone."""
   gates: Annotated[tuple[str, ...], some_of(*KINDS)] = ('residual',)
   """Kinds of gates that are chosen; those of other kinds stay on."""
-  num_chunks: Count = 4
+  num_chunks: Few = 4
   """Chunks that the sub-activation gates of a branch join: one gate less than chunks."""
-  num_lanes: Count = 2
+  num_lanes: Few = 2
   """Lanes that lane gates join; hidden units and attention heads are split over them."""
-  num_blocks: Count = 6
+  num_blocks: Blocks = 6
   """Residual blocks of mlp; layers of transformer, an attention and a feed-forward site each."""
   width: Count = 64
   """Width of the stream, of mlp and transformer."""
   hidden: Sizes = (128,)
   """Hidden units of a feed-forward branch: one number for all, or one per block. Of dense_stack
   those of each hidden layer: (300, 100)."""
-  num_heads: Count = 4
+  num_heads: Few = 4
   """Attention heads, of transformer."""
-  patch_size: Count = 2
+  patch_size: Few = 2
   """Side of the square patches that a transformer cuts images into."""
   positions: Annotated[str, one_of(*POSITIONS)] = 'learned'
   """How a transformer knows the order of its tokens."""
@@ -101,7 +106,7 @@ class ModelOptions:
   """Feed-forward unit of a transformer."""
   channels: Sizes = (16, 32)
   """Channels of each stage, of convnet and vgg."""
-  blocks_per_stage: Count = 2
+  blocks_per_stage: Blocks = 2
   """Residual blocks of each stage, of convnet."""
   kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
   """What a network of your own is made with."""
@@ -119,7 +124,7 @@ class TrainOptions:
   """Passes over the training set, at batch_size examples a step; a pool passes K times as many."""
   batch_size: Count = 128
   """Examples of each structure and step."""
-  structures_per_step: Count = 4
+  structures_per_step: Few = 4
   """K, structures that a pool trains in each step. Co-training takes its own number of
   structures."""
   shared_batch: bool = False
@@ -149,18 +154,21 @@ class TrainOptions:
   """Devices that the sites of one network are spread over in stages, as a pipeline: a number that
   divides the devices and, times pipe_repeats, the sites, which must be alike from stage to stage;
   1: all devices have all."""
-  microbatches: Placement[Count] = 4
+  microbatches: Placement[Few] = 4
   """Parts of a slot's batch that go through the stages one after the other."""
   pipe_schedule: Placement[Annotated[str, one_of(*SCHEDULES)]] = 'gpipe'
   """'gpipe': one stage on each device; 'circular': pipe_repeats of them, and microbatches a
   multiple of pipe_devices, for a shorter bubble at more traffic."""
-  pipe_repeats: Placement[Count] = 1
+  pipe_repeats: Placement[Few] = 1
   """Stages on each device, of 'circular'."""
   distill: Share = 0.0
   """Weight of in-place distillation from all-on; 0 is none."""
-  log_every: Count = 50
+  slot_clip_norm: Later[NotNegative] = 0.0
+  """Global norm that the gradient of each structure of a step is clipped to, before they are
+  averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping."""
+  log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
-  checkpoint_every: Count = 500
+  checkpoint_every: Many = 500
   """Steps between two checkpoints."""
 
 
@@ -210,7 +218,7 @@ class SearchOptions:
 
   method: Annotated[str, one_of('', *METHODS)] = ''
   """How structures are searched; '' is not at all, but all 2^n."""
-  budget: Count = 2048
+  budget: Many = 2048
   """Structures evaluated in all."""
   population: Count = 128
   """Structures evaluated in each generation."""

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import numbers
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.options.rules import SAME_RUN, Rule, did_you_mean
+from additive_jax.experiments.options.rules import LATER, SAME_RUN, Rule, did_you_mean
 from additive_jax.experiments.options.studies import Options
+from additive_jax.train.optimizers import arguments_taken
 
 Section = TypeVar('Section', bound=Any)
 
+log = logging.getLogger('additive_jax')
+
+# The sections that name functions of Optax. Arguments that only a default gives are left out where
+# another function does not take them.
+OPTAX = {'optimizer': 'optimizer', 'schedule': 'schedule', 'booster.schedule': 'schedule'}
+# The sections whose options lower rooms know.
+GENERAL = ('data', 'model', 'train', 'sampler', 'search', 'balance')
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: 'true or false',
@@ -38,6 +49,7 @@ class Option:
     item: the type of a tuple's values; None for other kinds.
     rule: what is allowed of its values; None for all of their type.
     same_run: whether a run with another value of it is the same run.
+    later: whether runs of earlier versions do not know it, see `identity`.
 
   >>> DECLARED['train.epochs'].kind, DECLARED['train.epochs'].same_run
   (<class 'float'>, False)
@@ -51,6 +63,7 @@ class Option:
   item: type | None = None
   rule: Rule | None = None
   same_run: bool = False
+  later: bool = False
 
   def read(self, value: Any) -> Any:
     """Returns a value in the option's own type: 2 as 2.0, a list as a tuple.
@@ -91,7 +104,7 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
 
   >>> from additive_jax.experiments.options import TrainOptions
   >>> options_of(TrainOptions, 'train.')['zero']
-  Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True)
+  Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True, later=False)
   """
   declared: dict[str, Any] = {}
   for name, kind in typing.get_type_hints(section, include_extras=True).items():
@@ -103,7 +116,8 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
     items, kind = typing.get_args(kind), typing.get_origin(kind) or kind
     item = items[0] if kind is tuple else None
     rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
-    declared[name] = Option(f'{prefix}{name}', kind, item, rule, SAME_RUN in marks)
+    later = LATER in marks
+    declared[name] = Option(f'{prefix}{name}', kind, item, rule, SAME_RUN in marks, later)
   return declared
 
 
@@ -133,10 +147,17 @@ def read_options(config: ConfigDict | Mapping[str, Any] | Options) -> Options:
 
   >>> read_options(Options(num_seeds=0))
   Traceback (most recent call last):
-  additive_jax.errors.UserError: config.num_seeds 0: expected at least 1
+  additive_jax.errors.UserError: config.num_seeds 0: expected 1 to 10,000
   """
   values = dataclasses.asdict(config) if isinstance(config, Options) else config
-  return read_section(Options, values)
+  options = read_section(Options, values)
+  for name, kind in OPTAX.items():
+    section, default = (value_of(o, name) for o in (options, Options()))
+    kwargs = arguments_taken(kind, section.name, section.kwargs, default.kwargs)
+    if unasked := section.kwargs.keys() - kwargs.keys():
+      log.info('config.%s: %s takes no %s', name, section.name, ', '.join(sorted(unasked)))
+      options = replaced(options, {f'{name}.kwargs': kwargs})
+  return options
 
 
 def read_section(
@@ -147,7 +168,7 @@ def read_section(
   >>> from additive_jax.experiments.options import DataOptions
   >>> read_section(DataOptions, dataclasses.asdict(DataOptions()) | {'sequence_length': 0}, 'data.')
   Traceback (most recent call last):
-  additive_jax.errors.UserError: config.data.sequence_length 0: expected at least 1
+  additive_jax.errors.UserError: config.data.sequence_length 0: expected 1 to 1,000,000
 
   Args:
     section: the dataclass that declares it.
@@ -177,15 +198,68 @@ def read_section(
   return section(**checked)
 
 
+def value_of(options: Options, name: str) -> Any:
+  """Returns the value of an option by its dotted name.
+
+  >>> value_of(Options(), 'train.zero')
+  False
+  """
+  return functools.reduce(getattr, name.split('.'), options)
+
+
 def refused(options: Options, *names: str, expected: str) -> UserError:
   """Returns the error of options that do not suit each other, the model, the data or the devices.
 
   >>> refused(Options(), 'booster.sync_epochs', 'booster.join', expected='0')
   UserError("config.booster.sync_epochs 0.5 with config.booster.join 'average': expected 0")
   """
-  values = [functools.reduce(getattr, name.split('.'), options) for name in names]
+  values = [value_of(options, name) for name in names]
   given = ' with '.join(f'config.{name} {value!r}' for name, value in zip(names, values))
   return UserError(f'{given}: expected {expected}')
+
+
+def identity(options: Options) -> dict[str, Any]:
+  """Returns the options as nested dicts that say which run it is: without those that came later and
+  are at their defaults, so that the runs of earlier versions stay the same runs.
+
+  >>> 'slot_clip_norm' in identity(Options())['train']
+  False
+  """
+  values = dataclasses.asdict(options)
+  default = Options()
+  for name, option in DECLARED.items():
+    if option.later and value_of(options, name) == value_of(default, name):
+      *sections, last = name.split('.')
+      del functools.reduce(dict.__getitem__, sections, values)[last]
+  return values
+
+
+@contextlib.contextmanager
+def named(options: Options) -> Iterator[None]:
+  """Gives options their full names in messages of lower rooms, which know them by the last.
+
+  >>> from additive_jax.experiments.options import TrainOptions
+  >>> with named(Options(train=TrainOptions(fsdp_devices=3))):
+  ...   raise UserError('fsdp_devices 3 on 4 devices: expected a number that divides them')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: config.train.fsdp_devices 3 on 4 devices: expected a number that
+  divides them
+  """
+  try:
+    yield
+  except UserError as error:
+    text = str(error)
+    # Those of the experiment come first: what it calls so is more likely to be meant.
+    own = [name for name in DECLARED if name.startswith(f'{options.experiment}.')]
+    general = [name for name in DECLARED if name.partition('.')[0] in GENERAL]
+    for name in (*own, *general):
+      value = re.escape(repr(value_of(options, name)))
+      word = name.rpartition('.')[2]
+      pattern = rf'(?<![\w.])(?<!of ){word}(?= {value}(?![\w.]\w))'
+      text = re.sub(pattern, f'config.{name}', text)
+    if type(error) is not UserError or text == str(error):
+      raise
+    raise UserError(text) from error
 
 
 def replaced(options: Section, changes: Mapping[str, Any]) -> Section:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
+
+from additive_jax.seeds import EXPECTED, SEEDS
 
 T = TypeVar('T')
 
@@ -27,14 +28,22 @@ class Rule:
   choices: tuple[str, ...] = ()
 
 
-def at_least(least: int) -> Rule:
-  """Returns the rule of finite numbers from `least` on.
+def between(least: float, most: float) -> Rule:
+  """Returns the rule of the numbers between two, both of which are allowed.
 
-  >>> at_least(1).allows(0), at_least(1).expected
-  (False, 'at least 1')
+  >>> between(1, 10_000).allows(float('nan')), between(1, 10_000).expected
+  (False, '1 to 10,000')
   """
-  words = '0 or more' if least == 0 else f'at least {least}'
-  return Rule(words, lambda value: least <= value < math.inf)
+  return Rule(f'{least:,} to {most:,}', lambda value: least <= value <= most)
+
+
+def above_zero(most: int) -> Rule:
+  """Returns the rule of positive numbers up to `most`.
+
+  >>> above_zero(1000).allows(0.0), above_zero(1000).expected
+  (False, 'a positive number up to 1,000')
+  """
+  return Rule(f'a positive number up to {most:,}', lambda value: 0 < value <= most)
 
 
 def one_of(*choices: str) -> Rule:
@@ -98,22 +107,36 @@ def _is_shard(text):
 
 
 SHARE = Rule('a share in [0, 1]', lambda value: 0 <= value <= 1)
-HALVING = Rule('0 or at least 2', lambda value: value == 0 or value >= 2)
+HALVING = Rule('0, or 2 to 1,000', lambda value: value == 0 or 2 <= value <= 1000)
 STRUCTURE_OR_NONE = Rule("a structure as text, or ''", lambda text: not text or is_structure(text))
 SPARSITIES = Rule(
   'shares in (0, 1), each once',
   lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
 )
 
-# The types of options that several sections have.
-Count = Annotated[int, at_least(1)]
-Whole = Annotated[int, at_least(0)]
-Positive = Annotated[float, Rule('a positive number', lambda value: 0 < value < math.inf)]
-NotNegative = Annotated[float, at_least(0)]
+SEED = Rule(EXPECTED, lambda value: 0 <= value < SEEDS)
+
+# The types of options that several sections have. Every number has two bounds: beyond them a run
+# would not end, or its numbers would not be finite.
+MILLION = 10**6
+Count = Annotated[int, between(1, MILLION)]
+Few = Annotated[int, between(1, 10_000)]  # of what is made one after the other
+FewOrNone = Annotated[int, between(0, 10_000)]
+Blocks = Annotated[int, between(1, 1000)]  # of what is traced one after the other
+Many = Annotated[int, between(1, 10**9)]
+Seed = Annotated[int, SEED]
+Whole = Annotated[int, between(0, 10**9)]
+Bytes = Annotated[int, Rule('0 to 2^60', lambda value: 0 <= value <= 2**60)]
+Positive = Annotated[float, above_zero(MILLION)]
+NotNegative = Annotated[float, between(0, MILLION)]
+Rate = Annotated[float, above_zero(1000)]
+RateOrNone = Annotated[float, between(0, 1000)]
+Logarithm = Annotated[float, between(-100, 100)]
 Share = Annotated[float, SHARE]
 PositiveShare = Annotated[float, Rule('a share in (0, 1]', lambda value: 0 < value <= 1)]
 ShareBelowOne = Annotated[float, Rule('a share in [0, 1)', lambda value: 0 <= value < 1)]
-Sizes = Annotated[tuple[int, ...], each('sizes of at least 1', at_least(1).allows)]
+_SIZE = between(1, MILLION)
+Sizes = Annotated[tuple[int, ...], each(f'sizes of {_SIZE.expected}', _SIZE.allows)]
 Structures = Annotated[
   tuple[str, ...], each("structures as text, gate 0 first, such as ('1011', '0011')", is_structure)
 ]
@@ -123,3 +146,7 @@ Shard = Annotated[str, Rule('I/N with 0 <= I < N, such as 0/4', _is_shard)]
 # one start of a run to the next.
 SAME_RUN = 'same run'
 Placement = Annotated[T, SAME_RUN]
+
+# An option that runs of earlier versions do not know: at its default a run is what it was without.
+LATER = 'later'
+Later = Annotated[T, LATER]

@@ -22,15 +22,20 @@ from additive_jax.experiments.options.rules import (
   SPARSITIES,
   STRUCTURE_OR_NONE,
   Count,
+  Few,
+  FewOrNone,
+  Logarithm,
   NotNegative,
   Placement,
   Positive,
   PositiveShare,
+  Rate,
+  RateOrNone,
+  Seed,
   Shard,
   Share,
   ShareBelowOne,
   Structures,
-  Whole,
   one_of,
   some_of,
 )
@@ -57,7 +62,7 @@ class SweepOptions:
   """Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,
   each rung halving times as long; 0 trains all to the end. With shards, give each shard's command
   again once all have finished a rung."""
-  rungs: Count = 3
+  rungs: Few = 3
   """Rungs of successive halving, the last one of the full length."""
 
 
@@ -65,7 +70,7 @@ class SweepOptions:
 class CotrainOptions:
   """Exp 2."""
 
-  top_k: Whole = 4
+  top_k: FewOrNone = 4
   """K. 0 with listed structures is all of them."""
   sweep_epochs: Positive = 10.0
   """Passes over the training set of the short shared sweep that finds the structures, if none are
@@ -82,7 +87,7 @@ class StochasticOptions:
   every gate runs on a random subset of fixed size of the batch ('per_sample')."""
   rescale: Annotated[str, one_of(*RESCALES)] = 'none'
   """'inverse': in training what a gate adds is divided by its keep probability."""
-  stages: Count = 4
+  stages: Few = 4
   """For per_sample: stages that a ramp over time is cut into; sizes are constant within a stage."""
   parts: Count = 1
   """For per_sample: equal parts of a batch with a subset each. As many devices may split
@@ -112,7 +117,7 @@ class ExpertsOptions:
   their own."""
   shared_router: bool = False
   """One router for all layers instead of one for each."""
-  num_experts: Count = 8
+  num_experts: Few = 8
   """Of moe: experts in each layer."""
   expert_top_k: Count = 2
   """Of moe: experts of each token."""
@@ -125,17 +130,17 @@ class DnaOptions:
   """DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
   num_blocks are the layers of the dense network it is compared with."""
 
-  num_backbone: Whole = 2
+  num_backbone: FewOrNone = 2
   """Dense sublayers that come first, attention and feed-forward in turn."""
-  num_steps: Count = 4
+  num_steps: Few = 4
   """Steps over one pool of modules, after them."""
-  attention: Whole = 4
+  attention: FewOrNone = 4
   """Attention modules in the pool."""
-  mlp: Whole = 4
+  mlp: FewOrNone = 4
   """Feed-forward modules in the pool."""
-  block: Whole = 0
+  block: FewOrNone = 0
   """Modules in the pool that are whole transformer layers."""
-  identity: Whole = 2
+  identity: FewOrNone = 2
   """Modules in the pool that compute nothing."""
   top_k: Count = 2
   """Modules of each token and step."""
@@ -158,7 +163,7 @@ class BoosterOptions:
   """Ways to start, beside training from scratch: 'clusters' (a narrow copy on each cluster of the
   data), 'random_split' (on each part of a random split), 'one_narrow' (one copy on all data) and
   'untrained' (a copy that was never trained)."""
-  num_models: Count = 4
+  num_models: Few = 4
   """Narrow copies, which share the batch of a step, so that all of them together cost what one
   does."""
   width: PositiveShare = 0.5
@@ -170,12 +175,12 @@ class BoosterOptions:
   """Passes over the training set of the copies, all together."""
   large_epochs: Positive = 5.0
   """Passes over the training set of the large model after them."""
-  learning_rate: NotNegative = 0.0
+  learning_rate: RateOrNone = 0.0
   """Learning rate of copies that share a batch; 0 is `learning_rate`. The noise of small batches
   makes Adam's steps short, so about the square root of their number more suits them."""
-  lone_learning_rate: NotNegative = 0.0
+  lone_learning_rate: RateOrNone = 0.0
   """Learning rate of one narrow copy alone; 0 is `learning_rate`."""
-  large_learning_rate: NotNegative = 0.0
+  large_learning_rate: RateOrNone = 0.0
   """Learning rate of the large model, which follows `schedule`, as from scratch; 0 is
   `learning_rate`."""
   schedule: ScheduleOptions = dataclasses.field(
@@ -224,11 +229,11 @@ class CompressOptions:
   """Weight of the divergence from the prior."""
   ramp: Share = 0.5
   """Share of the run over which that weight rises from 0."""
-  log_variance: float = -8.0
+  log_variance: Logarithm = -8.0
   """log σ² at the start."""
   variance_rate: Positive = 20.0
   """How many times faster than the rest log σ² is learnt (by Adam)."""
-  threshold: float = 3.0
+  threshold: Logarithm = 3.0
   """log α above which a weight, unit or gate is removed."""
   sparsities: Annotated[tuple[float, ...], SPARSITIES] = (0.5, 0.8, 0.9, 0.95)
   """What magnitude pruning removes, a network each, beside the one that keeps as many as
@@ -260,15 +265,15 @@ class Options:
   'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
   structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
   from small ones) or 'compress' (what a network can do without, by variational dropout)."""
-  seed: Whole = 0
+  seed: Seed = 0
   """First seed. A seed names the initial pool, the order of the data and the draws of
   structures."""
-  num_seeds: Count = 3
+  num_seeds: Few = 3
   """Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them."""
   data: DataOptions = dataclasses.field(default_factory=DataOptions)
   model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
   train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
-  learning_rate: Positive = 1e-3
+  learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
   schedule: ScheduleOptions = dataclasses.field(default_factory=ScheduleOptions)

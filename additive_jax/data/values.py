@@ -1,0 +1,152 @@
+"""What the values of examples have to be: checked where data enters, once, and told in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from additive_jax.errors import UserError
+
+Values = Shaped[np.ndarray, 'N ...']
+CLASSES, TOKENS, NUMBERS = 'classification', 'language', 'regression'
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """What is known of the examples that a task and a network take.
+
+  Attributes:
+    task: 'classification', 'language' or 'regression'; '' is an objective of one's own, whose
+      targets may be anything.
+    num_outputs: classes, or targets of a regression; 0 is not known.
+    num_tokens: the size of the vocabulary that x is of; 0 where x is no tokens, or not known.
+    target_shape: of one y; None is not known.
+
+  >>> Expected('classification', num_outputs=10).check(np.zeros((3, 4)), np.array([0, -1, 9]))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: data: label -1 in 1 of 3 examples, the first in example 1: expected
+  0 to 9, one of 10 classes
+  """
+
+  task: str = ''
+  num_outputs: int = 0
+  num_tokens: int = 0
+  target_shape: tuple[int, ...] | None = None
+
+  def check(self, x: Values, y: Values, name: str = 'data') -> None:
+    """Raises `UserError` for inputs or targets that are not what is expected.
+
+    Args:
+      x, y: some examples.
+      name: what they are called in the message.
+    """
+    check_inputs(x, name)
+    self.check_targets(x, y, name)
+
+  def check_targets(self, x: Values, y: Values, name: str = 'data') -> None:
+    """Raises `UserError` as `check` does, but for inputs that are not finite."""
+    if self.num_tokens or (self.task == TOKENS and _is_integer(x)):
+      _check_numbers(x, self.num_tokens, 'token', 'in the vocabulary', f'{name}: x')
+    if self.task not in (CLASSES, TOKENS, NUMBERS):
+      return
+    shape = self.target_shape
+    if shape is None and self.task != TOKENS:
+      shape = () if self.task == CLASSES else None if not self.num_outputs else (self.num_outputs,)
+    if shape is not None and y.shape[1:] != shape:
+      sizes = lambda shape: f'[{", ".join(["examples", *map(str, shape)])}]'
+      raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}')
+    if self.task == NUMBERS:
+      _check_finite(y, 'target', name)
+    else:
+      word = 'label' if self.task == CLASSES else 'token'
+      _check_numbers(y, self.num_outputs, word, 'classes', name)
+
+
+def check_inputs(x: Values, name: str = 'data') -> None:
+  """Raises `UserError` for inputs that are no numbers, or not finite as float32.
+
+  >>> check_inputs(np.array([[1.0, 2.0], [np.nan, 0.0]]))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: data: input nan in 1 of 2 examples, the first at [1, 0]: expected
+  finite numbers
+  """
+  _check_finite(x, 'input', name)
+
+
+def _check_finite(values, word, name):
+  kind = values.dtype.kind
+  if kind in 'biuc':
+    return
+  if kind == 'f':
+    # NaN is what a minimum gives where there is one.
+    sound = not values.size or (values.min() >= -LARGEST and values.max() <= LARGEST)
+    wrong = lambda a: ~(np.abs(a) <= LARGEST)
+  elif kind == 'V' and 'float' in values.dtype.name:  # of ml_dtypes, such as bfloat16
+    wrong = lambda a: ~np.isfinite(a.astype(np.float32))
+    sound = not wrong(values).any()
+  else:
+    raise UserError(f'{name}: {word}s of type {values.dtype}: expected numbers')
+  if not sound:
+    raise _refused(values, wrong, word, 'finite numbers', name)
+
+
+def _check_numbers(values, count, word, of, name):
+  """Raises `UserError` for labels or tokens that are not integers from 0, below `count`."""
+  if not _is_integer(values):
+    raise UserError(f'{name}: {word}s of type {values.dtype}: expected integers')
+  kind = values.dtype.kind
+  end = count or 2**31
+  if not values.size or kind == 'b' or (kind == 'u' and end > np.iinfo(values.dtype).max):
+    return
+  if values.min() < 0 or values.max() >= end:
+    expected = f'0 to {count - 1}, one of {count} {of}' if count else '0 or more'
+    raise _refused(values, lambda a: (a < 0) | (a >= end), word, expected, name)
+
+
+def _is_integer(values):
+  return values.dtype.kind in 'iub'
+
+
+def _refused(
+  values: Values,
+  wrong: Callable[[Any], Bool[np.ndarray, '...']],
+  word: str,
+  expected: str,
+  name: str,
+) -> UserError:
+  """Returns the error of values of which some are wrong: the first, where, and how many."""
+  where = np.argwhere(wrong(values))
+  first = where[0].tolist()
+  count = len(np.unique(where[:, 0]))
+  place = f'in example {first[0]}' if len(first) == 1 else f'at {first}'
+  return UserError(
+    f'{name}: {word} {values[tuple(first)]} in {count} of {len(values)} examples, the first '
+    f'{place}: expected {expected}'
+  )
+
+
+def check_used(labels: Shaped[np.ndarray, 'N'], name: str = 'data') -> int:
+  """Returns the number of classes of labels that no one has counted: one more than the largest.
+
+  Classes may begin with 1. One that no example has, between others, is taken for a mark such as
+  255 that means no class.
+
+  >>> check_used(np.array([0, 1, 1, 2]))
+  3
+  >>> check_used(np.array([0, 1, 255, 255]))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: data: label 255 in 2 of 4 examples, the first in example 2:
+  expected 0 to 1, for no example has the label 2
+  """
+  used = np.unique(labels)
+  gap = np.flatnonzero(np.diff(used) > 1)
+  if len(gap):
+    last = int(used[gap[0]])
+    expected = f'{used[0]} to {last}, for no example has the label {last + 1}'
+    raise _refused(labels, lambda a: a > last, 'label', expected, name)
+  return int(used[-1]) + 1
