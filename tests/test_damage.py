@@ -65,6 +65,7 @@ def test_a_changed_digit_in_the_journal_of_half_a_run(sound, tmp_path):
   assert outcome.kind == 'same', outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name', ['metrics.jsonl', pytest.param('journals/seconds.jsonl', marks=pytest.mark.slow)]
 )

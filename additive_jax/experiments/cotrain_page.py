@@ -15,7 +15,7 @@ from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.comparison import SCORES
 from additive_jax.report.figures.style import BLUE, GREEN, INK
-from additive_jax.report.page import Page, picture, section, table, tiles
+from additive_jax.report.page import Page, Piece, picture, section, table, tiles
 from additive_jax.report.wording import counted, with_margin
 
 FACTS = {
@@ -37,21 +37,13 @@ def page(session: Session, result: Result, records: Records) -> Page:
   structures, summary, curves = result.table, result.summary, read_curves(session)
   cosines = result.cosines.drop(columns='structure').to_numpy(float)
   facts = {label: summary[key] for label, key in FACTS.items()}
-  apart = result.differences.rename(columns={'label': 'variant'})
-  colours = dict.fromkeys(apart['variant'], INK)
   return Page(
     f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
     f'on {session.data.name}',
     tiles({'co-trained − alone, test loss': _gain(summary)} | facts),
     section(
       'Together against alone',
-      picture(
-        figures.differences(
-          apart, {key: f'test {key}, co-trained − alone' for key in SCORES}, colours
-        ),
-        'What co-training changes, structure by structure and for the ensembles: '
-        f'{differences_note(session)} Left of zero the loss is lower together.',
-      ),
+      _differences(session, result),
       picture(
         figures.comparison(result.comparison),
         'Test loss of each structure, trained in one pool and trained alone for as many steps on '
@@ -92,6 +84,17 @@ def page(session: Session, result: Result, records: Records) -> Page:
       table(result.differences, 'Co-trained minus alone, paired by seed.'),
       table(result.comparison, 'With the ensembles.'),
     ),
+  )
+
+
+def _differences(session, result) -> Piece:
+  """The result of Exp 2: what the same structures gain or lose by one pool."""
+  apart = result.differences.rename(columns={'label': 'variant'})
+  measures = {key: f'test {key}, co-trained − alone' for key in SCORES}
+  return picture(
+    figures.differences(apart, measures, dict.fromkeys(apart['variant'], INK)),
+    'What co-training changes, structure by structure and for the ensembles: '
+    f'{differences_note(session)} Left of zero the loss is lower together.',
   )
 
 

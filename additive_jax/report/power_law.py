@@ -1,4 +1,12 @@
-"""A power law of rank and frequency: its exponent, and whether it fits."""
+"""A power law of rank and frequency: its exponent, and whether it fits.
+
+Whether it fits is a p value, as in Clauset, Shalizi & Newman 2009 (arXiv:0706.1062, section 4): the
+largest distance between the cumulative shares of the fitted ranks and those of the law is compared
+with that of samples of the law, each sorted into ranks and fitted anew. Tokens of one example are
+no independent draws, so a sample has as many tokens as would give the mean of ln r the variance
+that it has over examples. In simulation p was below 0.1 for 3 to 17 % of 30 samples of a law, and
+for all of 30 of exponential, two-level and log-normal shares.
+"""
 
 from __future__ import annotations
 
@@ -71,13 +79,7 @@ def fit_power_law(
 
   The interval is the percentile bootstrap over *examples*, because tokens of one example depend on
   each other; ranks stay those of the whole. It knows nothing of the bias above: in that simulation
-  95 % intervals held the truth in 73 to 95 % of the cases.
-
-  Whether a power law describes the data at all is what `p_value` says (the same paper, section 4):
-  the largest distance between the cumulative shares of the fitted ranks and those of the law is
-  compared with that of samples of the law, each sorted into ranks and fitted anew. Tokens of one
-  example are no independent draws, so a sample has as many tokens as would give the mean of ln r
-  the variance that it has over examples.
+  95 % intervals held the truth in 73 to 95 % of the cases. Whether a law fits, see above.
 
   Args:
     codes: `[N, T]`, as `path_codes` makes them, or a list of one array for each example.
@@ -111,13 +113,17 @@ def fit_power_law(
   low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
   mean = total.sum() / number.sum()
   exponent = _exponent(mean, logs)
-  # How much larger the variance of the mean is than that of independent tokens.
-  spread = ((logs[rank] - mean) ** 2).sum()
-  excess = ((total - mean * number) ** 2).sum() / spread if spread else 1.0
-  size = max(num_fitted, round(number.sum() / max(excess, 1.0)))
   shares = np.sort(np.bincount(rank, minlength=num_fitted))[::-1] / number.sum()
-  p_value = _plausibility(shares, exponent, size, resamples, rng)
+  size = _independent(number, total, mean, ((logs[rank] - mean) ** 2).sum())
+  p_value = _plausibility(shares, exponent, max(num_fitted, size), resamples, rng)
   return PowerLaw(exponent, float(low), float(high), counts.size, num_fitted, p_value)
+
+
+def _independent(number, total, mean, spread) -> int:
+  """Returns how many independent tokens would give the mean of ln r the variance that it has over
+  examples with `number` tokens each, whose ln r sum to `total`; `spread` is the sum of squares."""
+  excess = ((total - mean * number) ** 2).sum() / spread if spread else 1.0
+  return round(number.sum() / max(excess, 1.0))
 
 
 def _plausibility(shares, exponent, size, resamples, rng) -> float:
