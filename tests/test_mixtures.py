@@ -150,3 +150,13 @@ def test_bad_shapes():
     mixtures.span_mixture(x, layers, jnp.ones((*SHAPE, 9)), jax.nn.gelu)
   with pytest.raises(UserError, match=r'x of width 8: expected 9, as first\.kernel has'):
     mixtures.span_mixture(x[..., 1:], layers, jnp.ones((*SHAPE, 10)), jax.nn.gelu)
+
+
+def test_slopes_have_the_types_of_what_they_belong_to():
+  """As of a bfloat16 stream before float32 parameters."""
+  ones = jnp.ones
+  layers = LayerPair(Layer(ones((4, 3)), ones(3)), Layer(ones((3, 4)), ones(4)))
+  x, weights = ones((2, 4), jnp.bfloat16), ones((2, 1), jnp.bfloat16)
+  bits = jnp.zeros((2, 1, 3), bool)
+  loss = lambda *a: mixtures.structure_mixture(a[0], layers, bits, a[1], jnp.tanh).sum()
+  assert [g.dtype for g in jax.grad(loss, (0, 1))(x, weights)] == [jnp.bfloat16] * 2

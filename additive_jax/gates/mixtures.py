@@ -225,7 +225,8 @@ def _weighted(hidden, weights):
 def _weighted_backward(kept, slope):
   hidden, weights = kept
   products = (hidden * slope[:, None]) @ jnp.ones(hidden.shape[-1], hidden.dtype)
-  return weights[None, ..., None] * slope[:, None], products.sum(0)
+  of_hidden = weights[None, ..., None] * slope[:, None]
+  return of_hidden.astype(hidden.dtype), products.sum(0).astype(weights.dtype)
 
 
 _weighted.defvjp(
