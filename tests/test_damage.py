@@ -20,6 +20,7 @@ from additive_jax.files.arrays import load_arrays, save_arrays
 from additive_jax.files.journal import Journal
 from additive_jax.files.rundir import RunDir
 from additive_jax.files.seal import DamagedError, parsed
+from additive_jax.models import MLP
 from additive_jax.search.generations import Generations
 
 
@@ -65,6 +66,7 @@ def test_a_changed_digit_in_the_journal_of_half_a_run(sound, tmp_path):
   assert outcome.kind == 'same', outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name', ['metrics.jsonl', pytest.param('journals/seconds.jsonl', marks=pytest.mark.slow)]
 )
@@ -111,16 +113,19 @@ def test_a_damaged_record_is_as_none(tmp_path, caplog):
     records.read()
 
 
+SPACE = MLP(2, 4, 4, 2).space
+
+
 def test_a_search_goes_on_from_before_a_damaged_line(tmp_path):
   journal = Journal(tmp_path / 'search.jsonl')
   for structure in ('00', '01', '10'):
     journal.append({'structures': [structure], 'loss': [[0.5]], 'accuracy': [[0.5]]})
   whole = journal.path.read_bytes()
   journal.path.write_bytes(whole.replace(b'"01"', b'"11"'))
-  assert Generations(journal, 2).means().bits.tolist() == [[False, False]]
+  assert Generations(journal, SPACE).means().bits.tolist() == [[False, False]]
   journal.path.write_bytes(whole + whole.splitlines(keepends=True)[1])
   with pytest.raises(UserError, match=r'search\.jsonl: structure 01 occurs twice'):
-    Generations(journal, 2)
+    Generations(journal, SPACE)
 
 
 def test_arrays_come_back_or_are_named_damaged(tmp_path):

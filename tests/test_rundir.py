@@ -353,6 +353,14 @@ def test_a_run_without_digests_is_read(tmp_path):
   assert run.read_finished()[1].keys() == {'structures'}
 
 
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'a,b\n1,2,3\n4,5,6,7,8\n', b'"a\n1'])
+def test_what_is_no_table_is_named(content, tmp_path):
+  (tmp_path / 'structures.csv').write_bytes(content)
+  with pytest.raises(UserError, match=r'structures\.csv is no table') as raised:
+    RunDir(tmp_path).read_table('structures.csv')
+  one_line(raised)
+
+
 def test_a_changed_config_is_named(tmp_path):
   run = RunDir.open(tmp_path / 'a', CONFIG)
   content = (run.path / 'config.json').read_bytes()

@@ -34,6 +34,26 @@ sys.exit(run_command(main, sys.argv, resumes=True))
 """
 
 
+# A command that forks, as some readers of data do, and ends its child with a signal.
+PARENT = """
+import os, signal, sys, time
+from additive_jax.cli.command import run_command
+
+def main(argv):
+  reader, writer = os.pipe()
+  if not (child := os.fork()):
+    os.write(writer, b'.')
+    time.sleep(60)
+  os.read(reader, 1)
+  os.kill(child, signal.SIGTERM)
+  status = os.waitpid(child, 0)[1]
+  time.sleep(0.2)
+  return os.waitstatus_to_exitcode(status) + 100
+
+sys.exit(run_command(main, sys.argv, resumes=True))
+"""
+
+
 def stuck(word):
   """Such a process, ready for signals."""
   process = subprocess.Popen(
@@ -66,6 +86,12 @@ def test_a_second_interrupt_ends_what_compiles():
   process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=10)
   assert (process.returncode, err) == (signals.INTERRUPTED, '')
+
+
+def test_a_signal_to_a_child_is_the_childs():
+  command = [sys.executable, '-W', 'ignore', '-c', PARENT]
+  process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  assert (process.returncode, process.stderr) == (100 - signal.SIGTERM, '')
 
 
 def test_nobody_has_to_read_what_a_command_says():

@@ -212,7 +212,7 @@ def test_arrays_and_parts_of_arrays(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_two_nodes(cluster, tmp_path):
   """The processes find each other through what SLURM tells, and end with the run."""
-  options = {'num_seeds': 1, 'train.structures_per_step': 2, 'cotrain.structures_from': ''}
+  options = {'num_seeds': 1, 'train.structures_per_step': 2}
   args = tiny.arguments('cotrain', tmp_path / 'run', options)
   environment = tiny.environment(tmp_path.parent / 'programs') | {'PYTHON': sys.executable}
   job = Job(cluster, tmp_path / 'job', 'slurm.sbatch', *args, plan={}, **environment)

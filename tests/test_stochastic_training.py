@@ -112,6 +112,7 @@ def uninterrupted():
   return one.run(7)['loss'], processes.to_host(one.state)
 
 
+@pytest.mark.slow
 def test_many_devices_are_one(uninterrupted):
   """Four slots over two devices, whose batches two more split by whole parts."""
   many = trainer(RECIPE, (2, 2))

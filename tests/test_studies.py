@@ -14,6 +14,7 @@ import studies
 import tiny
 
 from additive_jax.files.journal import Journal
+from additive_jax.files.rundir import RunDir
 from additive_jax.report.comparison import FIRST
 from additive_jax.train.population import Population
 from additive_jax.train.trainer import Trainer
@@ -65,7 +66,7 @@ def numbers(workdir):
   for path in sorted(workdir.glob('*.csv')):
     frame = pd.read_csv(path, dtype={'structure': str})
     tables[path.name] = frame[[column for column in frame if 'seconds' not in column]]
-  summary = json.loads((workdir / 'summary.json').read_text())
+  summary = RunDir(workdir).read_finished()[0]
   for figures in summary.get('variants', {}).values():
     for key in [key for key in figures if 'seconds' in key]:
       del figures[key]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 
 from additive_jax.errors import UserError
@@ -12,8 +11,6 @@ from additive_jax.files.progress import duration
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes, workers
 from additive_jax.report.wording import counted
-
-log = logging.getLogger('additive_jax')
 
 # What certainly ends in minutes is not timed first: steps, and operations at a slow core's rate.
 FEW_STEPS, FEW_FLOPS = 300_000, 2e12
@@ -52,7 +49,7 @@ class Work:
 
 
 def check_cost(session: Session, work: Work, shorter: str) -> None:
-  """Logs what a run will cost.
+  """Adds to the plan of a run what it will cost.
 
   Args:
     shorter: which options shorten it.
@@ -67,8 +64,7 @@ def check_cost(session: Session, work: Work, shorter: str) -> None:
       f'{words}, would take {_about(seconds)}: expected at most config.limit {limit:g} hours; '
       f'{shorter}'
     )
-  if processes.is_primary():
-    log.info('%s: %s', words, _about(seconds))
+  session.plan.append(f'{words}: {_about(seconds)}')
 
 
 def describe(session: Session, work: Work) -> str:

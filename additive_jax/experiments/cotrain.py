@@ -129,7 +129,7 @@ def _from_sweep(session):
   if not (path / 'summary.json').exists():
     raise refused(session.config, 'structures_from', expected=FROM)
   summary, tables = sweep.read_finished()
-  if summary.get('experiment') != 'sweep':
+  if summary.get('experiment') != 'sweep' or 'structures' not in tables:
     raise refused(session.config, 'structures_from', expected=FROM)
   gates = sweep.read_json('config.json').get('gates')
   if gates != list(session.space.names):
@@ -137,7 +137,10 @@ def _from_sweep(session):
       f'config.structures_from {str(path)!r} is of the gates {gates}: '
       f'expected {list(session.space.names)}'
     )
-  table = tables['structures'].sort_values('rank')
+  table = tables['structures']
+  if missing := {'structure', 'rank'} - set(table):
+    raise UserError(f'{path / "structures.csv"} without {min(missing)}: expected {FROM}')
+  table = table.sort_values('rank')
   # An earlier version ranked all structures, of which several may be one network.
   networks, k = distinct(session.space, table['structure']), session.config.cotrain.top_k
   if len(networks) < k:

@@ -107,6 +107,9 @@ def open_session(
       _check_fits(session)
       check(session)
     _open(workdir, resolved, lambda path: stack.enter_context(locked(path, *part)))
+    if processes.is_primary():
+      for line in session.plan:
+        processes.log.info('%s', line)
     if not rundir.finished and not {'model', 'data'} & opening.keys():
       for option, purpose in unused(config, data):
         value = value_of(config, option)

@@ -43,6 +43,7 @@ class Session:
     training: how pools of the model are trained.
     machine: the devices that they are trained on.
     command: the command line that started the run, '' for none.
+    plan: what the run will do and cost, in words; logged when its directory is open.
   """
 
   config: Options
@@ -55,6 +56,7 @@ class Session:
   training: Training
   machine: Machine
   command: str = ''
+  plan: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def seeds(self) -> list[int]:

@@ -14,6 +14,7 @@ from additive_jax.models.kinds import LANE, SUB_ACTIVATION
 
 # The sections that belong to some experiments.
 OF = {
+  'limit': ('sweep',),
   'sweep': ('sweep',),
   'search': ('sweep', 'cotrain'),
   'cotrain': ('cotrain',),

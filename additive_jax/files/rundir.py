@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from additive_jax.errors import UserError, user_errors
+from additive_jax.errors import UserError, one_line, user_errors
 from additive_jax.files import seal, temporaries
 from additive_jax.files.journal import replace_file, to_plain
 from additive_jax.version import __version__
@@ -197,13 +198,22 @@ class RunDir:
       self.write_text(name, frame.to_csv(index=False, lineterminator='\n'))
 
   def read_table(self, name: str) -> pd.DataFrame:
-    """Returns the frame that `write_table` wrote; the column `structure` is text (`0110`)."""
-    with user_errors('read', self.path / name, READABLE):
-      frame = pd.read_csv(self.path / name, dtype={'structure': str})
-      text = pd.read_csv(self.path / name, dtype=str)
-    # Python reads floats exactly; pandas 2 does not unless told to, and pandas 3 must not be told.
-    floats = frame.select_dtypes('float').columns
-    return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
+    """Returns the frame that `write_table` wrote; the column `structure` is text (`0110`).
+
+    Raises:
+      UserError: it is missing or no table.
+    """
+    path = self.path / name
+    with user_errors('read', path, READABLE):
+      content = path.read_bytes()
+    try:
+      frame = pd.read_csv(io.BytesIO(content), dtype={'structure': str})
+      text = pd.read_csv(io.BytesIO(content), dtype=str)
+      # Python reads floats exactly; pandas 2 only if told to, and pandas 3 must not be told.
+      floats = frame.select_dtypes('float').columns
+      return frame.assign(**{column: text[column].astype(np.float64) for column in floats})
+    except ValueError as error:  # what pandas raises for text that is no table is one too
+      raise UserError(f'{path} is no table ({one_line(error)}); expected {READABLE}') from error
 
   def read_json(self, name: str) -> Any:
     """Returns the content of the JSON file `name`, without its checksum.

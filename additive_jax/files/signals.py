@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -110,6 +110,8 @@ def answering() -> Iterator[None]:
   numbers = [number for number in SIGNALS if not _ignored(number)]
   before = {number: signal.signal(number, _left_to_thread) for number in numbers}
   wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+  if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=lambda: _release(sender, before))
   thread = threading.Thread(target=_answer, args=[receiver], daemon=True)
   thread.start()
   try:
@@ -139,6 +141,15 @@ def _answer(receiver: socket.socket) -> None:
       time.sleep(GRACE)
       end(INTERRUPTED)
     asked = True
+
+
+def _release(sender: socket.socket, before: Mapping[int, Any]) -> None:
+  """Gives a forked child its signals back: it shares the socket, so they would be answered here."""
+  if sender.fileno() >= 0:
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+      if signal.getsignal(number) is _left_to_thread:
+        signal.signal(number, handler)
 
 
 def end(code: int, say: str = '') -> None:

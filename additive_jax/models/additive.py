@@ -299,21 +299,6 @@ def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def outputs_of(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """Returns the shape and dtype of what a model gives for inputs, all gates on. Computes nothing.
-
-  >>> outputs_of(aj.models.MLP(1, width=4, hidden=8, num_classes=3), np.ones((2, 6))).shape
-  (2, 3)
-  """
-  return _outputs_of(model, shape_of(x))
-
-
-@functools.lru_cache(maxsize=256)
-def _outputs_of(model: nn.Module, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  run = lambda key, x: model.init_with_output(key, x)[0]
-  return jax.eval_shape(run, jax.random.key(0), x)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""

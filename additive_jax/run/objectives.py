@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Num, Shaped
 
 from additive_jax.data import Expected
 from additive_jax.errors import UserError
-from additive_jax.models.additive import Inputs, outputs_of
+from additive_jax.models.additive import Inputs
+from additive_jax.models.contract import check_network
 
 Outputs = Float[Array | np.ndarray, '...']
 Targets = Shaped[Array | np.ndarray, '...']
@@ -169,6 +170,6 @@ def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:
   name = next((name for name, known in OBJECTIVES.items() if known is objective), '')
   if not name or not hasattr(model, 'init_with_output'):  # in place of a module, with parts alone
     return Expected(name, num_tokens=tokens)
-  _, *shape, outputs = outputs_of(model, x).shape
+  _, *shape, outputs = check_network(model, x).shape
   targets = (*shape, outputs) if objective is regression else tuple(shape)
   return Expected(name, outputs, tokens, targets)
