@@ -75,7 +75,8 @@ def _check(session):
   elif k < 1:
     raise refused(config, 'cotrain.top_k', expected='at least 1')
   elif config.structures_from:
-    _from_sweep(session)
+    if not _journal(session).sound():  # once begun, a run keeps its structures
+      _from_sweep(session)
   else:
     check_shared(session, config.cotrain.sweep_epochs)
   session.training.recipe(session.training.steps(config.train.epochs))
@@ -84,7 +85,7 @@ def _check(session):
 
 def chosen_structures(session: Session) -> list[Structure]:
   """Returns the K structures, as chosen when the run began: K different networks."""
-  journal = Journal(session.rundir.journals / 'structures.jsonl')
+  journal = _journal(session)
   for line in journal.sound():
     different(session.space, line['structures'], str(journal.path))
     return [session.space.parse(text) for text in line['structures']]
@@ -97,6 +98,10 @@ def chosen_structures(session: Session) -> list[Structure]:
     log.info('%s: named without the gates that have no effect', ' '.join(sorted(renamed)))
   log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
   return structures
+
+
+def _journal(session) -> Journal:
+  return Journal(session.rundir.journals / 'structures.jsonl')
 
 
 def _choose(session):
