@@ -1,14 +1,20 @@
-"""The exceptions for a user's mistake and for a stop, and errors of others in one line."""
+"""The exceptions for a user's mistake and for a stop, errors of others in one line, and checks of
+paths and seeds, which every room takes from users."""
 
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 STOPPED = 75  # the exit code of a stop before the end: sysexits' EX_TEMPFAIL, "try again"
 AGAIN = 'the same command goes on'
+# A key of JAX is made of 32 bits of a seed: it would take 2^32 for 0.
+SEEDS = 2**32
+SEED_EXPECTED = 'an integer from 0 to 2^32 − 1'
 
 
 class UserError(ValueError):
@@ -70,6 +76,24 @@ def user_path(text: str | Path, name: str = 'path') -> Path:
     shown = repr(str(text) if len(str(text)) <= 60 else f'{str(text)[:57]}...')
     raise UserError(f'{name} {shown} ({reason}): expected a path that can be used') from error
   return path
+
+
+def checked_seed(seed: Any, name: str = 'seed') -> int:
+  """Returns a seed as a Python integer.
+
+  >>> checked_seed(7)
+  7
+  >>> checked_seed(2**32)
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: seed 4294967296: expected an integer from 0 to 2^32 − 1
+
+  Raises:
+    UserError: for one that is not from 0 to 2^32 − 1, or no integer.
+  """
+  whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < SEEDS:
+    raise UserError(f'{name} {seed!r}: expected {SEED_EXPECTED}')
+  return int(seed)
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from additive_jax.data.splits import Split
-from additive_jax.errors import UserError
-from additive_jax.seeds import checked_seed
+from additive_jax.errors import UserError, checked_seed
 
 TASKS = ('classification', 'language', 'regression')
 _FITTED = 2048  # examples that components are fitted on, at most

@@ -21,8 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from additive_jax.data.assignment import assign_equally
 from additive_jax.data.cluster_features import check_finite
-from additive_jax.errors import UserError
-from additive_jax.seeds import checked_seed
+from additive_jax.errors import UserError, checked_seed
 
 log = logging.getLogger('additive_jax')
 

@@ -8,8 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Int32
 
-from additive_jax.errors import UserError
-from additive_jax.seeds import checked_seed
+from additive_jax.errors import UserError, checked_seed
 
 
 class Order:

@@ -15,7 +15,7 @@ from rich import filesize
 
 from additive_jax import data as data_
 from additive_jax import models
-from additive_jax.errors import UserError, user_path
+from additive_jax.errors import SEEDS, UserError, user_path
 from additive_jax.experiments.network import check_fits, make_model
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -39,7 +39,6 @@ from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.objectives import objective_of
-from additive_jax.seeds import SEEDS
 
 
 class Opening(TypedDict, total=False):

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Bool, Int
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_seed
 from additive_jax.gates.structure import (
   ENUMERABLE_GATES,
   Space,
@@ -32,7 +32,6 @@ from additive_jax.gates.structure import (
   all_bits,
   bits_of,
 )
-from additive_jax.seeds import checked_seed
 
 
 def canonical(space: Space, structures: Iterable[StructureLike]) -> Bool[np.ndarray, 'S n']:

@@ -19,9 +19,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy import special
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_seed
 from additive_jax.report.power_law import places
-from additive_jax.seeds import checked_seed
 
 _CHARACTERS = {
   'lower-case letter': string.ascii_lowercase,

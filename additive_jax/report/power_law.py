@@ -18,8 +18,7 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from additive_jax.errors import UserError
-from additive_jax.seeds import checked_seed
+from additive_jax.errors import UserError, checked_seed
 
 _LARGEST_EXPONENT = 50.0  # e^(50 ln R) is finite up to a million ranks
 _PLAUSIBLE = 0.1

@@ -9,12 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool
 
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_seed
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import METHODS, Evaluated
-from additive_jax.seeds import checked_seed
 
 LISTED = 1 << 20  # up to so many networks random ones are drawn from a list of all
 

@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import UserError, checked_seed, one_line
 from additive_jax.run.objectives import objective_of
-from additive_jax.seeds import checked_seed
 from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 

@@ -23,14 +23,13 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order, checked
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_seed
 from additive_jax.files import keys as keys_
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.run.objectives import expected_of
-from additive_jax.seeds import checked_seed
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, run_in_chunks, train_step

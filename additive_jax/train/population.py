@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax.data import Data, Order, checked
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_seed
 from additive_jax.gates.networks import canonical
 from additive_jax.gates.structure import Structure, StructureLike
 from additive_jax.models.additive import initial, space_of
@@ -27,7 +27,6 @@ from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
-from additive_jax.seeds import checked_seed
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step

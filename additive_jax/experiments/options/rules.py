@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from additive_jax.seeds import EXPECTED, SEEDS
+from additive_jax.errors import SEED_EXPECTED, SEEDS
 
 T = TypeVar('T')
 
@@ -114,7 +114,7 @@ SPARSITIES = Rule(
   lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
 )
 
-SEED = Rule(EXPECTED, lambda value: 0 <= value < SEEDS)
+SEED = Rule(SEED_EXPECTED, lambda value: 0 <= value < SEEDS)
 
 # The types of options that several sections have. Every number has two bounds: beyond them a run
 # would not end, or its numbers would not be finite.
