@@ -1,6 +1,7 @@
 """Models and pools that do not fit are refused at every door, in one line; those of the library fit
 with floats of 64 bits too."""
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -206,8 +207,18 @@ def test_a_check_that_has_passed_is_not_made_again(random_pool, monkeypatch):
   model = MLP(2, 4, 4, 3)
   pool = random_pool(model, X)
   check_pool(model, pool, X)
+  part = {'params': {name: tree for name, tree in pool['params'].items() if name != 'block_01'}}
+  check_pool(model, part, X, Structure.from_string('10'))
   monkeypatch.setattr(jax, 'eval_shape', None)
   check_pool(model, jax.tree.map(np.negative, pool), X)
+  check_pool(model, part, X, Structure.from_string('10'))
+
+
+def test_a_frozen_pool_is_one(random_pool):
+  model = MLP(2, 4, 4, 3)
+  pool = random_pool(model, X)
+  found = static(model, flax.core.freeze(pool), X, '10')
+  np.testing.assert_array_equal(found, static(model, pool, X, '10'))
 
 
 @pytest.mark.parametrize('optimizer', [optax.lbfgs(), optax.polyak_sgd()])

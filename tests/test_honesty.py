@@ -118,7 +118,26 @@ def test_a_sweep_says_what_it_costs_and_is_refused_above_the_limit(tmp_path, mon
       halved = session.with_options({'sweep.halving': 2, 'sweep.rungs': 3})
       assert rung_sizes(halved, 8) == [(4, 8), (8, 4), (15, 2)]
 
-  assert '8 structures, 16 trainings of one alone: about' in logged(opened)[1]
+  said = ' | '.join(map(str, logged(opened)))
+  assert '8 structures, 16 trainings of one alone; timing a few steps' in said
+  assert '8 structures, 16 trainings of one alone: about' in said
+
+
+def test_what_is_trained_already_is_not_counted(tmp_path):
+  config = tiny.config('sweep')
+  sweep.run(config, tmp_path / 'run', devices=1)
+  (tmp_path / 'run' / 'structures.csv').unlink()
+  said = logged(lambda: sweep.run(config, tmp_path / 'run', devices=1))[1]
+  assert '8 structures, all trained before: ' in said
+
+
+def test_a_choice_among_very_many_is_refused_above_the_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(cost, 'FEW_STEPS', 10)
+  monkeypatch.setattr(cost, '_timed', lambda session, structure: (2.0, 30.0))
+  config = tiny.config('cotrain', {'cotrain.top_k': 2, 'limit': 0.01})
+  with pytest.raises(UserError, match='8 networks ranked by a pool, the best 2 trained together'):
+    cotrain.run(config, tmp_path / 'run', devices=1)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_few_steps_are_timed_and_small_sweeps_are_not(tmp_path, monkeypatch):

@@ -12,11 +12,14 @@ import tiny
 
 import additive_jax
 from additive_jax import data as data_
-from additive_jax.errors import UserError
+from additive_jax.errors import Stopped, UserError
+from additive_jax.experiments import session as session_
 from additive_jax.experiments.fit import point
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.opening import open_session
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import Transformer, identity
+from additive_jax.models.additive import initial
 from additive_jax.models.moe import Experts
 from additive_jax.train.recipe import Structures
 
@@ -46,6 +49,20 @@ def test_session(tmp_path):
     assert dict(trainer.mesh.shape) == {'structure': 2, 'data': 1}
     assert trainer.batch_size == 32
   assert (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_very_many_are_ranked_in_portions_and_a_stop_is_heard_between_them(tmp_path, monkeypatch):
+  with opened(workdir=tmp_path / 'run') as session:
+    variables = initial(session.model, jax.random.key(0), session.test[0])
+    bits = all_bits(3)[[5, 0, 7, 2, 1, 3]]
+    whole = session.evaluate(variables, bits)
+    monkeypatch.setattr(session_, 'PORTION', 4)
+    parts = session.evaluate(variables, bits)
+    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6)
+    np.testing.assert_array_equal(parts.accuracy, whole.accuracy)
+    monkeypatch.setattr(type(session.stopper), 'stop_requested', True)
+    with pytest.raises(Stopped):
+      session.evaluate(variables, bits)
 
 
 @pytest.mark.slow

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.session import Session
 from additive_jax.files.progress import duration
+from additive_jax.gates.networks import num_networks
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes, workers
 from additive_jax.report.wording import counted
 
+log = logging.getLogger('additive_jax')
+
 # What certainly ends in minutes is not timed first: steps, and operations at a slow core's rate.
 FEW_STEPS, FEW_FLOPS = 300_000, 2e12
-TIMED_STEPS = 4, 20
+TIMED_STEPS = 20
+FEWER = (
+  "config.search.method 'evolution' ranks config.search.budget networks in place of all; "
+  'config.structures or config.structures_from names those to train'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +33,7 @@ class Work:
     networks: how many are ranked or trained.
     trainings: of networks alone.
     alone_steps: of these trainings together.
+    pools: how many are trained, in all seeds together.
     pool_steps: of pools, each with the K structures of a step.
     ranked: networks that each pool is judged by.
   """
@@ -32,8 +41,9 @@ class Work:
   networks: int
   trainings: float = 0
   alone_steps: float = 0
+  pools: int = 0
   pool_steps: float = 0
-  ranked: int = 0
+  ranked: float = 0
 
   def network_steps(self, session: Session) -> float:
     """Returns the steps of one network that the trainings of all seeds take together."""
@@ -48,39 +58,57 @@ class Work:
     return self.ranked * of_one * len(session.data.test) * len(session.seeds)
 
 
-def check_cost(session: Session, work: Work, shorter: str) -> None:
+def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> None:
   """Adds to the plan of a run what it will cost.
 
   Args:
     shorter: which options shorten it.
+    words: what is to be done, where that is not a sweep; not said where it takes minutes at most.
 
   Raises:
     UserError: where it is estimated to take longer than `config.limit`.
   """
-  seconds, limit = estimate(session, work), session.config.limit
-  words = describe(session, work)
+  sweep, words = not words, words or describe(session, work)
+  seconds, limit = estimate(session, work, words), session.config.limit
   if processes.agree(0 < 3600 * limit < seconds):
     raise UserError(
       f'{words}, would take {_about(seconds)}: expected at most config.limit {limit:g} hours; '
       f'{shorter}'
     )
-  session.plan.append(f'{words}: {_about(seconds)}')
+  if sweep or seconds:
+    session.plan.append(f'{words}: {_about(seconds)}')
+
+
+def check_choice(session: Session) -> None:
+  """Says what it costs to choose among very many networks, and to train those that are chosen, as
+  `check_cost` does."""
+  config, seeds, k = session.config, len(session.seeds), session.config.cotrain.top_k
+  ranked = config.search.budget if config.search.method else num_networks(session.space)
+  steps = session.training.steps(config.train.epochs)
+  pools = steps + session.training.steps(config.cotrain.sweep_epochs) / seeds
+  work = Work(ranked, k, k * steps, 1 + seeds, pools, ranked / seeds)
+  chosen = f'{counted(ranked, "network")} ranked by a pool, the best {k}'
+  words = f'{chosen} trained together and alone with {counted(seeds, "seed")}'
+  check_cost(session, work, FEWER, words)
 
 
 def describe(session: Session, work: Work) -> str:
   """Returns in words what is to be done."""
-  seeds, structures = len(session.seeds), 2**session.space.num_gates
+  structures = 2**session.space.num_gates
   parts = [counted(structures, 'structure')]
   if work.networks != structures:
     parts = [f'{counted(work.networks, "network")} of {parts[0]}']
   if work.trainings:
-    parts.append(f'{counted(round(work.trainings * seeds), "training")} of one alone')
-  if work.pool_steps:
-    parts.append(f'{counted(seeds, "pool")} that {"ranks" if seeds == 1 else "rank"} them')
-  return f'{parts[0]}, {" and ".join(parts[1:])}'
+    alone = round(work.trainings * len(session.seeds))
+    parts.append(f'{counted(alone, "training")} of one alone')
+  if work.pools:
+    parts.append(
+      f'{counted(work.pools, "pool")} that {"ranks" if work.pools == 1 else "rank"} them'
+    )
+  return f'{parts[0]}, {" and ".join(parts[1:]) or "all trained before"}'
 
 
-def estimate(session: Session, work: Work) -> float:
+def estimate(session: Session, work: Work, words: str = 'a run') -> float:
   """Returns the seconds that the work takes on this machine, from a few timed steps; 0 where it is
   too little to be worth timing.
 
@@ -92,6 +120,8 @@ def estimate(session: Session, work: Work) -> float:
   steps, ranking = work.network_steps(session), work.ranking_flops(session)
   if steps <= FEW_STEPS and steps * step_flops + ranking <= FEW_FLOPS:
     return 0.0
+  if processes.is_primary():
+    log.info('%s; timing a few steps', words)
   step, judging = _timed(session, structure)
   seconds = steps * step + work.trainings * len(session.seeds) * judging
   seconds += ranking * step / step_flops
@@ -99,20 +129,17 @@ def estimate(session: Session, work: Work) -> float:
 
 
 def _timed(session, structure) -> tuple[float, float]:
-  """Returns the seconds of a step of one network, and of judging it."""
-  population = session.population(session.training.recipe(max(TIMED_STEPS)), session.config.seed)
-
-  def seconds(stop):
-    times = []
-    for _ in range(3):  # the first one compiles
-      began = time.perf_counter()
-      list(population.train([structure], stop))
-      times.append(time.perf_counter() - began)
-    return min(times)
-
-  few, many = map(seconds, TIMED_STEPS)
-  step = max(many - few, 0.1 * many) / (max(TIMED_STEPS) - min(TIMED_STEPS))
-  return step, max(few - min(TIMED_STEPS) * step, 0.0)
+  """Returns the seconds of a step of one network, and of judging it: those of a short training,
+  shared out by their operations, three of a forward pass for each example of a step."""
+  population = session.population(session.training.recipe(TIMED_STEPS), session.config.seed)
+  times = []
+  for _ in range(3):  # the first one compiles
+    began = time.perf_counter()
+    list(population.train([structure], TIMED_STEPS))
+    times.append(time.perf_counter() - began)
+  passes = 3 * TIMED_STEPS * session.config.train.batch_size, len(session.data.test)
+  second = min(times) / sum(passes)
+  return second * passes[0] / TIMED_STEPS, second * passes[1]
 
 
 def _about(seconds) -> str:

@@ -26,6 +26,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
 from additive_jax.errors import UserError, one_line, user_errors, user_path
+from additive_jax.experiments.cost import check_choice
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -79,6 +80,8 @@ def _check(session):
       _from_sweep(session)
   else:
     check_shared(session, config.cotrain.sweep_epochs)
+    if not _journal(session).sound():
+      check_choice(session)
   session.training.recipe(session.training.steps(config.train.epochs))
   session.in_memory()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.files.metrics import Metrics
+from additive_jax.files.progress import Progress
 from additive_jax.files.rundir import RunDir
 from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
@@ -26,6 +28,8 @@ from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
 from additive_jax.train.state import State
 from additive_jax.train.trainer import Trainer
+
+PORTION = 2**14  # structures that are ranked at once; between portions a run may be stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +130,30 @@ class Session:
       variables: `{'params': pool}`.
       structures: in any form, or as bits [S, n].
       split: (x, y), or a split in memory; None is the test split.
+
+    Raises:
+      Stopped: when the run was asked to stop while it ranked very many.
     """
-    return evaluate_structures(
+    scores = functools.partial(
+      evaluate_structures,
       self.model,
       variables,
       self.test if split is None else split,
-      structures,
       task=self.objective,
       devices=self.machine.workers,
     )
+    if not isinstance(structures, np.ndarray) or len(structures) <= PORTION:
+      return scores(structures)
+    parts: list[Evaluation] = []
+    order = np.lexsort(structures.T[::-1])  # those that share their first gates next to each other
+    with Progress(len(order), 'ranking', unit='structure') as progress:
+      for start in range(0, len(order), PORTION):
+        parts.append(scores(structures[order[start : start + PORTION]]))
+        progress.advance(len(parts[-1].loss))
+        if processes.process()[1] == 1:  # several may rank different sets
+          self.check_stop()
+    back = np.argsort(order)
+    return Evaluation(*(np.concatenate(values)[back] for values in zip(*parts)))
 
   def scores(self, variables: PyTree, split: Any = None) -> dict[str, float]:
     """Returns `loss` and `accuracy` of a pool, all gates on, as `evaluate` does."""

@@ -81,12 +81,15 @@ def _work(session) -> Work:
   starts = [0, *(stop for stop, _ in sizes)]
   steps = sum((stop - start) * count for (stop, count), start in zip(sizes, starts))
   # Shards and processes share out what is not in the journals yet.
-  done = len(Records(session.rundir, 'sweep', session.seeds))
-  left = max(0.0, 1 - done / (trainings * len(session.seeds))) if trainings else 0.0
+  records, seeds = Records(session.rundir, 'sweep', session.seeds), len(session.seeds)
+  pools = sum(not records.get(SHARED, seed) for seed in session.seeds) if SHARED in modes else 0
+  done = len(records) - (seeds - pools if SHARED in modes else 0)
+  left = max(0.0, 1 - done / (trainings * seeds)) if trainings else 0.0
   share = left / (session.shard[1] if session.shard[1] > 1 else processes.process()[1])
   ranked = config.search.budget if searched else networks
-  pools = session.training.steps(_shared_epochs(session)) if SHARED in modes else 0
-  return Work(ranked, trainings * share, steps * share, pools, ranked if pools else 0)
+  each = pools / seeds  # of the pools of a run, still to be trained and ranked by
+  pool_steps = session.training.steps(_shared_epochs(session)) * each if pools else 0
+  return Work(ranked, trainings * share, steps * share, pools, pool_steps, ranked * each)
 
 
 def _check_standalone(session):

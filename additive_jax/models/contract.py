@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
@@ -91,13 +92,20 @@ def check_pool(
   """
   if is_surrounded():
     return
-  inputs, floats = _inputs(x), _floats()
+  off = None if structure is None or all(structure) else structure
+  _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
+  """As `_checked`; of a structure with sites that are off, the pool may lack what these read."""
   try:
-    _checked(model, *_described(variables), inputs, floats)
+    _checked(model, form, leaves, inputs, floats)
   except UserError:
-    if structure is None or all(structure):
+    if structure is None:
       raise
-    filled = _filled(model, variables, inputs, structure)
+    params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    filled = _filled(model, {'params': params}, inputs, structure)
     _checked(model, *_described(filled), inputs, floats)
 
 
@@ -150,7 +158,7 @@ def _described(variables):
   if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
     given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
     raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
-  leaves, form = jax.tree.flatten(variables.get('params', {}))
+  leaves, form = jax.tree.flatten(flax.core.unfreeze(variables.get('params', {})))
   leaves = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in leaves]
   return form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
