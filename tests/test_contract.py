@@ -20,6 +20,7 @@ from additive_jax import (
   shared_prefix,
   static,
 )
+from additive_jax.gates.structure import Structure
 from additive_jax.models import DNA, MLP, ConvNet, Experts, Modules, Routing, Transformer
 from additive_jax.models.contract import check_network, check_pool
 from additive_jax.run.ways import gathered, routed, sampled
