@@ -95,8 +95,7 @@ class Fleet:
       chunk_steps: the most steps that one call of the compiled program takes.
 
     Raises:
-      UserError: for no groups, an empty one, numbers out of range, or an objective that gives no
-        pair (loss, accuracy).
+      UserError: for no groups, an empty one, numbers out of range, or an objective of no pairs.
     """
     names, seed = range(len(groups)) if names is None else names, checked_seed(seed)
     _check(groups, names, len(train))
