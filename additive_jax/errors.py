@@ -1,5 +1,5 @@
 """The exceptions for a user's mistake and for a stop, errors of others in one line, and checks of
-paths and seeds, which every room takes from users."""
+paths, seeds and sizes, which every room takes from users."""
 
 from __future__ import annotations
 
@@ -94,6 +94,23 @@ def checked_seed(seed: Any, name: str = 'seed') -> int:
   if not whole or not 0 <= seed < SEEDS:
     raise UserError(f'{name} {seed!r}: expected {SEED_EXPECTED}')
   return int(seed)
+
+
+def checked_size(size: Any, name: str) -> int:
+  """Returns a number of things, such as the examples of a batch, as a Python integer.
+
+  >>> checked_size(7.5, 'batch_size')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: batch_size 7.5: expected an integer, at least 1
+
+  Raises:
+    UserError: for one below 1, or no integer.
+  """
+  if not isinstance(size, numbers.Integral) or isinstance(size, bool):
+    raise UserError(f'{name} {size!r}: expected an integer, at least 1')
+  if size < 1:
+    raise UserError(f'{name} {size}: expected at least 1')
+  return int(size)
 
 
 @contextlib.contextmanager

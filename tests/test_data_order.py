@@ -64,7 +64,7 @@ def test_steps():
   ('call', 'expected'),
   [
     (lambda: Order(0, 1, 0), 'num_examples=0'),
-    (lambda: Order(1, 0, 0), 'batch_size=0'),
+    (lambda: Order(1, 0, 0), 'batch_size 0: expected at least 1'),
     (lambda: Order(1, 1, -1), 'seed -1: expected'),
     (lambda: Order(1, 1, 2**32), 'seed 4294967296: expected an integer from 0'),
     (lambda: Order(1, 1, 0).indices(-1, 1), 'start_step=-1'),

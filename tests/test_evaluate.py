@@ -196,6 +196,16 @@ def test_language(random_pool):
     evaluate_structures(Bytes(), variables, (x, y), batch_size=4)
 
 
+def test_an_own_objective_sees_one_structure(variables, batch, table):
+  """What it is written for, outputs [B, C]: labels index rows, and lengths are of the batch."""
+
+  def own(outputs, y):
+    loss = -jax.nn.log_softmax(outputs)[jnp.arange(len(y)), y]
+    return loss, outputs.argmax(-1) == y
+
+  assert_rows(evaluate_structures(MODEL, variables, batch, task=own), table, np.arange(16))
+
+
 def test_empty_set(variables, batch):
   loss, accuracy = evaluate_structures(MODEL, variables, batch, [])
   assert loss.shape == accuracy.shape == (0,)
@@ -207,6 +217,14 @@ def test_empty_set(variables, batch):
     ((23, 22), {}, '23 inputs and 22 targets: expected the same number, at least one'),
     ((0, 0), {}, '0 inputs and 0 targets: expected the same number'),
     ((23, 23), {'batch_size': 0}, 'batch_size 0: expected at least 1'),
+    ((23, 23), {'batch_size': 7.5}, 'batch_size 7.5: expected an integer, at least 1'),
+    ((23, 23), {'structures': 3}, r'structures 3: expected several, such as \[3\]'),
+    ((23, 23), {'structures': '1010'}, r"structures '1010': expected several"),
+    (
+      (23, 23),
+      {'task': lambda outputs, y: outputs[..., 0]},
+      r'gives float32 \(23,\): expected a pair',
+    ),
     ((23, 23), {'task': 'ranking'}, "task 'ranking': expected one of classification"),
     ((23, 23), {'structures': ['101']}, 'structure 101 has 3 gates: expected 4'),
   ],

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
 from additive_jax import UserError
+from additive_jax.data import ArraySplit, Data
+from additive_jax.models import MLP
 from additive_jax.run import objectives
 from additive_jax.run.objectives import OBJECTIVES, objective_of, regression
+from additive_jax.train.fleet import Fleet
+from additive_jax.train.population import Population
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import fixed
+from additive_jax.train.trainer import Trainer
 
 classification, language = jax.jit(objectives.classification), jax.jit(objectives.language)
 
@@ -113,6 +121,52 @@ def test_distilled(tokens):
 def test_a_teacher_that_makes_no_sense(objective, weight, temperature, message):
   with pytest.raises(UserError, match=message):
     objectives.Distilled(objective, weight, temperature)
+
+
+CHECKS = [
+  lambda recipe, data: Trainer(recipe, data.train, fixed('1', 1), batch_size=5, seed=0),
+  lambda recipe, data: Population(recipe, data, batch_size=5, seed=0),
+  lambda recipe, data: Fleet(recipe, data.train, [range(8)], batch_size=5, seed=0),
+]
+
+
+@pytest.fixture(scope='module')
+def data():
+  split = ArraySplit(np.eye(8, dtype=np.float32), np.arange(8) % 3)
+  return Data('rows', 'classification', train=split, test=split, num_outputs=3)
+
+
+@pytest.mark.parametrize('start', CHECKS, ids=['Trainer', 'Population', 'Fleet'])
+def test_an_own_objective_gives_a_pair_of_each_example(start, data):
+  """The first of anything else would be trained for, such as the loss of the first example."""
+
+  def recipe_that_gives(given):
+    def own(outputs, y):
+      return given(outputs[:, 0] - y)
+
+    return Recipe(MLP(1, 4, 4, 3), own, optax.sgd(0.1))
+
+  for given, text in (
+    (lambda loss: loss, r'float32 \(5,\)'),
+    (lambda loss: (loss, loss, loss), r'\(float32 \(5,\), float32 \(5,\), float32 \(5,\)\)'),
+    (lambda loss: (loss.mean(), 0.0), r'\(float32 \(\), float32 \(\)\)'),
+    (lambda loss: (loss, loss.mean()), r'\(float32 \(5,\), float32 \(\)\)'),
+    (lambda loss: (loss[:, None] * jnp.ones(3),) * 2, r'\(float32 \(5, 3\), float32 \(5, 3\)\)'),
+    (lambda loss: None, 'None'),
+  ):
+    message = rf'^objective own gives {text}: expected a pair .*, each of shape \(5,\)$'
+    with pytest.raises(UserError, match=message):
+      start(recipe_that_gives(given), data)
+  for given in (lambda loss: (loss, loss > 0), lambda loss: jnp.stack([loss, loss])):
+    start(recipe_that_gives(given), data)
+
+
+def test_an_own_objective_may_be_trained_by_token():
+  scores = lambda outputs, y: (outputs[..., 0] - y,) * 2
+  outputs, y = jnp.ones((2, 5, 3)), jnp.ones((2, 5))
+  assert objectives.scores_of(scores, outputs, y, by_token=True)[0].shape == (2, 5)
+  with pytest.raises(UserError, match=r'each of shape \(2,\)$'):
+    objectives.scores_of(scores, outputs, y)
 
 
 def test_names():

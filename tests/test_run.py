@@ -14,6 +14,7 @@ import pytest
 
 from additive_jax import (
   Additive,
+  Structure,
   UserError,
   all_structures,
   conditional,
@@ -136,6 +137,15 @@ def test_masked(case):
   assert run._cache_size() == 1
 
 
+def test_masked_takes_a_structure_in_any_form(case):
+  n = case.model.space.num_gates
+  one = Structure.from_int(1, num_gates=n)
+  want = masked(case.model, case.variables, case.x, np.array(one.bits, float))
+  for form in (one, str(one), 1):
+    got = masked(case.model, case.variables, case.x, form)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_masked_per_example(case):
   choice = np.random.default_rng(0).permutation(len(case.bits))[: len(case.x)]
   choice = np.resize(choice, len(case.x))
@@ -247,8 +257,10 @@ MODEL, X = ROWS['mlp of equal blocks']
     (conditional, jnp.ones(3), r'dtype float32 and shape \(3,\): expected bool \[3\]'),
     (conditional, jnp.ones(3, int), r'dtype int32 and shape \(3,\): expected bool \[3\]'),
     (masked, jnp.ones(4), r'gates of shape \(4,\): expected 3 on the last axis'),
+    (masked, '10', 'structure 10 has 2 gates: expected 3'),
     (masked, jnp.float32(1), r'gates of shape \(\): expected 3 on the last axis'),
     (shared_prefix, ['101', '11'], 'structure 11 has 2 gates: expected 3'),
+    (shared_prefix, 5, r'structures 5: expected several, such as \[5\]'),
     (shared_prefix, [], 'an empty list of structures: expected at least one'),
   ],
 )

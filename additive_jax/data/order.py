@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Int32
 
-from additive_jax.errors import UserError, checked_seed
+from additive_jax.errors import UserError, checked_seed, checked_size
 
 
 class Order:
@@ -39,10 +39,8 @@ class Order:
   def __init__(self, num_examples: int, batch_size: int, seed: int):
     if not 1 <= num_examples < 2**31:
       raise UserError(f'num_examples={num_examples}; expected 1 to 2**31 - 1')
-    if batch_size < 1:
-      raise UserError(f'batch_size={batch_size}; expected at least 1')
     self.num_examples = num_examples
-    self.batch_size = batch_size
+    self.batch_size = checked_size(batch_size, 'batch_size')
     self.seed = checked_seed(seed)
     self._permutations: dict[int, Int32[np.ndarray, 'N']] = {}
 

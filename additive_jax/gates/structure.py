@@ -144,6 +144,8 @@ def bits_of(structures: Iterable[StructureLike], num_gates: int) -> Bool[np.ndar
       value = structures[~np.isin(structures, (0, 1))][0]
       raise UserError(f'structure bits with {value}: expected only 0 and 1')
     return structures.astype(bool)
+  if isinstance(structures, str | Structure) or not np.iterable(structures):
+    raise UserError(f'structures {structures!r}: expected several, such as [{structures!r}]')
   rows = [parse(s, num_gates).bits for s in structures]
   return np.array(rows, dtype=bool).reshape(len(rows), num_gates)
 

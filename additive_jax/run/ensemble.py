@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
 from additive_jax.run import ways
-from additive_jax.run.objectives import expected_of, regression
+from additive_jax.run.objectives import expected_of, regression, scores_of
 
 BATCH = 512  # examples that are seen at once
 
@@ -57,7 +57,7 @@ def evaluate_ensemble(
       mean = outputs.mean(0)
     else:
       mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
-    total += [float(values.sum()) for values in objective(mean, jnp.asarray(y[part]))]
+    total += [float(values.sum()) for values in scores_of(objective, mean, jnp.asarray(y[part]))]
   loss, accuracy = total / len(x)
   return float(loss), float(accuracy)
 

@@ -14,13 +14,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from additive_jax import run
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.models.contract import check_pool
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
-from additive_jax.run.objectives import Objective, expected_of, objective_of
+from additive_jax.run.objectives import (
+  Objective,
+  check_objective,
+  expected_of,
+  is_ours,
+  objective_of,
+  scores_of,
+)
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -59,7 +66,8 @@ def evaluate_structures(
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
-  nothing, whatever the structures.
+  nothing, whatever the structures. Examples go through in other batches than they came in, so a
+  model must not mix them (as batch norm does): `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
@@ -67,16 +75,16 @@ def evaluate_structures(
     batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
-    task: 'classification', 'language' or 'regression', or a function (outputs, y) → (loss,
-      accuracy) as in `objectives`.
+    task: 'classification', 'language' or 'regression', or a function from outputs [B, ...] and
+      targets [B, ...] to loss [B] and accuracy [B] as in `objectives`.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
 
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
-      the model, inputs are not finite, or labels, tokens or targets are not what the task and the
-      model take.
+      the model, inputs are not finite, labels, tokens or targets are not what the task and the
+      model take, or a function gives no pair of [B].
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -86,19 +94,20 @@ def evaluate_structures(
   x, y = (np.asarray(part) for part in as_batch(batch))
   if len(x) != len(y) or not len(x):
     raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
-  if batch_size < 1:
-    raise UserError(f'batch_size {batch_size}: expected at least 1')
+  batch_size = checked_size(batch_size, 'batch_size')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
   check_pool(model, variables, x[:batch_size])
+  objective = objective_of(task)
   expected_of(model, task, x[:1]).check(x, y, 'batch')
+  check_objective(model, objective, x[:1], y, min(batch_size, len(x)))
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
   batch_size = min(batch_size, len(x))
   tile, plans = _plans(model, x[:batch_size], bits, devices, memory_limit)
-  program = _program(model, objective_of(task), tile, devices[0].platform)
+  program = _program(model, objective, tile, devices[0].platform)
   sums = _sums(program, variables, (x, y), batch_size, plans, devices)
   loss, accuracy = sums[inverse.reshape(-1)].T / len(x)
   return Evaluation(loss, accuracy)
@@ -196,8 +205,8 @@ def evaluate_one(
 
   def piece(start):
     x_b, y_b = (jax.lax.dynamic_slice_in_dim(a, start, batch_size) for a in (x, y))
-    loss, accuracy = objective(run.conditional(model, variables, x_b, structure), y_b)
-    return jnp.stack([loss, accuracy])
+    outputs = run.conditional(model, variables, x_b, structure)
+    return jnp.stack(scores_of(objective, outputs, y_b))
 
   values = jax.lax.map(piece, starts)
   fresh = starts[:, None] + jnp.arange(batch_size) >= jnp.arange(pieces)[:, None] * batch_size
@@ -230,9 +239,12 @@ def _power(number):
 
 @functools.lru_cache(maxsize=32)
 def _program(model, objective, tile, platform):
+  own = jax.vmap(functools.partial(scores_of, objective), in_axes=(0, None))
+  judge = objective if is_ours(objective) else own
+
   def evaluate(variables, x, y, weight, plan):
     def finish(outputs):
-      loss, accuracy = objective(outputs, y)
+      loss, accuracy = judge(outputs, y)
       if loss.ndim != 2:
         raise UserError(
           f'losses {loss.shape[1:]} of outputs {outputs.shape[1:]} and targets {y.shape}: expected '

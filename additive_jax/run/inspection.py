@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, PyTree, Shaped
 
 from additive_jax.parallel import processes
 from additive_jax.run import ways
-from additive_jax.run.objectives import expected_of
+from additive_jax.run.objectives import expected_of, scores_of
 
 BATCH = 32  # examples whose choices are looked at together
 
@@ -86,7 +86,7 @@ def inspect(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _look(model, objective, variables, x, y, key):
   outputs, facts, chosen = ways.chosen(model, variables, x, key)
-  return objective(outputs, y), facts, chosen
+  return scores_of(objective, outputs, y, by_token=True), facts, chosen
 
 
 def _joined(choices, field, count):

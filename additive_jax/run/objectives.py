@@ -1,6 +1,18 @@
 """Objectives that a network is trained for and judged by: loss and accuracy of each example.
 
-An objective takes outputs [..., B, ...], whose leading axes are structures, and targets [B, ...].
+An objective takes outputs [B, ...] and targets [B, ...], and returns a pair (loss, accuracy), each
+of shape [B]. One of your own sees just that, wherever it is used:
+
+>>> def absolute(outputs, y):  # outputs [B, 1], y [B]
+...   loss = jnp.abs(outputs[:, 0] - y)
+...   return loss, loss < 0.5
+>>> model, x = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=1), np.ones((5, 6))
+>>> variables = jax.jit(model.init)(jax.random.key(0), x)
+>>> aj.evaluate_structures(model, variables, (x, np.zeros(5)), task=absolute).loss.shape
+(4,)
+
+Where it is trained for, its loss may also be of each token, [B, T] of outputs [B, T, C]. The
+objectives here take leading axes of structures too.
 """
 
 from __future__ import annotations
@@ -153,6 +165,91 @@ def objective_of(task: str | Objective) -> Objective:
   if task not in OBJECTIVES:
     raise UserError(f'task {task!r}: expected one of {", ".join(OBJECTIVES)}')
   return OBJECTIVES[task]
+
+
+def is_ours(objective: Objective) -> bool:
+  """Returns whether an objective is one of this file, which takes leading axes of structures.
+
+  >>> is_ours(Distilled(language, weight=0.5)), is_ours(lambda outputs, y: language(outputs, y))
+  (True, False)
+  """
+  inner = objective.objective if isinstance(objective, Distilled) else objective
+  return any(inner is known for known in OBJECTIVES.values())
+
+
+def scores_of(
+  objective: Objective, outputs: Any, y: Any, *, by_token: bool = False
+) -> tuple[Any, Any]:
+  """Returns what an objective gives, if it is loss and accuracy of each example.
+
+  >>> squares = lambda outputs, y: jnp.square(outputs[:, 0] - y)
+  >>> scores_of(squares, jnp.ones((4, 3)), jnp.zeros(4))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: objective <lambda> gives float32 (4,): expected a pair (loss,
+  accuracy), each of shape (4,)
+
+  Args:
+    outputs: [B, ..., C].
+    y: targets [B, ...].
+    by_token: whether they may also be of each token, [B, T] of outputs [B, T, C].
+  """
+  result = objective(outputs, y)
+  _check(objective, result, outputs.shape, by_token)
+  return result[0], result[1]
+
+
+def _check(objective, result, shape, by_token):
+  """Raises `UserError` where a result, of arrays or shapes, is not what `scores_of` wants of
+  outputs of this shape."""
+  allowed = [shape[:1], shape[:-1]] if by_token and len(shape) > 2 else [shape[:1]]
+  if isinstance(result, tuple | list):
+    shapes = [getattr(part, 'shape', None) for part in result]
+  else:
+    whole: tuple[int, ...] = getattr(result, 'shape', ())  # an array [2, B] is a pair too
+    shapes = [whole[1:]] * whole[0] if len(whole) > 1 else []
+  if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0] not in allowed:
+    name = getattr(objective, '__name__', type(objective).__name__)
+    raise UserError(
+      f'objective {name} gives {_described(result)}: expected a pair (loss, accuracy), each of '
+      f'shape {" or ".join(map(str, allowed))}'
+    )
+
+
+def _described(result: Any) -> str:
+  """Returns the types and shapes of what an objective gave."""
+  if isinstance(result, tuple | list):
+    return f'({", ".join(map(_described, result))})'
+  if hasattr(result, 'shape'):
+    return f'{result.dtype} {result.shape}'
+  return repr(result) if result is None or np.isscalar(result) else f'a {type(result).__name__}'
+
+
+def check_objective(
+  model: Any, objective: Objective, x: Inputs, y: Targets, size: int, *, by_token: bool = False
+) -> None:
+  """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
+  example of a batch; by shapes alone.
+
+  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
+  >>> mean = lambda outputs, y: (outputs.mean(), outputs.mean())
+  >>> check_objective(model, mean, np.ones((1, 6)), np.ones(1), size=32)
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: objective <lambda> gives (float32 (), float32 ()): expected a pair
+  (loss, accuracy), each of shape (32,)
+
+  Args:
+    x, y: some examples, of which the shapes matter.
+    size: B.
+    by_token: as for `scores_of`.
+  """
+  if is_ours(objective) or not hasattr(model, 'init_with_output'):  # see `expected_of`
+    return
+  outputs, targets = (
+    jax.ShapeDtypeStruct((size, *part.shape[1:]), jax.dtypes.canonicalize_dtype(part.dtype))
+    for part in (check_network(model, x), y)
+  )
+  result = jax.eval_shape(objective, outputs, targets)
+  _check(objective, result, outputs.shape, by_token)
 
 
 def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.routers import Facts
-from additive_jax.gates.structure import StructureLike, parse
+from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import traced_structure
 from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
@@ -93,7 +93,7 @@ def masked(
   model: nn.Module,
   variables: PyTree,
   x: Inputs,
-  structure: ArrayLike | Sequence[float],
+  structure: StructureLike | ArrayLike | Sequence[float],
   *,
   scales: Scales | None = None,
 ) -> Logits:
@@ -101,7 +101,8 @@ def masked(
   soft and differ per example.
 
   Args:
-    structure: numbers [n] for the whole batch, [B, n] per example or [B, T, n] per token.
+    structure: numbers [n] for the whole batch, [B, n] per example or [B, T, n] per token; or
+      anything `Space.parse` takes.
     scales: as for `static`.
 
   >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
@@ -111,6 +112,8 @@ def masked(
   True
   """
   num_gates = len(gate_names(model))
+  if isinstance(structure, str | Structure | int | np.integer):
+    structure = parse(structure, num_gates).bits  # type: ignore[arg-type]  # an integer of NumPy
   structure = jnp.asarray(structure)
   if structure.shape[-1:] != (num_gates,):
     raise UserError(f'gates of shape {structure.shape}: expected {num_gates} on the last axis')

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Int, Shaped
 
 from additive_jax.data import ArraySplit, Order, checked
-from additive_jax.errors import UserError, checked_seed
+from additive_jax.errors import UserError, checked_seed, checked_size
 from additive_jax.files import keys as keys_
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
@@ -95,16 +95,16 @@ class Fleet:
       chunk_steps: the most steps that one call of the compiled program takes.
 
     Raises:
-      UserError: for no groups, an empty one, or numbers out of range.
+      UserError: for no groups, an empty one, numbers out of range, or an objective of no pairs.
     """
     names, seed = range(len(groups)) if names is None else names, checked_seed(seed)
     _check(groups, names, len(train))
-    x = train[np.zeros(1, np.int64)][0]
+    x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
     checked(train, expected_of(recipe.model, recipe.objective, x), 'train')
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
-      if value < 1:
-        raise UserError(f'{name} {value}: expected at least 1')
+      checked_size(value, name)
+    recipe.check_objective(x, y, batch_size)
     if sync_every < 0:
       raise UserError(f'sync_every {sync_every}: expected 0 or more')
     self.recipe, self.batch_size, self.chunk_steps = recipe.alone(), batch_size, chunk_steps

@@ -88,8 +88,8 @@ class Population:
 
     Raises:
       UserError: for splits that stay in their source, a model whose parts do not fit each other, an
-        optimizer that needs more than a gradient, or labels, tokens or targets that are not what
-        the task and the model take.
+        optimizer that needs more than a gradient, labels, tokens or targets that are not what the
+        task and the model take, or an objective that gives no pair (loss, accuracy).
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
@@ -100,11 +100,12 @@ class Population:
     self.devices = workers.workers(devices)
     self._order = Order(len(data.train), batch_size, self.seed)
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
-    example = data.train[np.zeros(1, np.int64)][0]
+    example, y = data.train[np.zeros(1, np.int64)]
     recipe.check_network(example)
     expected = expected_of(recipe.model, recipe.objective, example)
     for part in ('train', 'test'):
       checked(getattr(data, part), expected, f'{data.name}, {part}')
+    recipe.check_objective(example, y, batch_size, by_token=False)
     self.variables = processes.to_host(initial(recipe.model, key, example))
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]

@@ -22,7 +22,14 @@ from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import Objective, Outputs, Targets, objective_of, regression
+from additive_jax.run.objectives import (
+  Objective,
+  Outputs,
+  Targets,
+  check_objective,
+  objective_of,
+  regression,
+)
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -287,6 +294,11 @@ class Recipe:
     `x` [B, ...], see `models.contract`; one that is no Flax module is not looked at."""
     if isinstance(self.model, nn.Module):
       contract.check_network(self.model, x)
+
+  def check_objective(self, x: Inputs, y: Targets, size: int, by_token: bool = True) -> None:
+    """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
+    of `size` examples such as `x` and `y`, or of each token; see `objectives`."""
+    check_objective(self.model, objective_of(self.objective), x, y, size, by_token=by_token)
 
   def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
     """Returns the objective's loss of each example."""

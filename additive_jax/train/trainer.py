@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from additive_jax.data import Order, checked
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, checked_size
 from additive_jax.gates import shares
 from additive_jax.gates.networks import different
 from additive_jax.models.additive import initial, space_of
@@ -190,19 +190,20 @@ class Trainer:
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
         the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
-        the optimizer needs more than a gradient, the state is of another pool, or labels, tokens or
-        targets are not what the task and the model take.
+        the optimizer needs more than a gradient, the state is of another pool, labels, tokens or
+        targets are not what the task and the model take, or the objective gives no pair (loss,
+        accuracy).
     """
-    if batch_size < 1:
-      raise UserError(f'batch_size {batch_size}: expected at least 1')
+    batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
     self._rows = 1 if shared_batch else sampler.num_structures
     self._order = Order(len(train), self._rows * batch_size, seed)
-    x = train[np.zeros(1, np.int64)][0]
+    x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
     expected = expected_of(recipe.model, recipe.objective, x)
     self.recipe, self.sampler = recipe, sampler
     self.train: Any = checked(train, expected, 'train')
+    recipe.check_objective(x, y, batch_size)
     self.batch_size, self.shared_batch = batch_size, shared_batch
     self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
