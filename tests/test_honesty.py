@@ -131,6 +131,13 @@ def test_what_is_trained_already_is_not_counted(tmp_path):
   assert '8 structures, all trained before: ' in said
 
 
+def test_a_default_refuses_no_small_network(tmp_path):
+  config = tiny.config('sweep', {'sweep.top_k': 8, 'sweep.modes': ('shared',)})
+  config.model.num_blocks = 2
+  config.model.hidden = (8,)
+  assert len(sweep.run(config, tmp_path / 'run', devices=1).table) == 4
+
+
 def test_a_choice_among_very_many_is_refused_above_the_limit(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, 'FEW_STEPS', 10)
   monkeypatch.setattr(cost, '_timed', lambda session, structure: (2.0, 30.0))

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.cost import Work, check_cost
-from additive_jax.experiments.options import refused
+from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
@@ -56,7 +56,8 @@ def _check(session):
   config, networks = session.config, num_networks(session.space)
   modes, sharded = config.sweep.modes, session.shard[1] > 1
   session.machine.check_networks([session.model])
-  if config.sweep.top_k > networks:
+  # The default, which nobody asked for, may be more than there are.
+  if config.sweep.top_k > networks and config.sweep.top_k != Options().sweep.top_k:
     raise refused(config, 'sweep.top_k', expected=f'at most {most_networks(session.space)}')
   if config.search.method and SHARED not in modes:
     raise refused(config, 'search.method', 'sweep.modes', expected="'shared' among the modes")
