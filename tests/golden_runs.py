@@ -316,7 +316,7 @@ def compare(name, workdir):
   """Whether a run's numbers are those of the reference, to the bit; and lines for those that are
   not, to rounding.
   """
-  expected = json.loads((GOLDEN / f'{name}.json').read_text())
+  expected = stable(json.loads((GOLDEN / f'{name}.json').read_text()))
   actual = json.loads(json.dumps(numbers(workdir)))
   same = all(digest(actual.get(key)) == digest(expected.get(key)) for key in expected)
   return same, list(differences(expected, actual))

@@ -342,6 +342,7 @@ def test_a_sweep_of_other_gates(tmp_path):
   folder.mkdir()
   (folder / 'config.json').write_text('{"gates": ["block_00/residual"]}')
   (folder / 'summary.json').write_text('{"experiment": "sweep", "finished": true}')
+  (folder / 'structures.csv').write_text('structure,loss\n1,0.5\n')
   options = {'structures_from': str(folder)}
   with pytest.raises(UserError, match=r"is of the gates \['block_00/residual'\]: expected"):
     cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=2)

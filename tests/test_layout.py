@@ -338,6 +338,8 @@ def test_two_processes(tmp_path):
 def test_models_that_cannot_be_spread(model, devices, message):
   with pytest.raises(UserError, match=message):
     layout.check_model(model, {'expert': devices}, jax.ShapeDtypeStruct((1, 2), 'uint8'))
+  if isinstance(model, MLP):
+    return  # no network of tokens
   recipe = Recipe(model, 'language', OPTIMIZER)
   num_gates = len(gate_names(model))
   sampler = samplers.fixed('1' * num_gates, num_gates)

@@ -259,7 +259,8 @@ def test_inverse_scales_are_unbiased_over_structures(random_pool):
   assert np.abs(plain - want).max() > 0.1
 
   model = MLP(3, 8, 8, 3)
-  variables = random_pool(model, x)
+  pool = random_pool(model, x)['params']
+  variables = {'params': {name: tree for name, tree in pool.items() if name != 'readout'}}
   last = (1.0, 1.0, 0.3)  # the stream after the last site, before the LayerNorm of the readout
   streams = lambda variables: Stream(model).apply(variables, x)
   want = static(Stream(model), variables, x, '111')

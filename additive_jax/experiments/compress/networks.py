@@ -203,7 +203,9 @@ class Compression:
       for rows in parts
     ]
     split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(logits)))
-    return dataclasses.replace(session, data=dataclasses.replace(session.data, train=split))
+    # Targets that have logits beside labels are those of the objective that learns from both.
+    data = dataclasses.replace(session.data, train=split, task=self._objective)
+    return dataclasses.replace(session, data=data)
 
   def _learn(self, seed) -> Network:
     """The means of the network that learnt its noise, without what has too much of it."""
