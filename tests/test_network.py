@@ -154,8 +154,8 @@ def test_a_network_of_your_own(sets):
     ('images', {'gates': ()}, 'config.model.gates (): expected some of'),
     ('images', {'hidden': (4, 4, 4)}, 'hidden (4, 4, 4) has 3 sizes: expected 1 or 2'),
     ('images', {'hidden': ()}, 'hidden () has 0 sizes: expected 1 or 2'),
-    ('images', {'width': 0}, 'width 0: expected at least 1'),
-    ('images', {'num_blocks': 0}, 'num_blocks 0: expected at least 1'),
+    ('images', {'width': 0}, 'width 0: expected 1 to 1,000,000'),
+    ('images', {'num_blocks': 0}, 'num_blocks 0: expected 1 to 1,000'),
     ('images', {'gates': (JOINS,), 'num_chunks': 9}, '9 chunks of a width of 8: expected 1 to 8'),
     (
       'images',
@@ -169,7 +169,7 @@ def test_a_network_of_your_own(sets):
       'hidden (4, 4, 4) has 3 sizes: expected 1 or 2',
     ),
     ('images', {'name': 'transformer', 'hidden': ()}, 'hidden () has 0 sizes: expected 1 or 2'),
-    ('images', {'name': 'transformer', 'patch_size': 0}, 'patch_size 0: expected at least 1'),
+    ('images', {'name': 'transformer', 'patch_size': 0}, 'patch_size 0: expected 1 to 10,000'),
     ('text', {'name': 'transformer', 'num_heads': 3}, '8 units of width over 3 heads: expected a'),
     (
       'text',
@@ -195,7 +195,7 @@ def test_a_network_of_your_own(sets):
     (
       'images',
       {'name': 'convnet', 'channels': (4, 0)},
-      'config.model.channels (4, 0): expected sizes of at ',
+      'config.model.channels (4, 0): expected sizes of 1 to ',
     ),
     (
       'images',

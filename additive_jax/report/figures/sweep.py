@@ -168,7 +168,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
   >>> effects = pd.DataFrame({'gate': ['block_0/mlp', 'block_1/mlp'], 'effect': [-0.04, 0.02]})
   >>> figure = gate_effects(effects)
   >>> figure.axes[0].get_xlabel()
-  'loss with the gate on minus off (×10⁻³)  (left: the gate helps)'
+  'test loss with the gate on minus off (×10⁻³)  (left: the gate helps)'
 
   Args:
     effects: as `statistics.effect_table` makes it: columns `gate`, `effect`, and `ci95` if there
