@@ -185,7 +185,8 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
     unseen(module, 'read_options')
   for module in (session, study):
     unseen(module, 'replaced')
-  unseen(opening, 'resolve')
+  for name in ('resolve', 'unused', 'value_of'):
+    unseen(opening, name)
   unseen(study, 'check_same')
   with tiny.cached_programs(tiny.programs(tmp_path_factory)), tiny.two_sizes():
     for experiment, options in READING.items():
