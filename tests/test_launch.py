@@ -387,8 +387,7 @@ def test_the_same_command_twice_at_once(tmp_path, cache):
   before = (workdir / 'environment.json').stat().st_mtime_ns
   code, out, err = tiny.finish(args, cache)
   assert (code, out) == (2, '')
-  message = f'error: {workdir} is in use by process {first.pid}: expected it to end first'
-  assert err.splitlines()[-1] == message
+  assert err == f'error: {workdir} is in use by process {first.pid}: expected it to end first\n'
   assert (workdir / 'environment.json').stat().st_mtime_ns == before
   first.kill()
   first.communicate()

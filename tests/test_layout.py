@@ -338,11 +338,12 @@ def test_two_processes(tmp_path):
 def test_models_that_cannot_be_spread(model, devices, message):
   with pytest.raises(UserError, match=message):
     layout.check_model(model, {'expert': devices}, jax.ShapeDtypeStruct((1, 2), 'uint8'))
-  if isinstance(model, MLP):
-    return  # no network of tokens
-  recipe = Recipe(model, 'language', OPTIMIZER)
+  task, train = 'language', TRAIN
+  if isinstance(model, MLP):  # no network of tokens
+    task, train = 'classification', ArraySplit(TRAIN.x, TRAIN.y[:, 0] % 3)
+  recipe = Recipe(model, task, OPTIMIZER)
   num_gates = len(gate_names(model))
   sampler = samplers.fixed('1' * num_gates, num_gates)
   mesh = mesh_.make_mesh(1, 1, jax.devices()[:devices], expert_devices=devices)
   with pytest.raises(UserError, match=message):
-    Trainer(recipe, TRAIN, sampler, batch_size=2, seed=0, placement=Placement(mesh))
+    Trainer(recipe, train, sampler, batch_size=2, seed=0, placement=Placement(mesh))

@@ -43,29 +43,22 @@ class ContractError(AssertionError):
 
 
 # Each adds what it finds to the case, and returns whether the next can be checked at all.
-CLAUSES: tuple[Callable[[Case], bool], ...] = (
+BY_SHAPES: tuple[Callable[[Case], bool], ...] = (
   form.is_usable_module,
   form.has_its_parts,
   shapes.parts_fit_at_init,
   shapes.has_one_pool,
   shapes.parts_take_any_batch,
   shapes.inner_gates_take_every_form,
+)
+CLAUSES = (
+  *BY_SHAPES,
   shapes.space_matches,
   purity.parts_are_pure,
   runs.ways_agree,
   runs.off_gates_read_nothing,
 )
-
-# What shapes show, and one run of every part: before a training.
-QUICK: tuple[Callable[[Case], bool], ...] = (
-  form.is_usable_module,
-  form.has_its_parts,
-  shapes.parts_fit_at_init,
-  shapes.has_one_pool,
-  shapes.parts_take_any_batch,
-  shapes.inner_gates_take_every_form,
-  purity.one_run_is_sound,
-)
+QUICK = (*BY_SHAPES, purity.one_run_is_sound)  # before a training
 
 
 def check_quickly(
