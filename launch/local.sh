@@ -11,6 +11,7 @@
 # Exit codes: 0 done; 75 stopped, or a process was lost: the same command goes on; else that of the process that
 # failed, 2 for a mistake in what was asked.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/waiting.sh"
 restarts=0
 if [[ ${1:-} == --restarts=* ]]; then
   restarts=${1#*=}
@@ -49,24 +50,9 @@ start() {
   done
 }
 
-# Waits for all, which end when one of them is lost; `code` is 0, 75 where one was stopped or killed, or that of the first that failed.
-finish() {
-  code=0
-  for pid in "${pids[@]}"; do
-    wait "$pid"
-    status=$?
-    while kill -0 "$pid" 2>/dev/null; do # a signal came, not the end of the process
-      wait "$pid"
-      status=$?
-    done
-    [ "$status" -lt 128 ] || status=75
-    [ "$status" -eq 0 ] || { [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; } || code=$status
-  done
-}
-
 for ((attempt = 0; ; attempt++)); do
   start "$@"
-  finish
+  wait_for_all # they end when one of them is lost
   [ "$code" -eq 75 ] && [ -z "$stopped" ] && [ "$attempt" -lt "$restarts" ] || break
   echo "start $((attempt + 1)) of $restarts more" >&2
 done

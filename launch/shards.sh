@@ -8,6 +8,7 @@
 # Exit codes: 0 done; 75 stopped, or a process was killed: the same command goes on; else that of the shard that failed,
 # 2 for a mistake in what was asked.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/waiting.sh"
 count=${1:?"usage: launch/shards.sh SHARDS --config=FILE --workdir=DIR [options]"}
 shift
 python=${PYTHON:-python}
@@ -19,17 +20,7 @@ for ((shard = 0; shard < count; shard++)); do
   pids+=($!)
 done
 
-code=0
-for pid in "${pids[@]}"; do
-  wait "$pid"
-  status=$?
-  while kill -0 "$pid" 2>/dev/null; do # a signal came, not the end of the process
-    wait "$pid"
-    status=$?
-  done
-  [ "$status" -lt 128 ] || status=75
-  [ "$status" -eq 0 ] || { [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; } || code=$status
-done
+wait_for_all
 [ "$code" -ne 0 ] || [ -z "$stopped" ] || code=75
 [ "$code" -eq 0 ] || exit "$code"
 exec "$python" -m additive_jax.launch --devices=1 "$@"

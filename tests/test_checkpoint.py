@@ -199,6 +199,18 @@ def test_prng_keys_are_kept_with_their_kind(tmp_path, kind, caplog):
       checkpointer.restore(keys | {'key': jax.random.key_data(keys['key'])})
 
 
+def whole_and_resumed(make, tmp_path):
+  """Two of what `make()` gives after 4 steps, one by way of a checkpoint after 2."""
+  whole, resumed = make(), make()
+  whole.run(2)
+  with open_checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save(2, whole.state, wait=True)
+    resumed.state = checkpointer.restore(resumed.state).state
+  for each in (whole, resumed):
+    each.run(2)
+  return whole, resumed
+
+
 @pytest.mark.parametrize('zero', [False, True])
 def test_an_optimizer_with_noise_goes_on_exactly(tmp_path, zero):
   data, model = aj.data.load('tabular:iris'), aj.models.MLP(1, 4, 4, 3)
@@ -209,13 +221,7 @@ def test_an_optimizer_with_noise_goes_on_exactly(tmp_path, zero):
     sampler = fixed('1', 1)
     return Trainer(recipe, data.train, sampler, batch_size=4, seed=0, placement=placement)
 
-  whole, resumed = trainer(), trainer()
-  whole.run(2)
-  with open_checkpointer(tmp_path / 'c') as checkpointer:
-    checkpointer.save(2, whole.state, wait=True)
-    resumed.state = checkpointer.restore(resumed.state).state
-  for each in (whole, resumed):
-    each.run(2)
+  whole, resumed = whole_and_resumed(trainer, tmp_path)
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), whole.state, resumed.state))
   assert whole.state.opt_state[0].rng_key != recipe.optimizer.init({})[0].rng_key
 
@@ -227,13 +233,7 @@ def test_networks_side_by_side_with_noise_go_on_exactly(tmp_path):
     recipe, data.train, [range(8), range(8, 16)], batch_size=4, seed=0, sync_every=3,
     devices=jax.devices()[:2], chunk_steps=2,
   )  # fmt: skip
-  whole, resumed = make(), make()
-  whole.run(2)
-  with open_checkpointer(tmp_path / 'c') as checkpointer:
-    checkpointer.save(2, whole.state, wait=True)
-    resumed.state = checkpointer.restore(resumed.state).state
-  for each in (whole, resumed):
-    each.run(2)
+  whole, resumed = whole_and_resumed(make, tmp_path)
   for a, b in zip(whole.members(), resumed.members()):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), a, b))
 

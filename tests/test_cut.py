@@ -191,32 +191,16 @@ def test_other_networks_are_held_in_a_structure(model, x, structure, gone, rando
   assert jnp.abs(expected - model.apply(variables, x)).max() > 1e-2
 
 
-class Twice(nn.Module):
-  layer: nn.Module
-
-  def __call__(self, h):
-    return nn.tanh(self.layer(h))
-
-
-class Tied(Additive):
-  """Two sites share a layer, which is nobody's when both are off."""
-
-  def setup(self):
-    self.embed, self.readout = nn.Dense(8), nn.Dense(5)
-    shared = nn.Dense(8, name='shared')
-    self.sites = [Twice(shared, name='a'), nn.Dense(8, name='b'), Twice(shared, name='c')]
-
-
 @pytest.mark.parametrize(
   ('structure', 'gone'),
   [('010', {'shared'}), ('011', set()), ('100', {'b'}), ('000', {'shared', 'b'})],
 )
 def test_what_sites_share_goes_with_the_last_of_them(structure, gone, random_pool):
-  model = Tied()
+  model = tiny.Tied()
   variables = random_pool(model, ROWS)
   found = cut(model, variables, structure, x=ROWS)
   assert variables['params'].keys() - found.variables['params'].keys() == gone
-  again = make(json.loads(json.dumps(found.config)), Tied)
+  again = make(json.loads(json.dumps(found.config)), tiny.Tied)
   expected = model.apply(variables, ROWS, structure)
   assert jnp.array_equal(again.apply(found.variables, ROWS), expected)
   assert receipt(found, model, variables, ROWS).max_difference <= EXACT

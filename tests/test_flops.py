@@ -73,6 +73,10 @@ LOOPS = {
     lambda x: jax.lax.while_loop(lambda c: c[0] < 5, lambda c: (c[0] + 2, dot(c[1])), (0, x))[1],
     3,
   ),
+  'a counter that falls': (
+    lambda x: jax.lax.while_loop(lambda c: c[0] >= 2, lambda c: (c[0] - 3, dot(c[1])), (9, x))[1],
+    3,
+  ),
   'bounds as arrays': (lambda x: fori(jnp.int32(1), jnp.int32(5), lambda i, x: dot(x), x), 4),
   'the dearest branch': (lambda x: jax.lax.switch(x[0, 0].astype(int), [dot, repeated(3)], x), 3),
   'devices': (on_two_devices, 4),
@@ -171,22 +175,6 @@ def test_a_token_of_a_mixture_costs_the_same_among_many():
   assert of_a_token[0] > 2 * 2 * 8 * 256
 
 
-class Twice(nn.Module):
-  layer: nn.Module
-
-  def __call__(self, h):
-    return jnp.tanh(self.layer(h))
-
-
-class Tied(Additive):
-  """The first and the last site share a layer; the second has one of its own as well."""
-
-  def setup(self):
-    self.embed, self.readout = nn.Dense(8), nn.Dense(3)
-    shared = nn.Dense(8, name='shared')
-    self.sites = [Twice(shared, name='a'), nn.Dense(8, name='b'), Twice(shared, name='c')]
-
-
 class Layers(nn.Module):
   """A site whose inner gates each have a layer of their own, and share one."""
 
@@ -232,7 +220,7 @@ MODELS = {
     DNA(2, 8, 2, 8, 5, Modules(1, 1, 0, 1), 1, num_tokens=5, causal=True, max_tokens=8),
     TEXT,
   ),
-  'tied': (Tied(), TABLE),
+  'tied': (tiny.Tied(), TABLE),
   'layers of inner gates': (Layered(), TABLE),
   'a loop': (Own(), TABLE),
 }
@@ -270,7 +258,7 @@ def test_inner_gates_add_up_but_for_a_few_operations():
 
 
 def test_what_sites_share_counts_with_any_of_them():
-  space = measure(Tied(), TABLE)
+  space = measure(tiny.Tied(), TABLE)
   shared, own = 8 * 8 + 8, 8 * 8 + 8
   assert [gate.params for gate in space] == [0, own, 0]
   assert [(one.params, one.gates) for one in space.shared] == [

@@ -128,6 +128,9 @@ def test_merge_brings_trained_copies_together(pools, large):
   np.testing.assert_allclose(back['block_01/in/kernel'], old['block_01/in/kernel'] + 0.2, atol=1e-5)
   with pytest.raises(UserError, match='a pool without block_02: expected the pool of the model'):
     merge(grown, pools[0])
+  mixed = {'params': {**moved['params'], 'block_00': pools[0]['params']['block_00']}}
+  with pytest.raises(UserError, match=r'block_00/in/bias: found \(6,\), expected \(12,\) as in'):
+    merge(grown, mixed)
 
 
 def test_shrink_keeps_the_strongest(random_pool):

@@ -35,6 +35,8 @@ CASES = [
   ({'experiment': 'sweep', 'sweep.rungs': 2}, ['sweep.rungs']),
   ({'experiment': 'sweep', 'sweep.rungs': 2, 'sweep.halving': 2}, []),
   ({'experiment': 'cotrain', 'structures': ('101',), 'search.method': 'random'}, ['search.method']),
+  ({'experiment': 'cotrain', 'limit': 5.0}, []),
+  ({'experiment': 'cotrain', 'structures': ('101',), 'limit': 5.0}, ['limit']),
   ({'experiment': 'booster', 'booster.quorum': 0.5}, ['booster.quorum']),
   ({'experiment': 'compress', 'compress.temperature': 3.0}, ['compress.temperature']),
   ({'experiment': 'sweep', 'schedule.name': 'constant'}, []),

@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from additive_jax import Additive
 from additive_jax.cli.configs import load_config
 from additive_jax.gates import dispatch
 from additive_jax.models import costs
@@ -193,3 +196,21 @@ def killed_copy(source, target, journal, lines, torn=b''):
     (Path(target) / name).unlink()
   path = Path(target) / 'journals' / journal
   path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:lines]) + torn)
+
+
+class Twice(nn.Module):
+  """A site around a layer that is another's too."""
+
+  layer: nn.Module
+
+  def __call__(self, h):
+    return jnp.tanh(self.layer(h))
+
+
+class Tied(Additive):
+  """The first and the last site share a layer, which is nobody's when both are off."""
+
+  def setup(self):
+    self.embed, self.readout = nn.Dense(8), nn.Dense(5)
+    shared = nn.Dense(8, name='shared')
+    self.sites = [Twice(shared, name='a'), nn.Dense(8, name='b'), Twice(shared, name='c')]

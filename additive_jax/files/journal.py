@@ -4,6 +4,7 @@ checksum that tells when it changes later."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -51,6 +52,12 @@ def to_plain(value: Any) -> Any:
     if array.dtype.kind in 'biufU':
       return array.tolist()
   raise TypeError(f'{value!r} of type {type(value).__name__} has no form in JSON')
+
+
+@functools.cache
+def _warn(text: str) -> None:
+  """Says once what every reader of a journal comes upon."""
+  log.warning('%s', text)
 
 
 class Line(NamedTuple):
@@ -141,7 +148,7 @@ class Journal:
     lines = self._lines()
     for line in lines:
       if line.problem:
-        log.warning('%s; it is left out', self._described(line))
+        _warn(f'{self._described(line)}; it is left out')
     return [line.record for line in lines if line.record is not None]
 
   def keep(self, wanted: Callable[[Record], bool]) -> bool:
@@ -157,8 +164,8 @@ class Journal:
     lines = self._lines()
     place = next((i for i, line in enumerate(lines) if line.problem), len(lines))
     if place < len(lines):
-      log.warning('%s; it and %d lines after it are dropped', self._described(lines[place]),
-                  len(lines) - place - 1)  # fmt: skip
+      after = len(lines) - place - 1
+      log.warning('%s; it and %d lines after it are dropped', self._described(lines[place]), after)
     return self._replace(lines, lines[:place])
 
   def _replace(self, lines: Sequence[Line], remaining: Sequence[Line]) -> bool:
@@ -183,7 +190,8 @@ class Journal:
     return lines
 
   def _described(self, line: Line) -> str:
-    return f'{self.path}, line {line.number}: damaged, {line.problem}; found {line.content[:60]!r}'
+    found = line.content[:60].decode(errors='replace')
+    return f'{self.path}, line {line.number}: damaged, {line.problem}; found {found!r}'
 
   def _cut_torn_line(self, file: FileIO) -> None:
     end = file.seek(0, os.SEEK_END)

@@ -109,9 +109,7 @@ class Additive(nn.Module):
       UserError: for variables that are not `{'params': pool}`, or a pool or inputs that do not fit
         the model.
     """
-    if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
-      given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
-      raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+    check_variables(variables)
     apply = super().apply
     try:
       return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
@@ -135,6 +133,18 @@ class Additive(nn.Module):
 
 # Pure functions of a model's parts: `variables` is `{'params': pool}`. They hold for any module
 # that has the three parts.
+
+
+def check_variables(variables: Any) -> None:
+  """Raises `UserError` for variables that are not `{'params': pool}`.
+
+  >>> check_variables([1, 2])
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: variables list: expected {'params': pool}, which model.init gives
+  """
+  if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
+    given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
 
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:

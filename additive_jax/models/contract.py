@@ -8,7 +8,6 @@ this and what only numbers show.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 
 import flax.core
 import flax.errors
@@ -21,7 +20,7 @@ from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import Inputs, parts, shape_of, sites_of
+from additive_jax.models.additive import Inputs, check_variables, parts, shape_of, sites_of
 from additive_jax.models.surrounding import is_surrounded
 
 DECIDES_ON_VALUES = (
@@ -155,9 +154,7 @@ def _inputs(x) -> jax.ShapeDtypeStruct:
 
 def _described(variables):
   """Returns the form of a pool as a tree, and the shape and dtype of each leaf."""
-  if not isinstance(variables, Mapping) or (variables and 'params' not in variables):
-    given = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
-    raise UserError(f"variables {given}: expected {{'params': pool}}, which model.init gives")
+  check_variables(variables)
   leaves, form = jax.tree.flatten(flax.core.unfreeze(variables.get('params', {})))
   leaves = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in leaves]
   return form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -293,26 +293,30 @@ def _trips(equation: JaxprEqn) -> int | None:
   if len(test.eqns) != 1 or test.eqns[0].outvars[0] is not test.outvars[0]:
     return None
   compare = test.eqns[0]
-  if compare.primitive.name not in ('lt', 'le') or isinstance(compare.invars[0], Literal):
+  sign = {'lt': 1, 'le': 1, 'gt': -1, 'ge': -1}.get(compare.primitive.name)
+  if sign is None or isinstance(compare.invars[0], Literal):
     return None
   place, bound = carried(compare.invars[0]), constant(compare.invars[1])
   if place is None or bound is None or not isinstance(start[place], Literal):
     return None
   step = _step(body, body.invars[num_body + place], body.outvars[place])
-  if not step or step < 0 or np.ndim(bound):
+  if step is None or sign * step <= 0 or np.ndim(bound):
     return None
-  span = int(bound) - int(start[place].val) + (compare.primitive.name == 'le')
-  return max(0, -(-span // step))
+  span = sign * (int(bound) - int(start[place].val)) + (compare.primitive.name in ('le', 'ge'))
+  return max(0, -(-span // (sign * step)))
 
 
 def _step(body: Jaxpr, before: Any, after: Any) -> int | None:
   """Returns what the body of a loop adds to a whole number; None where it does something else."""
   is_whole = np.issubdtype(after.aval.dtype, np.integer)
   for equation in body.eqns:
-    if is_whole and equation.outvars[0] is after and equation.primitive.name == 'add':
-      steps = [v.val for v in equation.invars if isinstance(v, Literal)]
-      if len(steps) == 1 and any(v is before for v in equation.invars):
-        return int(steps[0])
+    name, given = equation.primitive.name, equation.invars
+    if not (is_whole and equation.outvars[0] is after and name in ('add', 'sub')):
+      continue
+    if given[0] is before and isinstance(given[1], Literal):
+      return int(given[1].val) * (1 if name == 'add' else -1)
+    if name == 'add' and given[1] is before and isinstance(given[0], Literal):
+      return int(given[0].val)
   return None
 
 
