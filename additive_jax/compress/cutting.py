@@ -27,7 +27,7 @@ from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring,
 from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
-from additive_jax.models.additive import Additive, canonical, gate_names, parts, sites_of
+from additive_jax.models.additive import Additive, canonical, gate_names, read_by, sites_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.flops import count_flops
 from additive_jax.transplant.growth import Receipt, compare
@@ -311,14 +311,11 @@ def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
 
 def _fixed_pool(model, pool, structure: Structure, x: Batch | None) -> PyTree:
   """Returns the leaves that a network in its structure asks for."""
-  sites = sites_of(model)
-  off = [site.has_residual and not structure[site.start] for site in sites]
   if x is None:
-    own = {name for name, is_off in zip(module_names(model), off, strict=True) if is_off}
+    named = zip(module_names(model), sites_of(model), strict=True)
+    own = {name for name, site in named if site.has_residual and not structure[site.start]}
     return {name: leaves for name, leaves in pool.items() if name not in own}
-  shapes = parts(model, x)
-  trees = [tree for tree, is_off in zip(shapes.sites, off, strict=True) if not is_off]
-  asked = {path for tree in (shapes.embed, *trees, shapes.readout) for path in flatten_dict(tree)}
+  asked = read_by(model, x, structure)
   return unflatten_dict({path: leaf for path, leaf in flatten_dict(pool).items() if path in asked})
 
 

@@ -18,12 +18,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
 from additive_jax.gates import networks
-from additive_jax.gates.structure import Gate, Space, StructureLike, parse
+from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.sites import Site, Stream, read_sites
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
@@ -302,6 +303,25 @@ def parts(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Parts:
     streams.append(h)
   readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h)
   return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams))
+
+
+def read_by(
+  model: nn.Module, x: Inputs | jax.ShapeDtypeStruct, structure: Structure
+) -> set[tuple[str, ...]]:
+  """Returns the paths of the leaves that a structure reads: those of embed, readout and the sites
+  that are not off.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> sorted({m for m, *_ in read_by(model, jnp.ones((1, 5)), aj.Structure((True, False)))})
+  ['block_00', 'embed', 'readout']
+  """
+  shapes = parts(model, x)
+  on = [
+    tree
+    for site, tree in zip(sites_of(model), shapes.sites, strict=True)
+    if not site.has_residual or structure[site.start]
+  ]
+  return {path for tree in (shapes.embed, *on, shapes.readout) for path in flatten_dict(tree)}
 
 
 def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

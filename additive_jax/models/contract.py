@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import Inputs, check_variables, parts, shape_of, sites_of
+from additive_jax.models.additive import Inputs, check_variables, read_by, shape_of, sites_of
 from additive_jax.models.surrounding import is_surrounded
 
 DECIDES_ON_VALUES = (
@@ -110,13 +110,7 @@ def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
 
 def _filled(model, variables, inputs, structure):
   """Returns variables with shapes in place of missing leaves that only sites that are off read."""
-  reads, pool = parts(model, inputs), _pool(model, inputs, _floats())['params']
-  on = [
-    tree
-    for site, tree in zip(sites_of(model), reads.sites)
-    if not site.has_residual or structure[site.start]
-  ]
-  needed = {path for tree in (reads.embed, reads.readout, *on) for path in flatten_dict(tree)}
+  needed, pool = read_by(model, inputs, structure), _pool(model, inputs, _floats())['params']
   spare = {path: leaf for path, leaf in flatten_dict(pool).items() if path not in needed}
   return {'params': unflatten_dict(spare | flatten_dict(variables['params']))}
 
