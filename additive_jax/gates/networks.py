@@ -59,7 +59,18 @@ def distinct(space: Space, structures: Iterable[StructureLike]) -> Bool[np.ndarr
   (0, 0)
   """
   bits = canonical(space, structures)
-  return bits[np.sort(np.unique(bits, axis=0, return_index=True)[1])] if len(bits) else bits
+  return bits[first_places(bits)]
+
+
+def first_places(bits: Bool[np.ndarray, 'S n']) -> Int[np.ndarray, 'N']:
+  """Returns where each different row stands first, in order.
+
+  >>> first_places(np.array([[True, False], [True, True], [True, False]])).tolist()
+  [0, 1]
+  """
+  if not len(bits):
+    return np.zeros(0, int)
+  return np.sort(np.unique(bits, axis=0, return_index=True)[1])
 
 
 def num_networks(space: Space) -> int:

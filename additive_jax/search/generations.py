@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal
-from additive_jax.gates.networks import canonical
+from additive_jax.gates.networks import canonical, first_places
 from additive_jax.gates.structure import Space, Structure
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import Evaluated
@@ -92,8 +92,7 @@ class Generations:
   def _networks(self):
     """Returns the networks in canonical form, and the place of each among the structures."""
     bits = canonical(self._space, self._joined('structures'))
-    first = np.sort(np.unique(bits, axis=0, return_index=True)[1]) if len(bits) else []
-    first = np.array(first, int)
+    first = first_places(bits)
     return bits[first], first
 
   def _joined(self, key):

@@ -118,11 +118,11 @@ class Search:
         f'expected [S, {num_gates}], [S] and [S]'
       )
     bits = networks.canonical(space, bits.astype(bool))
-    first = np.sort(np.unique(bits, axis=0, return_index=True)[1]) if len(bits) else []
+    first = networks.first_places(bits)
     count = len(first)
     if count < self.budget:
       count -= count % self.population
-    places = np.array(first[: min(count, self.budget)], int)
+    places = first[: min(count, self.budget)]
     return Evaluated(bits[places], loss[places].astype(float), accuracy[places].astype(float))
 
 
