@@ -1,33 +1,30 @@
-"""Loss and accuracy of many structures of one pool."""
+"""Loss and metrics of many structures of one pool."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree
 
 from additive_jax import run
+from additive_jax.batches import num_examples
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.models.contract import check_pool
 from additive_jax.parallel import processes, workers
 from additive_jax.run import prefix
-from additive_jax.run.objectives import (
-  Objective,
-  check_objective,
-  expected_of,
-  is_ours,
-  objective_of,
-  scores_of,
-)
+from additive_jax.run.expected import check_task, expected_of
+from additive_jax.run.objectives import LossFunction
+from additive_jax.run.tasks import LOSS, Task, task_of
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -39,16 +36,45 @@ DEFAULT_SLOT_BYTES = 2**30
 MOST_ROUNDS = 64
 
 
-class Evaluation(NamedTuple):
-  """Means over the examples, in the order of the structures.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Loss and metrics of S structures over all examples, in the order of the structures.
 
-  >>> evaluation = Evaluation(loss=np.array([0.9, 0.4]), accuracy=np.array([0.6, 0.8]))
-  >>> int(evaluation.loss.argmin())
-  1
+  >>> evaluation = Evaluation(np.array([0.9, 0.4]), {'accuracy': np.array([0.6, 0.8])})
+  >>> int(evaluation.loss.argmin()), float(evaluation.accuracy[1])
+  (1, 0.8)
+  >>> list(evaluation.scores)
+  ['loss', 'accuracy']
+
+  Attributes:
+    loss: the mean over what counts.
+    metrics: of the task, by name, the first one its headline.
   """
 
   loss: Float[np.ndarray, 'S']
-  accuracy: Float[np.ndarray, 'S']
+  metrics: dict[str, Float[np.ndarray, 'S']] = dataclasses.field(default_factory=dict)
+
+  @property
+  def scores(self) -> dict[str, Float[np.ndarray, 'S']]:
+    """Loss and metrics by name."""
+    return {LOSS: self.loss, **self.metrics}
+
+  @property
+  def accuracy(self) -> Float[np.ndarray, 'S']:
+    """The metric of that name.
+
+    Raises:
+      AttributeError: for a task without it.
+    """
+    if 'accuracy' not in self.metrics:
+      known = ', '.join(self.metrics) or 'none'
+      raise AttributeError(f'no accuracy in this evaluation: its metrics are {known}')
+    return self.metrics['accuracy']
+
+  @classmethod
+  def of(cls, scores: dict[str, Float[np.ndarray, 'S']]) -> Evaluation:
+    """Returns the evaluation with these scores."""
+    return cls(scores[LOSS], {name: values for name, values in scores.items() if name != LOSS})
 
 
 def evaluate_structures(
@@ -57,12 +83,14 @@ def evaluate_structures(
   batch: Any,
   structures: Iterable[StructureLike] | None = None,
   *,
-  task: str | Objective = 'classification',
+  task: str | Task | LossFunction = 'classification',
+  loss: str | LossFunction = '',
+  metrics: Sequence[Any] | None = None,
   batch_size: int = 256,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
 ) -> Evaluation:
-  """Returns loss and accuracy of structures by shared-prefix evaluation: structures that agree on
+  """Returns loss and metrics of structures by shared-prefix evaluation: structures that agree on
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
@@ -72,11 +100,15 @@ def evaluate_structures(
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
+    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory. With
+      `data.Weighted` for y, means are over what counts.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
-    task: 'classification', 'language' or 'regression', or a function from outputs [B, ...] and
-      targets [B, ...] to loss [B] and accuracy [B] as in `objectives`.
+    task: the name of one, see `tasks`; a `Task`; or a function from outputs [B, ..., C] and targets
+      to the loss of each example or token.
+    loss: in place of the task's: a name or such a function.
+    metrics: in place of the task's: names, functions from outputs and targets to a number for each
+      example or token, or `Metric`s.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
@@ -84,33 +116,42 @@ def evaluate_structures(
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
       the model, inputs are not finite, labels, tokens or targets are not what the task and the
-      model take, or a function gives no pair of [B].
+      model take, nothing counts, or a function gives something else than expected.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
   >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
   (8,)
+  >>> scores = evaluate_structures(
+  ...   model, model.init(jax.random.key(0), x), (x, y), ['101'], metrics=['accuracy', 'f1_macro']
+  ... )
+  >>> list(scores.metrics)
+  ['accuracy', 'f1_macro']
   """
-  x, y = (np.asarray(part) for part in as_batch(batch))
-  if len(x) != len(y) or not len(x):
-    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
+  x, y = jax.tree.map(np.asarray, as_batch(batch))
+  count = num_examples(x)
+  if count != num_examples(y) or not count:
+    raise UserError(
+      f'{count} inputs and {num_examples(y)} targets: expected the same number, at least one'
+    )
   batch_size = checked_size(batch_size, 'batch_size')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  check_pool(model, variables, x[:batch_size])
-  objective = objective_of(task)
-  expected_of(model, task, x[:1]).check(x, y, 'batch')
-  check_objective(model, objective, x[:1], y, min(batch_size, len(x)))
+  batch_size = min(batch_size, count)
+  first = _rows(x, 0, batch_size)
+  check_pool(model, variables, first)
+  judged = task_of(task, loss, metrics)
+  expected_of(model, judged, _rows(x, 0, 1)).check(x, y, 'batch')
+  check_task(model, judged, first, y)
+  facts = judged.facts(y)
   if not len(bits):
-    return Evaluation(np.zeros(0), np.zeros(0))
+    return Evaluation.of({score: np.zeros(0) for score in judged.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  batch_size = min(batch_size, len(x))
-  tile, plans = _plans(model, x[:batch_size], bits, devices, memory_limit)
-  program = _program(model, objective, tile, devices[0].platform)
+  tile, plans = _plans(model, first, bits, devices, memory_limit)
+  program = _program(model, judged, tile, devices[0].platform)
   sums = _sums(program, variables, (x, y), batch_size, plans, devices)
-  loss, accuracy = sums[inverse.reshape(-1)].T / len(x)
-  return Evaluation(loss, accuracy)
+  return Evaluation.of(judged.finish([part[inverse.reshape(-1)] for part in sums], facts))
 
 
 def _plans(model, x, bits, devices, memory_limit):
@@ -131,30 +172,31 @@ def _plans(model, x, bits, devices, memory_limit):
 
 
 def _sums(program, variables, batch, batch_size, plans, devices):
-  """Returns the sums of loss and accuracy of each structure over all examples, [S, 2]."""
-  x, y = batch
+  """Returns the sums of `Task.statistics` of each structure over all examples, each [S, K]."""
   placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
   compiled = set()
 
   def work(job, device):
     start, number = job
-    piece = jax.device_put(_padded(x, y, start, batch_size), device)
-    call = lambda plan: np.asarray(program(placed[device], *piece, jax.device_put(plan, device)))
+    piece = jax.device_put(_padded(batch, start, batch_size), device)
+    call = lambda plan: jax.device_get(program(placed[device], *piece, jax.device_put(plan, device)))
     with compiling[device]:  # else every thread would compile the same program
       if device not in compiled:
         call(jax.tree.map(np.zeros_like, plans[0]))
         compiled.add(device)
     return call(plans[number])
 
-  starts = range(0, len(x), batch_size)
+  starts = range(0, num_examples(batch), batch_size)
   jobs = [(start, number) for start in starts for number in range(len(plans))]
   results = dict(workers.spread(jobs, work, devices))
   # Added up in this order whoever was first, so that the sum is the same each time.
-  sums = [np.zeros((int(plan.size), 2)) for plan in plans]
+  sums: list[list[Any]] = [[0.0] * len(results[jobs[0]]) for _ in plans]
   for start, number in jobs:
-    sums[number] += results[start, number][: len(sums[number])]
-  return np.concatenate(sums)
+    size = int(plans[number].size)
+    for k, part in enumerate(results[start, number]):
+      sums[number][k] = sums[number][k] + part[:size].astype(np.float64)
+  return [np.concatenate(parts) for parts in zip(*sums)]
 
 
 def as_batch(batch: Any) -> tuple[Any, Any]:
@@ -177,40 +219,45 @@ def as_batch(batch: Any) -> tuple[Any, Any]:
 def evaluate_one(
   model: nn.Module,
   variables: PyTree,
-  batch: tuple[Shaped[Array, 'N ...'], Shaped[Array, 'N ...']],
+  batch: tuple[PyTree, PyTree],
   structure: Bool[Array, 'n'],
   *,
-  objective: Objective,
+  task: Task,
   batch_size: int = 512,
-) -> Float[Array, '2']:
-  """Returns the mean loss and accuracy of one traced structure, inside a compiled program.
+) -> tuple[Float[Array, '_'], ...]:
+  """Returns the sums of `Task.statistics` of one traced structure over all examples, inside a
+  compiled program; `Task.finish` makes loss and metrics of them.
 
   Args:
     batch: inputs and targets on the device.
-    objective: see `objectives`.
+    task: see `tasks`.
     batch_size: examples that are evaluated together.
 
-  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
-  >>> x, y = jnp.ones((5, 6)), jnp.zeros(5, int)
-  >>> judge = functools.partial(evaluate_one, model, objective=objective_of('classification'))
+  >>> model, task = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3), Task('regression')
+  >>> x, y = jnp.ones((5, 6)), jnp.arange(15.0).reshape(5, 3)
+  >>> judge = jax.jit(functools.partial(evaluate_one, model, task=task))
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
-  >>> jax.jit(judge)(pool, (x, y), jnp.array([True, False])).shape
-  (2,)
+  >>> list(task.finish(judge(pool, (x, y), jnp.array([True, False])), task.facts(y)))
+  ['loss', 'r2', 'mae']
   """
-  x, y = batch
-  batch_size = min(batch_size, len(x))
-  pieces = -(-len(x) // batch_size)
+  count = num_examples(batch)
+  batch_size = min(batch_size, count)
+  pieces = -(-count // batch_size)
   # The last piece starts early instead of being padded; the examples it repeats have no weight.
-  starts = jnp.minimum(jnp.arange(pieces) * batch_size, len(x) - batch_size)
+  starts = jnp.minimum(jnp.arange(pieces) * batch_size, count - batch_size)
+  sizes: list[int] = []
 
   def piece(start):
-    x_b, y_b = (jax.lax.dynamic_slice_in_dim(a, start, batch_size) for a in (x, y))
-    outputs = run.conditional(model, variables, x_b, structure)
-    return jnp.stack(scores_of(objective, outputs, y_b))
+    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size)
+    x, y = jax.tree.map(cut, batch)
+    parts = task.statistics(run.conditional(model, variables, x, structure), y)
+    sizes[:] = [part.shape[-1] for part in parts]
+    return jnp.concatenate(parts, axis=-1).T
 
   values = jax.lax.map(piece, starts)
   fresh = starts[:, None] + jnp.arange(batch_size) >= jnp.arange(pieces)[:, None] * batch_size
-  return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / len(x)
+  sums = jnp.where(fresh[:, None], values, 0).sum((0, 2))
+  return tuple(jnp.split(sums, np.cumsum(sizes)[:-1]))
 
 
 def _rounds(slots, share, num_sites):
@@ -238,31 +285,34 @@ def _power(number):
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model, objective, tile, platform):
-  own = jax.vmap(functools.partial(scores_of, objective), in_axes=(0, None))
-  judge = objective if is_ours(objective) else own
+def _program(model, task, tile, platform):
+  judge = jax.vmap(task.statistics, in_axes=(0, None))
 
-  def evaluate(variables, x, y, weight, plan):
+  def evaluate(variables, x, y, fresh, plan):
+    sizes = []
+
     def finish(outputs):
-      loss, accuracy = judge(outputs, y)
-      if loss.ndim != 2:
-        raise UserError(
-          f'losses {loss.shape[1:]} of outputs {outputs.shape[1:]} and targets {y.shape}: expected '
-          "one per example; for text, task='language'"
-        )
-      values = jnp.stack((loss, accuracy), axis=-1)  # [W, B, 2]
-      return jnp.where(weight[:, None] > 0, values, 0).sum(1)
+      parts = judge(outputs, y)
+      sizes[:] = [part.shape[-1] for part in parts]
+      values = jnp.concatenate(parts, axis=-1)  # [W, B, K]
+      return jnp.where(fresh[:, None] > 0, values, 0).sum(1)
 
-    return prefix.run_plan(model, variables, x, plan, finish, tile=tile)
+    sums = prefix.run_plan(model, variables, x, plan, finish, tile=tile)
+    return tuple(jnp.split(sums, np.cumsum(sizes)[:-1], axis=-1))
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(evaluate, compiler_options=options)
 
 
-def _padded(x, y, start, batch_size):
+def _rows(batch, start, count):
+  return jax.tree.map(lambda a: a[start : start + count], batch)
+
+
+def _padded(batch, start, batch_size):
   """Returns a batch of examples, filled up with the last one, and which of them count."""
-  x, y = x[start : start + batch_size], y[start : start + batch_size]
-  missing = batch_size - len(x)
-  weight = np.r_[np.ones(len(x), np.float32), np.zeros(missing, np.float32)]
+  batch = _rows(batch, start, batch_size)
+  count = num_examples(batch)
+  missing = batch_size - count
+  fresh = np.r_[np.ones(count, np.float32), np.zeros(missing, np.float32)]
   pad = lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) if missing else a
-  return pad(x), pad(y), weight
+  return *jax.tree.map(pad, batch), fresh

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
-from additive_jax.experiments.options.rules import LATER, SAME_RUN, Rule, did_you_mean
+from additive_jax.errors import UserError, did_you_mean
+from additive_jax.experiments.options.rules import LATER, SAME_RUN, Rule
 from additive_jax.experiments.options.studies import Options
 from additive_jax.train.optimizers import arguments_taken
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from additive_jax.errors import SEED_EXPECTED, SEEDS
@@ -72,16 +71,6 @@ def some_of(*choices: str) -> Rule:
 def each(words: str, allows: Callable[[Any], bool]) -> Rule:
   """Returns the rule of tuples, the empty one too, all of whose values are allowed."""
   return Rule(words, lambda values: all(map(allows, values)))
-
-
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-  """Returns the end of a message about a word that is likely to be misspelt; '' for no idea.
-
-  >>> did_you_mean('rng', ['psum', 'ring'])
-  "; did you mean 'ring'?"
-  """
-  near = difflib.get_close_matches(word, choices, n=1)
-  return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def is_structure(text: str) -> bool:
