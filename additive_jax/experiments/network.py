@@ -51,7 +51,7 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
   if kind in (models.MLP, models.Transformer) and len(options.hidden) == 1:
     values['hidden'] = options.hidden[0]
   if kind is models.Transformer:
-    text = data.task == 'language'
+    text = data.task_name == 'language'
     values |= {'num_layers': options.num_blocks, 'causal': text}
     values |= {'num_tokens': data.num_outputs if text else 0}
     values |= {'max_tokens': _tokens(data, options.patch_size)}
@@ -60,14 +60,14 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
 
 def _kind(data):
   """What the examples of a data set are, in a word."""
-  if data.task == 'language':
+  if data.task_name == 'language':
     return 'text'
   return 'images' if len(data.example_shape) > 1 else 'a table'
 
 
 def _tokens(data, patch_size):
   """The number of tokens of one example, as a transformer sees it."""
-  if data.task == 'language':
+  if data.task_name == 'language':
     return data.example_shape[0]
   height, width = data.example_shape[:2]
   return max(1, (height // patch_size) * (width // patch_size))
@@ -115,7 +115,7 @@ def check_fits(model: Any, data: Data) -> None:
   if not type(model).__module__.startswith('additive_jax.'):
     check_quickly(model, (x, y), task=data.task)
   outputs = check_network(model, x[:1]).shape
-  if data.task != 'regression' and outputs[-1] < data.num_outputs:
+  if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(
       f'{type(model).__name__} gives outputs {outputs} for one example: expected '
       f'{data.num_outputs} on the last axis, the classes of {data.name}'

@@ -230,7 +230,7 @@ def _of_network(field: str, model: Any, data: Data) -> str:
     return ''
   if model.name not in NETWORKS:
     return 'networks of the library; one of your own is made with config.model.kwargs'
-  if field == 'patch_size' and data.task == 'language':
+  if field == 'patch_size' and data.task_name == 'language':
     return 'images'
   takes = lambda kind: {f.name for f in dataclasses.fields(kind)} | set(ALSO.get(kind, ()))
   if field in takes(NETWORKS[model.name][0]):
@@ -240,7 +240,7 @@ def _of_network(field: str, model: Any, data: Data) -> str:
 
 
 def _of_data(name: str, options: Any, data: Data) -> str:
-  if name == 'data.sequence_length' and data.task != 'language':
+  if name == 'data.sequence_length' and data.task_name != 'language':
     return 'text'
   if name in ('data.data_dir', 'data.download') and not options.name.startswith('tfds:'):
     return 'tfds:NAME'

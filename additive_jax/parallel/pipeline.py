@@ -43,7 +43,7 @@ from additive_jax.parallel.mesh import DATA, PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.staging import Staged, pool_specs, stack, staging
 
-Objective = Callable[[Any, Any], Any]
+MeanLoss = Callable[[Any, Any], Any]
 
 
 def run_ticks(
@@ -138,11 +138,11 @@ def _run_sites(
 def loss(
   model: nn.Module,
   pipeline: Pipeline,
-  objective: Objective,
+  mean_loss: MeanLoss,
   params: Staged,
   bits: Bool[Array, 'n'],
   x: Inputs,
-  y: Shaped[Array | np.ndarray, 'B ...'],
+  y: PyTree[Shaped[Array | np.ndarray, 'B ...']],
   *,
   scales: Float[Array, 'n'] | None = None,
   around: Callable[..., tuple[Any, ...]] | None = None,
@@ -154,17 +154,18 @@ def loss(
   loss: `gradients.averaged_gradient` divides by P.
 
   Args:
-    objective: from outputs and targets to losses and more; see `run.objectives`.
+    mean_loss: from outputs and targets of a microbatch to its loss, of which the mean is taken.
     params, bits, x, scales, around: as for `run_ticks`.
     y: targets [B, ...].
 
   Returns:
     The loss, and whether this device worked in each tick, bool [ticks].
   """
-  targets = jnp.asarray(y).reshape(pipeline.microbatches, -1, *y.shape[1:])
+  cut = lambda a: jnp.asarray(a).reshape(pipeline.microbatches, -1, *a.shape[1:])
+  targets = jax.tree.map(cut, y)
 
   def finish(outputs: Logits, number: Int[Array, '']) -> Float[Array, '']:
-    return objective(outputs, targets[number])[0].mean()
+    return mean_loss(outputs, jax.tree.map(lambda a: a[number], targets))
 
   options: dict[str, Any] = {'scales': scales, 'around': around}
   values, worked = run_ticks(model, pipeline, params, x, bits, finish, **options)

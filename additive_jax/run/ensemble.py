@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PyTree, Shaped
+from jaxtyping import Bool, PyTree
 
+from additive_jax.batches import num_examples
 from additive_jax.run import ways
-from additive_jax.run.objectives import expected_of, regression, scores_of
+from additive_jax.run.expected import check_task, expected_of
+from additive_jax.run.tasks import LABELLED, SIGMOID, Task, added_up
 
 BATCH = 512  # examples that are seen at once
 
@@ -21,48 +23,59 @@ def evaluate_ensemble(
   model: Any,
   pools: Sequence[PyTree],
   bits: Bool[np.ndarray, 'members gates'],
-  batch: tuple[Shaped[np.ndarray, 'N *x'], Shaped[np.ndarray, 'N *y']],
-  objective: Callable[..., Any],
-) -> tuple[float, float]:
-  """Returns loss and accuracy of the mean prediction of several networks.
+  batch: tuple[PyTree, PyTree],
+  task: Task,
+) -> dict[str, float]:
+  """Returns loss and metrics of the mean prediction of several networks.
 
-  Predicted probabilities are averaged; for regression, predictions.
+  Predicted probabilities are averaged, of one class among several or of yes and no; in a regression
+  and in tasks of your own, outputs.
 
   Args:
     model: the additive model of all.
     pools: `{'params': pool}` of each network.
     bits: the structure of each.
     batch: (x [N, ...], y [N, ...]).
-    objective: from outputs and targets to loss and accuracy, see `objectives`.
+    task: see `tasks`.
 
   Two members that are one network predict as it does:
 
-  >>> from additive_jax.run.objectives import classification
-  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
-  >>> x, y, bits = np.ones((5, 6), np.float32), np.zeros(5, np.int32), np.array([[True], [True]])
+  >>> model, task = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), Task('regression')
+  >>> x, y, bits = np.ones((5, 6), np.float32), np.eye(5, 3), np.array([[True], [True]])
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
-  >>> loss, _ = evaluate_ensemble(model, [pool, pool], bits, (x, y), classification)
-  >>> bool(np.isclose(loss, aj.evaluate_structures(model, pool, (x, y), ['1']).loss[0]))
+  >>> loss = evaluate_ensemble(model, [pool, pool], bits, (x, y), task)['loss']
+  >>> bool(np.isclose(loss, aj.evaluate_structures(model, pool, (x, y), ['1'], task=task).loss[0]))
   True
   """
-  x, y = batch
-  expected_of(model, objective, x[:1]).check(np.asarray(x), np.asarray(y), 'batch')
-  is_regression, total = objective is regression, np.zeros(2)
-  for start in range(0, len(x), BATCH):
-    part = slice(start, start + BATCH)
-    outputs = jnp.stack(
-      [_outputs(model, is_regression, pool, row, x[part]) for pool, row in zip(pools, bits)]
-    )
-    if is_regression:
-      mean = outputs.mean(0)
-    else:
-      mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
-    total += [float(values.sum()) for values in scores_of(objective, mean, jnp.asarray(y[part]))]
-  loss, accuracy = total / len(x)
-  return float(loss), float(accuracy)
+  x, y = jax.tree.map(np.asarray, batch)
+  cut = lambda part, start: jax.tree.map(lambda a: a[start : start + BATCH], part)
+  expected_of(model, task, x).check(x, y, 'batch')
+  check_task(model, task, cut(x, 0), y)
+  sums: list[tuple[Any, ...]] = []
+  for start in range(0, num_examples(x), BATCH):
+    rows = cut((x, y), start)
+    every = [_predicted(model, task, pool, row, rows[0]) for pool, row in zip(pools, bits)]
+    sums.append(added_up(task.statistics(_mean(task, jnp.stack(every)), rows[1])))
+  scores = task.finish([np.sum(parts, axis=0) for parts in zip(*sums)], task.facts(y))
+  return {name: float(value) for name, value in scores.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _outputs(model, is_regression, variables, bits, x):
+def _predicted(model, task, variables, bits, x):
+  """Returns logarithms of probabilities, of all classes or of yes and no, or outputs."""
   outputs = ways.conditional(model, variables, x, bits)
-  return outputs if is_regression else jax.nn.log_softmax(outputs)
+  if task.name in LABELLED:
+    return jax.nn.log_softmax(outputs)
+  if task.name in SIGMOID:
+    return jnp.stack([jax.nn.log_sigmoid(outputs), jax.nn.log_sigmoid(-outputs)], axis=-1)
+  return outputs
+
+
+def _mean(task, predicted):
+  """Returns the outputs of the mean prediction."""
+  if task.name in LABELLED:
+    return jax.nn.logsumexp(predicted, axis=0) - np.log(len(predicted))
+  if task.name in SIGMOID:
+    yes, no = jnp.moveaxis(jax.nn.logsumexp(predicted, axis=0), -1, 0)
+    return yes - no
+  return predicted.mean(0)

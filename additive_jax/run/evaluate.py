@@ -180,7 +180,9 @@ def _sums(program, variables, batch, batch_size, plans, devices):
   def work(job, device):
     start, number = job
     piece = jax.device_put(_padded(batch, start, batch_size), device)
-    call = lambda plan: jax.device_get(program(placed[device], *piece, jax.device_put(plan, device)))
+    call = lambda plan: jax.device_get(
+      program(placed[device], *piece, jax.device_put(plan, device))
+    )
     with compiling[device]:  # else every thread would compile the same program
       if device not in compiled:
         call(jax.tree.map(np.zeros_like, plans[0]))

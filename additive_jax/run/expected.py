@@ -10,12 +10,11 @@ from jaxtyping import PyTree
 
 from additive_jax.batches import is_array
 from additive_jax.data import Expected
-from additive_jax.data.weights import unweighted
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs
 from additive_jax.models.contract import check_network
-from additive_jax.run.objectives import check_losses, is_soft, name_of
-from additive_jax.run.tasks import LABELLED, Task, task_of
+from additive_jax.run.objectives import Distilled, name_of
+from additive_jax.run.tasks import Task, task_of
 
 
 def expected_of(model: Any, task: str | Task, x: Inputs) -> Expected:
@@ -23,7 +22,7 @@ def expected_of(model: Any, task: str | Task, x: Inputs) -> Expected:
 
   >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
   >>> expected_of(model, 'classification', np.ones((2, 6), np.float32))
-  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=())
+  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=(), ignore_label=None)
 
   Args:
     x: a batch of inputs, of which the shape matters.
@@ -31,6 +30,8 @@ def expected_of(model: Any, task: str | Task, x: Inputs) -> Expected:
   task = task_of(task)
   is_tokens = is_array(x) and np.issubdtype(x.dtype, np.integer)
   tokens = getattr(model, 'num_tokens', 0) if is_tokens else 0
+  if isinstance(task.loss, Distilled):
+    return Expected(num_tokens=tokens)
   # In place of a module there may be something with parts alone.
   if not task.name or not hasattr(model, 'init_with_output'):
     return Expected(task.name, num_tokens=tokens, ignore_label=task.ignore_label)

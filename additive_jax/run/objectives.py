@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -212,20 +212,31 @@ def _described(result: Any) -> str:
   return repr(result) if result is None or np.isscalar(result) else f'a {type(result).__name__}'
 
 
+class Taught(NamedTuple):
+  """Targets with what a teacher says of them, so that no step runs a teacher.
+
+  Attributes:
+    y: labels, int [B] or [B, T].
+    logits: the teacher's, [B, ..., C].
+  """
+
+  y: Any
+  logits: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-  """A loss with a teacher: (1 − w)·loss + w·t²·KL(teacher ‖ outputs) in nats, both of them
-  softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
-
-  The teacher's logits stand beside the labels in the targets, so that no step runs a teacher.
+  """A loss with a teacher, of targets that are `Taught`: (1 − w)·loss + w·t²·KL(teacher ‖ outputs)
+  in nats, both of them softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531), section
+  2.
 
   Attributes:
     loss: of classes.
     weight: w, in [0, 1].
     temperature: t, above 0.
 
-  >>> targets = Distilled.targets(np.array([0]), np.array([[2.0, 1.0]]))
-  >>> loss = Distilled(CrossEntropy(), weight=1.0)(jnp.array([[2.0, 1.0]]), jnp.asarray(targets))
+  >>> logits = jnp.array([[2.0, 1.0]])
+  >>> loss = Distilled(CrossEntropy(), weight=1.0)(logits, Taught(jnp.array([0]), logits))
   >>> bool(abs(loss[0]) < 1e-6)
   True
   """
@@ -240,20 +251,10 @@ class Distilled:
     if not self.temperature > 0:
       raise UserError(f'temperature {self.temperature} of a teacher: expected a positive number')
 
-  @staticmethod
-  def targets(
-    y: Num[np.ndarray, '*examples'], logits: Float[np.ndarray, '*examples C']
-  ) -> Float[np.ndarray, '*examples 1+C']:
-    """Returns labels, int [B] or [B, T], and the teacher's logits in one array.
-
-    >>> Distilled.targets(np.array([1]), np.array([[2.5, 0.5]])).tolist()
-    [[1.0, 2.5, 0.5]]
-    """
-    return np.concatenate([np.asarray(y, np.float32)[..., None], logits], axis=-1)
-
-  def __call__(self, outputs: Outputs, y: Float[Array, '*examples _']) -> Losses:
-    """Returns the loss of each example or token; `y` is what `targets` gave."""
-    loss = self.loss(outputs, y[..., 0].astype(jnp.int32))
-    student, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y[..., 1:]))
+  def __call__(self, outputs: Outputs, y: Taught) -> Losses:
+    """Returns the loss of each example or token."""
+    student, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y.logits))
     divergence = optax.losses.kl_divergence_with_log_targets(student, teacher)
+    loss = as_float(self.loss(outputs, y.y))
+    divergence = divergence.reshape(*loss.shape, -1).mean(-1)  # as finely as the loss
     return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

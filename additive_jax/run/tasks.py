@@ -29,7 +29,14 @@ from additive_jax.data.weights import Weighted, unweighted
 from additive_jax.errors import UserError, did_you_mean
 from additive_jax.run.measures import METRICS, metric_of
 from additive_jax.run.metrics import Metric, by_weight, spread, weighted
-from additive_jax.run.objectives import LOSSES, LossFunction, as_float, check_losses, is_soft
+from additive_jax.run.objectives import (
+  LOSSES,
+  LossFunction,
+  Taught,
+  as_float,
+  check_losses,
+  is_soft,
+)
 
 # By task the names of its losses, the first by default, and how many metrics it has by default.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -41,6 +48,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 DEFAULT_METRICS = {'language': 2, 'binary': 2, 'multi_label': 2, 'regression': 2}
 LABELLED = ('classification', 'language')  # targets are numbers of outputs
+SIGMOID = ('binary', 'multi_label')  # targets are yes or no
 LOSS = 'loss'
 
 Means = tuple[Float[np.ndarray, '... _'], ...]
@@ -84,7 +92,9 @@ class Task:
 
   def __post_init__(self):
     if self.name and self.name not in TASKS:
-      raise UserError(f'task {self.name!r}: expected one of {", ".join(TASKS)}{did_you_mean(self.name, list(TASKS))}')
+      raise UserError(
+        f'task {self.name!r}: expected one of {", ".join(TASKS)}{did_you_mean(self.name, list(TASKS))}'
+      )
     set_ = lambda name, value: object.__setattr__(self, name, value)
     set_('loss', self._loss_of(self.loss))
     known = METRICS[self.name][: DEFAULT_METRICS.get(self.name, 1)] if self.name else ()
@@ -154,7 +164,9 @@ class Task:
     """
     return self.sign(self.rank_by) * np.asarray(scores[self.rank_by], float)
 
-  def weights(self, y: PyTree, *, of_loss: bool = False) -> Float[Array | np.ndarray, 'B ...'] | None:
+  def weights(
+    self, y: PyTree, *, of_loss: bool = False
+  ) -> Float[Array | np.ndarray, 'B ...'] | None:
     """Returns what each example counts, or each token, label or target; None: all examples 1.
 
     Args:
@@ -162,18 +174,22 @@ class Task:
       of_loss: whether with the weights of classes.
     """
     weight, targets = (y.weight if isinstance(y, Weighted) else None), unweighted(y)
+    targets = targets.y if isinstance(targets, Taught) else targets
     factors = []
     if self.ignore_label is not None:
       factors.append((targets != self.ignore_label).astype(np.float32))
     if of_loss and self.class_weights:
       by_class = np.asarray(self.class_weights, np.float32)
       by_class = by_class if isinstance(targets, np.ndarray) else jnp.asarray(by_class)
-      labels = targets if is_soft(targets) else self.clean(y).astype(np.int32)
-      factors.append(labels @ by_class if is_soft(targets) else by_class[labels])
+      labels = self.clean(y)
+      labels = labels.y if isinstance(labels, Taught) else labels
+      factors.append(labels @ by_class if is_soft(labels) else by_class[labels.astype(np.int32)])
     for factor in factors:
       finer = weight is None or weight.ndim < factor.ndim
-      weight = factor if weight is None else (
-        spread(weight, factor) * factor if finer else weight * spread(factor, weight)
+      weight = (
+        factor
+        if weight is None
+        else (spread(weight, factor) * factor if finer else weight * spread(factor, weight))
       )
     return weight
 
@@ -181,6 +197,8 @@ class Task:
     """Returns targets without weights, with 0 in place of those that do not count, whatever they
     are; targets that are several arrays stay as they are."""
     weight, targets = self.weights(y), unweighted(y)
+    if isinstance(targets, Taught):
+      return Taught(self.clean(Weighted(targets.y, weight)), targets.logits)
     if weight is None or not is_array(targets):
       return targets
     where = np.where if isinstance(targets, np.ndarray) else jnp.where
@@ -239,6 +257,7 @@ class Task:
     """
     outputs, targets, weight = as_float(outputs), self.clean(y), self.weights(y)
     losses = self._losses(outputs, targets)
+    targets = targets.y if isinstance(targets, Taught) else targets
     if self.class_weights:
       of_loss = self.weights(y, of_loss=True)
       ones = jnp.ones(losses.shape)
@@ -277,6 +296,15 @@ class Task:
     loss = loss[..., 0] / loss[..., 1] if self.class_weights else loss[..., 0]
     finished = zip(self.metrics, means, others)
     return {LOSS: loss} | {m.name: m.finish(mean, fact) for m, mean, fact in finished}
+
+
+def added_up(statistics: Sequence[Any]) -> tuple[Float[np.ndarray, 'K'], ...]:
+  """Returns the sums over examples of what `Task.statistics` gives, in float64.
+
+  >>> added_up([np.ones((5, 2), np.float32)])[0].tolist()
+  [5.0, 5.0]
+  """
+  return tuple(np.asarray(part).sum(0, dtype=np.float64) for part in statistics)
 
 
 def task_of(

@@ -49,7 +49,7 @@ class Slots(NamedTuple):
 
   bits: Bool[Array, 'slots n']
   x: Inputs
-  y: Inputs
+  y: PyTree
   keys: Key[Array, 'slots'] | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
@@ -152,7 +152,10 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
 
   def add_slot(total, inputs):
     structure, x, y, key = inputs
-    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share)
+    whole = recipe.task.total(y)
+    if split and whole is not None:
+      whole = jax.lax.pmean(whole, split)
+    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share, total=whole)
     (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
@@ -207,7 +210,7 @@ def _gradient(recipe, params, slot, leaves):
 
 
 def cosines(
-  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: Inputs
+  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: PyTree
 ) -> Float[Array, 'K K']:
   """Returns the cosines between the gradients of K structures on one batch.
 

@@ -26,7 +26,8 @@ from additive_jax.models.additive import initial, space_of
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.run.expected import expected_of
+from additive_jax.run.tasks import LOSS
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step
@@ -39,17 +40,21 @@ class Member:
   Attributes:
     structure: what was trained.
     state: its final `State`, on the worker's device.
-    loss, accuracy: on the test split.
+    scores: loss and metrics on the test split, by name.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
   """
 
   structure: Structure
   state: State
-  loss: float
-  accuracy: float
+  scores: dict[str, float]
   train_loss: float
   skipped: int
+
+  @property
+  def loss(self) -> float:
+    """The loss on the test split."""
+    return self.scores[LOSS]
 
 
 class Population:
@@ -89,7 +94,7 @@ class Population:
     Raises:
       UserError: for splits that stay in their source, a model whose parts do not fit each other, an
         optimizer that needs more than a gradient, labels, tokens or targets that are not what the
-        task and the model take, or an objective that gives no pair (loss, accuracy).
+        task and the model take, or a loss or metric that gives something else than expected.
     """
     if not (data.train.in_memory and data.test.in_memory):
       raise UserError(
@@ -102,10 +107,11 @@ class Population:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
     example, y = data.train[np.zeros(1, np.int64)]
     recipe.check_network(example)
-    expected = expected_of(recipe.model, recipe.objective, example)
+    expected = expected_of(recipe.model, recipe.task, example)
     for part in ('train', 'test'):
       checked(getattr(data, part), expected, f'{data.name}, {part}')
-    recipe.check_objective(example, y, batch_size, by_token=False)
+    recipe.check_task(example, y, batch_size)
+    self._facts = recipe.task.facts(data.test.y)  # type: ignore[attr-defined]
     self.variables = processes.to_host(initial(recipe.model, key, example))
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]
@@ -164,9 +170,10 @@ class Population:
       yield from (dataclasses.replace(member, structure=structure) for structure in same)
 
   def _member(self, structure, result):
-    state, train_loss, scores = result
-    loss, accuracy = scores.tolist()
-    return Member(structure, state, loss, accuracy, float(train_loss), int(state.skipped))
+    state, train_loss, sums = result
+    finished = self.recipe.task.finish(jax.device_get(sums), self._facts)
+    scores = {name: float(value) for name, value in finished.items()}
+    return Member(structure, state, scores, float(train_loss), int(state.skipped))
 
 
 @functools.lru_cache(maxsize=16)
@@ -184,9 +191,8 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables, objective = {'params': state.params}, objective_of(recipe.objective)
-    scores = evaluate_one(recipe.model, variables, test, bits, objective=objective)
-    return state, total / tail, scores
+    variables, task = {'params': state.params}, recipe.task
+    return state, total / tail, evaluate_one(recipe.model, variables, test, bits, task=task)
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)

@@ -22,14 +22,9 @@ from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import (
-  Objective,
-  Outputs,
-  Targets,
-  check_objective,
-  objective_of,
-  regression,
-)
+from additive_jax.run.expected import check_task
+from additive_jax.run.objectives import Outputs
+from additive_jax.run.tasks import LABELLED, task_of
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -53,16 +48,19 @@ class Slot:
     rates: the probability that each gate is on, where structures are drawn with keep rates.
     split: the axes of the mesh over which devices split the examples.
     share: the number of this device among them.
+    total: what the sum of this device's losses is divided by, see `Task.mean`: the weight of the
+      whole slot over the number of devices that split it; None where all examples weigh alike.
   """
 
   structure: Bool[Array, 'n']
   x: Inputs
-  y: Inputs
+  y: PyTree
   key: PRNGKeyArray | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
   split: tuple[str, ...] = ()
   share: int | Int[Array, ''] = 0
+  total: Float[Array, ''] | None = None
 
   @property
   def num_shares(self) -> int:
@@ -157,7 +155,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Structures(Loss):
-  """The objective's mean in the slot's structure, which runs by conditionals.
+  """The task's mean loss in the slot's structure, which runs by conditionals.
 
   Attributes:
     distill: weight α of in-place distillation: the loss of a structure other than all-on is
@@ -183,10 +181,10 @@ class Structures(Loss):
     """Returns the mean loss and no facts."""
     model, variables = recipe.model, {'params': params}
     outputs = run.conditional(model, variables, slot.x, slot.structure, scales=self.scales(slot))
-    loss = recipe.losses(outputs, slot.y).mean()
+    loss = recipe.mean_loss(outputs, slot)
     if not self.distill:
       return loss, {}
-    divergence = divergence_from_all_on(model, params, outputs, slot.x).mean()
+    divergence = recipe.mean(divergence_from_all_on(model, params, outputs, slot.x), slot)
     mixed = (1 - self.distill) * loss + self.distill * divergence
     return jnp.where(slot.structure.all(), loss, mixed), {}
 
@@ -200,9 +198,10 @@ class Structures(Loss):
     return Structures()
 
   def check(self, recipe: Recipe) -> None:
-    """Raises `UserError` for distillation in a regression, which has no classes."""
-    if self.distill and recipe.objective is regression:
-      raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
+    """Raises `UserError` for distillation in a task without classes."""
+    if self.distill and recipe.task.name not in ('', *LABELLED):
+      name = recipe.task.name
+      raise UserError(f'distill {self.distill} in a {name}: expected 0, for want of classes')
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` for a rescaling of structures whose sampler has no keep rates."""
@@ -250,8 +249,8 @@ class Recipe:
 
   Attributes:
     model: an additive model.
-    objective: from outputs and targets to per-example loss and accuracy, or a task's name; see
-      `objectives`.
+    task: what is minimised and judged: a name, a `Task`, or a function from outputs and targets to
+      the loss of each example or token; see `tasks`.
     optimizer: an Optax transformation.
     loss: what is minimised.
     average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each
@@ -263,7 +262,7 @@ class Recipe:
   """
 
   model: Any
-  objective: Objective | str
+  task: Any  # a `Task`, once the recipe is made
   optimizer: optax.GradientTransformation
   loss: Loss = Structures()
   average: str = 'mean'
@@ -271,7 +270,7 @@ class Recipe:
   slot_clip_norm: float = 0.0
 
   def __post_init__(self):
-    object.__setattr__(self, 'objective', objective_of(self.objective))
+    object.__setattr__(self, 'task', task_of(self.task))
     if self.average not in AVERAGES:
       raise UserError(f'average {self.average!r}: expected one of {", ".join(AVERAGES)}')
     if self.collective not in collectives.COLLECTIVES:
@@ -295,14 +294,24 @@ class Recipe:
     if isinstance(self.model, nn.Module):
       contract.check_network(self.model, x)
 
-  def check_objective(self, x: Inputs, y: Targets, size: int, by_token: bool = True) -> None:
-    """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
-    of `size` examples such as `x` and `y`, or of each token; see `objectives`."""
-    check_objective(self.model, objective_of(self.objective), x, y, size, by_token=by_token)
+  def check_task(self, x: Inputs, y: PyTree, size: int) -> None:
+    """Raises `UserError` for a loss or metrics of one's own that do not give what is expected of
+    `size` examples such as `x` and `y`; see `expected.check_task`."""
+    shaped = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
+    check_task(self.model, self.task, jax.tree.map(shaped, x), y)
 
-  def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
-    """Returns the objective's loss of each example."""
-    return objective_of(self.objective)(outputs, y)[0]
+  def losses(self, outputs: Outputs, y: PyTree) -> Float[Array, '...']:
+    """Returns the loss of each example, or of each token, of float32."""
+    return self.task.losses(outputs, y)
+
+  def mean(self, values: Float[Array, '...'], slot: Slot) -> Scalar:
+    """Returns this device's part of the mean of values of a slot's examples, or tokens, over what
+    counts in the slot: the mean of the devices' parts is that of the slot."""
+    return self.task.mean(values, slot.y, slot.total)
+
+  def mean_loss(self, outputs: Outputs, slot: Slot) -> Scalar:
+    """Returns the mean loss of a slot's examples, see `mean`."""
+    return self.task.mean_loss(outputs, slot.y, slot.total)
 
   def alone(self) -> Recipe:
     """Returns the recipe of a structure that is trained by itself, with nothing to average."""

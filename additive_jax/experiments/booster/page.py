@@ -79,7 +79,7 @@ def _clusters(session, narrows) -> list[Piece]:
 
 
 def _examples(data, features, clusters) -> list[Piece]:
-  if data.task == 'language':
+  if data.task_name == 'language':
     ngrams = telling_ngrams(data.train.x, clusters.labels)
     return [table(ngrams, f'What tells the clusters ({clusters.name}) apart, first seed.')]
   if len(data.example_shape) not in (2, 3):
@@ -95,7 +95,7 @@ def _examples(data, features, clusters) -> list[Piece]:
 
 def _qualities(data, features, named) -> pd.DataFrame:
   """A row for each way to cluster."""
-  classes = np.asarray(data.train.y) if data.task == 'classification' else None
+  classes = np.asarray(data.train.y) if data.task_name == 'classification' else None
   rows = [
     {'clusters': name, **quality(features, clusters.labels, classes)._asdict()}
     for name, clusters in named.items()

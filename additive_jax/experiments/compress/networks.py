@@ -253,7 +253,7 @@ class Compression:
       },
       labels,
     )
-    terms = len(data.train) * (data.example_shape[0] if data.task == 'language' else 1)
+    terms = len(data.train) * (data.example_shape[0] if data.task_name == 'language' else 1)
     loss = VariationalLoss(terms, options.kl, options.ramp * num_steps)
     model = Variational(self.level, options.log_variance)
     return Recipe(model, self._objective, optimizer, loss=loss)
