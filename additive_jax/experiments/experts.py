@@ -150,11 +150,12 @@ def _tables(session: Session, records: Records) -> Result:
   compared = compare(contenders, records)
   single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
   if single is None:
-    structures = arms_as_structures(compared.variants[:1], [str(contenders[0].structure)])
+    all_on, scores = [str(contenders[0].structure)], session.task.scores
+    structures = arms_as_structures(compared.variants[:1], all_on, scores)
     structures = structures.drop(columns='variant')
   else:
     pool_session = records.arms[POOL].session
-    keys = ('loss', 'accuracy', 'train_loss')
+    keys = (*session.task.scores, 'train_loss')
     structures = structure_table(
       pool_session, _static_structures(pool_session), {'': records[POOL]}, keys
     )
@@ -175,7 +176,7 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
       continue  # what is drawn at random says nothing about tokens
     trained = contender.train(session.config.seed)
     network = trained.session
-    inspection = inspect(network.model, network.objective, trained.variables, network.test)
+    inspection = inspect(network.model, network.task, trained.variables, network.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)

@@ -150,8 +150,8 @@ def start_session(
     part: whose curves are written: the number of a part of the run, and how many there are.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
-  space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training = Training(config, model, data, objective)
+  space = models.measure(model, first_input(data))
+  training = Training(config, model, data, task or make_task(config, data))
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with Stopper() as stopper, metrics:
     yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)

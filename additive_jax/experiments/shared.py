@@ -39,9 +39,9 @@ def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm
 def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
-  """Returns test loss and accuracy of structures in a pool, for the journal."""
-  scores = trained.session.evaluate(trained.variables, bits)
-  return {key: values.tolist() for key, values in scores._asdict().items()}
+  """Returns test loss and metrics of structures in a pool, for the journal."""
+  scores = trained.session.evaluate(trained.variables, bits).scores
+  return {key: values.tolist() for key, values in scores.items()}
 
 
 def search_pools(
@@ -56,7 +56,7 @@ def search_pools(
     make_pools: gives the pools; called once, and not for a search that is done.
 
   Returns:
-    What was evaluated, and its loss and accuracy [pools, S].
+    What was evaluated, and its loss and metrics [pools, S].
   """
   options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))

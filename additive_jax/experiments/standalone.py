@@ -153,6 +153,6 @@ def rungs(
 
 def _record(seed: int, arm: Lone, member: Member) -> Record:
   del seed
-  scores = ('loss', 'accuracy', 'train_loss', 'skipped')
+  training = {'train_loss': member.train_loss, 'skipped': member.skipped}
   where = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}
-  return where | {key: getattr(member, key) for key in scores}
+  return where | member.scores | training

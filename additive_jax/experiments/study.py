@@ -109,7 +109,7 @@ class Trained:
 
 
 def full_network(trained: Trained) -> dict[str, Any]:
-  """Returns loss and accuracy of the full network on the test split, its FLOPs and parameters."""
+  """Returns loss and metrics of the full network on the test split, its FLOPs and parameters."""
   space = trained.session.space
   costs = {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
   return trained.session.scores(trained.variables) | costs | {'skipped': trained.skipped}

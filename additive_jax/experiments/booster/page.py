@@ -16,7 +16,7 @@ from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.figures.booster import FLOPS, NAMES
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
-from additive_jax.report.wording import counted, with_margin
+from additive_jax.report.wording import counted, score_name, with_margin
 from additive_jax.transplant import wiring_of
 
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
@@ -124,7 +124,9 @@ def _saved(row):
 
 
 def _savings(session, result, narrow_words):
-  mean = over_seeds(session, 'mean over the seeds; ')
+  mean, task = over_seeds(session, 'mean over the seeds; '), session.task
+  lower = [score for score in task.scores if task.sign(score) > 0]
+  name = score_name(task.headline)
   return section(
     'What starting small saves',
     picture(
@@ -137,12 +139,14 @@ def _savings(session, result, narrow_words):
       '(components of the inputs, or the model whose embedding they are).',
     ),
     picture(
-      figures.spent(result.curves, 'flops', FLOPS, scores=('accuracy',)),
-      'Test accuracy against the same FLOPs; dashed: the highest of training from scratch.',
+      figures.spent(result.curves, 'flops', FLOPS, (task.headline,), lower),
+      f'Test {name} against the same FLOPs; dashed: the best of training from scratch.',
     ),
     picture(
-      figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
-      'Loss and accuracy against measured time on this run’s devices, without compiling and '
+      figures.spent(
+        result.curves, 'seconds', 'seconds of training and clustering', ('loss', task.headline), lower
+      ),
+      f'Loss and {name} against measured time on this run’s devices, without compiling and '
       'judging. Each narrow model trains on one device: one alone leaves the others idle, and '
       'those that share a device take turns.',
     ),
