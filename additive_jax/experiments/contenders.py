@@ -136,7 +136,12 @@ def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
     train = look((seen.x, seen.y))
     sites = {name.replace('__', '/'): _site(facts) for name, facts in test.facts.items()}
     flops = active_flops(session.model, x, test.facts, test.chosen)
-    return record | {'sites': sites, 'flops': flops, **test.scores, 'train_loss': train.scores[LOSS]}
+    return record | {
+      'sites': sites,
+      'flops': flops,
+      **test.scores,
+      'train_loss': train.scores[LOSS],
+    }
   test, train = (
     session.evaluate(trained.variables, [structure], split) for split in (session.test, seen)
   )

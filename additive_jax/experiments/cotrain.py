@@ -117,11 +117,11 @@ def _choose(session):
   pool = arm.train(config.seed)
   if config.search.method:
     bits, scores = search_pools(session, lambda: [pool])
-    loss = scores.loss[0]
+    cost = session.task.cost(scores.scores)[0]
   else:
     bits = all_networks(session.space)
-    loss = session.evaluate(pool.variables, bits).loss
-  best = np.argsort(statistics.rank(loss))[:k]
+    cost = session.task.cost(session.evaluate(pool.variables, bits).scores)
+  best = np.argsort(statistics.rank(cost))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
 
@@ -278,7 +278,7 @@ def _tables(session: Session, records: Records) -> Result:
   texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
   names = session.task.scores
   scores = {variant: _scores(seeds, variant, names) for variant in VARIANTS}
-  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
+  order = np.argsort(statistics.rank(session.task.cost(scores['cotrained'])[:-1]))
   texts = [texts[i] for i in order]
   table, parts = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():

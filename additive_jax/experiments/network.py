@@ -15,6 +15,7 @@ from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
+from additive_jax.run.tasks import Task
 from additive_jax.testing.check import check_quickly
 
 # The networks of the library, and what each takes, in words.
@@ -104,7 +105,7 @@ def _said(error: BaseException) -> str:
   return text if plain else f'{type(error).__name__}: {text}'
 
 
-def check_fits(model: Any, data: Data) -> None:
+def check_fits(model: Any, data: Data, task: Task) -> None:
   """Checks a network before it is trained: that it takes the data and, if it is a user's, that it
   keeps the contract as far as `testing.check.check_quickly` sees.
 
@@ -113,7 +114,7 @@ def check_fits(model: Any, data: Data) -> None:
   """
   x, y = data.train[np.arange(min(2, len(data.train)))]
   if not type(model).__module__.startswith('additive_jax.'):
-    check_quickly(model, (x, y), task=data.task)
+    check_quickly(model, (x, y), task=task)
   outputs = check_network(model, x[:1]).shape
   if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(

@@ -28,6 +28,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
+from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
@@ -38,7 +39,7 @@ from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task
 
 
 class Opening(TypedDict, total=False):
@@ -50,6 +51,8 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    loss: a name or a function, in place of `config.task.loss`; see `run.tasks`.
+    metrics: names, functions or `Metric`s, in place of `config.task.metrics`.
   """
 
   model: Any
@@ -57,6 +60,8 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  loss: Any
+  metrics: Any
 
 
 @contextlib.contextmanager
@@ -86,7 +91,8 @@ def open_session(
   devices = mesh.pick_devices(opening.get('devices', 0))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
-  check_fits(model, data)
+  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
+  check_fits(model, data, task)
   if config.train.batch_size > len(data.train):
     raise UserError(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
@@ -94,13 +100,14 @@ def open_session(
     )
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
-  resolved = resolve(config, model, data)
+  resolved = resolve(config, model, data, task)
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  start = start_session(config, rundir, data, model, devices, part=part, command=command)
+  options = {'part': part, 'command': command, 'task': task}
+  start = start_session(config, rundir, data, model, devices, **options)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
       _check_fits(session)
@@ -141,6 +148,7 @@ def start_session(
   *,
   part: tuple[int, int] = (0, 1),
   command: str = '',
+  task: Task | None = None,
 ) -> Iterator[Session]:
   """Holds a session of a run; at the end its curves are closed and its signals let go.
 
@@ -148,6 +156,7 @@ def start_session(
     config, data, model, devices, command: see `Session`.
     rundir: where the run's files go.
     part: whose curves are written: the number of a part of the run, and how many there are.
+    task: None is that of the config and the data.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
   space = models.measure(model, first_input(data))
@@ -157,12 +166,14 @@ def start_session(
     yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
 
 
-def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
+def resolve(config: Options, model: Any, data: data_.Data, task: Task) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
-  fields, and the name of the data."""
+  fields, the name of the data, and the task where it is not as the data has it by default."""
   resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
+  if not task.name or task != Task(task.name):
+    resolved.setdefault('task', {})['is'] = described(task)
   return resolved
 
 

@@ -18,8 +18,9 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import Space, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report.wording import counted
+from additive_jax.report.wording import counted, score_name
 from additive_jax.run.evaluate import Evaluation
+from additive_jax.run.tasks import LOSS
 from additive_jax.search import Search
 from additive_jax.search.generations import Generations
 
@@ -47,7 +48,8 @@ def judge_all(
 def search_pools(
   session: Session, make_pools: Callable[[], Iterable[Trained]]
 ) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
-  """Searches pools for the structures of lowest mean loss, as `config.search` says.
+  """Searches pools for the structures of lowest mean loss, or best in the metric that they are
+  ranked by, as `config.search` says.
 
   Each generation is journalled, so that a search goes on after the last one that was evaluated.
 
@@ -60,17 +62,19 @@ def search_pools(
   """
   options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))
+  task = session.task
+  best = 'lowest test loss' if task.rank_by == LOSS else f'best test {score_name(task.rank_by)}'
 
   def evaluate(bits):
     session.check_stop()
     scores = [session.evaluate(pool.variables, bits) for pool in pools()]
     # The last generation may be filled up with copies of its last structure.
     fresh = bits[: len(np.unique(bits, axis=0))]
-    means = generations.add(fresh, scores)
-    loss = generations.means().loss
-    lowest = loss.min(where=np.isfinite(loss), initial=np.inf)
-    progress.advance(len(fresh), **{'lowest test loss': lowest})
-    return means
+    costs = generations.add(fresh, scores)
+    every = generations.means().cost
+    lowest = every.min(where=np.isfinite(every), initial=np.inf)
+    progress.advance(len(fresh), **{best: task.sign(task.rank_by) * lowest})
+    return costs
 
   primary, known = processes.is_primary(), len(generations)
   bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
@@ -87,7 +91,7 @@ def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'],
 
 def _generations(session):
   journal = Journal(session.rundir.journals / 'search.jsonl')
-  return Generations(journal, session.space, write=processes.is_primary())
+  return Generations(journal, session.space, session.task, write=processes.is_primary())
 
 
 def check_shared(session: Session, epochs: float) -> None:

@@ -25,7 +25,11 @@ def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 3."""
   structures, summary = result.table, result.summary
   variants, headline = list(records.arms.values()), session.task.headline
-  measures = {'loss': 'test loss', headline: f'test {score_name(headline)}', 'loss_gap': 'test − train loss'}
+  measures = {
+    'loss': 'test loss',
+    headline: f'test {score_name(headline)}',
+    'loss_gap': 'test − train loss',
+  }
   rows = result.variants.assign(variant=result.variants['variant'].map(_label))
   scores, names = summary['variants'], [variant.name for variant in variants]
   mean, colours = over_seeds(session, ', mean over the seeds'), arm_colours(names, _label)
@@ -54,7 +58,8 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'All structures of each pool',
       picture(
         _distributions(structures, names, colours, headline),
-        f'Test {score_name(headline)} of {networks(summary)} of each pool{mean}, all without scales.',
+        f'Test {score_name(headline)} of {networks(summary)} of each pool{mean}, all without '
+        'scales.',
       ),
     ),
     section(

@@ -38,6 +38,7 @@ def structure_table(
       mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
+  table['rank'] = statistics.rank(session.task.cost(table))
   return comparison.structures_first(table, session.task.scores)
 
 

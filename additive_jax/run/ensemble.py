@@ -40,7 +40,7 @@ def evaluate_ensemble(
 
   Two members that are one network predict as it does:
 
-  >>> model, task = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), Task('regression')
+  >>> model, task = aj.models.MLP(1, width=4, hidden=8, num_classes=3), Task('regression')
   >>> x, y, bits = np.ones((5, 6), np.float32), np.eye(5, 3), np.array([[True], [True]])
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
   >>> loss = evaluate_ensemble(model, [pool, pool], bits, (x, y), task)['loss']

@@ -235,7 +235,7 @@ def evaluate_one(
     task: see `tasks`.
     batch_size: examples that are evaluated together.
 
-  >>> model, task = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3), Task('regression')
+  >>> model, task = aj.models.MLP(2, width=4, hidden=8, num_classes=3), Task('regression')
   >>> x, y = jnp.ones((5, 6)), jnp.arange(15.0).reshape(5, 3)
   >>> judge = jax.jit(functools.partial(evaluate_one, model, task=task))
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)

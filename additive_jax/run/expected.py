@@ -41,7 +41,7 @@ def expected_of(model: Any, task: str | Task, x: Inputs) -> Expected:
   return Expected(task.name, outputs, tokens, targets, task.ignore_label)
 
 
-def check_task(model: Any, task: Task, x: Inputs, y: PyTree) -> None:
+def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
   """Raises `UserError` for a task whose loss or metrics do not give what is expected of them, for a
   batch of a network's outputs; by shapes alone.
 
@@ -94,8 +94,8 @@ def _shapes_of(function, word, call, *args):
   """Returns the shapes of what a function of the task's gives, or its error in one line."""
   try:
     return jax.eval_shape(call, *args)
-  except UserError:
-    raise
+  except UserError as error:
+    raise UserError(str(error)) from None  # without the notes of JAX
   except (TypeError, ValueError, IndexError, AttributeError) as error:
     name = function if isinstance(function, str) else name_of(function)
     shapes = ', '.join(str(leaf.shape) for leaf in jax.tree.leaves(args))

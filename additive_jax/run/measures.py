@@ -10,12 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError, did_you_mean
-from additive_jax.run.metrics import MeanMetric, Metric, Weight, spread, weighted, weighted_each
+from additive_jax.run.metrics import (
+  MeanMetric,
+  Metric,
+  Scores,
+  Weight,
+  spread,
+  weighted,
+  weighted_each,
+)
 from additive_jax.run.objectives import (
   CrossEntropy,
+  Losses,
+  Outputs,
+  Targets,
   as_float,
   check_shapes,
   labels_of,
@@ -23,7 +34,7 @@ from additive_jax.run.objectives import (
 )
 
 
-def accuracy(outputs: Float[Array, '*batch C'], y: Num[Array, '...']) -> Float[Array, '*batch']:
+def accuracy(outputs: Outputs, y: Targets) -> Losses:
   """Returns 1 where the label's logit is larger than every other.
 
   >>> accuracy(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0])).tolist()
@@ -46,22 +57,20 @@ class TopK:
 
   k: int
 
-  def __call__(
-    self, outputs: Float[Array, '*batch C'], y: Num[Array, '...']
-  ) -> Float[Array, '*batch']:
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
     """Returns the number of each example or token."""
     labelled = jnp.take_along_axis(outputs, labels_of(y)[..., None], axis=-1)
     return as_float((outputs >= labelled).sum(-1) <= self.k)
 
 
-def right_labels(outputs: Float[Array, '...'], y: Num[Array, '...']) -> Float[Array, '...']:
+def right_labels(outputs: Outputs, y: Targets) -> Losses:
   """Returns 1 where an output is on the side of 0 that its label, yes or no, is on."""
   outputs = one_output(outputs, y)
   check_shapes(outputs, y, 'labels')
   return as_float((outputs > 0) == (y > 0.5))
 
 
-def absolute_error(outputs: Float[Array, '...'], y: Num[Array, '...']) -> Float[Array, '...']:
+def absolute_error(outputs: Outputs, y: Targets) -> Losses:
   """Returns the absolute error of each target."""
   check_shapes(outputs, y, 'targets')
   return jnp.abs(outputs - y)
@@ -82,7 +91,7 @@ class Perplexity(Metric):
     """Returns what each example adds to the weighted sum of cross-entropies."""
     return weighted(CrossEntropy()(outputs, y), weight)
 
-  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:
     """Returns the exponential."""
     with np.errstate(over='ignore'):
       return np.exp(means[..., 0])
@@ -105,7 +114,7 @@ class RootMeanSquare(Metric):
     parts = jnp.square(outputs - y), jnp.ones(y.shape)
     return jnp.concatenate([weighted_each(part, weight) for part in parts], axis=1)
 
-  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:
     """Returns the roots' mean."""
     squares, weights = np.split(means, 2, axis=-1)
     return np.sqrt(squares / weights).mean(-1)
@@ -139,7 +148,7 @@ class Determination(Metric):
     total = len(y) if weight is None else np.sum(weight, dtype=np.float64)
     return (weights * (y - mean) ** 2).sum(0) / total
 
-  def finish(self, means: Float[np.ndarray, '... C'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... C'], facts: Any) -> Scores:
     """Returns R²."""
     same = np.where(means > 0, 0.0, np.where(np.isnan(means), np.nan, 1.0))
     return np.where(facts > 0, 1 - means / np.where(facts > 0, facts, 1), same).mean(-1)
@@ -180,7 +189,7 @@ class F1(Metric):
       return jnp.concatenate([weighted(count, weight) for count in counts], axis=1)
     return jnp.concatenate([weighted_each(count, weight) for count in counts], axis=1)
 
-  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:
     """Returns F1; 0 where nothing is predicted or actual."""
     right, predicted, actual = np.split(means, 3, axis=-1)
     total = predicted + actual
@@ -210,7 +219,7 @@ class ExactMatch(Metric):
       weights = as_float(counts.any(range(1, y.ndim)))
     return jnp.stack([every * weights, weights], axis=1)
 
-  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:
     """Returns the share."""
     return means[..., 0] / means[..., 1]
 

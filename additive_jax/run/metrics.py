@@ -13,14 +13,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from additive_jax.run.objectives import as_float
 
 Weight = Float[Array | np.ndarray, 'B ...'] | None
+Values = Shaped[Array | np.ndarray, '...']
+Scores = Float[np.ndarray, '...'] | np.floating[Any]  # those of structures, or of one
 
 
-def by_weight(values: Num[Array, 'B ...'], weight: Weight) -> Num[Array, 'B ...']:
+def by_weight(values: Values, weight: Weight) -> Values:
   """Returns values of examples, or of what they consist of, as finely as they are weighted: means
   over all finer axes. None weighs examples.
 
@@ -31,7 +33,7 @@ def by_weight(values: Num[Array, 'B ...'], weight: Weight) -> Num[Array, 'B ...'
   return values.mean(range(axes, values.ndim)) if values.ndim > axes else values
 
 
-def weighted(values: Num[Array, 'B ...'], weight: Weight) -> Float[Array, 'B 1']:
+def weighted(values: Values, weight: Weight) -> Float[Array, 'B 1']:
   """Returns what each example adds to Σ weight · value."""
   values = by_weight(values, weight)
   if weight is not None:
@@ -39,7 +41,7 @@ def weighted(values: Num[Array, 'B ...'], weight: Weight) -> Float[Array, 'B 1']
   return values[:, None] if values.ndim == 1 else values.reshape(len(values), -1).sum(1)[:, None]
 
 
-def weighted_each(values: Num[Array, 'B ... C'], weight: Weight) -> Float[Array, 'B C']:
+def weighted_each(values: Values, weight: Weight) -> Float[Array, 'B C']:
   """Returns what each example adds to Σ weight · value of each class, label or target, which are
   the last axis.
 
@@ -55,7 +57,7 @@ def weighted_each(values: Num[Array, 'B ... C'], weight: Weight) -> Float[Array,
   return values.reshape(len(values), -1, values.shape[-1]).sum(1)
 
 
-def spread(weight: Weight, values: Num[Array, 'B ...']) -> Float[Array | np.ndarray, 'B ...']:
+def spread(weight: Weight, values: Values) -> Float[Array | np.ndarray, 'B ...']:
   """Returns weights with as many axes as values have; ones where all weigh alike."""
   if weight is None:
     return np.ones((1,) * values.ndim, np.float32)
@@ -102,7 +104,7 @@ class Metric:
     """Returns what `finish` has to know of the targets of all examples, of NumPy."""
     del y, weight
 
-  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Float[np.ndarray, '...']:
+  def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:
     """Returns the metric from the sums over all examples, divided by the sum of their weights."""
     del facts
     return means[..., 0]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Num, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 from additive_jax.errors import UserError
 
@@ -34,7 +34,7 @@ def is_soft(y: Any) -> bool:
   return jnp.issubdtype(y.dtype, jnp.floating)
 
 
-def labels_of(y: Targets) -> Num[Array | np.ndarray, '...']:
+def labels_of(y: Targets) -> Integer[Array | np.ndarray, '...']:
   """Returns labels as integers; of shares of classes, the class with the largest."""
   return y.argmax(-1) if is_soft(y) else y.astype(np.int32)
 
@@ -134,7 +134,7 @@ class Huber:
   def __call__(self, outputs: Outputs, y: Targets) -> Losses:
     """Returns the loss of each target; errors as of `Squared`."""
     check_shapes(outputs, y, 'targets')
-    return optax.losses.huber_loss(outputs, y, self.delta)
+    return optax.losses.huber_loss(outputs, y, delta=self.delta)
 
 
 LOSSES: dict[str, LossFunction] = {
@@ -164,7 +164,7 @@ def check_shapes(outputs: Outputs, y: Targets, word: str) -> None:
     )
 
 
-def as_float(values: Num[Array, '...']) -> Float[Array, '...']:
+def as_float(values: Targets) -> Losses:
   """Returns numbers as floats of at least 32 bits.
 
   >>> as_float(jnp.array([True], bool)).dtype.name, as_float(jnp.ones(1, jnp.bfloat16)).dtype.name

@@ -6,7 +6,7 @@ all that counts, whatever the batches and devices.
 
 | task | y | losses | metrics |
 | --- | --- | --- | --- |
-| classification | labels [B], or shares of classes [B, C] | cross_entropy | accuracy, f1_macro, top5, … |
+| classification | labels [B], or shares [B, C] | cross_entropy | accuracy, f1_macro, top5, … |
 | language | labels [B, T] | cross_entropy | accuracy, perplexity, f1_macro, top5, … |
 | binary | 0 or 1 [B], one output | sigmoid | accuracy, f1 |
 | multi_label | 0 or 1 [B, C] | sigmoid | f1_micro, f1_macro, exact_match, accuracy |
@@ -51,7 +51,7 @@ LABELLED = ('classification', 'language')  # targets are numbers of outputs
 SIGMOID = ('binary', 'multi_label')  # targets are yes or no
 LOSS = 'loss'
 
-Means = tuple[Float[np.ndarray, '... _'], ...]
+Means = Sequence[Any]  # of each score, [..., K]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +92,8 @@ class Task:
 
   def __post_init__(self):
     if self.name and self.name not in TASKS:
-      raise UserError(
-        f'task {self.name!r}: expected one of {", ".join(TASKS)}{did_you_mean(self.name, list(TASKS))}'
-      )
+      hint = did_you_mean(str(self.name), list(TASKS))
+      raise UserError(f'task {self.name!r}: expected one of {", ".join(TASKS)}{hint}')
     set_ = lambda name, value: object.__setattr__(self, name, value)
     set_('loss', self._loss_of(self.loss))
     known = METRICS[self.name][: DEFAULT_METRICS.get(self.name, 1)] if self.name else ()
@@ -108,10 +107,9 @@ class Task:
     names = TASKS.get(self.name, tuple(LOSSES))
     if not callable(loss) and loss not in names and (loss or not self.name):
       of = f' of a {self.name}' if self.name else ''
-      more = ', or a function of outputs and targets'
-      raise UserError(
-        f'loss {loss!r}{of}: expected one of {", ".join(names)}{more}{did_you_mean(str(loss), list(names))}'
-      )
+      hint = did_you_mean(str(loss), list(names))
+      known = f'{", ".join(names)}, or a function of outputs and targets'
+      raise UserError(f'loss {loss!r}{of}: expected one of {known}{hint}')
     return loss if callable(loss) else LOSSES[loss or names[0]]
 
   def _check(self):
@@ -229,7 +227,8 @@ class Task:
     """Returns Σ weight · value / Σ weight, and 0 where nothing counts.
 
     Args:
-      values: of each example or token, as `losses` gives them, at least as finely as they are weighted.
+      values: of each example or token, as `losses` gives them, as finely as they are weighted or
+        finer.
       y: what they are of.
       total: what is divided by, in place of the sum of these weights; that of a batch of which
         these are one of n equal parts, divided by n, so that the parts' results have the mean of
@@ -305,6 +304,28 @@ def added_up(statistics: Sequence[Any]) -> tuple[Float[np.ndarray, 'K'], ...]:
   [5.0, 5.0]
   """
   return tuple(np.asarray(part).sum(0, dtype=np.float64) for part in statistics)
+
+
+def of_earlier(record: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
+  """Returns a record of a run with the names that its scores have now. Earlier versions called the
+  metric of every task accuracy: of a regression it was one minus the loss.
+
+  >>> of_earlier({'loss': 0.25, 'accuracy': 0.75}, ('loss', 'r2'))
+  {'loss': 0.25, 'accuracy': 0.75, 'r2': 0.75}
+
+  Args:
+    record: of a journal, with scores, and with dicts of scores.
+    scores: the names; what an earlier version has not measured is NaN.
+  """
+  renamed = {k: of_earlier(v, scores) if isinstance(v, dict) else v for k, v in record.items()}
+  if 'accuracy' in scores:
+    return renamed
+  for key in [key for key in record if key.endswith('accuracy')]:
+    values, start = record[key], key.removesuffix('accuracy')
+    for i, score in enumerate(scores[1:]):
+      unknown = jax.tree.map(lambda _: float('nan'), values)
+      renamed.setdefault(f'{start}{score}', unknown if i else values)
+  return renamed
 
 
 def task_of(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from additive_jax.errors import UserError, checked_seed, one_line
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task, task_of
 from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 
@@ -62,7 +62,10 @@ QUICK = (*BY_SHAPES, purity.one_run_is_sound)  # before a training
 
 
 def check_quickly(
-  model: nn.Module, batch: tuple[Any, Any], *, task: str | Callable[..., Any] = 'classification'
+  model: nn.Module,
+  batch: tuple[Any, Any],
+  *,
+  task: str | Task | Callable[..., Any] = 'classification',
 ) -> None:
   """Checks what `check_model` does as far as shapes show it and one run of every part, which
   compiles two small programs; experiments begin with it.
@@ -80,7 +83,7 @@ def check_quickly(
   """
   x, y = _pair(batch)
   name = model.__name__ if isinstance(model, type) else type(model).__name__
-  case = Case(model, x, y, y, objective_of(task), max_structures=2, seed=0, quick=True)
+  case = Case(model, x, y, y, task_of(task), max_structures=2, seed=0, quick=True)
   try:
     with np.errstate(all='ignore'):
       all(clause(case) for clause in QUICK)
@@ -96,7 +99,7 @@ def check_model(
   model: nn.Module,
   batch: tuple[Any, Any],
   *,
-  task: str | Callable[..., Any] = 'classification',
+  task: str | Task | Callable[..., Any] = 'classification',
   max_structures: int = 8,
   seed: int = 0,
 ) -> str:
@@ -117,7 +120,7 @@ def check_model(
     model: an instance, bound to nothing.
     batch: (x [B, ...], y [B, ...]), at least two different examples. Targets are checked for all
       of them, everything else on eight.
-    task: 'classification', 'language' or 'regression', or a function as in `objectives`.
+    task: a name, a `Task`, or a loss as of `evaluate_structures`.
     max_structures: how many structures to compare, at least 2: all if there are no more, else
       all-on, all-off, inner gates alone off, and a random sample.
     seed: for the pool and the sample.
@@ -142,7 +145,8 @@ def check_model(
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
   rows = _few(x)
-  case = Case(model, x[rows], y[rows], y, objective_of(task), max_structures, checked_seed(seed))
+  few = jax.tree.map(lambda a: a[rows], (x, y))
+  case = Case(model, *few, y, task_of(task), max_structures, checked_seed(seed))
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):
@@ -163,21 +167,21 @@ def _check(case, name, number) -> bool:
   return goes_on
 
 
-def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
+def _pair(batch) -> tuple[Any, Any]:
   """Returns inputs and targets of a batch, in NumPy, of the dtypes that JAX would give them."""
   if not isinstance(batch, tuple | list) or len(batch) != 2:
     shape = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
     raise UserError(f'batch is a {type(batch).__name__}{shape}: expected a pair (x, y)')
-  x, y = (np.asarray(part) for part in batch)
-  if not x.ndim or not y.ndim:
+  x, y = jax.tree.map(np.asarray, tuple(batch))
+  leaves = jax.tree.leaves(y)
+  if not x.ndim or not all(leaf.ndim for leaf in leaves):
     raise UserError(
-      f'batch of inputs of shape {x.shape} and targets of shape {y.shape}: '
+      f'batch of inputs of shape {x.shape} and targets of shape {leaves[0].shape}: '
       'expected a pair (x [B, ...], y [B, ...])'
     )
-  if len(x) != len(y):
-    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number')
-  x, y = (part.astype(jax.dtypes.canonicalize_dtype(part.dtype)) for part in (x, y))
-  return x, y
+  if len(x) != len(leaves[0]):
+    raise UserError(f'{len(x)} inputs and {len(leaves[0])} targets: expected the same number')
+  return jax.tree.map(lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), (x, y))
 
 
 def _few(x) -> np.ndarray:

@@ -144,7 +144,11 @@ def _savings(session, result, narrow_words):
     ),
     picture(
       figures.spent(
-        result.curves, 'seconds', 'seconds of training and clustering', ('loss', task.headline), lower
+        result.curves,
+        'seconds',
+        'seconds of training and clustering',
+        ('loss', task.headline),
+        lower,
       ),
       f'Loss and {name} against measured time on this run’s devices, without compiling and '
       'judging. Each narrow model trains on one device: one alone leaves the others idle, and '

@@ -36,9 +36,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
           headline,
         ),
-        f'Test {score_name(headline)} against how many times smaller a network is{means}. All start from the '
-        'network of their seed’s first epochs and take as many more; magnitude pruning removes '
-        'what is small at once, and tunes what is left.' + _taught(options.distill),
+        f'Test {score_name(headline)} against how many times smaller a network is{means}. All '
+        'start from the network of their seed’s first epochs and take as many more; magnitude '
+        'pruning removes what is small at once, and tunes what is left.' + _taught(options.distill),
       ),
     ),
     section(

@@ -36,13 +36,15 @@ def make_tables(session: Session, records: Records) -> Result:
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {'variants': table, 'structures': structures(by_network, session.task.scores), 'layers': left}
+  tables = {
+    'variants': table,
+    'structures': structures(by_network, session.task.scores),
+    'layers': left,
+  }
   return Result(tables, summary)
 
 
-def variants(
-  records: Mapping[str, Sequence[Record]], task: Task = CLASSIFICATION
-) -> pd.DataFrame:
+def variants(records: Mapping[str, Sequence[Record]], task: Task = CLASSIFICATION) -> pd.DataFrame:
   """Returns a row for each network: means over the seeds with 95 % intervals, and what it lost
   against the dense one of the same seed.
 

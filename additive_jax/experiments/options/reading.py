@@ -27,7 +27,7 @@ log = logging.getLogger('additive_jax')
 # another function does not take them.
 OPTAX = {'optimizer': 'optimizer', 'schedule': 'schedule', 'booster.schedule': 'schedule'}
 # The sections whose options lower rooms know.
-GENERAL = ('data', 'model', 'train', 'sampler', 'search', 'balance')
+GENERAL = ('data', 'model', 'task', 'train', 'sampler', 'search', 'balance')
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: 'true or false',
@@ -230,7 +230,10 @@ def identity(options: Options) -> dict[str, Any]:
   for name, option in DECLARED.items():
     if option.later and value_of(options, name) == value_of(default, name):
       *sections, last = name.split('.')
-      del functools.reduce(dict.__getitem__, sections, values)[last]
+      section = functools.reduce(dict.__getitem__, sections, values)
+      del section[last]
+      if not section:  # one that came later as a whole
+        del values[name.partition('.')[0]]
   return values
 
 

@@ -103,6 +103,10 @@ SPARSITIES = Rule(
   lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
 )
 
+LABEL_OR_NONE = Rule(
+  "an integer as text, such as '-100', or ''", lambda text: bool(re.fullmatch(r'(-?\d+)?', text))
+)
+
 SEED = Rule(SEED_EXPECTED, lambda value: 0 <= value < SEEDS)
 
 # The types of options that several sections have. Every number has two bounds: beyond them a run

@@ -137,7 +137,9 @@ def distributions(
       ring = {'ms': 5.5, 'mfc': 'white', 'mew': 1.6, 'zorder': 3}
       axes.plot(all_on[name], row, 'o', color=colours[name], **ring)
     marks.name_rows(axes, list(values))
-    axes.set_xlabel(f'{score_name(score)}  (○ full network, bar: middle half of the structures, | median)')
+    axes.set_xlabel(
+      f'{score_name(score)}  (○ full network, bar: middle half of the structures, | median)'
+    )
   return figure
 
 

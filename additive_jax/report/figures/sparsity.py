@@ -28,9 +28,7 @@ def method_colour(name: str) -> str:
   return METHODS.get(re.split('[_ -]', name)[0], style.GREY)
 
 
-def compression(
-  frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'accuracy'
-) -> Figure:
+def compression(frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'accuracy') -> Figure:
   """Draws a score against how many times smaller a network is, a panel for each count.
 
   >>> frame = pd.DataFrame({'variant': ['dense', 'half'], 'method': ['dense', 'magnitude']})
