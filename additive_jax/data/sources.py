@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
+from additive_jax.data.folders import Pictures, load_folder
 from additive_jax.data.images import load_digits, load_idx
 from additive_jax.data.splits import Data
+from additive_jax.data.table import Columns, load_table
 from additive_jax.data.tabular import load_tabular
 from additive_jax.data.text import load_stdlib, load_text
 from additive_jax.data.tfds import load_tfds
@@ -19,6 +22,8 @@ KINDS = {
   'text': 'PATH',
   'tabular': 'NAME',
   'tfds': 'NAME',
+  'file': 'PATH',
+  'images': 'DIR',
 }
 
 
@@ -29,6 +34,13 @@ def load(
   data_dir: str | None = None,
   download: bool = False,
   memory_limit: int = 2 * 1024**3,
+  target: str | Sequence[str] = '',
+  columns: str | Sequence[str] = '',
+  weight: str = '',
+  split: str = '',
+  task: str = '',
+  image_size: int = 0,
+  channels: int = 0,
 ) -> Data:
   """Loads a data set.
 
@@ -44,12 +56,21 @@ def load(
       `text:PATH`: a file or a folder, as bytes;
       `tabular:NAME`: one of scikit-learn's bundled tables;
       `tfds:NAME`: a TensorFlow Datasets set, prepared as ArrayRecord; NAME may be
-        `set/config:version`.
+        `set/config:version`;
+      `file:PATH`: a table of your own, CSV, Parquet or NPZ, see `table.load_table`;
+      `images:DIR`: a folder of images of your own for each class, see `folders.load_folder`.
     sequence_length: bytes per example, for text; at least 1.
     data_dir: where prepared tfds sets are; None is the place that tfds uses.
     download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
       it is needed.
+    target: of a table, the column that is learnt, or several of a regression.
+    columns: of a table, those it is learnt from; none is all others.
+    weight: of a table, the column of the rows' weights; '' is none.
+    split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
+    task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
+    image_size: height and width of images in folders; 0 is their own.
+    channels: of images in folders: 1, 3 or 4; 0 goes by the first.
 
   Raises:
     UserError: the spec is not one of these, or the data is missing, unreadable or not what the spec
@@ -70,6 +91,10 @@ def load(
         return load_text(name, sequence_length, memory_limit)
       case 'tabular':
         return load_tabular(name, memory_limit)
+      case 'file':
+        return load_table(name, Columns(target, columns, weight, split, task), memory_limit)
+      case 'images':
+        return load_folder(name, Pictures(image_size, channels), memory_limit)
       case _:
         return load_tfds(name, sequence_length, data_dir, download, memory_limit)
   except OSError as error:
