@@ -46,7 +46,7 @@ class Column:
   ) -> Column:
     """Returns how a column is coded, from all its values and the places of the training rows.
 
-    >>> Column.of('age', np.array([1.0, 3.0, 50.0]), np.array([0, 1])).mean
+    >>> Column.of('age', np.array([1.0, 3.0, 50.0]), np.array([0, 1])).mean.tolist()
     2.0
 
     Raises:
@@ -79,7 +79,9 @@ class Column:
     if self.categories:
       return tuple(f'{self.name}={category}' for category in self.categories)
     size = np.size(self.mean)
-    return (self.name,) if not np.ndim(self.mean) else tuple(f'{self.name}[{i}]' for i in range(size))
+    return (
+      (self.name,) if not np.ndim(self.mean) else tuple(f'{self.name}[{i}]' for i in range(size))
+    )
 
   def __call__(self, values: Shaped[np.ndarray, 'N ...']) -> Float32[np.ndarray, 'N ...']:
     """Returns the features [N, F] of some rows, or [N, ...] of a column of images.
@@ -156,9 +158,7 @@ class Coding:
     return outputs * scale + shift
 
 
-def coded_labels(
-  values: Shaped[np.ndarray, 'N']
-) -> tuple[Int[np.ndarray, 'N'], tuple[Any, ...]]:
+def coded_labels(values: Shaped[np.ndarray, 'N']) -> tuple[Int[np.ndarray, 'N'], tuple[Any, ...]]:
   """Returns the class of each label, and the labels in order.
 
   >>> coded_labels(np.array([30, 10, 30]))

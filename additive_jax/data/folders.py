@@ -1,7 +1,7 @@
 """A folder of images of one's own: a folder for each class.
 
-    DIR/cat/1.png            or    DIR/train/cat/1.png
-    DIR/dog/2.jpg                  DIR/test/dog/2.jpg
+DIR/cat/1.png            or    DIR/train/cat/1.png
+DIR/dog/2.jpg                  DIR/test/dog/2.jpg
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class Pictures:
   """How images become arrays.
 
   Attributes:
-    size: height and width; 0 is that of the images, which must then be of one size. Others are
+    image_size: height and width; 0 is that of the images, which must then be of one size. Others are
       scaled until they cover a square of it, and what stands out on two sides is cut off.
     channels: 1, 3 or 4; 0 is 1 where the first image is grey, and else 3.
   """
 
-  size: int = 0
+  image_size: int = 0
   channels: int = 0
 
   def __post_init__(self):
-    if self.size < 0:
-      raise UserError(f'image_size {self.size}: expected 0, or the pixels of a side')
+    if self.image_size < 0:
+      raise UserError(f'image_size {self.image_size}: expected 0, or the pixels of a side')
     if self.channels not in (0, *CHANNELS):
       raise UserError(f'channels {self.channels}: expected 0, 1, 3 or 4')
 
@@ -63,7 +63,7 @@ def load_folder(folder: str, pictures: Pictures, memory_limit: int) -> Data:
   Raises:
     UserError: for a folder that is not there, no classes, a class without images, a class that
       `train` has not, an image that cannot be read (with its name), or images of several sizes
-      without `size`.
+      without `image_size`.
   """
   root, spec = user_path(folder, 'images:'), f'images:{folder}'
   if not root.is_dir():
@@ -78,7 +78,9 @@ def load_folder(folder: str, pictures: Pictures, memory_limit: int) -> Data:
     raise UserError(f'{spec}: only the class {classes[0]!r}: expected a folder for each of several')
   files = _files(spec, root, {p: f for p, f in parts.items() if f is not None}, classes)
   reader = _reader(spec, files['train'][0][0], pictures)
-  splits = {part: _split(reader, *listed, memory_limit) for part, listed in files.items()}
+  splits: dict[str, Any] = {
+    part: _split(reader, *listed, memory_limit) for part, listed in files.items()
+  }
   names = tuple(classes)
   return Data(spec, 'classification', num_outputs=len(names), class_names=names, **splits)
 
@@ -192,13 +194,15 @@ def _reader(spec: str, first: Path, pictures: Pictures) -> _Reader:
   image = _opened(spec, first)
   grey = image.mode in ('1', 'L', 'LA')
   channels = pictures.channels or (1 if grey else 3)
-  height, width = (pictures.size, pictures.size) if pictures.size else (image.height, image.width)
-  return _Reader(spec, (height, width, channels), pictures.size)
+  height, width = (
+    (pictures.image_size, pictures.image_size)
+    if pictures.image_size
+    else (image.height, image.width)
+  )
+  return _Reader(spec, (height, width, channels), pictures.image_size)
 
 
-def _split(
-  reader: _Reader, paths: list[Path], labels: np.ndarray, memory_limit: int
-) -> Split:
+def _split(reader: _Reader, paths: list[Path], labels: np.ndarray, memory_limit: int) -> Split:
   """Returns one split, in memory where its x fits."""
   size = len(paths) * int(np.prod(reader.shape)) * np.dtype(np.float32).itemsize
   if size <= memory_limit:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
 
 from additive_jax.data.folders import Pictures, load_folder
 from additive_jax.data.images import load_digits, load_idx
@@ -27,6 +29,28 @@ KINDS = {
 }
 
 
+class Own(TypedDict, total=False):
+  """What is to be known of data of one's own.
+
+  Attributes:
+    target: of a table, the column that is learnt, or several of a regression.
+    columns: of a table, those it is learnt from; '' is all others.
+    weight: of a table, the column of the rows' weights; '' is none.
+    split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
+    task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
+    image_size: height and width of images in folders; 0 is their own.
+    channels: of images in folders: 1, 3 or 4; 0 goes by the first.
+  """
+
+  target: str | Sequence[str]
+  columns: str | Sequence[str]
+  weight: str
+  split: str
+  task: str
+  image_size: int
+  channels: int
+
+
 def load(
   spec: str,
   *,
@@ -34,13 +58,7 @@ def load(
   data_dir: str | None = None,
   download: bool = False,
   memory_limit: int = 2 * 1024**3,
-  target: str | Sequence[str] = '',
-  columns: str | Sequence[str] = '',
-  weight: str = '',
-  split: str = '',
-  task: str = '',
-  image_size: int = 0,
-  channels: int = 0,
+  **own: Unpack[Own],
 ) -> Data:
   """Loads a data set.
 
@@ -64,19 +82,15 @@ def load(
     download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
       it is needed.
-    target: of a table, the column that is learnt, or several of a regression.
-    columns: of a table, those it is learnt from; none is all others.
-    weight: of a table, the column of the rows' weights; '' is none.
-    split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
-    task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
-    image_size: height and width of images in folders; 0 is their own.
-    channels: of images in folders: 1, 3 or 4; 0 goes by the first.
+    own: of tables and folders of images of your own, see `Own`.
 
   Raises:
     UserError: the spec is not one of these, or the data is missing, unreadable or not what the spec
       says.
   """
   kind, name = _parsed(spec)
+  if unknown := own.keys() - Own.__annotations__.keys():
+    raise TypeError(f'load() got {sorted(unknown)}: expected some of {[*Own.__annotations__]}')
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
@@ -92,13 +106,19 @@ def load(
       case 'tabular':
         return load_tabular(name, memory_limit)
       case 'file':
-        return load_table(name, Columns(target, columns, weight, split, task), memory_limit)
+        return load_table(name, _of(Columns, own), memory_limit)
       case 'images':
-        return load_folder(name, Pictures(image_size, channels), memory_limit)
+        return load_folder(name, _of(Pictures, own), memory_limit)
       case _:
         return load_tfds(name, sequence_length, data_dir, download, memory_limit)
   except OSError as error:
     raise UserError(f'{spec}: cannot read {str(error.filename)!r}: {error.strerror}') from error
+
+
+def _of(kind: Any, own: Any) -> Any:
+  """Returns an object whose fields are what is known of one's own data."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: own[name] for name in names if name in own})
 
 
 def _parsed(spec: str) -> tuple[str, str]:

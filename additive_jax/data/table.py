@@ -36,14 +36,14 @@ class Columns:
 
   Attributes:
     target: what is learnt: a name, or several of a regression, as a sequence or with commas.
-    inputs: what it is learnt from, likewise; none is all other columns.
+    columns: what it is learnt from, likewise; none is all other columns.
     weight: of the rows' weights, see `Weighted`; '' is none.
     split: whose texts say of each row whether it is of 'train', 'valid' or 'test'; '' is none.
     task: 'classification', 'regression' or 'language'; '' goes by the target.
   """
 
   target: str | Sequence[str] = ''
-  inputs: str | Sequence[str] = ''
+  columns: str | Sequence[str] = ''
   weight: str = ''
   split: str = ''
   task: str = ''
@@ -107,7 +107,9 @@ def _names(table: Mapping[str, Any], names: str | Sequence[str]) -> list[str]:
   return [name.strip() for name in names.split(',') if name.strip()]
 
 
-def _check_there(spec: str, table: Mapping[str, Values], option: str, given: Any, name: str) -> None:
+def _check_there(
+  spec: str, table: Mapping[str, Values], option: str, given: Any, name: str
+) -> None:
   if name not in table:
     given = given if isinstance(given, str) else ','.join(given)
     of = f'{spec} has no {name!r}: ' if given != name else f'not in {spec}; '
@@ -129,9 +131,9 @@ def _inputs(spec: str, table: Mapping[str, Values], columns: Columns) -> list[st
   for option in ('weight', 'split'):
     if name := getattr(columns, option):
       _check_there(spec, table, option, name, name)
-  inputs = _names(table, columns.inputs)
+  inputs = _names(table, columns.columns)
   for name in inputs:
-    _check_there(spec, table, 'columns', columns.inputs, name)
+    _check_there(spec, table, 'columns', columns.columns, name)
     if name in others:
       raise UserError(f'columns {name!r} of {spec}: expected none that is target, weight or split')
   inputs = inputs or [name for name in table if name not in others]
@@ -162,7 +164,9 @@ def _rows(spec: str, table: Mapping[str, Values], split: str) -> dict[str, Rows]
     parts = _parts(spec, table[split])
   if parts is None:
     if count < 2:
-      raise UserError(f'{spec} has {count} rows: expected at least 2, to learn from and to judge by')
+      raise UserError(
+        f'{spec} has {count} rows: expected at least 2, to learn from and to judge by'
+      )
     cut = min(count - round(TEST_SHARE * count), count - 1)
     return {'train': order[:cut], 'test': order[cut:]}
   rows = {part: order[parts[order] == part] for part in ('train', 'valid', 'test')}
@@ -219,9 +223,10 @@ def _coded_inputs(
   """Returns x of all rows, and how the whole table is coded."""
   images = [name for name in inputs if values[name].ndim > 2]
   if images and len(inputs) > 1:
+    name, shape = images[0], list(values[images[0]].shape)
     raise UserError(
-      f'{spec}: {images[0]!r} of shape {list(values[images[0]].shape)} beside other inputs: expected '
-      f'it alone, config.data.columns={images[0]!r}, or arrays of one or two axes'
+      f'{spec}: {name!r} of shape {shape} beside other inputs: expected it alone, '
+      f'config.data.columns={name!r}, or arrays of one or two axes'
     )
   try:
     columns = tuple(Column.of(name, values[name], train) for name in inputs)
@@ -237,7 +242,9 @@ def _tokens(
   array = values[names[0]]
   if len(names) > 1 or array.ndim != 2 or array.dtype.kind not in 'iu':
     told = f'{array.dtype} {list(array.shape)}' if len(names) == 1 else f'{len(names)} columns'
-    raise UserError(f'{spec}: {what} {names[0]!r} of {told} of a language: expected whole numbers [N, T]')
+    raise UserError(
+      f'{spec}: {what} {names[0]!r} of {told} of a language: expected whole numbers [N, T]'
+    )
   return array
 
 
@@ -245,4 +252,9 @@ def _weights(spec: str, table: Mapping[str, Values], name: str) -> Float32[np.nd
   weights = table[name].checked(spec)
   if weights.dtype.kind == 'O':
     raise UserError(f'{spec}: weight {name!r} of texts: expected numbers, 0 or more')
+  if (negative := weights < 0).any():
+    row = first_row(negative)
+    raise UserError(
+      f'{spec}: weight {name!r} is {weights[row - 1]} in row {row}: expected 0 or more'
+    )
   return weights.astype(np.float32)

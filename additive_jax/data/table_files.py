@@ -181,8 +181,8 @@ def _parquet(spec: str, path: Path) -> Any:
 
 def _separator(path: Path) -> str:
   """Returns what stands between the columns of a CSV file: what its first line has most of."""
-  opened = gzip.open(path, 'rt') if path.name.lower().endswith('.gz') else path.open()
-  with opened as file:
+  is_zipped = path.name.lower().endswith('.gz')
+  with gzip.open(path, 'rt') if is_zipped else path.open() as file:
     line = file.readline()
   return max(SEPARATORS, key=line.count)
 
@@ -214,10 +214,10 @@ def _joined(spec, arrays, ends):
   for name in names:
     pieces = [arrays.get(f'{name}{end}') for end in order]
     shapes = [None if piece is None else piece.shape for piece in pieces]
-    if None in shapes or () in shapes or len({shape[1:] for shape in shapes}) > 1:
+    if None in shapes or () in shapes or len({shape and shape[1:] for shape in shapes}) > 1:
       told = ', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())
       raise UserError(f'{spec}: {told}: expected each array in every split, of one shape')
-    lengths[name] = [len(piece) for piece in pieces]
+    lengths[name] = [len(piece) for piece in pieces if piece is not None]
     joined[name] = np.concatenate(pieces)
   counts = next(iter(lengths.values()))
   if any(other != counts for other in lengths.values()):
