@@ -37,8 +37,8 @@ class Pictures:
   """How images become arrays.
 
   Attributes:
-    image_size: height and width; 0 is that of the images, which must then be of one size. Others are
-      scaled until they cover a square of it, and what stands out on two sides is cut off.
+    image_size: height and width; 0 is that of the images, which must then be of one size. Others
+      are scaled until they cover a square of it, and what stands out on two sides is cut off.
     channels: 1, 3 or 4; 0 is 1 where the first image is grey, and else 3.
   """
 
@@ -194,12 +194,9 @@ def _reader(spec: str, first: Path, pictures: Pictures) -> _Reader:
   image = _opened(spec, first)
   grey = image.mode in ('1', 'L', 'LA')
   channels = pictures.channels or (1 if grey else 3)
-  height, width = (
-    (pictures.image_size, pictures.image_size)
-    if pictures.image_size
-    else (image.height, image.width)
-  )
-  return _Reader(spec, (height, width, channels), pictures.image_size)
+  size = pictures.image_size
+  height, width = (size, size) if size else (image.height, image.width)
+  return _Reader(spec, (height, width, channels), size)
 
 
 def _split(reader: _Reader, paths: list[Path], labels: np.ndarray, memory_limit: int) -> Split:

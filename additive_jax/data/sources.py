@@ -88,9 +88,7 @@ def load(
     UserError: the spec is not one of these, or the data is missing, unreadable or not what the spec
       says.
   """
-  kind, name = _parsed(spec)
-  if unknown := own.keys() - Own.__annotations__.keys():
-    raise TypeError(f'load() got {sorted(unknown)}: expected some of {[*Own.__annotations__]}')
+  kind, name = _parsed(spec, own)
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
@@ -121,8 +119,10 @@ def _of(kind: Any, own: Any) -> Any:
   return kind(**{name: own[name] for name in names if name in own})
 
 
-def _parsed(spec: str) -> tuple[str, str]:
+def _parsed(spec: str, own: Any) -> tuple[str, str]:
   """Returns the kind and what follows its colon."""
+  if unknown := own.keys() - Own.__annotations__.keys():
+    raise TypeError(f'load() got {sorted(unknown)}: expected some of {[*Own.__annotations__]}')
   kind, colon, name = spec.partition(':')
   if kind not in KINDS:
     close = difflib.get_close_matches(kind, KINDS, n=1)
