@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
+from additive_jax.data.table import TASKS
 from additive_jax.experiments.options.rules import (
+  CHANNELS,
   SHARE,
   Blocks,
   Bytes,
   Count,
   Few,
+  FewOrNone,
   Later,
   Many,
   NotNegative,
@@ -48,7 +51,8 @@ class DataOptions:
   """
 
   name: str = 'digits'
-  """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME"""
+  """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME | file:PATH (a table: CSV,
+  Parquet or NPZ) | images:DIR (DIR/class/*.png, or DIR/train/class/*.png and DIR/test)"""
   sequence_length: Count = 128
   """Tokens of one example of text."""
   data_dir: str = ''
@@ -62,6 +66,22 @@ class DataOptions:
   """Examples used of the training split, spaced evenly over it; 0 is all."""
   test_examples: Whole = 0
   """Examples used of the test split, likewise."""
+  target: Later[str] = ''
+  """Of a table, the column that is learnt; of a regression also several, with commas."""
+  columns: Later[str] = ''
+  """Of a table, the columns that it is learnt from, with commas; '' is all others."""
+  weight: Later[str] = ''
+  """Of a table, the column of the rows' weights; '' is none."""
+  split: Later[str] = ''
+  """Of a table, the column that says of each row 'train', 'valid' or 'test'; '' is none: a fifth of
+  the rows, drawn with a fixed seed, tests."""
+  task: Later[Annotated[str, one_of('', *TASKS)]] = ''
+  """Of a table, what its target is; '' is a classification where the target is text or has at most
+  20 different whole numbers, and else a regression."""
+  image_size: Later[FewOrNone] = 0
+  """Of folders of images, height and width that all are brought to; 0 is their own."""
+  channels: Later[Annotated[int, CHANNELS]] = 0
+  """Of folders of images, 1, 3 or 4; 0 is 1 where the first image is grey, and else 3."""
 
 
 NETWORKS = ('mlp', 'dense_stack', 'transformer', 'convnet', 'lenet', 'vgg')
