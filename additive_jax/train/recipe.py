@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax import run
+from additive_jax.batches import num_examples
 from additive_jax.errors import UserError
 from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
@@ -317,7 +318,7 @@ class Recipe:
 
   def mode(self, slot: Slot) -> Mode:
     """Returns the mode in which the parts of the network run on a slot's examples."""
-    count = len(slot.x)
+    count = num_examples(slot.x)
     rows = slot.share * count + jnp.arange(count)
     dtype = None if self.dtype == 'float32' else jnp.dtype(self.dtype)
     return Mode(dtype, slot.dropout, rows, slot.share)
