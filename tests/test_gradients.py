@@ -178,7 +178,7 @@ def treacherous_step():
 
 
 def treacherous_gradient(params, x, y, bits):
-  loss = lambda params: treacherous(static(MODEL, {'params': params}, x, bits), y)[0].mean()
+  loss = lambda params: treacherous(static(MODEL, {'params': params}, x, bits), y).mean()
   return jax.value_and_grad(loss)(params)
 
 

@@ -141,8 +141,8 @@ def test_losses_that_are_not_finite_have_no_children():
     ({'budget': 1025}, r'^budget 1025: expected at most 2\^10 = 1024.*enumerate'),
     ({'budget': 128, 'method': 'annealing'}, "method 'annealing': expected one of evolution, rand"),
     ({'budget': 128, 'population': 3}, 'population 3: expected at least 4'),
-    ({'budget': 128, 'known': (np.ones((3, 9)), [1] * 3, [1] * 3)}, r'known structures \(3, 9\)'),
-    ({'budget': 128, 'known': (np.ones((3, 10)), [1] * 2, [1] * 3)}, r'losses \(2,\)'),
+    ({'budget': 128, 'known': (np.ones((3, 9)), [1] * 3)}, r'known structures \(3, 9\)'),
+    ({'budget': 128, 'known': (np.ones((3, 10)), [1] * 2)}, r'costs \(2,\)'),
   ],
 )
 def test_what_cannot_be_searched(options, words):

@@ -106,8 +106,7 @@ def open_session(
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  options = {'part': part, 'command': command, 'task': task}
-  start = start_session(config, rundir, data, model, devices, **options)
+  start = start_session(config, rundir, data, model, devices, part=part, command=command, task=task)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
       _check_fits(session)

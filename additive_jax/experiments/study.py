@@ -267,7 +267,7 @@ class Study:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
-      records = Records(session.rundir, self.name, session.seeds)
+      records = Records(session.rundir, self.name, session.seeds, session.task.scores)
       try:
         for arms in self.stages(session, records):
           records.arms |= {arm.name: arm for arm in arms}

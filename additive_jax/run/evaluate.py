@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,7 +72,7 @@ class Evaluation:
     return self.metrics['accuracy']
 
   @classmethod
-  def of(cls, scores: dict[str, Float[np.ndarray, 'S']]) -> Evaluation:
+  def of(cls, scores: Mapping[str, Any]) -> Evaluation:
     """Returns the evaluation with these scores."""
     return cls(scores[LOSS], {name: values for name, values in scores.items() if name != LOSS})
 

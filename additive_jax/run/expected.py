@@ -66,7 +66,8 @@ def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
   targets = jax.tree.map(shaped, y)
   if task.class_weights and len(task.class_weights) != outputs.shape[-1]:
     raise UserError(
-      f'{len(task.class_weights)} class_weights: expected {outputs.shape[-1]}, one for each class'
+      f'class_weights {task.class_weights}: expected {outputs.shape[-1]} numbers, one for each '
+      'class'
     )
   weight = jax.eval_shape(lambda y: task.weights(y, of_loss=True), targets)
   losses = _shapes_of(task.loss, 'loss', task.losses, outputs, targets)

@@ -87,7 +87,7 @@ class Perplexity(Metric):
   name: str = 'perplexity'
   higher_is_better: bool = False
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B 1']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B 1']:
     """Returns what each example adds to the weighted sum of cross-entropies."""
     return weighted(CrossEntropy()(outputs, y), weight)
 
@@ -108,7 +108,7 @@ class RootMeanSquare(Metric):
   name: str = 'rmse'
   higher_is_better: bool = False
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B K']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B K']:
     """Returns weighted squared errors [B, C], and the weights."""
     check_shapes(outputs, y, 'targets')
     parts = jnp.square(outputs - y), jnp.ones(y.shape)
@@ -134,7 +134,7 @@ class Determination(Metric):
   name: str = 'r2'
   higher_is_better: bool = True
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B C']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B C']:
     """Returns weighted squared errors."""
     check_shapes(outputs, y, 'targets')
     return weighted_each(jnp.square(outputs - y), weight)
@@ -173,7 +173,7 @@ class F1(Metric):
   classes: bool = False
   macro: bool = False
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B K']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B K']:
     """Returns what is right, predicted and actual, of each class or label or of all."""
     if self.classes:
       number = outputs.shape[-1]
@@ -209,14 +209,14 @@ class ExactMatch(Metric):
   name: str = 'exact_match'
   higher_is_better: bool = True
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B 2']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B 2']:
     """Returns which examples are right, and which count."""
     right, counts = right_labels(outputs, y) > 0, spread(weight, y) > 0
-    every = (right | ~counts).all(range(1, y.ndim))
+    every = (right | ~counts).all(tuple(range(1, y.ndim)))
     if weight is None or weight.ndim == 1:
       weights = jnp.broadcast_to(1.0 if weight is None else weight, every.shape)
     else:
-      weights = as_float(counts.any(range(1, y.ndim)))
+      weights = as_float(counts.any(tuple(range(1, y.ndim))))
     return jnp.stack([every * weights, weights], axis=1)
 
   def finish(self, means: Float[np.ndarray, '... K'], facts: Any) -> Scores:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from additive_jax.run.objectives import as_float
+from additive_jax.run.objectives import as_float, check_values
 
 Weight = Float[Array | np.ndarray, 'B ...'] | None
 Values = Shaped[Array | np.ndarray, '...']
@@ -30,10 +30,10 @@ def by_weight(values: Values, weight: Weight) -> Values:
   [2.0, 2.0]
   """
   axes = 1 if weight is None else weight.ndim
-  return values.mean(range(axes, values.ndim)) if values.ndim > axes else values
+  return values.mean(tuple(range(axes, values.ndim))) if values.ndim > axes else values
 
 
-def weighted(values: Values, weight: Weight) -> Float[Array, 'B 1']:
+def weighted(values: Values, weight: Weight) -> Float[Array | np.ndarray, 'B 1']:
   """Returns what each example adds to Σ weight · value."""
   values = by_weight(values, weight)
   if weight is not None:
@@ -41,7 +41,7 @@ def weighted(values: Values, weight: Weight) -> Float[Array, 'B 1']:
   return values[:, None] if values.ndim == 1 else values.reshape(len(values), -1).sum(1)[:, None]
 
 
-def weighted_each(values: Values, weight: Weight) -> Float[Array, 'B C']:
+def weighted_each(values: Values, weight: Weight) -> Float[Array | np.ndarray, 'B C']:
   """Returns what each example adds to Σ weight · value of each class, label or target, which are
   the last axis.
 
@@ -50,7 +50,7 @@ def weighted_each(values: Values, weight: Weight) -> Float[Array, 'B C']:
   """
   axes = 1 if weight is None else weight.ndim
   if values.ndim - 1 > axes:
-    values = values.mean(range(axes, values.ndim - 1))
+    values = values.mean(tuple(range(axes, values.ndim - 1)))
   if weight is not None:
     weight = spread(weight, values)
     values = jnp.where(weight > 0, values, 0) * weight
@@ -90,7 +90,7 @@ class Metric:
   name: str
   higher_is_better: bool
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B K']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B K']:
     """Returns what each example adds to K weighted sums; `weighted` gives one of them.
 
     Args:
@@ -133,6 +133,8 @@ class MeanMetric(Metric):
     name = self.name or getattr(self.function, '__name__', '').strip('<>') or 'metric'
     object.__setattr__(self, 'name', name)
 
-  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array, 'B 1']:
+  def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B 1']:
     """Returns what each example adds to the weighted sum."""
-    return weighted(as_float(self.function(outputs, y)), weight)
+    values = self.function(outputs, y)
+    check_values('metric', self.function, values, outputs.shape)
+    return weighted(as_float(values), weight)

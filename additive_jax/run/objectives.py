@@ -174,27 +174,32 @@ def as_float(values: Targets) -> Losses:
   return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
-def check_losses(loss: Any, result: Any, shape: tuple[int, ...]) -> None:
-  """Raises `UserError` for what is no loss of each example, or of each token, label or target.
+def check_values(
+  word: str, function: Any, result: Any, shape: tuple[int, ...], *, floats: bool = False
+) -> None:
+  """Raises `UserError` for what is no number of each example, or of each token, label or target.
 
-  >>> check_losses(jnp.mean, jnp.ones(()), (32, 3))
+  >>> check_values('loss', jnp.mean, jnp.ones(()), (32, 3), floats=True)
   Traceback (most recent call last):
   additive_jax.errors.UserError: loss mean gives float32 (): expected floats of shape (32,), one for
   each example, or one for each token
 
   Args:
-    loss: the function.
+    word: what the function is.
+    function: the function.
     result: what it gave, an array or its shape.
     shape: of the outputs, [B, ..., C].
+    floats: whether integers and truth values are refused too.
   """
-  given, floats = getattr(result, 'shape', None), jnp.floating
+  given, kind = getattr(result, 'shape', None), jnp.floating if floats else np.generic
   allowed = [shape[:axes] for axes in range(1, len(shape) + 1)]
-  if given in allowed and jnp.issubdtype(result.dtype, floats):
+  if given in allowed and jnp.issubdtype(result.dtype, kind):
     return
-  more = '; accuracy is a metric: metrics=' if isinstance(result, tuple | list) else ''
+  is_pair = word == 'loss' and isinstance(result, tuple | list)
   raise UserError(
-    f'loss {name_of(loss)} gives {_described(result)}: expected floats of shape {shape[:1]}, one '
-    f'for each example, or one for each token{more}'
+    f'{word} {name_of(function)} gives {_described(result)}: expected '
+    f'{"floats" if floats else "numbers"} of shape {shape[:1]}, one for each example, or one for '
+    f'each token{"; accuracy is a metric: metrics=" if is_pair else ""}'
   )
 
 

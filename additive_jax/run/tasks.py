@@ -16,25 +16,26 @@ all that counts, whatever the batches and devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Array, Float, PyTree
 
 from additive_jax.batches import is_array
 from additive_jax.data.weights import Weighted, unweighted
 from additive_jax.errors import UserError, did_you_mean
 from additive_jax.run.measures import METRICS, metric_of
-from additive_jax.run.metrics import Metric, by_weight, spread, weighted
+from additive_jax.run.metrics import Metric, Scores, by_weight, spread, weighted
 from additive_jax.run.objectives import (
   LOSSES,
   LossFunction,
   Taught,
   as_float,
-  check_losses,
+  check_values,
   is_soft,
 )
 
@@ -84,8 +85,8 @@ class Task:
   """
 
   name: str = ''
-  loss: str | LossFunction = ''
-  metrics: Sequence[str | Metric | Callable[[Any, Any], Any]] | None = None
+  loss: Any = ''  # a function, once the task is made
+  metrics: Any = None  # a tuple of `Metric`, once the task is made
   rank_by: str = LOSS
   ignore_label: int | None = None
   class_weights: tuple[float, ...] = ()
@@ -154,7 +155,7 @@ class Task:
     better = {metric.name: metric.higher_is_better for metric in self.metrics}
     return -1.0 if better.get(score, False) else 1.0
 
-  def cost(self, scores: Mapping[str, Any]) -> Float[np.ndarray, '...']:
+  def cost(self, scores: Mapping[Any, Any] | pd.DataFrame) -> Float[np.ndarray, '...']:
     """Returns what structures are ranked by, lower is better.
 
     >>> Task('classification', rank_by='accuracy').cost({'accuracy': [0.5, 0.75]}).tolist()
@@ -212,7 +213,7 @@ class Task:
 
   def _losses(self, outputs, targets):
     losses = self.loss(outputs, targets)
-    check_losses(self.loss, losses, outputs.shape)
+    check_values(LOSS, self.loss, losses, outputs.shape, floats=True)
     return as_float(losses)
 
   def total(self, y: PyTree) -> Float[Array, ''] | None:
@@ -283,7 +284,7 @@ class Task:
       )
     return total, *(metric.facts(targets, weight) for metric in self.metrics)
 
-  def finish(self, sums: Means, facts: tuple[Any, ...]) -> dict[str, Float[np.ndarray, '...']]:
+  def finish(self, sums: Means, facts: tuple[Any, ...]) -> dict[str, Scores]:
     """Returns loss and metrics by name, from the sums over all examples.
 
     Args:
@@ -304,28 +305,6 @@ def added_up(statistics: Sequence[Any]) -> tuple[Float[np.ndarray, 'K'], ...]:
   [5.0, 5.0]
   """
   return tuple(np.asarray(part).sum(0, dtype=np.float64) for part in statistics)
-
-
-def of_earlier(record: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
-  """Returns a record of a run with the names that its scores have now. Earlier versions called the
-  metric of every task accuracy: of a regression it was one minus the loss.
-
-  >>> of_earlier({'loss': 0.25, 'accuracy': 0.75}, ('loss', 'r2'))
-  {'loss': 0.25, 'accuracy': 0.75, 'r2': 0.75}
-
-  Args:
-    record: of a journal, with scores, and with dicts of scores.
-    scores: the names; what an earlier version has not measured is NaN.
-  """
-  renamed = {k: of_earlier(v, scores) if isinstance(v, dict) else v for k, v in record.items()}
-  if 'accuracy' in scores:
-    return renamed
-  for key in [key for key in record if key.endswith('accuracy')]:
-    values, start = record[key], key.removesuffix('accuracy')
-    for i, score in enumerate(scores[1:]):
-      unknown = jax.tree.map(lambda _: float('nan'), values)
-      renamed.setdefault(f'{start}{score}', unknown if i else values)
-  return renamed
 
 
 def task_of(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -13,7 +14,7 @@ from additive_jax.files.journal import Journal
 from additive_jax.gates.networks import canonical, first_places
 from additive_jax.gates.structure import Space, Structure
 from additive_jax.run.evaluate import Evaluation
-from additive_jax.run.tasks import Task, of_earlier
+from additive_jax.run.tasks import Task
 from additive_jax.search.methods import Evaluated
 
 CLASSIFICATION = Task('classification')
@@ -116,3 +117,25 @@ class Generations:
 
 def _means(values):
   return np.array([np.mean(row) for row in values])
+
+
+def of_earlier(record: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
+  """Returns a record of a run with the names that its scores have now. Earlier versions called the
+  metric of every task accuracy: of a regression it was one minus the loss.
+
+  >>> of_earlier({'loss': 0.25, 'accuracy': 0.75}, ('loss', 'r2'))
+  {'loss': 0.25, 'accuracy': 0.75, 'r2': 0.75}
+
+  Args:
+    record: of a journal, with scores, and with dicts of scores.
+    scores: the names; what an earlier version has not measured is NaN.
+  """
+  renamed = {k: of_earlier(v, scores) if isinstance(v, dict) else v for k, v in record.items()}
+  if 'accuracy' in scores:
+    return renamed
+  for key in [key for key in record if key.endswith('accuracy')]:
+    values, start = record[key], key.removesuffix('accuracy')
+    for i, score in enumerate(scores[1:]):
+      unknown = jax.tree.map(lambda _: float('nan'), values)
+      renamed.setdefault(f'{start}{score}', unknown if i else values)
+  return renamed

@@ -145,8 +145,8 @@ def check_model(
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
   rows = _few(x)
-  few = jax.tree.map(lambda a: a[rows], (x, y))
-  case = Case(model, *few, y, task_of(task), max_structures, checked_seed(seed))
+  x_few, y_few = jax.tree.map(lambda a: a[rows], (x, y))
+  case = Case(model, x_few, y_few, y, task_of(task), max_structures, checked_seed(seed))
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):
