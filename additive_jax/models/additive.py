@@ -26,6 +26,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue
+from additive_jax.models.convolution import fast_convolutions
 from additive_jax.models.sites import Site, Stream, read_sites
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
 
@@ -113,7 +114,8 @@ class Additive(nn.Module):
     check_variables(variables)
     apply = super().apply
     try:
-      return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
+      with fast_convolutions():
+        return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
     except flax.errors.ScopeParamNotFoundError as error:
       if kwargs.get('method') is not None:
         raise
@@ -338,7 +340,8 @@ def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
 def _apply(
   model: nn.Module, variables: PyTree, part: Part, method: Callable[..., Any], *args: Any
 ) -> Any:
-  return run_part(model, part, variables, lambda v: model.apply(v, *args, method=method))
+  with fast_convolutions():
+    return run_part(model, part, variables, lambda v: model.apply(v, *args, method=method))
 
 
 def _shapes(
