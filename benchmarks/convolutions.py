@@ -23,7 +23,7 @@ import optax
 import timing
 
 import additive_jax as aj
-from additive_jax.models import additive
+from additive_jax.models import surrounding
 from additive_jax.run.objectives import classification
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
@@ -160,11 +160,11 @@ def measured(name, model, shape):
 
   @contextlib.contextmanager
   def own_gradients():
-    kept, additive.fast_convolutions = additive.fast_convolutions, contextlib.nullcontext
+    kept, surrounding.fast_convolutions = surrounding.fast_convolutions, contextlib.nullcontext
     try:
       yield
     finally:
-      additive.fast_convolutions = kept
+      surrounding.fast_convolutions = kept
 
   runs = {'plain Flax': theirs(), 'conditional': ours()}
   losses = [float(run()) for run in runs.values()]

@@ -6,6 +6,7 @@ from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
+from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
@@ -19,6 +20,7 @@ __all__ = [
   'Additive',
   'ConvNet',
   'DenseStack',
+  'Dropout',
   'Experts',
   'LeNet',
   'Modules',

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-MOST_GROUPS = 16  # up to which the gradient of a kernel is one convolution for each group
+MOST_GROUPS = 16  # up to which gradients are one convolution for each group
 CLASSES = (nn.Conv, nn.ConvTranspose)
 
 
@@ -120,6 +120,10 @@ def _to_x(form: Form, shape: tuple[int, ...], kernel: Array, g: Array) -> Array:
   """Returns the gradient of images of a shape: the gradient of what was made of them, convolved
   with the kernel turned round."""
   groups, axes = form.feature_group_count, tuple(range(kernel.ndim - 2))
+  if 1 < groups <= MOST_GROUPS:
+    form, part = form._replace(feature_group_count=1), (*shape[:-1], shape[-1] // groups)
+    pairs = zip(jnp.split(kernel, groups, -1), jnp.split(g, groups, -1))
+    return jnp.concatenate([_to_x(form, part, *pair) for pair in pairs], -1)
   mirrored = jnp.flip(kernel, axes)
   if groups > 1:
     split = mirrored.reshape(*kernel.shape[:-1], groups, -1)
