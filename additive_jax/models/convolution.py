@@ -204,7 +204,10 @@ def fast_convolutions() -> Any:
 
 
 def _interceptor(
-  call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+  call: Callable[..., Any],
+  args: tuple[Any, ...],
+  kwargs: dict[str, Any],
+  context: nn.module.InterceptorContext,
 ) -> Any:
   module = context.module
   if context.method_name != '__call__' or not isinstance(module, CLASSES):
