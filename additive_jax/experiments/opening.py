@@ -34,6 +34,7 @@ from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
+from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir, default_workdir
 from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
@@ -53,6 +54,7 @@ class Opening(TypedDict, total=False):
     command: the command line that started the run, for its report.
     loss: a name or a function, in place of `config.task.loss`; see `run.tasks`.
     metrics: names, functions or `Metric`s, in place of `config.task.metrics`.
+    progress: whether bars and lines show how far the run is; True by default.
   """
 
   model: Any
@@ -62,6 +64,7 @@ class Opening(TypedDict, total=False):
   command: str
   loss: Any
   metrics: Any
+  progress: bool
 
 
 @contextlib.contextmanager
@@ -161,7 +164,7 @@ def start_session(
   space = models.measure(model, first_input(data))
   training = Training(config, model, data, task or make_task(config, data))
   machine = Machine(devices, config.train, shape_of(first_input(data)))
-  with Stopper() as stopper, metrics:
+  with kept_programs(), Stopper() as stopper, metrics:
     yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
 
 

@@ -30,6 +30,7 @@ from additive_jax.run.expected import expected_of
 from additive_jax.run.tasks import LOSS
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.state import State, init_state, train_step
 
 
@@ -43,6 +44,7 @@ class Member:
     scores: loss and metrics on the test split, by name.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
+    averaged: scores of the mean of the pool over the steps, where the recipe keeps one.
   """
 
   structure: Structure
@@ -50,6 +52,7 @@ class Member:
   scores: dict[str, float]
   train_loss: float
   skipped: int
+  averaged: dict[str, float] | None = None
 
   @property
   def loss(self) -> float:
@@ -173,10 +176,12 @@ class Population:
       yield from (dataclasses.replace(member, structure=structure) for structure in same)
 
   def _member(self, structure, result):
-    state, train_loss, sums = result
-    finished = self.recipe.task.finish(jax.device_get(sums), self._facts)
-    scores = {name: float(value) for name, value in finished.items()}
-    return Member(structure, state, scores, float(train_loss), int(state.skipped))
+    state, train_loss, every = result
+    task = self.recipe.task
+    finished = [task.finish(jax.device_get(sums), self._facts) for sums in every]
+    scores, *others = [{name: float(value) for name, value in one.items()} for one in finished]
+    averaged, skipped = others[0] if others else None, int(state.skipped)
+    return Member(structure, state, scores, float(train_loss), skipped, averaged)
 
 
 @functools.lru_cache(maxsize=16)
@@ -195,8 +200,9 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables, task = {'params': state.params}, recipe.task
-    return state, total / tail, evaluate_one(recipe.model, variables, test, bits, task=task)
+    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    judge = functools.partial(evaluate_one, recipe.model, task=recipe.task)
+    return state, total / tail, [judge({'params': pool}, test, bits) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)
