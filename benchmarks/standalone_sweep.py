@@ -97,7 +97,7 @@ def main():
   after, cpu_after, _ = loop()
 
   scaled = min(before, after) / TIMED * len(members)
-  found = np.array([[members[s].loss, members[s].accuracy] for s in sample])
+  found = np.array([[members[s].loss, members[s].scores['accuracy']] for s in sample])
   differences = np.abs(found - alone)
   value = scaled / ours
   timing.report(

@@ -470,19 +470,20 @@ def sequences():
   return x, y
 
 
-@pytest.mark.parametrize('batch_size', [4, 12])
+@pytest.mark.parametrize(('batch_size', 'accumulate'), [(4, 1), (12, 1), (12, 3)])
 @pytest.mark.parametrize('mesh', MESHES)
-def test_a_masked_language_loss_is_the_mean_over_tokens(random_pool, mesh, batch_size):
-  """Of the slot's whole batch, on any devices; and its gradient that of the plain weighted mean."""
+def test_a_masked_language_loss_is_the_mean_over_tokens(random_pool, mesh, batch_size, accumulate):
+  """Of the slot's whole batch, on any devices and in pieces; and so is its gradient."""
   (count, spread), (x, y) = MESHES[mesh], sequences()
   model, split = Sequences(), ArraySplit(x, y)
-  recipe = Recipe(model, Task('language', ignore_label=-1), optax.sgd(1.0))
+  task = Task('language', ignore_label=-1)
+  recipe = Recipe(model, task, optax.sgd(1.0), accumulate=accumulate)
   devices = make_mesh(1, batch_size, jax.devices()[:count], **spread)
   pool = random_pool(model, x[:1])
   trainer = Trainer(
     recipe,
     split,
-    fixed('11', 1),
+    fixed('11', 2),
     batch_size=batch_size,
     seed=0,
     state=init_state(recipe, pool),

@@ -15,10 +15,9 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
-from additive_jax.report.comparison import SCORES
 from additive_jax.report.figures.style import Colours, palette
 from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
-from additive_jax.report.wording import counted, plain
+from additive_jax.report.wording import counted, plain, score_name
 
 log = logging.getLogger('additive_jax')
 
@@ -130,7 +129,8 @@ def plain_page(session: Session, result: Any, records: Records) -> Page:
   """Returns the page of a study with the default tables: the differences from the baseline."""
   variants, baseline = result.variants, result.summary['baseline']
   others, versus = variants[variants['variant'] != baseline], plain(baseline)
-  measures = {f'{key}_minus_{baseline}': f'test {key} − {versus}' for key in SCORES}
+  first = dict.fromkeys(('loss', session.task.headline))
+  measures = {f'{key}_minus_{baseline}': f'test {score_name(key)} − {versus}' for key in first}
   caption = f'What each differs by from {versus}: {differences_note(session)}'
   colours = arm_colours([baseline, *others['variant']])
   return Page(
