@@ -211,7 +211,7 @@ class ExactMatch(Metric):
 
   def statistics(self, outputs: Any, y: Any, weight: Weight) -> Float[Array | np.ndarray, 'B 2']:
     """Returns which examples are right, and which count."""
-    right, counts = right_labels(outputs, y) > 0, spread(weight, y) > 0
+    right, counts = right_labels(outputs, y) > 0, jnp.asarray(spread(weight, y)) > 0
     every = (right | ~counts).all(tuple(range(1, y.ndim)))
     if weight is None or weight.ndim == 1:
       weights = jnp.broadcast_to(1.0 if weight is None else weight, every.shape)
