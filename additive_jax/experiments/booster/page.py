@@ -7,6 +7,7 @@ import pandas as pd
 
 from additive_jax.data.clusters import nearest_examples, quality
 from additive_jax.data.ngrams import telling_ngrams
+from additive_jax.data.weights import unweighted
 from additive_jax.experiments.booster.groups import clusters_of, features_of
 from additive_jax.experiments.booster.tables import METHODS, SCRATCH
 from additive_jax.experiments.pages import intervals, over_seeds
@@ -17,6 +18,7 @@ from additive_jax.report import figures
 from additive_jax.report.figures.booster import FLOPS, NAMES
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, score_name, with_margin
+from additive_jax.run.objectives import labels_of
 from additive_jax.transplant import wiring_of
 
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
@@ -95,7 +97,8 @@ def _examples(data, features, clusters) -> list[Piece]:
 
 def _qualities(data, features, named) -> pd.DataFrame:
   """A row for each way to cluster."""
-  classes = np.asarray(data.train.y) if data.task_name == 'classification' else None
+  is_classes = data.task_name == 'classification'
+  classes = labels_of(np.asarray(unweighted(data.train.y))) if is_classes else None
   rows = [
     {'clusters': name, **quality(features, clusters.labels, classes)._asdict()}
     for name, clusters in named.items()
