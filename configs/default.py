@@ -161,6 +161,10 @@ def get_config() -> ConfigDict:
   # averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping. 0 to
   # 1,000,000.
   config.train.slot_clip_norm = 0.0
+  # What branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, optimizer, the
+  # stream, losses, softmax, routers and the statistics of norms are float32 in any case, and so is
+  # all judging. One of float32, bfloat16.
+  config.train.dtype = 'float32'
   # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
   # 10,000.
   config.train.log_every = 50

@@ -38,7 +38,7 @@ from additive_jax.models.transformer import POSITIONS, UNITS
 from additive_jax.parallel.collectives import COLLECTIVES
 from additive_jax.parallel.pipeline_schedule import SCHEDULES
 from additive_jax.search import METHODS
-from additive_jax.train.recipe import AVERAGES
+from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
 
@@ -186,6 +186,10 @@ class TrainOptions:
   slot_clip_norm: Later[NotNegative] = 0.0
   """Global norm that the gradient of each structure of a step is clipped to, before they are
   averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping."""
+  dtype: Later[Annotated[str, one_of(*DTYPES)]] = 'float32'
+  """What branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, optimizer,
+  the stream, losses, softmax, routers and the statistics of norms are float32 in any case, and so
+  is all judging."""
   log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500
