@@ -1,18 +1,26 @@
 """Examples from iterators: the same however they are read, and where one may go on."""
 
+import json
+import os
 import re
+import signal
 import threading
 import time
 
 import jax
 import numpy as np
 import optax
+import pandas as pd
 import pytest
+import tiny
+from bad_options import BASES
 
 from additive_jax import UserError, data
 from additive_jax.data import SourceSplit, Weighted
 from additive_jax.data.iterator_state import decoded, encoded
 from additive_jax.data.stream import Stream
+from additive_jax.errors import Stopped
+from additive_jax.experiments.studies import STUDIES
 from additive_jax.models import MLP
 from additive_jax.parallel.mesh import make_mesh
 from additive_jax.parallel.placement import Placement
@@ -166,7 +174,7 @@ def test_pytrees_with_weights_and_splits_to_judge_by():
   assert len(loaded.valid) == 21
   x, y = loaded.train.stream().take(30)
   assert x['b'].shape == (30, 2)
-  assert y.weight.dtype == np.float32 or y.weight.shape == (30,)
+  assert (y.weight.dtype, y.weight.shape) == (np.float32, (30,))
 
 
 def spoilt(change):
@@ -351,3 +359,80 @@ def test_a_trainer_that_goes_leaves_no_thread():
   time.sleep(0.5)
   names = [thread.name for thread in threading.enumerate()]
   assert 'additive_jax reads ahead' not in names
+
+
+def iris():
+  whole = data.load('tabular:iris')
+
+  def make(epoch, seed):
+    order = np.random.default_rng([epoch, seed]).permutation(120)
+    for start in range(0, 120, 50):
+      yield whole.train[order[start : start + 50]]
+
+  return whole, make
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path_factory):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
+    yield
+
+
+def run(experiment, workdir, loaded, options=()):
+  config = tiny.config(experiment, {'num_seeds': 1, 'train.checkpoint_every': 5} | dict(options))
+  return STUDIES[experiment].run(config, workdir, data=loaded, devices=2)
+
+
+COTRAIN = {'structures': ('111', '101')}
+
+
+class StopAt:
+  """Asks a run to stop when its iterator has given some batches."""
+
+  def __init__(self, make, count):
+    self.make, self.left = make, count
+
+  def __call__(self, epoch, seed):
+    for batch in self.make(epoch, seed):
+      self.left -= 1
+      if self.left == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+
+def test_a_run_over_an_iterator_goes_on_to_the_bit(tmp_path):
+  whole, make = iris()
+  of = lambda make: data.from_iterator(
+    make, test=whole.test, task='classification', num_outputs=3, num_examples=120
+  )
+  result = run('cotrain', tmp_path / 'whole', of(make), COTRAIN)
+  stops, again = 0, None
+  for count in (10, 14, 1000):
+    try:
+      again = run('cotrain', tmp_path / 'parts', of(StopAt(make, count)), COTRAIN)
+    except Stopped:
+      stops += 1
+  assert stops == 2
+  for name, table in result.tables.items():
+    pd.testing.assert_frame_equal(table, again.tables[name])
+  metrics = [(tmp_path / part / 'metrics.jsonl').read_text() for part in ('whole', 'parts')]
+  curves = [sorted(json.loads(line)['loss'] for line in text.splitlines()) for text in metrics]
+  assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+def test_experiments_over_an_iterator(tmp_path):
+  whole, make = iris()
+  loaded = data.from_iterator(
+    make, test=whole.test, task='classification', num_outputs=3, num_examples=120
+  )
+  shared = {'sweep.modes': ('shared',)}
+  assert len(run('sweep', tmp_path / 'sweep', loaded, shared).table) == 8
+  run('stochastic', tmp_path / 'stochastic', loaded, {'train.structures_per_step': 1})
+  with pytest.raises(
+    UserError, match=r'iterator: expected arrays in memory, or config\.sweep\.mod'
+  ):
+    run('sweep', tmp_path / 'alone', loaded)
+  for experiment in ('booster', 'compress'):
+    with pytest.raises(UserError, match='is read from an iterator: expected arrays in memory'):
+      run(experiment, tmp_path / experiment, loaded, BASES[experiment])

@@ -20,7 +20,7 @@ from additive_jax.batches import named_leaves, num_examples
 from additive_jax.data.iterator_state import Reading, decoded, digest, encoded
 from additive_jax.data.splits import Examples
 from additive_jax.data.values import Expected
-from additive_jax.data.weights import Weighted
+from additive_jax.data.weights import Weighted, checked_weights
 from additive_jax.errors import UserError
 
 Make = Callable[..., Iterable[Any]]
@@ -85,20 +85,21 @@ class Source:
           'as many of each; batched=False is for single ones'
         )
     else:
-      self._same([_form(pair, 0) for pair in pairs], place)
+      forms = [_form(pair, 0) for pair in pairs]
+      self._check_same(forms[0], forms, place)
       batch = jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
-    self._same([_form(batch, 1)], place)
+    batch = batch[0], checked_weights(batch[1], f'{self.name}, {place}', whole=False)
+    self._form = self._form or _form(batch, 1)
+    self._check_same(self._form, [_form(batch, 1)], place)
     self.check(batch, place)
     return batch
 
-  def _same(self, forms: list[Any], place: str) -> None:
+  def _check_same(self, first: Any, forms: list[Any], place: str) -> None:
     """Raises `UserError` for examples of another form than the first ones."""
     for form in forms:
-      self._form = self._form or form
-      if form != self._form:
+      if form != first:
         raise UserError(
-          f'{self.name}, {place}: an example of {_told(form)}: expected {_told(self._form)}, as in '
-          'the first batch'
+          f'{self.name}, {place}: an example of {_told(form)}: expected {_told(first)}, as before'
         )
 
   def check(self, batch: Examples, place: str) -> None:

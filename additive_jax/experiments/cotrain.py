@@ -83,7 +83,6 @@ def _check(session):
     if not _journal(session).sound():
       check_choice(session)
   session.training.recipe(session.training.steps(config.train.epochs))
-  session.in_memory()
 
 
 def chosen_structures(session: Session) -> list[Structure]:
@@ -160,21 +159,48 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   yield [_pool(session, records, structures, num_steps)]
 
 
-def _alone(session, records, structures, num_steps) -> list[Lone]:
+def _alone(session, records, structures, num_steps) -> list[Lone] | list[Arm]:
+  """The structures by themselves: side by side, or one after the other where the data is read as
+  they are trained."""
+
+  def keep(seed: int, structure: Structure, params: PyTree) -> Record:
+    content = flax.serialization.to_bytes(processes.to_host(params))
+    if processes.is_primary() or in_memory:
+      path = _pool_file(session, seed, structure)
+      path.parent.mkdir(exist_ok=True)
+      replace_file(path, content)
+    return {'structure': str(structure), 'crc32': zlib.crc32(content)}
 
   def judge(seed: int, arm: Lone, member: Member) -> Record:
-    content = flax.serialization.to_bytes(processes.to_host(member.state.params))
-    path = _pool_file(session, seed, arm.structure)
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, content)
     scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
-    return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
+    return keep(seed, arm.structure, member.state.params) | scores
 
+  def judge_arm(structure: Structure, trained: Trained) -> Record:
+    scores = session.evaluate(trained.variables, [structure])._asdict()
+    values = {key: float(scores[key][0]) for key in SCORES} | {'skipped': trained.skipped}
+    return keep(trained.seed, structure, trained.variables['params']) | values
+
+  in_memory = session.data.train.in_memory and session.data.test.in_memory
+  recipe = session.training.recipe(num_steps)
   for seed in session.seeds:
     for structure in structures if records.get(POOL, seed) is None else ():
       _forget_damaged(session, records, seed, structure)
-  crowd = Crowd(session, session.training.recipe(num_steps), judge)
-  return [Lone(structure, num_steps, crowd) for structure in structures]
+  if in_memory:
+    crowd = Crowd(session, recipe, judge)
+    return [Lone(structure, num_steps, crowd) for structure in structures]
+  alone = recipe.alone()
+  return [
+    Arm(
+      str(structure),
+      session,
+      alone,
+      listed([structure], session.space.num_gates),
+      num_steps,
+      judge=functools.partial(judge_arm, structure),
+      tag=f'alone-{structure}-seed{{seed}}',
+    )
+    for structure in structures
+  ]
 
 
 def _forget_damaged(session, records, seed, structure):
@@ -276,7 +302,7 @@ VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 def _tables(session: Session, records: Records) -> Result:
   """Returns the tables and the summary; in all of them the best structures come first."""
   seeds = records[POOL]
-  texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
+  texts = [name for name in records.arms if name != POOL]
   scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
   order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
   texts = [texts[i] for i in order]
