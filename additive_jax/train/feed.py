@@ -61,9 +61,8 @@ class Numbered:
 
   def read(self, start: int, count: int) -> Chunk:
     """Returns the examples of some steps; of a set in memory their numbers."""
-    indices = self.order.indices(start, count).reshape(count, self.rows, -1)
-    if not count:
-      indices = indices.reshape(0, self.rows, self.order.batch_size // self.rows)
+    shape = count, self.rows, self.order.batch_size // self.rows
+    indices = self.order.indices(start, count).reshape(shape)
     return indices if self.train.in_memory else self.train[indices]
 
   def place(self, step: int) -> dict[str, Any]:
