@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import flax.serialization
 import jax
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
-from additive_jax.errors import UserError, one_line, user_errors, user_path
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.cost import check_choice
+from additive_jax.experiments.cotrain_alone import alone_arms, pool_file, read_pool
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -39,9 +38,8 @@ from additive_jax.experiments.shared import (
   search_pools,
   shared_arm,
 )
-from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.files.journal import Journal, Record, replace_file
+from additive_jax.files.journal import Journal, Record
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.networks import all_networks, different, distinct, num_networks
 from additive_jax.gates.structure import Structure
@@ -51,7 +49,6 @@ from additive_jax.report.comparison import SCORES, structures_first, with_interv
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
-from additive_jax.train.population import Member
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
@@ -155,70 +152,9 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The structures alone, then all of them together, for as many steps."""
   structures = chosen_structures(session)
   num_steps = session.training.steps(session.config.train.epochs)
-  yield _alone(session, records, structures, num_steps)
+  begun = [seed for seed in session.seeds if records.get(POOL, seed) is None]
+  yield alone_arms(session, records, structures, num_steps, begun)
   yield [_pool(session, records, structures, num_steps)]
-
-
-def _alone(session, records, structures, num_steps) -> list[Lone] | list[Arm]:
-  """The structures by themselves: side by side, or one after the other where the data is read as
-  they are trained."""
-
-  def keep(seed: int, structure: Structure, params: PyTree) -> Record:
-    content = flax.serialization.to_bytes(processes.to_host(params))
-    if processes.is_primary() or in_memory:
-      path = _pool_file(session, seed, structure)
-      path.parent.mkdir(exist_ok=True)
-      replace_file(path, content)
-    return {'structure': str(structure), 'crc32': zlib.crc32(content)}
-
-  def judge(seed: int, arm: Lone, member: Member) -> Record:
-    scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
-    return keep(seed, arm.structure, member.state.params) | scores
-
-  def judge_arm(structure: Structure, trained: Trained) -> Record:
-    scores = session.evaluate(trained.variables, [structure])._asdict()
-    values = {key: float(scores[key][0]) for key in SCORES} | {'skipped': trained.skipped}
-    return keep(trained.seed, structure, trained.variables['params']) | values
-
-  in_memory = session.data.train.in_memory and session.data.test.in_memory
-  recipe = session.training.recipe(num_steps)
-  for seed in session.seeds:
-    for structure in structures if records.get(POOL, seed) is None else ():
-      _forget_damaged(session, records, seed, structure)
-  if in_memory:
-    crowd = Crowd(session, recipe, judge)
-    return [Lone(structure, num_steps, crowd) for structure in structures]
-  alone = recipe.alone()
-  return [
-    Arm(
-      str(structure),
-      session,
-      alone,
-      listed([structure], session.space.num_gates),
-      num_steps,
-      judge=functools.partial(judge_arm, structure),
-      tag=f'alone-{structure}-seed{{seed}}',
-    )
-    for structure in structures
-  ]
-
-
-def _forget_damaged(session, records, seed, structure):
-  """Drops the record of a structure whose network is damaged, so that it is trained again."""
-  record, path = records.get(str(structure), seed), _pool_file(session, seed, structure)
-  if record is None or _crc(path) == record['crc32']:
-    return
-  log.warning('%s is damaged or missing: the structure is trained alone again', path)
-  records.forget(str(structure), seed)
-
-
-def _crc(path):
-  with user_errors('read', path, 'a network that the run has written'):
-    return zlib.crc32(path.read_bytes()) if path.exists() else None
-
-
-def _pool_file(session, seed, structure):
-  return session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
 
 
 def _pool(session, records, structures, num_steps) -> Arm:
@@ -261,9 +197,9 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
   alone = [records.get(str(structure), seed) for structure in structures]
-  files = [_pool_file(session, seed, structure) for structure in structures]
+  files = [pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
-    {'params': _read_pool(file, record['crc32'], trained.variables['params'])}
+    {'params': read_pool(file, record['crc32'], trained.variables['params'])}
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
@@ -282,17 +218,6 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
     'cosines': matrix.tolist(),
     'skipped': trained.skipped,
   }
-
-
-def _read_pool(path, checksum, template):
-  if _crc(path) != checksum:
-    raise UserError(f'{path} is damaged or missing: the same command trains it again')
-  try:
-    return flax.serialization.from_bytes(template, path.read_bytes())
-  except Exception as error:
-    raise UserError(
-      f'{path} ({one_line(error)[:200]}): expected a network that the run has written'
-    ) from error
 
 
 POOL, ENSEMBLE, MEAN = 'pool', 'ensemble', 'mean of the structures'

@@ -49,6 +49,7 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir, differences, flatten
+from additive_jax.files.showing import shown
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
@@ -263,7 +264,7 @@ class Study:
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
     session_of = open_session(options, workdir, check=self.check, **opening)
-    with named(options), session_of as session:
+    with shown(opening.get('progress', True)), named(options), session_of as session:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
