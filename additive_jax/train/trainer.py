@@ -34,6 +34,7 @@ from additive_jax.run.objectives import expected_of
 from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.samplers import Listed, Sampler
 from additive_jax.train.state import (
   State,
@@ -211,7 +212,7 @@ class Trainer:
     self.train: Any = checked(train, expected, 'train')
     recipe.check_objective(x, y, batch_size)
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
-    check_division(self.mesh, sampler, batch_size)
+    check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
     key = jax.random.key(order.seed)
@@ -248,6 +249,13 @@ class Trainer:
   def variables(self) -> dict[str, PyTree]:
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
     return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+
+  @property
+  def averaged(self) -> dict[str, PyTree] | None:
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
+    several processes, all must get it together."""
+    mean = average_of(self.state.opt_state)
+    return None if mean is None else {'params': mean}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -305,6 +313,8 @@ def default_mesh(
       those of the loss.
   """
   pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
+  if parts % recipe.accumulate == 0:  # else `check_division` says so
+    parts //= recipe.accumulate
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
 
@@ -318,9 +328,14 @@ def check_networks(model: Any, sampler: Sampler) -> None:
       different(space, bits, 'the listed sampler')
 
 
-def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
-  """Raises `UserError` where slots and batches do not divide over a mesh."""
+def check_division(mesh: Mesh, sampler: Sampler, batch_size: int, accumulate: int = 1) -> None:
+  """Raises `UserError` where slots and batches do not divide over a mesh, or into pieces."""
   structure, data = mesh.shape[mesh_.STRUCTURE], mesh_.num_shares(mesh)
+  if batch_size % (data * accumulate) and accumulate > 1:
+    raise UserError(
+      f'accumulate {accumulate} of a batch of {batch_size} on {data} devices: expected a number '
+      'that divides the examples of each'
+    )
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
