@@ -102,7 +102,7 @@ def test_an_own_loss_and_metric_of_exp_2(tmp_path):
   [
     ({'metrics': ('r3',)}, r"config.task.metrics \('r3',\): metric 'r3' of a classification: exp"),
     ({'metrics': ('r2',)}, r"config.task.metrics \('r2',\): metric 'r2' of a classification: exp"),
-    ({'loss': 'squared'}, "loss 'squared' of a classification: expected one of cross_entropy"),
+    ({'loss': 'squared'}, "config.task.loss 'squared' of a classification: expected one of"),
     ({'loss': 'hinge'}, "config.task.loss 'hinge': expected one of '', cross_entropy, sigmoid"),
     ({'rank_by': 'f1'}, "config.task.rank_by 'f1': expected one of loss, accuracy"),
     ({'label_smoothing': 1.0}, r'config.task.label_smoothing 1.0: expected a share in \[0, 1\)'),

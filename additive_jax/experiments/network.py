@@ -15,6 +15,7 @@ from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
+from additive_jax.run.expected import check_task
 from additive_jax.run.tasks import Task
 from additive_jax.testing.check import check_quickly
 
@@ -115,6 +116,7 @@ def check_fits(model: Any, data: Data, task: Task) -> None:
   x, y = data.train[np.arange(min(2, len(data.train)))]
   if not type(model).__module__.startswith('additive_jax.'):
     check_quickly(model, (x, y), task=task)
+  check_task(model, task, x, y)
   outputs = check_network(model, x[:1]).shape
   if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(
