@@ -104,6 +104,10 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.experiment != 'sweep' or 'standalone' in o.sweep.modes or not o.sweep.shared_epochs,
     'structures alone, or config.sweep.shared_epochs 0',
   ),
+  'task.rank_by': (
+    lambda o: o.experiment in ('sweep', 'cotrain', 'stochastic', 'experts'),
+    'experiments that rank structures',
+  ),
   'sampler.name': (_has_pool, 'a pool of structures that are drawn'),
   'sampler.structures': (
     lambda o: o.sampler.name in ('fixed', 'listed') and _has_pool(o),

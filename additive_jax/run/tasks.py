@@ -176,6 +176,11 @@ class Task:
     targets = targets.y if isinstance(targets, Taught) else targets
     factors = []
     if self.ignore_label is not None:
+      if not is_array(targets):
+        raise UserError(
+          f'ignore_label {self.ignore_label} of targets that are several arrays: expected None; '
+          'data.Weighted leaves out'
+        )
       factors.append((targets != self.ignore_label).astype(np.float32))
     if of_loss and self.class_weights:
       by_class = np.asarray(self.class_weights, np.float32)
