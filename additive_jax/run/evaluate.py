@@ -100,15 +100,11 @@ def evaluate_structures(
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory. With
-      `data.Weighted` for y, means are over what counts.
+    batch: (x [N, ...], y [N, ...]), of any number, y maybe `data.Weighted`; or a split in memory.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
-    task: the name of one, see `tasks`; a `Task`; or a function from outputs [B, ..., C] and targets
-      to the loss of each example or token.
-    loss: in place of the task's: a name or such a function.
-    metrics: in place of the task's: names, functions from outputs and targets to a number for each
-      example or token, or `Metric`s.
+    task: a name or a `Task`, see `tasks`, or a loss of your own.
+    loss, metrics: in place of the task's.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
@@ -122,22 +118,11 @@ def evaluate_structures(
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
   >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
   (8,)
-  >>> scores = evaluate_structures(
-  ...   model, model.init(jax.random.key(0), x), (x, y), ['101'], metrics=['accuracy', 'f1_macro']
-  ... )
-  >>> list(scores.metrics)
-  ['accuracy', 'f1_macro']
   """
-  x, y = jax.tree.map(np.asarray, as_batch(batch))
-  count = num_examples(x)
-  if count != num_examples(y) or not count:
-    raise UserError(
-      f'{count} inputs and {num_examples(y)} targets: expected the same number, at least one'
-    )
-  batch_size = checked_size(batch_size, 'batch_size')
+  x, y, count = _examples(batch)
+  batch_size = min(checked_size(batch_size, 'batch_size'), count)
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  batch_size = min(batch_size, count)
   first = _rows(x, 0, batch_size)
   check_pool(model, variables, first)
   judged = task_of(task, loss, metrics)
@@ -152,6 +137,15 @@ def evaluate_structures(
   program = _program(model, judged, tile, devices[0].platform)
   sums = _sums(program, variables, (x, y), batch_size, plans, devices)
   return Evaluation.of(judged.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+
+def _examples(batch):
+  """Returns x and y in NumPy, and how many examples they are."""
+  x, y = jax.tree.map(np.asarray, as_batch(batch))
+  count, targets = num_examples(x), num_examples(y)
+  if count != targets or not count:
+    raise UserError(f'{count} inputs and {targets} targets: expected the same number, at least one')
+  return x, y, count
 
 
 def _plans(model, x, bits, devices, memory_limit):
