@@ -30,7 +30,7 @@ from additive_jax.experiments.contenders import (
 from additive_jax.experiments.experts_page import page
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
@@ -82,7 +82,7 @@ def make_contenders(session: Session, single: Structure | str | None = None) -> 
     UserError: for options of which a network cannot be made.
   """
   dense, options = check_dense(session), session.config.experts
-  x = session.test[0][:1]
+  x = first_input(session.data)
   contenders = [make_contender(session, DENSE, DENSE, dense)]
   if single is not None:
     model = _pool_session(session).model

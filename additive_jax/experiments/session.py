@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree, Shaped
+from jaxtyping import PyTree
 
 from additive_jax import models
 from additive_jax.data import ArraySplit, Data
+from additive_jax.data.splits import Examples
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
@@ -78,7 +79,7 @@ class Session:
     return self.training.objective
 
   @property
-  def test(self) -> tuple[Shaped[np.ndarray, 'N ...'], Shaped[np.ndarray, 'N ...']]:
+  def test(self) -> Examples:
     """The test split as arrays."""
     return self.data.test[np.arange(len(self.data.test))]
 
@@ -174,6 +175,6 @@ class Session:
       raise Stopped
 
 
-def first_input(data: Data) -> Shaped[np.ndarray, '1 ...']:
+def first_input(data: Data) -> PyTree:
   """Returns a batch of one training input, of which the shape matters."""
   return data.train[np.zeros(1, np.int64)][0]

@@ -13,6 +13,7 @@ import numpy as np
 
 from additive_jax import transplant
 from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow, test_scores
+from additive_jax.experiments.session import first_input
 from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -58,7 +59,7 @@ def join(narrow: Narrow, members: Sequence[State], recipe: Recipe, seed: int) ->
   """
   options, large = narrow.large.config.booster, narrow.large
   key = functools.partial(jax.random.fold_in, jax.random.key(seed))
-  blank = initial(large.model, key(0), large.test[0][:1])
+  blank = initial(large.model, key(0), first_input(large.data))
   sizes: dict[str, Any] = {'key': key(2), 'place': narrow.place, 'unequal': options.unequal}
   if options.join == PACK and len(members) > 1:
     pools = [{'params': member.params} for member in members]
