@@ -42,7 +42,7 @@ class Session:
     rundir: where the run's files go.
     metrics: its curves.
     stopper: tells whether the run was asked to stop.
-    data: training and test split.
+    data: what is learnt, what choices are made on, and what is reported.
     model: the additive model.
     space: its gates and their costs.
     training: how pools of the model are trained.
@@ -80,8 +80,24 @@ class Session:
 
   @property
   def test(self) -> Examples:
-    """The test split as arrays."""
+    """The split that is reported, as arrays."""
     return self.data.test[np.arange(len(self.data.test))]
+
+  @property
+  def valid(self) -> Examples:
+    """The split that choices are made on, as arrays: the test split where nothing was held out."""
+    split = self.data.test if self.data.valid is None else self.data.valid
+    return split[np.arange(len(split))]
+
+  @property
+  def chosen_on(self) -> str:
+    """The name of that split: `valid` or `test`."""
+    return 'test' if self.data.valid is None else 'valid'
+
+  @property
+  def chosen_word(self) -> str:
+    """What that split is called before `loss`: `validation` or `test`."""
+    return 'test' if self.data.valid is None else 'validation'
 
   @property
   def identity(self) -> dict[str, Any]:

@@ -173,8 +173,8 @@ def _pair(batch) -> tuple[Any, Any]:
   x, y = jax.tree.map(np.asarray, tuple(batch))
   if any(not parts or not all(a.ndim for a in parts) for parts in map(jax.tree.leaves, (x, y))):
     raise UserError(
-      f'batch of inputs of shape {jax.tree.map(np.shape, x)} and targets of shape '
-      f'{jax.tree.map(np.shape, y)}: expected a pair (x [B, ...], y [B, ...])'
+      f'batch of inputs of shape {jax.tree.map(np.shape, x) or ()} and targets of shape '
+      f'{jax.tree.map(np.shape, y) or ()}: expected a pair (x [B, ...], y [B, ...])'
     )
   if len({len(leaf) for leaf in jax.tree.leaves((x, y))}) > 1:
     given = f'{num_examples(x)} inputs and {num_examples(y)} targets'
