@@ -116,7 +116,7 @@ def _choose(session):
     cost = session.task.cost(scores.scores)[0]
   else:
     bits = all_networks(session.space)
-    cost = session.task.cost(session.evaluate(pool.variables, bits).scores)
+    cost = session.task.cost(session.evaluate(pool.variables, bits, session.valid).scores)
   best = np.argsort(statistics.rank(cost))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
@@ -227,9 +227,11 @@ def _tables(session: Session, records: Records) -> Result:
   """Returns the tables and the summary; in all of them the best structures come first."""
   seeds = records[POOL]
   texts = [name for name in records.arms if name != POOL]
-  names = session.task.scores
+  task, names = session.task, session.task.scores
   scores = {variant: _scores(seeds, variant, names) for variant in VARIANTS}
-  order = np.argsort(statistics.rank(session.task.cost(scores['cotrained'])[:-1]))
+  chosen = _chosen_by(seeds, f'valid_{task.rank_by}')
+  ranks = {task.rank_by: chosen} if chosen is not None else scores['cotrained']
+  order = np.argsort(statistics.rank(task.cost(ranks)[: len(texts)]))
   texts = [texts[i] for i in order]
   table, parts = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
@@ -237,6 +239,8 @@ def _tables(session: Session, records: Records) -> Result:
     parts.append(pd.DataFrame({'label': [*texts, ENSEMBLE], 'variant': variant, **columns}))
     for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
+  if chosen is not None:
+    table[f'valid_{task.rank_by}'] = chosen[order]
   table['flops'], table['params'] = session.space.costs(texts)
   table['rank'] = np.arange(1, len(texts) + 1)
   table = structures_first(table, names)
@@ -247,6 +251,14 @@ def _tables(session: Session, records: Records) -> Result:
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
   tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
   return Result(tables | {'differences': _differences(seeds, texts, order, names)}, summary)
+
+
+def _chosen_by(seeds, score) -> Float[np.ndarray, ' structures'] | None:
+  """The mean scores on the validation split that rank the structures; None where nothing was held
+  out."""
+  if any(score not in record['cotrained'] for record in seeds):
+    return None
+  return statistics.mean_and_ci([record['cotrained'][score] for record in seeds])[0]
 
 
 def _differences(seeds, texts, order, scores) -> pd.DataFrame:

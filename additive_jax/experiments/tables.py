@@ -30,6 +30,9 @@ def structure_table(
     records: by the prefix of their columns, the records of a pool in each seed, which hold a list
       of values for each of `keys`. The pool with the prefix '' gives the rank.
     keys: the scores; None are those of the task.
+
+  Where a split was held out the validation loss of that pool, `valid_loss`, or the metric that
+  structures are ranked by, gives the rank.
   """
   keys = session.task.scores if keys is None else keys
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
@@ -38,8 +41,14 @@ def structure_table(
       mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
-  table['rank'] = statistics.rank(session.task.cost(table))
-  return comparison.structures_first(table, session.task.scores)
+  task, first = session.task, records.get('', [])
+  held_out = f'valid_{task.rank_by}'
+  if first and all(held_out in record for record in first):
+    table[held_out] = statistics.mean_and_ci([record[held_out] for record in first])[0]
+    table['rank'] = statistics.rank(task.cost({task.rank_by: table[held_out]}))
+  else:
+    table['rank'] = statistics.rank(task.cost(table))
+  return comparison.structures_first(table, task.scores)
 
 
 def plain_tables(

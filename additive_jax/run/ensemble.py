@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, PyTree, Shaped
 
-from additive_jax.batches import num_examples
+from additive_jax.batches import num_examples, rows
 from additive_jax.run import ways
 from additive_jax.run.expected import check_task, expected_of
 from additive_jax.run.tasks import LABELLED, SIGMOID, Task, added_up
@@ -23,7 +23,7 @@ def evaluate_ensemble(
   model: Any,
   pools: Sequence[PyTree],
   bits: Bool[np.ndarray, 'members gates'],
-  batch: tuple[PyTree, PyTree],
+  batch: tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]],
   task: Task,
 ) -> dict[str, float]:
   """Returns loss and metrics of the mean prediction of several networks.
@@ -47,15 +47,15 @@ def evaluate_ensemble(
   >>> bool(np.isclose(loss, aj.evaluate_structures(model, pool, (x, y), ['1'], task=task).loss[0]))
   True
   """
+  expected = expected_of(model, task, rows(batch[0], slice(1)))
   x, y = jax.tree.map(np.asarray, batch)
-  cut = lambda part, start: jax.tree.map(lambda a: a[start : start + BATCH], part)
-  expected_of(model, task, x).check(x, y, 'batch')
-  check_task(model, task, cut(x, 0), y)
+  expected.check(x, y, 'batch')
+  check_task(model, task, rows(x, slice(BATCH)), y)
   sums: list[tuple[Any, ...]] = []
   for start in range(0, num_examples(x), BATCH):
-    rows = cut((x, y), start)
-    every = [_predicted(model, task, pool, row, rows[0]) for pool, row in zip(pools, bits)]
-    sums.append(added_up(task.statistics(_mean(task, jnp.stack(every)), rows[1])))
+    x_b, y_b = rows((x, y), slice(start, start + BATCH))
+    every = [_predicted(model, task, pool, row, x_b) for pool, row in zip(pools, bits)]
+    sums.append(added_up(task.statistics(_mean(task, jnp.stack(every)), y_b)))
   scores = task.finish([np.sum(parts, axis=0) for parts in zip(*sums)], task.facts(y))
   return {name: float(value) for name, value in scores.items()}
 

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from additive_jax import run
-from additive_jax.batches import num_examples
+from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
@@ -100,7 +100,7 @@ def evaluate_structures(
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), of any number, y maybe `data.Weighted`; or a split in memory.
+    batch: (x [N, ...], y [N, ...]), y maybe `data.Weighted`; or a split in memory.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
     task: a name or a `Task`, see `tasks`, or a loss of your own.
@@ -123,17 +123,17 @@ def evaluate_structures(
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  first = _rows(x, 0, batch_size)
+  first = rows(x, slice(batch_size))
   check_pool(model, variables, first)
   judged = task_of(task, loss, metrics)
-  expected_of(model, judged, _rows(x, 0, 1)).check(x, y, 'batch')
+  expected_of(model, judged, rows(x, slice(1))).check(x, y, 'batch')
   check_task(model, judged, first, y)
   facts = judged.facts(y)
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in judged.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  tile, plans = _plans(model, first, bits, devices, memory_limit)
+  tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
   program = _program(model, judged, tile, devices[0].platform)
   sums = _sums(program, variables, (x, y), batch_size, plans, devices)
   return Evaluation.of(judged.finish([part[inverse.reshape(-1)] for part in sums], facts))
@@ -153,12 +153,11 @@ def _plans(model, x, bits, devices, memory_limit):
   large as memory allows, and enough of them that all workers have some to do."""
   platform = devices[0].platform
   limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
-  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-  bytes_of_slot, rows = prefix.slot_size(model, x.shape, dtype)
+  bytes_of_slot, positions = prefix.slot_size(model, x)
   share = -(-len(bits) // len(set(devices)))
   sites = sites_of(model)
   rounds, width, keep = _rounds(max(1, limit // bytes_of_slot - 1), share, len(sites))
-  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // positions)
   tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
   size = rounds * width
   starts = range(0, len(bits), size)
@@ -215,7 +214,7 @@ def as_batch(batch: Any) -> tuple[Any, Any]:
 def evaluate_one(
   model: nn.Module,
   variables: PyTree,
-  batch: tuple[PyTree, PyTree],
+  batch: tuple[PyTree[Shaped[Array, 'N ...']], PyTree[Shaped[Array, 'N ...']]],
   structure: Bool[Array, 'n'],
   *,
   task: Task,
@@ -300,13 +299,9 @@ def _program(model, task, tile, platform):
   return jax.jit(evaluate, compiler_options=options)
 
 
-def _rows(batch, start, count):
-  return jax.tree.map(lambda a: a[start : start + count], batch)
-
-
 def _padded(batch, start, batch_size):
   """Returns a batch of examples, filled up with the last one, and which of them count."""
-  batch = _rows(batch, start, batch_size)
+  batch = rows(batch, slice(start, start + batch_size))
   count = num_examples(batch)
   missing = batch_size - count
   fresh = np.r_[np.ones(count, np.float32), np.zeros(missing, np.float32)]

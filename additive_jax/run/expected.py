@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from additive_jax.batches import is_array
+from additive_jax.batches import is_array, shapes_of
 from additive_jax.data import Expected
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs
@@ -60,10 +60,7 @@ def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
     return
   outputs = check_network(model, x)
   size = outputs.shape[0]
-  shaped = lambda a: jax.ShapeDtypeStruct(
-    (size, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)
-  )
-  targets = jax.tree.map(shaped, y)
+  targets = shapes_of(y, size)
   if task.class_weights and len(task.class_weights) != outputs.shape[-1]:
     raise UserError(
       f'class_weights {task.class_weights}: expected {outputs.shape[-1]} numbers, one for each '

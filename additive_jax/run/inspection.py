@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Bool, Int, PyTree, Shaped
 
-from additive_jax.batches import num_examples
+from additive_jax.batches import num_examples, rows
 from additive_jax.parallel import processes
 from additive_jax.run import ways
 from additive_jax.run.expected import check_task, expected_of
@@ -40,7 +40,7 @@ def inspect(
   model: Any,
   task: Task,
   variables: PyTree,
-  batch: tuple[PyTree, PyTree],
+  batch: tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]],
 ) -> Inspection:
   """Returns what the routers of a pool do with examples, all gates on.
 
@@ -63,16 +63,16 @@ def inspect(
   >>> inspection.chosen.shape, list(inspection.facts)
   ((2, 4, 1, 1), ['block_00__mlp'])
   """
+  expected = expected_of(model, task, rows(batch[0], slice(1)))
   x, y = jax.tree.map(np.asarray, batch)
+  expected.check(x, y, 'batch')
   count = num_examples(x)
   size = min(BATCH, count)
-  expected_of(model, task, x).check(x, y, 'batch')
-  check_task(model, task, jax.tree.map(lambda a: a[:size], x), y)
-  rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-  keys = jax.random.split(jax.random.key(0), len(rows))
+  check_task(model, task, rows(x, slice(size)), y)
+  numbers = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+  keys = jax.random.split(jax.random.key(0), len(numbers))
   look = functools.partial(_look, model, task, variables)
-  cut = lambda r: jax.tree.map(lambda a: a[r], (x, y))
-  parts = [processes.to_host(look(*cut(r), key)) for r, key in zip(rows, keys)]
+  parts = [processes.to_host(look(*rows((x, y), n), key)) for n, key in zip(numbers, keys)]
   statistics = zip(*(statistics for statistics, *_ in parts))
   sums = added_up([np.concatenate(part)[:count] for part in statistics])
   scores = {name: float(value) for name, value in task.finish(sums, task.facts(y)).items()}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
 from additive_jax.run.tasks import Task
@@ -52,7 +53,9 @@ class Part:
     return model.apply(variables, value, method=self.method)
 
   def after(
-    self, value: Shaped[Array | np.ndarray, '...'], result: Shaped[Array | np.ndarray, '...']
+    self,
+    value: PyTree[Shaped[Array | np.ndarray, '...']],
+    result: Shaped[Array | np.ndarray, '...'],
   ) -> Shaped[Array | np.ndarray, '...']:
     """Returns the stream after the part, from its input and its result."""
     return value + result if self.site is not None and self.site.adds else result
@@ -86,7 +89,7 @@ class Case:
   """
 
   model: Any
-  x: Shaped[np.ndarray, 'B ...']
+  x: PyTree[Shaped[np.ndarray, 'B ...']]
   y: PyTree[Shaped[np.ndarray, 'B ...']]
   targets: PyTree[Shaped[np.ndarray, 'N ...']]
   task: Task
@@ -106,6 +109,11 @@ class Case:
     """Notes a violation; returns False: the clause is broken."""
     self.violations.append(text)
     return False
+
+  @property
+  def num_examples(self) -> int:
+    """B."""
+    return num_examples(self.x)
 
   @property
   def sites(self) -> tuple[Site, ...]:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +41,7 @@ class Member:
     structure: what was trained.
     state: its final `State`, on the worker's device.
     scores: loss and metrics on the test split, by name.
+    valid: the same on the split to choose by; {} where there is none.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
     averaged: scores of the mean of the pool over the steps, where the recipe keeps one.
@@ -53,6 +53,12 @@ class Member:
   train_loss: float
   skipped: int
   averaged: dict[str, float] | None = None
+  valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def chosen(self) -> Mapping[str, float]:
+    """Those that structures are chosen by: on `valid`, or on the test split where there is none."""
+    return self.valid or self.scores
 
   @property
   def loss(self) -> float:
@@ -89,7 +95,7 @@ class Population:
 
     Args:
       recipe: how to train; its average, collective and distillation play no part.
-      data: with `train` and `test` splits that fit in memory.
+      data: with splits that fit in memory.
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `parallel.workers`.
@@ -99,7 +105,7 @@ class Population:
         optimizer that needs more than a gradient, labels, tokens or targets that are not what the
         task and the model take, or a loss or metric that gives something else than expected.
     """
-    if not (data.train.in_memory and data.test.in_memory):
+    if not all(split.in_memory for split in data.splits.values()):
       raise UserError(
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
@@ -111,13 +117,14 @@ class Population:
     example, y = data.train[np.zeros(1, np.int64)]
     recipe.check_network(example)
     expected = expected_of(recipe.model, recipe.task, example)
-    for part in ('train', 'test'):
-      checked(getattr(data, part), expected, f'{data.name}, {part}')
+    for part, split in data.splits.items():
+      checked(split, expected, f'{data.name}, {part}')
     recipe.check_task(example, y, batch_size)
-    self._facts = recipe.task.facts(data.test.y)  # type: ignore[attr-defined]
     self.variables = processes.to_host(initial(recipe.model, key, example))
-    splits: tuple[Any, ...] = data.train, data.test
-    arrays = [(split.x, split.y) for split in splits]
+    judged: list[Any] = [data.test] if data.valid is None else [data.test, data.valid]
+    self._facts = [recipe.task.facts(split.y) for split in judged]
+    arrays_of = lambda split: (split.x, split.y)
+    arrays = [arrays_of(data.train), [*map(arrays_of, judged)]]
     first = processes.to_host(init_state(self.recipe, self.variables))
     different = set(self.devices)
     self._placed = {device: jax.device_put((first, *arrays), device) for device in different}
@@ -160,11 +167,11 @@ class Population:
 
     def work(same, device):
       structure = same[0]
-      first, train, test = self._placed[device]
+      first, train, judged = self._placed[device]
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
-      arguments = state, bits, indices, tail, train, test, self._dropout
+      arguments = state, bits, indices, tail, train, judged, self._dropout
       if (device, len(indices)) in self._compiled:
         return self._member(structure, program(*arguments))
       with self._locks[device]:  # else every thread would compile the same program
@@ -177,18 +184,25 @@ class Population:
 
   def _member(self, structure, result):
     state, train_loss, every = result
-    task = self.recipe.task
-    finished = [task.finish(jax.device_get(sums), self._facts) for sums in every]
-    scores, *others = [{name: float(value) for name, value in one.items()} for one in finished]
-    averaged, skipped = others[0] if others else None, int(state.skipped)
-    return Member(structure, state, scores, float(train_loss), skipped, averaged)
+    on_splits = lambda of_pool: list(map(self._finished, jax.device_get(of_pool), self._facts))
+    finished = list(map(on_splits, every))
+    (scores, *valid), *others = finished
+    averaged, skipped = others[0][0] if others else None, int(state.skipped)
+    own = valid[0] if valid else {}
+    return Member(
+      structure, state, scores, float(train_loss), skipped, averaged=averaged, valid=own
+    )
+
+  def _finished(self, sums, facts):
+    scores = self.recipe.task.finish(sums, facts)
+    return {name: float(value) for name, value in scores.items()}
 
 
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
 
-  def train(state, bits, indices, tail, train, test, dropout):
+  def train(state, bits, indices, tail, train, judged, dropout):
     def body(carry, inputs):
       state, total = carry
       t, rows = inputs
@@ -202,7 +216,8 @@ def _program(recipe, platform):
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
     pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
     judge = functools.partial(evaluate_one, recipe.model, task=recipe.task)
-    return state, total / tail, [judge({'params': pool}, test, bits) for pool in pools]
+    on_all = lambda pool: [judge({'params': pool}, split, bits) for split in judged]
+    return state, total / tail, [on_all(pool) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)
