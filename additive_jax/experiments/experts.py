@@ -142,10 +142,12 @@ def _best_single(pool_session: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on the examples to choose by, or on training
   examples, where none were held out."""
   bits = _static_structures(pool_session)
-  key = 'train_loss' if pool_session.data.valid is None else 'valid_loss'
-  loss, _ = statistics.mean_and_ci([record[key] for record in records[POOL]])
-  eligible = ~bits.all(1) & np.isfinite(loss)
-  return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
+  task = pool_session.task
+  key = 'train_loss' if pool_session.data.valid is None else f'valid_{task.rank_by}'
+  score, _ = statistics.mean_and_ci([record[key] for record in records[POOL]])
+  cost = score if key == 'train_loss' else task.cost({task.rank_by: score})
+  eligible = ~bits.all(1) & np.isfinite(cost)
+  return Structure(tuple(bits[np.where(eligible, cost, np.inf).argmin()]))
 
 
 def _tables(session: Session, records: Records) -> Result:
