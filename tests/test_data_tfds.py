@@ -163,6 +163,16 @@ def test_images_with_classes(folder, name, memory_limit):
     np.testing.assert_array_equal(split[np.array([3, 0])][0], x[[3, 0]])
 
 
+def test_validation_is_there_to_choose_by(folder):
+  chosen = data.load('tfds:additive_pictures', data_dir=folder)
+  whole = load('tfds:additive_pictures', data_dir=folder)
+  assert len(chosen.valid) == 50
+  assert whole.valid is None
+  assert len(chosen.train) == len(whole.train)  # nothing is cut from it
+  withheld = data.load('tfds:additive_withheld', data_dir=folder)  # where validation tests
+  assert 0 < len(withheld.valid) <= len(withheld.test)
+
+
 def test_a_test_split_with_withheld_labels_gives_way_to_validation(folder):
   loaded = load('tfds:additive_withheld', data_dir=folder)
   assert (len(loaded.train), len(loaded.test)) == (4, 3)
