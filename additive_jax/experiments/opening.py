@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import flax.core
 import jax
 from ml_collections import ConfigDict
 from rich import filesize
@@ -37,9 +38,11 @@ from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir, default_workdir
 from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
+from additive_jax.models.contract import check_pool
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.objectives import objective_of
+from additive_jax.transplant.foreign import digest, restore_pool
 
 
 class Opening(TypedDict, total=False):
@@ -51,6 +54,8 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    variables: `{'params': pool}` that every training starts from, in place of `config.init_from`.
+    optimizer: an Optax transformation in place of `config.optimizer`, its schedule and clipping.
     progress: whether bars and lines show how far the run is; True by default.
   """
 
@@ -59,6 +64,8 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  variables: Any
+  optimizer: Any
   progress: bool
 
 
@@ -97,13 +104,20 @@ def open_session(
     )
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
+  pool = _start(config, opening, model, data)
   resolved = resolve(config, model, data)
+  if pool is not None:
+    resolved['start'] = digest(pool)
+  if opening.get('optimizer') is not None:
+    resolved['optimizer'] = {'name': 'given from Python'}
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  start = start_session(config, rundir, data, model, devices, part=part, command=command)
+  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
+  begun |= {'part': part, 'command': command}
+  start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
       _check_fits(session)
@@ -117,6 +131,21 @@ def open_session(
         value = value_of(config, option)
         processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
+
+
+def _start(config: Options, opening: Opening, model: Any, data: data_.Data) -> Any:
+  """Returns the pool that trainings start from, on the host; None for that of each seed."""
+  variables, x = opening.get('variables'), first_input(data)
+  if variables is not None and config.init_from:
+    raise refused(config, 'init_from', expected="'' beside variables")
+  if config.init_from:
+    variables = restore_pool(user_path(config.init_from, 'config.init_from'), model, x)
+  if variables is None:
+    return None
+  if config.experiment == 'booster':
+    raise UserError('a pool to start from in Exp 5, whose networks start small: expected none')
+  check_pool(model, variables, x)
+  return processes.to_host(flax.core.unfreeze(variables['params']))
 
 
 def _check_fits(session):
@@ -144,20 +173,25 @@ def start_session(
   *,
   part: tuple[int, int] = (0, 1),
   command: str = '',
+  start: Any = None,
+  optimizer: Any = None,
 ) -> Iterator[Session]:
   """Holds a session of a run; at the end its curves are closed and its signals let go.
 
   Args:
     config, data, model, devices, command: see `Session`.
     rundir: where the run's files go.
+    start, optimizer: see `Session` and `Training`.
     part: whose curves are written: the number of a part of the run, and how many there are.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
   space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training = Training(config, model, data, objective)
+  training = Training(config, model, data, objective, optimizer)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with kept_programs(), Stopper() as stopper, metrics:
-    yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
+    yield Session(
+      config, rundir, metrics, stopper, data, model, space, training, machine, command, start=start
+    )
 
 
 def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError, checked_seed
@@ -79,6 +80,7 @@ class Population:
     batch_size: int,
     seed: int,
     devices: Sequence[jax.Device] | None = None,
+    variables: PyTree | None = None,
   ):
     """Compiles nothing yet.
 
@@ -88,6 +90,7 @@ class Population:
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `parallel.workers`.
+      variables: `{'params': pool}` that all start from; None is the pool that the seed names.
 
     Raises:
       UserError: for splits that stay in their source, a model whose parts do not fit each other, an
@@ -109,7 +112,8 @@ class Population:
     for part in ('train', 'test'):
       checked(getattr(data, part), expected, f'{data.name}, {part}')
     recipe.check_objective(example, y, batch_size, by_token=False)
-    self.variables = processes.to_host(initial(recipe.model, key, example))
+    start = initial(recipe.model, key, example) if variables is None else variables
+    self.variables = processes.to_host(start)
     splits: tuple[Any, ...] = data.train, data.test
     arrays = [(split.x, split.y) for split in splits]
     first = processes.to_host(init_state(self.recipe, self.variables))
@@ -193,7 +197,9 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    pools = [
+      pool for pool in (state.params, average_of(state.opt_state, state.params)) if pool is not None
+    ]
     judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
     scores = [judge(recipe.model, {'params': pool}, test, bits) for pool in pools]
     return state, total / tail, scores

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int, PyTree
 
 from additive_jax.errors import UserError
@@ -216,6 +217,27 @@ def averaged(opt_state: PyTree, params: PyTree, step: Int[Array, ''], ema: float
   return opt_state._replace(average=jax.tree.map(mix, opt_state.average, params))
 
 
-def average_of(opt_state: PyTree) -> PyTree | None:
-  """Returns the mean of the pool that is kept beside an optimizer's state, or None."""
-  return opt_state.average if isinstance(opt_state, Averaging) else None
+def average_of(opt_state: PyTree, params: PyTree) -> PyTree | None:
+  """Returns the mean of the pool that is kept with an optimizer's state, or None: that of
+  `averaged`, or that of a schedule-free optimizer, whose pool is between it and where it goes."""
+  if isinstance(opt_state, Averaging):
+    return opt_state.average
+  free = _schedule_free(opt_state)
+  if free is None:
+    return None
+  # Frozen leaves are in no state, and are what they were.
+  is_frozen = lambda leaf: isinstance(leaf, optax.MaskedNode)
+  mean = lambda z, y: y if is_frozen(z) else (y - (1 - free.b1) * z) / free.b1
+  return jax.tree.map(mean, free.z, params, is_leaf=is_frozen)
+
+
+def _schedule_free(opt_state: PyTree) -> Any:
+  is_free = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)
+  return next((node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)), None)
+
+
+def check_rates(opt_state: PyTree, rates: tuple[tuple[str, float], ...]) -> None:
+  """Raises `UserError` for rates by path with a schedule-free optimizer, whose updates are not in
+  proportion to its rate."""
+  if rates and _schedule_free(opt_state) is not None:
+    raise UserError(f'learning_rates {dict(rates)} with a schedule-free optimizer: expected none')
