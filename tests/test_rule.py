@@ -173,12 +173,18 @@ def test_frozen_parts_stay_and_rates_multiply_updates():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'frozen': ('embde',)}, "frozen 'embde' fits no leaf of the pool: expected .* such as embed/"),
+    (
+      {'frozen': ('embde',)},
+      r"\('embde',\): 'embde' fits no leaf of the pool; .* such as embed/",
+    ),
     ({'frozen': ('.*',)}, 'is all of the pool: expected some of it to learn'),
     ({'frozen': 'embed'}, "frozen 'embed': expected a list of regular expressions"),
     ({'frozen': ('(',)}, r"frozen '\(': expected a regular expression"),
     ({'learning_rates': {'embed': -1.0}}, "learning_rates 'embed' -1.0: expected what multiplies"),
-    ({'learning_rates': {'blok': 1.0}}, "learning_rates 'blok' fits no leaf of the pool"),
+    (
+      {'learning_rates': {'blok': 1.0}},
+      r"learning_rates \{'blok': 1.0\}: 'blok' fits no leaf",
+    ),
     ({'ema': 1.0}, r'ema 1.0: expected a decay in \[0, 1\)'),
     ({'accumulate': 0}, 'accumulate 0'),
     ({'dtype': 'float16'}, "dtype 'float16': expected one of float32, bfloat16"),

@@ -98,12 +98,12 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
 
   >>> check_paths({'embed': {'kernel': 1}}, ['embde'], 'frozen')
   Traceback (most recent call last):
-  additive_jax.errors.UserError: frozen 'embde' fits no leaf of the pool: expected the path of some,
-  such as embed/kernel
+  additive_jax.errors.UserError: frozen ['embde']: 'embde' fits no leaf of the pool; expected the
+  path of some, such as embed/kernel
 
   Args:
     pool: of arrays or shapes.
-    patterns: see `fits`.
+    patterns: see `fits`; the keys of a dict too.
     name: of the option.
   """
   paths = paths_of(pool)
@@ -113,7 +113,8 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
       near = [parts[part] for part in difflib.get_close_matches(pattern, parts, n=3, cutoff=0.3)]
       shown = ', '.join(dict.fromkeys(near or paths[:3]))
       raise UserError(
-        f'{name} {pattern!r} fits no leaf of the pool: expected the path of some, such as {shown}'
+        f'{name} {patterns!r}: {pattern!r} fits no leaf of the pool; expected the path of some, '
+        f'such as {shown}'
       )
 
 
