@@ -46,7 +46,7 @@ AveragedOf: Any = Averaged  # of where each part lies
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
+def row_spec(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
   and its share of each batch."""
   slots = None if shared_batch else mesh_.STRUCTURE
@@ -75,7 +75,7 @@ def _device_slots(
   return Slots(bits, x, y, keys, step, rates)
 
 
-def _gradient_on_mesh(
+def gradient_on_mesh(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
@@ -100,7 +100,7 @@ def _gradient_on_mesh(
   return jax.shard_map(
     gradient,
     mesh=mesh,
-    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, row_spec(mesh, shared_batch), EVERYWHERE),
     out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
@@ -108,13 +108,13 @@ def _gradient_on_mesh(
 
 
 @functools.lru_cache(maxsize=32)
-def _chunk_program(
+def chunk_program(
   recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
-  gradient = jax.jit(_gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
+  gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
   curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
   apply = functools.partial(apply_gradient, recipe)
 
@@ -131,6 +131,9 @@ def _chunk_program(
 
     def body(t, carry):
       state, metrics = carry
+      # Here too: else the loop carries a pool that ZeRO updates in parts in such parts, and each
+      # step gathers it twice.
+      state = jax.lax.with_sharding_constraint(state, layout.shardings)
       averaged = gradient(state.params, state.step, t, sampler, key, inputs, data)
       state, values = layout.storage.step(apply, state, averaged)
       metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
@@ -216,7 +219,7 @@ class Trainer:
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
-    self._program = _chunk_program(recipe, self._layout, example, shared_batch)
+    self._program = chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:
       params = initial(recipe.model, jax.random.fold_in(key, 0), x)['params']
       self.sharded_state = self._layout.start(params)
@@ -278,7 +281,7 @@ class Trainer:
         np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
         for a in self.train[indices.reshape(-1)]
       )
-    return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
+    return mesh_.place(inputs, self.mesh, row_spec(self.mesh, self.shared_batch))
 
 
 def default_mesh(
