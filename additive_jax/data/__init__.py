@@ -5,6 +5,7 @@ visits it.
 `additive_jax.data.sources`.
 """
 
+from additive_jax.data.coding import Coding
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
@@ -14,6 +15,7 @@ from additive_jax.data.weights import Weighted
 __all__ = [
   'KINDS',
   'ArraySplit',
+  'Coding',
   'Data',
   'Expected',
   'Order',

@@ -13,6 +13,7 @@ from jaxtyping import Integer, PyTree, Shaped
 from numpy.typing import ArrayLike
 
 from additive_jax.batches import described, example_shapes, named_leaves, num_examples
+from additive_jax.data.coding import Coding
 from additive_jax.data.values import TOKENS, Expected, check_inputs
 from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError
@@ -236,6 +237,7 @@ class Data:
     class_names: the name of every class, where the source has them.
     valid: examples to choose by, none of them in `train` or `test`; None where nothing was held
       out, so that what is chosen is chosen on `test`.
+    coding: of a table, how its columns became x and y, to do the same with new rows.
   """
 
   name: str
@@ -245,6 +247,7 @@ class Data:
   num_outputs: int
   class_names: tuple[str, ...] | None = None
   valid: Split | None = None
+  coding: Coding | None = None
 
   def __post_init__(self):
     """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that

@@ -187,6 +187,13 @@ def load_data(options: DataOptions) -> data_.Data:
     data_dir=options.data_dir or None,
     download=options.download,
     memory_limit=options.memory_limit,
+    target=options.target,
+    columns=options.columns,
+    weight=options.weight,
+    split=options.split,
+    task=options.task,
+    image_size=options.image_size,
+    channels=options.channels,
   )
 
   def some(name):

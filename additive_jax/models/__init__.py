@@ -5,6 +5,7 @@ from additive_jax.models.convnet import ConvNet
 from additive_jax.models.costs import measure
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
+from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
@@ -18,6 +19,7 @@ __all__ = [
   'Additive',
   'ConvNet',
   'DenseStack',
+  'Dropout',
   'Experts',
   'LeNet',
   'Modules',

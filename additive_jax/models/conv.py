@@ -18,6 +18,7 @@ from additive_jax.gates.layers import LayerPair, LinearMap, sub_activation
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.additive import Inputs
 from additive_jax.models.kinds import check_sizes
+from additive_jax.models.surrounding import input_dtype
 
 # Up to this many input channels a matmul of patches is faster than a convolution on CPU; above it
 # the patches, kh·kw times the image, cost more than they save.
@@ -178,7 +179,7 @@ def conv_sub_activation(
 
 
 def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
-  """Returns inputs [B, X, Y] or [B, X, Y, D] as float32 images with channels.
+  """Returns inputs [B, X, Y] or [B, X, Y, D] as images of floats with channels.
 
   >>> as_images(np.zeros((2, 8, 8), np.uint8)).shape
   (2, 8, 8, 1)
@@ -194,7 +195,7 @@ def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
   height, width = x.shape[1:3]
   if min(height, width) < least:
     raise UserError(f'images of {height} × {width}: expected at least {least} × {least}')
-  return jnp.asarray(x if x.ndim == 4 else x[..., None], jnp.float32)
+  return jnp.asarray(x if x.ndim == 4 else x[..., None], input_dtype())
 
 
 def check_channels(channels: int | Sequence[int]) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
+from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
@@ -190,14 +191,17 @@ class Pool(nn.Module):
   ) -> Float[Array, 'B c D']:
     """Returns what attention gives among the valid tokens of each sequence, at their positions."""
     norm, layers = module['attention']
+    x, layers = in_branch_dtype((_norm(h, norm), layers))
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
-    return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
+    y = attention(x, layers, mask=mask, positions=positions, rope=self.rope)
+    return y.astype(h.dtype)
 
   def _mlp(self, module: Parameters, h: Float[Array, 'B c D'], *_: Array) -> Float[Array, 'B c D']:
     norm, layers = module['mlp']
-    return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
+    x, layers = in_branch_dtype((_norm(h, norm), layers))
+    return sub_activation(x, layers, (), UNITS[self.unit][0]).astype(h.dtype)
 
   def _block(
     self,
@@ -232,6 +236,7 @@ class Step(nn.Module):
   modules: Modules
 
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
+  casts: ClassVar[bool] = True
 
   @nn.compact
   def __call__(

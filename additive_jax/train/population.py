@@ -112,6 +112,8 @@ class Population:
     first = processes.to_host(init_state(self.recipe, self.variables))
     different = set(self.devices)
     self._placed = {device: jax.device_put((first, *arrays), device) for device in different}
+    # Beside the key of the pool; the same for all members, whose steps it is folded with.
+    self._dropout = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed), 2))
     self._compiled: set[tuple[jax.Device, int]] = set()
     self._locks = {device: threading.Lock() for device in different}
 
@@ -153,10 +155,11 @@ class Population:
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
+      arguments = state, bits, indices, tail, train, test, self._dropout
       if (device, len(indices)) in self._compiled:
-        return self._member(structure, program(state, bits, indices, tail, train, test))
+        return self._member(structure, program(*arguments))
       with self._locks[device]:  # else every thread would compile the same program
-        member = self._member(structure, program(state, bits, indices, tail, train, test))
+        member = self._member(structure, program(*arguments))
         self._compiled.add((device, len(indices)))
         return member
 
@@ -173,12 +176,13 @@ class Population:
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
 
-  def train(state, bits, indices, tail, train, test):
+  def train(state, bits, indices, tail, train, test, dropout):
     def body(carry, inputs):
       state, total = carry
       t, rows = inputs
-      batch = jax.tree.map(lambda a: a[rows][None], train)
-      state, metrics = train_step(recipe, state, Slots(bits[None], *batch))
+      x, y = jax.tree.map(lambda a: a[rows][None], train)
+      key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      state, metrics = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
       return (state, total), None
 

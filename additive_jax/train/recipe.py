@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax import run
+from additive_jax.batches import num_examples
 from additive_jax.errors import UserError
 from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
+from additive_jax.models.surrounding import Mode, without_dropout
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.run.objectives import (
@@ -34,6 +36,7 @@ from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
+DTYPES = ('float32', 'bfloat16')
 Scalar = Float[Array, '']
 Facts = dict[str, PyTree]
 
@@ -50,6 +53,7 @@ class Slot:
     key: another one in each slot and step, the same on all devices that share the slot; None for
       networks that are trained alone.
     step: of the training; None likewise.
+    dropout: a key like `key`, for what the network drops; None drops nothing.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
     split: the axes of the mesh over which devices split the examples.
     share: the number of this device among them.
@@ -63,6 +67,7 @@ class Slot:
   rates: Float[Array, 'n'] | None = None
   split: tuple[str, ...] = ()
   share: int | Int[Array, ''] = 0
+  dropout: PRNGKeyArray | None = None
 
   @property
   def num_shares(self) -> int:
@@ -231,7 +236,8 @@ def divergence_from_all_on(
   [0.0, 0.0]
   """
   all_on = (True,) * len(gate_names(model))
-  teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
+  with without_dropout():
+    teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
   return optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
   )
@@ -260,6 +266,9 @@ class Recipe:
     collective: 'psum' or 'ring'.
     slot_clip_norm: the global norm that the gradient of each slot is clipped to, before the slots
       are averaged; 0 is no clipping.
+    dtype: what branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, their
+      gradients, the optimizer, the stream, losses, softmax, routers and the statistics of norms are
+      float32 in any case; pools are judged in float32.
   """
 
   model: Any
@@ -269,6 +278,7 @@ class Recipe:
   average: str = 'mean'
   collective: str = 'psum'
   slot_clip_norm: float = 0.0
+  dtype: str = 'float32'
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -279,6 +289,8 @@ class Recipe:
       raise UserError(f'collective {self.collective!r}: expected one of {known}')
     if not 0 <= self.slot_clip_norm < math.inf:
       raise UserError(f'slot_clip_norm {self.slot_clip_norm}: expected 0, or a positive number')
+    if self.dtype not in DTYPES:
+      raise UserError(f'dtype {self.dtype!r}: expected one of {", ".join(DTYPES)}')
     if not isinstance(self.loss, Loss):
       raise UserError(f'loss {self.loss!r}: expected a Loss, such as Structures()')
     if not all(callable(getattr(self.optimizer, part, None)) for part in ('init', 'update')):
@@ -303,6 +315,13 @@ class Recipe:
   def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
     """Returns the objective's loss of each example."""
     return objective_of(self.objective)(outputs, y)[0]
+
+  def mode(self, slot: Slot) -> Mode:
+    """Returns the mode in which the parts of the network run on a slot's examples."""
+    count = num_examples(slot.x)
+    rows = slot.share * count + jnp.arange(count)
+    dtype = None if self.dtype == 'float32' else jnp.dtype(self.dtype)
+    return Mode(dtype, slot.dropout, rows, slot.share)
 
   def alone(self) -> Recipe:
     """Returns the recipe of a structure that is trained by itself, with nothing to average."""

@@ -43,6 +43,7 @@ from additive_jax.train.state import (
 )
 
 AveragedOf: Any = Averaged  # of where each part lies
+DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
@@ -72,7 +73,8 @@ def _device_slots(
     repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
     batch = jax.tree.map(repeat, batch)
   x, y = batch
-  return Slots(bits, x, y, keys, step, rates)
+  dropout = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
+  return Slots(bits, x, y, keys, step, rates, dropout)
 
 
 def gradient_on_mesh(
