@@ -3,7 +3,7 @@
 Equations run in the order in which they were traced. Each makes its results; an array is given up
 after the last equation that reads it. What XLA fuses costs nothing here either:
 
-  reshape, slice, broadcast, a cast of type      a view of what they read
+  reshape, slice, broadcast                      a view of what they read
   element-wise work                              written over an argument that is read no more
   jit, cond, scan and other calls                the most that their body holds at once
 """
@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 VIEWS = (
   *('reshape', 'squeeze', 'expand_dims', 'slice', 'split', 'transpose', 'broadcast_in_dim'),
-  *('iota', 'convert_element_type', 'copy', 'stop_gradient'),
+  *('iota', 'copy', 'stop_gradient'),
 )
 # What makes an array of its own, whatever it reads.
 WHOLE = ('dot_general', 'conv_general_dilated', 'gather', 'scatter-add', 'concatenate')

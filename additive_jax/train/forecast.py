@@ -30,6 +30,7 @@ from additive_jax.gates.sums import SAVED
 from additive_jax.models.additive import Parts, embed, parts, readout, sites_of, step
 from additive_jax.models.costs import measure
 from additive_jax.models.liveness import bytes_of, live_bytes, saved_bytes
+from additive_jax.models.surrounding import Mode, in_mode
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.zero import HOST
 from additive_jax.train.recipe import Recipe, Structures
@@ -95,9 +96,11 @@ def forecast(
   ends = [reads.embed, reads.readout]
   whole, held = layout.abstract(), _held
   pool, kept, host = held(whole.params), held(whole.opt_state), held(whole.opt_state, HOST)
-  working = [work - bytes_of(tree) * (not spread) for tree, work in _working(recipe, reads, mine)]
+  with in_mode(Mode(None if recipe.dtype == 'float32' else recipe.dtype)):
+    saved, working = sum(_saved(recipe, reads)), _working(recipe, reads, mine)
+  work = [size - bytes_of(tree) * (not spread) for tree, size in working]
   gathered = [bytes_of(tree) * spread for tree in (*reads.sites, *ends)]
-  activations = sum(_saved(recipe, reads)) + bytes_of(reads.streams[-1])
+  activations = saved + bytes_of(reads.streams[-1])
   count = num_structures * x_size(x)
   all_on = Structure.all_on(recipe.model.space.num_gates)
   return Forecast(
@@ -107,7 +110,7 @@ def forecast(
     gradients=pool * (1 + (slots > 1)),
     activations=activations,
     ends=sum(map(bytes_of, ends)) * (spread and slots > 1),
-    part=max(map(sum, zip(working, gathered))),
+    part=max(map(sum, zip(work, gathered))),
     update=pool + kept,
     flops=3 * count * measure(recipe.model, mine[0]).flops(all_on),
     moved=_moved(reads, layout, slots, pool),
