@@ -9,12 +9,16 @@ import pytest
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit
+from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP, Transformer
+from additive_jax.models.additive import canonical, sites_of
 from additive_jax.models.liveness import live_bytes, saved_bytes
 from additive_jax.parallel import traffic
 from additive_jax.parallel.mesh import exact_mesh
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import bytes_per_device
+from additive_jax.run import prefix
+from additive_jax.run.walk import walk
 from additive_jax.train import samplers
 from additive_jax.train.plan import plan
 from additive_jax.train.recipe import Recipe, Structures
@@ -100,6 +104,21 @@ def test_live_bytes():
   assert live_bytes(lambda x: (x @ x) @ x, x) == 512
   assert live_bytes(lambda x: (x @ x).reshape(64).sum(), x) == 260
   assert saved_bytes(lambda x: (jnp.sin(x) @ x).sum(), x) == 2 * 256
+
+
+@pytest.mark.parametrize(
+  'model',
+  [MLP(6, 4, 8, 3), MLP(2, 6, 8, 3, gates=('residual', 'sub_activation'), num_chunks=3)],
+  ids=['residual', 'chunks'],
+)
+def test_the_walk_of_all_structures(model):
+  """Sites run as often as a plan of the walk says; of some structures too."""
+  x = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+  bits = np.unique(canonical(model, all_bits(model.space.num_gates)), axis=0)
+  for given, found in ((bits, walk(model, x)), (bits[::3], walk(model, x, bits[::3]))):
+    plan_ = prefix.plan(given, 1, 64, sites_of(model), keep=-1)
+    assert found.runs == tuple(plan_.count.sum(0))
+    assert found.networks == len(given)
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,10 @@ def bytes_of(tree: PyTree) -> int:
 def live_bytes(function: Callable[..., Any], *args: Any) -> int:
   """Returns the most bytes that `function(*args)` holds at once beside its arguments.
 
-  A square and its sum, of which the first is an array like x:
+  A square, an array like x, and its sum, which takes its place:
 
   >>> live_bytes(lambda x: (x @ x).sum(), jax.ShapeDtypeStruct((8, 8), jnp.float32))
-  260
+  256
 
   Args:
     args: pytrees of arrays, or of their shapes.

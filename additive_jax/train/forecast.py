@@ -25,6 +25,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import SAVED
 from additive_jax.models.additive import Parts, embed, parts, readout, sites_of, step
@@ -101,7 +102,7 @@ def forecast(
   work = [size - bytes_of(tree) * (not spread) for tree, size in working]
   gathered = [bytes_of(tree) * spread for tree in (*reads.sites, *ends)]
   activations = saved + bytes_of(reads.streams[-1])
-  count = num_structures * x_size(x)
+  count = num_structures * num_examples(x)
   all_on = Structure.all_on(recipe.model.space.num_gates)
   return Forecast(
     parameters=pool,
@@ -115,11 +116,6 @@ def forecast(
     flops=3 * count * measure(recipe.model, mine[0]).flops(all_on),
     moved=_moved(reads, layout, slots, pool),
   )
-
-
-def x_size(x: PyTree) -> int:
-  """Returns the examples of a batch."""
-  return jax.tree.leaves(x)[0].shape[0]
 
 
 def _held(tree: PyTree, kind: str | None = None) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
+from additive_jax.batches import num_examples
 from additive_jax.models import contract
 from additive_jax.models import flops as flops_
 from additive_jax.models.additive import shape_of
@@ -158,33 +159,37 @@ def plan(
   if not isinstance(mesh, jax.sharding.Mesh):
     mesh = mesh_.exact_mesh(mesh)
   x, y = jax.tree.map(shape_of, (x, y))
-  batch_size = jax.tree.leaves(x)[0].shape[0]
   placement = Placement(mesh, zero, offload, chunk_steps=1)
-  contract.check_network(recipe.model, x)
-  check_division(mesh, sampler, batch_size)
-  check_networks(recipe.model, sampler)
-  recipe.loss.check_training(recipe, sampler, batch_size, mesh)
-  example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+  example = _checked(recipe, sampler, x, mesh)
   layout = layout_of(recipe, placement, example)
   given = _arguments(layout, sampler, (x, y), shared_batch)
-  state, drawn, key, count, inputs, data = given
+  state, drawn, key, count, inputs, _ = given
   program: Any = chunk_program(recipe, layout, example, shared_batch)
   quickly = QUICKLY if mesh.devices.flat[0].platform == 'cpu' else None
   compiled = program.lower(*given).compile(compiler_options=quickly)
   gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch))
-  traced = gradient.trace(state.params, count, count, drawn, key, inputs, data)
+  traced = gradient.trace(state.params, count, count, drawn, key, inputs, ())
   found = forecast(recipe, layout, x, y, sampler.num_structures)
   return Plan(
     mesh=dict(mesh.shape),
     num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     num_structures=sampler.num_structures,
-    batch_size=batch_size,
+    batch_size=num_examples(x),
     held=_held(traffic.held(compiled), found),
     moved=traffic.moved(compiled.as_text()),
     flops=flops_.count_traced(traced, 'a step'),
     forecast=found,
     seconds=time.perf_counter() - start,
   )
+
+
+def _checked(recipe: Recipe, sampler: Sampler, x: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+  """Returns the shape of an example, once all has been looked at that a trainer looks at."""
+  contract.check_network(recipe.model, x)
+  check_division(mesh, sampler, num_examples(x))
+  check_networks(recipe.model, sampler)
+  recipe.loss.check_training(recipe, sampler, num_examples(x), mesh)
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
 
 
 def _held(held: traffic.Held, found: Forecast | None) -> traffic.Held:
