@@ -2,6 +2,7 @@
 
 from additive_jax.models.additive import Additive
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
@@ -25,5 +26,6 @@ __all__ = [
   'Modules',
   'Routing',
   'Transformer',
+  'conv_general_dilated',
   'measure',
 ]

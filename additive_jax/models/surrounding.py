@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from additive_jax.models.convolution import fast_convolutions
+
 Part = int | str  # the number of a site, or one of these
 EMBED, READOUT, WHOLE = 'embed', 'readout', 'whole'
 DROPOUT = 'dropout'  # the name of its random numbers in Flax
@@ -176,10 +178,11 @@ def run_part(
 
   token = _RUNNING.set(_Running(key, collections.Counter()))
   try:
-    if around is None:
-      return running(variables)
-    with surrounding(None):
-      return around(model, part, variables, running)
+    with fast_convolutions():
+      if around is None:
+        return running(variables)
+      with surrounding(None):
+        return around(model, part, variables, running)
   finally:
     _RUNNING.reset(token)
 
