@@ -1,6 +1,8 @@
 """What a step will take, before anything is made: by the formula, by XLA, and of arrays that lie on
 devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,22 +30,23 @@ SIZES = {'num_heads': 4, 'hidden': 256, 'num_classes': 64, 'num_tokens': 64}
 MODEL = Transformer(2, 64, **SIZES, causal=True, positions='rope', unit='swiglu')
 SLOTS, BATCH, TOKENS = 2, 8, 128
 RECIPE = Recipe(MODEL, 'language', optax.adamw(1e-3))
+IN_PIECES = dataclasses.replace(RECIPE, dtype='bfloat16', accumulate=2)
 SAMPLER = samplers.make_sampler('uniform', 4, SLOTS)
 TEXT = jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32)
 
 
 @pytest.mark.parametrize(
-  ('sizes', 'options'),
+  ('recipe', 'sizes', 'options'),
   [
-    ({'structure': 2, 'fsdp': 4}, {}),
-    pytest.param({'data': 2, 'fsdp': 4}, {}, marks=pytest.mark.slow),
-    pytest.param({'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.slow),
+    (RECIPE, {'structure': 2, 'fsdp': 4}, {}),
+    pytest.param(IN_PIECES, {'fsdp': 4}, {}, marks=pytest.mark.slow),
+    pytest.param(RECIPE, {'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.slow),
   ],
-  ids=str,
+  ids=['spread', 'in pieces', 'zero'],
 )
-def test_the_formula_is_close_to_what_xla_counts(sizes, options):
+def test_the_formula_is_close_to_what_xla_counts(recipe, sizes, options):
   """And the state is to the byte what lies on a device."""
-  found = plan(RECIPE, SAMPLER, TEXT, TEXT, sizes, **options)
+  found = plan(recipe, SAMPLER, TEXT, TEXT, sizes, **options)
   guess, held = found.forecast, found.held
   assert guess.total == pytest.approx(held.total, rel=0.15)
   assert guess.parameters + guess.optimizer == pytest.approx(held.arguments, rel=0.05)
@@ -53,7 +56,7 @@ def test_the_formula_is_close_to_what_xla_counts(sizes, options):
   tokens = np.zeros((BATCH, TOKENS), np.uint8)
   placement = Placement(exact_mesh(sizes), **options)
   trainer = Trainer(
-    RECIPE, ArraySplit(tokens, tokens), SAMPLER, batch_size=BATCH, seed=0, placement=placement
+    recipe, ArraySplit(tokens, tokens), SAMPLER, batch_size=BATCH, seed=0, placement=placement
   )
   measured = bytes_per_device(trainer.sharded_state)
   assert measured['parameters'].device[0] == guess.parameters

@@ -1,13 +1,13 @@
 """What a step of training takes, by a formula: bytes on each device, FLOPs, bytes that move.
 
 P is the pool and O what the optimizer keeps of it, as one device holds them; a device trains `k` of
-the K slots, one after the other, each on `b` examples. Before, during and after its slots it holds
+the K slots, one after the other, each in `a` pieces. Before, during and after its slots it holds
 
   state         P + O
-  gradients     P, and with k > 1 that of one slot more
+  gradients     P, one more with k > 1, that of a slot, and one more with a > 1, that of a piece
   activations   of each site the stream that it takes, and the results of its matmuls; all else is
                 computed again (`gates.sums.choose`)
-  ends          with `fsdp` and k > 1 embed and readout, gathered once for all slots
+  ends          with `fsdp` and ka > 1 embed and readout, gathered once for all
   one part      while it runs backward: its parameters, gathered, its gradient, not yet scattered,
                 and what is computed again (`models.liveness`)
   or update     the new pool and the new state of the optimizer, before they take the place of the
@@ -85,11 +85,13 @@ def forecast(
     num_structures: K.
   """
   mesh = layout.mesh
-  plain = type(recipe.loss) is Structures and not recipe.loss.distill
+  plain = type(recipe.loss) is Structures and not recipe.loss.distill and not recipe.frozen
   if not plain or any(size > 1 and name not in KNOWN for name, size in mesh.shape.items()):
     return None
+  pieces = recipe.accumulate
+  parts_of_batch = mesh_.num_shares(mesh) * pieces
   share = lambda leaf: jax.ShapeDtypeStruct(
-    (leaf.shape[0] // mesh_.num_shares(mesh), *leaf.shape[1:]), leaf.dtype
+    (leaf.shape[0] // parts_of_batch, *leaf.shape[1:]), leaf.dtype
   )
   mine = jax.tree.map(share, (x, y))
   slots, spread = num_structures // mesh.shape[mesh_.STRUCTURE], mesh.shape.get(mesh_.FSDP, 1) > 1
@@ -108,13 +110,13 @@ def forecast(
     parameters=pool,
     optimizer=kept,
     host=host,
-    gradients=pool * (1 + (slots > 1)),
+    gradients=pool * (1 + (slots > 1) + (pieces > 1)),
     activations=activations,
-    ends=sum(map(bytes_of, ends)) * (spread and slots > 1),
+    ends=sum(map(bytes_of, ends)) * (spread and slots * pieces > 1),
     part=max(map(sum, zip(work, gathered))),
     update=pool + kept,
     flops=3 * count * measure(recipe.model, mine[0]).flops(all_on),
-    moved=_moved(reads, layout, slots, pool),
+    moved=_moved(reads, layout, slots * pieces, pool),
   )
 
 
@@ -169,12 +171,15 @@ def _working(recipe: Recipe, reads: Parts, mine: tuple[PyTree, PyTree]) -> list[
   ]
 
 
-def _moved(reads: Parts, layout: StateLayout, slots: int, pool: int) -> dict[str, float]:
+def _moved(reads: Parts, layout: StateLayout, rounds: int, pool: int) -> dict[str, float]:
   """Returns the bytes that a device receives in a step, by the kind of collective, counted as
   `parallel.traffic` does.
 
-  With `fsdp` each slot gathers a site forward and backward, and scatters its gradient; the ends are
-  gathered once for all slots.
+  With `fsdp` each piece of each slot gathers a site forward and backward, and scatters its slope;
+  the ends are gathered once for all.
+
+  Args:
+    rounds: pieces of slots that a device takes in turn.
   """
   mesh: Mesh = layout.mesh
   among = mesh.shape.get(mesh_.FSDP, 1)
@@ -183,9 +188,9 @@ def _moved(reads: Parts, layout: StateLayout, slots: int, pool: int) -> dict[str
   ends = bytes_of(reads.embed) + bytes_of(reads.readout)
   ring = lambda count: (count - 1) / count
   found = {
-    'all-gather': ring(among) * (2 * slots * sites + ends)
+    'all-gather': ring(among) * (2 * rounds * sites + ends)
     + ring(others) * pool * layout.storage.zero,
-    'reduce-scatter': ring(among) * slots * (sites + ends),
+    'reduce-scatter': ring(among) * rounds * (sites + ends),
     'all-reduce': 2 * ring(others) * pool,
   }
   return {kind: size for kind, size in found.items() if size}

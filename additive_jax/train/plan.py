@@ -186,7 +186,7 @@ def plan(
 def _checked(recipe: Recipe, sampler: Sampler, x: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   """Returns the shape of an example, once all has been looked at that a trainer looks at."""
   contract.check_network(recipe.model, x)
-  check_division(mesh, sampler, num_examples(x))
+  check_division(mesh, sampler, num_examples(x), recipe.accumulate)
   check_networks(recipe.model, sampler)
   recipe.loss.check_training(recipe, sampler, num_examples(x), mesh)
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
