@@ -11,11 +11,8 @@ from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
-<<<<<<< HEAD
 from additive_jax.train.plan import plan
-=======
 from additive_jax.transplant.foreign import restore_pool
->>>>>>> main
 from additive_jax.version import __version__
 
 __all__ = [
@@ -36,11 +33,8 @@ __all__ = [
   'masked',
   'measure',
   'models',
-<<<<<<< HEAD
   'plan',
-=======
   'restore_pool',
->>>>>>> main
   'routed',
   'samplers',
   'shared_prefix',
