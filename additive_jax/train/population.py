@@ -27,6 +27,7 @@ from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, train_step
@@ -172,6 +173,11 @@ class Population:
     return Member(structure, state, loss, accuracy, float(train_loss), int(state.skipped))
 
 
+def _first(x):
+  """Returns the inputs that the statistics of a trained network are taken from."""
+  return jax.tree.map(lambda a: a[: NUM_BATCHES * BATCH_SIZE], x)
+
+
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
@@ -188,7 +194,8 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables, objective = {'params': state.params}, objective_of(recipe.objective)
+    own = statistics_of_one(recipe.model, state.params, _first(train[0]), bits)
+    variables, objective = {'params': state.params, **own}, objective_of(recipe.objective)
     scores = evaluate_one(recipe.model, variables, test, bits, objective=objective)
     return state, total / tail, scores
 

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +25,15 @@ from additive_jax.data import Order, checked
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates import shares
 from additive_jax.gates.networks import different
-from additive_jax.models.additive import initial, space_of
+from additive_jax.models.additive import gate_names, initial, space_of
+from additive_jax.models.contract import statistics_of
 from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Listed, Sampler
@@ -212,6 +215,8 @@ class Trainer:
     check_division(self.mesh, sampler, batch_size)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
+    self._statistics: tuple[int, dict[str, PyTree]] = (-1, {})
+    self._has_statistics = has_statistics(recipe, x)
     key = jax.random.key(self._order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
@@ -234,6 +239,7 @@ class Trainer:
   @state.setter
   def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
+    self._statistics = -1, {}
 
   @property
   def step(self) -> int:
@@ -242,8 +248,20 @@ class Trainer:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last.
+
+    With BatchNorms it has `batch_stats` too: those of all-on on the first training examples, found
+    by one pass where the pool has changed.
+    """
+    variables = {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+    model = self.recipe.model
+    if not self._has_statistics:
+      return variables
+    if self._statistics[0] != self.step:
+      all_on = [(True,) * len(gate_names(model))]
+      own = recalibrate(model, variables, all_on, self.train)[0]
+      self._statistics = self.step, {k: v for k, v in own.items() if k != 'params'}
+    return variables | self._statistics[1]
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -300,6 +318,17 @@ def default_mesh(
   pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
+
+
+def has_statistics(recipe: Recipe, x: Any) -> bool:
+  """Returns whether a recipe's network has BatchNorms; raises `UserError` for one in stages."""
+  has = isinstance(recipe.model, nn.Module) and bool(statistics_of(recipe.model, x))
+  if has and recipe.loss.stages() is not None:
+    raise UserError(
+      f'{type(recipe.model).__name__} with BatchNorms in a pipeline, whose microbatches pass by '
+      'themselves: expected config.train.pipe_devices=1, or another norm'
+    )
+  return has
 
 
 def check_networks(model: Any, sampler: Sampler) -> None:
