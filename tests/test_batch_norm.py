@@ -168,8 +168,8 @@ class Counter(nn.Module):
       'Net has a BatchNorm that is not told when to use stored statistics: expected',
     ),
     (
-      Always(),
-      'it changes stored statistics when it is judged: expected additive_jax.models.Batch',
+      Net(last=ALWAYS),
+      'it changes stored statistics when it is judged: expected additive_jax',
     ),
     (Net(last=Counter), "Net has a collection 'counts' beside its parameters: expected parameters"),
   ],

@@ -30,6 +30,7 @@ from additive_jax.run.objectives import expected_of, objective_of
 from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.state import State, init_state, train_step
 
 
@@ -43,6 +44,7 @@ class Member:
     loss, accuracy: on the test split.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
+    averaged: loss and accuracy of the mean of the pool over the steps, where the recipe keeps one.
   """
 
   structure: Structure
@@ -51,6 +53,7 @@ class Member:
   accuracy: float
   train_loss: float
   skipped: int
+  averaged: dict[str, float] | None = None
 
 
 class Population:
@@ -169,8 +172,10 @@ class Population:
 
   def _member(self, structure, result):
     state, train_loss, scores = result
-    loss, accuracy = scores.tolist()
-    return Member(structure, state, loss, accuracy, float(train_loss), int(state.skipped))
+    (loss, accuracy), *others = (of_pool.tolist() for of_pool in scores)
+    averaged = dict(zip(('loss', 'accuracy'), others[0])) if others else None
+    skipped = int(state.skipped)
+    return Member(structure, state, loss, accuracy, float(train_loss), skipped, averaged)
 
 
 def _first(x):
@@ -194,9 +199,10 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    own = statistics_of_one(recipe.model, state.params, _first(train[0]), bits)
-    variables, objective = {'params': state.params, **own}, objective_of(recipe.objective)
-    scores = evaluate_one(recipe.model, variables, test, bits, objective=objective)
+    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
+    own = lambda pool: statistics_of_one(recipe.model, pool, _first(train[0]), bits)
+    scores = [judge(recipe.model, {'params': pool, **own(pool)}, test, bits) for pool in pools]
     return state, total / tail, scores
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

@@ -34,8 +34,10 @@ from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
 from additive_jax.run.recalibration import recalibrate
+from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.samplers import Listed, Sampler
 from additive_jax.train.state import (
   State,
@@ -165,7 +167,10 @@ class Trainer:
     sharded_state: the current state as it lies on the mesh, see `state.StateLayout`; `state` gives
       the ordinary one.
     mesh: see `placement.Placement`.
+    last_step: up to which examples are read ahead, where it is known; None where it is not.
   """
+
+  last_step: int | None = None
 
   def __init__(
     self,
@@ -201,26 +206,26 @@ class Trainer:
     """
     batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
-    self._rows = 1 if shared_batch else sampler.num_structures
-    self._order = Order(len(train), self._rows * batch_size, seed)
+    rows = 1 if shared_batch else sampler.num_structures
+    order = Order(len(train), rows * batch_size, seed)
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
     expected = expected_of(recipe.model, recipe.objective, x)
-    self.recipe, self.sampler = recipe, sampler
+    self.recipe, self.sampler, self.batch_size = recipe, sampler, batch_size
     self.train: Any = checked(train, expected, 'train')
     recipe.check_objective(x, y, batch_size)
-    self.batch_size, self.shared_batch = batch_size, shared_batch
-    self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
-    check_division(self.mesh, sampler, batch_size)
+    check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
-    self._statistics: tuple[int, dict[str, PyTree]] = (-1, {})
+    self._statistics: tuple[int, PyTree] = (-1, {})
     self._has_statistics = has_statistics(recipe, x)
-    key = jax.random.key(self._order.seed)
+    key = jax.random.key(order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
+    put = functools.partial(mesh_.place, mesh=self.mesh, specs=_rows(self.mesh, shared_batch))
+    self._feed = feed_of(self.train, order, rows, placement.chunk_steps, put)
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
     self._program = _chunk_program(recipe, self._layout, example, shared_batch)
@@ -253,15 +258,25 @@ class Trainer:
     With BatchNorms it has `batch_stats` too: those of all-on on the first training examples, found
     by one pass where the pool has changed.
     """
-    variables = {'params': self._layout.ordinary_pool(self.sharded_state.params)}
-    model = self.recipe.model
+    params = self._layout.ordinary_pool(self.sharded_state.params)
+    if self._has_statistics and self._statistics[0] != self.step:
+      self._statistics = self.step, self._all_on(params)
+    return {'params': params, **self._statistics[1]}
+
+  @property
+  def averaged(self) -> dict[str, PyTree] | None:
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
+    several processes, all must get it together."""
+    mean = average_of(self.state.opt_state)
+    return None if mean is None else {'params': mean, **self._all_on(mean)}
+
+  def _all_on(self, params: PyTree) -> PyTree:
+    """Returns the statistics of all-on in a pool; {} for a network without BatchNorms."""
     if not self._has_statistics:
-      return variables
-    if self._statistics[0] != self.step:
-      all_on = [(True,) * len(gate_names(model))]
-      own = recalibrate(model, variables, all_on, self.train)[0]
-      self._statistics = self.step, {k: v for k, v in own.items() if k != 'params'}
-    return variables | self._statistics[1]
+      return {}
+    model, all_on = self.recipe.model, [(True,) * len(gate_names(self.recipe.model))]
+    own = recalibrate(model, {'params': params}, all_on, self.train)[0]
+    return {name: tree for name, tree in own.items() if name != 'params'}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -274,31 +289,34 @@ class Trainer:
       `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a loss
       that gives facts `facts`, each leaf [num_steps, ...].
     """
-    metrics = run_in_chunks(self._take, num_steps, self.chunk_steps)
+    metrics = run_in_chunks(self._take, num_steps, self._feed.chunk_steps)
     if not metrics['facts']:
       del metrics['facts']
     return metrics
 
   def _take(self, count):
     """Takes up to `chunk_steps` steps, and returns their metrics."""
-    inputs = self._inputs(self.step, count)
+    start = self.step
+    end = start + count
+    inputs = self._feed.chunk(start, count)
+    self._feed.read_ahead(end, self.last_step)
     self.sharded_state, metrics = self._program(
       self.sharded_state, self._sampler, self._key, np.int32(count), inputs, self._data
     )
     return jax.tree.map(lambda values: values[:count], processes.to_host(metrics))
 
-  def _inputs(self, start, count):
-    """Returns a chunk's examples on the mesh: numbers in the data, or streamed examples."""
-    indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)
-    padding = [(0, self.chunk_steps - count), (0, 0), (0, 0)]
-    if self.train.in_memory:
-      inputs = np.pad(indices, padding)
-    else:
-      inputs = tuple(
-        np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
-        for a in self.train[indices.reshape(-1)]
-      )
-    return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
+  def place_in_data(self) -> dict[str, Any]:
+    """Returns where in an iterator the training stands, as JSON values that are saved beside the
+    state; {} where the step says it."""
+    return self._feed.place(self.step)
+
+  def go_on_from(self, place: dict[str, Any]) -> None:
+    """Goes on at a place in an iterator that `place_in_data` gave; the state is set first.
+
+    Raises:
+      UserError: for an iterator that gives something else there than before.
+    """
+    self._feed.restore(place)
 
 
 def default_mesh(
@@ -316,13 +334,21 @@ def default_mesh(
       those of the loss.
   """
   pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
+  if parts % recipe.accumulate == 0:  # else `check_division` says so
+    parts //= recipe.accumulate
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
 
 
 def has_statistics(recipe: Recipe, x: Any) -> bool:
-  """Returns whether a recipe's network has BatchNorms; raises `UserError` for one in stages."""
+  """Returns whether a recipe's network has BatchNorms; raises `UserError` for one in stages, or whose
+  batches go through in pieces."""
   has = isinstance(recipe.model, nn.Module) and bool(statistics_of(recipe.model, x))
+  if has and recipe.accumulate > 1:
+    raise UserError(
+      f'{type(recipe.model).__name__} with BatchNorms, accumulate {recipe.accumulate}: expected 1, '
+      'for a batch is normalised as a whole, or another norm'
+    )
   if has and recipe.loss.stages() is not None:
     raise UserError(
       f'{type(recipe.model).__name__} with BatchNorms in a pipeline, whose microbatches pass by '
@@ -340,9 +366,14 @@ def check_networks(model: Any, sampler: Sampler) -> None:
       different(space, bits, 'the listed sampler')
 
 
-def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
-  """Raises `UserError` where slots and batches do not divide over a mesh."""
+def check_division(mesh: Mesh, sampler: Sampler, batch_size: int, accumulate: int = 1) -> None:
+  """Raises `UserError` where slots and batches do not divide over a mesh, or into pieces."""
   structure, data = mesh.shape[mesh_.STRUCTURE], mesh_.num_shares(mesh)
+  if batch_size % (data * accumulate) and accumulate > 1:
+    raise UserError(
+      f'accumulate {accumulate} of a batch of {batch_size} on {data} devices: expected a number '
+      'that divides the examples of each'
+    )
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '
