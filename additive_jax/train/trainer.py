@@ -14,7 +14,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +24,13 @@ from additive_jax.data import Order, checked
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates import shares
 from additive_jax.gates.networks import different
-from additive_jax.models.additive import gate_names, initial, space_of
-from additive_jax.models.contract import statistics_of
+from additive_jax.models.additive import initial, space_of
 from additive_jax.models.surrounding import surrounding
 from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
-from additive_jax.run.recalibration import recalibrate
 from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
@@ -46,6 +43,7 @@ from additive_jax.train.state import (
   layout_of,
   run_in_chunks,
 )
+from additive_jax.train.statistics import has_statistics, of_all_on
 
 AveragedOf: Any = Averaged  # of where each part lies
 DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
@@ -271,12 +269,7 @@ class Trainer:
     return None if mean is None else {'params': mean, **self._all_on(mean)}
 
   def _all_on(self, params: PyTree) -> PyTree:
-    """Returns the statistics of all-on in a pool; {} for a network without BatchNorms."""
-    if not self._has_statistics:
-      return {}
-    model, all_on = self.recipe.model, [(True,) * len(gate_names(self.recipe.model))]
-    own = recalibrate(model, {'params': params}, all_on, self.train)[0]
-    return {name: tree for name, tree in own.items() if name != 'params'}
+    return of_all_on(self.recipe, params, self.train) if self._has_statistics else {}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -338,23 +331,6 @@ def default_mesh(
     parts //= recipe.accumulate
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
-
-
-def has_statistics(recipe: Recipe, x: Any) -> bool:
-  """Returns whether a recipe's network has BatchNorms; raises `UserError` for one in stages, or whose
-  batches go through in pieces."""
-  has = isinstance(recipe.model, nn.Module) and bool(statistics_of(recipe.model, x))
-  if has and recipe.accumulate > 1:
-    raise UserError(
-      f'{type(recipe.model).__name__} with BatchNorms, accumulate {recipe.accumulate}: expected 1, '
-      'for a batch is normalised as a whole, or another norm'
-    )
-  if has and recipe.loss.stages() is not None:
-    raise UserError(
-      f'{type(recipe.model).__name__} with BatchNorms in a pipeline, whose microbatches pass by '
-      'themselves: expected config.train.pipe_devices=1, or another norm'
-    )
-  return has
 
 
 def check_networks(model: Any, sampler: Sampler) -> None:
