@@ -73,7 +73,8 @@ _BATCH: contextvars.ContextVar[Batch | None] = contextvars.ContextVar('batch', d
 def of_batch(over: tuple[str, ...] = (), *, leaves: bool = False) -> Iterator[Left]:
   """Makes parts of networks normalise by the statistics of their batch while it is open.
 
-  >>> model, x = nn.Sequential([BatchNorm()]), jnp.array([[1.0], [3.0]])
+  >>> norm = BatchNorm(use_bias=False, use_scale=False)
+  >>> model, x = nn.Sequential([norm]), jnp.array([[1.0], [3.0]])
   >>> with of_batch(leaves=True) as left:
   ...   run_of_batch(lambda **flax: model.apply({'params': {}}, x, **flax)).shape
   (2, 1)
