@@ -11,6 +11,7 @@ random structures for as many epochs as the config of Exp 1. Test loss; mean ove
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import flax.linen as nn
@@ -76,11 +77,9 @@ def main():
     sampler = make_sampler('uniform', len(WIDTHS), 4)
     trainer = Trainer(recipe(POOL_EPOCHS), data.train, sampler, batch_size=BATCH, seed=seed)
     trainer.run(POOL_EPOCHS * steps)
-    judge = lambda **given: (
-      aj.evaluate_structures(model, trainer.variables, test, structures, **given).loss
-    )
-    stored.append(judge())
-    own.append(judge(recalibrate=data.train))
+    judge = functools.partial(aj.evaluate_structures, model, trainer.variables, test, structures)
+    stored.append(judge().loss)
+    own.append(judge(recalibrate=data.train).loss)
   ceiling = rankings.noise_ceiling(np.array(alone)).tau_of_mean
   mean = np.mean(alone, 0)
   rows = []

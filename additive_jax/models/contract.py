@@ -117,7 +117,7 @@ def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
     _checked(model, *_described(filled), inputs, floats)
 
 
-@functools.lru_cache(maxsize=4096)
+@cached(maxsize=4096)
 def _check_statistics(model, form, leaves, inputs, floats) -> None:
   """Raises `UserError` for stored statistics that are not those of the model."""
   given = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
