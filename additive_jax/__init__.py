@@ -12,6 +12,7 @@ from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
+from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
   'measure',
   'models',
   'recalibrate',
+  'restore_pool',
   'routed',
   'samplers',
   'shared_prefix',
