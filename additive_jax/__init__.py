@@ -9,6 +9,7 @@ from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
 from additive_jax.train.plan import plan
@@ -33,7 +34,11 @@ __all__ = [
   'masked',
   'measure',
   'models',
+<<<<<<< HEAD
   'plan',
+=======
+  'recalibrate',
+>>>>>>> main
   'restore_pool',
   'routed',
   'samplers',
