@@ -34,11 +34,8 @@ __all__ = [
   'masked',
   'measure',
   'models',
-<<<<<<< HEAD
   'plan',
-=======
   'recalibrate',
->>>>>>> main
   'restore_pool',
   'routed',
   'samplers',
