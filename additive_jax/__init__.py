@@ -10,9 +10,11 @@ from additive_jax.models import Additive, measure
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.metrics import MeanMetric, Metric
 from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.tasks import Task
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
+from additive_jax.train.plan import plan
 from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
@@ -37,6 +39,8 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'plan',
+  'recalibrate',
   'restore_pool',
   'routed',
   'samplers',

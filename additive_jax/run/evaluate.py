@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,14 @@ from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
-from additive_jax.models.contract import check_pool
+from additive_jax.models.contract import check_pool, statistics_of
 from additive_jax.parallel import processes, workers
-from additive_jax.run import prefix
+from additive_jax.run import prefix, recalibration
 from additive_jax.run.expected import check_task, expected_of
 from additive_jax.run.objectives import LossFunction
 from additive_jax.run.tasks import LOSS, Task, task_of
+
+log = logging.getLogger('additive_jax')
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -89,13 +92,14 @@ def evaluate_structures(
   batch_size: int = 256,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
+  recalibrate: Any = None,
 ) -> Evaluation:
   """Returns loss and metrics of structures by shared-prefix evaluation: structures that agree on
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
   nothing, whatever the structures. Examples go through in other batches than they came in, so a
-  model must not mix them (as batch norm does): `testing.check_model` checks that, this does not.
+  model must not mix them: `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
@@ -108,6 +112,9 @@ def evaluate_structures(
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
+    recalibrate: for networks with BatchNorms, examples of the training split by which each
+      structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
+      stored ones, which are those of all-on, and warns. Structures are then judged one by one.
 
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
@@ -123,20 +130,27 @@ def evaluate_structures(
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  first = rows(x, slice(batch_size))
-  check_pool(model, variables, first)
-  judged = task_of(task, loss, metrics)
-  expected_of(model, judged, rows(x, slice(1))).check(x, y, 'batch')
-  check_task(model, judged, first, y)
-  facts = judged.facts(y)
+  if recalibrate is None:
+    check_pool(model, variables, rows(x, slice(batch_size)))
+    _warn_of_stored(model, rows(x, slice(1)), bits)
+  chosen = task_of(task, loss, metrics)
+  facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
-    return Evaluation.of({score: np.zeros(0) for score in judged.scores})
+    return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
-  program = _program(model, judged, tile, devices[0].platform)
-  sums = _sums(program, variables, (x, y), batch_size, plans, devices)
-  return Evaluation.of(judged.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+  def judged(bits, variables):
+    tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
+    program = _program(model, chosen, tile, devices[0].platform)
+    return _sums(program, variables, (x, y), batch_size, plans, devices)
+
+  if recalibrate is None:
+    sums = judged(bits, variables)
+  else:
+    each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
+    sums = [np.concatenate(parts) for parts in zip(*(judged(row[None], own) for row, own in each))]
+  return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
 
 
 def _examples(batch):
@@ -146,6 +160,27 @@ def _examples(batch):
   if count != targets or not count:
     raise UserError(f'{count} inputs and {targets} targets: expected the same number, at least one')
   return x, y, count
+
+
+def _facts(model, task, batch, batch_size):
+  """Checks examples and task, and returns what the task's scores need to know of all targets."""
+  x, y = batch
+  expected_of(model, task, rows(x, slice(1))).check(x, y, 'batch')
+  check_task(model, task, rows(x, slice(batch_size)), y)
+  return task.facts(y)
+
+
+def _warn_of_stored(model, x, bits):
+  """Warns where structures are judged by statistics that are not theirs."""
+  others = int((~bits.all(1)).sum())
+  if others and statistics_of(model, x):
+    log.warning(
+      '%s has BatchNorms, and structures (%d) are judged by stored statistics, which are those of '
+      'all-on unless additive_jax.recalibrate gave them: recalibrate=(training examples) gives '
+      'each its own',
+      type(model).__name__,
+      others,
+    )
 
 
 def _plans(model, x, bits, devices, memory_limit):
