@@ -41,7 +41,8 @@ MOST_ROUNDS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Loss and metrics of S structures over all examples, in the order of the structures.
+  """Loss and metrics of S structures over all examples, in the order of the structures; of several
+  pools with an axis in front.
 
   >>> evaluation = Evaluation(np.array([0.9, 0.4]), {'accuracy': np.array([0.6, 0.8])})
   >>> int(evaluation.loss.argmin()), float(evaluation.accuracy[1])
@@ -54,16 +55,16 @@ class Evaluation:
     metrics: of the task, by name, the first one its headline.
   """
 
-  loss: Float[np.ndarray, 'S']
-  metrics: dict[str, Float[np.ndarray, 'S']] = dataclasses.field(default_factory=dict)
+  loss: Float[np.ndarray, '... S']
+  metrics: dict[str, Float[np.ndarray, '... S']] = dataclasses.field(default_factory=dict)
 
   @property
-  def scores(self) -> dict[str, Float[np.ndarray, 'S']]:
+  def scores(self) -> dict[str, Float[np.ndarray, '... S']]:
     """Loss and metrics by name."""
     return {LOSS: self.loss, **self.metrics}
 
   @property
-  def accuracy(self) -> Float[np.ndarray, 'S']:
+  def accuracy(self) -> Float[np.ndarray, '... S']:
     """The metric of that name.
 
     Raises:
