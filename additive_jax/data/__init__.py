@@ -5,7 +5,9 @@ visits it.
 `additive_jax.data.sources`.
 """
 
+from additive_jax.data.arrays import from_arrays
 from additive_jax.data.coding import Coding
+from additive_jax.data.held_out import hold_out
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
@@ -23,6 +25,8 @@ __all__ = [
   'Split',
   'Weighted',
   'checked',
+  'from_arrays',
+  'hold_out',
   'load',
   'take',
 ]

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from additive_jax.batches import Shapes, cached, shapes_of
 from additive_jax.data import Order, checked
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates import shares
@@ -78,7 +79,7 @@ def _device_slots(
 
 
 def _gradient_on_mesh(
-  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+  recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
 
@@ -109,9 +110,9 @@ def _gradient_on_mesh(
   )
 
 
-@functools.lru_cache(maxsize=32)
+@cached(maxsize=32)
 def _chunk_program(
-  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+  recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
@@ -216,7 +217,7 @@ class Trainer:
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
-    example = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    example = shapes_of(x)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
     self._program = _chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:
@@ -276,10 +277,8 @@ class Trainer:
     if self.train.in_memory:
       inputs = np.pad(indices, padding)
     else:
-      inputs = tuple(
-        np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
-        for a in self.train[indices.reshape(-1)]
-      )
+      pad = lambda a: np.pad(a, padding + [(0, 0)] * (a.ndim - indices.ndim))
+      inputs = jax.tree.map(pad, self.train[indices])
     return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
 
 
