@@ -2,6 +2,8 @@
 of parameters.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from additive_jax import data, gates, models, transplant
 from additive_jax.cli.configs import load_config
 from additive_jax.errors import UserError
@@ -12,6 +14,10 @@ from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
 from additive_jax.version import __version__
+
+if TYPE_CHECKING:
+  from additive_jax.experiments.front import cotrain, stochastic, sweep
+  from additive_jax.experiments.prune import prune
 
 __all__ = [
   'Additive',
@@ -24,6 +30,7 @@ __all__ = [
   'all_structures',
   'chosen',
   'conditional',
+  'cotrain',
   'data',
   'evaluate_structures',
   'gates',
@@ -31,9 +38,27 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'prune',
   'routed',
   'samplers',
   'shared_prefix',
   'static',
+  'stochastic',
+  'sweep',
   'transplant',
 ]
+
+# Experiments take seconds to import, which only those who run one should pay.
+_LATER = {'cotrain': 'front', 'stochastic': 'front', 'sweep': 'front', 'prune': 'prune'}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LATER:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from importlib import import_module
+
+  return getattr(import_module(f'additive_jax.experiments.{_LATER[name]}'), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(set(globals()) | set(_LATER))
