@@ -8,6 +8,7 @@ visits it.
 from additive_jax.data.arrays import from_arrays
 from additive_jax.data.coding import Coding
 from additive_jax.data.held_out import hold_out
+from additive_jax.data.iterators import IteratorSplit, from_iterator
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
@@ -20,12 +21,14 @@ __all__ = [
   'Coding',
   'Data',
   'Expected',
+  'IteratorSplit',
   'Order',
   'SourceSplit',
   'Split',
   'Weighted',
   'checked',
   'from_arrays',
+  'from_iterator',
   'hold_out',
   'load',
   'take',

@@ -31,6 +31,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
+from additive_jax.experiments import averages
+from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.opening import Opening, open_session
@@ -91,6 +93,8 @@ class Trained:
     trainer: holds the last state.
     variables: `{'params': pool}`, a copy on the host.
     facts: those of the start.
+    averaged: the mean of the pool over the steps in the same form, where `config.train.ema` keeps
+      one.
   """
 
   arm: Arm
@@ -98,6 +102,7 @@ class Trained:
   trainer: Trainer
   variables: PyTree
   facts: Mapping[str, Any]
+  averaged: PyTree | None = None
 
   @property
   def session(self) -> Session:
@@ -164,7 +169,8 @@ class Arm:
     trainer = session.trainer(self.recipe, sampler, seed, start.state)
     tag = self.tag or f'{self.name}-seed{{seed}}'
     fit(session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
-    return Trained(self, seed, trainer, processes.to_host(trainer.variables), start.facts)
+    pools = processes.to_host((trainer.variables, trainer.averaged))
+    return Trained(self, seed, trainer, pools[0], start.facts, pools[1])
 
   @staticmethod
   def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, Record]]:
@@ -177,7 +183,10 @@ class Arm:
     del total
     for seed, arm in units:
       trained = arm.train(seed)
-      yield seed, arm, {**trained.facts, **arm.judge(trained)}
+      record = {**trained.facts, **arm.judge(trained)}
+      if trained.averaged is not None:
+        record[EMA] = arm.judge(dataclasses.replace(trained, variables=trained.averaged))
+      yield seed, arm, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +301,13 @@ class Study:
     head |= {'chosen_on': session.chosen_on, 'reported_on': 'test'}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
+    if len(means := averages.averages(records)):
+      summary = result.summary | {averages.TABLE: averages.figures(means)}
+      tables = result.tables | {averages.TABLE: means}
+      result = dataclasses.replace(result, summary=summary, tables=tables)
     note = said(of_run(session, records))
-    page = finished_page(session, self.page(session, result, records), note)
+    of_means = averages.piece(result.tables.get(averages.TABLE))
+    page = finished_page(session, self.page(session, result, records), note, of_means)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)

@@ -4,6 +4,7 @@ devices.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,9 @@ from additive_jax.batches import Shapes
 from additive_jax.models.additive import Inputs, parts, sites_of
 from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel import collectives, layout, mesh
+from additive_jax.train.pieces import accumulated
 from additive_jax.train.recipe import Facts, Recipe, Slot, reads_by_parts
+from additive_jax.train.rule import without_frozen
 
 
 class Averaged(NamedTuple):
@@ -203,12 +206,17 @@ def _clipped(gradient, limit, sharing, specs):
 def _gradient(recipe, params, slot, leaves):
   """Returns loss, facts and gradient of a slot. Losses that read the pool by themselves get it
   whole."""
-  with in_mode(recipe.mode(slot)):
-    if leaves is None or reads_by_parts(recipe.loss):
-      return recipe.loss.gradient(recipe, params, slot)
-    whole = jax.tree.map(layout.gathered, params, leaves)
-    values, gradient = recipe.loss.gradient(recipe, whole, slot)
-    return values, jax.tree.map(layout.scattered, gradient, leaves)
+
+  def of_piece(params, piece):
+    with in_mode(recipe.mode(piece)):
+      values, gradient = recipe.loss.gradient(recipe, params, piece)
+      return values, without_frozen(gradient, recipe.frozen)
+
+  if leaves is None or reads_by_parts(recipe.loss):
+    return accumulated(recipe, slot, functools.partial(of_piece, params))
+  whole = jax.tree.map(layout.gathered, params, leaves)
+  values, gradient = accumulated(recipe, slot, functools.partial(of_piece, whole))
+  return values, jax.tree.map(layout.scattered, gradient, leaves)
 
 
 def cosines(

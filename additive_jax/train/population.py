@@ -28,6 +28,7 @@ from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.state import State, init_state, train_step
 
 
@@ -42,6 +43,7 @@ class Member:
     valid: the same on the split to choose by; {} where there is none.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
+    averaged: loss and accuracy of the mean of the pool over the steps, where the recipe keeps one.
   """
 
   structure: Structure
@@ -50,6 +52,7 @@ class Member:
   accuracy: float
   train_loss: float
   skipped: int
+  averaged: dict[str, float] | None = None
   valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
@@ -180,10 +183,15 @@ class Population:
 
   def _member(self, structure, result):
     state, train_loss, scores = result
-    (loss, accuracy), *valid = scores.tolist()
-    own = dict(zip(('loss', 'accuracy'), valid[0])) if valid else {}
+    (first, *valid), *others = (of_pool.tolist() for of_pool in scores)
+    named = lambda values: dict(zip(('loss', 'accuracy'), values))
+    averaged = named(others[0][0]) if others else None
+    own = named(valid[0]) if valid else {}
+    loss, accuracy = first
     skipped = int(state.skipped)
-    return Member(structure, state, loss, accuracy, float(train_loss), skipped, own)
+    return Member(
+      structure, state, loss, accuracy, float(train_loss), skipped, averaged=averaged, valid=own
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -202,9 +210,10 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables, objective = {'params': state.params}, objective_of(recipe.objective)
-    judge = functools.partial(evaluate_one, recipe.model, variables, objective=objective)
-    return state, total / tail, jnp.stack([judge(split, bits) for split in judged])
+    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
+    on_all = lambda pool: [judge(recipe.model, {'params': pool}, split, bits) for split in judged]
+    return state, total / tail, [jnp.stack(on_all(pool)) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)

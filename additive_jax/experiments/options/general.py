@@ -27,6 +27,7 @@ from additive_jax.experiments.options.rules import (
   Positive,
   Rule,
   Share,
+  ShareBelowOne,
   Sizes,
   Structures,
   Whole,
@@ -197,6 +198,17 @@ class TrainOptions:
   """What branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, optimizer,
   the stream, losses, softmax, routers and the statistics of norms are float32 in any case, and so
   is all judging."""
+  accumulate: Later[Few] = 1
+  """Pieces of each batch that go through the network one after the other, for the memory of one;
+  their gradients are averaged to that of the batch."""
+  ema: Later[ShareBelowOne] = 0.0
+  """Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool;
+  0 keeps none."""
+  learning_rates: Later[dict[str, Any]] = dataclasses.field(default_factory=dict)
+  """What multiplies the learning rate, by a regular expression of the paths of leaves:
+  {'embed': 0.1, 'block_0.*/kernel': 2.0}."""
+  frozen: Later[tuple[str, ...]] = ()
+  """Parts that do not learn: regular expressions of their paths, ('embed', 'block_00')."""
   log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500
