@@ -183,11 +183,14 @@ def prune(
   study = Study('prune', task.stages, check=task.check, tables=task.tables, page=_page)
   result = run_study(study, config, workdir, opening)
   task.check_same(result.summary['task'], result.summary['workdir'])
-  rundir, structure = Path(result.summary['workdir']), result.summary['structure']
-  healed = Checkpoints(rundir / 'checkpoints' / f'{HEALED}-seed{config.seed}', model).read(x)
-  smaller = cutting.cut(model, healed.variables, structure, x=x)
+  healed, structure = variables, result.summary['structure']
+  if heal_epochs or healed is None:
+    name = f'{HEALED if heal_epochs else POOL}-seed{config.seed}'
+    path = Path(result.summary['workdir']) / 'checkpoints' / name
+    healed = Checkpoints(path, model).read(x).variables
+  smaller = cutting.cut(model, healed, structure, x=x)
   before, unhealed, after = (result.summary[name] for name in SHOWN)
-  difference = cutting.receipt(smaller, model, healed.variables, x)
+  difference = cutting.receipt(smaller, model, healed, x)
   return Pruned(
     model=smaller.model,
     variables=smaller.variables,
