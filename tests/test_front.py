@@ -8,7 +8,7 @@ import additive_jax as aj
 from additive_jax import export
 from additive_jax.errors import UserError
 from additive_jax.experiments import front
-from additive_jax.experiments.prune import Budget
+from additive_jax.experiments.budget import Budget
 
 QUICK = {'epochs': 1.0, 'batch_size': 16, 'structures_per_step': 2, 'devices': 1, 'progress': False}
 

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, PyTree
 from additive_jax.compress import cutting
 from additive_jax.compress.exported import export
 from additive_jax.errors import UserError
+from additive_jax.experiments.budget import Budget
 from additive_jax.experiments.front import opened, run_study
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.pages import curves_picture, read_curves
@@ -46,7 +47,6 @@ from additive_jax.transplant.restore import Checkpoints
 
 POOL, HEALED = 'pool', 'healed'
 SHOWN = ('before', 'unhealed', 'after')
-COSTS = ('flops', 'params')
 ENUMERATED = 4096  # up to so many networks all within the budget are ranked
 SEARCHED, POPULATION = 1024, 64  # of more, so many are evaluated
 RECEIPT = 64  # examples that the receipt is of
@@ -87,49 +87,6 @@ class Pruned:
     scores = {name: getattr(self, name) for name in SHOWN}
     notes = {'receipt': dataclasses.asdict(self.receipt), 'scores': scores}
     return export(self.cut, directory, notes=notes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-  """The most that a structure may cost.
-
-  Attributes:
-    most: a share of what the full network costs, up to 1; above 1 that many of the unit.
-    unit: one of `COSTS`.
-  """
-
-  most: float
-  unit: str
-
-  def __post_init__(self) -> None:
-    if self.unit not in COSTS:
-      raise UserError(f'cost {self.unit!r}: expected one of {", ".join(COSTS)}')
-    number = isinstance(self.most, int | float) and not isinstance(self.most, bool)
-    if not number or not 0 < self.most < float('inf'):
-      raise UserError(
-        f'budget {self.most!r}: expected a share of the {self.unit} of the full network, such as '
-        '0.6, or their number'
-      )
-
-  def costs(self, session: Session, bits: Bool[np.ndarray, 'S n']) -> Float[np.ndarray, 'S']:
-    """Returns what structures cost."""
-    return np.asarray(session.space.costs(bits)[COSTS.index(self.unit)], float)
-
-  def limit(self, session: Session) -> float:
-    """Returns the budget in units.
-
-    Raises:
-      UserError: where no structure is within it.
-    """
-    n = session.space.num_gates
-    most, least = self.costs(session, np.array([[True] * n, [False] * n]))
-    limit = self.most * most if self.most <= 1 else float(self.most)
-    if limit < least:
-      raise UserError(
-        f'budget {self.most:g} of {most:,.0f} {self.unit}: expected at least {least / most:.2g}, '
-        f'the share that no gate switches off, or {least:,.0f}'
-      )
-    return limit
 
 
 def prune(
