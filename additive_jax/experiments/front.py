@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import additive_jax.data as data_
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, did_you_mean
 from additive_jax.experiments.opening import Opening, load_data
 from additive_jax.experiments.options import DECLARED, DataOptions, Options, read_options, replaced
-from additive_jax.experiments.options.rules import did_you_mean
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.experiments.study import Result, Study
 

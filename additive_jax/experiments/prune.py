@@ -39,7 +39,6 @@ from additive_jax.parallel import processes
 from additive_jax.report import figures
 from additive_jax.report.page import Page, section, table, tiles
 from additive_jax.report.statistics import rank
-from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
 from additive_jax.train.state import init_state
 from additive_jax.transplant.growth import Receipt
@@ -106,9 +105,9 @@ def prune(
       pruned.model.apply(pruned.variables, x)
       pruned.export('small')
 
-  The structures within the budget are ranked in the pool by their loss on the validation split, all
-  of them up to 4,096 and a searched thousand of more. The best one is trained a little on its own.
-  Scores that are reported are of the test split.
+  The structures within the budget are ranked in the pool on the validation split, all of them up to
+  4,096 and a searched thousand of more, by `task.rank_by`. The best one is trained a little on its
+  own. Scores that are reported are of the test split.
 
   Args:
     model, data: as of `sweep`.
@@ -120,8 +119,7 @@ def prune(
     options: as of `sweep`.
 
   Raises:
-    UserError: for a budget that no structure meets, variables that are not the model's, and what
-      every experiment refuses.
+    UserError: for a budget that no structure meets, variables that are not the model's, and so on.
   """
   limit = Budget(budget, cost)
   if not isinstance(heal_epochs, int | float) or not 0 <= heal_epochs < float('inf'):
@@ -140,14 +138,18 @@ def prune(
   study = Study('prune', task.stages, check=task.check, tables=task.tables, page=_page)
   result = run_study(study, config, workdir, opening)
   task.check_same(result.summary['task'], result.summary['workdir'])
-  healed, structure = variables, result.summary['structure']
+  healed = variables
   if heal_epochs or healed is None:
     name = f'{HEALED if heal_epochs else POOL}-seed{config.seed}'
     path = Path(result.summary['workdir']) / 'checkpoints' / name
     healed = Checkpoints(path, model).read(x).variables
-  smaller = cutting.cut(model, healed, structure, x=x)
+  return _cut_out(model, healed, result, x)
+
+
+def _cut_out(model: Any, healed: PyTree, result: Result, x: Any) -> Pruned:
+  """Returns the chosen structure of a run without the rest."""
+  smaller = cutting.cut(model, healed, result.summary['structure'], x=x)
   before, unhealed, after = (result.summary[name] for name in SHOWN)
-  difference = cutting.receipt(smaller, model, healed, x)
   return Pruned(
     model=smaller.model,
     variables=smaller.variables,
@@ -155,7 +157,7 @@ def prune(
     before=before,
     unhealed=unhealed,
     after=after,
-    receipt=difference,
+    receipt=cutting.receipt(smaller, model, healed, x),
     result=result,
     cut=smaller,
   )
@@ -230,10 +232,12 @@ class _Task:
     journal = _journal(session)
     for line in journal.sound():
       return session.space.parse(line['best'][0]['structure'])
-    bits, loss = self.ranked(session, variables)
+    bits, cost = self.ranked(session, variables)
+    score = session.task.rank_by
     flops, params = session.space.costs(bits)
-    table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits], 'loss': loss})
-    table['flops'], table['params'], table['rank'] = flops, params, rank(loss)
+    table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
+    table[score] = session.task.sign(score) * cost
+    table['flops'], table['params'], table['rank'] = flops, params, rank(cost)
     best = table.sort_values('rank').to_dict('records')
     if processes.is_primary():
       journal.append({'task': self.digest, 'split': session.chosen_on, 'best': best})
@@ -242,22 +246,23 @@ class _Task:
   def ranked(
     self, session: Session, variables: PyTree
   ) -> tuple[Bool[np.ndarray, 'S n'], Float[np.ndarray, 'S']]:
-    """Returns structures within the budget and their losses."""
+    """Returns structures within the budget and their scores, lower is better."""
     space, limit = session.space, self.budget.limit(session)
-    judged = lambda bits: session.evaluate(variables, bits, session.valid)
+    task = session.task
+    judged = lambda bits: task.cost(session.evaluate(variables, bits, session.valid).scores)
     if num_networks(space) <= ENUMERATED:
       bits = all_networks(space)
       bits = bits[self.budget.costs(session, bits) <= limit]
-      return bits, judged(bits).loss
+      return bits, judged(bits)
     order = self.least_harm(session, judged)
     tried: dict[bytes, float] = {}
 
     def evaluate(bits):
       session.check_stop()
       bits = self.within(session, bits, order, limit)
-      scores = judged(bits)
-      tried.update(zip((row.tobytes() for row in bits), scores.loss.tolist()))
-      return scores
+      costs = judged(bits)
+      tried.update(zip((row.tobytes() for row in bits), costs.tolist()))
+      return costs
 
     evaluate(np.ones((1, space.num_gates), bool))  # the greedy one
     Search('evolution', SEARCHED, POPULATION, session.config.seed).run(evaluate, space)
@@ -269,7 +274,7 @@ class _Task:
     that gate alone off."""
     n = session.space.num_gates
     bits = ~np.eye(n + 1, n, -1, dtype=bool)  # all on, then each off
-    loss, costs = judged(bits).loss, self.budget.costs(session, bits)
+    loss, costs = judged(bits), self.budget.costs(session, bits)
     saved = costs[0] - costs[1:]
     harm = np.where(saved > 0, (loss[1:] - loss[0]) / np.maximum(saved, 1e-9), np.inf)
     return [int(gate) for gate in np.argsort(harm, kind='stable') if saved[gate] > 0]
@@ -327,7 +332,9 @@ def _page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Tables',
       table(result.networks, 'The full network, the chosen structure in its pool, and healed.'),
-      table(result.candidates, f'Structures within the budget, by {summary["chosen_on"]} loss.'),
+      table(
+        result.candidates, f'Structures within the budget, by the {summary["chosen_on"]} split.'
+      ),
     ),
   )
 
@@ -338,5 +345,5 @@ def _journal(session: Session) -> Journal:
 
 def _scores(session: Session, variables: PyTree, structure: Structure) -> dict[str, float]:
   """Returns the test scores of a structure in a pool."""
-  scores: Evaluation = session.evaluate(variables, [structure])
-  return {key: float(values[0]) for key, values in scores._asdict().items()}
+  scores = session.evaluate(variables, [structure]).scores
+  return {key: float(values[0]) for key, values in scores.items()}
