@@ -14,7 +14,7 @@ import sklearn.metrics
 
 import additive_jax as aj
 from additive_jax import UserError
-from additive_jax.data import ArraySplit, Data, Order, Weighted
+from additive_jax.data import ArraySplit, Data, Order, Weighted, from_arrays
 from additive_jax.gates import subsets
 from additive_jax.models import MLP
 from additive_jax.parallel.mesh import make_mesh
@@ -536,3 +536,16 @@ def test_what_does_not_count_is_not_learnt(loss):
     found.append((trainer.run(2)['loss'], jax.device_get(trainer.variables)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *found)
   assert found[0][0][0] != found[0][0][1]
+
+
+def test_arrays_of_a_task():
+  """Labels to ignore are no classes of the data; a regression is coded as one by name."""
+  x, y = np.ones((10, T, 6)), RANDOM.integers(0, C, (10, T))
+  y[:, 0], y[0, 1] = -100, C - 1
+  data = from_arrays(x, y, task=Task('language', ignore_label=-100), test=0.2)
+  assert (data.num_outputs, data.task_name) == (C, 'language')
+  data = from_arrays(x[:, 0], x[:, 0, 0] * np.arange(10.0), task=Task('regression', 'huber'))
+  assert data.train.y.shape[1:] == (1,)
+  assert abs(data.train.y.mean()) < 1e-6
+  data = from_arrays(x[:, 0], y > 0, task=Task('multi_label'))
+  assert (data.num_outputs, data.train.y.dtype) == (T, np.int32)
