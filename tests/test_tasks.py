@@ -542,7 +542,8 @@ def test_arrays_of_a_task():
   """Labels to ignore are no classes of the data; a regression is coded as one by name."""
   x, y = np.ones((10, T, 6)), RANDOM.integers(0, C, (10, T))
   y[:, 0], y[0, 1] = -100, C - 1
-  data = from_arrays(x, y, task=Task('language', ignore_label=-100), test=0.2)
+  tokens, padded = np.maximum(y, 0), Task('language', ignore_label=-100)
+  data = from_arrays(tokens, y, task=padded, test=0.2)
   assert (data.num_outputs, data.task_name) == (C, 'language')
   data = from_arrays(x[:, 0], x[:, 0, 0] * np.arange(10.0), task=Task('regression', 'huber'))
   assert data.train.y.shape[1:] == (1,)
