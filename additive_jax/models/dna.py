@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed
+from additive_jax.gates.dispatch import in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import sum_of_experts
 from additive_jax.gates.sums import GateValue
@@ -37,6 +37,8 @@ from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]
+# The stream of some tokens, and the weight of a module for each.
+Tokens = tuple[Float[Array, '*tokens D'], Float[Array, '*tokens']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,34 +124,32 @@ class Pool(nn.Module):
     how = self.modules
     total, first = jnp.zeros_like(h), 0
     kinds = (
-      ('attention', how.attention, self._attention, True),
-      ('mlp', how.mlp, self._mlp, False),
-      ('block', how.block, self._block, True),
+      ('attention', how.attention, self._attention, packed),
+      ('mlp', how.mlp, self._mlp, in_blocks),
+      ('block', how.block, self._block, packed),
     )
-    for name, count, apply, by_sequence in kinds:
+    for name, count, apply, on_chosen in kinds:
       if not count:
         continue
       parameters = self._parameters(name, count, h.shape[-1])
-      view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
-      streams, chosen, share = view(h), view(index), view(weights)
+      view = (lambda a: a) if on_chosen is packed else (lambda a: a.reshape(-1, *a.shape[2:]))
 
       def run_module(
         module: Parameters,
         number: Int[Array, ''],
-        streams: Float[Array, 'B T D'],
-        chosen: Int[Array, 'B T k'],
-        share: Float[Array, 'B T k'],
+        streams: Float[Array, '*tokens D'],
+        chosen: Int[Array, '*tokens k'],
+        share: Float[Array, '*tokens k'],
         *,
-        name: str = name,
         apply: Callable[..., Array] = apply,
-      ) -> Float[Array, 'B T D']:
+        on_chosen: Callable[..., Array] = on_chosen,
+      ) -> Float[Array, '*tokens D']:
         of_module = chosen == number
         weight = jnp.where(of_module, share, 0).sum(-1)
-        branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
-        y = packed(branch, streams, of_module.any(-1))
-        return y if how.rescale_inside and name == 'block' else weight[..., None] * y
+        return on_chosen(apply, module, (streams, weight), of_module.any(-1))
 
-      added = sum_of_experts(run_module, parameters, streams, chosen, share, first=first)
+      tokens = view(h), view(index), view(weights)
+      added = sum_of_experts(run_module, parameters, *tokens, first=first)
       total, first = total + added.reshape(h.shape), first + count
     return total
 
@@ -183,36 +183,45 @@ class Pool(nn.Module):
   def _attention(
     self,
     module: Parameters,
-    h: Float[Array, 'B c D'],
+    tokens: Tokens,
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
-    weight: Float[Array, 'B T'] | None = None,
   ) -> Float[Array, 'B c D']:
-    """Returns what attention gives among the valid tokens of each sequence, at their positions."""
+    """Returns what attention gives among the valid tokens of each sequence, at their positions,
+    times the weight of each."""
+    h, weight = tokens
+    return weight[..., None] * self._mixed(module, h, positions, valid)
+
+  def _mixed(self, module, h, positions, valid):
     norm, layers = module['attention']
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
     return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
 
-  def _mlp(self, module: Parameters, h: Float[Array, 'B c D'], *_: Array) -> Float[Array, 'B c D']:
+  def _mlp(self, module: Parameters, tokens: Tokens, *_: Array) -> Float[Array, '*c D']:
+    """Returns what the feed-forward module gives for each token, times its weight."""
+    h, weight = tokens
+    return weight[..., None] * self._fed_forward(module, h)
+
+  def _fed_forward(self, module, h):
     norm, layers = module['mlp']
     return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
 
   def _block(
     self,
     module: Parameters,
-    h: Float[Array, 'B c D'],
+    tokens: Tokens,
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
-    weight: Float[Array, 'B T'],
   ) -> Float[Array, 'B c D']:
-    """Returns what a transformer layer adds to its input; weights are those of all tokens."""
-    scale = 1.0
+    """Returns what a transformer layer adds to its input, times the weight of each token."""
+    h, weight = tokens
+    outside, inside = weight[..., None], 1.0
     if self.modules.rescale_inside:
-      scale = jnp.take_along_axis(weight, positions, 1)[..., None]
-    after = scale * self._attention(module, h, positions, valid)
-    return after + scale * self._mlp(module, h + after)
+      outside, inside = inside, outside
+    after = inside * self._mixed(module, h, positions, valid)
+    return outside * (after + inside * self._fed_forward(module, h + after))
 
 
 def _norm(x: Float[Array, '*axes D'], parameters: dict[str, Array]) -> Float[Array, '*axes D']:
