@@ -88,16 +88,18 @@ class Additive(nn.Module):
 
     At init every site is created, whatever the structure, and with the same values.
     """
-    sites = read_sites(self.sites)
-    num_gates = sum(len(site.names) for site in sites)
+    num_gates = sum(len(site.names) for site in read_sites(self.sites))
     values = (True,) * num_gates if structure is None else parse(structure, num_gates).bits
-    h = self.embed(x)
-    for site, module in zip(sites, self.sites):
+    return self.readout(self.through_sites(self.embed(x), values))
+
+  def through_sites(self, h: Stream, values: Sequence[bool]) -> Stream:
+    """Returns the stream after all sites, one after the other; at init every site runs."""
+    for site, module in zip(read_sites(self.sites), self.sites):
       gates = values[site.gates]
       if self.is_initializing() and not all(gates):
         site.step(module, h, (True,) * len(gates))
       h = site.step(module, h, gates)
-    return self.readout(h)
+    return h
 
   def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
     """Returns what Flax's does, without the boxes that name axes, see `models.axes`."""

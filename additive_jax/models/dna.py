@@ -13,7 +13,7 @@ their positions kept. No token is dropped, see `dispatch`.
 
 from __future__ import annotations
 
-import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -32,69 +32,22 @@ from additive_jax.models.attention import Attention, AttentionLayers, attention,
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
-from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
+from additive_jax.models.modules import Modules
+from additive_jax.models.routing import (
+  CHOICES,
+  ROUTING,
+  SELECTION_BIAS,
+  Chosen,
+  leave,
+  linear_router,
+)
+from additive_jax.models.sites import Stream
 from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]
 # The stream of some tokens, and the weight of a module for each.
 Tokens = tuple[Float[Array, '*tokens D'], Float[Array, '*tokens']]
-
-
-@dataclasses.dataclass(frozen=True)
-class Modules:
-  """What the pool holds and how tokens choose from it.
-
-  >>> modules = Modules(attention=2, mlp=4, identity=2, top_k=1)
-  >>> modules.count
-  8
-
-  Attributes:
-    attention, mlp, block, identity: how many modules of each kind, numbered in this order.
-    top_k: k, modules of each token and step.
-    renormalise: the weights of a token's k modules sum to 1; otherwise they are the softmax over
-      all M.
-    skip: r, the target share of choices that fall on identities, each the same; a bias of the
-      identities in the choice, not in the weights, steers it (`balance`). 0 leaves it free.
-    rescale_inside: of a block, whether its weight scales both of its residual branches where they
-      are added, `h' = h + ρ·attention(h)`, `h' + ρ·mlp(h')`, instead of their sum at the end; the
-      feed-forward branch then reads what the tokens get.
-  """
-
-  attention: int = 4
-  mlp: int = 4
-  block: int = 0
-  identity: int = 2
-  top_k: int = 2
-  renormalise: bool = False
-  skip: float = 0.0
-  rescale_inside: bool = False
-
-  @property
-  def count(self) -> int:
-    """M."""
-    return self.attention + self.mlp + self.block + self.identity
-
-  def check(self) -> None:
-    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
-    for name in ('attention', 'mlp', 'block', 'identity'):
-      if getattr(self, name) < 0:
-        raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
-    check_sizes(modules=self.count)
-    routers.check_k(self.top_k, self.count, 'modules')
-    if not 0 <= self.skip < 1:
-      raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
-    if self.rescale_inside and not self.block:
-      raise UserError('rescale_inside without block modules: expected at least one')
-    if self.skip and not self.identity:
-      raise UserError(f'skip {self.skip} without identity modules: expected at least one')
-    working = min(self.top_k, self.count - self.identity)
-    least, most = 1 - working / self.top_k, min(self.top_k, self.identity) / self.top_k
-    if self.skip and not least <= self.skip <= most:
-      raise UserError(
-        f'skip {self.skip} with {self.identity} identities of {self.count} modules, top '
-        f'{self.top_k}: expected a share from {least:g} to {most:g}, which tokens can choose'
-      )
 
 
 class Pool(nn.Module):
@@ -327,3 +280,24 @@ class DNA(TokenNetwork):
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
+
+  def through_sites(self, h: Stream, values: Sequence[bool]) -> Stream:
+    """Returns the stream after all sites. The steps that are on run in one loop, for they differ in
+    parameters of their own alone: whatever their number, one is compiled."""
+    dense, steps = values[: self.num_backbone], self.sites[self.num_backbone :]
+    steps = [step for step, on in zip(steps, values[self.num_backbone :], strict=True) if on]
+    if self.is_initializing() or len(steps) < 2:
+      return super().through_sites(h, values)
+    h = super().through_sites(h, (*dense, *[False] * self.num_steps))
+    pool = self.pool.variables['params']
+    one = Step(self.pool.clone(parent=None), self.modules, parent=None)
+
+    def run(h, own):
+      h, left = one.apply({'params': {**own, 'pool': pool}}, h, mutable=[ROUTING, CHOICES])
+      return h, (left[ROUTING]['left'], left[CHOICES]['left'])
+
+    own = [step.variables['params'] for step in steps]
+    h, left = jax.lax.scan(run, h, jax.tree.map(lambda *leaves: jnp.stack(leaves), *own))
+    for i, step in enumerate(steps):
+      leave(step, *jax.tree.map(operator.itemgetter(i), left))
+    return h
