@@ -28,6 +28,7 @@ if 'xla_force_host_platform_device_count' not in flags:
     ' --xla_cpu_parallel_codegen_split_count=1'
   ).strip()
 
+os.environ.setdefault('ADDITIVE_JAX_CACHE', 'off')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 

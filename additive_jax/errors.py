@@ -21,12 +21,17 @@ class UserError(ValueError):
   """What was asked for cannot be done, and the person who asked can mend it.
 
   The message is one line: it repeats the offending value and says what was expected. The launcher
-  prints it without a traceback and exits with code 2; in a notebook it is an ordinary `ValueError`.
+  prints it without a traceback and exits with code 2; in Python it is an ordinary `ValueError`,
+  which a notebook shows as that line.
 
   >>> aj.Structure.from_string('012')
   Traceback (most recent call last):
   additive_jax.errors.UserError: structure '012': expected a string of 0 and 1, gate 0 leftmost
   """
+
+  def _render_traceback_(self) -> list[str]:
+    """What IPython shows; `%tb` of a debugger still has the frames."""
+    return [f'{type(self).__name__}: {one_line(self)}']
 
 
 class Stopped(Exception):

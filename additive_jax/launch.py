@@ -5,6 +5,8 @@
   --workdir=DIR          the run directory (default: runs/<config>-<hash of the options>)
   --devices=N            on CPU, N host devices (default: one per core, at most 8);
                          elsewhere, the first N
+  --cache=DIR            where compiled programs are kept for later runs, or off (default:
+                         $ADDITIVE_JAX_CACHE, or ~/.cache/additive_jax); safe to remove at any time
   --coordinator=ADDRESS  host:port of process 0 of several processes that train together, or auto
                          where SLURM, a TPU pod or Kubernetes tells
   --num_processes=N      how many processes there are, with a coordinator that is not auto
@@ -32,6 +34,7 @@ from additive_jax.cli.command import run_command
 from additive_jax.cli.configs import config_names
 from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 
+CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
 MOST_DEVICES = 256  # of a host: each has threads of its own
 DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
 
@@ -62,6 +65,8 @@ def main(argv: list[str]) -> int:
   try:
     values, config, name = parse(argv)
     set_up_devices(values.devices)
+    if values.cache:  # in the environment, for processes of this one
+      os.environ[CACHE] = values.cache
     return _run(values, config, name, command_of(argv))
   except UserError as error:
     print(f'error: {one_line(error)}', file=sys.stderr)

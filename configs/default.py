@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
 
   # What is learnt.
   config.data = ConfigDict()
-  # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME
+  # digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME | file:PATH (a table: CSV,
+  # Parquet or NPZ) | images:DIR (DIR/class/*.png, or DIR/train/class/*.png and DIR/test)
   config.data.name = 'digits'
   # Tokens of one example of text. 1 to 1,000,000.
   config.data.sequence_length = 128
@@ -52,6 +53,23 @@ def get_config() -> ConfigDict:
   config.data.train_examples = 0
   # Examples used of the test split, likewise. 0 to 1,000,000,000.
   config.data.test_examples = 0
+  # Of a table, the column that is learnt; of a regression also several, with commas.
+  config.data.target = ''
+  # Of a table, the columns that it is learnt from, with commas; '' is all others.
+  config.data.columns = ''
+  # Of a table, the column of the rows' weights; '' is none.
+  config.data.weight = ''
+  # Of a table, the column that says of each row 'train', 'valid' or 'test'; '' is none: a fifth of
+  # the rows, drawn with a fixed seed, tests.
+  config.data.split = ''
+  # Of a table, what its target is; '' is a classification where the target is text or has at most
+  # 20 different whole numbers, and else a regression. One of '', classification, regression,
+  # language.
+  config.data.task = ''
+  # Of folders of images, height and width that all are brought to; 0 is their own. 0 to 10,000.
+  config.data.image_size = 0
+  # Of folders of images, 1, 3 or 4; 0 is 1 where the first image is grey, and else 3. 0, 1, 3 or 4.
+  config.data.channels = 0
 
   # The network.
   config.model = ConfigDict()
@@ -143,6 +161,21 @@ def get_config() -> ConfigDict:
   # averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping. 0 to
   # 1,000,000.
   config.train.slot_clip_norm = 0.0
+  # What branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, optimizer, the
+  # stream, losses, softmax, routers and the statistics of norms are float32 in any case, and so is
+  # all judging. One of float32, bfloat16.
+  config.train.dtype = 'float32'
+  # Pieces of each batch that go through the network one after the other, for the memory of one;
+  # their gradients are averaged to that of the batch. 1 to 10,000.
+  config.train.accumulate = 1
+  # Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; 0
+  # keeps none. A share in [0, 1).
+  config.train.ema = 0.0
+  # What multiplies the learning rate, by a regular expression of the paths of leaves: {'embed':
+  # 0.1, 'block_0.*/kernel': 2.0}.
+  config.train.learning_rates = ConfigDict()
+  # Parts that do not learn: regular expressions of their paths, ('embed', 'block_00').
+  config.train.frozen = ()
   # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
   # 10,000.
   config.train.log_every = 50

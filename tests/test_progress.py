@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from additive_jax.files.progress import LineHandler, Progress, duration, setup_logging
+from additive_jax.files.showing import shown
 
 log = logging.getLogger('additive_jax')
 
@@ -222,3 +223,59 @@ def test_the_live_bar_tells_the_same_time_left(terminal, monkeypatch):
   text = terminal.finish()
   assert '0.01 structures/s' in text
   assert '0:13:20' in text
+
+
+def test_python_shows_lines_while_a_run_lasts(monkeypatch, capsys):
+  monkeypatch.setattr(logging.root, 'handlers', [])
+  before = log.handlers[:], log.level, log.propagate
+  with shown(), Progress(3, 'work') as bar:
+    bar.advance(3)
+  assert re.search(r'^\d\d:\d\d:\d\d work: 3/3 steps \(100%\)', capsys.readouterr().err, re.M)
+  assert (log.handlers, log.level, log.propagate) == before
+  with shown(progress=False), Progress(3, 'work') as bar:
+    bar.advance(3)
+  assert capsys.readouterr().err == ''
+
+
+def test_logging_of_the_users_own_stays(monkeypatch, capsys):
+  stream = io.StringIO()
+  own = logging.StreamHandler(stream)
+  own.setFormatter(logging.Formatter('own %(message)s'))
+  monkeypatch.setattr(logging.root, 'handlers', [own])
+  with shown(), Progress(1, 'work'):
+    log.warning('watch out')
+  assert stream.getvalue() == 'own watch out\n'
+  err = capsys.readouterr().err
+  assert 'work: 0/1' in err
+  assert 'watch out' not in err
+  logging.root.setLevel(logging.INFO)
+  try:
+    with shown(), Progress(1, 'work'):
+      pass
+  finally:
+    logging.root.setLevel(logging.WARNING)
+  assert 'own work: 0/1 step (0%)' in stream.getvalue()
+  assert capsys.readouterr().err == ''
+
+
+def test_a_notebook_shows_bars_as_one_output(monkeypatch, capsys):
+  IPython = pytest.importorskip('IPython')
+  drawn = []
+  handle = type('Handle', (), {'update': lambda self, bundle, raw: drawn.append(bundle)})()
+  monkeypatch.setattr(IPython, 'get_ipython', lambda: type('Shell', (), {'kernel': None})())
+  show = lambda bundle, raw, display_id: drawn.append(bundle) or handle
+  monkeypatch.setattr('IPython.display.display', show)
+  monkeypatch.setattr(logging.root, 'handlers', [])
+  with shown(), Progress(4, 'outer') as outer:
+    with Progress(9, 'inner') as inner:
+      inner.advance(5, loss=0.5)
+      log.info('a line')
+    outer.advance(4)
+  assert Progress.display is Progress.output is None
+  assert any('inner' in bundle['text/plain'] for bundle in drawn)
+  assert '4/4' in drawn[-1]['text/plain']
+  assert 'inner' not in drawn[-1]['text/plain']
+  assert drawn[-1]['text/html'].startswith('<pre')
+  out, err = capsys.readouterr()
+  assert re.fullmatch(r'\d\d:\d\d:\d\d a line\n', out)
+  assert err == ''

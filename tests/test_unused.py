@@ -29,6 +29,8 @@ CASES = [
   ({'experiment': 'sweep', 'model.name': 'mine:Net', 'model.width': 8}, ['model.width']),
   ({'experiment': 'sweep', 'data.sequence_length': 8}, ['data.sequence_length']),
   ({'experiment': 'sweep', 'data.download': True}, ['data.download']),
+  ({'experiment': 'sweep', 'data.target': 'y'}, ['data.target']),
+  ({'experiment': 'sweep', 'data.image_size': 8}, ['data.image_size']),
   ({'experiment': 'sweep', 'sampler.keep_rate': 0.3}, ['sampler.keep_rate']),
   ({'experiment': 'sweep', 'sampler.keep_rate': 0.3, 'sampler.name': 'bernoulli'}, []),
   ({'experiment': 'sweep', 'train.pipe_repeats': 2}, ['train.pipe_repeats']),

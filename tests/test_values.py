@@ -1,6 +1,7 @@
 """Values of examples that no task has: one line at every door, and nothing trained."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import additive_jax as aj
 from additive_jax import UserError
-from additive_jax.data import ArraySplit, Data, Expected, SourceSplit
+from additive_jax.data import ArraySplit, Data, Expected, SourceSplit, Weighted, take
 from additive_jax.data.values import check_used
 from additive_jax.models import MLP, Transformer
 from additive_jax.run.ensemble import evaluate_ensemble
@@ -173,3 +174,91 @@ def test_marks_in_labels_are_no_classes():
   assert check_used(np.array([7, 7])) == 8
   with pytest.raises(UserError, match='label 255 in 2 of 4 examples, the first in example 1: exp'):
     check_used(np.array([0, 255, 1, 255]))
+
+
+WEIGHT = np.ones(9, np.float32)
+PAIRS = {'source': X, 'target': (np.arange(9), np.ones((9, 2)))}
+
+
+def changed(values, place, value):
+  values = np.array(values)
+  values[place] = value
+  return values
+
+
+@pytest.mark.parametrize(
+  ('weight', 'message'),
+  [
+    (changed(WEIGHT, 4, -1), 'weight -1.0 in 1 of 9 examples, the first in example 4: expected we'),
+    (changed(WEIGHT, 2, np.nan), 'weight nan in 1 of 9 examples, the first in example 2: expected'),
+    (
+      changed(np.ones((9, 2)), (3, 1), np.inf),
+      'weight inf in 1 of 9 examples, the first at [3, 1]',
+    ),
+    (0 * WEIGHT, 'weights that are all 0: expected weights from 0, finite as float32, not all 0'),
+    (WEIGHT[:8], 'weights of shape [8]: expected [9]'),
+    (np.float32(1), 'weights of shape []: expected [9]'),
+    (np.ones((9, 3)), 'weights of shape [9, 3]: expected [9]'),
+    (np.array(['a'] * 9), 'weights of type <U1: expected numbers'),
+  ],
+)
+def test_weights(weight, message):
+  y = np.zeros((9, 2), np.int64) if weight.shape == (9, 2) else Y
+  doors = [
+    lambda y: Data('rows', 'language', ArraySplit(Y, y), ArraySplit(Y, y), 3),
+    lambda y: Expected('language', 3).check(X, y),
+    lambda y: Expected().check(X, {'part': y}),
+  ]
+  for door in doors:
+    door(Weighted(y, WEIGHT))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+      door(Weighted(y, weight))
+    assert '\n' not in str(caught.value)
+
+
+def test_weights_are_float32_and_their_targets_are_looked_at():
+  split = ArraySplit(X, Weighted(Y, Y > 0))
+  assert split.y.weight.dtype == np.float32
+  with pytest.raises(UserError, match='label 7 in 3 of 9 examples'):
+    Data('rows', 'classification', ArraySplit(X, Weighted(spoilt(7), WEIGHT)), split, 3)
+  with pytest.raises(UserError, match=r"targets y\['a'\] of a classification: expected one array"):
+    Data('rows', 'classification', ArraySplit(X, {'a': Y}), split, 3)
+
+
+def test_a_batch_that_is_read_may_have_no_weight():
+  data = SourceSplit(9, lambda i: (X[i], Weighted(Y[i], (i > 3) * 1.0)))
+  data = Data('rows', 'classification', data, ArraySplit(X, Y), 3)
+  assert not data.train[np.arange(3)][1].weight.any()
+
+
+def test_examples_are_pytrees():
+  split = ArraySplit(PAIRS, Weighted(Y, WEIGHT))
+  data = Data('pairs', 'classification', split, take(split, 3), 3, valid=take(split, 4))
+  assert (len(data.train), len(data.valid), len(data.test)) == (9, 4, 3)
+  assert data.example_shape == {'source': (4,), 'target': ((), (2,))}
+  read = SourceSplit(9, split.__getitem__)
+  for one in (split, read, take(read, 9)):
+    x, y = one[np.array([[3, 1], [0, 8]])]
+    assert x['target'][0].tolist() == [[3, 1], [0, 8]]
+    assert x['source'].shape == (2, 2, 4)
+    assert (y.y.tolist(), y.weight.shape) == ([[0, 1], [0, 2]], (2, 2))
+    assert one[np.zeros(0, int)][0]['target'][1].shape == (0, 2)
+  bad = PAIRS | {'source': changed(X, (4, 1), np.nan)}
+  with pytest.raises(
+    UserError, match=r"x: x\['source'\]: input nan in 1 of 9 examples, the first a"
+  ):
+    ArraySplit(bad, Y)
+  with pytest.raises(
+    UserError, match=r"x\['a'\] of shape \[9, 4\] and x\['b'\] of shape \[8\] and y"
+  ):
+    ArraySplit({'a': X, 'b': Y[:8]}, Y)
+  with pytest.raises(
+    UserError, match='expected the examples along the first axis, as many of each'
+  ):
+    ArraySplit([1.0] * 9, Y)
+
+
+def test_a_split_to_choose_by_is_looked_at():
+  good, bad = ArraySplit(X, Y), ArraySplit(X, spoilt(3))
+  with pytest.raises(UserError, match='rows, valid: label 3 in 3 of 9 examples'):
+    Data('rows', 'classification', good, good, 3, valid=bad)

@@ -31,6 +31,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   bounds: dict[str, Any] = {'lower_bound': 0, 'upper_bound': MOST, 'flag_values': values}
   flags.DEFINE_multi_string('config', [], 'Name or file of the config.', flag_values=values)
   flags.DEFINE_string('workdir', '', 'Run directory.', flag_values=values)
+  flags.DEFINE_string('cache', '', 'Where compiled programs are kept.', flag_values=values)
   flags.DEFINE_integer('devices', 0, 'Devices; 0 is all.', **bounds)
   flags.DEFINE_string('coordinator', '', 'Process 0 of several.', flag_values=values)
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', **(bounds | {'lower_bound': 1}))

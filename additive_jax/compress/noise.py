@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
-from additive_jax.models.additive import Additive
+from additive_jax.models.additive import Additive, embed, readout, sites_of, update
 from additive_jax.models.feed_forward import Linear
 
 TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
@@ -72,6 +72,15 @@ class NoisyKernel:
     """The shape of the array it stands for."""
     return self.mean.shape
 
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """The dtype of the array it stands for."""
+    return self.mean.dtype
+
+  def astype(self, dtype: Any) -> NoisyKernel:
+    """Returns the kernel in another dtype."""
+    return NoisyKernel(self.mean.astype(dtype), self.variance.astype(dtype), self.draw)
+
   def reshape(self, *shape: int) -> NoisyKernel:
     """Returns the kernel in another shape."""
     return NoisyKernel(self.mean.reshape(*shape), self.variance.reshape(*shape), self.draw)
@@ -82,7 +91,7 @@ class NoisyKernel:
   def __rmatmul__(self, x: Float[Array, 'B ... inputs']) -> Float[Array, 'B ... outputs']:
     centre = x @ self.mean
     deviation = jnp.sqrt(jnp.square(x) @ self.variance + TINY)
-    return centre + deviation * self.draw(centre.shape)
+    return centre + deviation * self.draw(centre.shape).astype(centre.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +110,15 @@ class ScaledKernel:
   def shape(self) -> tuple[int, ...]:
     """The shape of the array it stands for."""
     return self.kernel.shape
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """The dtype of the array it stands for."""
+    return self.kernel.dtype
+
+  def astype(self, dtype: Any) -> ScaledKernel:
+    """Returns the kernel in another dtype."""
+    return ScaledKernel(self.kernel.astype(dtype), self.scale.astype(dtype))
 
   def reshape(self, *shape: int) -> ScaledKernel:
     """Returns the kernel in another shape."""
@@ -142,8 +160,12 @@ def with_kernels(
     out = args[0] @ replaced[name](module.get_variable('params', KERNEL))
     return out + module.get_variable('params', 'bias') if module.use_bias else out
 
+  variables = {'params': params}
   with nn.intercept_methods(interceptor):
-    return model.apply({'params': params}, x)
+    h = embed(model, variables, x)
+    for i in range(len(sites_of(model))):
+      h = update(model, variables, i, h)
+    return readout(model, variables, h)
 
 
 def linear_maps(

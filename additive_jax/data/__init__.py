@@ -1,22 +1,27 @@
-"""Real data as a train and a test split, and the order in which training visits it.
+"""Real data as splits to learn from, to choose by and to judge by, and the order in which training
+visits it.
 
 `load('digits')` needs no file and no network; the other kinds are listed in
 `additive_jax.data.sources`.
 """
 
+from additive_jax.data.coding import Coding
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
 from additive_jax.data.values import Expected
+from additive_jax.data.weights import Weighted
 
 __all__ = [
   'KINDS',
   'ArraySplit',
+  'Coding',
   'Data',
   'Expected',
   'Order',
   'SourceSplit',
   'Split',
+  'Weighted',
   'checked',
   'load',
   'take',

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
 
+from additive_jax.data.folders import Pictures, load_folder
 from additive_jax.data.images import load_digits, load_idx
 from additive_jax.data.splits import Data
+from additive_jax.data.table import Columns, load_table
 from additive_jax.data.tabular import load_tabular
 from additive_jax.data.text import load_stdlib, load_text
 from additive_jax.data.tfds import load_tfds
@@ -19,7 +24,31 @@ KINDS = {
   'text': 'PATH',
   'tabular': 'NAME',
   'tfds': 'NAME',
+  'file': 'PATH',
+  'images': 'DIR',
 }
+
+
+class Own(TypedDict, total=False):
+  """What is to be known of data of one's own.
+
+  Attributes:
+    target: of a table, the column that is learnt, or several of a regression.
+    columns: of a table, those it is learnt from; '' is all others.
+    weight: of a table, the column of the rows' weights; '' is none.
+    split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
+    task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
+    image_size: height and width of images in folders; 0 is their own.
+    channels: of images in folders: 1, 3 or 4; 0 goes by the first.
+  """
+
+  target: str | Sequence[str]
+  columns: str | Sequence[str]
+  weight: str
+  split: str
+  task: str
+  image_size: int
+  channels: int
 
 
 def load(
@@ -29,6 +58,7 @@ def load(
   data_dir: str | None = None,
   download: bool = False,
   memory_limit: int = 2 * 1024**3,
+  **own: Unpack[Own],
 ) -> Data:
   """Loads a data set.
 
@@ -44,18 +74,21 @@ def load(
       `text:PATH`: a file or a folder, as bytes;
       `tabular:NAME`: one of scikit-learn's bundled tables;
       `tfds:NAME`: a TensorFlow Datasets set, prepared as ArrayRecord; NAME may be
-        `set/config:version`.
+        `set/config:version`;
+      `file:PATH`: a table of your own, CSV, Parquet or NPZ, see `table.load_table`;
+      `images:DIR`: a folder of images of your own for each class, see `folders.load_folder`.
     sequence_length: bytes per example, for text; at least 1.
     data_dir: where prepared tfds sets are; None is the place that tfds uses.
     download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
       it is needed.
+    own: of tables and folders of images of your own, see `Own`.
 
   Raises:
     UserError: the spec is not one of these, or the data is missing, unreadable or not what the spec
       says.
   """
-  kind, name = _parsed(spec)
+  kind, name = _parsed(spec, own)
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
@@ -70,14 +103,26 @@ def load(
         return load_text(name, sequence_length, memory_limit)
       case 'tabular':
         return load_tabular(name, memory_limit)
+      case 'file':
+        return load_table(name, _of(Columns, own), memory_limit)
+      case 'images':
+        return load_folder(name, _of(Pictures, own), memory_limit)
       case _:
         return load_tfds(name, sequence_length, data_dir, download, memory_limit)
   except OSError as error:
     raise UserError(f'{spec}: cannot read {str(error.filename)!r}: {error.strerror}') from error
 
 
-def _parsed(spec: str) -> tuple[str, str]:
+def _of(kind: Any, own: Any) -> Any:
+  """Returns an object whose fields are what is known of one's own data."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: own[name] for name in names if name in own})
+
+
+def _parsed(spec: str, own: Any) -> tuple[str, str]:
   """Returns the kind and what follows its colon."""
+  if unknown := own.keys() - Own.__annotations__.keys():
+    raise TypeError(f'load() got {sorted(unknown)}: expected some of {[*Own.__annotations__]}')
   kind, colon, name = spec.partition(':')
   if kind not in KINDS:
     close = difflib.get_close_matches(kind, KINDS, n=1)

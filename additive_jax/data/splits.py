@@ -1,4 +1,4 @@
-"""A set of examples, in memory or read from its source, and the pair that makes a data set."""
+"""Sets of examples, in memory or read from their source, and the splits that make a data set."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import dataclasses
 import logging
 from collections.abc import Callable
 
+import jax
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer, PyTree, Shaped
 from numpy.typing import ArrayLike
 
+from additive_jax.batches import described, example_shapes, named_leaves, num_examples
+from additive_jax.data.coding import Coding
 from additive_jax.data.values import TOKENS, Expected, check_inputs
+from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError
 
 log = logging.getLogger('additive_jax')
 
-# x and y of some examples, in their order.
-Examples = tuple[Shaped[np.ndarray, 'N ...'], Shaped[np.ndarray, 'N ...']]
+# x and y of some examples, in their order: an array each, or a pytree of arrays.
+Examples = tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]]
 Gather = Callable[[Integer[np.ndarray, 'N']], Examples]
 
 
 class Split(abc.ABC):
   """Numbered examples. `len(split)` is their number and `split[indices]` gathers some of them.
 
-  `in_memory` is true for `ArraySplit`, whose `x` and `y` are whole arrays, fit to be put on a
-  device once.
+  `in_memory` is true for `ArraySplit`, whose `x` and `y` are whole arrays, or pytrees of arrays,
+  fit to be put on a device once.
 
   >>> split = ArraySplit(np.arange(6.0), np.arange(6))
   >>> isinstance(split, Split), split.in_memory, len(split)
@@ -54,7 +58,7 @@ class Split(abc.ABC):
 
     Returns:
       x of shape `indices.shape + (shape of one x)` and y of shape `indices.shape + (shape of one
-      y)`.
+      y)`; of pytrees each array.
 
     Raises:
       TypeError: `indices` are not integers.
@@ -67,44 +71,51 @@ class Split(abc.ABC):
       raise IndexError(
         f'indices from {indices.min()} to {indices.max()}; expected 0 to {len(self) - 1}'
       )
-    x, y = self._gather(indices.ravel())
-    return x.reshape(indices.shape + x.shape[1:]), y.reshape(indices.shape + y.shape[1:])
+    shaped = lambda a: a.reshape(indices.shape + a.shape[1:])
+    return jax.tree.map(shaped, self._gather(indices.ravel()))
 
 
 class ArraySplit(Split):
-  """Examples as two arrays, `x` and `y`, with the example as leading axis.
+  """Examples in memory: `x` and `y`, arrays or pytrees of arrays with the example as leading axis.
 
-  Raises `UserError` for arrays of different lengths, or inputs that are no finite numbers. The
-  arrays are checked once, so they are not to be changed afterwards.
+  Raises `UserError` for arrays of different lengths, inputs that are no finite numbers, or weights
+  that make no sense (see `Weighted`). The arrays are checked once, so they are not to be changed
+  afterwards.
 
   >>> split = ArraySplit(np.zeros((6, 4)), np.arange(6))
   >>> x, y = split[np.array([4, 1])]
   >>> len(split), x.shape, y.tolist()
   (6, (2, 4), [4, 1])
+  >>> ArraySplit({'source': np.zeros((6, 4)), 'target': np.zeros((6, 3))}, np.arange(6))
+  ArraySplit(6 examples, x['source'] [4] float64, x['target'] [3] float64, y [] int64)
   """
 
   in_memory = True
 
-  def __init__(self, x: Shaped[np.ndarray, '...'], y: Shaped[np.ndarray, '...']):
-    shapes = np.shape(x), np.shape(y)
-    if not all(shapes) or shapes[0][0] != shapes[1][0]:
+  def __init__(self, x: PyTree, y: PyTree):
+    y = checked_weights(y, 'y')
+    leaves = named_leaves(x, 'x'), named_leaves(y, 'y')
+    shapes = [(name, np.shape(leaf)) for part in leaves for name, leaf in part]
+    if not all(leaves) or not all(shape and shape[0] == shapes[0][1][0] for _, shape in shapes):
+      told = [f'{name} of shape {list(shape)}' for name, shape in shapes]
+      told = [*told[:3], '…', told[-1]] if len(told) > 5 else told
       raise UserError(
-        f'x of shape {list(shapes[0])} and y of shape {list(shapes[1])}: expected the examples '
-        'along the first axis, as many of both'
+        f'{" and ".join(told) or "x and y without arrays"}: expected the examples along the first '
+        f'axis, as many of {"both" if len(shapes) == 2 else "each"}'
       )
-    check_inputs(np.asarray(x), 'x')
+    check_inputs(jax.tree.map(np.asarray, x), 'x')
     self.x = x
     self.y = y
 
   def __len__(self) -> int:
-    return len(self.x)
+    return num_examples(self.x)
 
   def __repr__(self) -> str:
-    parts = [f'{name} {list(a.shape[1:])} {a.dtype}' for name, a in (('x', self.x), ('y', self.y))]
+    parts = described(self.x, 'x'), described(self.y, 'y')
     return f'ArraySplit({len(self)} examples, {", ".join(parts)})'
 
   def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
-    return self.x[indices], self.y[indices]
+    return jax.tree.map(lambda a: a[indices], (self.x, self.y))
 
 
 class SourceSplit(Split):
@@ -142,8 +153,9 @@ class SourceSplit(Split):
   def _gather(self, indices: Integer[np.ndarray, 'N']) -> Examples:
     x, y = self._read(indices if len(indices) else np.zeros(1, np.int64))
     if self.expected is not None:
-      self.expected.check(np.asarray(x), np.asarray(y), self._name)
-    return (x, y) if len(indices) else (x[:0], y[:0])
+      x, y = jax.tree.map(np.asarray, (x, y))
+      self.expected.check(x, y, self._name, whole=False)
+    return (x, y) if len(indices) else jax.tree.map(lambda a: a[:0], (x, y))
 
 
 def checked(split: Split, expected: Expected, name: str = 'data') -> Split:
@@ -170,7 +182,7 @@ def checked(split: Split, expected: Expected, name: str = 'data') -> Split:
     far = SourceSplit(len(split), split.__getitem__, expected, name)
     vars(far)['_known'] = known | {expected}
     return far
-  x, y = (np.asarray(getattr(split, part)) for part in 'xy')
+  x, y = (jax.tree.map(np.asarray, getattr(split, part)) for part in 'xy')
   if not isinstance(split, ArraySplit):
     check_inputs(x, name)
   expected.check_targets(x, y, name)
@@ -223,6 +235,9 @@ class Data:
     test: examples to judge by; none of them is in `train`.
     num_outputs: classes, 256 for bytes, or the number of regression targets.
     class_names: the name of every class, where the source has them.
+    valid: examples to choose by, none of them in `train` or `test`; None where nothing was held
+      out, so that what is chosen is chosen on `test`.
+    coding: of a table, how its columns became x and y, to do the same with new rows.
   """
 
   name: str
@@ -231,23 +246,29 @@ class Data:
   test: Split
   num_outputs: int
   class_names: tuple[str, ...] | None = None
+  valid: Split | None = None
+  coding: Coding | None = None
 
   def __post_init__(self):
     """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that
     are not finite; of a split that is read as needed they are checked when read."""
     task = self.task if isinstance(self.task, str) else ''
     expected = Expected(task, self.num_outputs, self.num_outputs if task == TOKENS else 0)
-    for part in ('train', 'test'):
-      split = checked(getattr(self, part), expected, f'{self.name}, {part}')
-      object.__setattr__(self, part, split)
+    for part, split in self.splits.items():
+      object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))
 
   def __repr__(self) -> str:
-    return (
-      f'Data({self.name!r}, {self.task}, {self.num_outputs} outputs, train={self.train!r}, '
-      f'test={self.test!r})'
-    )
+    splits = ', '.join(f'{part}={split!r}' for part, split in self.splits.items())
+    return f'Data({self.name!r}, {self.task}, {self.num_outputs} outputs, {splits})'
 
   @property
-  def example_shape(self) -> tuple[int, ...]:
-    """The shape of one x, without a batch axis."""
-    return self.train[np.zeros(1, np.int64)][0].shape[1:]
+  def splits(self) -> dict[str, Split]:
+    """The splits by name: train, valid where there is one, test."""
+    splits: dict[str, Split | None]
+    splits = {'train': self.train, 'valid': self.valid, 'test': self.test}
+    return {part: split for part, split in splits.items() if split is not None}
+
+  @property
+  def example_shape(self) -> PyTree:
+    """The shape of one x, without a batch axis; of several inputs, a pytree of shapes."""
+    return example_shapes(self.train[np.zeros(1, np.int64)][0])

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, PyTree, Shaped
 
+from additive_jax.batches import is_array, named_leaves
+from additive_jax.data.weights import LARGEST, checked_weights, unweighted
 from additive_jax.errors import UserError
 
 Values = Shaped[np.ndarray, 'N ...']
 CLASSES, TOKENS, NUMBERS = 'classification', 'language', 'regression'
-LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +39,34 @@ class Expected:
   num_tokens: int = 0
   target_shape: tuple[int, ...] | None = None
 
-  def check(self, x: Values, y: Values, name: str = 'data') -> None:
+  def check(
+    self, x: PyTree[Values], y: PyTree[Values], name: str = 'data', *, whole: bool = True
+  ) -> None:
     """Raises `UserError` for inputs or targets that are not what is expected.
 
     Args:
       x, y: some examples.
       name: what they are called in the message.
+      whole: whether they are all there are, see `checked_weights`.
     """
     check_inputs(x, name)
-    self.check_targets(x, y, name)
+    self.check_targets(x, y, name, whole=whole)
 
-  def check_targets(self, x: Values, y: Values, name: str = 'data') -> None:
-    """Raises `UserError` as `check` does, but for inputs that are not finite."""
-    if self.num_tokens or (self.task == TOKENS and _is_integer(x)):
+  def check_targets(
+    self, x: PyTree[Values], y: PyTree[Values], name: str = 'data', *, whole: bool = True
+  ) -> None:
+    """Raises `UserError` as `check` does, but for inputs that are not finite.
+
+    The vocabularies of several inputs are not known; their tokens are not looked at.
+    """
+    if is_array(x) and (self.num_tokens or (self.task == TOKENS and _is_integer(x))):
       _check_numbers(x, self.num_tokens, 'token', 'in the vocabulary', f'{name}: x')
+    y = unweighted(checked_weights(y, name, whole=whole))
     if self.task not in (CLASSES, TOKENS, NUMBERS):
       return
+    if not is_array(y):
+      parts = ', '.join(part for part, _ in named_leaves(y, 'y')) or 'no array'
+      raise UserError(f'{name}: targets {parts} of a {self.task}: expected one array, or Weighted')
     shape = self.target_shape
     if shape is None and self.task != TOKENS:
       shape = () if self.task == CLASSES else None if not self.num_outputs else (self.num_outputs,)
@@ -67,15 +80,17 @@ class Expected:
       _check_numbers(y, self.num_outputs, word, 'classes', name)
 
 
-def check_inputs(x: Values, name: str = 'data') -> None:
-  """Raises `UserError` for inputs that are no numbers, or not finite as float32.
+def check_inputs(x: PyTree[Values], name: str = 'data') -> None:
+  """Raises `UserError` for inputs that are no numbers, or not finite as float32; of several inputs,
+  with the name of the one.
 
   >>> check_inputs(np.array([[1.0, 2.0], [np.nan, 0.0]]))
   Traceback (most recent call last):
   additive_jax.errors.UserError: data: input nan in 1 of 2 examples, the first at [1, 0]: expected
   finite numbers
   """
-  _check_finite(x, 'input', name)
+  for part, leaf in named_leaves(x):
+    _check_finite(leaf, 'input', f'{name}: x{part}' if part else name)
 
 
 def _check_finite(values, word, name):

@@ -33,6 +33,7 @@ from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
+from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir, default_workdir
 from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
@@ -50,6 +51,7 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    progress: whether bars and lines show how far the run is; True by default.
   """
 
   model: Any
@@ -57,6 +59,7 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  progress: bool
 
 
 @contextlib.contextmanager
@@ -153,7 +156,7 @@ def start_session(
   space, objective = models.measure(model, first_input(data)), objective_of(data.task)
   training = Training(config, model, data, objective)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
-  with Stopper() as stopper, metrics:
+  with kept_programs(), Stopper() as stopper, metrics:
     yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
 
 
@@ -187,6 +190,13 @@ def load_data(options: DataOptions) -> data_.Data:
     data_dir=options.data_dir or None,
     download=options.download,
     memory_limit=options.memory_limit,
+    target=options.target,
+    columns=options.columns,
+    weight=options.weight,
+    split=options.split,
+    task=options.task,
+    image_size=options.image_size,
+    channels=options.channels,
   )
 
   def some(name):

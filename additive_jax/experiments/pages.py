@@ -25,9 +25,9 @@ log = logging.getLogger('additive_jax')
 ONE_SEED = ' (one seed: no intervals)'
 
 
-def finished_page(session: Session, page: Page, note: str = '') -> str:
-  """Returns the page as HTML, with what was run under its title, a note where there is one, and the
-  command and the options of the run at its foot.
+def finished_page(session: Session, page: Page, note: str = '', last: Piece | None = None) -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one, a
+  last section, and the command and the options of the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   seeds += '' if len(session.seeds) > 1 else ', no intervals'
@@ -39,6 +39,7 @@ def finished_page(session: Session, page: Page, note: str = '') -> str:
     page.title,
     text(note) if note else None,
     *page.pieces,
+    last,
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
     subtitle=f'{gates}, {seeds}; loss is on the test split, unless it is called training loss',
   ).html()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.left_out import LeftOut, check_learning
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
@@ -86,7 +87,8 @@ class Crowd:
       for seed in sorted({seed for seed, _ in units}):
         arms = [arm for other, arm in units if other == seed]
         for arm, member in self._train_seed(seed, arms):
-          yield seed, arm, self.judge(seed, arm, member)
+          record = self.judge(seed, arm, member)
+          yield seed, arm, record | ({EMA: member.averaged} if member.averaged else {})
           progress.advance(1, **{'test loss': member.loss})
           if self.session.stopper.stop_requested:
             return

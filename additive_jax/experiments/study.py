@@ -31,6 +31,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
+from additive_jax.experiments import averages
+from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.opening import Opening, open_session
@@ -49,6 +51,7 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir, differences, flatten
+from additive_jax.files.showing import shown
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
@@ -89,6 +92,8 @@ class Trained:
     trainer: holds the last state.
     variables: `{'params': pool}`, a copy on the host.
     facts: those of the start.
+    averaged: the mean of the pool over the steps in the same form, where `config.train.ema` keeps
+      one.
   """
 
   arm: Arm
@@ -96,6 +101,7 @@ class Trained:
   trainer: Trainer
   variables: PyTree
   facts: Mapping[str, Any]
+  averaged: PyTree | None = None
 
   @property
   def session(self) -> Session:
@@ -162,7 +168,8 @@ class Arm:
     trainer = session.trainer(self.recipe, sampler, seed, start.state)
     tag = self.tag or f'{self.name}-seed{{seed}}'
     fit(session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
-    return Trained(self, seed, trainer, processes.to_host(trainer.variables), start.facts)
+    pools = processes.to_host((trainer.variables, trainer.averaged))
+    return Trained(self, seed, trainer, pools[0], start.facts, pools[1])
 
   @staticmethod
   def train_all(units: Sequence[tuple[int, Arm]], total: int) -> Iterator[tuple[int, Arm, Record]]:
@@ -175,7 +182,10 @@ class Arm:
     del total
     for seed, arm in units:
       trained = arm.train(seed)
-      yield seed, arm, {**trained.facts, **arm.judge(trained)}
+      record = {**trained.facts, **arm.judge(trained)}
+      if trained.averaged is not None:
+        record[EMA] = arm.judge(dataclasses.replace(trained, variables=trained.averaged))
+      yield seed, arm, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +273,7 @@ class Study:
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
     session_of = open_session(options, workdir, check=self.check, **opening)
-    with named(options), session_of as session:
+    with shown(opening.get('progress', True)), named(options), session_of as session:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
@@ -289,8 +299,13 @@ class Study:
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
+    if len(means := averages.averages(records)):
+      summary = result.summary | {averages.TABLE: averages.figures(means)}
+      tables = result.tables | {averages.TABLE: means}
+      result = dataclasses.replace(result, summary=summary, tables=tables)
     note = said(of_run(session, records))
-    page = finished_page(session, self.page(session, result, records), note)
+    of_means = averages.piece(result.tables.get(averages.TABLE))
+    page = finished_page(session, self.page(session, result, records), note, of_means)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)

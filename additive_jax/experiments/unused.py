@@ -29,6 +29,8 @@ OF = {
   'compress': ('compress',),
 }
 EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
+OF_TABLES = tuple(f'data.{name}' for name in ('target', 'columns', 'weight', 'split', 'task'))
+OF_FOLDERS = ('data.image_size', 'data.channels')
 # What a network takes under another name, or reads of options by itself.
 ALSO = {Transformer: ('num_blocks',)}
 
@@ -244,4 +246,8 @@ def _of_data(name: str, options: Any, data: Data) -> str:
     return 'text'
   if name in ('data.data_dir', 'data.download') and not options.name.startswith('tfds:'):
     return 'tfds:NAME'
+  if name in OF_TABLES and not options.name.startswith('file:'):
+    return 'file:PATH'
+  if name in OF_FOLDERS and not options.name.startswith('images:'):
+    return 'images:DIR'
   return ''

@@ -1,4 +1,5 @@
-"""What a running program tells its user: on a terminal a live bar, in a log file plain lines."""
+"""What a running program tells its user: on a terminal or in a notebook a live bar, in a log file
+plain lines."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.text
+
+from additive_jax.files.notebook import Output, in_notebook
 
 log = logging.getLogger('additive_jax')
 
@@ -60,7 +63,8 @@ def setup_logging(level: int = logging.INFO, stream: TextIO | None = None) -> Li
 
 
 class Progress:
-  """How far a piece of work is: a live bar on a terminal, a line now and then in a log file.
+  """How far a piece of work is: a live bar on a terminal or in a notebook, a line now and then in a
+  log file.
 
       with Progress(1500, 'cotrain') as progress:
         ...
@@ -84,8 +88,11 @@ class Progress:
     brief: in a log file, work that ends within `interval` is not mentioned.
   """
 
-  # The one rich display on the terminal, shared by nested bars and the log.
+  # The one rich display on the terminal, shared by nested bars and the log; where a notebook shows
+  # it, the output of a cell.
   display: ClassVar[rich.progress.Progress | None] = None
+  output: ClassVar[Output | None] = None
+  silent: ClassVar[bool] = False  # whether nothing is shown of any work
 
   def __init__(
     self,
@@ -112,16 +119,20 @@ class Progress:
   def __enter__(self) -> Progress:
     self._began = self._shown = time.monotonic()
     stream = self._stream or sys.stderr
-    self._live = self._enabled and stream.isatty()
+    self._enabled = self._enabled and not Progress.silent
+    notebook = self._stream is None and in_notebook()
+    self._live = self._enabled and (notebook or stream.isatty())
     outer = Progress.display if self._live else None
     self._nested = outer is not None
     # Without a terminal rich counts and measures all the same, and draws nothing.
-    self._bars = outer or _bars(stream, drawn=self._live)
+    self._bars = outer or _bars(stream, drawn=self._live and not notebook)
     id_ = self._bars.add_task(self.description, total=self.total, completed=self.start, figures='')
     self._task = self._bars.tasks[self._bars.task_ids.index(id_)]
     if self._live and not self._nested:
       Progress.display = self._bars
+      Progress.output = Output() if notebook else None
       self._bars.start()
+    self._draw(at_once=True)
     if not self._brief:
       self._say()
     return self
@@ -133,6 +144,7 @@ class Progress:
     if self._live:
       rate = [f'{self._task.speed:.3g} {self.unit}/s'] if self._task.speed else []
       self._bars.update(self._task.id, figures=', '.join(rate + self._figure_texts()))
+      self._draw()
     elif not self._task.finished and time.monotonic() - self._shown >= self.interval:
       self._shown = time.monotonic()
       remaining = self._task.time_remaining
@@ -144,9 +156,16 @@ class Progress:
       self._say(f'took {duration(elapsed)}')
     if self._nested:
       self._bars.remove_task(self._task.id)
-    elif self._live:
-      self._bars.stop()
-      Progress.display = None
+    self._draw(at_once=True)
+    if self._live and not self._nested:
+      if Progress.output is None:
+        self._bars.stop()
+      Progress.display = Progress.output = None
+
+  def _draw(self, at_once=False):
+    """Shows the bars in a notebook; a terminal's draw themselves."""
+    if self._live and Progress.output is not None:
+      Progress.output.draw(self._bars.get_renderable(), at_once=at_once)
 
   def _say(self, *facts: str) -> None:
     """Writes a line of counts, facts and figures, unless a bar shows them."""
@@ -193,7 +212,7 @@ def _bars(stream: TextIO, *, drawn: bool) -> rich.progress.Progress:
     rich.progress.MofNCompleteColumn(),
     rich.progress.TimeRemainingColumn(),
     rich.progress.TextColumn('{task.fields[figures]}', markup=False),
-    console=rich.console.Console(file=stream),
+    console=rich.console.Console(file=stream, force_jupyter=False),
     disable=not drawn,
     get_time=time.monotonic,
     speed_estimate_period=float('inf'),  # a unit may take longer than rich's half a minute

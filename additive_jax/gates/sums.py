@@ -33,7 +33,10 @@ from jaxtyping import Array, Float
 
 GateValue = ArrayLike  # in one of the forms above
 
-SAVED = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+SAVED = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
+)
 
 
 def is_static(gate: GateValue) -> bool:
@@ -115,9 +118,10 @@ def choose(
     return scaled(x) if gate else x
   if is_soft(gate):
     return x + aligned(gate, x) * (scaled(x) - x)
-  # The branch is rematerialised but for its matmuls. Under reverse mode `lax.cond` hands the
-  # residuals of its branch on to the backward pass, and fills them with zeros where it was skipped:
-  # for all intermediates that costs about as much as running it, while matmuls are dear to repeat.
+  # The branch is rematerialised but for its matmuls and convolutions. Under reverse mode `lax.cond`
+  # hands the residuals of its branch on to the backward pass, and fills them with zeros where it
+  # was skipped: for all intermediates that costs about as much as running it, while matmuls are
+  # dear to repeat.
   #
   #   forward    cond(g): f(x) → matmuls of f,  or zeros of their shapes
   #   backward   cond(g): activations again from those matmuls, then their gradients

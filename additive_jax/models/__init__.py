@@ -2,9 +2,11 @@
 
 from additive_jax.models.additive import Additive
 from additive_jax.models.convnet import ConvNet
+from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
+from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
@@ -18,10 +20,12 @@ __all__ = [
   'Additive',
   'ConvNet',
   'DenseStack',
+  'Dropout',
   'Experts',
   'LeNet',
   'Modules',
   'Routing',
   'Transformer',
+  'conv_general_dilated',
   'measure',
 ]

@@ -27,7 +27,15 @@ from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.sites import Site, Stream, read_sites
-from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Part, run_part
+from additive_jax.models.surrounding import (
+  EMBED,
+  READOUT,
+  WHOLE,
+  Part,
+  input_dtype,
+  mode,
+  run_part,
+)
 
 PARTS = {
   'embed': 'from inputs to the stream',
@@ -39,8 +47,8 @@ Logits = Float[Array, 'B ... C']
 
 
 def flat(x: Inputs) -> Float[Array, 'B D']:
-  """Returns inputs as rows of float32."""
-  return jnp.asarray(x, jnp.float32).reshape(x.shape[0], -1)
+  """Returns inputs as rows of floats: float32, or what training computes in."""
+  return jnp.asarray(x, input_dtype()).reshape(x.shape[0], -1)
 
 
 def numbered(word: str, count: int) -> tuple[str, ...]:
@@ -88,18 +96,16 @@ class Additive(nn.Module):
 
     At init every site is created, whatever the structure, and with the same values.
     """
-    num_gates = sum(len(site.names) for site in read_sites(self.sites))
+    sites = read_sites(self.sites)
+    num_gates = sum(len(site.names) for site in sites)
     values = (True,) * num_gates if structure is None else parse(structure, num_gates).bits
-    return self.readout(self.through_sites(self.embed(x), values))
-
-  def through_sites(self, h: Stream, values: Sequence[bool]) -> Stream:
-    """Returns the stream after all sites, one after the other; at init every site runs."""
-    for site, module in zip(read_sites(self.sites), self.sites):
+    h = self.embed(x)
+    for site, module in zip(sites, self.sites):
       gates = values[site.gates]
       if self.is_initializing() and not all(gates):
         site.step(module, h, (True,) * len(gates))
       h = site.step(module, h, gates)
-    return h
+    return self.readout(h)
 
   def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
     """Returns what Flax's does, without the boxes that name axes, see `models.axes`."""
@@ -115,7 +121,7 @@ class Additive(nn.Module):
     check_variables(variables)
     apply = super().apply
     try:
-      return run_part(self, WHOLE, variables, lambda v: apply(v, *args, **kwargs))
+      return run_part(self, WHOLE, variables, functools.partial(_whole, apply, kwargs), args)
     except flax.errors.ScopeParamNotFoundError as error:
       if kwargs.get('method') is not None:
         raise
@@ -160,8 +166,49 @@ def branch(
 ) -> Stream:
   """Returns what the module of site `index` gives for the stream: the value to add, or, for a site
   that names its gates, the new stream for its inner gates."""
+  return _of_site(model, variables, index, h, gates)
+
+
+def step_leaving(
+  model: nn.Module,
+  variables: PyTree,
+  index: int,
+  h: Stream,
+  leaving: Sequence[str],
+  rngs: Mapping[str, PRNGKeyArray],
+) -> tuple[Stream, dict[str, Any]]:
+  """Returns the stream after site `index` with all its gates on, and the collections of these names
+  that it leaves."""
+  left: dict[str, Any] = {}
+
+  def call(h: Stream, *gates: Sequence[GateValue]) -> Stream:
+    given, collections = _of_site(
+      model, variables, index, h, gates, mutable=list(leaving), rngs=dict(rngs)
+    )
+    left.update(collections)
+    return given
+
+  site = sites_of(model)[index]
+  return site.step(call, h, (True,) * len(site.names)), left
+
+
+def _of_site(model, variables, index, h, gates, **flax):
+  site = sites_of(model)[index]
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  return _apply(model, variables, index, call, h, *gates)
+  given = _apply(model, variables, index, call, h, *gates, casts=not site.casts, **flax)
+  if mode().dtype is None or site.casts:
+    return given
+  if 'mutable' in flax:
+    return _in_stream(site, h, given[0]), given[1]
+  return _in_stream(site, h, given)
+
+
+def _in_stream(site: Site, h: Stream, given: Stream) -> Stream:
+  """Returns what a site gave for a stream in the mode's dtype, in the stream's own."""
+  wide = given.astype(h.dtype)
+  if site.adds or not site.has_residual:
+    return wide
+  return h + (wide - h.astype(given.dtype).astype(h.dtype))  # what it has added alone is rounded
 
 
 def update(
@@ -338,9 +385,44 @@ def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
 
 
 def _apply(
-  model: nn.Module, variables: PyTree, part: Part, method: Callable[..., Any], *args: Any
+  model: nn.Module,
+  variables: PyTree,
+  part: Part,
+  method: Callable[..., Any],
+  stream: Any,
+  *others: Any,
+  casts: bool = True,
+  rngs: Mapping[str, PRNGKeyArray] | None = None,
+  **flax: Any,
 ) -> Any:
-  return run_part(model, part, variables, lambda v: model.apply(v, *args, method=method))
+  """Returns what a part of the network gives, in the mode of now.
+
+  Args:
+    method: of the module, the stream and the others.
+    casts: see `surrounding.run_part`.
+    rngs, flax: as for Flax's `apply`.
+  """
+
+  def run(variables: PyTree, stream: Any, of_mode: Mapping[str, PRNGKeyArray]) -> Any:
+    keys = {**of_mode, **(rngs or {})}
+    return model.apply(variables, stream, *others, method=method, rngs=keys or None, **flax)
+
+  return run_part(model, part, variables, run, stream, casts=casts)
+
+
+def _whole(
+  apply: Callable[..., Any],
+  kwargs: Mapping[str, Any],
+  variables: PyTree,
+  args: tuple[Any, ...],
+  of_mode: Mapping[str, PRNGKeyArray],
+) -> Any:
+  """Returns what Flax's `apply` does, with the random numbers of a mode beside those given."""
+  keys = kwargs.get('rngs')
+  if of_mode and not isinstance(keys, Mapping | None):
+    keys = {'params': keys}
+  rngs = {'rngs': {**of_mode, **(keys or {})}} if of_mode else {}
+  return apply(variables, *args, **{**kwargs, **rngs})
 
 
 def _shapes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from additive_jax.gates.shares import sum_of_units
 from additive_jax.gates.sums import GateValue, lane
 from additive_jax.models.feed_forward import Linear, add_share, in_lanes
 from additive_jax.models.kinds import LANE, RESIDUAL, gate_names
+from additive_jax.models.surrounding import in_branch_dtype
 
 ROPE_BASE = 10_000.0
 
@@ -41,6 +42,8 @@ class Attention(nn.Module):
   causal: bool = False
   rope: bool = False
 
+  casts: ClassVar[bool] = True
+
   @property
   def gates(self) -> tuple[str, ...]:
     return gate_names(self.kinds, 1)
@@ -52,6 +55,7 @@ class Attention(nn.Module):
     width = h.shape[-1]
     x = nn.LayerNorm(name='norm')(h)
     layers = attention_layers(width, self.num_heads, width // self.num_heads)
+    x, layers = in_branch_dtype((x, layers))
     mask = causal_mask(h.shape[-2]) if self.causal else None
     if LANE not in self.kinds:
       return h + attention(x, layers, mask=mask, rope=self.rope)
@@ -148,7 +152,8 @@ def attend(
   scores = jnp.einsum('bqnu,bknu->bnqk', q * q.shape[-1] ** -0.5, k)
   if mask is not None:
     scores = jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)
-  return jnp.einsum('bnqk,bknu->bqnu', jax.nn.softmax(scores), v)
+  weights = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+  return jnp.einsum('bnqk,bknu->bqnu', weights.astype(v.dtype), v)
 
 
 def causal_mask(tokens: int) -> Bool[Array, '1 T T']:

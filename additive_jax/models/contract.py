@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, read_by, shape_of, sites_of
-from additive_jax.models.surrounding import is_surrounded
+from additive_jax.models.surrounding import PLAIN, in_mode, is_surrounded
 
 DECIDES_ON_VALUES = (
   jax.errors.ConcretizationTypeError,
@@ -48,7 +48,8 @@ def reason(error: BaseException) -> str:
   first = first.split(' (https://')[0][:200].rstrip('.')
   text = f'{type(error).__name__}: {first}'
   if isinstance(error, flax.errors.InvalidRngError):
-    return f'it draws random numbers, but must be deterministic (switch dropout off); {text}'
+    without = "aj.models.Dropout, or deterministic=not self.has_rng('dropout')"
+    return f'it draws random numbers, but must be deterministic without a key ({without}); {text}'
   if isinstance(error, flax.errors.ModifyScopeVariableError):
     return f'it changes a variable, but must be a pure function of the parameters; {text}'
   if isinstance(error, flax.errors.ScopeParamNotFoundError | flax.errors.ScopeCollectionNotFound):
@@ -92,7 +93,8 @@ def check_pool(
   if is_surrounded():
     return
   off = None if structure is None or all(structure) else structure
-  _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
+  with in_mode(PLAIN):
+    _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,11 +16,14 @@ from additive_jax.errors import UserError
 from additive_jax.gates.layers import LayerPair, LinearMap, sub_activation
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.additive import Inputs
+from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.kinds import check_sizes
+from additive_jax.models.surrounding import input_dtype
 
 # Up to this many input channels a matmul of patches is faster than a convolution on CPU; above it
 # the patches, kh·kw times the image, cost more than they save.
 FEW_CHANNELS = 7
+LAYOUTS = ('NHWC', 'HWIO', 'NHWC')
 
 
 class Conv(nn.Module):
@@ -71,43 +73,11 @@ def _patches_conv(
   return patches @ kernel.reshape(kh * kw * channels, -1)
 
 
-def _plain(
-  x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E'], borders: Sequence[int]
-) -> Float[Array, 'B X2 Y2 E']:
-  """Returns a convolution in the layout that is fast everywhere, with this many zeros around the
-  image."""
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), [(n, n) for n in borders], dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-
-
-@jax.custom_jvp
 def _convolve(
   x: Float[Array, 'B X Y D'], kernel: Float[Array, 'I J D E']
 ) -> Float[Array, 'B X Y E']:
-  return _plain(x, kernel, [side // 2 for side in kernel.shape[:2]])
-
-
-@_convolve.defjvp
-def _convolve_jvp(primals, tangents):
-  # JAX's own gradients are convolutions in other layouts. In the body of a loop or a conditional,
-  # where all training happens, XLA on CPU runs those 30 times slower (jax-ml/jax#12868). Each
-  # derivative is therefore given as the transpose of what reverse mode shall compute.
-  x, kernel = primals
-  y = _convolve(x, kernel)
-  borders = [side // 2 for side in kernel.shape[:2]]
-  mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  swapped = x.transpose(3, 1, 2, 0)
-
-  def to_x(g):
-    return _convolve(g, mirrored)
-
-  def to_kernel(g):
-    return _plain(swapped, g.transpose(1, 2, 0, 3), borders).transpose(1, 2, 0, 3)
-
-  (from_x,) = jax.linear_transpose(to_x, y)(tangents[0])
-  (from_kernel,) = jax.linear_transpose(to_kernel, y)(tangents[1])
-  return y, from_x + from_kernel
+  borders = [(side // 2, side // 2) for side in kernel.shape[:2]]
+  return conv_general_dilated(x, kernel, (1, 1), borders, dimension_numbers=LAYOUTS)
 
 
 def conv_tiles(
@@ -178,7 +148,7 @@ def conv_sub_activation(
 
 
 def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
-  """Returns inputs [B, X, Y] or [B, X, Y, D] as float32 images with channels.
+  """Returns inputs [B, X, Y] or [B, X, Y, D] as images of floats with channels.
 
   >>> as_images(np.zeros((2, 8, 8), np.uint8)).shape
   (2, 8, 8, 1)
@@ -194,7 +164,7 @@ def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
   height, width = x.shape[1:3]
   if min(height, width) < least:
     raise UserError(f'images of {height} × {width}: expected at least {least} × {least}')
-  return jnp.asarray(x if x.ndim == 4 else x[..., None], jnp.float32)
+  return jnp.asarray(x if x.ndim == 4 else x[..., None], input_dtype())
 
 
 def check_channels(channels: int | Sequence[int]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from additive_jax.models.kinds import (
   check_sizes,
   gate_names,
 )
+from additive_jax.models.surrounding import in_branch_dtype
 
 Images = Float[Array, 'B X Y D']
 
@@ -46,6 +47,8 @@ class ConvBlock(nn.Module):
   kinds: tuple[str, ...] = (RESIDUAL,)
   num_chunks: int = 1
 
+  casts: ClassVar[bool] = True
+
   @property
   def gates(self) -> tuple[str, ...]:
     """The names of its gates, in order."""
@@ -55,7 +58,8 @@ class ConvBlock(nn.Module):
   def __call__(self, h: Images, gates: Sequence[GateValue] = ()) -> Images:
     shape = (3, 3, h.shape[-1], h.shape[-1])
     x = nn.LayerNorm(name='norm')(h)
-    return h + conv_sub_activation(x, linear_pair(shape, shape), gates, nn.gelu)
+    x, layers = in_branch_dtype((x, linear_pair(shape, shape)))
+    return h + conv_sub_activation(x, layers, gates, nn.gelu)
 
 
 class Down(nn.Module):

@@ -13,7 +13,6 @@ their positions kept. No token is dropped, see `dispatch`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -33,15 +32,8 @@ from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.modules import Modules
-from additive_jax.models.routing import (
-  CHOICES,
-  ROUTING,
-  SELECTION_BIAS,
-  Chosen,
-  leave,
-  linear_router,
-)
-from additive_jax.models.sites import Stream
+from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
+from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
@@ -147,10 +139,12 @@ class Pool(nn.Module):
 
   def _mixed(self, module, h, positions, valid):
     norm, layers = module['attention']
+    x, layers = in_branch_dtype((_norm(h, norm), layers))
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
-    return attention(_norm(h, norm), layers, mask=mask, positions=positions, rope=self.rope)
+    y = attention(x, layers, mask=mask, positions=positions, rope=self.rope)
+    return y.astype(h.dtype)
 
   def _mlp(self, module: Parameters, tokens: Tokens, *_: Array) -> Float[Array, '*c D']:
     """Returns what the feed-forward module gives for each token, times its weight."""
@@ -159,7 +153,8 @@ class Pool(nn.Module):
 
   def _fed_forward(self, module, h):
     norm, layers = module['mlp']
-    return sub_activation(_norm(h, norm), layers, (), UNITS[self.unit][0])
+    x, layers = in_branch_dtype((_norm(h, norm), layers))
+    return sub_activation(x, layers, (), UNITS[self.unit][0]).astype(h.dtype)
 
   def _block(
     self,
@@ -194,6 +189,7 @@ class Step(nn.Module):
   modules: Modules
 
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
+  casts: ClassVar[bool] = True
 
   @nn.compact
   def __call__(
@@ -281,23 +277,7 @@ class DNA(TokenNetwork):
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
 
-  def through_sites(self, h: Stream, values: Sequence[bool]) -> Stream:
-    """Returns the stream after all sites. The steps that are on run in one loop, for they differ in
-    parameters of their own alone: whatever their number, one is compiled."""
-    dense, steps = values[: self.num_backbone], self.sites[self.num_backbone :]
-    steps = [step for step, on in zip(steps, values[self.num_backbone :], strict=True) if on]
-    if self.is_initializing() or len(steps) < 2:
-      return super().through_sites(h, values)
-    h = super().through_sites(h, (*dense, *[False] * self.num_steps))
-    pool = self.pool.variables['params']
-    one = Step(self.pool.clone(parent=None), self.modules, parent=None)
-
-    def run(h, own):
-      h, left = one.apply({'params': {**own, 'pool': pool}}, h, mutable=[ROUTING, CHOICES])
-      return h, (left[ROUTING]['left'], left[CHOICES]['left'])
-
-    own = [step.variables['params'] for step in steps]
-    h, left = jax.lax.scan(run, h, jax.tree.map(lambda *leaves: jnp.stack(leaves), *own))
-    for i, step in enumerate(steps):
-      leave(step, *jax.tree.map(operator.itemgetter(i), left))
-    return h
+  @property
+  def alike(self) -> range:
+    """The sites that are steps, see `models.alike`."""
+    return range(self.num_backbone, self.num_backbone + self.num_steps)

@@ -32,6 +32,7 @@ from additive_jax.models.routing import (
   leave,
   linear_router,
 )
+from additive_jax.models.surrounding import in_branch_dtype
 
 # The weights of a token's structures and the structures, or the weights of spans and None.
 Routed = tuple[Float[Array, '...'], Bool[Array, '...'] | None]
@@ -67,6 +68,7 @@ class StructureExperts(nn.Module):
   router: nn.Module | None = None
 
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
+  casts: ClassVar[bool] = True
 
   @nn.compact
   def __call__(
@@ -78,6 +80,7 @@ class StructureExperts(nn.Module):
     x = nn.LayerNorm(name='norm')(h)
     layers = feed_forward_layers(width, self.hidden, self.gated)
     routed, facts, indices = self._route(x)
+    branch, layers, routed = in_branch_dtype((x, layers, routed))
 
     def experts(
       layers: LayerPair, tokens: tuple[Array, Routed], *_: Array
@@ -89,14 +92,14 @@ class StructureExperts(nn.Module):
 
     if self.routing.keep == 1:
       leave(self, facts, Chosen(indices))
-      return h + experts(layers, (x, routed))
+      return h + experts(layers, (branch, routed))
     score = nn.Dense(1, use_bias=False, name='keep')(x)
     bias = self.param(KEEP_BIAS, nn.initializers.zeros, (), jnp.float32)
     on = score[..., 0] + jax.lax.stop_gradient(bias) > 0
     facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
     leave(self, facts, Chosen(indices, on))
     flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
-    y = in_blocks(experts, layers, jax.tree.map(flat, (x, routed)), on.reshape(-1))
+    y = in_blocks(experts, layers, jax.tree.map(flat, (branch, routed)), on.reshape(-1))
     return h + jax.nn.sigmoid(score) * y.reshape(h.shape)
 
   def _route(

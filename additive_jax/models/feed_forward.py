@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import GateValue, lane
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.kinds import LANE, RESIDUAL, SUB_ACTIVATION, gate_names
+from additive_jax.models.surrounding import in_branch_dtype
 
 
 class Linear(nn.Module):
@@ -119,6 +121,8 @@ class FeedForward(nn.Module):
   activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
 
+  casts: ClassVar[bool] = True
+
   @property
   def gates(self) -> tuple[str, ...]:
     return gate_names(self.kinds, self.num_chunks)
@@ -129,7 +133,7 @@ class FeedForward(nn.Module):
   ) -> Float[Array, 'B *axes D']:
     joins, reduce = split_gates(self.kinds, gates)
     x = nn.LayerNorm(name='norm')(h)
-    layers = feed_forward_layers(h.shape[-1], self.hidden, self.gated)
+    x, layers = in_branch_dtype((x, feed_forward_layers(h.shape[-1], self.hidden, self.gated)))
     if LANE not in self.kinds:
       return h + sub_activation(x, layers, joins, self.activation)
     branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)

@@ -21,6 +21,7 @@ from additive_jax.gates.sums import GateValue
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
+from additive_jax.models.surrounding import in_branch_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ class MixtureOfExperts(nn.Module):
   gated: bool = False
 
   gates: ClassVar[tuple[str, ...]] = (RESIDUAL,)
+  casts: ClassVar[bool] = True
 
   @nn.compact
   def __call__(
@@ -89,8 +91,9 @@ class MixtureOfExperts(nn.Module):
     choice = routers.top_k(logits, top_k, renormalise=self.experts.renormalise, bias=bias)
     leave(self, routers.facts_of_list(logits, choice.indices, count), Chosen(choice.indices))
 
+    x, layers, weights = in_branch_dtype((x, layers, choice.weights))
     tokens = x.reshape(-1, width)
-    index, weights = (part.reshape(-1, top_k) for part in (choice.indices, choice.weights))
+    index, weights = (part.reshape(-1, top_k) for part in (choice.indices, weights))
     rows = rows_of(len(tokens), top_k, count)
 
     def run_experts(

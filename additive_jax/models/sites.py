@@ -27,12 +27,15 @@ class Site:
     names: of its gates, in order.
     start: number of its first gate in the structure.
     adds: True for the simple form, whose module returns the value to add.
+    casts: whether its module, which then has an attribute `casts`, adds to the stream in the dtype
+      of the stream, and by itself computes in that of training, see `surrounding.in_branch_dtype`.
   """
 
   label: str
   names: tuple[str, ...]
   start: int
   adds: bool
+  casts: bool = False
 
   @property
   def has_residual(self) -> bool:
@@ -96,7 +99,9 @@ def read_sites(modules: Sequence[nn.Module]) -> tuple[Site, ...]:
     if expected := wrong_gates(names):
       raise UserError(f'site {module.name!r} with gates {names!r}: {expected}')
     label = str(module.name).replace('__', '/')
-    site = Site(label, (RESIDUAL,) if names is None else tuple(names), start, names is None)
+    casts = names is not None and getattr(module, 'casts', False) is True
+    names, adds = (RESIDUAL,) if names is None else tuple(names), names is None
+    site = Site(label, names, start, adds, casts)
     sites.append(site)
     start += len(site.names)
   return tuple(sites)

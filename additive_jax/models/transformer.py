@@ -29,6 +29,7 @@ from additive_jax.models.kinds import (
 from additive_jax.models.mlp import Head
 from additive_jax.models.moe import Experts, MixtureOfExperts
 from additive_jax.models.routing import Routing, linear_router
+from additive_jax.models.surrounding import input_dtype
 
 POSITIONS = ('learned', 'rope')
 # The activation of a unit, and whether it is gated.
@@ -233,7 +234,7 @@ def embed_inputs(
     raise UserError(
       f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'
     )
-  h = stem(jnp.asarray(x) if num_tokens else patches(jnp.asarray(x, jnp.float32), patch_size))
+  h = stem(jnp.asarray(x) if num_tokens else patches(jnp.asarray(x, input_dtype()), patch_size))
   if position is None:
     return h
   tokens, most = h.shape[1], len(position)

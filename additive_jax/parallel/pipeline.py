@@ -12,6 +12,8 @@ sites of one stage out shortens no tick, for the others wait for its slowest dev
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,7 @@ from additive_jax.models.additive import (
   sites_of,
   step,
 )
+from additive_jax.models.surrounding import in_mode, mode
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.mesh import DATA, PIPE
@@ -86,13 +89,14 @@ def run_ticks(
 
   def work(h: Stream, repeat: Array, number: Array) -> tuple[Stream, PyTree, bool]:
     stage = repeat * pipeline.devices + device
-    h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, inputs[number]), lambda h: h, h)
     site_params = jax.tree.map(lambda leaf: leaf[repeat], stages)
     pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
-    h = _run_sites(model, pools, h, by_stage(bits)[stage], factors)
     last = lambda h: finish(readout(model, ends, h), number)
-    return h, jax.lax.cond(stage == pipeline.stages - 1, last, lambda h: nothing, h), True
+    with _of_stage(number, len(inputs[0]), stage * len(names)):
+      h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, inputs[number]), lambda h: h, h)
+      h = _run_sites(model, pools, h, by_stage(bits)[stage], factors)
+      return h, jax.lax.cond(stage == pipeline.stages - 1, last, lambda h: nothing, h), True
 
   # What the gradient of a branch needs is written in ticks that skip it too, as zeros.
   work = jax.checkpoint(work, prevent_cse=False, policy=None if pipeline.remat else SAVED)
@@ -106,6 +110,18 @@ def run_ticks(
 
   _, (values, worked) = jax.lax.scan(tick, _zeros(stream), jnp.arange(pipeline.ticks))
   return values, worked
+
+
+def _of_stage(
+  number: Int[Array, ''], size: int, first_site: Int[Array, '']
+) -> contextlib.AbstractContextManager[None]:
+  """Makes parts run as those of a stage, on a microbatch of some size."""
+  now = mode()
+  if now.dropout is None:
+    return contextlib.nullcontext()
+  rows = number * size + jnp.arange(size)
+  rows = rows if now.rows is None else now.rows[rows]
+  return in_mode(dataclasses.replace(now, rows=rows, first_site=first_site))
 
 
 def _onward(pipeline: Pipeline) -> list[tuple[int, int]]:

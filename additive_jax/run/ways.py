@@ -16,6 +16,7 @@ the others once for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,9 +30,19 @@ from additive_jax.gates.routers import Facts
 from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.gates.sums import is_static
 from additive_jax.gates.traced import traced_structure
-from additive_jax.models.additive import Inputs, Logits, embed, gate_names, readout, sites_of, step
+from additive_jax.models.additive import (
+  Inputs,
+  Logits,
+  embed,
+  gate_names,
+  readout,
+  sites_of,
+  step,
+)
+from additive_jax.models.alike import steps_leaving, stretches
 from additive_jax.models.contract import check_pool
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
+from additive_jax.models.surrounding import examples
 
 Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
 
@@ -203,7 +214,8 @@ def gathered(
     elif len(rows):
       part = h[rows]
       inner = [gate if is_static(gate) else gate[rows] for gate in inner]
-      new = step(model, variables, i, part, (True, *inner), scale)
+      with examples(rows):
+        new = step(model, variables, i, part, (True, *inner), scale)
       h = h.at[rows].set(new, unique_indices=True)
   return readout(model, variables, h)
 
@@ -233,9 +245,8 @@ def routed(
   {'block_00__mlp': (4,)}
   """
   check_pool(model, variables, x)
-  rngs = {} if key is None else {ROUTING: key}
-  outputs, collections = model.apply(variables, x, mutable=[ROUTING], rngs=rngs)
-  return outputs, _left(collections, ROUTING)
+  outputs, left = _leaving(model, variables, x, key, (ROUTING,))
+  return outputs, left[ROUTING]
 
 
 def chosen(
@@ -252,13 +263,20 @@ def chosen(
   {'block_00__mlp': (2, 4, 1)}
   """
   check_pool(model, variables, x)
+  outputs, left = _leaving(model, variables, x, key, (ROUTING, CHOICES))
+  return outputs, left[ROUTING], left[CHOICES]
+
+
+def _leaving(model, variables, x, key, names):
+  """Returns the logits with all gates on, and by name of a collection what sites left in it."""
   rngs = {} if key is None else {ROUTING: key}
-  outputs, collections = model.apply(variables, x, mutable=[ROUTING, CHOICES], rngs=rngs)
-  return outputs, _left(collections, ROUTING), _left(collections, CHOICES)
-
-
-def _left(collections, name):
-  return {site: value['left'] for site, value in collections.get(name, {}).items()}
+  left: dict[str, dict[str, Any]] = {name: {} for name in names}
+  h = embed(model, variables, x)
+  for sites in stretches(model):
+    h, collections = steps_leaving(model, variables, sites, h, names, rngs)
+    for name, of_sites in collections.items():
+      left[name] |= of_sites
+  return readout(model, variables, h), left
 
 
 def _run(model, variables, x, structure, scales=None):

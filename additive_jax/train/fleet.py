@@ -119,6 +119,9 @@ class Fleet:
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
     self.state = self._start(keys, x)
+    of_network = [jax.random.fold_in(jax.random.fold_in(key, 1), name) for name in names]
+    keys_of_data = np.stack([np.asarray(jax.random.key_data(key)) for key in of_network])
+    self._dropout = mesh_.place(keys_of_data, self.mesh, BY_NETWORK)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)
@@ -168,7 +171,9 @@ class Fleet:
     for j, (group, order) in enumerate(zip(self._groups, self._orders)):
       rows[:count, j] = group[order.indices(start, count)]
     rows = mesh_.place(rows, self.mesh, BY_STEP)
-    self.state, metrics = self._program(self.state, self._bits, np.int32(count), rows, self._data)
+    self.state, metrics = self._program(
+      self.state, self._bits, np.int32(count), rows, self._data, self._dropout
+    )
     metrics = {name: value[:count] for name, value in processes.to_host(metrics).items()}
     return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
 
@@ -210,7 +215,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
     whole = jax.lax.pmean(leaf.mean(0, keepdims=True), mesh_.STRUCTURE)
     return jnp.broadcast_to(whole, leaf.shape)
 
-  def steps(state, bits, num_steps, rows, data):
+  def steps(state, bits, num_steps, rows, data, dropout):
     limit, local, _ = rows.shape
     metrics = {
       'loss': jnp.zeros((limit, local)),
@@ -219,9 +224,10 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
     }
 
     def step_of_one(inputs):
-      state, rows = inputs
+      state, rows, dropout = inputs
       x, y = jax.tree.map(lambda a: a[rows][None], data)
-      state, values = train_step(recipe, state, Slots(bits[None], x, y))
+      key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      state, values = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       return state, {name: jnp.squeeze(values[name]) for name in metrics}
 
     def body(t, carry):
@@ -229,7 +235,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
       step = state.step + 1
       networks = state._replace(step=jnp.full(local, state.step))
       # In turn, not under vmap: gates stay conditionals, and convolutions fast.
-      networks, values = jax.lax.map(step_of_one, (networks, rows[t]))
+      networks, values = jax.lax.map(step_of_one, (networks, rows[t], dropout))
       pools = (networks.params, networks.opt_state)
       if sync_every:
         # The step is the same on all devices, so all of them meet in the mean or none.
@@ -246,7 +252,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
     jax.shard_map(
       steps,
       mesh=mesh,
-      in_specs=(states, PartitionSpec(), PartitionSpec(), BY_STEP, PartitionSpec()),
+      in_specs=(states, PartitionSpec(), PartitionSpec(), BY_STEP, PartitionSpec(), BY_NETWORK),
       out_specs=(states, BY_STEP),
       check_vma=False,  # nothing here is differentiated across devices
     ),

@@ -4,6 +4,7 @@ devices.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.models.additive import Inputs, parts, sites_of
+from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel import collectives, layout, mesh
+from additive_jax.train.pieces import accumulated
 from additive_jax.train.recipe import Facts, Recipe, Slot, reads_by_parts
+from additive_jax.train.rule import without_frozen
 
 
 class Averaged(NamedTuple):
@@ -45,6 +49,7 @@ class Slots(NamedTuple):
       trained alone.
     step: of the training; None likewise.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
+    dropout: keys like `keys`, for what the network drops; None drops nothing.
   """
 
   bits: Bool[Array, 'slots n']
@@ -53,6 +58,7 @@ class Slots(NamedTuple):
   keys: Key[Array, 'slots'] | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
+  dropout: Key[Array, 'slots'] | None = None
 
 
 def usage(model: Any, x: Inputs | jax.ShapeDtypeStruct) -> PyTree:
@@ -151,8 +157,8 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
   share = jax.lax.axis_index(split) if split else 0
 
   def add_slot(total, inputs):
-    structure, x, y, key = inputs
-    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share)
+    structure, x, y, key, dropout = inputs
+    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share, dropout)
     (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
@@ -168,7 +174,7 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
     add = lambda t, g: t + jnp.where(finite, g, 0)
     return jax.tree.map(add, total, gradient), (loss, finite, facts)
 
-  by_slot = slots.bits, slots.x, slots.y, slots.keys
+  by_slot = slots.bits, slots.x, slots.y, slots.keys, slots.dropout
   if len(slots.bits) > 1:
     return jax.lax.scan(add_slot, jax.tree.map(jnp.zeros_like, params), by_slot)
   total, values = add_slot(None, jax.tree.map(lambda a: a[0], by_slot))
@@ -199,10 +205,16 @@ def _clipped(gradient, limit, sharing, specs):
 def _gradient(recipe, params, slot, leaves):
   """Returns loss, facts and gradient of a slot. Losses that read the pool by themselves get it
   whole."""
+
+  def of_piece(params, piece):
+    with in_mode(recipe.mode(piece)):
+      values, gradient = recipe.loss.gradient(recipe, params, piece)
+      return values, without_frozen(gradient, recipe.frozen)
+
   if leaves is None or reads_by_parts(recipe.loss):
-    return recipe.loss.gradient(recipe, params, slot)
+    return accumulated(recipe, slot, functools.partial(of_piece, params))
   whole = jax.tree.map(layout.gathered, params, leaves)
-  values, gradient = recipe.loss.gradient(recipe, whole, slot)
+  values, gradient = accumulated(recipe, slot, functools.partial(of_piece, whole))
   return values, jax.tree.map(layout.scattered, gradient, leaves)
 
 

@@ -115,11 +115,14 @@ class PerSample(Structures):
     num_rates, num_gates = len(self.subsets.keep_rates[0]), len(gate_names(recipe.model))
     if num_rates != num_gates:
       raise UserError(f'{num_rates} keep rates: expected {num_gates}, one per gate')
-    devices = mesh_.num_shares(mesh)
-    if self.subsets.parts % devices:
+    devices, pieces = mesh_.num_shares(mesh), recipe.accumulate
+    if self.subsets.parts % (devices * pieces):
+      of_each, and_pieces = (
+        (f', {pieces} pieces on each,', ' and pieces') if pieces > 1 else ('', '')
+      )
       raise UserError(
-        f'{devices} devices split a batch of {self.subsets.parts} parts with a subset each: '
-        'expected devices that divide the parts'
+        f'{devices} devices{of_each} split a batch of {self.subsets.parts} parts with a subset '
+        f'each: expected devices{and_pieces} that divide the parts'
       )
 
 
@@ -160,6 +163,15 @@ class Routed(Loss):
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` for structures other than all-on."""
     check_all_on(sampler, 'a model with routers')
+
+  def check(self, recipe: Recipe) -> None:
+    """Raises `UserError` for a load-balance loss of pieces: it is a product of means over the whole
+    batch."""
+    if recipe.accumulate > 1 and self.balance.auxiliary:
+      raise UserError(
+        f'accumulate {recipe.accumulate} with a load-balance loss of weight '
+        f'{self.balance.auxiliary}, which is of whole batches: expected 1, or balance.auxiliary 0'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,9 +223,13 @@ class Piped(Loss):
     if recipe.average != 'mean':
       raise UserError(f'average {recipe.average} in a pipeline: expected mean')
     staging.check_optimizer(recipe.optimizer)
+    for name in ('learning_rates', 'frozen'):
+      if given := getattr(recipe, name):
+        raise UserError(f'{name} {given} in a pipeline: expected none')
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` where sampler, mesh or batch do not suit the pipeline."""
     self.whole().check_training(recipe, sampler, batch_size, mesh)
     pipeline_.check_mesh(mesh, self.pipeline)
-    pipeline_.check_batch(batch_size // mesh.shape[mesh_.DATA], self.pipeline)
+    shares = mesh.shape[mesh_.DATA] * recipe.accumulate
+    pipeline_.check_batch(batch_size // shares, self.pipeline)

@@ -29,6 +29,7 @@ from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.state import State, init_state, train_step
 
 
@@ -42,6 +43,7 @@ class Member:
     loss, accuracy: on the test split.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
+    averaged: loss and accuracy of the mean of the pool over the steps, where the recipe keeps one.
   """
 
   structure: Structure
@@ -50,6 +52,7 @@ class Member:
   accuracy: float
   train_loss: float
   skipped: int
+  averaged: dict[str, float] | None = None
 
 
 class Population:
@@ -112,6 +115,8 @@ class Population:
     first = processes.to_host(init_state(self.recipe, self.variables))
     different = set(self.devices)
     self._placed = {device: jax.device_put((first, *arrays), device) for device in different}
+    # Beside the key of the pool; the same for all members, whose steps it is folded with.
+    self._dropout = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed), 2))
     self._compiled: set[tuple[jax.Device, int]] = set()
     self._locks = {device: threading.Lock() for device in different}
 
@@ -153,10 +158,11 @@ class Population:
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
+      arguments = state, bits, indices, tail, train, test, self._dropout
       if (device, len(indices)) in self._compiled:
-        return self._member(structure, program(state, bits, indices, tail, train, test))
+        return self._member(structure, program(*arguments))
       with self._locks[device]:  # else every thread would compile the same program
-        member = self._member(structure, program(state, bits, indices, tail, train, test))
+        member = self._member(structure, program(*arguments))
         self._compiled.add((device, len(indices)))
         return member
 
@@ -165,27 +171,31 @@ class Population:
 
   def _member(self, structure, result):
     state, train_loss, scores = result
-    loss, accuracy = scores.tolist()
-    return Member(structure, state, loss, accuracy, float(train_loss), int(state.skipped))
+    (loss, accuracy), *others = (of_pool.tolist() for of_pool in scores)
+    averaged = dict(zip(('loss', 'accuracy'), others[0])) if others else None
+    skipped = int(state.skipped)
+    return Member(structure, state, loss, accuracy, float(train_loss), skipped, averaged)
 
 
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
 
-  def train(state, bits, indices, tail, train, test):
+  def train(state, bits, indices, tail, train, test, dropout):
     def body(carry, inputs):
       state, total = carry
       t, rows = inputs
-      batch = jax.tree.map(lambda a: a[rows][None], train)
-      state, metrics = train_step(recipe, state, Slots(bits[None], *batch))
+      x, y = jax.tree.map(lambda a: a[rows][None], train)
+      key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      state, metrics = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
       return (state, total), None
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    variables, objective = {'params': state.params}, objective_of(recipe.objective)
-    scores = evaluate_one(recipe.model, variables, test, bits, objective=objective)
+    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
+    scores = [judge(recipe.model, {'params': pool}, test, bits) for pool in pools]
     return state, total / tail, scores
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

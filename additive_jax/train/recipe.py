@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax import run
-from additive_jax.errors import UserError
+from additive_jax.batches import num_examples
+from additive_jax.errors import UserError, checked_size
 from additive_jax.models import contract
 from additive_jax.models.additive import Inputs, gate_names
+from additive_jax.models.surrounding import Mode, without_dropout
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.run.objectives import (
@@ -30,10 +32,12 @@ from additive_jax.run.objectives import (
   objective_of,
   regression,
 )
+from additive_jax.train import rule as rule_
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
+DTYPES = ('float32', 'bfloat16')
 Scalar = Float[Array, '']
 Facts = dict[str, PyTree]
 
@@ -50,9 +54,11 @@ class Slot:
     key: another one in each slot and step, the same on all devices that share the slot; None for
       networks that are trained alone.
     step: of the training; None likewise.
+    dropout: a key like `key`, for what the network drops; None drops nothing.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
     split: the axes of the mesh over which devices split the examples.
-    share: the number of this device among them.
+    share: the number of this device among them; of a piece, see `pieces`, its number among all.
+    pieces: into how many pieces each device's examples are cut, of which this is one, see `pieces`.
   """
 
   structure: Bool[Array, 'n']
@@ -63,11 +69,13 @@ class Slot:
   rates: Float[Array, 'n'] | None = None
   split: tuple[str, ...] = ()
   share: int | Int[Array, ''] = 0
+  dropout: PRNGKeyArray | None = None
+  pieces: int = 1
 
   @property
   def num_shares(self) -> int:
-    """How many devices split the examples."""
-    return jax.lax.axis_size(self.split) if self.split else 1
+    """Into how many shares the examples are split: pieces on each of the devices."""
+    return self.pieces * (jax.lax.axis_size(self.split) if self.split else 1)
 
   def mean(self, values: PyTree) -> PyTree:
     """Returns the mean of values over the devices that split the examples, without gradient."""
@@ -231,7 +239,8 @@ def divergence_from_all_on(
   [0.0, 0.0]
   """
   all_on = (True,) * len(gate_names(model))
-  teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
+  with without_dropout():
+    teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
   return optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
   )
@@ -260,6 +269,15 @@ class Recipe:
     collective: 'psum' or 'ring'.
     slot_clip_norm: the global norm that the gradient of each slot is clipped to, before the slots
       are averaged; 0 is no clipping.
+    dtype: what branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, their
+      gradients, the optimizer, the stream, losses, softmax, routers and the statistics of norms are
+      float32 in any case; pools are judged in float32.
+    accumulate: A, pieces of a slot's examples that go through the network one after the other, for
+      the memory of one; their gradients are averaged to that of the slot.
+    ema: decay of a mean of the pool over the steps, see `rule.averaged`; 0 keeps none.
+    learning_rates: what multiplies the learning rate, by a regular expression of the paths of
+      leaves, `{'embed': 0.1, 'block_0.*/kernel': 2.0}`; see `rule.fits`.
+    frozen: regular expressions of the paths of what does not learn.
   """
 
   model: Any
@@ -269,6 +287,11 @@ class Recipe:
   average: str = 'mean'
   collective: str = 'psum'
   slot_clip_norm: float = 0.0
+  dtype: str = 'float32'
+  accumulate: int = 1
+  ema: float = 0.0
+  learning_rates: Any = ()  # pairs, once the recipe is made
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -279,6 +302,13 @@ class Recipe:
       raise UserError(f'collective {self.collective!r}: expected one of {known}')
     if not 0 <= self.slot_clip_norm < math.inf:
       raise UserError(f'slot_clip_norm {self.slot_clip_norm}: expected 0, or a positive number')
+    if self.dtype not in DTYPES:
+      raise UserError(f'dtype {self.dtype!r}: expected one of {", ".join(DTYPES)}')
+    checked_size(self.accumulate, 'accumulate')
+    if not 0 <= self.ema < 1:
+      raise UserError(f'ema {self.ema}: expected a decay in [0, 1), such as 0.999')
+    object.__setattr__(self, 'learning_rates', rule_.checked_rates(self.learning_rates))
+    object.__setattr__(self, 'frozen', rule_.checked_patterns(self.frozen, 'frozen'))
     if not isinstance(self.loss, Loss):
       raise UserError(f'loss {self.loss!r}: expected a Loss, such as Structures()')
     if not all(callable(getattr(self.optimizer, part, None)) for part in ('init', 'update')):
@@ -303,6 +333,27 @@ class Recipe:
   def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
     """Returns the objective's loss of each example."""
     return objective_of(self.objective)(outputs, y)[0]
+
+  @property
+  def rule(self) -> optax.GradientTransformation:
+    """What a step takes updates from, the same object each time: the optimizer, with
+    `learning_rates`, `frozen` and `ema`."""
+    return rule_.rule_of(self.optimizer, self.learning_rates, self.frozen, self.ema)
+
+  def check_pool(self, params: PyTree) -> None:
+    """Raises `UserError` for rates or frozen parts that fit no leaf of a pool, of arrays or shapes,
+    or where nothing is left to learn."""
+    rule_.check_paths(params, [pattern for pattern, _ in self.learning_rates], 'learning_rates')
+    rule_.check_paths(params, self.frozen, 'frozen')
+    if self.frozen and all(jax.tree.leaves(rule_.is_frozen(params, self.frozen))):
+      raise UserError(f'frozen {self.frozen} is all of the pool: expected some of it to learn')
+
+  def mode(self, slot: Slot) -> Mode:
+    """Returns the mode in which the parts of the network run on a slot's examples."""
+    count = num_examples(slot.x)
+    rows = slot.share * count + jnp.arange(count)
+    dtype = None if self.dtype == 'float32' else jnp.dtype(self.dtype)
+    return Mode(dtype, slot.dropout, rows, slot.share)
 
   def alone(self) -> Recipe:
     """Returns the recipe of a structure that is trained by itself, with nothing to average."""

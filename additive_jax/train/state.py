@@ -19,6 +19,7 @@ from additive_jax.parallel import layout, processes, shares, staging
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import HOST, Storage
+from additive_jax.train import rule
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
 from additive_jax.train.optimizers import check_optimizer
 from additive_jax.train.recipe import Recipe, reads_by_parts
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
   Attributes:
     params: the pool.
-    opt_state: of the optimizer.
+    opt_state: of the optimizer, with the mean of the pool where the recipe keeps one, see `rule`.
     step: steps taken.
     skipped: slots left out so far because their loss or gradient was not finite.
   """
@@ -56,8 +57,9 @@ def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
     UserError: for an optimizer that does not suit, see `optimizers.check_optimizer`.
   """
   params = variables['params']
-  check_optimizer(recipe.optimizer, params)
-  return State(params, recipe.optimizer.init(params), jnp.int32(0), jnp.int32(0))
+  recipe.check_pool(params)
+  check_optimizer(recipe.rule, params)
+  return State(params, recipe.rule.init(params), jnp.int32(0), jnp.int32(0))
 
 
 def train_step(
@@ -103,9 +105,11 @@ def apply_gradient(
   >>> int(state.skipped), metrics['finite'].tolist()
   (1, [False])
   """
-  updates, opt_state = recipe.optimizer.update(averaged.gradient, state.opt_state, state.params)
+  updates, opt_state = recipe.rule.update(averaged.gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   params = recipe.loss.adjust(params, state.params, averaged.facts)
+  params = rule.kept_frozen(params, state.params, recipe.frozen)
+  opt_state = rule.averaged(opt_state, params, state.step, recipe.ema)
   norm = optax.tree.norm(averaged.gradient)
   # Gradients that are each finite may overflow in their sum.
   sound = (averaged.num_finite > 0) & jnp.isfinite(norm)
@@ -203,7 +207,7 @@ class StateLayout:
     init = lambda x: init_state(recipe, recipe.model.init(jax.random.key(0), x))
     self._shapes = shapes = jax.eval_shape(init, example)
     in_stages = jax.eval_shape(self._in_stages, shapes.params)
-    self.storage = Storage(recipe.optimizer, in_stages, self.specs, placement)
+    self.storage = Storage(recipe.rule, in_stages, self.specs, placement)
     shardings = layout.shardings(self.mesh, self.specs)
     self.shardings = shardings._replace(opt_state=self.storage.shardings)
     self.ordinary_shardings = self._ordinary_shardings(shapes, placement)

@@ -33,6 +33,7 @@ from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import average_of
 from additive_jax.train.samplers import Listed, Sampler
 from additive_jax.train.state import (
   State,
@@ -43,6 +44,7 @@ from additive_jax.train.state import (
 )
 
 AveragedOf: Any = Averaged  # of where each part lies
+DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
@@ -72,7 +74,8 @@ def _device_slots(
     repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
     batch = jax.tree.map(repeat, batch)
   x, y = batch
-  return Slots(bits, x, y, keys, step, rates)
+  dropout = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
+  return Slots(bits, x, y, keys, step, rates, dropout)
 
 
 def _gradient_on_mesh(
@@ -207,7 +210,7 @@ class Trainer:
     self.batch_size, self.shared_batch = batch_size, shared_batch
     self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
-    check_division(self.mesh, sampler, batch_size)
+    check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
     key = jax.random.key(self._order.seed)
@@ -242,6 +245,13 @@ class Trainer:
   def variables(self) -> dict[str, PyTree]:
     """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
     return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+
+  @property
+  def averaged(self) -> dict[str, PyTree] | None:
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
+    several processes, all must get it together."""
+    mean = average_of(self.state.opt_state)
+    return None if mean is None else {'params': mean}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
@@ -296,6 +306,8 @@ def default_mesh(
       those of the loss.
   """
   pipeline, parts = recipe.loss.stages(), recipe.loss.batch_parts(batch_size)
+  if parts % recipe.accumulate == 0:  # else `check_division` says so
+    parts //= recipe.accumulate
   stages = 1 if pipeline is None else pipeline.devices
   return mesh_.make_mesh(sampler.num_structures, parts, devices, pipe_devices=stages, **spread)
 
@@ -309,9 +321,14 @@ def check_networks(model: Any, sampler: Sampler) -> None:
       different(space, bits, 'the listed sampler')
 
 
-def check_division(mesh: Mesh, sampler: Sampler, batch_size: int) -> None:
-  """Raises `UserError` where slots and batches do not divide over a mesh."""
+def check_division(mesh: Mesh, sampler: Sampler, batch_size: int, accumulate: int = 1) -> None:
+  """Raises `UserError` where slots and batches do not divide over a mesh, or into pieces."""
   structure, data = mesh.shape[mesh_.STRUCTURE], mesh_.num_shares(mesh)
+  if batch_size % (data * accumulate) and accumulate > 1:
+    raise UserError(
+      f'accumulate {accumulate} of a batch of {batch_size} on {data} devices: expected a number '
+      'that divides the examples of each'
+    )
   if sampler.num_structures % structure or batch_size % data:
     raise UserError(
       f'a mesh of {structure} × {data} devices for {sampler.num_structures} structures a step, '

@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
+from additive_jax.data.table import TASKS
 from additive_jax.experiments.options.rules import (
+  CHANNELS,
   SHARE,
   Blocks,
   Bytes,
   Count,
   Few,
+  FewOrNone,
   Later,
   Many,
   NotNegative,
@@ -23,6 +26,7 @@ from additive_jax.experiments.options.rules import (
   Positive,
   Rule,
   Share,
+  ShareBelowOne,
   Sizes,
   Structures,
   Whole,
@@ -35,7 +39,7 @@ from additive_jax.models.transformer import POSITIONS, UNITS
 from additive_jax.parallel.collectives import COLLECTIVES
 from additive_jax.parallel.pipeline_schedule import SCHEDULES
 from additive_jax.search import METHODS
-from additive_jax.train.recipe import AVERAGES
+from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
 
@@ -48,7 +52,8 @@ class DataOptions:
   """
 
   name: str = 'digits'
-  """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME"""
+  """digits | stdlib | idx:DIR | text:PATH | tabular:NAME | tfds:NAME | file:PATH (a table: CSV,
+  Parquet or NPZ) | images:DIR (DIR/class/*.png, or DIR/train/class/*.png and DIR/test)"""
   sequence_length: Count = 128
   """Tokens of one example of text."""
   data_dir: str = ''
@@ -62,6 +67,22 @@ class DataOptions:
   """Examples used of the training split, spaced evenly over it; 0 is all."""
   test_examples: Whole = 0
   """Examples used of the test split, likewise."""
+  target: Later[str] = ''
+  """Of a table, the column that is learnt; of a regression also several, with commas."""
+  columns: Later[str] = ''
+  """Of a table, the columns that it is learnt from, with commas; '' is all others."""
+  weight: Later[str] = ''
+  """Of a table, the column of the rows' weights; '' is none."""
+  split: Later[str] = ''
+  """Of a table, the column that says of each row 'train', 'valid' or 'test'; '' is none: a fifth of
+  the rows, drawn with a fixed seed, tests."""
+  task: Later[Annotated[str, one_of('', *TASKS)]] = ''
+  """Of a table, what its target is; '' is a classification where the target is text or has at most
+  20 different whole numbers, and else a regression."""
+  image_size: Later[FewOrNone] = 0
+  """Of folders of images, height and width that all are brought to; 0 is their own."""
+  channels: Later[Annotated[int, CHANNELS]] = 0
+  """Of folders of images, 1, 3 or 4; 0 is 1 where the first image is grey, and else 3."""
 
 
 NETWORKS = ('mlp', 'dense_stack', 'transformer', 'convnet', 'lenet', 'vgg')
@@ -166,6 +187,21 @@ class TrainOptions:
   slot_clip_norm: Later[NotNegative] = 0.0
   """Global norm that the gradient of each structure of a step is clipped to, before they are
   averaged: one bad batch then moves the pool by no more than any other; 0 is no clipping."""
+  dtype: Later[Annotated[str, one_of(*DTYPES)]] = 'float32'
+  """What branches, embed and readout compute in: 'float32' or 'bfloat16'. Parameters, optimizer,
+  the stream, losses, softmax, routers and the statistics of norms are float32 in any case, and so
+  is all judging."""
+  accumulate: Later[Few] = 1
+  """Pieces of each batch that go through the network one after the other, for the memory of one;
+  their gradients are averaged to that of the batch."""
+  ema: Later[ShareBelowOne] = 0.0
+  """Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool;
+  0 keeps none."""
+  learning_rates: Later[dict[str, Any]] = dataclasses.field(default_factory=dict)
+  """What multiplies the learning rate, by a regular expression of the paths of leaves:
+  {'embed': 0.1, 'block_0.*/kernel': 2.0}."""
+  frozen: Later[tuple[str, ...]] = ()
+  """Parts that do not learn: regular expressions of their paths, ('embed', 'block_00')."""
   log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500

@@ -106,6 +106,7 @@ def _is_shard(text):
   return number < count
 
 
+CHANNELS = Rule('0, 1, 3 or 4', lambda value: value in (0, 1, 3, 4))
 SHARE = Rule('a share in [0, 1]', lambda value: 0 <= value <= 1)
 HALVING = Rule('0, or 2 to 1,000', lambda value: value == 0 or 2 <= value <= 1000)
 STRUCTURE_OR_NONE = Rule("a structure as text, or ''", lambda text: not text or is_structure(text))

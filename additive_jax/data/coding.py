@@ -1,0 +1,177 @@
+"""Columns of a table as numbers: standardised, one-hot, or classes; the same way for new rows.
+
+N is a number of rows, F of the features that a column gives, C of targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Shaped
+
+from additive_jax.errors import UserError
+
+Table = Mapping[str, Shaped[np.ndarray, 'N ...']]
+MOST_CATEGORIES = 100  # of a column of texts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+  """How one column becomes features.
+
+  Numbers are shifted and scaled: to mean 0 and deviation 1 over the training rows, or for bytes of
+  images (three axes or more) to [0, 1]. Texts become one column of 0 and 1 for each category.
+
+  Attributes:
+    name: of the column.
+    mean, deviation: what is subtracted, and what is divided by.
+    categories: the texts, sorted; () for numbers.
+
+  >>> colour = Column('colour', categories=('blue', 'red'))
+  >>> colour(np.array(['red', 'blue'])).tolist()
+  [[0.0, 1.0], [1.0, 0.0]]
+  """
+
+  name: str
+  mean: Any = 0.0
+  deviation: Any = 1.0
+  categories: tuple[str, ...] = ()
+
+  @classmethod
+  def of(
+    cls, name: str, values: Shaped[np.ndarray, 'N ...'], train: Int[np.ndarray, 'rows']
+  ) -> Column:
+    """Returns how a column is coded, from all its values and the places of the training rows.
+
+    >>> Column.of('age', np.array([1.0, 3.0, 50.0]), np.array([0, 1])).mean.tolist()
+    2.0
+
+    Raises:
+      UserError: for more than 100 categories, or values of no type that is known.
+    """
+    if values.dtype.kind == 'O':
+      categories = tuple(sorted(set(values.tolist())))
+      if len(categories) > MOST_CATEGORIES:
+        raise UserError(
+          f'column {name!r} has {len(categories)} different texts, such as {categories[0]!r}: '
+          f'expected numbers, or at most {MOST_CATEGORIES} categories; config.data.columns names '
+          'the columns to use'
+        )
+      return cls(name, categories=categories)
+    if values.ndim > 2:
+      return cls(name, deviation=255.0 if values.dtype == np.uint8 else 1.0)
+    seen = values[train].astype(np.float64)
+    deviation = seen.std(axis=0)
+    # What is constant up to rounding has a deviation of about 1e-17, which would blow noise up.
+    constant = deviation <= 1e-12 * np.abs(seen).max(axis=0, initial=0.0)
+    return cls(name, seen.mean(axis=0), np.where(constant, 1.0, deviation))
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """The names of what the column becomes.
+
+    >>> Column('colour', categories=('blue', 'red')).features
+    ('colour=blue', 'colour=red')
+    """
+    if self.categories:
+      return tuple(f'{self.name}={category}' for category in self.categories)
+    size = np.size(self.mean)
+    return (
+      (self.name,) if not np.ndim(self.mean) else tuple(f'{self.name}[{i}]' for i in range(size))
+    )
+
+  def __call__(self, values: Shaped[np.ndarray, 'N ...']) -> Float32[np.ndarray, 'N ...']:
+    """Returns the features [N, F] of some rows, or [N, ...] of a column of images.
+
+    Raises:
+      UserError: for a text that is none of the categories.
+    """
+    if self.categories:
+      index = {category: i for i, category in enumerate(self.categories)}
+      unknown = next((value for value in values.tolist() if value not in index), None)
+      if unknown is not None:
+        raise UserError(f'{unknown!r} in column {self.name!r}: expected one of {self.categories}')
+      rows = np.array([index[value] for value in values.tolist()], np.int64)
+      return np.eye(len(index), dtype=np.float32)[rows]
+    scaled = ((values - self.mean) / self.deviation).astype(np.float32)
+    return scaled if scaled.ndim > 1 else scaled[:, None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coding:
+  """How a table became the x and y of a data set.
+
+  >>> columns = Column('age', 40.0, 10.0), Column('colour', categories=('blue', 'red'))
+  >>> coding = Coding(columns, (Column('price', 100.0, 50.0),))
+  >>> coding.features
+  ('age', 'colour=blue', 'colour=red')
+  >>> coding({'age': [50], 'colour': ['red']}).tolist()
+  [[1.0, 0.0, 1.0]]
+  >>> coding.decoded(np.array([[-1.0]])).tolist()
+  [[50.0]]
+
+  Attributes:
+    columns: of the input, in order.
+    targets: of a regression, in order.
+    classes: the labels of a classification, in order; () for others.
+  """
+
+  columns: tuple[Column, ...]
+  targets: tuple[Column, ...] = ()
+  classes: tuple[Any, ...] = ()
+
+  @property
+  def features(self) -> tuple[str, ...]:
+    """What each place of x is called."""
+    return tuple(name for column in self.columns for name in column.features)
+
+  def __call__(self, table: Any) -> Float32[np.ndarray, 'N ...']:
+    """Returns x of new rows, coded as the training rows were.
+
+    Args:
+      table: the input's columns by name, a data frame or a dict.
+
+    Raises:
+      UserError: for a missing column, or a category that was not there.
+    """
+    missing = [column.name for column in self.columns if column.name not in table]
+    if missing:
+      raise UserError(f'a table without {missing[0]!r}: expected a column of that name')
+    parts = [column(np.asarray(table[column.name])) for column in self.columns]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+  def decoded(self, outputs: Shaped[np.ndarray, 'N C']) -> Shaped[np.ndarray, 'N ...']:
+    """Returns what outputs of a network mean: predictions [N, C] of a regression in the units of
+    the table, or of a classification the likeliest label [N].
+
+    >>> Coding((), classes=('no', 'yes')).decoded(np.array([[0.1, 2.0]])).tolist()
+    ['yes']
+    """
+    outputs = np.asarray(outputs)
+    if self.classes:
+      return np.array(self.classes)[outputs.argmax(-1)]
+    scale = np.concatenate([np.ravel(target.deviation) for target in self.targets])
+    shift = np.concatenate([np.ravel(target.mean) for target in self.targets])
+    return outputs * scale + shift
+
+
+def coded_labels(values: Shaped[np.ndarray, 'N']) -> tuple[Int[np.ndarray, 'N'], tuple[Any, ...]]:
+  """Returns the class of each label, and the labels in order.
+
+  >>> coded_labels(np.array([30, 10, 30]))
+  (array([1, 0, 1], dtype=int32), (10, 30))
+  """
+  labels, classes = np.unique(values, return_inverse=True)
+  return classes.reshape(-1).astype(np.int32), tuple(labels.tolist())
+
+
+def first_row(wrong: Bool[np.ndarray, 'N ...']) -> int:
+  """Returns the number of the first row in which something is wrong, from 1.
+
+  >>> first_row(np.array([[False, False], [False, True]]))
+  2
+  """
+  return int(np.argwhere(wrong)[0][0]) + 1
