@@ -23,6 +23,7 @@ from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.cotrain_alone import read_pool
 from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.session import Session
 from additive_jax.files.checkpoint import Checkpointer
@@ -379,5 +380,5 @@ def test_a_network_file_of_a_stranger(tmp_path):
     with pytest.raises(
       UserError, match=r'011\.msgpack \(.*\): expected a network that the run'
     ) as error:
-      cotrain._read_pool(path, zlib.crc32(content), {'x': np.zeros(2)})
+      read_pool(path, zlib.crc32(content), {'x': np.zeros(2)})
     assert '\n' not in str(error.value)

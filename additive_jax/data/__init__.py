@@ -6,6 +6,7 @@ visits it.
 """
 
 from additive_jax.data.coding import Coding
+from additive_jax.data.iterators import IteratorSplit, from_iterator
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
@@ -18,11 +19,13 @@ __all__ = [
   'Coding',
   'Data',
   'Expected',
+  'IteratorSplit',
   'Order',
   'SourceSplit',
   'Split',
   'Weighted',
   'checked',
+  'from_iterator',
   'load',
   'take',
 ]

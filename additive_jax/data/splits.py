@@ -74,6 +74,15 @@ class Split(abc.ABC):
     shaped = lambda a: a.reshape(indices.shape + a.shape[1:])
     return jax.tree.map(shaped, self._gather(indices.ravel()))
 
+  def checking(self, expected: Expected, name: str) -> Split:
+    """Returns the same examples, of which each batch is checked when it is read.
+
+    Args:
+      expected: of them.
+      name: what they are called when they are refused.
+    """
+    return SourceSplit(len(self), self.__getitem__, expected, name)
+
 
 class ArraySplit(Split):
   """Examples in memory: `x` and `y`, arrays or pytrees of arrays with the example as leading axis.
@@ -179,7 +188,7 @@ def checked(split: Split, expected: Expected, name: str = 'data') -> Split:
   if expected in known:
     return split
   if not split.in_memory:
-    far = SourceSplit(len(split), split.__getitem__, expected, name)
+    far = split.checking(expected, name)
     vars(far)['_known'] = known | {expected}
     return far
   x, y = (jax.tree.map(np.asarray, getattr(split, part)) for part in 'xy')

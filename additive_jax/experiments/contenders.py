@@ -109,7 +109,7 @@ def check_dense(session: Session) -> Transformer:
   with.
 
   Raises:
-    UserError: for another model, gates other than residual, or data that does not fit in memory.
+    UserError: for another model, or gates other than residual.
   """
   model = session.model
   if not isinstance(model, Transformer) or model.routing is not None:
@@ -118,21 +118,20 @@ def check_dense(session: Session) -> Transformer:
     )
   if model.gates != (RESIDUAL,):
     raise refused(session.config, 'model.gates', expected='residual alone with routers')
-  session.in_memory()
   return model
 
 
 def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
   """Scores on both splits, active FLOPs of an example's forward pass, parameters, skipped slots,
   and of networks with routers what those of each site did."""
-  session, seen = trained.session, trained.session.in_memory()
+  session, seen = trained.session, trained.session.seen()
   x = session.test[0][:1]
   record: Record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
   if has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
     look = functools.partial(inspect, session.model, session.objective, trained.variables)
     test = look(session.test)
-    train = look((seen.x, seen.y))
+    train = look(seen)
     sites = {name.replace('__', '/'): _site(facts) for name, facts in test.facts.items()}
     flops = active_flops(session.model, x, test.facts, test.chosen)
     record |= {'sites': sites, 'flops': flops, 'loss': test.loss, 'accuracy': test.accuracy}

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import flax.serialization
 import jax
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
-from additive_jax.errors import UserError, one_line, user_errors, user_path
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.cost import check_choice
+from additive_jax.experiments.cotrain_alone import alone_arms, pool_file, read_pool
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
@@ -39,9 +38,8 @@ from additive_jax.experiments.shared import (
   search_pools,
   shared_arm,
 )
-from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Result, Study, Trained
-from additive_jax.files.journal import Journal, Record, replace_file
+from additive_jax.files.journal import Journal, Record
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.networks import all_networks, different, distinct, num_networks
 from additive_jax.gates.structure import Structure
@@ -51,7 +49,6 @@ from additive_jax.report.comparison import SCORES, structures_first, with_interv
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
-from additive_jax.train.population import Member
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import listed
 
@@ -83,7 +80,6 @@ def _check(session):
     if not _journal(session).sound():
       check_choice(session)
   session.training.recipe(session.training.steps(config.train.epochs))
-  session.in_memory()
 
 
 def chosen_structures(session: Session) -> list[Structure]:
@@ -156,43 +152,9 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The structures alone, then all of them together, for as many steps."""
   structures = chosen_structures(session)
   num_steps = session.training.steps(session.config.train.epochs)
-  yield _alone(session, records, structures, num_steps)
+  begun = [seed for seed in session.seeds if records.get(POOL, seed) is None]
+  yield alone_arms(session, records, structures, num_steps, begun)
   yield [_pool(session, records, structures, num_steps)]
-
-
-def _alone(session, records, structures, num_steps) -> list[Lone]:
-
-  def judge(seed: int, arm: Lone, member: Member) -> Record:
-    content = flax.serialization.to_bytes(processes.to_host(member.state.params))
-    path = _pool_file(session, seed, arm.structure)
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, content)
-    scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
-    return {'structure': arm.name, 'crc32': zlib.crc32(content), **scores}
-
-  for seed in session.seeds:
-    for structure in structures if records.get(POOL, seed) is None else ():
-      _forget_damaged(session, records, seed, structure)
-  crowd = Crowd(session, session.training.recipe(num_steps), judge)
-  return [Lone(structure, num_steps, crowd) for structure in structures]
-
-
-def _forget_damaged(session, records, seed, structure):
-  """Drops the record of a structure whose network is damaged, so that it is trained again."""
-  record, path = records.get(str(structure), seed), _pool_file(session, seed, structure)
-  if record is None or _crc(path) == record['crc32']:
-    return
-  log.warning('%s is damaged or missing: the structure is trained alone again', path)
-  records.forget(str(structure), seed)
-
-
-def _crc(path):
-  with user_errors('read', path, 'a network that the run has written'):
-    return zlib.crc32(path.read_bytes()) if path.exists() else None
-
-
-def _pool_file(session, seed, structure):
-  return session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
 
 
 def _pool(session, records, structures, num_steps) -> Arm:
@@ -235,9 +197,9 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
   alone = [records.get(str(structure), seed) for structure in structures]
-  files = [_pool_file(session, seed, structure) for structure in structures]
+  files = [pool_file(session, seed, structure) for structure in structures]
   lone_pools = [
-    {'params': _read_pool(file, record['crc32'], trained.variables['params'])}
+    {'params': read_pool(file, record['crc32'], trained.variables['params'])}
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
@@ -258,17 +220,6 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   }
 
 
-def _read_pool(path, checksum, template):
-  if _crc(path) != checksum:
-    raise UserError(f'{path} is damaged or missing: the same command trains it again')
-  try:
-    return flax.serialization.from_bytes(template, path.read_bytes())
-  except Exception as error:
-    raise UserError(
-      f'{path} ({one_line(error)[:200]}): expected a network that the run has written'
-    ) from error
-
-
 POOL, ENSEMBLE, MEAN = 'pool', 'ensemble', 'mean of the structures'
 VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 
@@ -276,7 +227,7 @@ VARIANTS = {'cotrained': '', 'alone': 'alone_'}  # and the prefix of its columns
 def _tables(session: Session, records: Records) -> Result:
   """Returns the tables and the summary; in all of them the best structures come first."""
   seeds = records[POOL]
-  texts = [name for name, arm in records.arms.items() if isinstance(arm, Lone)]
+  texts = [name for name in records.arms if name != POOL]
   scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
   order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
   texts = [texts[i] for i in order]

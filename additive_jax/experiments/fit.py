@@ -91,6 +91,8 @@ def _fit(session, trainer, num_steps, name, curves):
     restored = checkpoints.restore(trainer.state, at_most=at_most)
     if restored is not None:
       trainer.state = restored.state
+      if isinstance(trainer, Trainer):
+        trainer.go_on_from(restored.meta.get('data', {}))
     session.metrics.truncate(name, trainer.step)
     if curves.clock is not None and processes.is_primary():
       start = trainer.step
@@ -100,12 +102,13 @@ def _fit(session, trainer, num_steps, name, curves):
       return
     if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
       log_bytes(name, trainer)
+      trainer.last_step = num_steps
     if curves.clock is not None:
       trainer.warm_up()
     with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
         if processes.agree(session.stopper.stop_requested):
-          checkpoints.save(step, trainer.state, wait=True)
+          checkpoints.save(step, trainer.state, meta=_notes(trainer), wait=True)
           raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
         count = min(options.log_every - step % options.log_every, num_steps - step)
         started = time.perf_counter()
@@ -120,8 +123,14 @@ def _fit(session, trainer, num_steps, name, curves):
         progress.advance(count, **{'training loss': shown['loss']})
         check_learning(_left_out(trainer, name), step, num_steps)
         if step % options.checkpoint_every < count and step < num_steps:
-          checkpoints.save(step, trainer.state)
-    checkpoints.save(num_steps, trainer.state, wait=True)
+          checkpoints.save(step, trainer.state, meta=_notes(trainer))
+    checkpoints.save(num_steps, trainer.state, meta=_notes(trainer), wait=True)
+
+
+def _notes(trainer):
+  """Returns what a checkpoint says beside the state: the place in an iterator that is read."""
+  place = trainer.place_in_data() if isinstance(trainer, Trainer) else {}
+  return {'data': place} if place else {}
 
 
 def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree, Shaped
 
 from additive_jax import models
-from additive_jax.data import ArraySplit, Data
+from additive_jax.data import ArraySplit, Data, IteratorSplit, take
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
@@ -160,13 +160,34 @@ class Session:
     scores = self.evaluate(variables, [self.space.all_on()], split)
     return {key: float(values[0]) for key, values in scores._asdict().items()}
 
-  def in_memory(self, expected: str = 'a set that fits') -> ArraySplit:
-    """Returns the training split as arrays; raises `UserError` for data that is read batch by
-    batch."""
-    if isinstance(self.data.train, ArraySplit):
-      return self.data.train
+  def in_memory(self, otherwise: str = '') -> ArraySplit:
+    """Returns the training split as arrays.
+
+    Args:
+      otherwise: what makes up for data that is not in memory, in words.
+
+    Raises:
+      UserError: for data that is read batch by batch.
+    """
+    train = self.data.train
+    if isinstance(train, ArraySplit):
+      return train
+    ways = f', or {otherwise}' if otherwise else ''
+    if isinstance(train, IteratorSplit):
+      raise UserError(f'{self.data.name} is read from an iterator: expected arrays in memory{ways}')
     limit = f'config.data.memory_limit {self.config.data.memory_limit}'
-    raise UserError(f'{self.data.name} is larger than {limit}: expected {expected}')
+    raise UserError(f'{self.data.name} is larger than {limit}: expected a set that fits{ways}')
+
+  def seen(self) -> tuple[PyTree, PyTree]:
+    """Returns the training examples on which scores are taken beside those of the test split: all
+    in memory; of a set that is read as needed as many as that has, spaced evenly, and of an
+    iterator its first ones."""
+    train = self.data.train
+    if isinstance(train, ArraySplit):
+      return train.x, train.y
+    count = min(len(train), len(self.data.test))
+    some = train if isinstance(train, IteratorSplit) else take(train, count)
+    return some[np.arange(count)]
 
   def check_stop(self) -> None:
     """Raises `Stopped` when the run was asked to stop, in all processes alike."""

@@ -141,7 +141,7 @@ def _judged_structures(session) -> Bool[np.ndarray, 'structures gates']:
 def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict[str, Any]:
   """The scores of all structures, and on the training split those of all-on."""
   session = trained.session
-  train = session.scores(trained.variables, session.data.train)
+  train = session.scores(trained.variables, session.seen())
   return {
     **judge_all(bits, trained),
     'train_loss': train['loss'],
@@ -152,7 +152,6 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
 
 def _check(session):
   session.machine.check_networks([session.model])
-  session.in_memory()
   make_variants(session)
 
 

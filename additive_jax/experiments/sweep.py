@@ -103,7 +103,7 @@ def _check_standalone(session):
   if halving and num_steps < halving ** (num_rungs - 1):
     least = f'at least {halving ** (num_rungs - 1)} steps, one for the first rung, not {num_steps}'
     raise refused(config, 'sweep.rungs', 'sweep.halving', expected=least)
-  session.in_memory("a set that fits, or config.sweep.modes=('shared',)")
+  session.in_memory("config.sweep.modes=('shared',)")
 
 
 def _shared_epochs(session):

@@ -31,6 +31,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.objectives import expected_of
+from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.rule import average_of
@@ -163,7 +164,10 @@ class Trainer:
     sharded_state: the current state as it lies on the mesh, see `state.StateLayout`; `state` gives
       the ordinary one.
     mesh: see `placement.Placement`.
+    last_step: up to which examples are read ahead, where it is known; None where it is not.
   """
+
+  last_step: int | None = None
 
   def __init__(
     self,
@@ -199,24 +203,24 @@ class Trainer:
     """
     batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
-    self._rows = 1 if shared_batch else sampler.num_structures
-    self._order = Order(len(train), self._rows * batch_size, seed)
+    rows = 1 if shared_batch else sampler.num_structures
+    order = Order(len(train), rows * batch_size, seed)
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
     expected = expected_of(recipe.model, recipe.objective, x)
-    self.recipe, self.sampler = recipe, sampler
+    self.recipe, self.sampler, self.batch_size = recipe, sampler, batch_size
     self.train: Any = checked(train, expected, 'train')
     recipe.check_objective(x, y, batch_size)
-    self.batch_size, self.shared_batch = batch_size, shared_batch
-    self.chunk_steps = placement.chunk_steps
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
-    key = jax.random.key(self._order.seed)
+    key = jax.random.key(order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
+    put = functools.partial(mesh_.place, mesh=self.mesh, specs=_rows(self.mesh, shared_batch))
+    self._feed = feed_of(self.train, order, rows, placement.chunk_steps, put)
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
     self._program = _chunk_program(recipe, self._layout, example, shared_batch)
@@ -264,31 +268,34 @@ class Trainer:
       `loss` [num_steps, K], `finite` [num_steps, K], `gradient_norm` [num_steps]; and of a loss
       that gives facts `facts`, each leaf [num_steps, ...].
     """
-    metrics = run_in_chunks(self._take, num_steps, self.chunk_steps)
+    metrics = run_in_chunks(self._take, num_steps, self._feed.chunk_steps)
     if not metrics['facts']:
       del metrics['facts']
     return metrics
 
   def _take(self, count):
     """Takes up to `chunk_steps` steps, and returns their metrics."""
-    inputs = self._inputs(self.step, count)
+    start = self.step
+    end = start + count
+    inputs = self._feed.chunk(start, count)
+    self._feed.read_ahead(end, self.last_step)
     self.sharded_state, metrics = self._program(
       self.sharded_state, self._sampler, self._key, np.int32(count), inputs, self._data
     )
     return jax.tree.map(lambda values: values[:count], processes.to_host(metrics))
 
-  def _inputs(self, start, count):
-    """Returns a chunk's examples on the mesh: numbers in the data, or streamed examples."""
-    indices = self._order.indices(start, count).reshape(count, self._rows, self.batch_size)
-    padding = [(0, self.chunk_steps - count), (0, 0), (0, 0)]
-    if self.train.in_memory:
-      inputs = np.pad(indices, padding)
-    else:
-      inputs = tuple(
-        np.pad(a.reshape(*indices.shape, *a.shape[1:]), padding + [(0, 0)] * (a.ndim - 1))
-        for a in self.train[indices.reshape(-1)]
-      )
-    return mesh_.place(inputs, self.mesh, _rows(self.mesh, self.shared_batch))
+  def place_in_data(self) -> dict[str, Any]:
+    """Returns where in an iterator the training stands, as JSON values that are saved beside the
+    state; {} where the step says it."""
+    return self._feed.place(self.step)
+
+  def go_on_from(self, place: dict[str, Any]) -> None:
+    """Goes on at a place in an iterator that `place_in_data` gave; the state is set first.
+
+    Raises:
+      UserError: for an iterator that gives something else there than before.
+    """
+    self._feed.restore(place)
 
 
 def default_mesh(
