@@ -11,6 +11,7 @@ from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
+from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'restore_pool',
   'routed',
   'samplers',
   'shared_prefix',

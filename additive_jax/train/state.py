@@ -59,7 +59,9 @@ def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
   params = variables['params']
   recipe.check_pool(params)
   check_optimizer(recipe.rule, params)
-  return State(params, recipe.rule.init(params), jnp.int32(0), jnp.int32(0))
+  opt_state = recipe.rule.init(params)
+  rule.check_rates(opt_state, recipe.learning_rates)
+  return State(params, opt_state, jnp.int32(0), jnp.int32(0))
 
 
 def train_step(

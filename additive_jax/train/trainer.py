@@ -253,9 +253,10 @@ class Trainer:
 
   @property
   def averaged(self) -> dict[str, PyTree] | None:
-    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
-    several processes, all must get it together."""
-    mean = average_of(self.state.opt_state)
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` or a
+    schedule-free optimizer keeps one. Of several processes, all must get it together."""
+    state = self.state
+    mean = average_of(state.opt_state, state.params)
     return None if mean is None else {'params': mean}
 
   def warm_up(self) -> None:
