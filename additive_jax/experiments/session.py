@@ -25,6 +25,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
 from additive_jax.models.additive import initial
+from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
@@ -75,6 +76,11 @@ class Session:
   def seeds(self) -> list[int]:
     """The seeds of the run, in order."""
     return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
+
+  @functools.cached_property
+  def has_statistics(self) -> bool:
+    """Whether the model has BatchNorms: then each structure is judged by statistics of its own."""
+    return bool(statistics_of(self.model, first_input(self.data)))
 
   @property
   def shard(self) -> tuple[int, int]:
@@ -190,6 +196,7 @@ class Session:
       self.test if split is None else split,
       task=self.objective,
       devices=self.machine.workers,
+      recalibrate=self.data.train if self.has_statistics else None,
     )
     if not isinstance(structures, np.ndarray) or len(structures) <= PORTION:
       return scores(structures)

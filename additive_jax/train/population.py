@@ -27,6 +27,7 @@ from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.rule import average_of
@@ -198,6 +199,11 @@ class Population:
     )
 
 
+def _first(x):
+  """Returns the inputs that the statistics of a trained network are taken from."""
+  return jax.tree.map(lambda a: a[: NUM_BATCHES * BATCH_SIZE], x)
+
+
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
@@ -218,7 +224,11 @@ def _program(recipe, platform):
       pool for pool in (state.params, average_of(state.opt_state, state.params)) if pool is not None
     ]
     judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
-    on_all = lambda pool: [judge(recipe.model, {'params': pool}, split, bits) for split in judged]
+
+    def on_all(pool):
+      own = statistics_of_one(recipe.model, pool, _first(train[0]), bits)
+      return [judge(recipe.model, {'params': pool, **own}, split, bits) for split in judged]
+
     return state, total / tail, [jnp.stack(on_all(pool)) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

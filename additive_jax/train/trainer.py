@@ -44,6 +44,7 @@ from additive_jax.train.state import (
   layout_of,
   run_in_chunks,
 )
+from additive_jax.train.statistics import has_statistics, of_all_on
 
 AveragedOf: Any = Averaged  # of where each part lies
 DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
@@ -216,6 +217,8 @@ class Trainer:
     check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
+    self._statistics: tuple[int, PyTree] = (-1, {})
+    self._has_statistics = has_statistics(recipe, x)
     key = jax.random.key(order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
@@ -240,6 +243,7 @@ class Trainer:
   @state.setter
   def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
+    self._statistics = -1, {}
 
   @property
   def step(self) -> int:
@@ -248,8 +252,15 @@ class Trainer:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last.
+
+    With BatchNorms it has `batch_stats` too: those of all-on on the first training examples, found
+    by one pass where the pool has changed.
+    """
+    params = self._layout.ordinary_pool(self.sharded_state.params)
+    if self._has_statistics and self._statistics[0] != self.step:
+      self._statistics = self.step, self._all_on(params)
+    return {'params': params, **self._statistics[1]}
 
   @property
   def averaged(self) -> dict[str, PyTree] | None:
@@ -257,7 +268,10 @@ class Trainer:
     schedule-free optimizer keeps one. Of several processes, all must get it together."""
     state = self.state
     mean = average_of(state.opt_state, state.params)
-    return None if mean is None else {'params': mean}
+    return None if mean is None else {'params': mean, **self._all_on(mean)}
+
+  def _all_on(self, params: PyTree) -> PyTree:
+    return of_all_on(self.recipe, params, self.train) if self._has_statistics else {}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""
