@@ -12,6 +12,7 @@ from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
+from additive_jax.train.plan import plan
 from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
@@ -33,6 +34,7 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'plan',
   'recalibrate',
   'restore_pool',
   'routed',

@@ -218,6 +218,11 @@ class StateLayout:
     self._leave = jax.jit(self._unkept, out_shardings=self.ordinary_shardings)
     self._leave_pool = jax.jit(self._apart, out_shardings=self.ordinary_shardings.params)
 
+  def abstract(self) -> State:
+    """Returns the shapes of a state as it lies on the mesh, with their shardings."""
+    placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(placed, jax.eval_shape(self._kept, self._shapes), self.shardings)
+
   def start(self, params: PyTree) -> State:
     """Returns the state on the mesh before the first step, from an ordinary pool."""
     params = mesh_.lay(processes.to_host(params), self.ordinary_shardings.params)
