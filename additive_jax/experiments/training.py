@@ -22,6 +22,7 @@ from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
@@ -38,14 +39,12 @@ class Training:
     config: the options of the run.
     model: the network.
     data: what it is trained on.
-    objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+    task: what they are trained for and judged by.
     optimizer: one given from Python, in place of that of the options; None for that.
   """
 
-  def __init__(
-    self, config: Options, model: Any, data: Data, objective: Any, optimizer: Any = None
-  ):
-    self.config, self.model, self.data, self.objective = config, model, data, objective
+  def __init__(self, config: Options, model: Any, data: Data, task: Task, optimizer: Any = None):
+    self.config, self.model, self.data, self.task = config, model, data, task
     self.optimizer = optimizer
     self._recipes: dict[int, Recipe] = {}
 
@@ -63,7 +62,7 @@ class Training:
         Recipe,
         train,
         model=self.model,
-        objective=self.objective,
+        task=self.task,
         optimizer=optimizer,
         loss=self.loss(train.distill),
       )

@@ -28,7 +28,7 @@ from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.batch_norm import BATCH_STATS, run_of_batch
-from additive_jax.models.sites import Site, Stream, read_sites
+from additive_jax.models.sites import Site, Stream, read_sites, refuse_nnx
 from additive_jax.models.surrounding import (
   EMBED,
   READOUT,
@@ -252,6 +252,7 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
   Raises:
     UserError: for what is no additive module, or has fields without a hash.
   """
+  refuse_nnx(model, 'model')
   if isinstance(model, type) or not hasattr(model, 'init'):
     given = f'the class {model.__name__}' if isinstance(model, type) else repr(model)[:80]
     raise UserError(f'model {given}: expected an instance of an additive module')
@@ -287,6 +288,7 @@ def _sites_of(model):
       except AttributeError as error:
         text = str(error).rstrip('.')
         raise UserError(f'{type(module).__name__}: {text}; expected {part}, {role}') from error
+      refuse_nnx(value, part)
       if part == 'sites':
         sites.extend(read_sites(value))
 
