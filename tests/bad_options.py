@@ -88,6 +88,7 @@ VALUES = [
   ('optimizer.kwargs', 5, 'names and values'),
   ('data.sequence_length', 0, '1 to 1,000,000'),
   ('data.train_examples', -1, '0 to 1,000,000,000'),
+  ('data.augment', ('crop', 'blur'), 'some of crop, flip, mixup'),
   ('data.task', 'ranking', "one of '', classification, regression, language"),
   ('data.channels', 2, '0, 1, 3 or 4'),
   ('data.image_size', -1, '0 to 10,000'),

@@ -22,6 +22,7 @@ from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
+from additive_jax.train.augment import Augment, augmented_shapes, make_augment
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.recipe import Loss, Recipe, Structures
@@ -38,10 +39,14 @@ class Training:
     model: the network.
     data: what it is trained on.
     objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+    augment: in place of `config.data.augment`, see `train.augment`.
   """
 
-  def __init__(self, config: Options, model: Any, data: Data, objective: Any):
+  def __init__(
+    self, config: Options, model: Any, data: Data, objective: Any, augment: Augment | None = None
+  ):
     self.config, self.model, self.data, self.objective = config, model, data, objective
+    self.augment = augment
     self._recipes: dict[int, Recipe] = {}
 
   def steps(self, epochs: float) -> int:
@@ -61,8 +66,26 @@ class Training:
         objective=self.objective,
         optimizer=optimizer,
         loss=self.loss(train.distill),
+        augment=self.augment or self._named_augment(),
       )
     return self._recipes[num_steps]
+
+  def _named_augment(self) -> Augment | None:
+    """Returns what `config.data.augment` names, after a look at what it makes of the examples."""
+    options = self.config.data
+    made = make_augment(
+      options.augment,
+      self.data.num_outputs,
+      crop_pixels=options.crop_pixels,
+      flip_rate=options.flip_rate,
+      mixup_alpha=options.mixup_alpha,
+    )
+    try:
+      example = self.data.train[np.zeros(1, np.int64)]
+      augmented_shapes(made, *example, self.config.train.batch_size)
+    except UserError as error:
+      raise UserError(f'config.data.augment {options.augment!r}: {error}') from error
+    return made
 
   def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
     """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""

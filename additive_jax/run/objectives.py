@@ -43,14 +43,21 @@ def classification(outputs: Outputs, y: Targets) -> Scores:
 
   Args:
     outputs: logits [..., B, C].
-    y: labels, int [B].
+    y: labels, int [B], or shares of classes, float [B, C], as of mixed examples; of these the
+      label is the class with the largest.
 
   >>> loss, accuracy = classification(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0]))
   >>> print(np.asarray(loss).round(3), accuracy)
   [0.693 0.313] [0. 1.]
   """
+  is_soft = jnp.issubdtype(y.dtype, jnp.floating) and y.ndim > 1
+  shares = y if is_soft and outputs.shape[-y.ndim :] == y.shape else None
+  y = y if shares is None else y.argmax(-1)
   y = jnp.broadcast_to(y.astype(jnp.int32), outputs.shape[:-1])
-  loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+  if shares is None:
+    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+  else:
+    loss = optax.softmax_cross_entropy(outputs, shares)
   # An argmax takes ten times as long on CPU, where it is not vectorised.
   labelled = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
   others = jnp.where(jnp.arange(outputs.shape[-1]) == y[..., None], -jnp.inf, outputs).max(-1)

@@ -33,6 +33,7 @@ from additive_jax.run.objectives import (
   regression,
 )
 from additive_jax.train import rule as rule_
+from additive_jax.train.augment import Augment, augmented_shapes
 from additive_jax.train.samplers import Sampler, inverse
 
 AVERAGES = ('mean', 'coverage')
@@ -278,6 +279,7 @@ class Recipe:
     learning_rates: what multiplies the learning rate, by a regular expression of the paths of
       leaves, `{'embed': 0.1, 'block_0.*/kernel': 2.0}`; see `rule.fits`.
     frozen: regular expressions of the paths of what does not learn.
+    augment: what changes the examples of each step at random, see `augment`; None leaves them.
   """
 
   model: Any
@@ -292,6 +294,7 @@ class Recipe:
   ema: float = 0.0
   learning_rates: Any = ()  # pairs, once the recipe is made
   frozen: tuple[str, ...] = ()
+  augment: Augment | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'objective', objective_of(self.objective))
@@ -327,7 +330,11 @@ class Recipe:
 
   def check_objective(self, x: Inputs, y: Targets, size: int, by_token: bool = True) -> None:
     """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
-    of `size` examples such as `x` and `y`, or of each token; see `objectives`."""
+    of `size` examples such as `x` and `y`, or of each token; see `objectives`. So it does for an
+    augmentation that gives no such batch."""
+    if self.augment is not None:
+      _, shapes = augmented_shapes(self.augment, x, y, size)
+      y = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), shapes)
     check_objective(self.model, objective_of(self.objective), x, y, size, by_token=by_token)
 
   def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
