@@ -6,11 +6,15 @@ takes a dict, a tuple or a NamedTuple of arrays, and so may targets be.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+Shapes: TypeAlias = PyTree[jax.ShapeDtypeStruct]
 
 
 def num_examples(batch: PyTree) -> int:
@@ -34,6 +38,34 @@ def example_shapes(batch: PyTree) -> PyTree:
   {'source': (8,), 'target': (6,)}
   """
   return jax.tree.map(lambda leaf: tuple(np.shape(leaf)[1:]), batch)
+
+
+def rows(batch: PyTree, indices: Any) -> PyTree:
+  """Returns some of the examples of a batch.
+
+  >>> rows({'source': np.arange(5), 'target': np.ones((5, 6))}, slice(2))['source']
+  array([0, 1])
+
+  Args:
+    indices: whatever an array takes in brackets for its first axis.
+  """
+  return jax.tree.map(lambda leaf: leaf[indices], batch)
+
+
+def shapes_of(batch: PyTree, num: int | None = None) -> PyTree:
+  """Returns the shape and dtype of each array, as JAX takes it; `num` is another number of
+  examples.
+
+  >>> shapes_of(np.zeros((5, 8)), num=1)
+  ShapeDtypeStruct(shape=(1, 8), dtype=float32)
+  """
+
+  def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    first = leaf.shape[:1] if num is None else (num,)
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return jax.ShapeDtypeStruct((*first, *leaf.shape[1:]), dtype)
+
+  return jax.tree.map(shape, batch)
 
 
 def is_array(batch: PyTree) -> bool:
@@ -66,6 +98,57 @@ def described(batch: PyTree, name: str = '') -> str:
     for leaf_name, leaf in named_leaves(batch, name)
   ]
   return ', '.join(parts)
+
+
+class _Frozen:
+  """A pytree with a hash: that of its form and its leaves."""
+
+  def __init__(self, tree: PyTree):
+    leaves, form = jax.tree.flatten(tree)
+    self.tree, self._key = tree, (form, tuple(leaves))
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Frozen) and self._key == other._key
+
+
+def cached(maxsize: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+  """Returns a decorator like `functools.lru_cache(maxsize)`, for functions whose arguments may be
+  the shapes of a batch: a dict of them has no hash, of which it makes one.
+
+  >>> @cached(maxsize=8)
+  ... def names(shapes):
+  ...   return sorted(shapes)
+  >>> names(shapes_of({'b': np.zeros(3), 'a': np.zeros(3)}))
+  ['a', 'b']
+  """
+
+  def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.lru_cache(maxsize=maxsize)
+    def remembered(*args: Any) -> Any:
+      return function(*(arg.tree if isinstance(arg, _Frozen) else arg for arg in args))
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+      return remembered(*map(_frozen, args))
+
+    call.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
+    return call
+
+  return decorate
+
+
+def _frozen(argument: Any) -> Any:
+  """Returns an argument as it is, or a pytree without a hash in a form that has one."""
+  if not isinstance(argument, dict | list | tuple):
+    return argument
+  try:
+    hash(argument)
+    return argument
+  except TypeError:
+    return _Frozen(argument)
 
 
 _ONE = jax.tree.structure(0)

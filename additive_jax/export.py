@@ -28,6 +28,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -79,7 +80,7 @@ def export_run(
   pools = open_pools(run, network=model)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
-  x = jnp.asarray(test[np.arange(min(BATCH, len(test)))][0])
+  x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
   smaller = cut(network, saved.variables, structure, _used(network, saved.variables), x)
   difference = receipt(smaller, network, saved.variables, x)

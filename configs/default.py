@@ -49,10 +49,17 @@ def get_config() -> ConfigDict:
   # Bytes up to which a set is kept on the device; a larger one is read batch by batch. By default 2
   # GiB. 0 to 2^60.
   config.data.memory_limit = 2147483648
+  # Share of the training part that is held out to choose by: structures, epochs, thresholds. -1 is
+  # the source's own split, or else the last examples of the training part, as many as are tested
+  # but a fifth at most. 0 is none: then what is chosen is chosen on the test split. -1, or a share
+  # in [0, 1).
+  config.data.valid = -1.0
   # Examples used of the training split, spaced evenly over it; 0 is all. 0 to 1,000,000,000.
   config.data.train_examples = 0
   # Examples used of the test split, likewise. 0 to 1,000,000,000.
   config.data.test_examples = 0
+  # Examples used of the split to choose by, likewise. 0 to 1,000,000,000.
+  config.data.valid_examples = 0
   # Of a table, the column that is learnt; of a regression also several, with commas.
   config.data.target = ''
   # Of a table, the columns that it is learnt from, with commas; '' is all others.

@@ -30,13 +30,22 @@ FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 UNSTABLE = ('seconds', 'time', 'bytes', 'bubble', 'wall', 'crc', 'sha256')
 # What runs have come to say since the references were made, and what they say more rarely: an
 # exponent only where a power law fits.
-ADDED = ('num_networks', 'nothing_removed', 'shallow_dearer', 'path_law', 'path_exponent')
+ADDED = (
+  'chosen_on',
+  'reported_on',
+  'num_networks',
+  'nothing_removed',
+  'shallow_dearer',
+  'path_law',
+  'path_exponent',
+)
 ADDED_TABLES = {'differences.csv'}
 
 TABLE = {
   'num_seeds': 2,
   'learning_rate': 2e-3,
   'data.name': 'tabular:iris',
+  'data.valid': 0.0,
   'model.num_blocks': 3,
   'model.width': 8,
   'model.hidden': (8,),

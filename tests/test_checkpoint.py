@@ -213,7 +213,7 @@ def whole_and_resumed(make, tmp_path):
 
 @pytest.mark.parametrize('zero', [False, True])
 def test_an_optimizer_with_noise_goes_on_exactly(tmp_path, zero):
-  data, model = aj.data.load('tabular:iris'), aj.models.MLP(1, 4, 4, 3)
+  data, model = aj.data.load('tabular:iris', valid=0.0), aj.models.MLP(1, 4, 4, 3)
   recipe = Recipe(model, 'classification', optax.noisy_sgd(0.1, key=0))
   placement = Placement(make_mesh(1, 4, jax.devices()[:2]), zero=zero)
 
@@ -227,7 +227,7 @@ def test_an_optimizer_with_noise_goes_on_exactly(tmp_path, zero):
 
 
 def test_networks_side_by_side_with_noise_go_on_exactly(tmp_path):
-  data, model = aj.data.load('tabular:iris'), aj.models.MLP(1, 4, 4, 3)
+  data, model = aj.data.load('tabular:iris', valid=0.0), aj.models.MLP(1, 4, 4, 3)
   recipe = Recipe(model, 'classification', optax.noisy_sgd(0.1, key=0))
   make = lambda: Fleet(
     recipe, data.train, [range(8), range(8, 16)], batch_size=4, seed=0, sync_every=3,

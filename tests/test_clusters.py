@@ -20,7 +20,7 @@ from additive_jax.report.figures.clusters import cluster_colours
 
 @pytest.fixture(scope='module')
 def digits():
-  return data.load('digits').train
+  return data.load('digits', valid=0.0).train
 
 
 @pytest.fixture(scope='module')

@@ -68,7 +68,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def iris():
-  return data_.load('tabular:iris')
+  return data_.load('tabular:iris', valid=0.0)
 
 
 def losses(model, pools, iris):
@@ -213,7 +213,7 @@ def test_one_order_for_all(tmp_path):
     for j, other in enumerate(listed):
       assert matrix.loc[structure, other] == record['cosines'][i][j]
   space = additive_jax.measure(
-    additive_jax.models.MLP(3, 8, 8, 3), data_.load('tabular:iris').train.x[:1]
+    additive_jax.models.MLP(3, 8, 8, 3), data_.load('tabular:iris', valid=0.0).train.x[:1]
   )
   for row in result.table.itertuples():
     assert (row.flops, row.params) == (space.flops(row.structure), space.params(row.structure))

@@ -1,5 +1,6 @@
 """Data that needs no TensorFlow Datasets: values, splits, limits, and what bad input is told."""
 
+import functools
 import gzip
 import hashlib
 import os
@@ -16,6 +17,9 @@ import sklearn.datasets
 
 from additive_jax import data
 from additive_jax.errors import UserError
+
+# Each source as it stands, nothing held out of its training part.
+load = functools.partial(data.load, valid=0.0)
 
 FASHION = '/usr/share/datasets/fashion-mnist'
 
@@ -62,7 +66,7 @@ def unreadable():
 
 def error_of(spec: str, **options) -> str:
   with pytest.raises(UserError) as caught:
-    data.load(spec, **options)
+    load(spec, **options)
   message = str(caught.value)
   assert '\n' not in message
   assert (spec.partition(':')[2] or spec) in message
@@ -77,18 +81,18 @@ def assert_same_examples(one: data.Split, other: data.Split) -> None:
 
 
 def test_data_says_what_it_is():
-  assert repr(data.load('tabular:iris')) == (
+  assert repr(load('tabular:iris')) == (
     "Data('tabular:iris', classification, 3 outputs, "
     'train=ArraySplit(120 examples, x [4] float32, y [] int32), '
     'test=ArraySplit(30 examples, x [4] float32, y [] int32))'
   )
-  read = data.load('digits', memory_limit=0)
+  read = load('digits', memory_limit=0)
   assert repr(read.train) == 'SourceSplit(1437 examples, read as needed)'
   assert ' at 0x' not in repr(read)
 
 
 def test_digits_are_split_in_order():
-  digits = data.load('digits')
+  digits = load('digits')
   raw = sklearn.datasets.load_digits()
   assert (len(digits.train), len(digits.test)) == (1437, 360)
   assert digits.task == 'classification'
@@ -102,7 +106,7 @@ def test_digits_are_split_in_order():
 
 
 def test_split_gathers_any_shape_of_indices_and_refuses_those_out_of_range():
-  for split in (data.load('digits').train, data.load('digits', memory_limit=0).train):
+  for split in (load('digits').train, load('digits', memory_limit=0).train):
     x, y = split[np.array([[3, 1, 3], [0, 2, 1436]])]
     assert x.shape == (2, 3, 8, 8, 1)
     assert y.shape == (2, 3)
@@ -117,7 +121,7 @@ def test_split_gathers_any_shape_of_indices_and_refuses_those_out_of_range():
 
 @pytest.mark.parametrize('spec', ['digits', 'tabular:wine', 'stdlib'])
 def test_a_split_over_the_memory_limit_reads_the_same_examples(spec):
-  whole, read = data.load(spec), data.load(spec, memory_limit=1000)
+  whole, read = load(spec), load(spec, memory_limit=1000)
   assert whole.train.in_memory
   assert not read.train.in_memory
   assert not hasattr(read.train, 'x')
@@ -133,7 +137,7 @@ def test_a_split_over_the_memory_limit_reads_the_same_examples(spec):
 def test_idx_files_of_every_name(tmp_path, idx_arrays, mark, end, memory_limit):
   for stem, values in idx_arrays.items():
     write_idx(tmp_path / f'{stem}{mark}idx{values.ndim}-ubyte{end}', values)
-  loaded = data.load(f'idx:{tmp_path}', memory_limit=memory_limit)
+  loaded = load(f'idx:{tmp_path}', memory_limit=memory_limit)
   assert loaded.train.in_memory == (memory_limit > 100)
   assert loaded.example_shape == (3, 5, 1)
   assert loaded.num_outputs == 4
@@ -149,7 +153,7 @@ def test_idx_files_of_every_name(tmp_path, idx_arrays, mark, end, memory_limit):
 
 @pytest.mark.skipif(not os.path.isdir(FASHION), reason='package dataset-fashion-mnist not there')
 def test_fashion_mnist_of_the_debian_package():
-  fashion = data.load(f'idx:{FASHION}')
+  fashion = load(f'idx:{FASHION}')
   assert (len(fashion.train), len(fashion.test)) == (60000, 10000)
   assert fashion.example_shape == (28, 28, 1)
   assert fashion.num_outputs == 10
@@ -207,13 +211,13 @@ def test_gzipped_idx_files_that_are_not_what_they_claim(idx_folder, idx_arrays, 
   (idx_folder / 'train-labels-idx1-ubyte').unlink()
   path = idx_folder / 'train-labels-idx1-ubyte.gz'
   write_idx(path, idx_arrays['train-labels'])
-  assert len(data.load(f'idx:{idx_folder}').train) == 12
+  assert len(load(f'idx:{idx_folder}').train) == 12
   path.write_bytes(damage(path.read_bytes()))
   assert re.search(expected, error_of(f'idx:{idx_folder}'))
 
 
 def test_stdlib_is_text_of_python_with_whole_files_held_out():
-  stdlib = data.load('stdlib', sequence_length=64)
+  stdlib = load('stdlib', sequence_length=64)
   assert stdlib.task == 'language'
   assert stdlib.num_outputs == 256
   assert stdlib.example_shape == (64,)
@@ -238,7 +242,7 @@ def test_stdlib_is_the_same_in_another_process():
   output = subprocess.run(
     [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True
   ).stdout
-  assert output.strip() == hashlib.sha256(data.load('stdlib').test.x.tobytes()).hexdigest()
+  assert output.strip() == hashlib.sha256(load('stdlib').test.x.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize('memory_limit', [10**6, 100])
@@ -246,7 +250,7 @@ def test_windows_of_a_file(tmp_path, memory_limit):
   content = np.random.default_rng(0).integers(0, 256, 1000, dtype=np.uint8)
   path = tmp_path / 'book.txt'
   content.tofile(path)
-  book = data.load(f'text:{path}', sequence_length=7, memory_limit=memory_limit)
+  book = load(f'text:{path}', sequence_length=7, memory_limit=memory_limit)
   assert book.train.in_memory == (memory_limit > 100)
   # The first 900 bytes hold 128 windows of 7 and a next byte, the last 100 hold 14.
   assert (len(book.train), len(book.test)) == (128, 14)
@@ -271,7 +275,7 @@ def test_a_folder_holds_out_whole_files(tmp_path, memory_limit):
   (tmp_path / '.git' / 'blob').write_bytes(b'\xff' * 5000)
   (tmp_path / 'broken').symlink_to('nothing')
   os.mkfifo(tmp_path / 'pipe')
-  folder = data.load(f'text:{tmp_path}', sequence_length=16, memory_limit=memory_limit)
+  folder = load(f'text:{tmp_path}', sequence_length=16, memory_limit=memory_limit)
   splits = [split[np.arange(len(split))][0] for split in (folder.train, folder.test)]
   train, test = (set(np.unique(x).tolist()) for x in splits)
   assert not train & test
@@ -287,7 +291,7 @@ def test_the_split_of_a_file_depends_on_its_path_alone(tmp_path):
   def held_out(root, numbers):
     for i in numbers:
       (root / f'part{i:02d}').write_bytes(bytes([i]) * 64)
-    return set(np.unique(data.load(f'text:{root}', sequence_length=8).test.x).tolist())
+    return set(np.unique(load(f'text:{root}', sequence_length=8).test.x).tolist())
 
   one, two = tmp_path / 'one', tmp_path / 'two'
   one.mkdir()
@@ -298,14 +302,14 @@ def test_the_split_of_a_file_depends_on_its_path_alone(tmp_path):
 def test_a_folder_of_one_file_holds_out_its_last_tenth(tmp_path):
   content = bytes(range(200))
   (tmp_path / 'only').write_bytes(content)
-  folder = data.load(f'text:{tmp_path}', sequence_length=4)
+  folder = load(f'text:{tmp_path}', sequence_length=4)
   assert folder.train.x.max() < 180 <= folder.test.x.min()
 
 
 def test_two_windows_are_enough_and_one_byte_less_is_not(tmp_path):
   path = tmp_path / 'short.txt'
   path.write_bytes(bytes(range(10)))
-  short = data.load(f'text:{path}', sequence_length=4)
+  short = load(f'text:{path}', sequence_length=4)
   np.testing.assert_array_equal(short.train.x, [[0, 1, 2, 3]])
   np.testing.assert_array_equal(short.test.y, [[6, 7, 8, 9]])
   path.write_bytes(bytes(range(9)))
@@ -326,7 +330,7 @@ def test_two_windows_are_enough_and_one_byte_less_is_not(tmp_path):
   ],
 )
 def test_tables(name, num_train, num_test, num_features, num_outputs):
-  table = data.load(f'tabular:{name}')
+  table = load(f'tabular:{name}')
   assert (len(table.train), len(table.test)) == (num_train, num_test)
   assert table.example_shape == (num_features,)
   assert table.num_outputs == num_outputs
@@ -347,13 +351,13 @@ def test_tables(name, num_train, num_test, num_features, num_outputs):
     np.testing.assert_allclose(values.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
     deviation = values.std(axis=0, dtype=np.float64)
     assert np.all((np.abs(deviation - 1) < 1e-6) | (deviation == 0))
-  again = data.load(f'tabular:{name}')
+  again = load(f'tabular:{name}')
   np.testing.assert_array_equal(again.test.x, table.test.x)
 
 
 @pytest.mark.parametrize('name', ['wine', 'diabetes'])
 def test_a_table_keeps_each_row_with_its_own_target(name):
-  table = data.load(f'tabular:{name}')
+  table = load(f'tabular:{name}')
   raw = getattr(sklearn.datasets, f'load_{name}')()
   x, y = (
     np.concatenate([getattr(split, part) for split in (table.train, table.test)]) for part in 'xy'
@@ -417,7 +421,7 @@ def test_unknown_table():
 @pytest.mark.parametrize('sequence_length', [0, -3])
 def test_sequence_length_below_one(sequence_length):
   with pytest.raises(UserError, match=f'sequence_length={sequence_length}; expected at least 1'):
-    data.load('stdlib', sequence_length=sequence_length)
+    load('stdlib', sequence_length=sequence_length)
 
 
 def test_importing_data_imports_no_heavy_package():

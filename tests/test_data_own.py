@@ -1,5 +1,6 @@
 """Tables and folders of images of one's own: values, splits, and what bad input is told."""
 
+import functools
 import re
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 
 from additive_jax import UserError, data
 from additive_jax.experiments.studies import STUDIES
+
+# Each source as it stands, nothing held out of its training part.
+load = functools.partial(data.load, valid=0.0)
 
 NUM = 40
 WEIGHED = {'target': 'price', 'weight': 'weight'}
@@ -42,7 +46,7 @@ def table(request, tmp_path):
 
 
 def test_a_table_of_numbers_and_texts(table):
-  houses = data.load(f'file:{table}', target='price', columns='age,income,town,member')
+  houses = load(f'file:{table}', target='price', columns='age,income,town,member')
   f = frame()
   order = np.random.Generator(np.random.PCG64(0)).permutation(NUM)
   train, test = order[:32], order[32:]
@@ -62,7 +66,7 @@ def test_a_table_of_numbers_and_texts(table):
 
 
 def test_targets_say_the_task(table):
-  load = lambda **options: data.load(f'file:{table}', **options)
+  load = lambda **options: data.load(f'file:{table}', valid=0.0, **options)
   town = load(target='town', columns='age')
   assert (town.task, town.class_names) == ('classification', ('Bonn', 'Köln', 'Ulm'))
   assert town.coding.decoded(np.eye(3)).tolist() == ['Bonn', 'Köln', 'Ulm']
@@ -75,7 +79,7 @@ def test_targets_say_the_task(table):
 
 
 def test_weights_and_splits_are_columns(table):
-  houses = data.load(f'file:{table}', target='town', weight='weight', split='part')
+  houses = load(f'file:{table}', target='town', weight='weight', split='part')
   assert [len(getattr(houses, part)) for part in ('train', 'valid', 'test')] == [20, 10, 10]
   weights = frame()['weight'].to_numpy()[3::4]
   np.testing.assert_allclose(np.sort(houses.test.y.weight), np.sort(weights), rtol=1e-6)
@@ -88,7 +92,7 @@ def test_arrays(tmp_path):
   path = tmp_path / 'a.npz'
   images = rng.integers(0, 256, (10, 4, 4, 1)).astype(np.uint8)
   np.savez(path, x_train=images[:8], y_train=np.arange(8) % 3, x_test=images[8:], y_test=[0, 1])
-  loaded = data.load(f'file:{path}', target='y')
+  loaded = load(f'file:{path}', target='y')
   order = np.random.Generator(np.random.PCG64(0)).permutation(10)
   order = order[order < 8]
   np.testing.assert_array_equal(loaded.train.x, (images[order] / 255.0).astype(np.float32))
@@ -96,10 +100,10 @@ def test_arrays(tmp_path):
   tokens = rng.integers(0, 7, (10, 6))
   weight = (rng.random((10, 6)) < 0.8) * 1.0
   np.savez(path, x=tokens, y=np.roll(tokens, -1, 1), mask=weight)
-  text = data.load(f'file:{path}', target='y', weight='mask', task='language')
+  text = load(f'file:{path}', target='y', weight='mask', task='language')
   assert (text.num_outputs, text.train.y.weight.shape) == (7, (8, 6))
   np.savez(path, a=rng.random((10, 3)), b=rng.random(10), y=rng.random((10, 2)))
-  loaded = data.load(f'file:{path}', target='y')
+  loaded = load(f'file:{path}', target='y')
   assert loaded.coding.features == ('a[0]', 'a[1]', 'a[2]', 'b')
   assert loaded.train.y.shape == (8, 2)
 
@@ -107,8 +111,7 @@ def test_arrays(tmp_path):
 def test_a_table_over_the_memory_limit(tmp_path):
   frame().to_csv(tmp_path / 'a.csv', index=False)
   whole, far = (
-    data.load(f'file:{tmp_path / "a.csv"}', target='town', memory_limit=limit)
-    for limit in (10**6, 10)
+    load(f'file:{tmp_path / "a.csv"}', target='town', memory_limit=limit) for limit in (10**6, 10)
   )
   assert not far.train.in_memory
   for a, b in zip(whole.train[np.arange(5)], far.train[np.arange(5)]):
@@ -170,7 +173,7 @@ def test_bad_tables(tmp_path, make, options, message):
   path = tmp_path / 'a.csv'
   make().to_csv(path, index=False)
   with pytest.raises(UserError, match=re.escape(message)) as caught:
-    data.load(f'file:{path}', **options)
+    load(f'file:{path}', **options)
   assert '\n' not in str(caught.value)
   assert 'a.csv' in str(caught.value)
 
@@ -190,7 +193,7 @@ def test_bad_tables(tmp_path, make, options, message):
 def test_damaged_files(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=re.escape(message)) as caught:
-    data.load(f'file:{tmp_path / name}', target='a')
+    load(f'file:{tmp_path / name}', target='a')
   assert '\n' not in str(caught.value)
 
 
@@ -206,7 +209,7 @@ def test_damaged_files(tmp_path, name, content, message):
 def test_bad_arrays(tmp_path, arrays, message):
   np.savez(tmp_path / 'a.npz', **arrays)
   with pytest.raises(UserError, match=re.escape(message)):
-    data.load(f'file:{tmp_path / "a.npz"}', target='y')
+    load(f'file:{tmp_path / "a.npz"}', target='y')
 
 
 def save(path, value, mode='RGB', size=(6, 6)):
@@ -227,7 +230,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize('limit', [10**9, 10])
 def test_a_folder_of_images(folder, limit):
-  loaded = data.load(f'images:{folder}', memory_limit=limit)
+  loaded = load(f'images:{folder}', memory_limit=limit)
   assert loaded.class_names == ('ant', 'bee', 'cat')
   assert (len(loaded.train), len(loaded.test)) == (12, 3)
   assert loaded.train.in_memory == (limit > 10)
@@ -247,19 +250,19 @@ def test_folders_of_splits_sizes_and_channels(tmp_path):
     for name in 'ab':
       for i in range(count):
         save(tmp_path / part / name / f'{i}.png', 100, 'L', size=(4 + i, 8))
-  loaded = data.load(f'images:{tmp_path}', image_size=5)
+  loaded = load(f'images:{tmp_path}', image_size=5)
   assert [len(split) for split in (loaded.train, loaded.valid, loaded.test)] == [8, 4, 6]
   assert loaded.example_shape == (5, 5, 1)
-  assert data.load(f'images:{tmp_path}', image_size=5, channels=3).example_shape == (5, 5, 3)
+  assert load(f'images:{tmp_path}', image_size=5, channels=3).example_shape == (5, 5, 3)
   with pytest.raises(UserError, match=r'0\.png. is 4×8 and others|expected one size'):
-    data.load(f'images:{tmp_path}')
+    load(f'images:{tmp_path}')
 
 
 def test_images_of_16_bits(tmp_path):
   for name in 'ab':
     for i in range(2):
       save(tmp_path / name / f'{i}.png', 257 * 100, 'I;16')
-  assert np.allclose(data.load(f'images:{tmp_path}').train.x, 100 / 255)
+  assert np.allclose(load(f'images:{tmp_path}').train.x, 100 / 255)
 
 
 @pytest.mark.parametrize(
@@ -273,23 +276,23 @@ def test_images_of_16_bits(tmp_path):
 def test_bad_folders(folder, spoil, message):
   spoil(folder)
   with pytest.raises(UserError, match=re.escape(message)) as caught:
-    data.load(f'images:{folder}')
+    load(f'images:{folder}')
   assert '\n' not in str(caught.value)
 
 
 def test_folders_that_are_not_there(tmp_path):
   for name, message in (('none', 'does not exist; expected a folder'), ('', 'no folder in')):
     with pytest.raises(UserError, match=message):
-      data.load(f'images:{tmp_path / name}')
+      load(f'images:{tmp_path / name}')
   for part, name in (('train', 'a'), ('train', 'b'), ('test', 'c')):
     save(tmp_path / part / name / '1.png', 1)
   with pytest.raises(UserError, match=r"class 'c' in .*test': expected one of train, a, b"):
-    data.load(f'images:{tmp_path}')
+    load(f'images:{tmp_path}')
 
 
 def test_a_truncated_image_is_named_when_it_is_read(folder):
   (folder / 'cat' / '1.png').write_bytes((folder / 'cat' / '1.png').read_bytes()[:-30])
-  loaded = data.load(f'images:{folder}', memory_limit=10)
+  loaded = load(f'images:{folder}', memory_limit=10)
   with pytest.raises(UserError, match=re.escape("cat/1.png' (")):
     [split[np.arange(len(split))] for split in (loaded.train, loaded.test)]
 

@@ -31,9 +31,9 @@ def sets(tmp_path_factory):
   path = tmp_path_factory.mktemp('text') / 'lines.txt'
   path.write_text('A line of plain text.\n' * 20)
   return {
-    'images': data.load('digits'),
-    'a table': data.load('tabular:iris'),
-    'text': data.load(f'text:{path}', sequence_length=9),
+    'images': data.load('digits', valid=0.0),
+    'a table': data.load('tabular:iris', valid=0.0),
+    'text': data.load(f'text:{path}', sequence_length=9, valid=0.0),
   }
 
 
@@ -348,7 +348,7 @@ def test_a_network_of_your_own_that_keeps_it(tmp_path, monkeypatch):
   (tmp_path / 'own_networks.py').write_text(OWN)
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.delitem(sys.modules, 'own_networks', raising=False)
-  table = data.load('tabular:iris')
+  table = data.load('tabular:iris', valid=0.0)
   check_fits(make_model(options(name='own_networks:Sound'), table), table)
   with pytest.raises(UserError, match=r'MLP gives outputs \(1, 2\) for one example: expected 3 on'):
     check_fits(models.MLP(1, 4, 4, num_classes=2), table)

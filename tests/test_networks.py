@@ -227,7 +227,7 @@ def test_a_pool_of_random_structures_is_judged_by_networks(tmp_path):
 
 def test_a_network_alone_and_a_listed_pool(tmp_path):
   model = aj.models.MLP(1, 6, 6, 3, gates=MIXED['model.gates'], num_chunks=3)
-  data = aj.data.load('tabular:iris')
+  data = aj.data.load('tabular:iris', valid=0.0)
   recipe = Recipe(model, 'classification', optax.sgd(0.1))
   population = Population(recipe, data, batch_size=8, seed=0)
   members = list(population.train(['011', '111', '001'], stop=2))

@@ -127,7 +127,7 @@ def test_directory_of_another_config(tmp_path):
 
 def test_model_of_the_config():
   options = tiny.config('sweep', {'model.hidden': (4, 5, 6)}).model
-  model = make_model(options, data_.load('digits'))
+  model = make_model(options, data_.load('digits', valid=0.0))
   assert model == additive_jax.models.MLP(3, 8, (4, 5, 6), 10)
 
 

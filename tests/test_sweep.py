@@ -42,7 +42,7 @@ def swept(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def iris():
-  return data_.load('tabular:iris')
+  return data_.load('tabular:iris', valid=0.0)
 
 
 def journal(workdir, name):

@@ -14,7 +14,7 @@ from additive_jax.experiments.unused import EXPERIMENTS, OF, WHEN, unused
 
 @pytest.fixture(scope='module')
 def images():
-  return aj.data.load('digits')
+  return aj.data.load('digits', valid=0.0)
 
 
 # Options, and those of them that are not used.
@@ -62,7 +62,7 @@ def test_the_table_is_of_options_and_experiments():
 
 
 def test_packaged_configs_use_what_they_say(images):
-  text = aj.data.load('stdlib')
+  text = aj.data.load('stdlib', valid=0.0)
   for name in config_names():
     options = read_options(load_config(name))
     data = text if options.data.name == 'stdlib' else images

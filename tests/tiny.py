@@ -36,6 +36,7 @@ SMALL = {
   'num_seeds': 2,
   'learning_rate': 2e-3,
   'data.name': 'tabular:iris',
+  'data.valid': 0.0,
   'model.num_blocks': 3,
   'model.width': 8,
   'model.hidden': (8,),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from additive_jax.batches import num_examples
 from additive_jax.compress.fixed import Fixed, make_fixed
 from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring, has_routers
 from additive_jax.compress.steps import Steps, make_steps
@@ -34,7 +35,7 @@ from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import module_names
 
-Batch = Shaped[Array | np.ndarray, 'B ...']
+Batch: TypeAlias = PyTree[Shaped[Array | np.ndarray, 'B ...']]
 Units = dict[str, Bool[np.ndarray, 'size']]  # by space
 
 
@@ -263,7 +264,7 @@ def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -
   run = functools.partial(logits, model, structure=structure)
   flops = count_flops(run, variables, x, of=type(model).__name__)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-  return Cost(flops / len(x), size)
+  return Cost(flops / num_examples(x), size)
 
 
 def _parsed(structure: Any, num_gates: int) -> Structure:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 from additive_jax import run
+from additive_jax.batches import num_examples
 from additive_jax.compress.cutting import masked, spaces
 from additive_jax.compress.noise import KERNEL, Draw, NoisyKernel, ScaledKernel, with_kernels
 from additive_jax.compress.plans import cut_wiring
@@ -32,7 +33,7 @@ GATES = 'gates'
 LIMIT = 8.0  # of |log α|; beyond it noise or mean is nothing beside the other
 BINS = np.linspace(-LIMIT, LIMIT, 65)  # edges of those of a histogram of log α
 
-Batch = Shaped[Array | np.ndarray, 'B ...']
+Batch: TypeAlias = PyTree[Shaped[Array | np.ndarray, 'B ...']]
 ByName = Mapping[str, Float[Array | np.ndarray, '...']]
 Keys = Key[Array, 'B']
 Logits = Float[Array, 'B ...']
@@ -196,7 +197,7 @@ class Units(Level):
   def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
     draw = Draw(keys)
     scales = {
-      name: 1 + jnp.exp(log_variance[name] / 2) * draw((len(x), *shape))
+      name: 1 + jnp.exp(log_variance[name] / 2) * draw((num_examples(x), *shape))
       for name, shape in self.shapes
     }
 
@@ -244,10 +245,11 @@ class Gates(Level):
     return tuple(gate_names(self.model)[i] for i in self.positions)
 
   def run(self, mean: PyTree, log_variance: ByName, x: Batch, keys: Keys) -> Logits:
-    noise = Draw(keys)((len(x), len(self.positions)))
-    gates = jnp.ones((len(x), len(gate_names(self.model))))
+    count = num_examples(x)
+    noise = Draw(keys)((count, len(self.positions)))
+    gates = jnp.ones((count, len(gate_names(self.model))))
     gates = gates.at[:, self.positions].add(jnp.exp(log_variance[GATES] / 2) * noise)
-    return run.masked(self.model, {'params': mean}, jnp.asarray(x), gates)
+    return run.masked(self.model, {'params': mean}, jax.tree.map(jnp.asarray, x), gates)
 
   def magnitudes(self, params: PyTree) -> Magnitudes:
     """Returns the root-mean-square parameter of each gate's site."""

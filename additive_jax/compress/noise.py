@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree, Shaped
+from jaxtyping import Array, Float, Key, PyTree
 
-from additive_jax.models.additive import Additive, embed, readout, sites_of, update
+from additive_jax.models.additive import Additive, Inputs, embed, readout, sites_of, update
 from additive_jax.models.feed_forward import Linear
 
 TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
@@ -136,7 +136,7 @@ class ScaledKernel:
 def with_kernels(
   model: Additive,
   params: PyTree,
-  x: Shaped[Array | np.ndarray, 'B ...'],
+  x: Inputs,
   replaced: Mapping[str, Callable[[Array], Any]],
 ) -> Float[Array, 'B ...']:
   """Returns the logits of a model, all gates on, with some kernels replaced while it runs.
@@ -168,9 +168,7 @@ def with_kernels(
     return readout(model, variables, h)
 
 
-def linear_maps(
-  model: Additive, x: Shaped[Array | np.ndarray, 'B ...']
-) -> dict[str, tuple[int, ...]]:
+def linear_maps(model: Additive, x: Inputs) -> dict[str, tuple[int, ...]]:
   """Returns the modules whose kernels can be replaced, and these kernels' shapes, in the order in
   which the network, all gates on, runs them on inputs of the shape of `x`. Computes nothing.
 

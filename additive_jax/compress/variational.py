@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from additive_jax.batches import num_examples
 from additive_jax.compress.levels import Level
 from additive_jax.errors import UserError
 from additive_jax.train.recipe import Loss, Recipe, Slot
@@ -108,7 +109,7 @@ class VariationalLoss(Loss):
     self, recipe: Recipe, params: PyTree, slot: Slot
   ) -> tuple[Float[Array, ''], dict[str, Any]]:
     """Returns the bound, and no facts; see `recipe.Loss`."""
-    noise, count = recipe.model.noise, len(slot.x)
+    noise, count = recipe.model.noise, num_examples(slot.x)
     key: Any = slot.key  # every slot of a training has one
     objective: Any = recipe.objective  # a function, once the recipe is made
     rows = slot.share * count + jnp.arange(count)

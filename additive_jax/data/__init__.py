@@ -5,7 +5,9 @@ visits it.
 `additive_jax.data.sources`.
 """
 
+from additive_jax.data.arrays import from_arrays
 from additive_jax.data.coding import Coding
+from additive_jax.data.held_out import hold_out
 from additive_jax.data.iterators import IteratorSplit, from_iterator
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
@@ -25,7 +27,9 @@ __all__ = [
   'Split',
   'Weighted',
   'checked',
+  'from_arrays',
   'from_iterator',
+  'hold_out',
   'load',
   'take',
 ]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 from additive_jax.data.folders import Pictures, load_folder
+from additive_jax.data.held_out import BY_RULE, hold_out
 from additive_jax.data.images import load_digits, load_idx
 from additive_jax.data.splits import Data
 from additive_jax.data.table import Columns, load_table
@@ -58,13 +59,14 @@ def load(
   data_dir: str | None = None,
   download: bool = False,
   memory_limit: int = 2 * 1024**3,
+  valid: float = BY_RULE,
   **own: Unpack[Own],
 ) -> Data:
-  """Loads a data set.
+  """Loads a data set, with a split to choose by.
 
   >>> data = load('digits')
-  >>> len(data.train), len(data.test), data.example_shape, data.num_outputs
-  (1437, 360, (8, 8, 1), 10)
+  >>> len(data.train), len(data.valid), len(data.test), data.example_shape, data.num_outputs
+  (1150, 287, 360, (8, 8, 1), 10)
 
   Args:
     spec: one of
@@ -82,6 +84,8 @@ def load(
     download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
       it is needed.
+    valid: what is held out to choose by, see `held_out.hold_out`: −1 is the source's own split, or
+      the last examples of the training part, a fifth at most; 0 is none, else the share of it.
     own: of tables and folders of images of your own, see `Own`.
 
   Raises:
@@ -92,25 +96,42 @@ def load(
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
-    match kind:
-      case 'digits':
-        return load_digits(memory_limit)
-      case 'stdlib':
-        return load_stdlib(sequence_length, memory_limit)
-      case 'idx':
-        return load_idx(name, memory_limit)
-      case 'text':
-        return load_text(name, sequence_length, memory_limit)
-      case 'tabular':
-        return load_tabular(name, memory_limit)
-      case 'file':
-        return load_table(name, _of(Columns, own), memory_limit)
-      case 'images':
-        return load_folder(name, _of(Pictures, own), memory_limit)
-      case _:
-        return load_tfds(name, sequence_length, data_dir, download, memory_limit)
+    return hold_out(
+      _loaded(kind, name, sequence_length, data_dir, download, memory_limit, valid, own), valid
+    )
   except OSError as error:
     raise UserError(f'{spec}: cannot read {str(error.filename)!r}: {error.strerror}') from error
+
+
+def _loaded(
+  kind: str,
+  name: str,
+  sequence_length: int,
+  data_dir: str | None,
+  download: bool,
+  memory_limit: int,
+  valid: float,
+  own: Any,
+) -> Data:
+  """Returns what a source gives."""
+  match kind:
+    case 'digits':
+      return load_digits(memory_limit)
+    case 'stdlib':
+      return load_stdlib(sequence_length, memory_limit)
+    case 'idx':
+      return load_idx(name, memory_limit)
+    case 'text':
+      return load_text(name, sequence_length, memory_limit)
+    case 'tabular':
+      return load_tabular(name, memory_limit)
+    case 'file':
+      return load_table(name, _of(Columns, own), memory_limit)
+    case 'images':
+      return load_folder(name, _of(Pictures, own), memory_limit)
+    case _:
+      own_valid = valid == BY_RULE
+      return load_tfds(name, sequence_length, data_dir, download, memory_limit, own_valid)
 
 
 def _of(kind: Any, own: Any) -> Any:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -107,7 +107,7 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
 
 
 def language_data(
-  spec: str, train: ByteStream, test: ByteStream | None, sequence_length: int, memory_limit: int
+  spec: str, streams: Mapping[str, ByteStream], sequence_length: int, memory_limit: int
 ) -> Data:
   """Cuts byte streams into windows of T = `sequence_length` bytes, each with its next bytes as y.
 
@@ -117,8 +117,8 @@ def language_data(
 
   Args:
     spec: the name of the data, for messages.
-    train: bytes to learn from.
-    test: bytes to judge by; None holds out the last tenth of `train`, and at least one window.
+    streams: `train`, bytes to learn from; `test`, those to judge by, without which the last tenth
+      of `train` is held out, and at least one window; and maybe `valid`, those to choose by.
     sequence_length: T. Example i is bytes `i*T` to `i*T + T + 1`: x the first T, y the last T.
     memory_limit: bytes that x and y of a split may take to be kept in memory.
 
@@ -126,7 +126,7 @@ def language_data(
     UserError: a split would have no window.
   """
   window = sequence_length + 1
-  total = len(train) + (0 if test is None else len(test))
+  total = sum(map(len, streams.values()))
   if not total:
     raise UserError(f'{spec}: the text is empty; expected at least {2 * window} bytes')
   if total < 2 * window:
@@ -134,11 +134,10 @@ def language_data(
       f'{spec}: {total} bytes; expected at least {2 * window}, two windows of sequence_length='
       f'{sequence_length} bytes and the next'
     )
-  if test is None:
-    cut = min(total - int(TEST_SHARE * total), total - window)
+  parts = {name: (stream, 0, len(stream)) for name, stream in streams.items()}
+  if 'test' not in parts:
+    train, cut = streams['train'], min(total - int(TEST_SHARE * total), total - window)
     parts = {'train': (train, 0, cut), 'test': (train, cut, total)}
-  else:
-    parts = {'train': (train, 0, len(train)), 'test': (test, 0, len(test))}
   splits = {}
   for name, (stream, start, stop) in parts.items():
     if stop - start < window:
@@ -147,7 +146,8 @@ def language_data(
         f'sequence_length={sequence_length}'
       )
     splits[name] = _window_split(spec, stream, start, stop, sequence_length, memory_limit)
-  return Data(spec, 'language', splits['train'], splits['test'], NUM_BYTE_VALUES)
+  train, test, valid = splits['train'], splits['test'], splits.get('valid')
+  return Data(spec, 'language', train, test, NUM_BYTE_VALUES, valid=valid)
 
 
 def _window_split(
@@ -186,11 +186,12 @@ def _from_files(
   for path in sizes:
     (test if _is_held_out(path.relative_to(root)) else train).append(path)
   if min(sum(sizes[path] for path in part) for part in (train, test)) > sequence_length:
-    streams = _file_stream(train, sizes), _file_stream(test, sizes)
-    return language_data(spec, *streams, sequence_length, memory_limit)
+    streams = {'train': _file_stream(train, sizes), 'test': _file_stream(test, sizes)}
+    return language_data(spec, streams, sequence_length, memory_limit)
   if len(sizes) > 1:
     log.info('%s: too few files to hold out whole ones; the last tenth of the bytes is', spec)
-  return language_data(spec, _file_stream(list(sizes), sizes), None, sequence_length, memory_limit)
+  streams = {'train': _file_stream(list(sizes), sizes)}
+  return language_data(spec, streams, sequence_length, memory_limit)
 
 
 def _is_held_out(relative: PurePath) -> bool:

@@ -24,14 +24,19 @@ EXAMPLES_PER_READ = 256
 
 
 def load_tfds(
-  name: str, sequence_length: int, data_dir: str | None, download: bool, memory_limit: int
+  name: str,
+  sequence_length: int,
+  data_dir: str | None,
+  download: bool,
+  memory_limit: int,
+  own_valid: bool = True,
 ) -> Data:
   """Loads a TensorFlow Datasets set that is prepared as ArrayRecord.
 
   An image (or a numeric tensor) with a class label becomes classification: x float32, integer
   images divided by the largest value of their type, tensors as they are; y int32. A text becomes
   language, its documents joined by newlines. The split `train` trains; `test`, else `validation`,
-  else the last tenth of `train` tests.
+  else the last tenth of `train` tests. A `validation` that does not is there to choose by.
 
   Args:
     name: `NAME[/CONFIG][:VERSION]`.
@@ -40,6 +45,7 @@ def load_tfds(
       `~/tensorflow_datasets`.
     download: prepare the set when it isn't.
     memory_limit: bytes that a split may take to be kept in memory.
+    own_valid: whether its `validation` is read.
 
   Raises:
     UserError: the name is unknown, the set isn't prepared (the message has the command), or its
@@ -71,7 +77,7 @@ def load_tfds(
         f'data_dir={shlex.quote(other)}'
       )
     x_name, y_name = _supervised(tfds, spec, builder.info)
-    reader = _Reader(tfds, spec, builder, memory_limit, x_name)
+    reader = _Reader(tfds, spec, builder, memory_limit, x_name, own_valid)
     return reader.language(sequence_length) if y_name is None else reader.classification(y_name)
 
 
@@ -119,24 +125,28 @@ class _Reader:
   builder: Any
   memory_limit: int
   x_name: str
+  own_valid: bool
 
   def classification(self, y_name: str) -> Data:
     """Returns the set as inputs with one class each."""
     label = self.builder.info.features[y_name]
     # Some sets ship a test split whose labels are withheld as -1.
-    train, test = (
+    train, test, *valid = (
       self._labelled(source, y_name)
       for source in self._sources(lambda example: example[y_name] >= 0)
     )
-    return Data(self.spec, 'classification', train, test, label.num_classes, tuple(label.names))
+    names, held_out = tuple(label.names), valid[0] if valid else None
+    return Data(self.spec, 'classification', train, test, label.num_classes, names, held_out)
 
   def language(self, sequence_length: int) -> Data:
     """Returns the set's documents as one stream of bytes a split."""
-    train, test = map(self._stream, self._sources(lambda example: True))
-    return language_data(self.spec, train, test, sequence_length, self.memory_limit)
+    train, test, *valid = map(self._stream, self._sources(lambda example: True))
+    streams = {'train': train, 'test': test} | ({'valid': valid[0]} if valid else {})
+    return language_data(self.spec, streams, sequence_length, self.memory_limit)
 
-  def _sources(self, usable: Callable[[Any], bool]) -> tuple[Any, Any]:
-    """Returns the data sources to train on and to test by; `usable` judges a test example."""
+  def _sources(self, usable: Callable[[Any], bool]) -> list[Any]:
+    """Returns the data sources to train on, to test by and, if there is one, to choose by; `usable`
+    judges an example of them."""
     counts = {name: split.num_examples for name, split in self.builder.info.splits.items()}
     if not counts.get('train'):
       raise UserError(f'{self.spec} has the splits {", ".join(counts) or "none"}; expected train')
@@ -144,13 +154,17 @@ class _Reader:
       if counts.get(name):
         source = self._source(name)
         if usable(source[0]):
-          return self._source('train'), source
+          found = [self._source('train'), source]
+          if name == 'test' and self.own_valid and counts.get('validation'):
+            valid = self._source('validation')
+            found += [valid] if usable(valid[0]) else []
+          return found
     if counts['train'] < 2:
       raise UserError(f'{self.spec} has one example; expected at least 2')
     cut = counts['train'] - max(1, counts['train'] // 10)
     message = '%s has no labelled test split: the last %d of train are'
     log.info(message, self.spec, counts['train'] - cut)
-    return self._source(f'train[:{cut}]'), self._source(f'train[{cut}:]')
+    return [self._source(f'train[:{cut}]'), self._source(f'train[{cut}:]')]
 
   def _source(self, split: str) -> Any:
     """Returns tfds's random-access source of one split."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Arm, Result, Trained
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
@@ -125,7 +125,7 @@ def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
   """Scores on both splits, active FLOPs of an example's forward pass, parameters, skipped slots,
   and of networks with routers what those of each site did."""
   session, seen = trained.session, trained.session.seen()
-  x = session.test[0][:1]
+  x = first_input(session.data)
   record: Record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
   if has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)

@@ -55,7 +55,8 @@ class Work:
     since it shares what comes before with others, and the readout."""
     space = session.space
     of_one = (space.fixed_flops or 0) + 2 * max((g.flops or 0 for g in space), default=0)
-    return self.ranked * of_one * len(session.data.test) * len(session.seeds)
+    split = session.data.test if session.data.valid is None else session.data.valid
+    return self.ranked * of_one * len(split) * len(session.seeds)
 
 
 def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> None:
@@ -137,7 +138,10 @@ def _timed(session, structure) -> tuple[float, float]:
     began = time.perf_counter()
     list(population.train([structure], TIMED_STEPS))
     times.append(time.perf_counter() - began)
-  passes = 3 * TIMED_STEPS * session.config.train.batch_size, len(session.data.test)
+  passes = (
+    3 * TIMED_STEPS * session.config.train.batch_size,
+    sum(len(split) for name, split in session.data.splits.items() if name != 'train'),
+  )
   second = min(times) / sum(passes)
   return second * passes[0] / TIMED_STEPS, second * passes[1]
 

@@ -116,7 +116,7 @@ def _choose(session):
     loss = scores.loss[0]
   else:
     bits = all_networks(session.space)
-    loss = session.evaluate(pool.variables, bits).loss
+    loss = session.evaluate(pool.variables, bits, session.valid).loss
   best = np.argsort(statistics.rank(loss))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
@@ -229,7 +229,10 @@ def _tables(session: Session, records: Records) -> Result:
   seeds = records[POOL]
   texts = [name for name in records.arms if name != POOL]
   scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
-  order = np.argsort(statistics.rank(scores['cotrained']['loss'][:-1]))
+  chosen = _chosen_by(seeds)
+  order = np.argsort(
+    statistics.rank(scores['cotrained']['loss'][:-1] if chosen is None else chosen)
+  )
   texts = [texts[i] for i in order]
   table, parts = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
@@ -237,6 +240,8 @@ def _tables(session: Session, records: Records) -> Result:
     parts.append(pd.DataFrame({'label': [*texts, ENSEMBLE], 'variant': variant, **columns}))
     for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
+  if chosen is not None:
+    table['valid_loss'] = chosen[order]
   table['flops'], table['params'] = session.space.costs(texts)
   table['rank'] = np.arange(1, len(texts) + 1)
   table = structures_first(table)
@@ -247,6 +252,13 @@ def _tables(session: Session, records: Records) -> Result:
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
   tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
   return Result(tables | {'differences': _differences(seeds, texts, order)}, summary)
+
+
+def _chosen_by(seeds) -> Float[np.ndarray, ' structures'] | None:
+  """The mean validation losses that rank the structures; None where nothing was held out."""
+  if any('valid_loss' not in record['cotrained'] for record in seeds):
+    return None
+  return statistics.mean_and_ci([record['cotrained']['valid_loss'] for record in seeds])[0]
 
 
 def _differences(seeds, texts, order) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from additive_jax.experiments.contenders import (
 from additive_jax.experiments.dna_page import SKIPPING, page
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Result, Study
 from additive_jax.models.active import active_flops, fitted
 from additive_jax.models.dna import DNA, Modules
@@ -54,7 +54,7 @@ SHARED = (
 
 def _check(session):
   """Everything that can be said before any training."""
-  options, x = session.config.dna, session.test[0][:1]
+  options, x = session.config.dna, first_input(session.data)
   if options.skip and not session.config.balance.bias_rate:
     expected = 'a rate above 0, by which the skips are steered'
     raise refused(session.config, 'dna.skip', 'balance.bias_rate', expected=expected)
@@ -105,7 +105,7 @@ def make_baselines(session: Session, flops: Mapping[str, float]) -> list[Contend
 
 def _dense(session, layers, target, name):
   """The dense network of at most that many layers whose hidden units bring it to `target`."""
-  x = session.test[0][:1]
+  x = first_input(session.data)
   for count in range(layers, 0, -1):
     make = lambda hidden, count=count: session.model.clone(num_layers=count, hidden=hidden)
     try:

@@ -30,7 +30,7 @@ from additive_jax.experiments.contenders import (
 from additive_jax.experiments.experts_page import page
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
@@ -82,7 +82,7 @@ def make_contenders(session: Session, single: Structure | str | None = None) -> 
     UserError: for options of which a network cannot be made.
   """
   dense, options = check_dense(session), session.config.experts
-  x = session.test[0][:1]
+  x = first_input(session.data)
   contenders = [make_contender(session, DENSE, DENSE, dense)]
   if single is not None:
     model = _pool_session(session).model
@@ -119,7 +119,8 @@ def _stages(session: Session, records: Records) -> Iterator[Sequence[Arm]]:
 
 
 def _pool(session) -> Arm:
-  """The pool in which static structures are ranked, on training examples and on the test split."""
+  """The pool in which static structures are ranked, on examples to choose by (training examples,
+  where none were held out) and on the test split."""
   pool_session = _pool_session(session)
   bits = _static_structures(pool_session)
 
@@ -138,9 +139,11 @@ def _static_structures(pool_session):
 
 
 def _best_single(pool_session: Session, records: Records) -> Structure:
-  """The structure with some gate off that is best on training examples."""
+  """The structure with some gate off that is best on the examples to choose by, or on training
+  examples, where none were held out."""
   bits = _static_structures(pool_session)
-  loss, _ = statistics.mean_and_ci([record['train_loss'] for record in records[POOL]])
+  key = 'train_loss' if pool_session.data.valid is None else 'valid_loss'
+  loss, _ = statistics.mean_and_ci([record[key] for record in records[POOL]])
   eligible = ~bits.all(1) & np.isfinite(loss)
   return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
 

@@ -72,8 +72,8 @@ def warn(left_out: LeftOut) -> None:
 
 
 def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
-  """Raises `UserError` for a network whose test loss is not finite. Of a pool that is judged in
-  many structures the log says how many are not, unless none is.
+  """Raises `UserError` for a network whose loss, once trained, is not finite. Of a pool that is
+  judged in many structures the log says how many are not, unless none is.
 
   >>> check_scores('dense', 0, {'loss': float('nan')})
   Traceback (most recent call last):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from additive_jax import models
+from additive_jax.batches import is_array, rows
 from additive_jax.data import Data
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import ModelOptions
@@ -60,6 +61,8 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
 
 def _kind(data):
   """What the examples of a data set are, in a word."""
+  if not is_array(data.train[np.zeros(1, np.int64)][0]):
+    return 'several inputs'
   if data.task == 'language':
     return 'text'
   return 'images' if len(data.example_shape) > 1 else 'a table'
@@ -114,7 +117,7 @@ def check_fits(model: Any, data: Data) -> None:
   x, y = data.train[np.arange(min(2, len(data.train)))]
   if not type(model).__module__.startswith('additive_jax.'):
     check_quickly(model, (x, y), task=data.task)
-  outputs = check_network(model, x[:1]).shape
+  outputs = check_network(model, rows(x, slice(1))).shape
   if data.task != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(
       f'{type(model).__name__} gives outputs {outputs} for one example: expected '

@@ -15,6 +15,7 @@ from rich import filesize
 
 from additive_jax import data as data_
 from additive_jax import models
+from additive_jax.data.digests import digest
 from additive_jax.errors import SEEDS, UserError, user_path
 from additive_jax.experiments.network import check_fits, make_model
 from additive_jax.experiments.options import (
@@ -25,6 +26,7 @@ from additive_jax.experiments.options import (
   parse_shard,
   read_options,
   refused,
+  replaced,
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
@@ -35,6 +37,7 @@ from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
@@ -87,6 +90,7 @@ def open_session(
   if config.seed + config.num_seeds > SEEDS:
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
+  config = as_begun(config, workdir, opening.get('data'))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
   check_fits(model, data)
@@ -98,6 +102,8 @@ def open_session(
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
   resolved = resolve(config, model, data)
+  if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
+    resolved['data']['digest'] = digest(data)
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
@@ -132,6 +138,46 @@ def _check_fits(session):
       f'config.model of {count:,} parameters, {sizes[0]}: expected a network that fits into the '
       f'{sizes[1]} of this machine'
     )
+
+
+def as_begun(config: Options, workdir: str | Path | None, data: Any = None) -> Options:
+  """Returns the options of a run that goes on in a directory. One that was begun before a split was
+  held out to choose by goes on without.
+
+  Args:
+    config: what is asked for.
+    workdir: the run directory; None for one that is named by the config.
+    data: what the caller gave in place of `config.data`.
+  """
+  if data is not None or config.data.valid != DataOptions().valid or not _is_earlier(workdir):
+    return config
+  processes.log.info(
+    '%s was begun without a split to choose by, and goes on so: config.data.valid 0.0', workdir
+  )
+  return replaced(config, {'data.valid': 0.0})
+
+
+def _is_earlier(workdir) -> bool:
+  """Whether a run directory is of a version that held nothing out, or of config.data.valid 0.0."""
+  stored = _stored(workdir)
+  return stored is not None and 'valid' not in stored
+
+
+def _lacks_digest(workdir) -> bool:
+  """Whether a run directory is of a version that kept no digest of the user's own data."""
+  return _is_earlier(workdir) and 'digest' not in (_stored(workdir) or {})
+
+
+def _stored(workdir) -> dict[str, Any] | None:
+  """The options of the data of a run directory; None where there is none that can be read."""
+  if not workdir:
+    return None
+  try:
+    values, _ = parsed((user_path(workdir, 'workdir') / 'config.json').read_bytes())
+  except (OSError, DamagedError):
+    return None  # what is damaged is told when the directory is opened
+  stored = values.get('data') if isinstance(values, dict) else None
+  return stored if isinstance(stored, dict) else None
 
 
 @contextlib.contextmanager
@@ -190,6 +236,7 @@ def load_data(options: DataOptions) -> data_.Data:
     data_dir=options.data_dir or None,
     download=options.download,
     memory_limit=options.memory_limit,
+    valid=options.valid,
     target=options.target,
     columns=options.columns,
     weight=options.weight,
@@ -205,4 +252,4 @@ def load_data(options: DataOptions) -> data_.Data:
     except UserError as error:
       raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
 
-  return dataclasses.replace(data, train=some('train'), test=some('test'))
+  return dataclasses.replace(data, **{name: some(name) for name in data.splits})

@@ -41,8 +41,21 @@ def finished_page(session: Session, page: Page, note: str = '', last: Piece | No
     *page.pieces,
     last,
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; loss is on the test split, unless it is called training loss',
+    subtitle=f'{gates}, {seeds}; {_of_splits(session)}',
   ).html()
+
+
+def _of_splits(session: Session) -> str:
+  """Returns which split numbers are of, and on which choices are made."""
+  if session.data.valid is None:
+    return (
+      'loss is on the test split, unless it is called training loss; what is chosen is chosen on '
+      'the test split too, since none was held out (config.data.valid)'
+    )
+  return (
+    'what is chosen is chosen on the validation split; loss is on the test split, unless it is '
+    'called training or validation loss'
+  )
 
 
 def read_curves(session: Session) -> pd.DataFrame:

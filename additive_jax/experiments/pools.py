@@ -11,7 +11,13 @@ from additive_jax import data as data_
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
-from additive_jax.experiments.options import DataOptions, ModelOptions, options_of, read_section
+from additive_jax.experiments.options import (
+  DataOptions,
+  ModelOptions,
+  Option,
+  options_of,
+  read_section,
+)
 from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
@@ -89,10 +95,16 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
 
 def _section(section, values, name, path):
   """The options of a section, as a run has written them; one of an older version lacks some, and
-  does what their defaults say."""
-  known = {key: value for key, value in values.items() if key in options_of(section)}
+  does what it did without."""
+  declared = options_of(section, f'{name}.')
+  known = {key: value for key, value in values.items() if key in declared}
+  before = {
+    key: option.before.value
+    for key, option in declared.items()
+    if isinstance(option, Option) and option.before is not None
+  }
   try:
-    return read_section(section, dataclasses.asdict(section()) | known, f'{name}.')
+    return read_section(section, dataclasses.asdict(section()) | before | known, f'{name}.')
   except UserError as error:
     raise UserError(f'{path / "config.json"}: {error}') from error
 

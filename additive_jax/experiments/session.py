@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree, Shaped
+from jaxtyping import PyTree
 
 from additive_jax import models
 from additive_jax.data import ArraySplit, Data, IteratorSplit, take
+from additive_jax.data.splits import Examples
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import Options, parse_shard, replaced
 from additive_jax.experiments.training import Machine, Training
@@ -41,7 +42,7 @@ class Session:
     rundir: where the run's files go.
     metrics: its curves.
     stopper: tells whether the run was asked to stop.
-    data: training and test split.
+    data: what is learnt, what choices are made on, and what is reported.
     model: the additive model.
     space: its gates and their costs.
     training: how pools of the model are trained.
@@ -78,9 +79,25 @@ class Session:
     return self.training.objective
 
   @property
-  def test(self) -> tuple[Shaped[np.ndarray, 'N ...'], Shaped[np.ndarray, 'N ...']]:
-    """The test split as arrays."""
+  def test(self) -> Examples:
+    """The split that is reported, as arrays."""
     return self.data.test[np.arange(len(self.data.test))]
+
+  @property
+  def valid(self) -> Examples:
+    """The split that choices are made on, as arrays: the test split where nothing was held out."""
+    split = self.data.test if self.data.valid is None else self.data.valid
+    return split[np.arange(len(split))]
+
+  @property
+  def chosen_on(self) -> str:
+    """The name of that split: `valid` or `test`."""
+    return 'test' if self.data.valid is None else 'valid'
+
+  @property
+  def chosen_word(self) -> str:
+    """What that split is called before `loss`: `validation` or `test`."""
+    return 'test' if self.data.valid is None else 'validation'
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -197,6 +214,6 @@ class Session:
       raise Stopped
 
 
-def first_input(data: Data) -> Shaped[np.ndarray, '1 ...']:
+def first_input(data: Data) -> PyTree:
   """Returns a batch of one training input, of which the shape matters."""
   return data.train[np.zeros(1, np.int64)][0]

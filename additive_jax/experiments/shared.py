@@ -16,12 +16,14 @@ from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.gates.networks import all_networks, num_networks, places_of
-from additive_jax.gates.structure import Space, all_bits
+from additive_jax.gates.structure import Space, Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report.wording import counted
 from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
 from additive_jax.search.generations import Generations
+
+MOST_TESTED = 2**12  # structures that are all judged on the test split, though chosen on another
 
 
 def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm:
@@ -39,15 +41,75 @@ def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm
 def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
-  """Returns test loss and accuracy of structures in a pool, for the journal."""
-  scores = trained.session.evaluate(trained.variables, bits)
-  return {key: values.tolist() for key, values in scores._asdict().items()}
+  """Returns test loss and accuracy of structures in a pool, for the journal; and where a split was
+  held out, as `valid_loss` and so on those by which structures are chosen."""
+  session = trained.session
+  record = _listed(session.evaluate(trained.variables, bits))
+  if session.data.valid is not None:
+    record |= _listed(session.evaluate(trained.variables, bits, session.valid), 'valid_')
+  return record
+
+
+def judge_to_choose(
+  bits: Bool[np.ndarray, 'structures gates'], trained: Trained
+) -> dict[str, list[float]]:
+  """Returns loss and accuracy of structures on the split that they are chosen on, for the journal;
+  and where that was held out, of at most 4,096, as `test_loss` and so on those on the test split.
+  """
+  session = trained.session
+  record = _listed(session.evaluate(trained.variables, bits, session.valid))
+  if session.data.valid is not None and len(bits) <= MOST_TESTED:
+    record |= _listed(session.evaluate(trained.variables, bits), 'test_')
+  return record
+
+
+def _listed(scores: Evaluation, prefix: str = '') -> dict[str, list[float]]:
+  return {f'{prefix}{key}': values.tolist() for key, values in scores._asdict().items()}
+
+
+def test_pools(
+  session: Session,
+  make_pools: Callable[[], Iterable[Trained]],
+  bits: Bool[np.ndarray, 'structures gates'],
+) -> None:
+  """Judges structures that were chosen on another split in all pools on the test split, once.
+
+  Args:
+    session: the run.
+    make_pools: gives the pools; not called where it was done before.
+    bits: the structures, best first: all of at most 4,096, else the top K and all-on.
+  """
+  if session.data.valid is None or read_tested(session) is not None:
+    return
+  if len(bits) > MOST_TESTED:
+    all_on = np.ones((1, bits.shape[1]), bool)
+    bits = np.unique(np.concatenate([bits[: session.config.sweep.top_k], all_on]), axis=0)
+  scores = [_listed(session.evaluate(pool.variables, bits)) for pool in make_pools()]
+  if processes.is_primary():
+    texts = [str(Structure(tuple(row))) for row in bits]
+    _tested(session).append({'structures': texts, 'pools': scores})
+  processes.barrier('tested')
+
+
+def read_tested(
+  session: Session,
+) -> tuple[list[str], dict[str, Float[np.ndarray, 'pools S']]] | None:
+  """Returns the structures that `test_pools` judged, and their scores; None for none."""
+  for line in _tested(session).sound():
+    pools = line['pools']
+    return line['structures'], {key: np.array([pool[key] for pool in pools]) for key in pools[0]}
+  return None
+
+
+def _tested(session):
+  return Journal(session.rundir.journals / 'tested.jsonl')
 
 
 def search_pools(
   session: Session, make_pools: Callable[[], Iterable[Trained]]
 ) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
-  """Searches pools for the structures of lowest mean loss, as `config.search` says.
+  """Searches pools for the structures of lowest mean loss on the split to choose by, as
+  `config.search` says.
 
   Each generation is journalled, so that a search goes on after the last one that was evaluated.
 
@@ -63,13 +125,13 @@ def search_pools(
 
   def evaluate(bits):
     session.check_stop()
-    scores = [session.evaluate(pool.variables, bits) for pool in pools()]
+    scores = [session.evaluate(pool.variables, bits, session.valid) for pool in pools()]
     # The last generation may be filled up with copies of its last structure.
     fresh = bits[: len(np.unique(bits, axis=0))]
     means = generations.add(fresh, scores)
     loss = generations.means().loss
     lowest = loss.min(where=np.isfinite(loss), initial=np.inf)
-    progress.advance(len(fresh), **{'lowest test loss': lowest})
+    progress.advance(len(fresh), **{f'lowest {session.chosen_word} loss': lowest})
     return means
 
   primary, known = processes.is_primary(), len(generations)

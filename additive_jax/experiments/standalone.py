@@ -89,7 +89,8 @@ class Crowd:
         for arm, member in self._train_seed(seed, arms):
           record = self.judge(seed, arm, member)
           yield seed, arm, record | ({EMA: member.averaged} if member.averaged else {})
-          progress.advance(1, **{'test loss': member.loss})
+          word = f'{self.session.chosen_word} loss'
+          progress.advance(1, **{word: member.chosen['loss']})
           if self.session.stopper.stop_requested:
             return
 
@@ -129,7 +130,7 @@ def rungs(
   """Yields the arms of a standalone sweep, a rung of successive halving at a time.
 
   Rung r of R ends at step num_steps·η^(r+1−R); the 1/η structures of lowest mean loss over the
-  seeds go on to the next. With η = 2, R = 3, 40 steps and 8 structures:
+  seeds, on the split to choose by, go on to the next. With η = 2, R = 3, 40 steps and 8 structures:
 
       step   0 ─────── 10 ─────── 20 ─────────────────── 40
       rung       0          1               2
@@ -155,6 +156,7 @@ def rungs(
 
 def _record(seed: int, arm: Lone, member: Member) -> Record:
   del seed
-  scores = ('loss', 'accuracy', 'train_loss', 'skipped')
-  where = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}
-  return where | {key: getattr(member, key) for key in scores}
+  record = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop, **member.chosen}
+  if member.valid:
+    record |= {f'test_{key}': value for key, value in member.scores.items()}
+  return record | {'train_loss': member.train_loss, 'skipped': member.skipped}

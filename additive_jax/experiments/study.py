@@ -297,6 +297,7 @@ class Study:
     make = self.tables or (lambda s, r: Result(*plain_tables(s, r, self.baseline)))
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
+    head |= {'chosen_on': session.chosen_on, 'reported_on': 'test'}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
     if len(means := averages.averages(records)):

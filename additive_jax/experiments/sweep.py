@@ -25,13 +25,16 @@ from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
+  MOST_TESTED,
   check_shared,
-  judge_all,
+  judge_to_choose,
   most_networks,
   of_networks,
   read_search,
+  read_tested,
   search_pools,
   shared_arm,
+  test_pools,
 )
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.study import Result, Study
@@ -40,7 +43,7 @@ from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import rankings, statistics
-from additive_jax.report.comparison import structures_first
+from additive_jax.report.comparison import SCORES, structures_first
 from additive_jax.run.evaluate import Evaluation
 
 STANDALONE, SHARED = 'standalone', 'shared'
@@ -117,13 +120,27 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
     pool = shared_arm(session, SHARED, epochs, judge=lambda trained: {})
     yield [pool]
     bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
-    bits = _compared(session, bits, scores.loss.mean(0))
+    mean = scores.loss.mean(0)
+    if STANDALONE not in modes:
+      _test(session, pool, bits, mean)
+    bits = _compared(session, bits, mean)
   else:
     bits = all_networks(session.space)
     if SHARED in modes:
-      yield [shared_arm(session, SHARED, epochs, judge=functools.partial(judge_all, bits))]
+      judge = functools.partial(judge_to_choose, bits)
+      pool = shared_arm(session, SHARED, epochs, judge=judge)
+      yield [pool]
+      if STANDALONE not in modes and len(bits) > MOST_TESTED:
+        losses = [of_networks(session.space, record['loss']) for record in records[SHARED]]
+        _test(session, pool, bits, np.mean(losses, axis=0))
   if STANDALONE in modes:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
+
+
+def _test(session, pool, bits, loss):
+  """Judges what was chosen in the pools on the test split."""
+  best_first = bits[np.argsort(loss, kind='stable')]
+  test_pools(session, lambda: map(pool.train, session.seeds), best_first)
 
 
 def _compared(session, bits, loss):
@@ -155,6 +172,7 @@ def _tables(session: Session, records: Records) -> Result:
     truth = shared.loss
     for column in ('loss', 'accuracy', 'loss_ci95'):
       table[column] = table[f'shared_{column}']
+    table = _with_test_scores(session, records, table)
   table['flops'], table['params'] = session.space.costs(bits)
   table['rank'] = _ranks(table)
   table['pareto'] = _on_front(table)
@@ -169,8 +187,7 @@ def _tables(session: Session, records: Records) -> Result:
     'num_networks': len(table),
     'num_structures': len(table) if config.search.method else 2 ** len(names),
     'best_structure': table['structure'][0],
-    'best_loss': table['loss'][0],
-    'best_accuracy': table['accuracy'][0],
+    **_best(session, table),
     'all_on_rank': _rank_of(table, '1' * len(names)),
     'pareto': table.loc[table['pareto'], 'structure'].tolist(),
     'noise_ceiling': ceiling._asdict(),
@@ -178,6 +195,34 @@ def _tables(session: Session, records: Records) -> Result:
   }
   tables = {'structures': table, 'effects': effects, 'interactions': interactions}
   return Result(tables, summary)
+
+
+def _best(session, table) -> dict[str, float]:
+  """The headline scores of the best structure: on the test split, and those it was chosen by."""
+  chosen = {f'best_{key}': table[key][0] for key in SCORES}
+  if session.data.valid is None:
+    return chosen
+  tested = {f'best_{key}': table[f'test_{key}'][0] for key in SCORES}
+  return tested | {name.replace('best_', 'best_valid_'): value for name, value in chosen.items()}
+
+
+def _with_test_scores(session, records, table) -> pd.DataFrame:
+  """The table of structures of a pool with what they score on the test split, where they were
+  chosen on another: all of them, or of very many the best."""
+  tested = read_tested(session)
+  if SHARED in records.arms and all('test_loss' in record for record in records[SHARED]):
+    keys = [f'test_{key}' for key in SCORES]
+    by_seed = {key: [record[key] for record in records[SHARED]] for key in keys}
+    texts = list(table['structure'])
+  elif tested is not None:
+    texts, scores = tested
+    by_seed = {f'test_{key}': scores[key] for key in SCORES}
+  else:
+    return table
+  columns = pd.DataFrame({'structure': texts})
+  for key, values in by_seed.items():
+    columns[key], columns[f'{key}_ci95'] = statistics.mean_and_ci(np.asarray(values, float))
+  return table.merge(columns.drop(columns='test_accuracy_ci95'), how='left', on='structure')
 
 
 def _in_pool(session, records):
@@ -214,12 +259,18 @@ class Alone:
     values = [[record[key] for record in seeds] for seeds in by_structure]
     return np.ascontiguousarray(np.array(values, float).T)
 
+  def records(self) -> Iterator[Mapping[str, Any]]:
+    """Yields the records of the last rungs."""
+    for arm in self.last.values():
+      yield from self._records[arm.name]
+
   def table(self) -> pd.DataFrame:
     """Returns a row for each trained structure: means over seeds at its last rung."""
     structures = sorted(self.last)
     values = lambda key: self.values(structures, key, self.last)
     table = pd.DataFrame({'structure': structures})
-    for key in ('loss', 'accuracy'):
+    tested = [f'test_{key}' for key in SCORES if f'test_{key}' in next(iter(self.records()))]
+    for key in (*SCORES, *tested):
       table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
     table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
     table['steps'] = values('steps')[0].astype(int)

@@ -26,7 +26,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 1."""
   del records
   structures, summary, names = result.table, result.summary, session.space.names
-  mean = over_seeds(session, ', mean over the seeds')
+  mean, word = over_seeds(session, ', mean over the seeds'), session.chosen_word
   top = structures.head(session.config.sweep.top_k)
   return Page(
     f'Which + matter: {networks(summary)} of {type(session.model).__name__} on {session.data.name}',
@@ -35,17 +35,17 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'The best structures',
       picture(
         figures.structures(top['structure'], names, [f'{loss:.4f}' for loss in top['loss']]),
-        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: test loss'
-        f'{mean}.',
+        f'The best {counted(len(top), "structure")}: a filled + is performed. Right: '
+        f'{word} loss{mean}.',
       ),
       picture(
-        figures.ranking(_ranked(structures, session.config.sweep.modes)),
-        f'Test loss by rank{intervals(session)}.',
+        figures.ranking(_ranked(structures, session.config.sweep.modes), split=word),
+        f'{word.capitalize()} loss by rank{intervals(session)}.',
       ),
       picture(
-        figures.pareto(_trained_longest(structures)),
-        'Test loss against FLOPs of one forward pass of one example; the line joins the Pareto '
-        'front.',
+        figures.pareto(_trained_longest(structures), word),
+        f'{word.capitalize()} loss against FLOPs of one forward pass of one example; the line '
+        'joins the Pareto front.',
       ),
     ),
     section('What each + does', *_effects(session, result)),
@@ -60,8 +60,23 @@ def page(session: Session, result: Result, records: Records) -> Page:
       ),
     ),
     section(
-      'Table', table(structures, 'The best structures; structures.csv has all.', max_rows=30)
+      'Table',
+      table(
+        structures,
+        f'The best structures; structures.csv has all.{_of_splits(session)}',
+        max_rows=30,
+      ),
     ),
+  )
+
+
+def _of_splits(session) -> str:
+  """What the columns of the table are of, where structures are not chosen on the test split."""
+  if session.data.valid is None:
+    return ''
+  return (
+    ' Structures are ranked by loss and accuracy on the validation split; test_loss and '
+    'test_accuracy are those on the test split, which chose nothing.'
   )
 
 
@@ -104,8 +119,8 @@ def _effects(session, result) -> list[Piece]:
   if number < everything:
     method = f'least-squares fit of {terms} terms to the {number} structures evaluated'
   effects = picture(
-    figures.gate_effects(result.effects),
-    f'Main effect of each gate{intervals(session)}: {method}.',
+    figures.gate_effects(result.effects, session.chosen_word),
+    f'Main effect of each gate on the {session.chosen_word} loss{intervals(session)}: {method}.',
   )
   if number < min(terms, everything):
     pairs = text(

@@ -30,6 +30,8 @@ def structure_table(
     records: by the prefix of their columns, the records of a pool in each seed, which hold a list
       of values for each of `keys`. The pool with the prefix '' gives the rank.
     keys: the scores.
+
+  Where a split was held out the validation loss of that pool, `valid_loss`, gives the rank.
   """
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for prefix, seeds in records.items():
@@ -37,6 +39,10 @@ def structure_table(
       mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
+  first = records.get('', [])
+  if first and all('valid_loss' in record for record in first):
+    table['valid_loss'] = statistics.mean_and_ci([record['valid_loss'] for record in first])[0]
+    table['rank'] = statistics.rank(table['valid_loss'].to_numpy())
   return comparison.structures_first(table)
 
 

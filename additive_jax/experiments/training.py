@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from additive_jax.batches import Shapes, shapes_of
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import Options, TrainOptions, selected
@@ -111,7 +112,7 @@ class Training:
     )
     pipeline.check_batch(train.batch_size, stages)
     x = self.data.train[np.zeros(1, np.int64)][0]
-    staging.staging(self.model, stages, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    staging.staging(self.model, stages, shapes_of(x))
     return stages
 
   def check_whole(self, loss: str) -> None:
@@ -154,7 +155,7 @@ class Machine:
 
   devices: Sequence[jax.Device]
   options: TrainOptions
-  example: jax.ShapeDtypeStruct
+  example: Shapes
 
   @property
   def workers(self) -> list[jax.Device] | None:

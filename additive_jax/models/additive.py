@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.errors
 import flax.linen as nn
@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
+from additive_jax.batches import Shapes, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
@@ -42,7 +43,8 @@ PARTS = {
   'sites': 'a list of submodules made in setup',
   'readout': 'from the stream to outputs',
 }
-Inputs = Shaped[Array | np.ndarray, 'B ...']
+# A batch: an array, or for a network of several inputs a pytree of arrays.
+Inputs: TypeAlias = PyTree[Shaped[Array | np.ndarray, 'B ...']]
 Logits = Float[Array, 'B ... C']
 
 
@@ -66,7 +68,7 @@ class Additive(nn.Module):
 
   A subclass provides three things, as methods or as submodules made in `setup`:
 
-    embed(x): the input [B, ...] to the stream h [B, ..., D];
+    embed(x): the input [B, ...], or a pytree of several, to the stream h [B, ..., D];
     sites: a list of submodules; site i maps the stream to the value that gate i adds to it, and
     gives the gate its name; readout(h): the stream to logits [B, ..., C].
 
@@ -87,7 +89,7 @@ class Additive(nn.Module):
     """Returns the logits of one static structure.
 
     Args:
-      x: a batch of inputs, [B, ...].
+      x: a batch of inputs, [B, ...]; or, as `embed` takes it, a pytree of arrays [B, ...].
       structure: a `Structure`, `'1011'`, an integer or a sequence of bits; None is all-on. Not
         traced.
 
@@ -339,7 +341,7 @@ class Parts:
   streams: tuple[jax.ShapeDtypeStruct, ...]
 
 
-def parts(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Parts:
+def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
   """Returns what each part of `model` reads, by tracing its init on the shape of `x` [B, ...].
   Computes nothing."""
   embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x)
@@ -354,9 +356,7 @@ def parts(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Parts:
   return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams))
 
 
-def read_by(
-  model: nn.Module, x: Inputs | jax.ShapeDtypeStruct, structure: Structure
-) -> set[tuple[str, ...]]:
+def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[tuple[str, ...]]:
   """Returns the paths of the leaves that a structure reads: those of embed, readout and the sites
   that are not off.
 
@@ -373,9 +373,9 @@ def read_by(
   return {path for tree in (shapes.embed, *on, shapes.readout) for path in flatten_dict(tree)}
 
 
-def shape_of(x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def shape_of(x: Inputs | Shapes) -> Shapes:
   """Returns the shape of inputs and their dtype as JAX takes it."""
-  return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+  return shapes_of(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)

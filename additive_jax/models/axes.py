@@ -9,20 +9,20 @@ What is more than a name is which sums of `gates.shares` a parameter goes into: 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jaxtyping import PyTree
 
+from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
 from additive_jax.gates.shares import Sums, as_one_group, at_once, summing
 
 AxisNames = tuple[str | None, ...]
 
 
-def axis_names(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
+def axis_names(model: Any, example: Shapes) -> PyTree:
   """Returns the names of the axes of each leaf of the pool: a pytree like it, of tuples with a name
   or None for each axis.
 
@@ -38,7 +38,7 @@ def axis_names(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   return _axes_of(model, example)[0]
 
 
-def shared_axes(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
+def shared_axes(model: Any, example: Shapes) -> PyTree:
   """Returns the axes of each leaf of the pool that a sum of `gates.shares` goes over, so that
   devices may share it out: a pytree like the pool, of sets of numbers.
 
@@ -53,8 +53,8 @@ def shared_axes(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
   return _axes_of(model, example)[1]
 
 
-@functools.lru_cache(maxsize=64)
-def _axes_of(model: Any, example: jax.ShapeDtypeStruct) -> tuple[PyTree, PyTree]:
+@cached(maxsize=64)
+def _axes_of(model: Any, example: Shapes) -> tuple[PyTree, PyTree]:
   """Returns names and shared axes, from one trace of the model's init."""
   named: dict[tuple[str, ...], AxisNames] = {}
   sums = _Recorder()

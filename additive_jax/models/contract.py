@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from additive_jax.batches import Shapes, cached, named_leaves, num_examples
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, read_by, shape_of, sites_of
@@ -65,7 +66,7 @@ def reason(error: BaseException) -> str:
 def check_pool(
   model: nn.Module,
   variables: PyTree,
-  x: Inputs | jax.ShapeDtypeStruct,
+  x: Inputs | Shapes,
   structure: Structure | None = None,
 ) -> None:
   """Checks that a pool is one of the model, and that the model's parts fit each other with it.
@@ -77,7 +78,7 @@ def check_pool(
   Args:
     model: an additive model.
     variables: `{'params': pool}`, of arrays or shapes.
-    x: inputs [B, ...], of which the shape and dtype matter.
+    x: inputs [B, ...], or a pytree of them, of which the shape and dtype matter.
     structure: the only one that is run; the pool may lack what is read by sites that are off.
 
   Raises:
@@ -97,7 +98,7 @@ def check_pool(
     _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
 
 
-@functools.lru_cache(maxsize=4096)
+@cached(maxsize=4096)
 def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
   """As `_checked`; of a structure with sites that are off, the pool may lack what these read."""
   try:
@@ -117,7 +118,7 @@ def _filled(model, variables, inputs, structure):
   return {'params': unflatten_dict(spare | flatten_dict(variables['params']))}
 
 
-def check_network(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def check_network(model: nn.Module, x: Inputs | Shapes) -> jax.ShapeDtypeStruct:
   """Returns the shape and dtype of the outputs, and checks the model with a pool of its own.
 
   Args and errors are those of `check_pool`.
@@ -137,15 +138,25 @@ def _floats():
   return jax.dtypes.canonicalize_dtype(float)
 
 
-def _inputs(x) -> jax.ShapeDtypeStruct:
+def _inputs(x) -> Shapes:
   """Returns the shape of inputs, and their dtype as JAX takes it."""
-  is_array = hasattr(x, 'dtype') and any(
-    jnp.issubdtype(x.dtype, kind) for kind in (np.number, bool)
-  )
-  if not is_array or not x.shape:
-    given = f'{x.dtype} {x.shape}' if hasattr(x, 'dtype') else f'a {type(x).__name__}'
-    raise UserError(f'inputs that are {given}: expected an array of numbers [B, ...]')
+  leaves = named_leaves(x)
+  for name, leaf in leaves or [('', x)]:
+    is_array = hasattr(leaf, 'dtype') and any(
+      jnp.issubdtype(leaf.dtype, kind) for kind in (np.number, bool)
+    )
+    if not is_array or not leaf.shape:
+      given = f'{leaf.dtype} {leaf.shape}' if hasattr(leaf, 'dtype') else type(leaf).__name__
+      raise UserError(f'inputs{name} that are {given}: expected an array of numbers [B, ...]')
+  if len({leaf.shape[0] for _, leaf in leaves}) > 1:
+    shapes = ' and '.join(f'{name} of shape {leaf.shape}' for name, leaf in leaves)
+    raise UserError(f'inputs {shapes}: expected as many examples of each')
   return shape_of(x)
+
+
+def _sizes_of(inputs: Shapes) -> str:
+  """Returns the shapes of inputs in words: of one array its own."""
+  return str(jax.tree.map(lambda leaf: leaf.shape, inputs))
 
 
 def _described(variables):
@@ -156,7 +167,7 @@ def _described(variables):
   return form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
-@functools.lru_cache(maxsize=256)
+@cached(maxsize=256)
 def _pool(model, inputs, floats):
   """Returns the shapes of `{'params': pool}` that init gives."""
   key = jax.random.key(0)
@@ -178,15 +189,15 @@ def _pool(model, inputs, floats):
   return variables
 
 
-@functools.lru_cache(maxsize=256)
+@cached(maxsize=256)
 def _checked(model, form, leaves, inputs, floats):
   """Returns the shape of the outputs, once everything fits."""
   params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
   wanted = _pool(model, inputs, floats).get('params', {})
   if wrong := differences(params, wanted):
     raise UserError(
-      f'a pool for {type(model).__name__} on inputs {inputs.shape} with {wrong}: expected a pool '
-      'of this model, as model.init gives it'
+      f'a pool for {type(model).__name__} on inputs {_sizes_of(inputs)} with {wrong}: '
+      'expected a pool of this model, as model.init gives it'
     )
 
   def run(method, value):
@@ -226,7 +237,7 @@ def _result(part, call, inputs=None):
     result = call()
   except IMPURE as error:
     raise UserError(f'{part} fails: {reason(error)}') from error
-  rows = None if inputs is None else inputs.shape[:1]
+  rows = None if inputs is None else (num_examples(inputs),)
   if not hasattr(result, 'shape') or rows not in (None, result.shape[:1]):
     given = result.shape if hasattr(result, 'shape') else f'a {type(result).__name__}'
     shape = '' if rows is None else f' [{rows[0]}, ...], a row for each example'

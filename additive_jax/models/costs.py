@@ -3,7 +3,6 @@ is computed but shapes."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
+from additive_jax.batches import Shapes, cached, num_examples
 from additive_jax.gates.structure import Gate, Shared, Space
 from additive_jax.models.additive import (
   Inputs,
@@ -44,7 +44,7 @@ class Program(NamedTuple):
   read: set[str]
 
 
-def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
+def measure(model: nn.Module, x: Inputs | Shapes) -> Space:
   """Returns the space of `model` with all its costs, for inputs of the shape of `x` [B, ...].
 
   FLOPs are those of the program of each part, per example of `x`: XLA's own count, with loops times
@@ -69,8 +69,8 @@ def measure(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> Space:
   return measured(model, shape_of(x))
 
 
-@functools.lru_cache(maxsize=64)
-def measured(model: nn.Module, x: jax.ShapeDtypeStruct) -> Space:
+@cached(maxsize=64)
+def measured(model: nn.Module, x: Shapes) -> Space:
   """Returns `measure` of a shape; experiments ask for that of one network many times."""
   names, shapes = gate_names(model), parts(model, x)
   ends = _ends(model, shapes, x)
@@ -98,7 +98,7 @@ def measured(model: nn.Module, x: jax.ShapeDtypeStruct) -> Space:
   return Space(gates, fixed_flops, fixed_params, shared)
 
 
-def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | jax.ShapeDtypeStruct) -> float:
+def ends_flops(model: nn.Module, shapes: Parts, x: Inputs | Shapes) -> float:
   """Returns the FLOPs of embed and readout, per example of `x`; `shapes` are the model's for x.
 
   They are what `measure` gives as fixed where every site has a residual gate:
@@ -123,7 +123,7 @@ def module_flops(module: nn.Module, tokens: int, width: int) -> float:
   return count_flops(module.apply, {'params': params}, h, of=type(module).__name__)
 
 
-def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
+def num_params(model: nn.Module, x: Inputs | Shapes) -> int:
   """Returns how many parameters the pool has, for inputs of the shape of `x` [B, ...].
 
   >>> num_params(aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3), jnp.zeros((1, 5)))
@@ -132,7 +132,7 @@ def num_params(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> int:
   return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), shape_of(x))).values())
 
 
-def _ends(model: nn.Module, shapes: Parts, x: jax.ShapeDtypeStruct) -> tuple[Program, Program]:
+def _ends(model: nn.Module, shapes: Parts, x: Shapes) -> tuple[Program, Program]:
   """Returns embed and readout."""
   of = type(model).__name__
   return (
@@ -157,15 +157,13 @@ def _site(model: nn.Module, index: int, site: Site, shapes: Parts) -> list[Progr
   return [programs[inner] for inner in ((False,) * count, *alone, (True,) * count)]
 
 
-def _program(
-  function: Callable[..., Any], params: PyTree, value: jax.ShapeDtypeStruct, of: str
-) -> Program:
+def _program(function: Callable[..., Any], params: PyTree, value: Shapes, of: str) -> Program:
   """Returns what `function({'params': params}, value)` costs, of which `of` is the name."""
   traced = jax.jit(function).trace({'params': params}, value)
   program = traced.jaxpr.jaxpr
   _, used = dce_jaxpr(program, [True] * len(program.outvars))
   read = {path for path, is_read in zip(_sizes(params), used) if is_read}
-  return Program(count_traced(traced, of) / value.shape[0], read)
+  return Program(count_traced(traced, of) / num_examples(value), read)
 
 
 def _by_readers(

@@ -9,7 +9,6 @@ devices have (norms, embedding, biases of a branch's output).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from additive_jax.batches import Shapes, cached, num_examples, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.models import kinds
 from additive_jax.models.additive import Inputs, Logits
@@ -62,8 +62,8 @@ def check_lanes(model: nn.Module, num_devices: int) -> None:
   check_divides('lanes', model.num_lanes, 'devices', num_devices)
 
 
-@functools.lru_cache(maxsize=32)
-def lane_specs(model: nn.Module, example: jax.ShapeDtypeStruct) -> PyTree:
+@cached(maxsize=32)
+def lane_specs(model: nn.Module, example: Shapes) -> PyTree:
   """Returns how the pool is laid out over the axis `lane`: a pytree of `PartitionSpec` like it,
   split along heads and hidden units.
 
@@ -117,7 +117,9 @@ def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable
   rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
 
   def run(variables: PyTree, x: Inputs, structure: Any) -> Logits:
-    check_divides('examples', len(x), 'devices along the data axis', mesh.shape.get(DATA, 1))
+    check_divides(
+      'examples', num_examples(x), 'devices along the data axis', mesh.shape.get(DATA, 1)
+    )
     specs = {'params': _specs(model, x)}
 
     def on_mesh(leaf: Shaped[Array | np.ndarray, '...'], spec: PartitionSpec) -> Array:
@@ -130,10 +132,11 @@ def over_mesh(way: Callable[..., Any], model: nn.Module, mesh: Mesh) -> Callable
       return on_mesh(h, PartitionSpec(*rows, LANE)) if part == EMBED else h
 
     with surrounding(around):
-      return way(model, jax.tree.map(on_mesh, variables, specs), on_mesh(x, rows), structure)
+      inputs = jax.tree.map(lambda leaf: on_mesh(leaf, rows), x)
+      return way(model, jax.tree.map(on_mesh, variables, specs), inputs, structure)
 
   return run
 
 
 def _specs(model: nn.Module, x: Inputs) -> PyTree:
-  return lane_specs(model, jax.ShapeDtypeStruct(x.shape, x.dtype))
+  return lane_specs(model, shapes_of(x))

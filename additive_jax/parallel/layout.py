@@ -15,7 +15,6 @@ in `shard_map`; over `expert` and `tensor` arrays are whole to a step, and each 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
+from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts
 from additive_jax.models.axes import AxisNames, axis_names, shared_axes
@@ -32,12 +32,12 @@ from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 RULES = {'expert': EXPERT, 'heads': TENSOR, 'hidden': TENSOR}
 
 
-def has_experts(model: Any, example: jax.ShapeDtypeStruct) -> bool:
+def has_experts(model: Any, example: Shapes) -> bool:
   """Returns whether a model has experts or modules of their own weights, which can be spread."""
   return any(EXPERT in leaf.rules for leaf in _leaves(model, example))
 
 
-def check_model(model: Any, sizes: Mapping[str, int], example: jax.ShapeDtypeStruct) -> None:
+def check_model(model: Any, sizes: Mapping[str, int], example: Shapes) -> None:
   """Raises `UserError` for a model that has nothing to spread over an axis of some size, or what
   does not divide over it.
 
@@ -77,8 +77,8 @@ class Leaf:
     return self.stored.index(name) if name in self.stored and name not in self.read else None
 
 
-@functools.lru_cache(maxsize=32)
-def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
+@cached(maxsize=32)
+def pool_specs(model: Any, mesh: Mesh, example: Shapes) -> PyTree:
   """Returns how the pool lies on a mesh, a pytree of `Leaf`.
 
   Along `fsdp` a kernel is split on its longer axis, and whole where it is read:
@@ -101,7 +101,7 @@ def pool_specs(model: Any, mesh: Mesh, example: jax.ShapeDtypeStruct) -> PyTree:
   return jax.tree.map_with_path(lambda path, _: of_path[path], _pool(model, example))
 
 
-def _pool(model: Any, example: jax.ShapeDtypeStruct) -> PyTree:
+def _pool(model: Any, example: Shapes) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), example)['params']
 
 
@@ -120,7 +120,7 @@ class _Named(NamedTuple):
   rules: tuple[str | None, ...]
 
 
-def _leaves(model: Any, example: jax.ShapeDtypeStruct) -> Iterator[_Named]:
+def _leaves(model: Any, example: Shapes) -> Iterator[_Named]:
   """Yields the leaves of the pool. A name alone spreads nothing: only sums that `gates.shares`
   computes are shared out, for XLA would have to move what they are computed from."""
   pool = _pool(model, example)
@@ -160,7 +160,7 @@ def manual(specs: PyTree) -> PyTree:
   return jax.tree.map(lambda spec: PartitionSpec(*map(part, spec)), specs)
 
 
-def read_from(model: Any, leaves: PyTree, example: jax.ShapeDtypeStruct) -> Around:
+def read_from(model: Any, leaves: PyTree, example: Shapes) -> Around:
   """Returns what runs a part of the model on a pool that lies as these leaves say: see
   `models.surrounding`. It is called inside of `shard_map`.
 
@@ -213,7 +213,7 @@ def scattered(gradient: Shaped[Array, '*shape'], leaf: Leaf) -> Shaped[Array, '*
   return jax.lax.psum_scatter(gradient, FSDP, scatter_dimension=axis, tiled=True)
 
 
-def _paths(model: Any, example: jax.ShapeDtypeStruct) -> dict[Part, frozenset[Any]]:
+def _paths(model: Any, example: Shapes) -> dict[Part, frozenset[Any]]:
   """Returns the paths of the leaves that each part of a model reads."""
   reads = parts(model, example)
   trees: dict[Part, PyTree] = {

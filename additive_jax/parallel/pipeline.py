@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from additive_jax.batches import Shapes, num_examples, rows, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike
 from additive_jax.gates.sums import SAVED
@@ -79,11 +80,11 @@ def run_ticks(
     UserError: for a batch that does not divide into the microbatches; see `staging`.
   """
   names = staging(model, pipeline, _example(x)).names[0]  # modules of the first stage run all
-  check_batch(len(x), pipeline)
-  inputs = jnp.asarray(x).reshape(pipeline.microbatches, -1, *x.shape[1:])
+  check_batch(num_examples(x), pipeline)
+  inputs = _microbatches(x, pipeline)
   device = jax.lax.axis_index(PIPE)
   ends, stages = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
-  stream = jax.eval_shape(lambda: embed(model, ends, inputs[0]))
+  stream = jax.eval_shape(lambda: embed(model, ends, rows(inputs, 0)))
   nothing = _zeros(jax.eval_shape(lambda h: finish(readout(model, ends, h), jnp.int32(0)), stream))
   by_stage = lambda values: values.reshape(pipeline.stages, len(values) // pipeline.stages)
 
@@ -93,8 +94,9 @@ def run_ticks(
     pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
     last = lambda h: finish(readout(model, ends, h), number)
-    with _of_stage(number, len(inputs[0]), stage * len(names)):
-      h = jax.lax.cond(stage == 0, lambda h: embed(model, ends, inputs[number]), lambda h: h, h)
+    first = lambda h: embed(model, ends, rows(inputs, number))
+    with _of_stage(number, num_examples(x) // pipeline.microbatches, stage * len(names)):
+      h = jax.lax.cond(stage == 0, first, lambda h: h, h)
       h = _run_sites(model, pools, h, by_stage(bits)[stage], factors)
       return h, jax.lax.cond(stage == pipeline.stages - 1, last, lambda h: nothing, h), True
 
@@ -158,7 +160,7 @@ def loss(
   params: Staged,
   bits: Bool[Array, 'n'],
   x: Inputs,
-  y: Shaped[Array | np.ndarray, 'B ...'],
+  y: Inputs,
   *,
   scales: Float[Array, 'n'] | None = None,
   around: Callable[..., tuple[Any, ...]] | None = None,
@@ -172,15 +174,15 @@ def loss(
   Args:
     objective: from outputs and targets to losses and more; see `run.objectives`.
     params, bits, x, scales, around: as for `run_ticks`.
-    y: targets [B, ...].
+    y: targets [B, ...], or a pytree of them.
 
   Returns:
     The loss, and whether this device worked in each tick, bool [ticks].
   """
-  targets = jnp.asarray(y).reshape(pipeline.microbatches, -1, *y.shape[1:])
+  targets = _microbatches(y, pipeline)
 
   def finish(outputs: Logits, number: Int[Array, '']) -> Float[Array, '']:
-    return objective(outputs, targets[number])[0].mean()
+    return objective(outputs, rows(targets, number))[0].mean()
 
   options: dict[str, Any] = {'scales': scales, 'around': around}
   values, worked = run_ticks(model, pipeline, params, x, bits, finish, **options)
@@ -208,7 +210,7 @@ def over_mesh(model: nn.Module, mesh: Mesh, pipeline: Pipeline) -> Callable[...,
     form that `run.conditional` takes.
   """
   check_mesh(mesh, pipeline)
-  rows = PartitionSpec(DATA if DATA in mesh.axis_names else None)
+  by_row = PartitionSpec(DATA if DATA in mesh.axis_names else None)
   last_ticks = [  # the tick in which the last device ends each microbatch
     tick
     for tick in range(pipeline.ticks)
@@ -220,11 +222,11 @@ def over_mesh(model: nn.Module, mesh: Mesh, pipeline: Pipeline) -> Callable[...,
     outputs = lambda outputs, number: outputs
     values, _ = run_ticks(model, pipeline, variables['params'], x, bits, outputs)
     values = jax.lax.psum(values[np.array(last_ticks)], PIPE)
-    return values.reshape(len(x), *values.shape[2:])
+    return values.reshape(num_examples(x), *values.shape[2:])
 
   def run(variables: PyTree, x: Inputs, structure: StructureLike | ArrayLike) -> Logits:
-    in_specs = ({'params': pool_specs(model, pipeline, _example(x))}, rows, PartitionSpec())
-    call = jax.shard_map(logits, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False)
+    in_specs = ({'params': pool_specs(model, pipeline, _example(x))}, by_row, PartitionSpec())
+    call = jax.shard_map(logits, mesh=mesh, in_specs=in_specs, out_specs=by_row, check_vma=False)
     return call(variables, x, traced_structure(structure, len(gate_names(model))))
 
   return run
@@ -248,8 +250,14 @@ def check_mesh(mesh: Mesh, pipeline: Pipeline) -> None:
     )
 
 
-def _example(x: Inputs) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+def _example(x: Inputs) -> Shapes:
+  return shapes_of(x, num=1)
+
+
+def _microbatches(batch: PyTree, pipeline: Pipeline) -> PyTree:
+  """Returns a batch with an axis of microbatches before that of examples."""
+  cut = lambda leaf: jnp.asarray(leaf).reshape(pipeline.microbatches, -1, *leaf.shape[1:])
+  return jax.tree.map(cut, batch)
 
 
 def _zeros(shapes: PyTree) -> PyTree:

@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from additive_jax.batches import shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike
 from additive_jax.gates.traced import traced_structure
@@ -108,7 +109,7 @@ def measure_bubble(
   pipeline: Pipeline,
   variables: PyTree,
   x: Inputs,
-  y: Shaped[Array | np.ndarray, 'B ...'],
+  y: Inputs,
   *,
   structure: StructureLike | ArrayLike | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -140,7 +141,7 @@ def measure_bubble(
   mesh = mesh_.make_mesh(1, 1, devices, pipe_devices=pipeline.devices)
   num_gates = len(gate_names(model))
   bits = traced_structure((True,) * num_gates if structure is None else structure, num_gates)
-  example = jax.ShapeDtypeStruct((1, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+  example = shapes_of(x, num=1)
   specs = pool_specs(model, pipeline, example)
   clock = _Clock()
   around = functools.partial(_timed, clock)

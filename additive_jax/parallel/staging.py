@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
+from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
 from additive_jax.models.additive import parts, sites_of
 from additive_jax.models.kinds import LANE
@@ -52,8 +53,8 @@ class Staging:
   names: tuple[tuple[str, ...], ...]
 
 
-@functools.lru_cache(maxsize=32)
-def staging(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staging:
+@cached(maxsize=32)
+def staging(model: Any, pipeline: Pipeline, example: Shapes) -> Staging:
   """Returns the stages of a model.
 
   Args:
@@ -167,8 +168,8 @@ def unstack(stages: Staging, tree: PyTree) -> PyTree:
   return jax.tree.map(pool, tree, is_leaf=is_staged)
 
 
-@functools.lru_cache(maxsize=32)
-def pool_specs(model: Any, pipeline: Pipeline, example: jax.ShapeDtypeStruct) -> Staged:
+@cached(maxsize=32)
+def pool_specs(model: Any, pipeline: Pipeline, example: Shapes) -> Staged:
   """Returns how a staged pool is laid out over `pipe`: a `Staged` of `PartitionSpec`."""
   stages = staging(model, pipeline, example)
   init = lambda x: stack(stages, model.init(jax.random.key(0), x))['params']
@@ -210,26 +211,20 @@ def _normal(random, shape, sizes):
   return (random.normal(size=shape) * sizes.reshape(-1, 1, 1)).astype(np.float32)
 
 
-def layout_of(
-  model: Any, pipeline: Pipeline | None, mesh: Mesh, example: jax.ShapeDtypeStruct
-) -> PyTree:
+def layout_of(model: Any, pipeline: Pipeline | None, mesh: Mesh, example: Shapes) -> PyTree:
   """Returns the layout of a pool on a mesh: in stages, or as `layout.pool_specs` says."""
   if pipeline is not None:
     return pool_specs(model, pipeline, example)
   return layout.stored(layout.pool_specs(model, mesh, example))
 
 
-def on_mesh(
-  model: Any, pipeline: Pipeline | None, tree: PyTree, example: jax.ShapeDtypeStruct
-) -> PyTree:
+def on_mesh(model: Any, pipeline: Pipeline | None, tree: PyTree, example: Shapes) -> PyTree:
   """Returns anything that holds pools in the form in which a mesh holds it: with stages stacked, if
   there are some."""
   return tree if pipeline is None else stack(staging(model, pipeline, example), tree)
 
 
-def ordinary(
-  model: Any, pipeline: Pipeline | None, tree: PyTree, example: jax.ShapeDtypeStruct
-) -> PyTree:
+def ordinary(model: Any, pipeline: Pipeline | None, tree: PyTree, example: Shapes) -> PyTree:
   """Returns what `on_mesh` gave as it was."""
   return tree if pipeline is None else unstack(staging(model, pipeline, example), tree)
 

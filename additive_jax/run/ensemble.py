@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
+from additive_jax.batches import num_examples, rows
 from additive_jax.run import ways
 from additive_jax.run.objectives import expected_of, regression, scores_of
 
@@ -21,7 +22,7 @@ def evaluate_ensemble(
   model: Any,
   pools: Sequence[PyTree],
   bits: Bool[np.ndarray, 'members gates'],
-  batch: tuple[Shaped[np.ndarray, 'N *x'], Shaped[np.ndarray, 'N *y']],
+  batch: tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]],
   objective: Callable[..., Any],
 ) -> tuple[float, float]:
   """Returns loss and accuracy of the mean prediction of several networks.
@@ -46,19 +47,25 @@ def evaluate_ensemble(
   True
   """
   x, y = batch
-  expected_of(model, objective, x[:1]).check(np.asarray(x), np.asarray(y), 'batch')
+  expected = expected_of(model, objective, rows(x, slice(1)))
+  x, y = jax.tree.map(np.asarray, (x, y))
+  expected.check(x, y, 'batch')
+  count = num_examples(x)
   is_regression, total = objective is regression, np.zeros(2)
-  for start in range(0, len(x), BATCH):
+  for start in range(0, count, BATCH):
     part = slice(start, start + BATCH)
+    x_b, y_b = rows((x, y), part)
     outputs = jnp.stack(
-      [_outputs(model, is_regression, pool, row, x[part]) for pool, row in zip(pools, bits)]
+      [_outputs(model, is_regression, pool, row, x_b) for pool, row in zip(pools, bits)]
     )
     if is_regression:
       mean = outputs.mean(0)
     else:
       mean = jax.nn.logsumexp(outputs, axis=0) - np.log(len(pools))
-    total += [float(values.sum()) for values in scores_of(objective, mean, jnp.asarray(y[part]))]
-  loss, accuracy = total / len(x)
+    total += [
+      float(values.sum()) for values in scores_of(objective, mean, jax.tree.map(jnp.asarray, y_b))
+    ]
+  loss, accuracy = total / count
   return float(loss), float(accuracy)
 
 

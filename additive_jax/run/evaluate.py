@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from additive_jax import run
+from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
@@ -72,7 +73,8 @@ def evaluate_structures(
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), any number of examples; or a split that fits in memory.
+    batch: (x [N, ...], y [N, ...]), any number of examples, each an array or a pytree of arrays;
+      or a split that fits in memory.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
     task: 'classification', 'language' or 'regression', or a function from outputs [B, ...] and
@@ -91,25 +93,27 @@ def evaluate_structures(
   >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
   (8,)
   """
-  x, y = (np.asarray(part) for part in as_batch(batch))
-  if len(x) != len(y) or not len(x):
-    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number, at least one')
+  x, y = jax.tree.map(np.asarray, as_batch(batch))
+  count = num_examples(x)
+  if count != num_examples(y) or not count:
+    given = f'{count} inputs and {num_examples(y)} targets'
+    raise UserError(f'{given}: expected the same number, at least one')
   batch_size = checked_size(batch_size, 'batch_size')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  check_pool(model, variables, x[:batch_size])
+  check_pool(model, variables, rows(x, slice(batch_size)))
   objective = objective_of(task)
-  expected_of(model, task, x[:1]).check(x, y, 'batch')
-  check_objective(model, objective, x[:1], y, min(batch_size, len(x)))
+  expected_of(model, task, rows(x, slice(1))).check(x, y, 'batch')
+  check_objective(model, objective, rows(x, slice(1)), y, min(batch_size, count))
   if not len(bits):
     return Evaluation(np.zeros(0), np.zeros(0))
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  batch_size = min(batch_size, len(x))
-  tile, plans = _plans(model, x[:batch_size], bits, devices, memory_limit)
+  batch_size = min(batch_size, count)
+  tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
   program = _program(model, objective, tile, devices[0].platform)
   sums = _sums(program, variables, (x, y), batch_size, plans, devices)
-  loss, accuracy = sums[inverse.reshape(-1)].T / len(x)
+  loss, accuracy = sums[inverse.reshape(-1)].T / count
   return Evaluation(loss, accuracy)
 
 
@@ -118,12 +122,11 @@ def _plans(model, x, bits, devices, memory_limit):
   large as memory allows, and enough of them that all workers have some to do."""
   platform = devices[0].platform
   limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
-  dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-  bytes_of_slot, rows = prefix.slot_size(model, x.shape, dtype)
+  bytes_of_slot, positions = prefix.slot_size(model, x)
   share = -(-len(bits) // len(set(devices)))
   sites = sites_of(model)
   rounds, width, keep = _rounds(max(1, limit // bytes_of_slot - 1), share, len(sites))
-  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // rows)
+  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // positions)
   tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
   size = rounds * width
   starts = range(0, len(bits), size)
@@ -147,7 +150,7 @@ def _sums(program, variables, batch, batch_size, plans, devices):
         compiled.add(device)
     return call(plans[number])
 
-  starts = range(0, len(x), batch_size)
+  starts = range(0, num_examples(x), batch_size)
   jobs = [(start, number) for start in starts for number in range(len(plans))]
   results = dict(workers.spread(jobs, work, devices))
   # Added up in this order whoever was first, so that the sum is the same each time.
@@ -177,7 +180,7 @@ def as_batch(batch: Any) -> tuple[Any, Any]:
 def evaluate_one(
   model: nn.Module,
   variables: PyTree,
-  batch: tuple[Shaped[Array, 'N ...'], Shaped[Array, 'N ...']],
+  batch: tuple[PyTree[Shaped[Array, 'N ...']], PyTree[Shaped[Array, 'N ...']]],
   structure: Bool[Array, 'n'],
   *,
   objective: Objective,
@@ -197,20 +200,21 @@ def evaluate_one(
   >>> jax.jit(judge)(pool, (x, y), jnp.array([True, False])).shape
   (2,)
   """
-  x, y = batch
-  batch_size = min(batch_size, len(x))
-  pieces = -(-len(x) // batch_size)
+  count = num_examples(batch)
+  batch_size = min(batch_size, count)
+  pieces = -(-count // batch_size)
   # The last piece starts early instead of being padded; the examples it repeats have no weight.
-  starts = jnp.minimum(jnp.arange(pieces) * batch_size, len(x) - batch_size)
+  starts = jnp.minimum(jnp.arange(pieces) * batch_size, count - batch_size)
 
   def piece(start):
-    x_b, y_b = (jax.lax.dynamic_slice_in_dim(a, start, batch_size) for a in (x, y))
-    outputs = run.conditional(model, variables, x_b, structure)
-    return jnp.stack(scores_of(objective, outputs, y_b))
+    cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, batch_size)
+    x, y = jax.tree.map(cut, batch)
+    outputs = run.conditional(model, variables, x, structure)
+    return jnp.stack(scores_of(objective, outputs, y))
 
   values = jax.lax.map(piece, starts)
   fresh = starts[:, None] + jnp.arange(batch_size) >= jnp.arange(pieces)[:, None] * batch_size
-  return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / len(x)
+  return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / count
 
 
 def _rounds(slots, share, num_sites):
@@ -261,8 +265,9 @@ def _program(model, objective, tile, platform):
 
 def _padded(x, y, start, batch_size):
   """Returns a batch of examples, filled up with the last one, and which of them count."""
-  x, y = x[start : start + batch_size], y[start : start + batch_size]
-  missing = batch_size - len(x)
-  weight = np.r_[np.ones(len(x), np.float32), np.zeros(missing, np.float32)]
+  x, y = rows((x, y), slice(start, start + batch_size))
+  count = num_examples(x)
+  missing = batch_size - count
+  weight = np.r_[np.ones(count, np.float32), np.zeros(missing, np.float32)]
   pad = lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) if missing else a
-  return pad(x), pad(y), weight
+  return *jax.tree.map(pad, (x, y)), weight

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, PyTree, Shaped
 
+from additive_jax.batches import num_examples, rows
 from additive_jax.parallel import processes
 from additive_jax.run import ways
 from additive_jax.run.objectives import expected_of, scores_of
@@ -40,7 +41,7 @@ def inspect(
   model: Any,
   objective: Callable[..., Any],
   variables: PyTree,
-  batch: tuple[Shaped[np.ndarray, 'N *x'], Shaped[np.ndarray, 'N *y']],
+  batch: tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]],
 ) -> Inspection:
   """Returns what the routers of a pool do with examples, all gates on.
 
@@ -65,12 +66,15 @@ def inspect(
   ((2, 4, 1, 1), ['block_00__mlp'])
   """
   x, y = batch
-  expected_of(model, objective, x[:1]).check(np.asarray(x), np.asarray(y), 'batch')
-  size, count = min(BATCH, len(x)), len(x)
-  rows = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-  keys = jax.random.split(jax.random.key(0), len(rows))
+  expected = expected_of(model, objective, rows(x, slice(1)))
+  x, y = jax.tree.map(np.asarray, (x, y))
+  expected.check(x, y, 'batch')
+  count = num_examples(x)
+  size = min(BATCH, count)
+  numbers = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+  keys = jax.random.split(jax.random.key(0), len(numbers))
   look = functools.partial(_look, model, objective, variables)
-  parts = [processes.to_host(look(x[r], y[r], key)) for r, key in zip(rows, keys)]
+  parts = [processes.to_host(look(*rows((x, y), n), key)) for n, key in zip(numbers, keys)]
   loss, accuracy = (
     float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
     for i in range(2)

@@ -19,21 +19,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Num, Shaped
+from jaxtyping import Array, Float, Num, PyTree, Shaped
 
+from additive_jax.batches import is_array, shapes_of
 from additive_jax.data import Expected
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs
 from additive_jax.models.contract import check_network
 
 Outputs = Float[Array | np.ndarray, '...']
-Targets = Shaped[Array | np.ndarray, '...']
+Targets: TypeAlias = PyTree[Shaped[Array | np.ndarray, '...']]
 Scores = tuple[Float[Array, '...'], Float[Array, '...']]
 Objective = Callable[[Any, Any], Scores]
 
@@ -251,10 +252,7 @@ def check_objective(
   """
   if is_ours(objective) or not hasattr(model, 'init_with_output'):  # see `expected_of`
     return
-  outputs, targets = (
-    jax.ShapeDtypeStruct((size, *part.shape[1:]), jax.dtypes.canonicalize_dtype(part.dtype))
-    for part in (check_network(model, x), y)
-  )
+  outputs, targets = shapes_of((check_network(model, x), y), size)
   result = jax.eval_shape(objective, outputs, targets)
   _check(objective, result, outputs.shape, by_token)
 
@@ -270,7 +268,8 @@ def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:
     x: a batch of inputs, of which the shape matters.
   """
   objective = objective_of(task)
-  tokens = getattr(model, 'num_tokens', 0) if np.issubdtype(x.dtype, np.integer) else 0
+  is_tokens = is_array(x) and np.issubdtype(x.dtype, np.integer)
+  tokens = getattr(model, 'num_tokens', 0) if is_tokens else 0
   name = next((name for name, known in OBJECTIVES.items() if known is objective), '')
   if not name or not hasattr(model, 'init_with_output'):  # in place of a module, with parts alone
     return Expected(name, num_tokens=tokens)

@@ -33,7 +33,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,6 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike, bits_of
 from additive_jax.models.additive import (
@@ -266,17 +266,18 @@ def _streams(model, variables, h):
   return streams
 
 
-@functools.lru_cache(maxsize=256)
-def slot_size(model: nn.Module, shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
+@cached(maxsize=256)
+def slot_size(model: nn.Module, x: Shapes) -> tuple[int, int]:
   """Returns the bytes of one slot in all the buffers of `run_plan`, and the rows of the first
   stream, its positions times its examples, for inputs of that shape and type.
 
   A stream of width 4, float32, for each of 5 examples:
 
-  >>> slot_size(aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2), (5, 6), 'float32')
+  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  >>> slot_size(model, jax.ShapeDtypeStruct((5, 6), 'float32'))
   (80, 5)
   """
-  streams = parts(model, jax.ShapeDtypeStruct(shape, dtype)).streams
+  streams = parts(model, x).streams
   bytes_ = [stream.size * stream.dtype.itemsize for stream in _buffers(streams)[1]]
   return sum(bytes_), streams[0].size // streams[0].shape[-1]
 

@@ -1,6 +1,7 @@
 """Ways to run structures of any additive model; `prefix` has the one for many structures at once.
 
-`variables` is `{'params': pool}` and `x` a batch of inputs [B, ...]; all return logits [B, ..., C].
+`variables` is `{'params': pool}` and `x` a batch of inputs [B, ...], an array or a pytree of
+arrays; all return logits [B, ..., C].
 `static`, `conditional` and `masked` agree to rounding: the static way compiles once per structure,
 the others once for all.
 
@@ -24,6 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from additive_jax.batches import num_examples
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.routers import Facts
@@ -128,8 +130,10 @@ def masked(
   structure = jnp.asarray(structure)
   if structure.shape[-1:] != (num_gates,):
     raise UserError(f'gates of shape {structure.shape}: expected {num_gates} on the last axis')
-  if structure.ndim > 1 and structure.shape[0] != len(x):
-    raise UserError(f'gates of shape {structure.shape}: expected {len(x)} rows, one per example')
+  if structure.ndim > 1 and structure.shape[0] != num_examples(x):
+    raise UserError(
+      f'gates of shape {structure.shape}: expected {num_examples(x)} rows, one per example'
+    )
   structure = structure.astype(jnp.promote_types(structure.dtype, jnp.float32))
   check_pool(model, variables, x)
   return _run(model, variables, x, [structure[..., i] for i in range(num_gates)], scales)
@@ -173,7 +177,7 @@ def sampled(
   if len(keep_rates) != num_gates:
     raise UserError(f'{len(keep_rates)} keep rates: expected {num_gates}, one per gate')
   plan = subsets_.Subsets((tuple(keep_rates),), parts=parts)
-  chosen = subsets_.draw(key, keep_rates, plan.rows(len(x)), parts=parts)
+  chosen = subsets_.draw(key, keep_rates, plan.rows(num_examples(x)), parts=parts)
   return gathered(model, variables, x, chosen, scales=scales)
 
 
@@ -201,7 +205,7 @@ def gathered(
   """
   check_pool(model, variables, x)
   h = embed(model, variables, x)
-  batch = len(x)
+  batch = num_examples(x)
   for i, site in enumerate(sites_of(model)):
     inner = _inner_gates(subsets[site.inner], batch)
     if not site.has_residual:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
+from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
 
@@ -51,7 +52,9 @@ class Part:
     return model.apply(variables, value, method=self.method)
 
   def after(
-    self, value: Shaped[Array | np.ndarray, '...'], result: Shaped[Array | np.ndarray, '...']
+    self,
+    value: PyTree[Shaped[Array | np.ndarray, '...']],
+    result: Shaped[Array | np.ndarray, '...'],
   ) -> Shaped[Array | np.ndarray, '...']:
     """Returns the stream after the part, from its input and its result."""
     return value + result if self.site is not None and self.site.adds else result
@@ -85,9 +88,9 @@ class Case:
   """
 
   model: Any
-  x: Shaped[np.ndarray, 'B ...']
-  y: Shaped[np.ndarray, 'B ...']
-  targets: Shaped[np.ndarray, 'N ...']
+  x: PyTree[Shaped[np.ndarray, 'B ...']]
+  y: PyTree[Shaped[np.ndarray, 'B ...']]
+  targets: PyTree[Shaped[np.ndarray, 'N ...']]
   objective: Callable[..., Any]
   max_structures: int
   seed: int
@@ -105,6 +108,11 @@ class Case:
     """Notes a violation; returns False: the clause is broken."""
     self.violations.append(text)
     return False
+
+  @property
+  def num_examples(self) -> int:
+    """B."""
+    return num_examples(self.x)
 
   @property
   def sites(self) -> tuple[Site, ...]:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from additive_jax.batches import num_examples, rows
 from additive_jax.errors import UserError, checked_seed, one_line
 from additive_jax.run.objectives import objective_of
 from additive_jax.testing import form, purity, runs, shapes
@@ -115,7 +116,8 @@ def check_model(
 
   Args:
     model: an instance, bound to nothing.
-    batch: (x [B, ...], y [B, ...]), at least two different examples. Targets are checked for all
+    batch: (x [B, ...], y [B, ...]), at least two different examples; of several inputs a pytree of
+      arrays [B, ...]. Targets are checked for all
       of them, everything else on eight.
     task: 'classification', 'language' or 'regression', or a function as in `objectives`.
     max_structures: how many structures to compare, at least 2: all if there are no more, else
@@ -141,8 +143,8 @@ def check_model(
   x, y = _pair(batch)
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
-  rows = _few(x)
-  case = Case(model, x[rows], y[rows], y, objective_of(task), max_structures, checked_seed(seed))
+  few_x, few_y = rows((x, y), _few(x))
+  case = Case(model, few_x, few_y, y, objective_of(task), max_structures, checked_seed(seed))
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):
@@ -163,31 +165,33 @@ def _check(case, name, number) -> bool:
   return goes_on
 
 
-def _pair(batch) -> tuple[np.ndarray, np.ndarray]:
+def _pair(batch) -> tuple[Any, Any]:
   """Returns inputs and targets of a batch, in NumPy, of the dtypes that JAX would give them."""
   if not isinstance(batch, tuple | list) or len(batch) != 2:
     shape = f' of shape {np.shape(batch)}' if hasattr(batch, 'shape') else ''
     raise UserError(f'batch is a {type(batch).__name__}{shape}: expected a pair (x, y)')
-  x, y = (np.asarray(part) for part in batch)
-  if not x.ndim or not y.ndim:
+  x, y = jax.tree.map(np.asarray, tuple(batch))
+  if any(not parts or not all(a.ndim for a in parts) for parts in map(jax.tree.leaves, (x, y))):
     raise UserError(
-      f'batch of inputs of shape {x.shape} and targets of shape {y.shape}: '
-      'expected a pair (x [B, ...], y [B, ...])'
+      f'batch of inputs of shape {jax.tree.map(np.shape, x) or ()} and targets of shape '
+      f'{jax.tree.map(np.shape, y) or ()}: expected a pair (x [B, ...], y [B, ...])'
     )
-  if len(x) != len(y):
-    raise UserError(f'{len(x)} inputs and {len(y)} targets: expected the same number')
-  x, y = (part.astype(jax.dtypes.canonicalize_dtype(part.dtype)) for part in (x, y))
-  return x, y
+  if len({len(leaf) for leaf in jax.tree.leaves((x, y))}) > 1:
+    given = f'{num_examples(x)} inputs and {num_examples(y)} targets'
+    raise UserError(f'{given}: expected the same number')
+  return jax.tree.map(lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), (x, y))
 
 
 def _few(x) -> np.ndarray:
   """Returns the numbers of the first examples, one that differs from the first among them."""
-  different = np.flatnonzero((x != x[:1]).reshape(len(x), -1).any(1))
+  count = num_examples(x)
+  varies = [(leaf != leaf[:1]).reshape(count, -1).any(1) for leaf in jax.tree.leaves(x)]
+  different = np.flatnonzero(np.any(varies, axis=0))
   if not len(different):
     raise UserError(
-      f'a batch of {len(x)} examples, all alike: expected at least two different ones, '
+      f'a batch of {count} examples, all alike: expected at least two different ones, '
       'to see whether examples are independent'
     )
-  few = np.arange(min(len(x), EXAMPLES))
+  few = np.arange(min(count, EXAMPLES))
   few[-1] = max(few[-1], different[0])
   return few

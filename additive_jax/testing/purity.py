@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from additive_jax.batches import rows
 from additive_jax.models.contract import reason
 from additive_jax.testing.case import Case, compiled, far_apart
 
@@ -32,12 +33,12 @@ def parts_are_pure(case: Case) -> bool:
     inputs  a b c d      again   a b c d   equal, or the part is not deterministic
     mixed   a b C D      alone   a         rows a and b equal, or it mixes examples
   """
-  half = len(case.x) // 2
+  half = case.num_examples // 2
   try:
     program = _all_parts(case)
     inputs = _inputs(case, program, case.variables)
-    mixed = [np.concatenate([a[:half], _changed(a[half:])]) for a in inputs]
-    batches = (inputs, inputs, mixed, [a[:1] for a in inputs])
+    mixed = [_mixed(batch, half) for batch in inputs]
+    batches = (inputs, inputs, mixed, [rows(batch, slice(1)) for batch in inputs])
     first, again, varied, alone = (
       jax.device_get(program(case.variables, batch)) for batch in batches
     )
@@ -68,8 +69,8 @@ def parts_are_pure(case: Case) -> bool:
 def one_run_is_sound(case: Case) -> bool:
   """Checks what `parts_are_pure` does by running all parts in turn, on the same and on half of the
   examples changed; but not for another number of examples."""
-  half = len(case.x) // 2
-  mixed = np.concatenate([case.x[:half], _changed(case.x[half:])])
+  half = case.num_examples // 2
+  mixed = _mixed(case.x, half)
 
   def in_turn(variables, value):
     streams = []
@@ -130,8 +131,16 @@ def _moved(case, program):
   return moved if all(np.isfinite(out).all() for out in results) else case.variables
 
 
+def _mixed(batch, half):
+  """Returns a batch of which the second half is changed."""
+  change = lambda leaf: np.concatenate([leaf[:half], _changed(leaf[half:])])
+  return jax.tree.map(change, batch)
+
+
 def _changed(x):
   """Returns the same examples with other values of the kind that occur in them."""
+  if x.dtype == bool:
+    return ~x
   return 1 - 2 * x if jnp.issubdtype(x.dtype, jnp.floating) else x.max() - x + x.min()
 
 

@@ -165,7 +165,7 @@ def _masked(case, structures, bits, graded):
   """Runs structures with gates per example; where examples are independent, also different
   structures in one batch."""
   program = compiled(_with_gradient(case, functools.partial(run.masked, case.model)))
-  rows = len(case.x)
+  rows = case.num_examples
   gates = [np.broadcast_to(row, (rows, len(row))).astype(np.float32) for row in bits]
   outputs, gradients = _traced(case, program, gates, graded)
   if case.independent:

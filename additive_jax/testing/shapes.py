@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from additive_jax.batches import num_examples, shapes_of
+from additive_jax.data.weights import unweighted
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import reason
 from additive_jax.models.costs import measure
@@ -28,7 +30,7 @@ def parts_fit_at_init(case: Case) -> bool:
   def create(part, key, value):
     return case.model.init_with_output(key, value, method=part.method)[0]
 
-  case.streams, _ = _walk(case, len(case.x), create, jax.random.key(case.seed))
+  case.streams, _ = _walk(case, case.num_examples, create, jax.random.key(case.seed))
   return not case.violations
 
 
@@ -80,9 +82,9 @@ def parts_take_any_batch(case: Case) -> bool:
   batch, for one example and for twice the batch; and that the objective can judge what readout
   gives."""
   run = functools.partial(Part.run, model=case.model)
-  for rows in (len(case.x), 1, 2 * len(case.x)):
+  for rows in (case.num_examples, 1, 2 * case.num_examples):
     _, outputs = _walk(case, rows, run, case.variables)
-    if rows == len(case.x) and not case.violations:
+    if rows == case.num_examples and not case.violations:
       _judge(case, outputs)
     if case.violations:
       return False
@@ -149,7 +151,7 @@ def _wrong_static(case: Case, index: int) -> str | None:
 
 def _wrong_traced(case: Case, index: int) -> str | None:
   """Returns what is wrong with a site for inner gates that are arrays; None if nothing is."""
-  site, rows = case.sites[index], len(case.x)
+  site, rows = case.sites[index], case.num_examples
   all_on, _ = _create(case, index, ())
   for form, shape, dtype in (
     ('bool scalars', (), bool),
@@ -188,7 +190,7 @@ def _walk(case: Case, rows: int, run, first):
     The stream before each site and after the last, and the outputs; ((), None) where they cannot be
     followed to the end.
   """
-  value = jax.ShapeDtypeStruct((rows, *case.x.shape[1:]), case.x.dtype)
+  value = shapes_of(case.x, rows)
   streams = []
   for part in case.parts:
     result = None
@@ -213,8 +215,10 @@ def _wrong_output(part: Part, value, result) -> str | None:
   if not hasattr(result, 'shape'):
     role = 'the value that its + adds' if site is not None and site.adds else 'its result'
     return f'{part.title} gives a {type(result).__name__}: expected {role}, one array [B, ...].'
-  if result.shape[:1] != value.shape[:1]:
-    return f'{part.title} gives {result.shape} for a batch of {value.shape[0]}: expected [B, ...].'
+  if result.shape[:1] != (num_examples(value),):
+    return (
+      f'{part.title} gives {result.shape} for a batch of {num_examples(value)}: expected [B, ...].'
+    )
   if part.name == 'readout':
     return None
   if site is None or not site.has_residual:
@@ -239,15 +243,15 @@ def _judge(case: Case, outputs) -> None:
   """Notes targets that the objective cannot compare with outputs of this shape."""
   try:
     loss, accuracy = jax.eval_shape(case.objective, outputs, case.y)
-    fits = loss.shape == accuracy.shape == (len(case.x),)
+    fits = loss.shape == accuracy.shape == (case.num_examples,)
     why = f'it gives {loss.shape} and {accuracy.shape}, expected one number per example'
   except Exception as error:
     fits, why = False, reason(error)
-  targets = case.targets
+  targets = unweighted(case.targets)
   if not fits:
     case.fail(
       f'The objective cannot judge outputs of shape {outputs.shape} by targets of shape '
-      f'{case.y.shape}: {why}.'
+      f'{jax.tree.map(np.shape, case.y)}: {why}.'
     )
   elif case.objective in LABELLED and not np.issubdtype(targets.dtype, np.integer):
     case.fail(

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from additive_jax.batches import Shapes
 from additive_jax.models.additive import Inputs, parts, sites_of
 from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel import collectives, layout, mesh
@@ -61,7 +62,7 @@ class Slots(NamedTuple):
   dropout: Key[Array, 'slots'] | None = None
 
 
-def usage(model: Any, x: Inputs | jax.ShapeDtypeStruct) -> PyTree:
+def usage(model: Any, x: Inputs | Shapes) -> PyTree:
   """Returns which parts of the model read each leaf of the pool.
 
   The leaves of the result, like the pool's, are bool [n + 1]: one per residual gate for its site

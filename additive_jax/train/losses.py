@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from additive_jax import run
+from additive_jax.batches import num_examples
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets
 from additive_jax.models.additive import gate_names
@@ -84,7 +85,7 @@ class PerSample(Structures):
     return jax.lax.switch(self.subsets.stage(slot.step), stages)
 
   def _loss(self, recipe, params, slot, stage):
-    parts, size = self.subsets.parts // slot.num_shares, len(slot.x)
+    parts, size = self.subsets.parts // slot.num_shares, num_examples(slot.x)
     rates, first = self.subsets.keep_rates[stage], slot.share * parts
     examples = subsets.draw(slot.key, rates, size // parts, parts=parts, first=first)
     scales = None

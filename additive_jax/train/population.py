@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +41,7 @@ class Member:
     structure: what was trained.
     state: its final `State`, on the worker's device.
     loss, accuracy: on the test split.
+    valid: the same on the split to choose by; {} where there is none.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
     averaged: loss and accuracy of the mean of the pool over the steps, where the recipe keeps one.
@@ -54,6 +54,17 @@ class Member:
   train_loss: float
   skipped: int
   averaged: dict[str, float] | None = None
+  valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def scores(self) -> dict[str, float]:
+    """Loss and accuracy on the test split."""
+    return {'loss': self.loss, 'accuracy': self.accuracy}
+
+  @property
+  def chosen(self) -> Mapping[str, float]:
+    """Those that structures are chosen by: on `valid`, or on the test split where there is none."""
+    return self.valid or self.scores
 
 
 class Population:
@@ -85,7 +96,7 @@ class Population:
 
     Args:
       recipe: how to train; its average, collective and distillation play no part.
-      data: with `train` and `test` splits that fit in memory.
+      data: with splits that fit in memory.
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `parallel.workers`.
@@ -95,7 +106,7 @@ class Population:
         optimizer that needs more than a gradient, labels, tokens or targets that are not what the
         task and the model take, or an objective that gives no pair (loss, accuracy).
     """
-    if not (data.train.in_memory and data.test.in_memory):
+    if not all(split.in_memory for split in data.splits.values()):
       raise UserError(
         f'data {data.name!r} is read from its source as needed: expected a set within '
         'config.data.memory_limit'
@@ -107,12 +118,13 @@ class Population:
     example, y = data.train[np.zeros(1, np.int64)]
     recipe.check_network(example)
     expected = expected_of(recipe.model, recipe.objective, example)
-    for part in ('train', 'test'):
-      checked(getattr(data, part), expected, f'{data.name}, {part}')
+    for part, split in data.splits.items():
+      checked(split, expected, f'{data.name}, {part}')
     recipe.check_objective(example, y, batch_size, by_token=False)
     self.variables = processes.to_host(initial(recipe.model, key, example))
-    splits: tuple[Any, ...] = data.train, data.test
-    arrays = [(split.x, split.y) for split in splits]
+    judged = [data.test] if data.valid is None else [data.test, data.valid]
+    arrays_of = lambda split: (split.x, split.y)
+    arrays = [arrays_of(data.train), [*map(arrays_of, judged)]]
     first = processes.to_host(init_state(self.recipe, self.variables))
     different = set(self.devices)
     self._placed = {device: jax.device_put((first, *arrays), device) for device in different}
@@ -155,11 +167,11 @@ class Population:
 
     def work(same, device):
       structure = same[0]
-      first, train, test = self._placed[device]
+      first, train, judged = self._placed[device]
       state = jax.device_put(states[structure], device) if states else first
       bits = np.array(structure.bits)
       program = _program(self.recipe, device.platform)
-      arguments = state, bits, indices, tail, train, test, self._dropout
+      arguments = state, bits, indices, tail, train, judged, self._dropout
       if (device, len(indices)) in self._compiled:
         return self._member(structure, program(*arguments))
       with self._locks[device]:  # else every thread would compile the same program
@@ -172,17 +184,22 @@ class Population:
 
   def _member(self, structure, result):
     state, train_loss, scores = result
-    (loss, accuracy), *others = (of_pool.tolist() for of_pool in scores)
-    averaged = dict(zip(('loss', 'accuracy'), others[0])) if others else None
+    (first, *valid), *others = (of_pool.tolist() for of_pool in scores)
+    named = lambda values: dict(zip(('loss', 'accuracy'), values))
+    averaged = named(others[0][0]) if others else None
+    own = named(valid[0]) if valid else {}
+    loss, accuracy = first
     skipped = int(state.skipped)
-    return Member(structure, state, loss, accuracy, float(train_loss), skipped, averaged)
+    return Member(
+      structure, state, loss, accuracy, float(train_loss), skipped, averaged=averaged, valid=own
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
 
-  def train(state, bits, indices, tail, train, test, dropout):
+  def train(state, bits, indices, tail, train, judged, dropout):
     def body(carry, inputs):
       state, total = carry
       t, rows = inputs
@@ -197,8 +214,8 @@ def _program(recipe, platform):
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
     pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
     judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
-    scores = [judge(recipe.model, {'params': pool}, test, bits) for pool in pools]
-    return state, total / tail, scores
+    on_all = lambda pool: [judge(recipe.model, {'params': pool}, split, bits) for split in judged]
+    return state, total / tail, [jnp.stack(on_all(pool)) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)

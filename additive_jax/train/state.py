@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
+from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
 from additive_jax.models.contract import differences
 from additive_jax.parallel import layout, processes, shares, staging
@@ -152,7 +152,7 @@ def run_in_chunks(
   return jax.tree.map(lambda *parts: np.concatenate(parts), *map(take, counts))
 
 
-def state_specs(recipe: Recipe, mesh: Mesh, example: jax.ShapeDtypeStruct) -> State:
+def state_specs(recipe: Recipe, mesh: Mesh, example: Shapes) -> State:
   """Returns the layout of a state: a `State` of pytrees of `PartitionSpec`.
 
   Leaves of the pool lie as `parallel.layout` says, in stages as `staging` does, and what the
@@ -191,7 +191,7 @@ class StateLayout:
     ordinary_shardings: of a state on the mesh in its ordinary form.
   """
 
-  def __init__(self, recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct):
+  def __init__(self, recipe: Recipe, placement: Placement, example: Shapes):
     assert placement.mesh is not None
     self.mesh: Mesh = placement.mesh
     self.specs = state_specs(recipe, self.mesh, example)
@@ -298,8 +298,8 @@ def _near(state: State) -> State:
   return jax.tree.map(near, state)
 
 
-@functools.lru_cache(maxsize=32)
-def layout_of(recipe: Recipe, placement: Placement, example: jax.ShapeDtypeStruct) -> StateLayout:
+@cached(maxsize=32)
+def layout_of(recipe: Recipe, placement: Placement, example: Shapes) -> StateLayout:
   """Returns the layout of a training's states, the same object each time.
 
   Args:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from additive_jax.batches import Shapes, cached, shapes_of
 from additive_jax.data import Order, checked
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates import shares
@@ -81,7 +82,7 @@ def _device_slots(
 
 
 def _gradient_on_mesh(
-  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+  recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
 
@@ -112,9 +113,9 @@ def _gradient_on_mesh(
   )
 
 
-@functools.lru_cache(maxsize=32)
+@cached(maxsize=32)
 def _chunk_program(
-  recipe: Recipe, layout: StateLayout, example: jax.ShapeDtypeStruct, shared_batch: bool
+  recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
@@ -223,7 +224,7 @@ class Trainer:
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
     put = functools.partial(mesh_.place, mesh=self.mesh, specs=_rows(self.mesh, shared_batch))
     self._feed = feed_of(self.train, order, rows, placement.chunk_steps, put)
-    example = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    example = shapes_of(x)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
     self._program = _chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:

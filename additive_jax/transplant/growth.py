@@ -16,12 +16,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from additive_jax.errors import UserError, user_errors
 from additive_jax.files.journal import replace_file
 from additive_jax.files.rundir import WRITABLE
 from additive_jax.gates.structure import Structure, parse
+from additive_jax.models.additive import Inputs
 from additive_jax.transplant.copies import Copies, copied, merged, parameters
 from additive_jax.transplant.pairs import Pairs, Place, pair, params_of
 from additive_jax.transplant.wiring import WRITES, Leaves
@@ -209,7 +210,7 @@ def receipt(
   old_model: nn.Module,
   old: PyTree,
   new_model: nn.Module,
-  x: Shaped[Array | np.ndarray, 'B ...'],
+  x: Inputs,
   structure: Any = None,
 ) -> Receipt:
   """Compares the logits of both models.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from additive_jax.transplant.selection import shrink
 
 log = logging.getLogger('additive_jax')
 
-Batch = Shaped[Array | np.ndarray, 'B ...']
+Batch: TypeAlias = PyTree[Shaped[Array | np.ndarray, 'B ...']]
 
 
 class Saved(NamedTuple):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from additive_jax.batches import rows
 from additive_jax.data.cluster_features import embedding_features, input_features, input_flops
 from additive_jax.data.clusters import Clusters, cluster
 from additive_jax.experiments.booster.narrow import Narrow
@@ -90,8 +91,8 @@ def features_of(narrow: Narrow, seed: int) -> tuple[Float[np.ndarray, 'examples 
   make = lambda x: input_features(x, task)
   if session.config.booster.features == 'embedding':
     variables = narrow.briefly_trained(seed)
-    make = lambda x: embedding_features(lambda rows: _stream(narrow.model, variables, rows), x)
-    make(x[:1])  # batches are of one size: it compiles what follows
+    make = lambda x: embedding_features(lambda part: _stream(narrow.model, variables, part), x)
+    make(rows(x, slice(1)))  # batches are of one size: it compiles what follows
   started = time.perf_counter()
   features = make(x)
   return features, time.perf_counter() - started

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
+from additive_jax.batches import num_examples, rows
 from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow, test_scores
+from additive_jax.experiments.session import first_input
 from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
@@ -58,7 +60,7 @@ def join(narrow: Narrow, members: Sequence[State], recipe: Recipe, seed: int) ->
   """
   options, large = narrow.large.config.booster, narrow.large
   key = functools.partial(jax.random.fold_in, jax.random.key(seed))
-  blank = initial(large.model, key(0), large.test[0][:1])
+  blank = initial(large.model, key(0), first_input(large.data))
   sizes: dict[str, Any] = {'key': key(2), 'place': narrow.place, 'unequal': options.unequal}
   if options.join == PACK and len(members) > 1:
     pools = [{'params': member.params} for member in members]
@@ -80,9 +82,11 @@ def _one_of(narrow, members) -> tuple[Sequence[State], State, str]:
     return members, members[0], ''
   pools = [{'params': member.params} for member in members]
   if narrow.large.config.booster.join == BEST:
-    # On training examples: the test split judges.
+    # Where nothing was held out, on training examples: the test split judges.
     data = narrow.large.data
-    known = data.train[np.arange(min(len(data.train), len(data.test)))]
+    known = narrow.large.valid
+    if data.valid is None:
+      known = data.train[np.arange(min(len(data.train), len(data.test)))]
     losses = [narrow.session.scores(pool, known)['loss'] for pool in pools]
     best = transplant.best(pools, losses)
     chosen = next(m for m, pool in zip(members, pools) if pool is best)
@@ -96,7 +100,8 @@ def _one_of(narrow, members) -> tuple[Sequence[State], State, str]:
 
 def _start(narrow, made, pools, joined, state, words='') -> Start:
   """The start with its receipt, which is also logged."""
-  x, structure = narrow.large.test[0][:EXAMPLES], narrow.session.space.all_on()
+  x = rows(narrow.large.test[0], slice(EXAMPLES))
+  structure = narrow.session.space.all_on()
   before = np.mean([_logits(narrow.model, pool, x, structure) for pool in pools], axis=0)
   after = _logits(narrow.large.model, made.variables, x, made.structure(structure))
   difference, from_joined = float(np.abs(before - after).max()), None
@@ -106,9 +111,9 @@ def _start(narrow, made, pools, joined, state, words='') -> Start:
     log.info('%s', receipt)
   exact, rule = made.exact and len(pools) == 1, words + made.rule
   if not exact:
-    figures = len(x), len(pools), difference
+    figures = num_examples(x), len(pools), difference
     log.info('%s (not exact): on %d examples, to the mean of %d models, %.2g', rule, *figures)
-  receipt = Receipt(rule, exact, difference, from_joined, len(x))
+  receipt = Receipt(rule, exact, difference, from_joined, num_examples(x))
   state = processes.to_host(state)
   scores = test_scores(narrow.large, {'params': state.params})
   return Start(state, {'receipt': dataclasses.asdict(receipt), 'start': scores})

@@ -30,7 +30,7 @@ from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Arm, Start, Study, Trained, full_network
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
@@ -66,7 +66,7 @@ def _check(session: Session) -> None:
 
 def _check_grows(narrow):
   """Makes the large pool of an untrained copy."""
-  key, x = jax.random.key(0), narrow.large.test[0][:1]
+  key, x = jax.random.key(0), first_input(narrow.large.data)
   small, large = (initial(model, key, x) for model in (narrow.model, narrow.large.model))
   grown = transplant.grow(
     narrow.model, small, narrow.large.model, large, key=key, place=narrow.place

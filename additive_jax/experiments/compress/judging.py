@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Bool, PyTree
 
+from additive_jax.batches import rows
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Level, Weights
 from additive_jax.compress.noise import KERNEL
@@ -51,13 +52,13 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
   name, variables = trained.arm.name, {'params': network.params}
   structure = network.structure
   scores = session.evaluate(variables, [structure])
-  x = session.test[0][:RECEIPT_EXAMPLES]
+  x = rows(session.test[0], slice(RECEIPT_EXAMPLES))
   smaller = cutting.cut(session.model, variables, structure, network.units or None, x)
   receipt = cutting.receipt(smaller, session.model, variables, x)
   if receipt.max_difference > 1e-3:
     difference = receipt.max_difference
     log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
-  cost = cutting.cost(smaller.model, smaller.variables, x[:1])
+  cost = cutting.cost(smaller.model, smaller.variables, rows(x, slice(1)))
   remains = _left(level, network.stays)
   if isinstance(
     level, Weights

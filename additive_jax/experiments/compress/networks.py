@@ -24,7 +24,7 @@ from additive_jax.data import ArraySplit
 from additive_jax.experiments.compress.judging import Network, judge
 from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
 from additive_jax.experiments.fit import Curves
-from additive_jax.experiments.session import Session
+from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled
@@ -59,7 +59,7 @@ class Compression:
       UserError: for a level that the model does not have.
     """
     options = session.config.compress
-    x = session.test[0][:1]
+    x = first_input(session.data)
     self.session = session
     self.level = make_level(options.level, session.model, x, inputs=options.inputs)
     self._objective = session.objective

@@ -19,6 +19,7 @@ from additive_jax.experiments.options.rules import (
   Count,
   Few,
   FewOrNone,
+  HeldOut,
   Later,
   Many,
   NotNegative,
@@ -64,10 +65,16 @@ class DataOptions:
   memory_limit: Bytes = 2 * 1024**3
   """Bytes up to which a set is kept on the device; a larger one is read
   batch by batch. By default 2 GiB."""
+  valid: HeldOut = -1.0
+  """Share of the training part that is held out to choose by: structures, epochs, thresholds. -1 is
+  the source's own split, or else the last examples of the training part, as many as are tested but
+  a fifth at most. 0 is none: then what is chosen is chosen on the test split."""
   train_examples: Whole = 0
   """Examples used of the training split, spaced evenly over it; 0 is all."""
   test_examples: Whole = 0
   """Examples used of the test split, likewise."""
+  valid_examples: Later[Whole] = 0
+  """Examples used of the split to choose by, likewise."""
   target: Later[str] = ''
   """Of a table, the column that is learnt; of a regression also several, with commas."""
   columns: Later[str] = ''

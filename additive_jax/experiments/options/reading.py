@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from additive_jax.errors import UserError
-from additive_jax.experiments.options.rules import LATER, SAME_RUN, Rule, did_you_mean
+from additive_jax.experiments.options.rules import LATER, SAME_RUN, Before, Rule, did_you_mean
 from additive_jax.experiments.options.studies import Options
 from additive_jax.train.optimizers import arguments_taken
 
@@ -50,6 +50,7 @@ class Option:
     rule: what is allowed of its values; None for all of their type.
     same_run: whether a run with another value of it is the same run.
     later: whether runs of earlier versions do not know it, see `identity`.
+    before: its value in them, where that is not its default.
 
   >>> DECLARED['train.epochs'].kind, DECLARED['train.epochs'].same_run
   (<class 'float'>, False)
@@ -64,6 +65,7 @@ class Option:
   rule: Rule | None = None
   same_run: bool = False
   later: bool = False
+  before: Before | None = None
 
   def read(self, value: Any) -> Any:
     """Returns a value in the option's own type: 2 as 2.0, a list as a tuple.
@@ -104,7 +106,8 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
 
   >>> from additive_jax.experiments.options import TrainOptions
   >>> options_of(TrainOptions, 'train.')['zero']
-  Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True, later=False)
+  Option(name='train.zero', kind=<class 'bool'>, item=None, rule=None, same_run=True, later=False,
+         before=None)
   """
   declared: dict[str, Any] = {}
   for name, kind in typing.get_type_hints(section, include_extras=True).items():
@@ -117,7 +120,9 @@ def options_of(section: type, prefix: str = '') -> dict[str, Option | type]:
     item = items[0] if kind is tuple else None
     rule = next((mark for mark in marks if isinstance(mark, Rule)), None)
     later = LATER in marks
-    declared[name] = Option(f'{prefix}{name}', kind, item, rule, SAME_RUN in marks, later)
+    before = next((mark for mark in marks if isinstance(mark, Before)), None)
+    same_run = SAME_RUN in marks
+    declared[name] = Option(f'{prefix}{name}', kind, item, rule, same_run, later, before)
   return declared
 
 
@@ -220,7 +225,7 @@ def refused(options: Options, *names: str, expected: str) -> UserError:
 
 def identity(options: Options) -> dict[str, Any]:
   """Returns the options as nested dicts that say which run it is: without those that came later and
-  are at their defaults, so that the runs of earlier versions stay the same runs.
+  are as they were before, so that the runs of earlier versions stay the same runs.
 
   >>> 'slot_clip_norm' in identity(Options())['train']
   False
@@ -228,7 +233,8 @@ def identity(options: Options) -> dict[str, Any]:
   values = dataclasses.asdict(options)
   default = Options()
   for name, option in DECLARED.items():
-    if option.later and value_of(options, name) == value_of(default, name):
+    before = value_of(default, name) if option.before is None else option.before.value
+    if option.later and value_of(options, name) == before:
       *sections, last = name.split('.')
       del functools.reduce(dict.__getitem__, sections, values)[last]
   return values

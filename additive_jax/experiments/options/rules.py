@@ -151,3 +151,19 @@ Placement = Annotated[T, SAME_RUN]
 # An option that runs of earlier versions do not know: at its default a run is what it was without.
 LATER = 'later'
 Later = Annotated[T, LATER]
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+  """The value that an option had in runs of earlier versions, which do not know it, where that is
+  not its default.
+
+  Attributes:
+    value: at it a run is what it was without the option.
+  """
+
+  value: Any
+
+
+HELD_OUT = Rule('-1, or a share in [0, 1)', lambda value: value == -1 or 0 <= value < 1)
+HeldOut = Annotated[float, HELD_OUT, LATER, Before(0.0)]

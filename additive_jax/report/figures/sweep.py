@@ -23,7 +23,7 @@ from additive_jax.report.wording import short_names
 _MAX_ANNOTATED = 16  # rows of a heat map in which numbers can still be read
 
 
-def ranking(table: pd.DataFrame, top: int = 20) -> Figure:
+def ranking(table: pd.DataFrame, top: int = 20, split: str = 'test') -> Figure:
   """Draws loss by rank: all structures as a curve with its interval, and the best ones by name.
 
   >>> table = pd.DataFrame({'structure': ['00', '10', '11'], 'loss': [0.9, 0.5, 0.4]})
@@ -36,6 +36,7 @@ def ranking(table: pd.DataFrame, top: int = 20) -> Figure:
       `shared_loss`, `shared_loss_ci95`. With `shared_loss`, `loss` is the standalone one. Rows may
       come in any order; they are ranked by `loss`.
     top: number of structures shown by name.
+    split: what losses are of, a word before `loss`.
   """
   marks.require(table, 'structure', 'loss')
   loss = marks.column(table, 'loss')
@@ -58,12 +59,12 @@ def ranking(table: pd.DataFrame, top: int = 20) -> Figure:
       rows = np.arange(len(best)) + 0.36 * (number - (len(series) - 1) / 2)
       right.errorbar(loss, rows, xerr=half_width, label=label, **dots)
     if curve:
-      left.set(xlabel='rank', ylabel='test loss', title=f'all {len(table):,}')
+      left.set(xlabel='rank', ylabel=f'{split} loss', title=f'all {len(table):,}')
       left.margins(x=0.02)
       marks.leave_out_outliers(left, table[[name for name, _, _ in series]])
       right.set_title(f'best {len(best)}')
     marks.name_rows(right, list(best['structure']), family=style.MONO)
-    right.set_xlabel('test loss')
+    right.set_xlabel(f'{split} loss')
     right.xaxis.set_major_locator(MaxNLocator(6))
     if len(series) > 1 and curve:
       left.legend(loc='upper left', markerscale=3)
@@ -83,7 +84,7 @@ def _rank_curve(axes, table, name, label, colour):
     axes.plot(ranks, loss, '.', ms=3, alpha=0.6, mew=0, color=colour, label=label, zorder=1.5)
 
 
-def pareto(table: pd.DataFrame) -> Figure:
+def pareto(table: pd.DataFrame, split: str = 'test') -> Figure:
   """Draws loss against FLOPs, with the Pareto front joined and its ends named.
 
   >>> table = pd.DataFrame({'structure': ['00', '10', '11'], 'loss': [0.9, 0.5, 0.6]})
@@ -93,6 +94,7 @@ def pareto(table: pd.DataFrame) -> Figure:
 
   Args:
     table: columns `structure`, `loss` and `flops`.
+    split: what losses are of, a word before `loss`.
   """
   marks.require(table, 'structure', 'loss', 'flops')
   flops, loss = marks.column(table, 'flops'), marks.column(table, 'loss')
@@ -108,7 +110,7 @@ def pareto(table: pd.DataFrame) -> Figure:
     axes.plot(flops[order], loss[order], '-o', **line)
     axes.margins(0.08, 0.12)
     marks.leave_out_outliers(axes, loss)
-    axes.set(xlabel=f'FLOPs per example{power}', ylabel='test loss')
+    axes.set(xlabel=f'FLOPs per example{power}', ylabel=f'{split} loss')
     middle = sum(axes.get_xlim()) / 2
     for end in dict.fromkeys((order[-1], order[0])):
       is_right = flops[end] > middle
@@ -162,7 +164,7 @@ def _dot(count):
   return 4.5 if count <= 300 else 2.5
 
 
-def gate_effects(effects: pd.DataFrame) -> Figure:
+def gate_effects(effects: pd.DataFrame, split: str = 'test') -> Figure:
   """Draws each gate's effect on the loss with its interval: blue lowers it, vermilion raises it.
 
   >>> effects = pd.DataFrame({'gate': ['block_0/mlp', 'block_1/mlp'], 'effect': [-0.04, 0.02]})
@@ -173,6 +175,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
   Args:
     effects: as `statistics.effect_table` makes it: columns `gate`, `effect`, and `ci95` if there
       are any.
+    split: what losses are of, a word before `loss`.
   """
   marks.require(effects, 'gate', 'effect')
   effect, half_width, power = marks.scaled(*marks.with_interval(effects, 'effect', 'ci95'))
@@ -184,7 +187,7 @@ def gate_effects(effects: pd.DataFrame) -> Figure:
     axes.errorbar(effect, rows, xerr=half_width, **bars)
     axes.axvline(0, color=style.GREY, lw=0.8)
     marks.name_rows(axes, short_names(effects['gate']))
-    axes.set_xlabel(f'test loss with the gate on minus off{power}  (left: the gate helps)')
+    axes.set_xlabel(f'{split} loss with the gate on minus off{power}  (left: the gate helps)')
   return figure
 
 

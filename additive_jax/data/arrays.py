@@ -1,0 +1,231 @@
+"""`from_arrays`: a data set of arrays of one's own, cut into splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree, Shaped
+
+from additive_jax.batches import is_array, named_leaves, num_examples, rows
+from additive_jax.data.coding import Coding, Column, coded_labels
+from additive_jax.data.splits import ArraySplit, Data
+from additive_jax.data.values import CLASSES, NUMBERS, TOKENS, Expected, check_inputs, check_used
+from additive_jax.data.weights import Weighted, checked_weights, unweighted
+from additive_jax.errors import UserError, checked_seed
+
+AUTO = 'auto'
+Given = float | tuple[Any, Any]
+Parts = dict[str, tuple[PyTree, PyTree]]
+TEXTS = 'USO'  # kinds of NumPy's types
+
+
+def from_arrays(
+  x: Any,
+  y: Any,
+  *,
+  weights: Any = None,
+  valid: Given = 0.1,
+  test: Given = 0.2,
+  seed: int | None = 0,
+  task: Any = AUTO,
+  class_names: Sequence[str] | None = None,
+  num_outputs: int = 0,
+  standardise: bool = True,
+  name: str = 'arrays',
+) -> Data:
+  """Returns a data set of arrays, cut into splits to learn from, to choose by and to judge by.
+
+  >>> x, y = np.random.default_rng(0).normal(size=(50, 4)), np.arange(50) % 3
+  >>> data = from_arrays(x, y)
+  >>> len(data.train), len(data.valid), len(data.test), data.task, data.num_outputs
+  (35, 5, 10, 'classification', 3)
+
+  Targets that are floats make a regression. They are standardised by the training examples, and so
+  are the losses of a run, in units of the targets' variance; `data.coding` gives outputs in the
+  units of y:
+
+  >>> price = 100 + 50 * x[:, 0]
+  >>> data = from_arrays(x, price)
+  >>> data.task, bool(abs(data.train.y.mean()) < 1e-6)
+  ('regression', True)
+  >>> bool(np.allclose(np.sort(data.coding.decoded(data.test.y)[:, 0])[0], price.min(), atol=50))
+  True
+
+  Args:
+    x: inputs [N, ...], an array, or a pytree of them for a network of several inputs.
+    y: targets [N, ...]: integers, booleans or texts, the class of each example; floats, one or
+      several of a regression; integers [N, T], the next tokens of a text; for a `task` of your own
+      anything, a pytree too.
+    weights: what each example [N] or token [N, T] counts; None is 1. See `Weighted`.
+    valid: the share of the examples to choose by, or (x, y); 0 is none: then choices are made on
+      the test split, and reports say so.
+    test: the share to judge by, or (x, y).
+    seed: shuffles the examples before they are cut: first come those of test, then those of valid.
+      None leaves them in their order, and cuts these from the end.
+    task: 'classification', 'regression', 'language', or a task of your own; 'auto' goes by y.
+    class_names: of the classes, in order.
+    num_outputs: classes, tokens of the vocabulary, or outputs of a task of your own; 0 counts them.
+    standardise: whether a regression's targets are.
+    name: of the data, in messages and reports.
+
+  Raises:
+    UserError: for arrays of different lengths, splits without examples, labels, weights or numbers
+      that make no sense, with the number of the example.
+  """
+  if isinstance(y, Weighted) and weights is None:
+    y, weights = y
+  whole = _arrays(x), _weighted(_arrays(y), weights)
+  task = _task(name, unweighted(whole[1])) if isinstance(task, str) and task == AUTO else task
+  classes = num_outputs or len(class_names or ())
+  parts: Parts = {'train': _checked(name, *whole, task, classes)}
+  for part, given in (('test', test), ('valid', valid)):
+    if isinstance(given, tuple | list):
+      parts[part] = _checked(f'{name}, {part}', *_pair(f'{name}, {part}', given), task, classes)
+  parts = _cut(name, parts, {'test': test, 'valid': valid}, seed)
+  parts, coding = _coded(parts, task, standardise)
+  names = class_names or (map(str, coding.classes) if coding else ())
+  names = tuple(names) or None
+  num_outputs = num_outputs or len(names or ()) or _num_outputs(name, parts, task)
+  splits = {part: ArraySplit(*examples) for part, examples in parts.items()}
+  train, judged, held_out = splits['train'], splits['test'], splits.get('valid')
+  return Data(name, task, train, judged, num_outputs, names, held_out, coding)
+
+
+def _arrays(values: Any) -> PyTree:
+  """Returns arrays of NumPy; a list of numbers is one array. What is float64 becomes float32."""
+  if isinstance(values, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(values)):
+    values = np.asarray(values)
+  return jax.tree.map(np.asarray, values)
+
+
+def _narrow(leaf: Shaped[np.ndarray, 'N ...']) -> Shaped[np.ndarray, 'N ...']:
+  return leaf.astype(np.float32) if leaf.dtype == np.float64 else leaf
+
+
+def _weighted(y: PyTree, weights: Any) -> PyTree:
+  return y if weights is None else Weighted(y, np.asarray(weights))
+
+
+def _checked(name: str, x: PyTree, y: PyTree, task: Any, num_outputs: int) -> tuple[PyTree, PyTree]:
+  """Returns examples as the task has them, after a look at all of them: what is wrong is told with
+  the number that the caller's example has."""
+  leaves = [*named_leaves(x, 'x'), *named_leaves(unweighted(y), 'y')]
+  empty = not jax.tree.leaves(x) or not jax.tree.leaves(y)
+  if empty or len({leaf.shape[:1] for _, leaf in leaves}) > 1 or not leaves[0][1].shape:
+    told = ' and '.join(f'{part} of shape {list(leaf.shape)}' for part, leaf in leaves[:4])
+    raise UserError(f'{name}: {told or "no arrays"}: expected as many examples of each')
+  if not num_examples(x):
+    raise UserError(f'{name}: no examples: expected at least one')
+  x, targets = jax.tree.map(_narrow, (x, unweighted(y)))
+  if task == NUMBERS and is_array(targets) and targets.dtype.kind in 'fiu':
+    targets = targets.reshape(len(targets), -1).astype(np.float32)
+  if task == CLASSES and is_array(targets) and targets.dtype.kind == 'b':
+    targets = targets.astype(np.int32)
+  y = y._replace(y=targets) if isinstance(y, Weighted) else targets
+  check_inputs(x, name)
+  if task == CLASSES and is_array(targets) and targets.dtype.kind in TEXTS:
+    return x, checked_weights(y, name)
+  Expected(task if isinstance(task, str) else '', num_outputs).check_targets(x, y, name)
+  return x, y
+
+
+def _task(name: str, y: PyTree) -> str:
+  """Returns the task that targets are of."""
+  if is_array(y):
+    kind = y.dtype.kind
+    if kind in 'biuUSO' and y.ndim == 1:
+      return CLASSES
+    if kind in 'iu' and y.ndim == 2:
+      return TOKENS
+    if kind == 'f' and y.ndim <= 2:
+      return NUMBERS
+  told = ', '.join(f'{part} {leaf.dtype} {list(leaf.shape)}' for part, leaf in named_leaves(y, 'y'))
+  raise UserError(
+    f'{name}: {told}: expected labels [N], floats [N] or [N, targets], or tokens [N, T]; or a '
+    'task, which says what they are'
+  )
+
+
+def _pair(name: str, given: Any) -> tuple[PyTree, PyTree]:
+  """Returns the inputs and targets of a split that the caller has cut."""
+  if len(given) != 2:
+    raise UserError(f'{name}: {len(given)} parts: expected a share, or a pair (x, y)')
+  x, y = given
+  if isinstance(y, Weighted):
+    return _arrays(x), _weighted(_arrays(y.y), y.weight)
+  return _arrays(x), _arrays(y)
+
+
+def _cut(name: str, parts: Parts, given: dict[str, Given], seed: int | None) -> Parts:
+  """Returns the splits of which shares were given, cut from the examples, beside the others."""
+  total = num_examples(parts['train'][0])
+  counts = {}
+  for part, share in given.items():
+    if isinstance(share, tuple | list):
+      continue
+    if not 0 <= share < 1 or (part == 'test' and not share):
+      least = 'above 0' if part == 'test' else 'from 0'
+      raise UserError(
+        f'{part} {share!r} of {name}: expected a share {least} and below 1, or (x, y)'
+      )
+    counts[part] = round(share * total)
+    if share and not counts[part]:
+      raise UserError(
+        f'{part} {share!r} of the {total} examples of {name} is none: expected at least one, or '
+        '(x, y)'
+      )
+  if total <= sum(counts.values()):
+    shares = ' and '.join(f'{part} {given[part]!r}' for part in counts)
+    raise UserError(
+      f'{shares or "no share"} of the {total} examples of {name} leaves none to learn from: '
+      'expected some'
+    )
+  order = np.arange(total)[::-1]
+  if seed is not None:
+    order = np.random.Generator(np.random.PCG64(checked_seed(seed))).permutation(total)
+  cut, start = {}, 0
+  for part, count in counts.items():
+    if count:
+      cut[part], start = order[start : start + count], start + count
+  places: dict[str, Int[np.ndarray, '_']] = {**cut, 'train': order[start:]}
+  ordered = lambda places: np.sort(places) if seed is None else places
+  taken = {part: rows(parts['train'], ordered(rest)) for part, rest in places.items()}
+  return parts | taken
+
+
+def _coded(parts: Parts, task: Any, standardise: bool) -> tuple[Parts, Coding | None]:
+  """Returns splits with targets as numbers, and how a regression's or texts were coded."""
+  of_all = [unweighted(y) for _, y in parts.values()]
+  if task == NUMBERS and standardise:
+    train = unweighted(parts['train'][1])
+    coding = Coding((), targets=(Column.of('y', train, np.arange(len(train))),))
+    return _with_targets(parts, coding.targets[0]), coding
+  if task == CLASSES and is_array(of_all[0]) and of_all[0].dtype.kind in TEXTS:
+    _, classes = coded_labels(np.concatenate([y.astype(str) for y in of_all]))
+    code = lambda y: np.searchsorted(np.array(classes), y.astype(str)).astype(np.int32)
+    return _with_targets(parts, code), Coding((), classes=classes)
+  return parts, None
+
+
+def _with_targets(parts: Parts, change: Callable[[Any], Any]) -> Parts:
+  """Returns splits with other targets, and the same weights."""
+  changed = {}
+  for part, (x, y) in parts.items():
+    new = change(unweighted(y))
+    changed[part] = x, (y._replace(y=new) if isinstance(y, Weighted) else new)
+  return changed
+
+
+def _num_outputs(name: str, parts: Parts, task: Any) -> int:
+  """Returns how many outputs a network needs for the targets."""
+  targets = [unweighted(y) for _, y in parts.values()]
+  if task == CLASSES:
+    return check_used(np.concatenate(targets), name)
+  if task == TOKENS:
+    inputs = [x for x, _ in parts.values() if is_array(x) and x.dtype.kind in 'iu']
+    return int(max(tokens.max() for tokens in [*targets, *inputs])) + 1
+  first = jax.tree.leaves(targets[0])[0]
+  return first.shape[-1] if first.ndim > 1 else 1
