@@ -211,7 +211,15 @@ def test_config_augments(tmp_path):
   options |= {'num_seeds': 1, 'sweep.modes': ('shared',), 'data.augment': ('crop', 'mixup')}
   config = tiny.config('sweep', options)
   assert len(STUDIES['sweep'].run(config, tmp_path / 'run', devices=2).table) == 8
-  config = tiny.config('sweep', options | {'data.name': 'tabular:iris'})
+  own = tiny.config('sweep', options | {'data.augment': ()})
+  losses = {
+    name: STUDIES['sweep'].run(own, tmp_path / name, devices=2, **given).table['loss'].tolist()
+    for name, given in (('plain', {}), ('own', {'augment': by_place}))
+  }
+  assert losses['plain'] != losses['own']
+  assert '"augment": "by_place"' in (tmp_path / 'own' / 'config.json').read_text()
+  wrong = options | {'data.name': 'tabular:iris', 'data.test_examples': 0}
+  config = tiny.config('sweep', wrong)
   with pytest.raises(UserError, match=r"^config\.data\.augment \('crop', 'mixup'\): crop of x"):
     STUDIES['sweep'].run(config, tmp_path / 'other', devices=2)
   assert not (tmp_path / 'other').exists()
