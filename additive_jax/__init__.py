@@ -9,8 +9,11 @@ from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
+from additive_jax.train.plan import plan
+from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 __all__ = [
@@ -31,6 +34,9 @@ __all__ = [
   'masked',
   'measure',
   'models',
+  'plan',
+  'recalibrate',
+  'restore_pool',
   'routed',
   'samplers',
   'shared_prefix',

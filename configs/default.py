@@ -199,12 +199,16 @@ def get_config() -> ConfigDict:
   # Steps between two checkpoints. 1 to 1,000,000,000.
   config.train.checkpoint_every = 500
 
+  # Where the pool is from that all trainings start from: a run directory, a directory of its
+  # checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
+  # Not part of a run's identity.
+  config.init_from = ''
   # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001
 
   # The optimizer, of Optax.
   config.optimizer = ConfigDict()
-  # Any optimizer of Optax that takes a learning rate.
+  # Any optimizer of Optax or optax.contrib that takes a learning rate.
   config.optimizer.name = 'adamw'
   # Its other arguments.
   config.optimizer.kwargs = ConfigDict({'weight_decay': 0.0001}, type_safe=False)

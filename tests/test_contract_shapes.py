@@ -60,9 +60,12 @@ class Counting(nn.Module):
     return h + self.variable('cache', 'count', jnp.zeros, ()).value
 
 
-@pytest.mark.parametrize(('site', 'name'), [(Normed, 'batch_stats'), (Counting, 'cache')])
-def test_variables_that_are_no_parameters(site, name):
-  only(Net(site=site), f'collection {name!r}', 'the pool must be parameters alone')
+def test_variables_that_are_no_parameters():
+  only(Net(site=Counting), "collection 'cache'", 'expected parameters, and the batch_stats of')
+
+
+def test_batch_norm_that_never_takes_stored_statistics():
+  only(Net(site=Normed), 'changes stored statistics when it is judged', 'models.BatchNorm')
 
 
 # Shapes.

@@ -74,6 +74,12 @@ define(
   ('image', 'label'),
   {'train': pictures(0, 25), 'test': pictures(100, 7)},
 )
+define(
+  'AdditiveThree',
+  LABELLED,
+  ('image', 'label'),
+  {'train': pictures(0, 12), 'validation': pictures(50, 3), 'test': pictures(100, 4)},
+)
 define('AdditiveUnprepared', LABELLED, ('image', 'label'), {'train': pictures(0, 3)})
 define(
   'AdditiveWithheld',
@@ -118,7 +124,7 @@ define(
 def folder(tmp_path_factory):
   """A data_dir with every set above but one, prepared as tfds itself prepares them."""
   root = tmp_path_factory.mktemp('tfds')
-  for name in ('pictures', 'withheld', 'rows', 'texts', 'sizes', 'pairs'):
+  for name in ('pictures', 'three', 'withheld', 'rows', 'texts', 'sizes', 'pairs'):
     builder = tfds.builder(f'additive_{name}', data_dir=root, file_format='array_record')
     builder.download_and_prepare(
       download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -161,6 +167,17 @@ def test_images_with_classes(folder, name, memory_limit):
     assert sorted(greys) == list(range(first, first + len(split)))
     np.testing.assert_array_equal(y, (greys - first) % 3)
     np.testing.assert_array_equal(split[np.array([3, 0])][0], x[[3, 0]])
+
+
+def test_validation_is_there_to_choose_by(folder):
+  sizes = lambda loaded: {name: len(split) for name, split in loaded.splits.items()}
+  three = data.load('tfds:additive_three', data_dir=folder)
+  assert sizes(three) == {'train': 12, 'valid': 3, 'test': 4}
+  assert sizes(load('tfds:additive_three', data_dir=folder)) == {'train': 12, 'test': 4}
+  share = data.load('tfds:additive_three', data_dir=folder, valid=0.5)
+  assert sizes(share) == {'train': 6, 'valid': 6, 'test': 4}
+  cut = data.load('tfds:additive_pictures', data_dir=folder)
+  assert sizes(cut) == {'train': 20, 'valid': 5, 'test': 7}
 
 
 def test_a_test_split_with_withheld_labels_gives_way_to_validation(folder):

@@ -12,6 +12,7 @@ import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, SourceSplit, Weighted, from_arrays, hold_out
 from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
 
@@ -141,6 +142,7 @@ def test_a_run_of_before_goes_on_without(tmp_path):
   assert 'test_loss' not in before.table
   again = sweep.run(tiny.config('sweep', options | {'data.valid': -1.0}), tmp_path)
   pd.testing.assert_frame_equal(again.table, before.table)
+  assert open_pools(tmp_path).data.valid is None
 
 
 def test_arrays_become_data():

@@ -45,7 +45,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       target if options.keep < 1 else {},
       tints,
     ),
-    _structures(result) if len(result.table) > 1 else None,
+    _structures(session, result) if len(result.table) > 1 else None,
     section(
       'Tables',
       table(result.variants, 'Each network; “minus dense” is paired by seed.'),
@@ -92,13 +92,15 @@ def _computed(paths, keep, tints):
   )
 
 
-def _structures(result):
+def _structures(session, result):
+  held_out = session.data.valid is not None
+  chosen_on = 'the validation split' if held_out else 'training examples'
   return section(
     'Static structures of the same layers',
     picture(
       figures.ranking(result.table),
       'Test loss of the structures of the dense network’s feed-forward layers in one pool; the '
       f'single structure that was trained alone, {result.summary["single_structure"]}, was the '
-      'best on training examples with some gate off.',
+      f'best on {chosen_on} with some gate off.',
     ),
   )

@@ -30,6 +30,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
+from additive_jax.experiments.start import given, start_of
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
@@ -55,6 +56,8 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    variables: `{'params': pool}` that every training starts from, in place of `config.init_from`.
+    optimizer: an Optax transformation in place of `config.optimizer`, its schedule and clipping.
     progress: whether bars and lines show how far the run is; True by default.
   """
 
@@ -64,6 +67,8 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  variables: Any
+  optimizer: Any
   progress: bool
 
 
@@ -103,7 +108,9 @@ def open_session(
     )
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
+  pool = start_of(config, opening.get('variables'), model, first_input(data))
   resolved = resolve(config, model, data)
+  resolved |= given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
@@ -113,7 +120,9 @@ def open_session(
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  start = start_session(config, rundir, data, model, devices, part=part, command=command)
+  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
+  begun |= {'part': part, 'command': command}
+  start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     session.training.augment = augment
     if not rundir.finished:
@@ -195,20 +204,25 @@ def start_session(
   *,
   part: tuple[int, int] = (0, 1),
   command: str = '',
+  start: Any = None,
+  optimizer: Any = None,
 ) -> Iterator[Session]:
   """Holds a session of a run; at the end its curves are closed and its signals let go.
 
   Args:
     config, data, model, devices, command: see `Session`.
     rundir: where the run's files go.
+    start, optimizer: see `Session` and `Training`.
     part: whose curves are written: the number of a part of the run, and how many there are.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
   space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training = Training(config, model, data, objective)
+  training = Training(config, model, data, objective, optimizer)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with kept_programs(), Stopper() as stopper, metrics:
-    yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
+    yield Session(
+      config, rundir, metrics, stopper, data, model, space, training, machine, command, start=start
+    )
 
 
 def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:

@@ -40,14 +40,21 @@ class Training:
     model: the network.
     data: what it is trained on.
     objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+    optimizer: one given from Python, in place of that of the options; None for that.
     augment: in place of `config.data.augment`, see `train.augment`.
   """
 
   def __init__(
-    self, config: Options, model: Any, data: Data, objective: Any, augment: Augment | None = None
+    self,
+    config: Options,
+    model: Any,
+    data: Data,
+    objective: Any,
+    optimizer: Any = None,
+    augment: Augment | None = None,
   ):
     self.config, self.model, self.data, self.objective = config, model, data, objective
-    self.augment = augment
+    self.optimizer, self.augment = optimizer, augment
     self._recipes: dict[int, Recipe] = {}
 
   def steps(self, epochs: float) -> int:
@@ -59,7 +66,7 @@ class Training:
     """Returns how a training of `num_steps` steps takes each of them; the same object each time."""
     if num_steps not in self._recipes:
       train = self.config.train
-      optimizer = make_optimizer(self.config, num_steps)
+      optimizer = self.make_optimizer(num_steps)
       self._recipes[num_steps] = selected(
         Recipe,
         train,
@@ -87,6 +94,10 @@ class Training:
     except UserError as error:
       raise UserError(f'config.data.augment {options.augment!r}: {error}') from error
     return made
+
+  def make_optimizer(self, num_steps: int) -> Any:
+    """Returns the optimizer of a training of `num_steps` steps."""
+    return self.optimizer or make_optimizer(self.config, num_steps)
 
   def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
     """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""

@@ -1,6 +1,7 @@
 """Additive networks, in Flax Linen."""
 
 from additive_jax.models.additive import Additive
+from additive_jax.models.batch_norm import BatchNorm
 from additive_jax.models.convnet import ConvNet
 from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
@@ -18,6 +19,7 @@ __all__ = [
   'MLP',
   'VGG',
   'Additive',
+  'BatchNorm',
   'ConvNet',
   'DenseStack',
   'Dropout',

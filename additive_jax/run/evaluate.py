@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
-from additive_jax.models.contract import check_pool
+from additive_jax.models.contract import check_pool, statistics_of
 from additive_jax.parallel import processes, workers
-from additive_jax.run import prefix
+from additive_jax.run import prefix, recalibration
 from additive_jax.run.objectives import (
   Objective,
   check_objective,
@@ -29,6 +30,8 @@ from additive_jax.run.objectives import (
   objective_of,
   scores_of,
 )
+
+log = logging.getLogger('additive_jax')
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -62,13 +65,14 @@ def evaluate_structures(
   batch_size: int = 256,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
+  recalibrate: Any = None,
 ) -> Evaluation:
   """Returns loss and accuracy of structures by shared-prefix evaluation: structures that agree on
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
   nothing, whatever the structures. Examples go through in other batches than they came in, so a
-  model must not mix them (as batch norm does): `testing.check_model` checks that, this does not.
+  model must not mix them: `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
@@ -82,6 +86,9 @@ def evaluate_structures(
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
+    recalibrate: for networks with BatchNorms, examples of the training split by which each
+      structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
+      stored ones, which are those of all-on, and warns. Structures are then judged one by one.
 
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
@@ -101,7 +108,9 @@ def evaluate_structures(
   batch_size = checked_size(batch_size, 'batch_size')
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  check_pool(model, variables, rows(x, slice(batch_size)))
+  if recalibrate is None:
+    check_pool(model, variables, rows(x, slice(batch_size)))
+    _warn_of_stored(model, rows(x, slice(1)), bits)
   objective = objective_of(task)
   expected_of(model, task, rows(x, slice(1))).check(x, y, 'batch')
   check_objective(model, objective, rows(x, slice(1)), y, min(batch_size, count))
@@ -110,11 +119,32 @@ def evaluate_structures(
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
   batch_size = min(batch_size, count)
-  tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
-  program = _program(model, objective, tile, devices[0].platform)
-  sums = _sums(program, variables, (x, y), batch_size, plans, devices)
+
+  def judged(bits, variables):
+    tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
+    program = _program(model, objective, tile, devices[0].platform)
+    return _sums(program, variables, (x, y), batch_size, plans, devices)
+
+  if recalibrate is None:
+    sums = judged(bits, variables)
+  else:
+    each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
+    sums = np.concatenate([judged(row[None], own) for row, own in each])
   loss, accuracy = sums[inverse.reshape(-1)].T / count
   return Evaluation(loss, accuracy)
+
+
+def _warn_of_stored(model, x, bits):
+  """Warns where structures are judged by statistics that are not theirs."""
+  others = int((~bits.all(1)).sum())
+  if others and statistics_of(model, x):
+    log.warning(
+      '%s has BatchNorms, and structures (%d) are judged by stored statistics, which are those of '
+      'all-on unless additive_jax.recalibrate gave them: recalibrate=(training examples) gives '
+      'each its own',
+      type(model).__name__,
+      others,
+    )
 
 
 def _plans(model, x, bits, devices, memory_limit):

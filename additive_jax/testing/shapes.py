@@ -14,6 +14,7 @@ import numpy as np
 from additive_jax.batches import num_examples, shapes_of
 from additive_jax.data.weights import unweighted
 from additive_jax.models.additive import gate_names
+from additive_jax.models.batch_norm import BATCH_STATS, has_statistics
 from additive_jax.models.contract import reason
 from additive_jax.models.costs import measure
 from additive_jax.run.objectives import classification, language
@@ -53,10 +54,10 @@ def has_one_pool(case: Case) -> bool:
       shapes = jax.eval_shape(function, key)
     except Exception as error:
       return case.fail(f'init with {call} fails: {reason(error)}.')
-    for collection in sorted(set(shapes) - {'params'}):
+    for collection in sorted(set(shapes) - {'params', BATCH_STATS}):
       case.fail(
-        f'It has a collection {collection!r} beside the parameters: the pool must be parameters '
-        'alone (in place of BatchNorm take LayerNorm, GroupNorm or RMSNorm).'
+        f'It has a collection {collection!r} beside the parameters: expected parameters, and the '
+        f'{BATCH_STATS} of BatchNorms, alone.'
       )
     leaves = leaves_by_path(shapes.get('params', {}))
     reference = leaves if reference is None else reference
@@ -70,7 +71,12 @@ def has_one_pool(case: Case) -> bool:
   except Exception as error:
     return case.fail(f'init fails when compiled: {reason(error)}.')
   reference, *others = [leaves_by_path(pool.get('params', {})) for pool in pools]
-  case.variables = {'params': pools[0].get('params', {})}
+  case.variables = {'params': {}, **pools[0]}
+  if has_statistics(case.variables):
+    case.notes.append(
+      'It has BatchNorms: a structure other than all-on is judged by statistics of its own '
+      '(additive_jax.recalibrate, or evaluate_structures(recalibrate=...)).'
+    )
   for call, leaves in zip(calls[1:], others):
     if not case.violations:
       case.violations += _differences(reference, leaves, call)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError, checked_seed
@@ -26,6 +27,7 @@ from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
 from additive_jax.train.augment import augmented
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
@@ -91,6 +93,7 @@ class Population:
     batch_size: int,
     seed: int,
     devices: Sequence[jax.Device] | None = None,
+    variables: PyTree | None = None,
   ):
     """Compiles nothing yet.
 
@@ -100,6 +103,7 @@ class Population:
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `parallel.workers`.
+      variables: `{'params': pool}` that all start from; None is the pool that the seed names.
 
     Raises:
       UserError: for splits that stay in their source, a model whose parts do not fit each other, an
@@ -121,7 +125,8 @@ class Population:
     for part, split in data.splits.items():
       checked(split, expected, f'{data.name}, {part}')
     recipe.check_objective(example, y, batch_size, by_token=False)
-    self.variables = processes.to_host(initial(recipe.model, key, example))
+    start = initial(recipe.model, key, example) if variables is None else variables
+    self.variables = processes.to_host(start)
     judged = [data.test] if data.valid is None else [data.test, data.valid]
     arrays_of = lambda split: (split.x, split.y)
     arrays = [arrays_of(data.train), [*map(arrays_of, judged)]]
@@ -195,6 +200,11 @@ class Population:
     )
 
 
+def _first(x):
+  """Returns the inputs that the statistics of a trained network are taken from."""
+  return jax.tree.map(lambda a: a[: NUM_BATCHES * BATCH_SIZE], x)
+
+
 @functools.lru_cache(maxsize=16)
 def _program(recipe, platform):
   """Returns the compiled training and judging of one structure."""
@@ -212,9 +222,15 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
+    pools = [
+      pool for pool in (state.params, average_of(state.opt_state, state.params)) if pool is not None
+    ]
     judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
-    on_all = lambda pool: [judge(recipe.model, {'params': pool}, split, bits) for split in judged]
+
+    def on_all(pool):
+      own = statistics_of_one(recipe.model, pool, _first(train[0]), bits)
+      return [judge(recipe.model, {'params': pool, **own}, split, bits) for split in judged]
+
     return state, total / tail, [jnp.stack(on_all(pool)) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

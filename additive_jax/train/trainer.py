@@ -45,13 +45,14 @@ from additive_jax.train.state import (
   layout_of,
   run_in_chunks,
 )
+from additive_jax.train.statistics import has_statistics, of_all_on
 
 AveragedOf: Any = Averaged  # of where each part lies
 DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
+def row_spec(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
   and its share of each batch."""
   slots = None if shared_batch else mesh_.STRUCTURE
@@ -81,7 +82,7 @@ def _device_slots(
   return Slots(bits, x, y, keys, step, rates, dropout)
 
 
-def _gradient_on_mesh(
+def gradient_on_mesh(
   recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
@@ -106,7 +107,7 @@ def _gradient_on_mesh(
   return jax.shard_map(
     gradient,
     mesh=mesh,
-    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, row_spec(mesh, shared_batch), EVERYWHERE),
     out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
@@ -114,14 +115,16 @@ def _gradient_on_mesh(
 
 
 @cached(maxsize=32)
-def _chunk_program(
+def chunk_program(
   recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
-  gradient = jax.jit(_gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
-  gradient = of_augmented(gradient, recipe.augment, layout.mesh, _rows(layout.mesh, shared_batch))
+  gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
+  gradient = of_augmented(
+    gradient, recipe.augment, layout.mesh, row_spec(layout.mesh, shared_batch)
+  )
   curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
   apply = functools.partial(apply_gradient, recipe)
 
@@ -138,6 +141,9 @@ def _chunk_program(
 
     def body(t, carry):
       state, metrics = carry
+      # Here too: else the loop carries a pool that ZeRO updates in parts in such parts, and each
+      # step gathers it twice.
+      state = jax.lax.with_sharding_constraint(state, layout.shardings)
       averaged = gradient(state.params, state.step, t, sampler, key, inputs, data)
       state, values = layout.storage.step(apply, state, averaged)
       metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
@@ -218,15 +224,17 @@ class Trainer:
     check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
+    self._statistics: tuple[int, PyTree] = (-1, {})
+    self._has_statistics = has_statistics(recipe, x)
     key = jax.random.key(order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
-    put = functools.partial(mesh_.place, mesh=self.mesh, specs=_rows(self.mesh, shared_batch))
+    put = functools.partial(mesh_.place, mesh=self.mesh, specs=row_spec(self.mesh, shared_batch))
     self._feed = feed_of(self.train, order, rows, placement.chunk_steps, put)
     example = shapes_of(x)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
-    self._program = _chunk_program(recipe, self._layout, example, shared_batch)
+    self._program = chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:
       params = initial(recipe.model, jax.random.fold_in(key, 0), x)['params']
       self.sharded_state = self._layout.start(params)
@@ -242,6 +250,7 @@ class Trainer:
   @state.setter
   def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
+    self._statistics = -1, {}
 
   @property
   def step(self) -> int:
@@ -250,15 +259,26 @@ class Trainer:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last.
+
+    With BatchNorms it has `batch_stats` too: those of all-on on the first training examples, found
+    by one pass where the pool has changed.
+    """
+    params = self._layout.ordinary_pool(self.sharded_state.params)
+    if self._has_statistics and self._statistics[0] != self.step:
+      self._statistics = self.step, self._all_on(params)
+    return {'params': params, **self._statistics[1]}
 
   @property
   def averaged(self) -> dict[str, PyTree] | None:
-    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
-    several processes, all must get it together."""
-    mean = average_of(self.state.opt_state)
-    return None if mean is None else {'params': mean}
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` or a
+    schedule-free optimizer keeps one. Of several processes, all must get it together."""
+    state = self.state
+    mean = average_of(state.opt_state, state.params)
+    return None if mean is None else {'params': mean, **self._all_on(mean)}
+
+  def _all_on(self, params: PyTree) -> PyTree:
+    return of_all_on(self.recipe, params, self.train) if self._has_statistics else {}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""

@@ -28,7 +28,7 @@ from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled
-from additive_jax.train.optimizers import make_optimizer, make_schedule
+from additive_jax.train.optimizers import make_schedule
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state
 
@@ -247,7 +247,7 @@ class Compression:
     labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
     optimizer = optax.multi_transform(
       {
-        MEAN: make_optimizer(session.config, num_steps),
+        MEAN: session.training.make_optimizer(num_steps),
         # What pulls weights to zero has no meaning for log σ².
         LOG_VARIANCE: optax.adam(make_schedule(faster, num_steps)),
       },
@@ -260,6 +260,6 @@ class Compression:
 
   def _keeping_recipe(self, num_steps) -> Recipe:
     """That of networks in which what is zero stays zero."""
-    optimizer = keep_zeros(make_optimizer(self.session.config, num_steps))
+    optimizer = keep_zeros(self.session.training.make_optimizer(num_steps))
     recipe = self.session.training.recipe(num_steps)
     return dataclasses.replace(recipe, objective=self._objective, optimizer=optimizer)

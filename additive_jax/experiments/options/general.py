@@ -230,7 +230,7 @@ class OptimizerOptions:
   """The optimizer, of Optax."""
 
   name: str = 'adamw'
-  """Any optimizer of Optax that takes a learning rate."""
+  """Any optimizer of Optax or optax.contrib that takes a learning rate."""
   kwargs: dict[str, Any] = dataclasses.field(default_factory=lambda: {'weight_decay': 1e-4})
   """Its other arguments."""
 

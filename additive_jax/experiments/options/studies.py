@@ -24,6 +24,7 @@ from additive_jax.experiments.options.rules import (
   Count,
   Few,
   FewOrNone,
+  Later,
   Logarithm,
   NotNegative,
   Placement,
@@ -273,6 +274,9 @@ class Options:
   data: DataOptions = dataclasses.field(default_factory=DataOptions)
   model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
   train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+  init_from: Later[Placement[str]] = ''
+  """Where the pool is from that all trainings start from: a run directory, a directory of its
+  checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed."""
   learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
