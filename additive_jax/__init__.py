@@ -8,8 +8,10 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.metrics import MeanMetric, Metric
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
+from additive_jax.run.tasks import Task
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
 from additive_jax.train import samplers
 from additive_jax.train.plan import plan
@@ -20,8 +22,11 @@ __all__ = [
   'Additive',
   'Evaluation',
   'Gate',
+  'MeanMetric',
+  'Metric',
   'Space',
   'Structure',
+  'Task',
   'UserError',
   '__version__',
   'all_structures',

@@ -124,6 +124,28 @@ def get_config() -> ConfigDict:
   # What a network of your own is made with.
   config.model.kwargs = ConfigDict()
 
+  # What is minimised, and what networks are judged by; the data says which task it is.
+  config.task = ConfigDict()
+  # In place of the task's own, which '' is: in a regression 'squared', 'absolute' or 'huber'. One
+  # of '', cross_entropy, sigmoid, squared, absolute, huber.
+  config.task.loss = ''
+  # In place of the task's own, the first one the headline: of a classification 'accuracy',
+  # 'f1_macro', 'top5' or of another number; of language also 'perplexity'; of a regression 'r2',
+  # 'mae', 'rmse'; of binary 'accuracy', 'f1'; of multi_label 'f1_micro', 'f1_macro', 'exact_match',
+  # 'accuracy'.
+  config.task.metrics = ()
+  # 'loss', or the metric by which structures are chosen and ranked.
+  config.task.rank_by = 'loss'
+  # The share of each label that is spread over all classes, in training and in the loss judged. A
+  # share in [0, 1).
+  config.task.label_smoothing = 0.0
+  # What the loss of an example or token counts by its class, a number for each; () is 1. Numbers
+  # from 0.
+  config.task.class_weights = ()
+  # The label that does not count, such as that of padding: '-100'; '' is none. An integer as text,
+  # such as '-100', or ''.
+  config.task.ignore_label = ''
+
   # Training of pools and of structures alone.
   config.train = ConfigDict()
   # Passes over the training set, at batch_size examples a step; a pool passes K times as many. A

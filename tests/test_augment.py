@@ -15,7 +15,7 @@ from additive_jax.experiments.studies import STUDIES
 from additive_jax.models import MLP
 from additive_jax.parallel.mesh import make_mesh
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import classification
+from additive_jax.run.objectives import CrossEntropy
 from additive_jax.train.augment import (
   Crop,
   Flip,
@@ -88,6 +88,9 @@ def test_numbers_are_mixed_as_they_are():
   targets = RNG.normal(size=(24, 2)).astype(np.float32)
   x, y = Mixup(2)(KEY, {'a': X, 'b': X[..., 0]}, targets)
   both = Mixup(2)(KEY, X, targets)
+  yes = (Y > 0).astype(np.int32)
+  share = Mixup(0)(KEY, X, yes)[1]
+  np.testing.assert_allclose(share, Mixup(2)(KEY, X, yes)[1][:, 1], rtol=1e-6)
   np.testing.assert_array_equal(x['a'], both[0])
   np.testing.assert_array_equal(y, both[1])
 
@@ -227,6 +230,5 @@ def test_config_augments(tmp_path):
 
 def test_shares_of_classes_are_labels_where_they_are_whole():
   outputs = jnp.asarray(RNG.normal(size=(24, 3)), jnp.float32)
-  whole = classification(outputs, jax.nn.one_hot(Y, 3))
-  for a, b in zip(whole, classification(outputs, Y)):
-    np.testing.assert_allclose(a, b, rtol=1e-6)
+  whole = CrossEntropy()(outputs, jax.nn.one_hot(Y, 3))
+  np.testing.assert_allclose(whole, CrossEntropy()(outputs, Y), rtol=1e-6)

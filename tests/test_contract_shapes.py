@@ -176,8 +176,8 @@ def test_a_part_that_reads_what_init_did_not_create():
   only(Net(site=Deep), "Site 'second' fails", 'init did not create')
 
 
-def test_outputs_that_the_objective_cannot_judge():
-  only(Net(), 'objective cannot judge outputs of shape (6, 3)', batch=(BATCH[0], np.zeros((6, 2))))
+def test_outputs_that_the_loss_cannot_judge():
+  only(Net(), 'loss cannot judge outputs of shape (6, 3)', batch=(BATCH[0], np.zeros((6, 2))))
 
 
 @pytest.mark.parametrize(

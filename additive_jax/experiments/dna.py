@@ -19,6 +19,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from additive_jax.errors import UserError
@@ -163,9 +164,10 @@ def _shallow_dearer(variants) -> str:
 
 def _analysis(session, dna) -> Analysis:
   """What the tokens of some test examples do in the network of the first seed."""
-  x, y = (part[: session.config.dna.examples] for part in session.test)
+  some = slice(session.config.dna.examples)
+  x, y = jax.tree.map(lambda part: part[some], session.test)
   trained, modules = dna.train(session.config.seed), dna.model.modules
-  chosen = inspect(dna.model, session.objective, trained.variables, (x, y)).chosen
+  chosen = inspect(dna.model, session.task, trained.variables, (x, y)).chosen
   kinds = ('attention', 'mlp', 'block', 'identity')
   assert chosen is not None, 'expected choices of a DNA'
   names = [f'{kind} {i}' for kind in kinds for i in range(getattr(modules, kind))]

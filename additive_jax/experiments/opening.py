@@ -31,6 +31,7 @@ from additive_jax.experiments.options import (
 )
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.start import given, start_of
+from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
@@ -43,7 +44,7 @@ from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task
 
 
 class Opening(TypedDict, total=False):
@@ -56,6 +57,8 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    loss: a name or a function, in place of `config.task.loss`; see `run.tasks`.
+    metrics: names, functions or `Metric`s, in place of `config.task.metrics`.
     variables: `{'params': pool}` that every training starts from, in place of `config.init_from`.
     optimizer: an Optax transformation in place of `config.optimizer`, its schedule and clipping.
     progress: whether bars and lines show how far the run is; True by default.
@@ -67,6 +70,8 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  loss: Any
+  metrics: Any
   variables: Any
   optimizer: Any
   progress: bool
@@ -100,7 +105,8 @@ def open_session(
   config = as_begun(config, workdir, opening.get('data'))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
-  check_fits(model, data)
+  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
+  check_fits(model, data, task)
   if config.train.batch_size > len(data.train):
     raise UserError(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
@@ -109,7 +115,7 @@ def open_session(
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
   pool = start_of(config, opening.get('variables'), model, first_input(data))
-  resolved = resolve(config, model, data)
+  resolved = resolve(config, model, data, task)
   resolved |= given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
@@ -121,7 +127,7 @@ def open_session(
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
   begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
-  begun |= {'part': part, 'command': command}
+  begun |= {'part': part, 'command': command, 'task': task}
   start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     session.training.augment = augment
@@ -204,6 +210,7 @@ def start_session(
   *,
   part: tuple[int, int] = (0, 1),
   command: str = '',
+  task: Task | None = None,
   start: Any = None,
   optimizer: Any = None,
 ) -> Iterator[Session]:
@@ -214,10 +221,11 @@ def start_session(
     rundir: where the run's files go.
     start, optimizer: see `Session` and `Training`.
     part: whose curves are written: the number of a part of the run, and how many there are.
+    task: None is that of the config and the data.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
-  space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training = Training(config, model, data, objective, optimizer)
+  space = models.measure(model, first_input(data))
+  training = Training(config, model, data, task or make_task(config, data), optimizer)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with kept_programs(), Stopper() as stopper, metrics:
     yield Session(
@@ -225,12 +233,14 @@ def start_session(
     )
 
 
-def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
+def resolve(config: Options, model: Any, data: data_.Data, task: Task) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
-  fields, and the name of the data."""
+  fields, the name of the data, and the task where it is not as the data has it by default."""
   resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
+  if not task.name or task != Task(task.name):
+    resolved.setdefault('task', {})['is'] = described(task)
   return resolved
 
 

@@ -29,6 +29,7 @@ from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.tasks import Task
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
@@ -88,9 +89,9 @@ class Session:
     return parse_shard(self.config.shard)
 
   @property
-  def objective(self) -> Any:
-    """What is minimised: from outputs and targets to loss and accuracy."""
-    return self.training.objective
+  def task(self) -> Task:
+    """What networks are trained for and judged by."""
+    return self.training.task
 
   @property
   def test(self) -> Examples:
@@ -121,7 +122,7 @@ class Session:
   def with_model(self, model: Any) -> Session:
     """Returns this run with another model, for experiments that compare several."""
     optimizer, augment = self.training.optimizer, self.training.augment
-    training = Training(self.config, model, self.data, self.objective, optimizer, augment)
+    training = Training(self.config, model, self.data, self.task, optimizer, augment)
     space = models.measure(model, first_input(self.data))
     return dataclasses.replace(self, model=model, space=space, training=training)
 
@@ -129,7 +130,7 @@ class Session:
     """Returns this run with other options, by their dotted names."""
     config = replaced(self.config, changed)
     optimizer, augment = self.training.optimizer, self.training.augment
-    training = Training(config, self.model, self.data, self.objective, optimizer, augment)
+    training = Training(config, self.model, self.data, self.task, optimizer, augment)
     machine = dataclasses.replace(self.machine, options=config.train)
     return dataclasses.replace(self, config=config, training=training, machine=machine)
 
@@ -181,7 +182,7 @@ class Session:
   def evaluate(
     self, variables: PyTree, structures: Iterable[StructureLike], split: Any = None
   ) -> Evaluation:
-    """Returns loss and accuracy [S] of structures in a pool.
+    """Returns loss and metrics [S] of structures in a pool.
 
     Args:
       variables: `{'params': pool}`.
@@ -196,7 +197,7 @@ class Session:
       self.model,
       variables,
       self.test if split is None else split,
-      task=self.objective,
+      task=self.task,
       devices=self.machine.workers,
       recalibrate=self.data.train if self.has_statistics else None,
     )
@@ -211,12 +212,13 @@ class Session:
         if processes.process()[1] == 1:  # several may rank different sets
           self.check_stop()
     back = np.argsort(order)
-    return Evaluation(*(np.concatenate(values)[back] for values in zip(*parts)))
+    joined = {name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores}
+    return Evaluation.of({name: values[back] for name, values in joined.items()})
 
   def scores(self, variables: PyTree, split: Any = None) -> dict[str, float]:
-    """Returns `loss` and `accuracy` of a pool, all gates on, as `evaluate` does."""
-    scores = self.evaluate(variables, [self.space.all_on()], split)
-    return {key: float(values[0]) for key, values in scores._asdict().items()}
+    """Returns loss and metrics of a pool by name, all gates on, as `evaluate` does."""
+    scores = self.evaluate(variables, [self.space.all_on()], split).scores
+    return {key: float(values[0]) for key, values in scores.items()}
 
   def in_memory(self, otherwise: str = '') -> ArraySplit:
     """Returns the training split as arrays.

@@ -14,7 +14,7 @@ import numpy as np
 from additive_jax.batches import Shapes, shapes_of
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
-from additive_jax.experiments.options import Options, TrainOptions, selected
+from additive_jax.experiments.options import Options, TrainOptions, refused, selected
 from additive_jax.gates.networks import different
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import sites_of, space_of
@@ -22,6 +22,7 @@ from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
 from additive_jax.train.augment import Augment, augmented_shapes, make_augment
 from additive_jax.train.losses import Piped
@@ -39,7 +40,7 @@ class Training:
     config: the options of the run.
     model: the network.
     data: what it is trained on.
-    objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+    task: what they are trained for and judged by.
     optimizer: one given from Python, in place of that of the options; None for that.
     augment: in place of `config.data.augment`, see `train.augment`.
   """
@@ -49,11 +50,11 @@ class Training:
     config: Options,
     model: Any,
     data: Data,
-    objective: Any,
+    task: Task,
     optimizer: Any = None,
     augment: Augment | None = None,
   ):
-    self.config, self.model, self.data, self.objective = config, model, data, objective
+    self.config, self.model, self.data, self.task = config, model, data, task
     self.optimizer, self.augment = optimizer, augment
     self._recipes: dict[int, Recipe] = {}
 
@@ -71,7 +72,7 @@ class Training:
         Recipe,
         train,
         model=self.model,
-        objective=self.objective,
+        task=self.task,
         optimizer=optimizer,
         loss=self.loss(train.distill),
         augment=self.augment or self._named_augment(),
@@ -81,9 +82,11 @@ class Training:
   def _named_augment(self) -> Augment | None:
     """Returns what `config.data.augment` names, after a look at what it makes of the examples."""
     options = self.config.data
+    if 'mixup' in options.augment and self.task.ignore_label is not None:
+      raise refused(self.config, 'data.augment', 'task.ignore_label', expected='no mixup')
     made = make_augment(
       options.augment,
-      self.data.num_outputs,
+      self.data.num_outputs if self.data.task == 'classification' else 0,
       crop_pixels=options.crop_pixels,
       flip_rate=options.flip_rate,
       mixup_alpha=options.mixup_alpha,

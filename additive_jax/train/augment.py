@@ -102,7 +102,7 @@ class Mixup:
   Examples with weights count λ·w + (1 − λ)·w', and their targets are mixed in these proportions.
 
   Attributes:
-    num_classes: C, of labels.
+    num_classes: C, of labels; 0 for targets that are mixed as numbers, also labels that are 0 or 1.
     alpha: above 0; the smaller, the nearer λ is to 0 or 1.
 
   >>> x, y = Mixup(num_classes=2)(jax.random.key(0), jnp.eye(3), jnp.array([0, 1, 1]))
@@ -141,10 +141,10 @@ class Mixup:
   def _targets(self, y, share, partners):
     if not is_array(y):
       raise UserError(f'mixup of targets {described(y, "y")}: expected one array')
-    if jnp.issubdtype(y.dtype, jnp.integer):
-      if y.ndim > 1:
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+      if self.num_classes and y.ndim > 1:
         raise UserError(f'mixup of labels {described(y, "y")}: expected one for each example')
-      y = jax.nn.one_hot(y, self.num_classes)
+      y = jax.nn.one_hot(y, self.num_classes) if self.num_classes else y.astype(jnp.float32)
     return _mixed(y, share, partners)
 
 
@@ -200,7 +200,7 @@ def make_augment(
 
   Args:
     names: some of `NAMES`.
-    num_classes: of the labels.
+    num_classes: of the labels; 0 for other targets.
     crop_pixels, flip_rate, mixup_alpha: see `Crop`, `Flip` and `Mixup`.
 
   Raises:

@@ -56,7 +56,7 @@ class Slots(NamedTuple):
 
   bits: Bool[Array, 'slots n']
   x: Inputs
-  y: Inputs
+  y: PyTree
   keys: Key[Array, 'slots'] | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
@@ -160,7 +160,12 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
 
   def add_slot(total, inputs):
     structure, x, y, key, dropout = inputs
-    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share, dropout)
+    whole = recipe.task.total(y)
+    if split and whole is not None:
+      whole = jax.lax.pmean(whole, split)
+    slot = Slot(
+      structure, x, y, key, slots.step, slots.rates, split, share, dropout=dropout, total=whole
+    )
     with of_batch(split):
       (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
@@ -222,7 +227,7 @@ def _gradient(recipe, params, slot, leaves):
 
 
 def cosines(
-  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: Inputs
+  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: PyTree
 ) -> Float[Array, 'K K']:
   """Returns the cosines between the gradients of K structures on one batch.
 

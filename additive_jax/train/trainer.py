@@ -31,7 +31,7 @@ from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import expected_of
+from additive_jax.run.expected import expected_of
 from additive_jax.train.augmented_steps import of_augmented
 from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
@@ -207,8 +207,8 @@ class Trainer:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
         the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
         the optimizer needs more than a gradient, the state is of another pool, labels, tokens or
-        targets are not what the task and the model take, or the objective gives no pair (loss,
-        accuracy).
+        targets are not what the task and the model take, or the loss or a metric gives
+        something else than expected.
     """
     batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
@@ -216,10 +216,10 @@ class Trainer:
     order = Order(len(train), rows * batch_size, seed)
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
-    expected = expected_of(recipe.model, recipe.objective, x)
+    expected = expected_of(recipe.model, recipe.task, x)
     self.recipe, self.sampler, self.batch_size = recipe, sampler, batch_size
     self.train: Any = checked(train, expected, 'train')
-    recipe.check_objective(x, y, batch_size)
+    recipe.check_task(x, y, batch_size)
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)

@@ -15,6 +15,7 @@ from additive_jax.experiments.options.general import (
   SamplerOptions,
   ScheduleOptions,
   SearchOptions,
+  TaskOptions,
   TrainOptions,
 )
 from additive_jax.experiments.options.rules import (
@@ -273,6 +274,7 @@ class Options:
   """Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them."""
   data: DataOptions = dataclasses.field(default_factory=DataOptions)
   model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+  task: TaskOptions = dataclasses.field(default_factory=TaskOptions)
   train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
   init_from: Later[Placement[str]] = ''
   """Where the pool is from that all trainings start from: a run directory, a directory of its
