@@ -205,6 +205,7 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
 
   def ensemble(pools) -> dict[str, float]:
+    pools = session.with_own_statistics(pools, bits)
     return evaluate_ensemble(session.model, pools, bits, session.test, session.task)
 
   return {

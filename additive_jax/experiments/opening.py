@@ -115,8 +115,7 @@ def open_session(
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
   pool = start_of(config, opening.get('variables'), model, first_input(data))
-  resolved = resolve(config, model, data, task)
-  resolved |= given(pool, opening.get('optimizer'))
+  resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
@@ -126,8 +125,8 @@ def open_session(
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
-  begun |= {'part': part, 'command': command, 'task': task}
+  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer'), 'part': part}
+  begun |= {'command': command, 'task': task}
   start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     session.training.augment = augment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.tasks import Task
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
@@ -214,6 +215,15 @@ class Session:
     back = np.argsort(order)
     joined = {name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores}
     return Evaluation.of({name: values[back] for name, values in joined.items()})
+
+  def with_own_statistics(
+    self, pools: Sequence[PyTree], structures: Iterable[StructureLike]
+  ) -> Sequence[PyTree]:
+    """Returns pools as they are, or with BatchNorms each with the statistics of its structure."""
+    if not self.has_statistics:
+      return pools
+    own = functools.partial(recalibrate, self.model, data=self.data.train)
+    return [own(pool, [structure])[0] for pool, structure in zip(pools, structures, strict=True)]
 
   def scores(self, variables: PyTree, split: Any = None) -> dict[str, float]:
     """Returns loss and metrics of a pool by name, all gates on, as `evaluate` does."""

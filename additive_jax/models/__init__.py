@@ -11,6 +11,7 @@ from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
+from additive_jax.models.projected import Projected
 from additive_jax.models.routing import Routing
 from additive_jax.models.transformer import Transformer
 
@@ -26,6 +27,7 @@ __all__ = [
   'Experts',
   'LeNet',
   'Modules',
+  'Projected',
   'Routing',
   'Transformer',
   'conv_general_dilated',

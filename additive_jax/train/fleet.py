@@ -120,9 +120,7 @@ class Fleet:
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
     self.state = self._start(keys, x)
-    of_network = [jax.random.fold_in(jax.random.fold_in(key, 1), name) for name in names]
-    keys_of_data = np.stack([np.asarray(jax.random.key_data(key)) for key in of_network])
-    self._dropout = mesh_.place(keys_of_data, self.mesh, BY_NETWORK)
+    self._dropout = mesh_.place(_dropout_keys(key, names), self.mesh, BY_NETWORK)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)
@@ -177,6 +175,12 @@ class Fleet:
     )
     metrics = {name: value[:count] for name, value in processes.to_host(metrics).items()}
     return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
+
+
+def _dropout_keys(key, names):
+  """Returns the numbers of the keys of what networks drop, [J, ...]; steps are folded into them."""
+  keys = [jax.random.fold_in(jax.random.fold_in(key, 1), name) for name in names]
+  return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
 
 
 def _check(groups, names, num_examples):

@@ -20,8 +20,8 @@ from additive_jax import run
 from additive_jax.batches import num_examples
 from additive_jax.errors import UserError, checked_size
 from additive_jax.models import contract
-from additive_jax.models.additive import Inputs, gate_names
-from additive_jax.models.surrounding import Mode, without_dropout
+from additive_jax.models.additive import Inputs
+from additive_jax.models.surrounding import Mode
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.run.expected import check_task
@@ -31,6 +31,7 @@ from additive_jax.train import rule as rule_
 from additive_jax.train.augment import Augment, augmented_shapes
 from additive_jax.train.samplers import Sampler, inverse
 from additive_jax.train.slot import Slot
+from additive_jax.train.teacher import divergence_from_all_on
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
@@ -181,25 +182,6 @@ def reads_by_parts(loss: Loss) -> bool:
   """Returns whether the class of a loss says so, see `Loss.by_parts`; what it inherits does not
   count."""
   return bool(vars(type(loss)).get('by_parts', False))
-
-
-def divergence_from_all_on(
-  model: Any, params: PyTree, outputs: Float[Array, '*batch C'], x: Inputs
-) -> Float[Array, '*batch']:
-  """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant.
-
-  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
-  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
-  >>> all_on = run.static(model, variables, x, '1')
-  >>> divergence_from_all_on(model, variables['params'], all_on, x).round(5).tolist()
-  [0.0, 0.0]
-  """
-  all_on = (True,) * len(gate_names(model))
-  with without_dropout():
-    teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
-  return optax.losses.kl_divergence_with_log_targets(
-    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
-  )
 
 
 @dataclasses.dataclass(frozen=True)
