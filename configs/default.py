@@ -494,8 +494,9 @@ def get_config() -> ConfigDict:
   # always the latter. One of global, layer.
   config.compress.scope = 'global'
 
-  # Hours that a sweep may take by its own estimate, which is logged before it starts: one that
-  # would take longer is refused. 0 is no limit. 0 to 1,000,000. Not part of a run's identity.
+  # Hours that a sweep, or the trainings of another experiment's stage, may take by the estimate
+  # that is logged before they start: what would take longer is refused. 0 is no limit. 0 to
+  # 1,000,000. Not part of a run's identity.
   config.limit = 12.0
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. I/N with 0 <= I < N, such as 0/4. Not part of a run's identity.

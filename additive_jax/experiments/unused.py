@@ -14,7 +14,6 @@ from additive_jax.models.kinds import LANE, SUB_ACTIVATION
 
 # The sections that belong to some experiments.
 OF = {
-  'limit': ('sweep', 'cotrain'),
   'sweep': ('sweep',),
   'search': ('sweep', 'cotrain'),
   'cotrain': ('cotrain',),
@@ -139,9 +138,9 @@ WHEN: dict[str, tuple[Used, str]] = {
     ('search.budget', 'search.population'),
     (lambda o: bool(o.search.method) and _has_pool(o), 'config.search.method'),
   ),
-  **dict.fromkeys(
-    ('cotrain.sweep_epochs', 'limit'),
-    (lambda o: o.experiment == 'sweep' or not _given(o), 'structures that are not given'),
+  'cotrain.sweep_epochs': (
+    lambda o: o.experiment == 'sweep' or not _given(o),
+    'structures that are not given',
   ),
   **dict.fromkeys(
     ('stochastic.stages', 'stochastic.parts'),
