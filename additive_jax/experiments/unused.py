@@ -149,6 +149,9 @@ WHEN: dict[str, tuple[Used, str]] = {
       "'per_sample' among config.stochastic.modes",
     ),
   ),
+  'data.crop_pixels': (lambda o: 'crop' in o.data.augment, 'crop among config.data.augment'),
+  'data.flip_rate': (lambda o: 'flip' in o.data.augment, 'flip among config.data.augment'),
+  'data.mixup_alpha': (lambda o: 'mixup' in o.data.augment, 'mixup among config.data.augment'),
   'experts.structures': (
     lambda o: bool({'softmax', 'random'} & set(o.experts.variants)),
     "'softmax' or 'random' among config.experts.variants",
