@@ -106,21 +106,18 @@ def evaluate_structures(
     model: an additive model.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]), y maybe `data.Weighted`; or a split in memory.
-    structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
-      integer order.
+    structures: anything `Space.parse` takes, or bool [S, n]; None is all 2^n in integer order.
     task: a name or a `Task`, see `tasks`, or a loss of your own.
     loss, metrics: in place of the task's.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
-    recalibrate: for networks with BatchNorms, examples of the training split by which each
-      structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
-      stored ones, which are those of all-on, and warns. Structures are then judged one by one.
+    recalibrate: for networks with BatchNorms, training examples, as `recalibrate` takes them, that
+      give each structure statistics of its own, one by one; None judges by those stored, and warns.
 
   Raises:
-    UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
-      the model, inputs are not finite, labels, tokens or targets are not what the task and the
-      model take, nothing counts, or a function gives something else than expected.
+    UserError: when 2^n is too large to enumerate, the pool is not one of the model, examples are
+      not what the task and the model take, or a function of your own gives something else.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -139,19 +136,21 @@ def evaluate_structures(
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
-  devices = workers.workers(devices)
-
-  def judged(bits, variables):
-    tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
-    program = _program(model, chosen, tile, devices[0].platform)
-    return _sums(program, variables, (x, y), batch_size, plans, devices)
-
+  sizes = {'batch_size': batch_size, 'memory_limit': memory_limit}
+  judge = functools.partial(_judge, model, chosen, (x, y), workers.workers(devices), **sizes)
   if recalibrate is None:
-    sums = judged(bits, variables)
+    sums = judge(bits, variables)
   else:
     each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
-    sums = [np.concatenate(parts) for parts in zip(*(judged(row[None], own) for row, own in each))]
+    sums = [np.concatenate(parts) for parts in zip(*(judge(row[None], own) for row, own in each))]
   return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+
+def _judge(model, task, batch, devices, bits, variables, *, batch_size, memory_limit):
+  """Returns the sums over all examples of what `Task.statistics` gives, of structures."""
+  tile, plans = _plans(model, shapes_of(batch[0], batch_size), bits, devices, memory_limit)
+  program = _program(model, task, tile, devices[0].platform)
+  return _sums(program, variables, batch, batch_size, plans, devices)
 
 
 def _examples(batch):
