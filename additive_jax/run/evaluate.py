@@ -99,8 +99,7 @@ def evaluate_structures(
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
-  nothing, whatever the structures. Examples go through in other batches than they came in, so a
-  model must not mix them: `testing.check_model` checks that, this does not.
+  nothing. A model must not mix examples: `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
@@ -116,8 +115,7 @@ def evaluate_structures(
       give each structure statistics of its own, one by one; None judges by those stored, and warns.
 
   Raises:
-    UserError: when 2^n is too large to enumerate, the pool is not one of the model, examples are
-      not what the task and the model take, or a function of your own gives something else.
+    UserError: for too many structures, and where pool, examples, task and model do not suit.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -126,8 +124,7 @@ def evaluate_structures(
   """
   x, y, count = _examples(batch)
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
-  num_gates = len(gate_names(model))
-  bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+  bits = _bits(model, structures)
   if recalibrate is None:
     check_pool(model, variables, rows(x, slice(batch_size)))
     _warn_of_stored(model, rows(x, slice(1)), bits)
@@ -136,8 +133,8 @@ def evaluate_structures(
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
-  sizes = {'batch_size': batch_size, 'memory_limit': memory_limit}
-  judge = functools.partial(_judge, model, chosen, (x, y), workers.workers(devices), **sizes)
+  given = chosen, (x, y), workers.workers(devices), batch_size, memory_limit
+  judge = functools.partial(_judge, model, *given)
   if recalibrate is None:
     sums = judge(bits, variables)
   else:
@@ -146,7 +143,12 @@ def evaluate_structures(
   return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
 
 
-def _judge(model, task, batch, devices, bits, variables, *, batch_size, memory_limit):
+def _bits(model, structures):
+  num_gates = len(gate_names(model))
+  return all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+
+
+def _judge(model, task, batch, devices, batch_size, memory_limit, bits, variables):
   """Returns the sums over all examples of what `Task.statistics` gives, of structures."""
   tile, plans = _plans(model, shapes_of(batch[0], batch_size), bits, devices, memory_limit)
   program = _program(model, task, tile, devices[0].platform)
