@@ -7,6 +7,7 @@ import pandas as pd
 
 from additive_jax.data.clusters import nearest_examples, quality
 from additive_jax.data.ngrams import telling_ngrams
+from additive_jax.data.weights import unweighted
 from additive_jax.experiments.booster.groups import clusters_of, features_of
 from additive_jax.experiments.booster.tables import METHODS, SCRATCH
 from additive_jax.experiments.pages import intervals, over_seeds
@@ -95,7 +96,7 @@ def _examples(data, features, clusters) -> list[Piece]:
 
 def _qualities(data, features, named) -> pd.DataFrame:
   """A row for each way to cluster."""
-  classes = np.asarray(data.train.y) if data.task == 'classification' else None
+  classes = np.asarray(unweighted(data.train.y)) if data.task == 'classification' else None
   rows = [
     {'clusters': name, **quality(features, clusters.labels, classes)._asdict()}
     for name, clusters in named.items()
