@@ -4,9 +4,10 @@ paths, seeds and sizes, which every room takes from users."""
 from __future__ import annotations
 
 import contextlib
+import difflib
 import numbers
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def one_line(error: BaseException) -> str:
   """
   text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
   return ' '.join(text.split())
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+  """Returns the end of a message about a word that is likely to be misspelt; '' for no idea.
+
+  >>> did_you_mean('rng', ['psum', 'ring'])
+  "; did you mean 'ring'?"
+  """
+  near = difflib.get_close_matches(word, choices, n=1)
+  return f'; did you mean {near[0]!r}?' if near else ''
 
 
 def user_path(text: str | Path, name: str = 'path') -> Path:

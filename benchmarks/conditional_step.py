@@ -18,7 +18,6 @@ import optax
 import timing
 
 from additive_jax.models import MLP
-from additive_jax.run.objectives import classification
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state, train_step
@@ -34,7 +33,7 @@ def main():
     rng.integers(CLASSES, size=(1, BATCH)),
   )
   batch = jax.device_put(batch)
-  recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), classification, optax.adamw(1e-3))
+  recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), 'classification', optax.adamw(1e-3))
   step = jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
   state = [init_state(recipe, recipe.model.init(jax.random.key(0), batch[0][0]))]
 

@@ -24,7 +24,6 @@ import timing
 
 import additive_jax as aj
 from additive_jax.models import surrounding
-from additive_jax.run.objectives import classification
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state, train_step
@@ -132,7 +131,7 @@ def measured(name, model, shape):
   y = jax.device_put(rng.integers(10, size=shape[0]))
   optimizer = optax.adamw(1e-3)
   variables = jax.jit(model.init)(jax.random.key(0), x)
-  recipe = Recipe(model, classification, optimizer)
+  recipe = Recipe(model, 'classification', optimizer)
   bits = np.ones((1, len(model.space.names)), bool)
 
   def ours(context=contextlib.nullcontext):

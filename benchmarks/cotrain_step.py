@@ -23,7 +23,6 @@ from additive_jax.models import MLP
 from additive_jax.parallel import collectives, processes
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state
@@ -45,7 +44,7 @@ class Compiles(logging.Handler):
 def static_gradient(recipe, variables, structure, x, y):
   def loss(params):
     outputs = run.static(recipe.model, {'params': params}, x, tuple(structure))
-    return recipe.objective(outputs, y)[0].mean()
+    return recipe.task.mean_loss(outputs, y)
 
   return jax.grad(loss)(variables['params'])
 
@@ -54,7 +53,7 @@ def measure(collective, digits, compiles):
   """Compiles over all lists; the largest difference of the averaged gradient, and the largest
   gradient; seconds of a step."""
   model = MLP(BLOCKS, WIDTH, HIDDEN, CLASSES)
-  recipe = Recipe(model, classification, optax.sgd(1.0), collective=collective)
+  recipe = Recipe(model, 'classification', optax.sgd(1.0), collective=collective)
   variables = processes.to_host(model.init(jax.random.key(SEED), digits.train.x[:1]))
   mesh = mesh_.make_mesh(K, BATCH)
   assert dict(mesh.shape) == {'structure': K, 'data': 1}

@@ -34,7 +34,7 @@ from additive_jax.parallel import pipeline, processes
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.pipeline_timing import measure_bubble
 from additive_jax.parallel.staging import staging, unstack
-from additive_jax.run.objectives import classification
+from additive_jax.run.tasks import Task
 
 BLOCKS, WIDTH, HIDDEN, INPUTS, CLASSES, ROWS = 16, 256, 1024, 16, 10, 128
 DEVICES = 4
@@ -47,6 +47,7 @@ PIPELINES = (
 LEAST = 10
 
 model = MLP(BLOCKS, WIDTH, HIDDEN, CLASSES)
+LOSS = Task('classification').mean_loss
 
 
 def batch(how: Pipeline):
@@ -60,7 +61,7 @@ def batch(how: Pipeline):
 def bubbles(variables):
   rows = []
   for how in PIPELINES:
-    report = measure_bubble(model, classification, how, variables, *batch(how), repeats=LEAST)
+    report = measure_bubble(model, LOSS, how, variables, *batch(how), repeats=LEAST)
     off = report.measured / report.formula
     rows.append(
       [
@@ -84,7 +85,7 @@ def gradient(forward, x, y):
   """A compiled function of a pool and a structure."""
 
   def loss(variables, bits):
-    return classification(forward(variables, x, bits), y)[0].mean()
+    return LOSS(forward(variables, x, bits), y)
 
   return jax.jit(jax.grad(loss))
 

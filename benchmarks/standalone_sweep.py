@@ -25,7 +25,6 @@ from static_step import Block, Readout
 from additive_jax import data
 from additive_jax.gates.structure import Structure, all_structures
 from additive_jax.models import MLP
-from additive_jax.run.objectives import classification
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
 
@@ -91,14 +90,14 @@ def main():
 
   before, cpu_before, alone = loop()
   start, cpu = time.perf_counter(), time.process_time()
-  recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), classification, optax.adamw(1e-3))
+  recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), 'classification', optax.adamw(1e-3))
   population = Population(recipe, digits, batch_size=BATCH, seed=SEED)
   members = {m.structure: m for m in population.train(all_structures(BLOCKS), steps)}
   ours, cpu = time.perf_counter() - start, time.process_time() - cpu
   after, cpu_after, _ = loop()
 
   scaled = min(before, after) / TIMED * len(members)
-  found = np.array([[members[s].loss, members[s].accuracy] for s in sample])
+  found = np.array([[members[s].loss, members[s].scores['accuracy']] for s in sample])
   differences = np.abs(found - alone)
   value = scaled / ours
   timing.report(

@@ -23,7 +23,6 @@ import timing
 from additive_jax.gates.subsets import Subsets
 from additive_jax.models import Transformer
 from additive_jax.models.additive import gate_names
-from additive_jax.run.objectives import language
 from additive_jax.train.gradients import Slots
 from additive_jax.train.losses import PerSample
 from additive_jax.train.recipe import Recipe
@@ -39,9 +38,9 @@ def main():
   model = Transformer(LAYERS, WIDTH, HEADS, HIDDEN, BYTES, num_tokens=BYTES, causal=True)
   num_gates = len(gate_names(model))
   optimizer = optax.adamw(1e-3)
-  conditional = Recipe(model, language, optimizer)
+  conditional = Recipe(model, 'language', optimizer)
   whole, half = (
-    Recipe(model, language, optimizer, PerSample(subsets=Subsets(((rate,) * num_gates,))))
+    Recipe(model, 'language', optimizer, PerSample(subsets=Subsets(((rate,) * num_gates,))))
     for rate in (1.0, 0.5)
   )
   steps = {

@@ -26,7 +26,7 @@ from additive_jax import evaluate_structures, run
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import Transformer
 from additive_jax.parallel import workers as workers_
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, BATCH, BYTES = 6, 64, 4, 256, 32, 32, 256
 TRIED, PART, REPEATS = 128, 4, 5
@@ -54,7 +54,7 @@ def forms(model, x, y, task, variables):
 
   def one(variables, bits):
     outputs = run.conditional(model, variables, x, bits)
-    return jnp.stack([value.mean() for value in objective_of(task)(outputs, y)])
+    return jnp.stack([value.mean() for value in Task(task).statistics(outputs, y)])
 
   def loop(variables, bits):  # `lax.map` really skips an off gate
     return jax.lax.map(functools.partial(one, variables), bits)

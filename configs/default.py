@@ -114,6 +114,28 @@ def get_config() -> ConfigDict:
   # What a network of your own is made with.
   config.model.kwargs = ConfigDict()
 
+  # What is minimised, and what networks are judged by; the data says which task it is.
+  config.task = ConfigDict()
+  # In place of the task's own, which '' is: in a regression 'squared', 'absolute' or 'huber'. One
+  # of '', cross_entropy, sigmoid, squared, absolute, huber.
+  config.task.loss = ''
+  # In place of the task's own, the first one the headline: of a classification 'accuracy',
+  # 'f1_macro', 'top5' or of another number; of language also 'perplexity'; of a regression 'r2',
+  # 'mae', 'rmse'; of binary 'accuracy', 'f1'; of multi_label 'f1_micro', 'f1_macro', 'exact_match',
+  # 'accuracy'.
+  config.task.metrics = ()
+  # 'loss', or the metric by which structures are chosen and ranked.
+  config.task.rank_by = 'loss'
+  # The share of each label that is spread over all classes, in training and in the loss judged. A
+  # share in [0, 1).
+  config.task.label_smoothing = 0.0
+  # What the loss of an example or token counts by its class, a number for each; () is 1. Numbers
+  # from 0.
+  config.task.class_weights = ()
+  # The label that does not count, such as that of padding: '-100'; '' is none. An integer as text,
+  # such as '-100', or ''.
+  config.task.ignore_label = ''
+
   # Training of pools and of structures alone.
   config.train = ConfigDict()
   # Passes over the training set, at batch_size examples a step; a pool passes K times as many. A
@@ -189,12 +211,16 @@ def get_config() -> ConfigDict:
   # Steps between two checkpoints. 1 to 1,000,000,000.
   config.train.checkpoint_every = 500
 
+  # Where the pool is from that all trainings start from: a run directory, a directory of its
+  # checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
+  # Not part of a run's identity.
+  config.init_from = ''
   # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001
 
   # The optimizer, of Optax.
   config.optimizer = ConfigDict()
-  # Any optimizer of Optax that takes a learning rate.
+  # Any optimizer of Optax or optax.contrib that takes a learning rate.
   config.optimizer.name = 'adamw'
   # Its other arguments.
   config.optimizer.kwargs = ConfigDict({'weight_decay': 0.0001}, type_safe=False)

@@ -113,6 +113,7 @@ VALUES = [
   ('train.structures_per_step', -1, '1 to 10,000'),
   ('train.shared_batch', 7, 'true or false'),
   ('train.average', 'median', 'one of mean, coverage'),
+  ('train.dtype', 'float16', 'one of float32, bfloat16'),
   ('train.collective', 'tree', 'one of psum, ring'),
   ('train.collective', 'rng', "one of psum, ring; did you mean 'ring'?"),
   ('train.distill', 2.0, 'a share in [0, 1]'),

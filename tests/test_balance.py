@@ -17,7 +17,6 @@ from additive_jax.models.moe import Experts
 from additive_jax.models.routing import SELECTION_BIAS, Routing
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import language
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
@@ -48,7 +47,7 @@ def model_of(router):
 
 def recipe_of(router, **weights):
   weights = weights or {'auxiliary': 0.3, 'z': 0.1, 'bias_rate': RATE}
-  return Recipe(model_of(router), language, OPTIMIZER, Routed(Balance(**weights)))
+  return Recipe(model_of(router), 'language', OPTIMIZER, Routed(Balance(**weights)))
 
 
 def all_on(count):
@@ -112,7 +111,8 @@ def test_one_step_by_hand(random_pool):
     site = facts['block_00__mlp']
     load = jax.lax.stop_gradient(site.load)
     even = (load * site.importance + (1 - load) * (1 - site.importance)).mean() * 2
-    return language(outputs, y)[0].mean() + 0.3 * even + 0.1 * site.z, site
+    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+    return loss + 0.3 * even + 0.1 * site.z, site
 
   (value, site), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   updates, _ = recipe.optimizer.update(gradient, opt_state, params)
@@ -152,7 +152,7 @@ def test_the_share_of_computed_tokens_settles(random_pool):
   model = Transformer(
     1, 6, 2, 8, 5, num_tokens=5, causal=True, num_chunks=3, routing=Routing('softmax', 1, keep=0.3)
   )
-  recipe = Recipe(model, language, optax.sgd(0.01), Routed(Balance(keep_rate=0.02)))
+  recipe = Recipe(model, 'language', optax.sgd(0.01), Routed(Balance(keep_rate=0.02)))
   with tiny.two_sizes():
     values = trainer_of(recipe, random_pool, slots=2).run(300)
   kept = values['facts']['block_00__mlp'].kept
@@ -192,7 +192,7 @@ def test_bad_input(random_pool):
     Trainer(recipe, TRAIN, samplers.Uniform(2, 2), batch_size=BATCH, seed=0)
   plain = Transformer(1, 6, 2, 8, 5, num_tokens=5)
   with pytest.raises(UserError, match='a balance of routers for a model without any: expected one'):
-    trainer_of(Recipe(plain, language, OPTIMIZER, Routed(Balance())), random_pool).run(1)
+    trainer_of(Recipe(plain, 'language', OPTIMIZER, Routed(Balance())), random_pool).run(1)
   with pytest.raises(
     UserError, match=r"gate kinds .*'lane'.* with routers: expected residual alone"
   ):

@@ -110,7 +110,7 @@ def refused(doors, expected):
     (Net(stem_dtype=jnp.bfloat16), r"'first' turns a stream of bfloat16 \(6, 5\) into float32"),
     (Net(Add(lambda h: jnp.stack([h, h]))), r"'second' turns .* into float32 \(2, 6, 5\)"),
     (Net(nn.Dense(7)), r"'second' turns a stream of float32 \(6, 5\) into float32 \(6, 7\)"),
-    (Net(nn.BatchNorm(use_running_average=False)), "a collection 'batch_stats' beside its param"),
+    (Net(nn.BatchNorm(use_running_average=False)), 'changes stored statistics when it is judged'),
     (Net(nn.Dropout(0.5, deterministic=False)), "'second' fails: it draws random numbers"),
     (Net(Add(lambda h: h if h.sum() > 0 else -h)), "'second' fails: it takes a Python decision on"),
     (Net(Add(lambda h: (h, h))), "site 'second' gives a tuple: expected one array"),

@@ -60,9 +60,12 @@ class Counting(nn.Module):
     return h + self.variable('cache', 'count', jnp.zeros, ()).value
 
 
-@pytest.mark.parametrize(('site', 'name'), [(Normed, 'batch_stats'), (Counting, 'cache')])
-def test_variables_that_are_no_parameters(site, name):
-  only(Net(site=site), f'collection {name!r}', 'the pool must be parameters alone')
+def test_variables_that_are_no_parameters():
+  only(Net(site=Counting), "collection 'cache'", 'expected parameters, and the batch_stats of')
+
+
+def test_batch_norm_that_never_takes_stored_statistics():
+  only(Net(site=Normed), 'changes stored statistics when it is judged', 'models.BatchNorm')
 
 
 # Shapes.
@@ -173,8 +176,8 @@ def test_a_part_that_reads_what_init_did_not_create():
   only(Net(site=Deep), "Site 'second' fails", 'init did not create')
 
 
-def test_outputs_that_the_objective_cannot_judge():
-  only(Net(), 'objective cannot judge outputs of shape (6, 3)', batch=(BATCH[0], np.zeros((6, 2))))
+def test_outputs_that_the_loss_cannot_judge():
+  only(Net(), 'loss cannot judge outputs of shape (6, 3)', batch=(BATCH[0], np.zeros((6, 2))))
 
 
 @pytest.mark.parametrize(

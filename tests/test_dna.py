@@ -15,7 +15,6 @@ from additive_jax.data import ArraySplit
 from additive_jax.models.additive import branch, embed, readout
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.routing import SELECTION_BIAS
-from additive_jax.run.objectives import language
 from additive_jax.testing.check import check_model
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
@@ -221,7 +220,7 @@ def test_the_share_of_skipped_compute_settles():
   """By biases of the identities alone, which no gradient moves."""
   model = DNA(2, 8, modules=Modules(1, 2, 0, 2, 2, skip=0.3), **TEXT)
   split = ArraySplit(*np.random.default_rng(1).integers(0, 7, (2, 64, 2)).astype(np.uint8))
-  recipe = Recipe(model, language, optax.adam(0.003), Routed(Balance(bias_rate=0.01)))
+  recipe = Recipe(model, 'language', optax.adam(0.003), Routed(Balance(bias_rate=0.01)))
   trainer = Trainer(recipe, split, samplers.fixed('11', 2), batch_size=8, seed=0)
   with tiny.two_sizes():
     facts = trainer.run(400)['facts']

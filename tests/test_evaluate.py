@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -11,20 +12,30 @@ from additive_jax import Additive, UserError, evaluate_structures, static
 from additive_jax.gates.structure import all_bits, all_structures
 from additive_jax.models import MLP
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.run.objectives import classification, language, regression
+from additive_jax.run.objectives import CrossEntropy
+from additive_jax.run.tasks import Task
 
 MODEL = MLP(num_blocks=4, width=8, hidden=6, num_classes=3)
 EXAMPLES = 23
 
 # Means of float32 losses of order one, added up in another order.
 CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+TASK = Task('classification')
 
 
-def plain_loop(model, variables, x, y, objective):
+def scores_of(task, outputs, y):
+  """Loss and accuracy of each element, or squared errors twice, in a few lines."""
+  if task == 'regression':
+    return (outputs - y) ** 2, (outputs - y) ** 2
+  loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+  return loss, outputs.argmax(-1) == y
+
+
+def plain_loop(model, variables, x, y, task):
   """Mean loss and accuracy of every structure, one after the other."""
   rows = []
   for structure in all_structures(model.space.num_gates):
-    values = objective(static(model, variables, x, structure), y)
+    values = scores_of(task, static(model, variables, x, structure), y)
     rows.append([np.asarray(value, np.float64).mean() for value in values])
   loss, accuracy = np.transpose(rows)
   return loss, accuracy
@@ -45,7 +56,7 @@ def variables(random_pool, batch):
 @pytest.fixture(scope='module')
 def table(variables, batch):
   """loss [16] and accuracy [16] of the plain loop."""
-  return plain_loop(MODEL, variables, *batch, classification)
+  return plain_loop(MODEL, variables, *batch, 'classification')
 
 
 def assert_rows(evaluation, table, values):
@@ -111,7 +122,7 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
     batch,
     batch_size=7,
     memory_limit=memory_limit,
-    task=lambda outputs, y: classification(outputs, y),  # its own program, hence its own trace
+    task=Task('classification', lambda *a: CrossEntropy()(*a)),  # its own program and trace
   )
   assert_rows(got, table, np.arange(16))
   assert held[0] <= max(2, memory_limit // STREAM)
@@ -144,9 +155,9 @@ def test_a_bad_structure_stays_alone(variables, batch):
   """A structure whose loss is not a number spoils no other."""
   pool = jax.tree.map(np.array, variables)
   pool['params']['block_02']['out']['bias'][:] = np.nan
-  loss, accuracy = evaluate_structures(MODEL, pool, batch)
-  np.testing.assert_array_equal(np.isnan(loss), all_bits(4)[:, 2])
-  assert not np.isnan(accuracy).any()
+  scores = evaluate_structures(MODEL, pool, batch)
+  np.testing.assert_array_equal(np.isnan(scores.loss), all_bits(4)[:, 2])
+  assert not np.isnan(scores.accuracy).any()
 
 
 def test_regression(batch, random_pool):
@@ -155,9 +166,11 @@ def test_regression(batch, random_pool):
   y = np.random.default_rng(1).normal(size=(EXAMPLES, 2)).astype(np.float32)
   variables = random_pool(model, x)
   got = evaluate_structures(model, variables, (x, y), task='regression', batch_size=10)
-  want = plain_loop(model, variables, x, y, regression)
+  want = plain_loop(model, variables, x, y, 'regression')
   np.testing.assert_allclose(got.loss, want[0], rtol=1e-5)
-  np.testing.assert_allclose(got.accuracy, 1 - got.loss, rtol=1e-5, atol=1e-5)
+  assert list(got.metrics) == ['r2', 'mae']
+  with pytest.raises(AttributeError, match='no accuracy in this evaluation: its metrics are r2, m'):
+    _ = got.accuracy
   with pytest.raises(UserError, match=r'batch: targets of shape \[\d+\]: expected \[examples, 2\]'):
     evaluate_structures(model, variables, (x, y[:, 0]), task='regression', batch_size=10)
 
@@ -185,30 +198,29 @@ def test_language(random_pool):
   x, y = text[:, :-1], text[:, 1:]
   variables = random_pool(Bytes(), x)
   got = evaluate_structures(Bytes(), variables, (x, y), task='language', batch_size=4)
-  loss, accuracy = plain_loop(Bytes(), variables, x, y, language)
+  loss, accuracy = plain_loop(Bytes(), variables, x, y, 'language')
   np.testing.assert_allclose(got.loss, loss, **CLOSE)
   np.testing.assert_allclose(got.accuracy, accuracy, **CLOSE)
   assert np.diff(np.sort(loss)).min() > 1e-3
-  message = (
-    r'losses \(4, 5\) of outputs \(4, 5, 11\) and targets \(4, 5\): expected one per example'
-  )
-  with pytest.raises(UserError, match=message):
-    evaluate_structures(Bytes(), variables, (x, y), batch_size=4)
+  np.testing.assert_allclose(got.metrics['perplexity'], np.exp(got.loss), rtol=1e-6)
 
 
 def test_an_own_objective_sees_one_structure(variables, batch, table):
   """What it is written for, outputs [B, C]: labels index rows, and lengths are of the batch."""
 
   def own(outputs, y):
-    loss = -jax.nn.log_softmax(outputs)[jnp.arange(len(y)), y]
-    return loss, outputs.argmax(-1) == y
+    return -jax.nn.log_softmax(outputs)[jnp.arange(len(y)), y]
 
-  assert_rows(evaluate_structures(MODEL, variables, batch, task=own), table, np.arange(16))
+  def accuracy(outputs, y):
+    return outputs.argmax(-1) == y
+
+  got = evaluate_structures(MODEL, variables, batch, task=own, metrics=[accuracy])
+  assert_rows(got, table, np.arange(16))
 
 
 def test_empty_set(variables, batch):
-  loss, accuracy = evaluate_structures(MODEL, variables, batch, [])
-  assert loss.shape == accuracy.shape == (0,)
+  scores = evaluate_structures(MODEL, variables, batch, [])
+  assert scores.loss.shape == scores.accuracy.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +234,9 @@ def test_empty_set(variables, batch):
     ((23, 23), {'structures': '1010'}, r"structures '1010': expected several"),
     (
       (23, 23),
-      {'task': lambda outputs, y: outputs[..., 0]},
-      r'gives float32 \(23,\): expected a pair',
+      {'task': lambda outputs, y: (outputs[:, 0], outputs[:, 0])},
+      r'gives \(float32 \(23,\), float32 \(23,\)\): expected floats of shape \(23,\), one for each '
+      'example, or one for each token; accuracy is a metric: metrics=',
     ),
     ((23, 23), {'task': 'ranking'}, "task 'ranking': expected one of classification"),
     ((23, 23), {'structures': ['101']}, 'structure 101 has 3 gates: expected 4'),
@@ -251,11 +264,12 @@ def test_too_many_structures_to_enumerate(batch):
 def test_evaluate_one(variables, batch, table, batch_size):
   evaluate = jax.jit(
     lambda variables, bits: evaluate_one(
-      MODEL, variables, batch, bits, objective=classification, batch_size=batch_size
+      MODEL, variables, batch, bits, task=TASK, batch_size=batch_size
     )
   )
   batch = jax.tree.map(jnp.asarray, batch)
   for value in (0, 5, 15):
-    loss, accuracy = evaluate(variables, jnp.asarray(all_bits(4)[value]))
-    np.testing.assert_allclose([loss, accuracy], [table[0][value], table[1][value]], **CLOSE)
+    sums = evaluate(variables, jnp.asarray(all_bits(4)[value]))
+    scores = TASK.finish(sums, TASK.facts(batch[1]))
+    np.testing.assert_allclose(list(scores.values()), [table[0][value], table[1][value]], **CLOSE)
   assert evaluate._cache_size() == 1

@@ -161,7 +161,7 @@ def assert_close(got, want):
 
 
 def program_of(trainer):
-  state, inputs = trainer.sharded_state, trainer._inputs(0, 1)
+  state, inputs = trainer.sharded_state, trainer._feed.chunk(0, 1)
   now = trainer._sampler, trainer._key, np.int32(1), inputs, trainer._data
   return trainer._program.lower(state, *now).compile().as_text()
 

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec
 from additive_jax import UserError, static
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP
-from additive_jax.run.objectives import classification, regression
 from additive_jax.train.gradients import Slots, averaged_gradient, cosines, usage
 from additive_jax.train.recipe import AVERAGES, Loss, Recipe, Slot, Structures
 
@@ -26,7 +25,7 @@ CLOSE = {'rtol': 1e-6, 'atol': 1e-6}
 
 
 def recipe(**options):
-  return Recipe(MODEL, options.pop('objective', classification), optax.sgd(0.1), **options)
+  return Recipe(MODEL, options.pop('task', 'classification'), optax.sgd(0.1), **options)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +41,8 @@ def params(random_pool, batch):
 
 
 def static_loss(params, x, y, bits):
-  return classification(static(MODEL, {'params': params}, x, bits), y)[0].mean()
+  outputs = static(MODEL, {'params': params}, x, bits)
+  return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
 
 
 # Not under jit: seven small compiles would take longer than the operations one by one.
@@ -156,8 +156,7 @@ def treacherous(outputs, y):
   """Loss √(y·z)² of the first logit: NaN or infinite with y, and for y = 0 finite with a gradient
   of 0/0.
   """
-  loss = jnp.sqrt(jnp.square(y * outputs[..., 0]))
-  return loss, loss
+  return jnp.sqrt(jnp.square(y * outputs[..., 0]))
 
 
 BAD = {'loss is nan': np.nan, 'loss is inf': np.inf, 'only the gradient is nan': 0.0}
@@ -167,7 +166,7 @@ BAD = {'loss is nan': np.nan, 'loss is inf': np.inf, 'only the gradient is nan':
 def treacherous_step():
   """Averaged gradients by `mean` and by `coverage` on 2 × 2 devices."""
   reads = usage(MODEL, jnp.zeros((1, 6)))
-  mean_, coverage_ = (recipe(objective=treacherous, average=average) for average in AVERAGES)
+  mean_, coverage_ = (recipe(task=treacherous, average=average) for average in AVERAGES)
 
   def step(params, bits, batch, axes):
     slots = Slots(bits, *batch)
@@ -179,7 +178,7 @@ def treacherous_step():
 
 
 def treacherous_gradient(params, x, y, bits):
-  loss = lambda params: treacherous(static(MODEL, {'params': params}, x, bits), y)[0].mean()
+  loss = lambda params: treacherous(static(MODEL, {'params': params}, x, bits), y).mean()
   return jax.value_and_grad(loss)(params)
 
 
@@ -283,7 +282,7 @@ class Unhashable(Loss):
     ({'loss': print}, 'loss <built-in function print>: expected a Loss, such as Structures'),
     ({'loss': Unhashable()}, r'loss .*Unhashable.*: expected a hashable one, such as a frozen'),
     (
-      {'loss': Structures(distill=0.5), 'objective': regression},
+      {'loss': Structures(distill=0.5), 'task': 'regression'},
       'distill 0.5 in a regression: expected 0',
     ),
   ],
@@ -300,7 +299,7 @@ def test_bad_losses():
 
 def test_recipes_are_hashable():
   optimizer = optax.sgd(0.1)
-  same = [Recipe(MODEL, classification, optimizer) for _ in range(2)]
+  same = [Recipe(MODEL, 'classification', optimizer) for _ in range(2)]
   assert same[0] == same[1]
   assert hash(same[0]) == hash(same[1])
-  assert same[0] != Recipe(MODEL, classification, optimizer, average='coverage')
+  assert same[0] != Recipe(MODEL, 'classification', optimizer, average='coverage')

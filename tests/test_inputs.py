@@ -24,8 +24,8 @@ from additive_jax.parallel import pipeline, processes
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.ensemble import evaluate_ensemble
-from additive_jax.run.objectives import language
 from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.tasks import Task
 from additive_jax.testing.check import check_model
 from additive_jax.train import samplers
 from additive_jax.train.fleet import Fleet
@@ -118,11 +118,12 @@ def test_ways_to_run_agree(pool):
 
 def test_evaluation_and_costs(pool):
   evaluation = aj.evaluate_structures(MODEL, pool, (X, Y), task='language', batch_size=8)
-  loss, accuracy = language(run.static(MODEL, pool, X, '011'), jnp.asarray(Y))
+  statistics = Task('language').statistics(run.static(MODEL, pool, X, '011'), jnp.asarray(Y))
+  loss, accuracy, _ = map(np.asarray, statistics)
   near(evaluation.loss[6], loss.mean())
   near(evaluation.accuracy[6], accuracy.mean())
   bits = np.array([[True, True, True], [False, True, True]])
-  near(evaluate_ensemble(MODEL, [pool], bits[1:], (X, Y), language)[0], loss.mean())
+  near(evaluate_ensemble(MODEL, [pool], bits[1:], (X, Y), Task('language'))['loss'], loss.mean())
   space = aj.measure(MODEL, X)
   assert space.params('111') == sum(leaf.size for leaf in jax.tree.leaves(pool))
   assert space.flops('111') > space.flops('101') > space.flops('000') > 0

@@ -135,7 +135,7 @@ def test_experts_over_devices_train_as_on_one(name, mesh, trained, random_pool):
 def test_each_device_holds_its_experts_alone(name, mesh, trained):
   """Of the pool and of the momentum, bytes; and the program never gathers the experts of others."""
   trainer, count = trained(name, mesh)[0], 0
-  state, now = trainer.state, (trainer._key, np.int32(1), trainer._inputs(0, 1), trainer._data)
+  state, now = trainer.state, (trainer._key, np.int32(1), trainer._feed.chunk(0, 1), trainer._data)
   program = trainer._program.lower(state, trainer._sampler, *now).compile().as_text()
   assert 'all-reduce' in program
   assert 'all-gather' not in program

@@ -313,7 +313,7 @@ MODULES = {
     ('own_networks:fails', 'KeyError: width; expected an additive module that takes num_classes'),
     ('own_networks:stops', 'it ends the program (sys.exit, 4)'),
     ('own_networks:NoEmbed', 'expected embed, from inputs to the stream'),
-    ('own_networks:Flat', 'The objective cannot judge outputs of shape (2, 1, 3) by targets'),
+    ('own_networks:Flat', 'The loss cannot judge outputs of shape (2, 1, 3) by targets'),
     ('own_networks:few_classes', 'but readout gives 2 outputs: expected targets from 0 to 1'),
     ('own_networks:raises', "Sound: Site 'last' fails on a batch of 2: ZeroDivisionError"),
     ('own_networks:exits', 'Sound: It ends the program (sys.exit, 3).'),
@@ -322,7 +322,7 @@ MODULES = {
     ('own_networks:pair', "Sound: Site 'last' gives a tuple"),
     ('own_networks:narrow', "Sound: Site 'last' "),
     ('own_networks:dropout', 'it draws random numbers, but must be deterministic'),
-    ('own_networks:batch_norm', "Sound: It has a collection 'batch_stats' beside the parameters"),
+    ('own_networks:batch_norm', 'it changes stored statistics when it is judged'),
   ],
 )
 def test_a_network_of_your_own_that_breaks_the_contract(

@@ -9,6 +9,7 @@ import logging
 import golden_runs
 import numpy as np
 import old_runs
+import optax
 import pytest
 import studies
 import tiny
@@ -23,7 +24,6 @@ from additive_jax.export import export_run, load
 from additive_jax.files.journal import Journal
 from additive_jax.gates.structure import all_bits
 from additive_jax.run.evaluate import evaluate_structures
-from additive_jax.run.objectives import classification
 
 SLOW = ('cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')  # to go on with
 EXACT = 1e-5  # of losses and logits of about 1, in float32
@@ -106,7 +106,8 @@ def test_a_network_that_an_old_compression_exported_is_loaded(tmp_path):
   small, variables = load(tmp_path / 'finished' / 'exported' / 'variational-seed0')
   test = open_pools(tmp_path / 'half').data.test
   x, y = test[np.arange(len(test))]
-  loss = classification(small.apply(variables, x), y)[0].mean()
+  logits = small.apply(variables, x)
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
   rows = numbers(tmp_path / 'finished')['structures.csv']
   (expected,) = [float(row['loss']) for row in rows if row['variant'] == 'variational']
   assert abs(loss - expected) < EXACT

@@ -27,7 +27,7 @@ from additive_jax.parallel.pipeline_timing import BubbleReport, measure_bubble
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.staging import stack, staging, unstack
 from additive_jax.report import figures
-from additive_jax.run.objectives import classification
+from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
 from additive_jax.train.losses import Piped
 from additive_jax.train.recipe import Recipe, Structures
@@ -89,7 +89,7 @@ def test_devices_hold_their_own_stages(random_pool):
     np.testing.assert_array_equal(first.data[0], [pool[name]['in']['kernel'] for name in own])
   assert set(placed.ends) == {'embed', 'readout'}
   found = staging(model, how, example_of(ROWS))
-  state = init_state(Recipe(model, classification, optax.adam(0.1)), variables)
+  state = init_state(Recipe(model, 'classification', optax.adam(0.1)), variables)
   back = unstack(found, stack(found, state))
   jax.tree.map(np.testing.assert_array_equal, back, state)
 
@@ -152,18 +152,19 @@ TRAIN = ArraySplit(
   RANDOM.normal(size=(29, 6)).astype(np.float32), RANDOM.integers(0, 3, 29).astype(np.int32)
 )
 # Not Adam, which turns the rounding of a gradient near zero into steps.
+LOSS = Task('classification').mean_loss
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.2, momentum=0.9))
 
 
 @pytest.fixture(scope='module')
 def trainer_of(random_pool):
   """A trainer of four slots of random structures, with what gates add rescaled."""
-  state = init_state(Recipe(BLOCKS, classification, OPTIMIZER), random_pool(BLOCKS, TRAIN.x[:1]))
+  state = init_state(Recipe(BLOCKS, 'classification', OPTIMIZER), random_pool(BLOCKS, TRAIN.x[:1]))
 
   @functools.cache
   def recipe(how):
     loss = Piped(pipeline=how, rescale='inverse') if how else Structures(rescale='inverse')
-    return Recipe(BLOCKS, classification, OPTIMIZER, loss)
+    return Recipe(BLOCKS, 'classification', OPTIMIZER, loss)
 
   def build(how=None, *mesh):
     mesh = mesh_of(how, *mesh) if how else mesh_.make_mesh(1, 1, jax.devices()[:1])
@@ -216,7 +217,7 @@ def test_bubble_of_a_run(random_pool):
   how = Pipeline(4, 4)
   y = RANDOM.integers(0, 3, len(ROWS))
   variables = random_pool(BLOCKS, ROWS)
-  report = measure_bubble(BLOCKS, classification, how, variables, ROWS, y, repeats=2)
+  report = measure_bubble(BLOCKS, LOSS, how, variables, ROWS, y, repeats=2)
   np.testing.assert_array_equal(report.busy, microbatches(how) >= 0)
   assert report.formula == bubble(how) == 3 / 7
   for seconds in (report.forward, report.backward):
@@ -224,7 +225,7 @@ def test_bubble_of_a_run(random_pool):
     assert (seconds > 0).all()
   assert report.formula / 2 < report.measured < 1  # ticks so short are mostly calls of the host
   with pytest.raises(UserError, match='pipe_devices 4 on 2 devices: expected a number that'):
-    measure_bubble(BLOCKS, classification, how, variables, ROWS, y, devices=jax.devices()[:2])
+    measure_bubble(BLOCKS, LOSS, how, variables, ROWS, y, devices=jax.devices()[:2])
 
 
 def test_bubble_of_given_seconds():
@@ -368,11 +369,11 @@ def test_bad_pipelines(options, message):
 def test_recipes_without_a_pipeline(options, message):
   optimizer = options.pop('optimizer', OPTIMIZER)
   with pytest.raises(UserError, match=message):
-    Recipe(BLOCKS, classification, optimizer, Piped(pipeline=Pipeline(2, 2)), **options)
+    Recipe(BLOCKS, 'classification', optimizer, Piped(pipeline=Pipeline(2, 2)), **options)
 
 
 def test_batches_and_meshes_that_do_not_fit():
-  recipe = Recipe(BLOCKS, classification, OPTIMIZER, Piped(pipeline=Pipeline(2, 3)))
+  recipe = Recipe(BLOCKS, 'classification', OPTIMIZER, Piped(pipeline=Pipeline(2, 3)))
   sampler = samplers.make_sampler('uniform', 4, 1)
   build = functools.partial(Trainer, recipe, TRAIN, sampler, seed=0)
   mesh = mesh_of(recipe.loss.pipeline)

@@ -12,13 +12,12 @@ from additive_jax import Structure, UserError, all_structures, static
 from additive_jax.data import ArraySplit, Data, Order, SourceSplit
 from additive_jax.models import MLP
 from additive_jax.parallel import processes
-from additive_jax.run.objectives import classification
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
 
 MODEL = MLP(num_blocks=2, width=8, hidden=8, num_classes=3)
 OPTIMIZER = optax.adamw(0.05)
-RECIPE = Recipe(MODEL, classification, OPTIMIZER)
+RECIPE = Recipe(MODEL, 'classification', OPTIMIZER)
 BATCH, SEED, STEPS = 4, 2, 6
 
 
@@ -80,7 +79,7 @@ def test_members_are_trained_the_ordinary_way(population, members):
       params,
     )
     np.testing.assert_allclose(member.loss, loss, rtol=1e-4)
-    np.testing.assert_allclose(member.accuracy, accuracy, rtol=1e-6)
+    np.testing.assert_allclose(member.scores['accuracy'], accuracy, rtol=1e-6)
     np.testing.assert_allclose(member.train_loss, losses[-1], rtol=1e-4)
     assert member.skipped == 0
     assert int(member.state.step) == STEPS
@@ -94,7 +93,7 @@ def assert_same(got, want):
 
 def assert_same_member(got, want):
   assert_same(got.state, want.state)
-  assert (got.loss, got.accuracy, got.train_loss) == (want.loss, want.accuracy, want.train_loss)
+  assert (got.scores, got.train_loss) == (want.scores, want.train_loss)
 
 
 @pytest.mark.parametrize('devices', [[0], [0, 0, 0], [1, 2]], ids=str)

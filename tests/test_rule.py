@@ -6,8 +6,10 @@ import functools
 import jax
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data
@@ -23,6 +25,7 @@ from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.losses import PerSample, Piped, Routed
+from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
 from additive_jax.train.rule import average_of
@@ -114,12 +117,14 @@ def test_the_mean_of_the_pool_is_exact_and_the_same_on_any_devices(tmp_path):
 def test_networks_alone_keep_means_too():
   recipe, data = recipe_of(ema=0.9), Data('rows', 'classification', ROWS, ROWS, 3)
   (member,) = Population(recipe, data, batch_size=BATCH, seed=0).train(['11'], 3)
-  mean = average_of(processes.to_host(member.state).opt_state)
+  state = processes.to_host(member.state)
+  mean = average_of(state.opt_state, state.params)
   assert not np.allclose(mean['embed']['kernel'], member.state.params['embed']['kernel'])
   assert member.averaged['loss'] != member.loss
   fleet = Fleet(recipe, ROWS, [range(24), range(24, 48)], batch_size=BATCH, seed=0)
   fleet.run(3)
-  assert average_of(fleet.members()[0].opt_state)['embed']['kernel'].shape == (6, 8)
+  first = fleet.members()[0]
+  assert average_of(first.opt_state, first.params)['embed']['kernel'].shape == (6, 8)
 
 
 def test_a_step_whose_update_is_not_finite_moves_no_mean():
@@ -168,12 +173,18 @@ def test_frozen_parts_stay_and_rates_multiply_updates():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'frozen': ('embde',)}, "frozen 'embde' fits no leaf of the pool: expected .* such as embed/"),
+    (
+      {'frozen': ('embde',)},
+      r"\('embde',\): 'embde' fits no leaf of the pool; .* such as embed/",
+    ),
     ({'frozen': ('.*',)}, 'is all of the pool: expected some of it to learn'),
     ({'frozen': 'embed'}, "frozen 'embed': expected a list of regular expressions"),
     ({'frozen': ('(',)}, r"frozen '\(': expected a regular expression"),
     ({'learning_rates': {'embed': -1.0}}, "learning_rates 'embed' -1.0: expected what multiplies"),
-    ({'learning_rates': {'blok': 1.0}}, "learning_rates 'blok' fits no leaf of the pool"),
+    (
+      {'learning_rates': {'blok': 1.0}},
+      r"learning_rates \{'blok': 1.0\}: 'blok' fits no leaf",
+    ),
     ({'ema': 1.0}, r'ema 1.0: expected a decay in \[0, 1\)'),
     ({'accumulate': 0}, 'accumulate 0'),
     ({'dtype': 'float16'}, "dtype 'float16': expected one of float32, bfloat16"),
@@ -199,3 +210,26 @@ def test_means_are_judged_beside_pools_in_a_run(tmp_path):
   assert row['ema'] != row['pool']
   assert result.summary['averages']['shared']['loss']['ema'] == pytest.approx(row['ema'])
   assert 'Means over the steps' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+def test_optimizers_of_contrib_train_and_schedule_free_ones_are_judged_by_their_mean():
+  for name in ('muon', 'schedule_free_adamw', 'prodigy', 'ademamix'):
+    options = {
+      'learning_rate': 0.1,
+      'clip_norm': 1.0,
+      'optimizer': {'name': name, 'kwargs': {}},
+      'schedule': {'name': 'constant', 'kwargs': {}},
+    }
+    recipe = recipe_of(make_optimizer(ConfigDict(options), 6), frozen=('embed',))
+    trainer = trainer_of(recipe, ('11',))
+    losses = trainer.run(6)['loss']
+    assert np.isfinite(losses).all(), name
+    mean = trainer.averaged
+    assert (mean is None) == (name != 'schedule_free_adamw')
+  wanted = optax.contrib.schedule_free_eval_params
+  free = optax.contrib.schedule_free_sgd(0.1)
+  trainer = trainer_of(recipe_of(free))
+  trainer.run(3)
+  assert_close(trainer.averaged['params'], wanted(trainer.state.opt_state, trainer.state.params))
+  with pytest.raises(UserError, match='with a schedule-free optimizer: expected none'):
+    trainer_of(recipe_of(free, learning_rates={'embed': 2.0}))

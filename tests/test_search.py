@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from additive_jax.errors import UserError
-from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import METHODS, Search
 
 NUM_GATES = 30
@@ -29,7 +28,7 @@ class Landscape:
     self.shapes.append(bits.shape)
     self.asked.extend(row.tobytes() for row in bits)
     loss = self.loss(bits)
-    return Evaluation(loss, -loss)
+    return loss
 
   def optimum(self):
     best = np.array([0.0, self.effect[0]])  # by the value of the last gate
@@ -59,10 +58,9 @@ def test_evolution_comes_near_the_optimum_and_beats_random(seed):
   drawn = search(landscape, NUM_GATES, budget=1536, seed=seed, method='random')
   optimum = landscape.optimum()
   # 1,536 of 2^30 structures. Random draws miss by a quarter of the optimum or more.
-  assert evolved.loss.min() <= optimum * 0.98
-  assert drawn.loss.min() > optimum * 0.8
-  np.testing.assert_allclose(landscape.loss(evolved.bits), evolved.loss)
-  np.testing.assert_array_equal(evolved.accuracy, -evolved.loss)
+  assert evolved.cost.min() <= optimum * 0.98
+  assert drawn.cost.min() > optimum * 0.8
+  np.testing.assert_allclose(landscape.loss(evolved.bits), evolved.cost)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -80,7 +78,7 @@ def test_nothing_is_evaluated_twice_and_every_call_has_one_shape(method):
 def test_a_budget_that_ends_within_a_generation():
   landscape = Landscape()
   found = search(landscape, NUM_GATES, budget=100, population=32)
-  assert len(found.bits) == len(found.loss) == len(found.accuracy) == distinct(found.bits) == 100
+  assert len(found.bits) == len(found.cost) == distinct(found.bits) == 100
   assert set(landscape.shapes) == {(32, NUM_GATES)}
   longer = search(landscape, NUM_GATES, budget=128, population=32)
   np.testing.assert_array_equal(found.bits, longer.bits[:100])
@@ -128,7 +126,7 @@ def test_losses_that_are_not_finite_have_no_children():
   # Half the space is NaN, the half with gate 0 on; NumPy alone would sort NaN last but -inf first.
   def evaluate(bits):
     loss = np.where(bits[:, 0], np.where(bits[:, 1], np.nan, -np.inf), bits.sum(1))
-    return Evaluation(loss, loss)
+    return loss
 
   found = search(evaluate, 16, budget=512, population=32)
   late = found.bits[256:]
@@ -143,8 +141,8 @@ def test_losses_that_are_not_finite_have_no_children():
     ({'budget': 1025}, r'^budget 1025: expected at most 2\^10 = 1024.*enumerate'),
     ({'budget': 128, 'method': 'annealing'}, "method 'annealing': expected one of evolution, rand"),
     ({'budget': 128, 'population': 3}, 'population 3: expected at least 4'),
-    ({'budget': 128, 'known': (np.ones((3, 9)), [1] * 3, [1] * 3)}, r'known structures \(3, 9\)'),
-    ({'budget': 128, 'known': (np.ones((3, 10)), [1] * 2, [1] * 3)}, r'losses \(2,\)'),
+    ({'budget': 128, 'known': (np.ones((3, 9)), [1] * 3)}, r'known structures \(3, 9\)'),
+    ({'budget': 128, 'known': (np.ones((3, 10)), [1] * 2)}, r'costs \(2,\)'),
   ],
 )
 def test_what_cannot_be_searched(options, words):

@@ -13,7 +13,6 @@ from additive_jax.experiments.studies import STUDIES
 from additive_jax.gates.networks import sampled_networks
 from additive_jax.gates.structure import Gate, Space
 from additive_jax.models import MLP
-from additive_jax.run.evaluate import Evaluation
 from additive_jax.search import Search
 from additive_jax.testing import check_model
 from additive_jax.train.fleet import Fleet
@@ -33,9 +32,7 @@ DOORS = {
   'Population': lambda seed: Population(RECIPE, DATA, batch_size=3, seed=seed),
   'Fleet': lambda seed: Fleet(RECIPE, SPLIT, [[0, 1]], batch_size=2, seed=seed),
   'Order': lambda seed: Order(6, 3, seed),
-  'Search': lambda seed: Search('random', 4, 4, seed).run(
-    lambda bits: Evaluation(1.0 * bits.sum(1), np.zeros(len(bits))), 4
-  ),
+  'Search': lambda seed: Search('random', 4, 4, seed).run(lambda bits: bits.sum(1), 4),
   'networks': lambda seed: sampled_networks(Space(tuple(map(Gate, 'abcde'))), 4, seed),
   'cluster': lambda seed: cluster(SPLIT.x, 2, seed=seed),
   'check_model': lambda seed: check_model(MODEL, (SPLIT.x, SPLIT.y), seed=seed),

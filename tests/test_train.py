@@ -15,7 +15,6 @@ from additive_jax.models import MLP
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe, Structures
@@ -25,7 +24,7 @@ from additive_jax.train.trainer import Trainer
 MODEL = MLP(num_blocks=3, width=8, hidden=8, num_classes=3)
 # Momentum and a schedule, so that the state of the optimizer matters to every step.
 OPTIMIZER = optax.sgd(optax.linear_schedule(0.2, 0.02, 12), momentum=0.9)
-RECIPE = Recipe(MODEL, classification, OPTIMIZER)
+RECIPE = Recipe(MODEL, 'classification', OPTIMIZER)
 BATCH = 4
 SEED = 3
 
@@ -82,7 +81,8 @@ def assert_close(got, want):
 @functools.partial(jax.jit, static_argnames='structure')
 def static_gradient(params, x, y, structure):
   def loss(params):
-    return classification(static(MODEL, {'params': params}, x, structure), y)[0].mean()
+    outputs = static(MODEL, {'params': params}, x, structure)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
 
   return jax.value_and_grad(loss)(params)
 
@@ -224,7 +224,7 @@ def test_a_step_without_a_finite_slot_changes_nothing(trainer_of, initial):
 @pytest.mark.slow
 def test_options_of_the_recipe_on_many_devices(trainer_of):
   """Coverage, ring and distillation: two devices are one, and differ from the default recipe."""
-  recipe = Recipe(MODEL, classification, OPTIMIZER, Structures(distill=0.5), 'coverage', 'ring')
+  recipe = Recipe(MODEL, 'classification', OPTIMIZER, Structures(distill=0.5), 'coverage', 'ring')
   two, one = (trainer_of(ramped(), mesh, recipe=recipe) for mesh in ((2, 1), (1, 1)))
   plain = trainer_of(ramped())
   for trainer in (two, one, plain):

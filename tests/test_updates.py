@@ -16,7 +16,6 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import classification
 from additive_jax.train import samplers
 from additive_jax.train.fleet import Fleet
 from additive_jax.train.losses import Piped
@@ -118,8 +117,8 @@ BITS = ['11', '01', '10', '11']
 
 def spiked(outputs, y):
   """The loss of examples of class 2 is 10⁴ times as large."""
-  loss, accuracy = classification(outputs, y)
-  return loss * jnp.where(y == 2, 1e4, 1.0), accuracy
+  loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+  return loss * jnp.where(y == 2, 1e4, 1.0)
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def mesh_of(structure, data):
 
 
 def in_one_part(trainer):
-  inputs = trainer._inputs(0, 1)
+  inputs = trainer._feed.chunk(0, 1)
   arguments = (
     trainer.sharded_state,
     trainer._sampler,

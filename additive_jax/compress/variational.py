@@ -85,7 +85,8 @@ class VariationalLoss(Loss):
   [0.0, 0.5, 1.0, 1.0]
 
   Attributes:
-    num_terms: examples of the training set, or of text its tokens.
+    num_terms: examples of the training set, or of text its tokens; where they have weights, the
+      sum of these.
     kl_weight: of the divergence, once the ramp is over; 1 is the bound itself.
     ramp_steps: over the first of these steps the weight rises from 0.
   """
@@ -111,11 +112,10 @@ class VariationalLoss(Loss):
     """Returns the bound, and no facts; see `recipe.Loss`."""
     noise, count = recipe.model.noise, num_examples(slot.x)
     key: Any = slot.key  # every slot of a training has one
-    objective: Any = recipe.objective  # a function, once the recipe is made
     rows = slot.share * count + jnp.arange(count)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     outputs = noise.run(params[MEAN], params[LOG_VARIANCE], slot.x, keys)
-    loss = objective(outputs, slot.y)[0].mean()
+    loss = recipe.mean_loss(outputs, slot)
     total = total_divergence(recipe.model, params)
     return loss + self.weight(slot.step) * total / self.num_terms, {}
 

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -238,7 +239,8 @@ class Data:
   Attributes:
     name: the text it was loaded by, such as `digits` or `text:book.txt`.
     task: `classification` (y int32, one class per example), `language` (x and y uint8, y the next
-      bytes) or `regression` (y float32, one row of targets per example); any other text is a task
+      bytes), `regression` (y float32, one row of targets per example), `binary` (y 0 or 1) or
+      `multi_label` (a row of 0 and 1 per example); or a `Task` or a loss. Any other text is a task
       of your own, whose targets may be anything.
     train: examples to learn from.
     test: examples to judge by; none of them is in `train`.
@@ -250,7 +252,7 @@ class Data:
   """
 
   name: str
-  task: str
+  task: Any
   train: Split
   test: Split
   num_outputs: int
@@ -261,14 +263,25 @@ class Data:
   def __post_init__(self):
     """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that
     are not finite; of a split that is read as needed they are checked when read."""
-    task = self.task if isinstance(self.task, str) else ''
-    expected = Expected(task, self.num_outputs, self.num_outputs if task == TOKENS else 0)
+    task = self.task_name
+    expected = Expected(
+      task,
+      self.num_outputs,
+      self.num_outputs if task == TOKENS else 0,
+      ignore_label=getattr(self.task, 'ignore_label', None),
+    )
     for part, split in self.splits.items():
       object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))
 
   def __repr__(self) -> str:
     splits = ', '.join(f'{part}={split!r}' for part, split in self.splits.items())
-    return f'Data({self.name!r}, {self.task}, {self.num_outputs} outputs, {splits})'
+    task = self.task_name or getattr(self.task, '__name__', 'a task of its own')
+    return f'Data({self.name!r}, {task}, {self.num_outputs} outputs, {splits})'
+
+  @property
+  def task_name(self) -> str:
+    """The name of the task; '' for a function, which is a loss of your own."""
+    return self.task if isinstance(self.task, str) else getattr(self.task, 'name', '')
 
   @property
   def splits(self) -> dict[str, Split]:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
 from additive_jax.batches import is_array, named_leaves
-from additive_jax.data.weights import LARGEST, checked_weights, unweighted
+from additive_jax.data.weights import LARGEST, Weighted, checked_weights
 from additive_jax.errors import UserError
 
 Values = Shaped[np.ndarray, 'N ...']
 CLASSES, TOKENS, NUMBERS = 'classification', 'language', 'regression'
+YES_NO, LABELS = 'binary', 'multi_label'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,12 @@ class Expected:
   """What is known of the examples that a task and a network take.
 
   Attributes:
-    task: 'classification', 'language' or 'regression'; '' is an objective of one's own, whose
-      targets may be anything.
-    num_outputs: classes, or targets of a regression; 0 is not known.
+    task: 'classification', 'language', 'regression', 'binary' or 'multi_label'; '' is a task of
+      one's own, whose targets may be anything.
+    num_outputs: classes, labels, or targets of a regression; 0 is not known.
     num_tokens: the size of the vocabulary that x is of; 0 where x is no tokens, or not known.
     target_shape: of one y; None is not known.
+    ignore_label: the label that does not count, and may be any; None: all count.
 
   >>> Expected('classification', num_outputs=10).check(np.zeros((3, 4)), np.array([0, -1, 9]))
   Traceback (most recent call last):
@@ -38,6 +40,7 @@ class Expected:
   num_outputs: int = 0
   num_tokens: int = 0
   target_shape: tuple[int, ...] | None = None
+  ignore_label: int | None = None
 
   def check(
     self, x: PyTree[Values], y: PyTree[Values], name: str = 'data', *, whole: bool = True
@@ -61,23 +64,46 @@ class Expected:
     """
     if is_array(x) and (self.num_tokens or (self.task == TOKENS and _is_integer(x))):
       _check_numbers(x, self.num_tokens, 'token', 'in the vocabulary', f'{name}: x')
-    y = unweighted(checked_weights(y, name, whole=whole))
-    if self.task not in (CLASSES, TOKENS, NUMBERS):
+    y = checked_weights(y, name, whole=whole)
+    weight, y = (y.weight, y.y) if isinstance(y, Weighted) else (None, y)
+    if self.task not in (CLASSES, TOKENS, NUMBERS, YES_NO, LABELS):
       return
     if not is_array(y):
       parts = ', '.join(part for part, _ in named_leaves(y, 'y')) or 'no array'
       raise UserError(f'{name}: targets {parts} of a {self.task}: expected one array, or Weighted')
-    shape = self.target_shape
-    if shape is None and self.task != TOKENS:
-      shape = () if self.task == CLASSES else None if not self.num_outputs else (self.num_outputs,)
+    shape = self._shape(y)
     if shape is not None and y.shape[1:] != shape:
       sizes = lambda shape: f'[{", ".join(["examples", *map(str, shape)])}]'
       raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}')
+    y = self._counting(y, weight)
     if self.task == NUMBERS:
       _check_finite(y, 'target', name)
+    elif self.task in (YES_NO, LABELS) or self._is_soft(y):
+      _check_shares(y, 'label' if self.task in (YES_NO, LABELS) else 'share of a class', name)
     else:
       word = 'label' if self.task == CLASSES else 'token'
       _check_numbers(y, self.num_outputs, word, 'classes', name)
+
+  def _is_soft(self, y: Values) -> bool:
+    """Whether labels are shares of each class, as of mixed examples."""
+    return self.task == CLASSES and y.ndim == 2 and y.dtype.kind == 'f'
+
+  def _shape(self, y: Values) -> tuple[int, ...] | None:
+    """The shape of one target; None is any."""
+    several = (self.num_outputs,) if self.num_outputs else None
+    if self._is_soft(y):
+      return several
+    if self.target_shape is not None or self.task == TOKENS:
+      return self.target_shape
+    return () if self.task in (CLASSES, YES_NO) else several
+
+  def _counting(self, y: Values, weight: Values | None) -> Values:
+    """Returns targets with 0 in place of those that do not count."""
+    if weight is not None:
+      y = np.where(
+        weight.reshape(*weight.shape, *[1] * (y.ndim - weight.ndim)) > 0, y, y.dtype.type(0)
+      )
+    return y if self.ignore_label is None else np.where(y == self.ignore_label, y.dtype.type(0), y)
 
 
 def check_inputs(x: PyTree[Values], name: str = 'data') -> None:
@@ -108,6 +134,15 @@ def _check_finite(values, word, name):
     raise UserError(f'{name}: {word}s of type {values.dtype}: expected numbers')
   if not sound:
     raise _refused(values, wrong, word, 'finite numbers', name)
+
+
+def _check_shares(values, word, name):
+  """Raises `UserError` for what is not from 0 to 1."""
+  if values.dtype.kind not in 'biuf':
+    raise UserError(f'{name}: {word}s of type {values.dtype}: expected numbers from 0 to 1')
+  wrong = lambda a: ~((a >= 0) & (a <= 1))
+  if values.dtype.kind != 'b' and wrong(values).any():
+    raise _refused(values, wrong, word, '0 to 1', name)
 
 
 def _check_numbers(values, count, word, of, name):

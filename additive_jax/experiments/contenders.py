@@ -27,6 +27,7 @@ from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.report import comparison
 from additive_jax.run.inspection import inspect
+from additive_jax.run.tasks import LOSS
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
 
@@ -129,18 +130,23 @@ def _judge(structure: Structure, has_routers: bool, trained: Trained) -> Record:
   record: Record = {'params': num_params(session.model, x), 'skipped': trained.skipped}
   if has_routers:
     log.info('looking at what the tokens of %s choose', trained.arm.name)
-    look = functools.partial(inspect, session.model, session.objective, trained.variables)
+    look = functools.partial(inspect, session.model, session.task, trained.variables)
     test = look(session.test)
     train = look(seen)
     sites = {name.replace('__', '/'): _site(facts) for name, facts in test.facts.items()}
     flops = active_flops(session.model, x, test.facts, test.chosen)
-    record |= {'sites': sites, 'flops': flops, 'loss': test.loss, 'accuracy': test.accuracy}
-    return record | {'train_loss': train.loss}
+    return record | {
+      'sites': sites,
+      'flops': flops,
+      **test.scores,
+      'train_loss': train.scores[LOSS],
+    }
   test, train = (
     session.evaluate(trained.variables, [structure], split) for split in (session.test, seen)
   )
-  record |= {'flops': session.space.flops(structure), 'loss': float(test.loss[0])}
-  return record | {'accuracy': float(test.accuracy[0]), 'train_loss': float(train.loss[0])}
+  record |= {'flops': session.space.flops(structure)}
+  record |= {name: float(values[0]) for name, values in test.scores.items()}
+  return record | {'train_loss': float(train.loss[0])}
 
 
 def _site(facts):
@@ -169,7 +175,7 @@ def _variants(contenders, records) -> pd.DataFrame:
     frame, train = pd.DataFrame(records[contender.name]), contender.session.config.train
     flops = float(frame['flops'].mean())
     examples = contender.num_steps * train.batch_size * train.structures_per_step
-    scores[contender.name] = frame[['loss', 'accuracy', 'train_loss']]
+    scores[contender.name] = frame[[*contender.session.task.scores, 'train_loss']]
     facts[contender.name] = {
       'family': contender.family,
       'flops': flops,
@@ -177,7 +183,8 @@ def _variants(contenders, records) -> pd.DataFrame:
       'training_flops': 3 * examples * flops,  # a backward pass costs about two forward passes
       'skipped': int(frame['skipped'].sum()),
     }
-  return comparison.compare(scores, DENSE, facts=facts)
+  names = contenders[0].session.task.scores
+  return comparison.compare(scores, DENSE, facts=facts, differences=names)
 
 
 def _routers(contenders, records) -> pd.DataFrame:

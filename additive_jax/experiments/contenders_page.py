@@ -15,7 +15,7 @@ from additive_jax.report import figures
 from additive_jax.report.figures.arms import family_colours
 from additive_jax.report.figures.style import Colours
 from additive_jax.report.page import Piece, picture, section, tiles
-from additive_jax.report.wording import plain, with_margin
+from additive_jax.report.wording import plain, score_name, with_margin
 
 MEASURES = {
   'entropy': ('entropy of the routers, nats', None),
@@ -56,7 +56,10 @@ def comparison(session: Session, variants: pd.DataFrame, note: str) -> Piece | N
     picture(
       figures.differences(
         variants[variants['variant'] != DENSE],
-        {f'{score}_minus_dense': f'test {score} − dense' for score in ('loss', 'accuracy')},
+        {
+          f'{score}_minus_dense': f'test {score_name(score)} − dense'
+          for score in dict.fromkeys(('loss', session.task.headline))
+        },
         colours(variants),
       ),
       f'What each network differs by from the dense one: {differences_note(session)} {note}',

@@ -45,7 +45,7 @@ from additive_jax.gates.networks import all_networks, different, distinct, num_n
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
-from additive_jax.report.comparison import SCORES, structures_first, with_interval
+from additive_jax.report.comparison import structures_first, with_interval
 from additive_jax.report.wording import counted
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.train.gradients import cosines
@@ -113,11 +113,11 @@ def _choose(session):
   pool = arm.train(config.seed)
   if config.search.method:
     bits, scores = search_pools(session, lambda: [pool])
-    loss = scores.loss[0]
+    cost = session.task.cost(scores.scores)[0]
   else:
     bits = all_networks(session.space)
-    loss = session.evaluate(pool.variables, bits, session.valid).loss
-  best = np.argsort(statistics.rank(loss))[:k]
+    cost = session.task.cost(session.evaluate(pool.variables, bits, session.valid).scores)
+  best = np.argsort(statistics.rank(cost))[:k]
   return [Structure(tuple(bits[i])) for i in best]
 
 
@@ -205,12 +205,12 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
 
   def ensemble(pools) -> dict[str, float]:
-    scores = evaluate_ensemble(session.model, pools, bits, session.test, session.objective)
-    return dict(zip(SCORES, scores))
+    pools = session.with_own_statistics(pools, bits)
+    return evaluate_ensemble(session.model, pools, bits, session.test, session.task)
 
   return {
     'cotrained': judge_all(bits, trained),
-    'alone': {key: [record[key] for record in alone] for key in SCORES},
+    'alone': {key: [record[key] for record in alone] for key in session.task.scores},
     ENSEMBLE: {
       'cotrained': ensemble([trained.variables] * len(bits)),
       'alone': ensemble(lone_pools),
@@ -228,11 +228,11 @@ def _tables(session: Session, records: Records) -> Result:
   """Returns the tables and the summary; in all of them the best structures come first."""
   seeds = records[POOL]
   texts = [name for name in records.arms if name != POOL]
-  scores = {variant: _scores(seeds, variant) for variant in VARIANTS}
-  chosen = _chosen_by(seeds)
-  order = np.argsort(
-    statistics.rank(scores['cotrained']['loss'][:-1] if chosen is None else chosen)
-  )
+  task, names = session.task, session.task.scores
+  scores = {variant: _scores(seeds, variant, names) for variant in VARIANTS}
+  chosen = _chosen_by(seeds, f'valid_{task.rank_by}')
+  ranks = {task.rank_by: chosen} if chosen is not None else scores['cotrained']
+  order = np.argsort(statistics.rank(task.cost(ranks)[: len(texts)]))
   texts = [texts[i] for i in order]
   table, parts = pd.DataFrame({'structure': texts}), []
   for variant, prefix in VARIANTS.items():
@@ -241,30 +241,31 @@ def _tables(session: Session, records: Records) -> Result:
     for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
   if chosen is not None:
-    table['valid_loss'] = chosen[order]
+    table[f'valid_{task.rank_by}'] = chosen[order]
   table['flops'], table['params'] = session.space.costs(texts)
   table['rank'] = np.arange(1, len(texts) + 1)
-  table = structures_first(table)
+  table = structures_first(table, names)
   comparison = pd.concat(parts, ignore_index=True)
   matrix = np.mean([record['cosines'] for record in seeds], axis=0)[np.ix_(order, order)]
   cosines = pd.DataFrame(matrix, columns=texts)
   cosines.insert(0, 'structure', texts)
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
   tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
-  return Result(tables | {'differences': _differences(seeds, texts, order)}, summary)
+  return Result(tables | {'differences': _differences(seeds, texts, order, names)}, summary)
 
 
-def _chosen_by(seeds) -> Float[np.ndarray, ' structures'] | None:
-  """The mean validation losses that rank the structures; None where nothing was held out."""
-  if any('valid_loss' not in record['cotrained'] for record in seeds):
+def _chosen_by(seeds, score) -> Float[np.ndarray, ' structures'] | None:
+  """The mean scores on the validation split that rank the structures; None where nothing was held
+  out."""
+  if any(score not in record['cotrained'] for record in seeds):
     return None
-  return statistics.mean_and_ci([record['cotrained']['valid_loss'] for record in seeds])[0]
+  return statistics.mean_and_ci([record['cotrained'][score] for record in seeds])[0]
 
 
-def _differences(seeds, texts, order) -> pd.DataFrame:
+def _differences(seeds, texts, order, scores) -> pd.DataFrame:
   """Co-trained minus alone, paired by seed; below zero is a lower loss together."""
   columns: dict[str, Any] = {'label': [MEAN, *texts, ENSEMBLE]}
-  for key in SCORES:
+  for key in scores:
     together, alone = (np.array([r[variant][key] for r in seeds])[:, order] for variant in VARIANTS)
     apart = together - alone
     of_ensembles = [r[ENSEMBLE]['cotrained'][key] - r[ENSEMBLE]['alone'][key] for r in seeds]
@@ -273,10 +274,10 @@ def _differences(seeds, texts, order) -> pd.DataFrame:
   return pd.DataFrame(columns)
 
 
-def _scores(seeds, variant):
+def _scores(seeds, variant, scores):
   """Mean and interval of each score, [K+1]: the structures as they were trained, the ensemble."""
   columns = {}
-  for key in SCORES:
+  for key in scores:
     alone = np.array([record[variant][key] for record in seeds])
     together = np.array([[record[ENSEMBLE][variant][key]] for record in seeds])
     mean, half_width = statistics.mean_and_ci(np.concatenate([alone, together], axis=1))
@@ -287,6 +288,7 @@ def _scores(seeds, variant):
 def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, Any]:
   together, alone = ([np.mean(r[variant]['loss']) for r in seeds] for variant in VARIANTS)
   ensembles = comparison[comparison['label'] == ENSEMBLE].set_index('variant')
+  scores = session.task.scores
   apart = matrix[~np.eye(len(matrix), dtype=bool)]
   # A backward pass costs about twice a forward pass.
   examples = num_steps * session.config.train.batch_size
@@ -294,9 +296,9 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
     structures=table['structure'].tolist(),
     num_gates=session.space.num_gates,
     best_structure=table['structure'][0],
-    **{f'{p}{key}': table[f'{p}{key}'].mean() for p in VARIANTS.values() for key in SCORES},
+    **{f'{p}{key}': table[f'{p}{key}'].mean() for p in VARIANTS.values() for key in scores},
     **with_interval('cotrained_minus_alone_loss', np.array(together) - np.array(alone)),
-    **{f'{p}ensemble_{key}': ensembles[key][v] for v, p in VARIANTS.items() for key in SCORES},
+    **{f'{p}ensemble_{key}': ensembles[key][v] for v, p in VARIANTS.items() for key in scores},
     mean_cosine=apart.mean() if len(apart) else None,
     training_flops_of_each_side=3 * examples * table['flops'].sum(),
     pool_params=session.space.params(session.space.all_on()),

@@ -19,7 +19,6 @@ from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Record, replace_file
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
-from additive_jax.report.comparison import SCORES
 from additive_jax.train.population import Member
 from additive_jax.train.samplers import listed
 
@@ -50,12 +49,13 @@ def alone_arms(
     return {'structure': str(structure), 'crc32': zlib.crc32(content)}
 
   def judge(seed: int, arm: Lone, member: Member) -> Record:
-    scores = {'loss': member.loss, 'accuracy': member.accuracy, 'skipped': member.skipped}
+    scores = member.scores | {'skipped': member.skipped}
     return keep(seed, arm.structure, member.state.params) | scores
 
   def judge_arm(structure: Structure, trained: Trained) -> Record:
-    scores = session.evaluate(trained.variables, [structure])._asdict()
-    values = {key: float(scores[key][0]) for key in SCORES} | {'skipped': trained.skipped}
+    scores = session.evaluate(trained.variables, [structure]).scores
+    values = {key: float(score[0]) for key, score in scores.items()}
+    values |= {'skipped': trained.skipped}
     return keep(trained.seed, structure, trained.variables['params']) | values
 
   in_memory = session.data.train.in_memory and session.data.test.in_memory

@@ -13,10 +13,9 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
-from additive_jax.report.comparison import SCORES
 from additive_jax.report.figures.style import BLUE, GREEN, INK
 from additive_jax.report.page import Page, Piece, picture, section, table, tiles
-from additive_jax.report.wording import counted, with_margin
+from additive_jax.report.wording import counted, score_name, with_margin
 
 FACTS = {
   'co-trained, mean test loss': 'loss',
@@ -90,7 +89,8 @@ def page(session: Session, result: Result, records: Records) -> Page:
 def _differences(session, result) -> Piece:
   """The result of Exp 2: what the same structures gain or lose by one pool."""
   apart = result.differences.rename(columns={'label': 'variant'})
-  measures = {key: f'test {key}, co-trained − alone' for key in SCORES}
+  scores = dict.fromkeys(('loss', session.task.headline))
+  measures = {key: f'test {score_name(key)}, co-trained − alone' for key in scores}
   return picture(
     figures.differences(apart, measures, dict.fromkeys(apart['variant'], INK)),
     'What co-training changes, structure by structure and for the ensembles: '

@@ -167,7 +167,7 @@ def _analysis(session, dna) -> Analysis:
   """What the tokens of some test examples do in the network of the first seed."""
   x, y = rows(session.test, slice(session.config.dna.examples))
   trained, modules = dna.train(session.config.seed), dna.model.modules
-  chosen = inspect(dna.model, session.objective, trained.variables, (x, y)).chosen
+  chosen = inspect(dna.model, session.task, trained.variables, (x, y)).chosen
   kinds = ('attention', 'mlp', 'block', 'identity')
   assert chosen is not None, 'expected choices of a DNA'
   names = [f'{kind} {i}' for kind in kinds for i in range(getattr(modules, kind))]

@@ -142,10 +142,12 @@ def _best_single(pool_session: Session, records: Records) -> Structure:
   """The structure with some gate off that is best on the examples to choose by, or on training
   examples, where none were held out."""
   bits = _static_structures(pool_session)
-  key = 'train_loss' if pool_session.data.valid is None else 'valid_loss'
-  loss, _ = statistics.mean_and_ci([record[key] for record in records[POOL]])
-  eligible = ~bits.all(1) & np.isfinite(loss)
-  return Structure(tuple(bits[np.where(eligible, loss, np.inf).argmin()]))
+  task = pool_session.task
+  key = 'train_loss' if pool_session.data.valid is None else f'valid_{task.rank_by}'
+  score, _ = statistics.mean_and_ci([record[key] for record in records[POOL]])
+  cost = score if key == 'train_loss' else task.cost({task.rank_by: score})
+  eligible = ~bits.all(1) & np.isfinite(cost)
+  return Structure(tuple(bits[np.where(eligible, cost, np.inf).argmin()]))
 
 
 def _tables(session: Session, records: Records) -> Result:
@@ -153,11 +155,12 @@ def _tables(session: Session, records: Records) -> Result:
   compared = compare(contenders, records)
   single = next((str(c.structure) for c in contenders if c.name == SINGLE), None)
   if single is None:
-    structures = arms_as_structures(compared.variants[:1], [str(contenders[0].structure)])
+    all_on, scores = [str(contenders[0].structure)], session.task.scores
+    structures = arms_as_structures(compared.variants[:1], all_on, scores)
     structures = structures.drop(columns='variant')
   else:
     pool_session = records.arms[POOL].session
-    keys = ('loss', 'accuracy', 'train_loss')
+    keys = (*session.task.scores, 'train_loss')
     structures = structure_table(
       pool_session, _static_structures(pool_session), {'': records[POOL]}, keys
     )
@@ -178,7 +181,7 @@ def _paths(session, contenders) -> dict[str, dict[str, Any]]:
       continue  # what is drawn at random says nothing about tokens
     trained = contender.train(session.config.seed)
     network = trained.session
-    inspection = inspect(network.model, network.objective, trained.variables, network.test)
+    inspection = inspect(network.model, network.task, trained.variables, network.test)
     paths[contender.name] = {'on': inspection.on}
     if inspection.chosen is not None:
       codes = path_codes(inspection.chosen)

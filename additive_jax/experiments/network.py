@@ -16,6 +16,8 @@ from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
+from additive_jax.run.expected import check_task
+from additive_jax.run.tasks import Task
 from additive_jax.testing.check import check_quickly
 
 # The networks of the library, and what each takes, in words.
@@ -52,7 +54,7 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
   if kind in (models.MLP, models.Transformer) and len(options.hidden) == 1:
     values['hidden'] = options.hidden[0]
   if kind is models.Transformer:
-    text = data.task == 'language'
+    text = data.task_name == 'language'
     values |= {'num_layers': options.num_blocks, 'causal': text}
     values |= {'num_tokens': data.num_outputs if text else 0}
     values |= {'max_tokens': _tokens(data, options.patch_size)}
@@ -63,14 +65,14 @@ def _kind(data):
   """What the examples of a data set are, in a word."""
   if not is_array(data.train[np.zeros(1, np.int64)][0]):
     return 'several inputs'
-  if data.task == 'language':
+  if data.task_name == 'language':
     return 'text'
   return 'images' if len(data.example_shape) > 1 else 'a table'
 
 
 def _tokens(data, patch_size):
   """The number of tokens of one example, as a transformer sees it."""
-  if data.task == 'language':
+  if data.task_name == 'language':
     return data.example_shape[0]
   height, width = data.example_shape[:2]
   return max(1, (height // patch_size) * (width // patch_size))
@@ -107,7 +109,7 @@ def _said(error: BaseException) -> str:
   return text if plain else f'{type(error).__name__}: {text}'
 
 
-def check_fits(model: Any, data: Data) -> None:
+def check_fits(model: Any, data: Data, task: Task) -> None:
   """Checks a network before it is trained: that it takes the data and, if it is a user's, that it
   keeps the contract as far as `testing.check.check_quickly` sees.
 
@@ -116,9 +118,10 @@ def check_fits(model: Any, data: Data) -> None:
   """
   x, y = data.train[np.arange(min(2, len(data.train)))]
   if not type(model).__module__.startswith('additive_jax.'):
-    check_quickly(model, (x, y), task=data.task)
+    check_quickly(model, (x, y), task=task)
+  check_task(model, task, x, y)
   outputs = check_network(model, rows(x, slice(1))).shape
-  if data.task != 'regression' and outputs[-1] < data.num_outputs:
+  if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(
       f'{type(model).__name__} gives outputs {outputs} for one example: expected '
       f'{data.num_outputs} on the last axis, the classes of {data.name}'

@@ -30,6 +30,8 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
+from additive_jax.experiments.start import given, start_of
+from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
 from additive_jax.files.journal import to_plain
@@ -42,7 +44,7 @@ from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task
 
 
 class Opening(TypedDict, total=False):
@@ -54,6 +56,10 @@ class Opening(TypedDict, total=False):
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
+    loss: a name or a function, in place of `config.task.loss`; see `run.tasks`.
+    metrics: names, functions or `Metric`s, in place of `config.task.metrics`.
+    variables: `{'params': pool}` that every training starts from, in place of `config.init_from`.
+    optimizer: an Optax transformation in place of `config.optimizer`, its schedule and clipping.
     progress: whether bars and lines show how far the run is; True by default.
   """
 
@@ -62,6 +68,10 @@ class Opening(TypedDict, total=False):
   name: str | None
   devices: int
   command: str
+  loss: Any
+  metrics: Any
+  variables: Any
+  optimizer: Any
   progress: bool
 
 
@@ -93,7 +103,8 @@ def open_session(
   config = as_begun(config, workdir, opening.get('data'))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
-  check_fits(model, data)
+  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
+  check_fits(model, data, task)
   if config.train.batch_size > len(data.train):
     raise UserError(
       f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
@@ -101,7 +112,9 @@ def open_session(
     )
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
-  resolved = resolve(config, model, data)
+  pool = start_of(config, opening.get('variables'), model, first_input(data))
+  resolved = resolve(config, model, data, task)
+  resolved |= given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
   name = opening.get('name') or config.experiment
@@ -109,7 +122,9 @@ def open_session(
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  start = start_session(config, rundir, data, model, devices, part=part, command=command)
+  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
+  begun |= {'part': part, 'command': command, 'task': task}
+  start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     if not rundir.finished:
       _check_fits(session)
@@ -190,28 +205,37 @@ def start_session(
   *,
   part: tuple[int, int] = (0, 1),
   command: str = '',
+  task: Task | None = None,
+  start: Any = None,
+  optimizer: Any = None,
 ) -> Iterator[Session]:
   """Holds a session of a run; at the end its curves are closed and its signals let go.
 
   Args:
     config, data, model, devices, command: see `Session`.
     rundir: where the run's files go.
+    start, optimizer: see `Session` and `Training`.
     part: whose curves are written: the number of a part of the run, and how many there are.
+    task: None is that of the config and the data.
   """
   metrics = Metrics(rundir, shard=part[0], num_shards=part[1])
-  space, objective = models.measure(model, first_input(data)), objective_of(data.task)
-  training = Training(config, model, data, objective)
+  space = models.measure(model, first_input(data))
+  training = Training(config, model, data, task or make_task(config, data), optimizer)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with kept_programs(), Stopper() as stopper, metrics:
-    yield Session(config, rundir, metrics, stopper, data, model, space, training, machine, command)
+    yield Session(
+      config, rundir, metrics, stopper, data, model, space, training, machine, command, start=start
+    )
 
 
-def resolve(config: Options, model: Any, data: data_.Data) -> dict[str, Any]:
+def resolve(config: Options, model: Any, data: data_.Data, task: Task) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
-  fields, and the name of the data."""
+  fields, the name of the data, and the task where it is not as the data has it by default."""
   resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
+  if not task.name or task != Task(task.name):
+    resolved.setdefault('task', {})['is'] = described(task)
   return resolved
 
 

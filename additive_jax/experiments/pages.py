@@ -15,10 +15,9 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
-from additive_jax.report.comparison import SCORES
 from additive_jax.report.figures.style import Colours, palette
 from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
-from additive_jax.report.wording import counted, plain
+from additive_jax.report.wording import counted, plain, score_name
 
 log = logging.getLogger('additive_jax')
 
@@ -61,6 +60,10 @@ def _of_splits(session: Session) -> str:
 def read_curves(session: Session) -> pd.DataFrame:
   """Returns the curves of the run: columns tag, step, and every value; no row for no curves."""
   curves = session.metrics.read(session.rundir.path)
+  headline = f'test_{session.task.headline}'
+  if 'test_accuracy' in curves and 'accuracy' not in session.task.scores:  # of earlier versions
+    known = curves[headline] if headline in curves else curves['test_accuracy']
+    curves[headline] = known.fillna(curves['test_accuracy'])
   return curves if len(curves) else pd.DataFrame(columns=['tag', 'step'])
 
 
@@ -139,7 +142,8 @@ def plain_page(session: Session, result: Any, records: Records) -> Page:
   """Returns the page of a study with the default tables: the differences from the baseline."""
   variants, baseline = result.variants, result.summary['baseline']
   others, versus = variants[variants['variant'] != baseline], plain(baseline)
-  measures = {f'{key}_minus_{baseline}': f'test {key} − {versus}' for key in SCORES}
+  first = dict.fromkeys(('loss', session.task.headline))
+  measures = {f'{key}_minus_{baseline}': f'test {score_name(key)} − {versus}' for key in first}
   caption = f'What each differs by from {versus}: {differences_note(session)}'
   colours = arm_colours([baseline, *others['variant']])
   return Page(

@@ -19,6 +19,7 @@ from additive_jax.experiments.options import (
   read_section,
 )
 from additive_jax.files.seal import DamagedError, parsed
+from additive_jax.run.tasks import task_of
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 # Of a run's pools, the beginning of the name of those that it is about.
@@ -89,7 +90,7 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   data = load_data(dataclasses.replace(options, download=False))
   values = config['model'] | {'name': network or known[kind.lower()]}
   model = make_model(_section(ModelOptions, values, 'model', path), data)
-  check_fits(model, data)
+  check_fits(model, data, task_of(data.task))
   return Pools(path, data, model, names)
 
 

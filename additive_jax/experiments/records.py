@@ -10,6 +10,8 @@ from typing import Any
 from additive_jax.errors import UserError
 from additive_jax.files.journal import Journal, Record, to_plain
 from additive_jax.files.rundir import RunDir
+from additive_jax.report.comparison import SCORES
+from additive_jax.search.generations import of_earlier
 
 log = logging.getLogger('additive_jax')
 
@@ -34,12 +36,17 @@ class Records:
   Attributes:
     arms: the arms of all stages so far, by name.
     seeds: the seeds of the run, in order.
+
+  Args:
+    scores: the names of what its networks are judged by; see `generations.of_earlier`.
   """
 
-  def __init__(self, rundir: RunDir, study: str, seeds: Sequence[int]):
+  def __init__(
+    self, rundir: RunDir, study: str, seeds: Sequence[int], scores: Sequence[str] = SCORES
+  ):
     self.arms: dict[str, Any] = {}
     self.seeds = list(seeds)
-    self._rundir, self._study = rundir, study
+    self._rundir, self._study, self._scores = rundir, study, scores
     self._lines: dict[tuple[str, int], Record] = {}
     self._warned: set[tuple[str, int]] = set()
     self.read()
@@ -51,7 +58,7 @@ class Records:
       paths = self._rundir.journals.glob(f'{name}*.jsonl')
       for path in sorted(path for path in paths if _is_journal(path, name)):
         for line in Journal(path).sound():
-          self._add(path, _arm(line, name), line)
+          self._add(path, _arm(line, name), of_earlier(line, self._scores))
 
   def _add(self, path: Path, arm: str, line: Record) -> None:
     if 'seed' not in line:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from additive_jax import models
@@ -21,14 +24,20 @@ from additive_jax.files.progress import Progress
 from additive_jax.files.rundir import RunDir
 from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
+from additive_jax.models.additive import initial
+from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.recalibration import recalibrate
+from additive_jax.run.tasks import Task
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
-from additive_jax.train.state import State
+from additive_jax.train.state import State, init_state
 from additive_jax.train.trainer import Trainer
+
+log = logging.getLogger('additive_jax')
 
 PORTION = 2**14  # structures that are ranked at once; between portions a run may be stopped
 
@@ -49,6 +58,7 @@ class Session:
     machine: the devices that they are trained on.
     command: the command line that started the run, '' for none.
     plan: what the run will do and cost, in words; logged when its directory is open.
+    start: the pool that trainings start from; None for the one that each seed names.
   """
 
   config: Options
@@ -62,11 +72,17 @@ class Session:
   machine: Machine
   command: str = ''
   plan: list[str] = dataclasses.field(default_factory=list)
+  start: PyTree | None = None
 
   @property
   def seeds(self) -> list[int]:
     """The seeds of the run, in order."""
     return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
+
+  @functools.cached_property
+  def has_statistics(self) -> bool:
+    """Whether the model has BatchNorms: then each structure is judged by statistics of its own."""
+    return bool(statistics_of(self.model, first_input(self.data)))
 
   @property
   def shard(self) -> tuple[int, int]:
@@ -74,9 +90,9 @@ class Session:
     return parse_shard(self.config.shard)
 
   @property
-  def objective(self) -> Any:
-    """What is minimised: from outputs and targets to loss and accuracy."""
-    return self.training.objective
+  def task(self) -> Task:
+    """What networks are trained for and judged by."""
+    return self.training.task
 
   @property
   def test(self) -> Examples:
@@ -106,22 +122,24 @@ class Session:
 
   def with_model(self, model: Any) -> Session:
     """Returns this run with another model, for experiments that compare several."""
-    training = Training(self.config, model, self.data, self.objective)
+    training = Training(self.config, model, self.data, self.task, self.training.optimizer)
     space = models.measure(model, first_input(self.data))
     return dataclasses.replace(self, model=model, space=space, training=training)
 
   def with_options(self, changed: Mapping[str, Any]) -> Session:
     """Returns this run with other options, by their dotted names."""
     config = replaced(self.config, changed)
-    training = Training(config, self.model, self.data, self.objective)
+    training = Training(config, self.model, self.data, self.task, self.training.optimizer)
     machine = dataclasses.replace(self.machine, options=config.train)
     return dataclasses.replace(self, config=config, training=training, machine=machine)
 
   def trainer(
     self, recipe: Recipe, sampler: Sampler, seed: int, state: State | None = None
   ) -> Trainer:
-    """Returns a trainer of one pool, from a state or the pool that the seed names."""
-    train = self.config.train
+    """Returns a trainer of one pool, from a state, or from where trainings `begin`."""
+    train, begun = self.config.train, None if state is not None else self.begin(seed)
+    if begun is not None:
+      state = init_state(recipe, begun)
     return Trainer(
       recipe,
       self.data.train,
@@ -136,12 +154,34 @@ class Session:
   def population(self, recipe: Recipe, seed: int) -> Population:
     """Returns networks to train alone."""
     size, workers = self.config.train.batch_size, self.machine.workers
-    return Population(recipe, self.data, batch_size=size, seed=seed, devices=workers)
+    options: dict[str, Any] = {'batch_size': size, 'devices': workers}
+    return Population(recipe, self.data, seed=seed, variables=self.begin(seed), **options)
+
+  def begin(self, seed: int) -> PyTree | None:
+    """Returns `{'params': pool}` that a training starts from; None for the pool of its seed.
+
+    The run's `start` is the same in every seed. Another network than the run's takes of it the
+    leaves of the same path and shape, and the others from its seed.
+    """
+    if self.start is None:
+      return None
+    given = flatten_dict(self.start)
+    x = first_input(self.data)
+    shapes = flatten_dict(jax.eval_shape(self.model.init, jax.random.key(0), x)['params'])
+    fits = [p for p, leaf in shapes.items() if p in given and given[p].shape == leaf.shape]
+    if len(fits) == len(shapes) == len(given):
+      return {'params': self.start}
+    log.info(
+      '%d of %d leaves of %s start as given', len(fits), len(shapes), type(self.model).__name__
+    )
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    pool = flatten_dict(processes.to_host(initial(self.model, key, x))['params'])
+    return {'params': unflatten_dict(pool | {path: given[path] for path in fits})}
 
   def evaluate(
     self, variables: PyTree, structures: Iterable[StructureLike], split: Any = None
   ) -> Evaluation:
-    """Returns loss and accuracy [S] of structures in a pool.
+    """Returns loss and metrics [S] of structures in a pool.
 
     Args:
       variables: `{'params': pool}`.
@@ -156,8 +196,9 @@ class Session:
       self.model,
       variables,
       self.test if split is None else split,
-      task=self.objective,
+      task=self.task,
       devices=self.machine.workers,
+      recalibrate=self.data.train if self.has_statistics else None,
     )
     if not isinstance(structures, np.ndarray) or len(structures) <= PORTION:
       return scores(structures)
@@ -170,12 +211,22 @@ class Session:
         if processes.process()[1] == 1:  # several may rank different sets
           self.check_stop()
     back = np.argsort(order)
-    return Evaluation(*(np.concatenate(values)[back] for values in zip(*parts)))
+    joined = {name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores}
+    return Evaluation.of({name: values[back] for name, values in joined.items()})
+
+  def with_own_statistics(
+    self, pools: Sequence[PyTree], structures: Iterable[StructureLike]
+  ) -> Sequence[PyTree]:
+    """Returns pools as they are, or with BatchNorms each with the statistics of its structure."""
+    if not self.has_statistics:
+      return pools
+    own = functools.partial(recalibrate, self.model, data=self.data.train)
+    return [own(pool, [structure])[0] for pool, structure in zip(pools, structures, strict=True)]
 
   def scores(self, variables: PyTree, split: Any = None) -> dict[str, float]:
-    """Returns `loss` and `accuracy` of a pool, all gates on, as `evaluate` does."""
-    scores = self.evaluate(variables, [self.space.all_on()], split)
-    return {key: float(values[0]) for key, values in scores._asdict().items()}
+    """Returns loss and metrics of a pool by name, all gates on, as `evaluate` does."""
+    scores = self.evaluate(variables, [self.space.all_on()], split).scores
+    return {key: float(values[0]) for key, values in scores.items()}
 
   def in_memory(self, otherwise: str = '') -> ArraySplit:
     """Returns the training split as arrays.

@@ -18,8 +18,9 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import Space, Structure, all_bits
 from additive_jax.parallel import processes
-from additive_jax.report.wording import counted
+from additive_jax.report.wording import counted, score_name
 from additive_jax.run.evaluate import Evaluation
+from additive_jax.run.tasks import LOSS
 from additive_jax.search import Search
 from additive_jax.search.generations import Generations
 
@@ -41,7 +42,7 @@ def shared_arm(session: Session, name: str, epochs: float, **fields: Any) -> Arm
 def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
-  """Returns test loss and accuracy of structures in a pool, for the journal; and where a split was
+  """Returns test loss and metrics of structures in a pool, for the journal; and where a split was
   held out, as `valid_loss` and so on those by which structures are chosen."""
   session = trained.session
   record = _listed(session.evaluate(trained.variables, bits))
@@ -53,7 +54,7 @@ def judge_all(
 def judge_to_choose(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
-  """Returns loss and accuracy of structures on the split that they are chosen on, for the journal;
+  """Returns loss and metrics of structures on the split that they are chosen on, for the journal;
   and where that was held out, of at most 4,096, as `test_loss` and so on those on the test split.
   """
   session = trained.session
@@ -64,7 +65,7 @@ def judge_to_choose(
 
 
 def _listed(scores: Evaluation, prefix: str = '') -> dict[str, list[float]]:
-  return {f'{prefix}{key}': values.tolist() for key, values in scores._asdict().items()}
+  return {f'{prefix}{key}': values.tolist() for key, values in scores.scores.items()}
 
 
 def test_pools(
@@ -108,8 +109,8 @@ def _tested(session):
 def search_pools(
   session: Session, make_pools: Callable[[], Iterable[Trained]]
 ) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
-  """Searches pools for the structures of lowest mean loss on the split to choose by, as
-  `config.search` says.
+  """Searches pools for the structures of lowest mean loss, or best in the metric that they are
+  ranked by, on the split to choose by, as `config.search` says.
 
   Each generation is journalled, so that a search goes on after the last one that was evaluated.
 
@@ -118,21 +119,24 @@ def search_pools(
     make_pools: gives the pools; called once, and not for a search that is done.
 
   Returns:
-    What was evaluated, and its loss and accuracy [pools, S].
+    What was evaluated, and its loss and metrics [pools, S].
   """
   options, generations = session.config.search, _generations(session)
   pools = functools.cache(lambda: list(make_pools()))
+  task = session.task
+  by = 'lowest' if task.rank_by == LOSS else 'best'
+  best = f'{by} {session.chosen_word} {score_name(task.rank_by)}'
 
   def evaluate(bits):
     session.check_stop()
     scores = [session.evaluate(pool.variables, bits, session.valid) for pool in pools()]
     # The last generation may be filled up with copies of its last structure.
     fresh = bits[: len(np.unique(bits, axis=0))]
-    means = generations.add(fresh, scores)
-    loss = generations.means().loss
-    lowest = loss.min(where=np.isfinite(loss), initial=np.inf)
-    progress.advance(len(fresh), **{f'lowest {session.chosen_word} loss': lowest})
-    return means
+    costs = generations.add(fresh, scores)
+    every = generations.means().cost
+    lowest = every.min(where=np.isfinite(every), initial=np.inf)
+    progress.advance(len(fresh), **{best: task.sign(task.rank_by) * lowest})
+    return costs
 
   primary, known = processes.is_primary(), len(generations)
   bar = Progress(options.budget, 'search', unit='structure', start=known, enabled=primary)
@@ -149,7 +153,7 @@ def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'],
 
 def _generations(session):
   journal = Journal(session.rundir.journals / 'search.jsonl')
-  return Generations(journal, session.space, write=processes.is_primary())
+  return Generations(journal, session.space, session.task, write=processes.is_primary())
 
 
 def check_shared(session: Session, epochs: float) -> None:

@@ -149,7 +149,8 @@ def rungs(
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]
     yield arms
     if rung + 1 < len(sizes):
-      by_arm = [[record['loss'] for record in records[arm.name]] for arm in arms]
+      cost = lambda record: float(session.task.cost(record))
+      by_arm = [[cost(record) for record in records[arm.name]] for arm in arms]
       order = np.argsort(statistics.rank(np.array(by_arm).T.mean(0)))
       structures = [structures[i] for i in sorted(order[: sizes[rung + 1][1]])]
 

@@ -32,7 +32,8 @@ from additive_jax.experiments.tables import structure_table
 from additive_jax.files.journal import Record
 from additive_jax.gates.networks import num_networks, sampled_networks
 from additive_jax.gates.subsets import in_stages
-from additive_jax.report.comparison import SCORES, compare
+from additive_jax.report.comparison import compare
+from additive_jax.run.tasks import Task
 from additive_jax.train.losses import PerSample
 from additive_jax.train.recipe import Loss
 from additive_jax.train.samplers import Sampler
@@ -144,8 +145,7 @@ def _judge(bits: Bool[np.ndarray, 'structures gates'], trained: Trained) -> dict
   train = session.scores(trained.variables, session.seen())
   return {
     **judge_all(bits, trained),
-    'train_loss': train['loss'],
-    'train_accuracy': train['accuracy'],
+    **{f'train_{key}': value for key, value in train.items()},
     'skipped': trained.skipped,
   }
 
@@ -175,7 +175,7 @@ def _tables(session: Session, records: Records) -> Result:
 def _variants(session, records, all_on):
   scores, facts = {}, {}
   for name, variant in records.arms.items():
-    scores[name] = _by_seed(records[name], all_on)
+    scores[name] = _by_seed(records[name], all_on, session.task)
     facts[name] = {
       'steps': variant.num_steps,
       'epochs': variant.num_steps * session.config.train.batch_size / len(session.data.train),
@@ -186,17 +186,20 @@ def _variants(session, records, all_on):
   return compare(scores, NONE, facts=facts, differences=list(scores[NONE].columns))
 
 
-def _by_seed(records: list[Record], all_on: Bool[np.ndarray, ' structures']) -> pd.DataFrame:
+def _by_seed(
+  records: list[Record], all_on: Bool[np.ndarray, ' structures'], task: Task
+) -> pd.DataFrame:
   """Scores of one variant in each seed: of the full network, and means over the structures."""
-  full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in SCORES}
-  train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in SCORES}
+  full = {key: np.array([np.array(r[key])[all_on][0] for r in records]) for key in task.scores}
+  train = {f'train_{key}': np.array([r[f'train_{key}'] for r in records]) for key in task.scores}
+  # By how much a network is worse on the test split.
+  gaps = {key: task.sign(key) * (full[key] - train[f'train_{key}']) for key in task.scores}
   return pd.DataFrame(
     {
       **full,
       **train,
-      'loss_gap': full['loss'] - train['train_loss'],
-      'accuracy_gap': train['train_accuracy'] - full['accuracy'],
-      **{f'structures_{key}': [np.mean(r[key]) for r in records] for key in SCORES},
+      **{f'{key}_gap': gap for key, gap in gaps.items()},
+      **{f'structures_{key}': [np.mean(r[key]) for r in records] for key in task.scores},
     }
   )
 
@@ -204,8 +207,9 @@ def _by_seed(records: list[Record], all_on: Bool[np.ndarray, ' structures']) -> 
 def _summary(session, variants, num_judged) -> dict[str, Any]:
   num_gates, networks = session.space.num_gates, num_networks(session.space)
   rows = variants.set_index('variant')
-  keys = [*SCORES, 'train_loss', 'loss_gap', 'structures_accuracy']
-  paired = [f'{key}_minus_{NONE}' for key in (*SCORES, 'loss_gap')]
+  scores, headline = session.task.scores, session.task.headline
+  keys = [*scores, 'train_loss', 'loss_gap', f'structures_{headline}']
+  paired = [f'{key}_minus_{NONE}' for key in (*scores, 'loss_gap')]
   figures = {}
   for name in rows.index:
     chosen = keys if name == NONE else keys + paired

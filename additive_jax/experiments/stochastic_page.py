@@ -16,26 +16,30 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
-from additive_jax.report.wording import plain, with_margin
+from additive_jax.report.wording import plain, score_name, with_margin
 
 NONE = 'none'
-MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy', 'loss_gap': 'test − train loss'}
 
 
 def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 3."""
   structures, summary = result.table, result.summary
-  variants = list(records.arms.values())
+  variants, headline = list(records.arms.values()), session.task.headline
+  measures = {
+    'loss': 'test loss',
+    headline: f'test {score_name(headline)}',
+    'loss_gap': 'test − train loss',
+  }
   rows = result.variants.assign(variant=result.variants['variant'].map(_label))
   scores, names = summary['variants'], [variant.name for variant in variants]
   mean, colours = over_seeds(session, ', mean over the seeds'), arm_colours(names, _label)
   return Page(
     f'Random structures of {type(session.model).__name__} as a regulariser, on {session.data.name}',
-    tiles(_facts(scores, variants)),
+    tiles(_facts(scores, variants, headline)),
     section(
       'The full network, trained with and without random structures',
       picture(
-        figures.scores(rows, MEASURES, colours),
+        figures.scores(rows, measures, colours),
         f'The network with all gates on{intervals(session)}. Variants start from the same '
         'init and see the data in the same order; “equal flops” ones train longer, until they have '
         'spent what training with all gates on spends.',
@@ -43,7 +47,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       picture(
         figures.differences(
           rows[result.variants['variant'] != NONE],
-          {f'{measure}_minus_none': title for measure, title in MEASURES.items()},
+          {f'{measure}_minus_none': title for measure, title in measures.items()},
           colours,
         ),
         'What each variant differs by from training with all gates on: '
@@ -53,8 +57,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'All structures of each pool',
       picture(
-        _distributions(structures, names, colours),
-        f'Test accuracy of {networks(summary)} of each pool{mean}, all without scales.',
+        _distributions(structures, names, colours, headline),
+        f'Test {score_name(headline)} of {networks(summary)} of each pool{mean}, all without '
+        'scales.',
       ),
     ),
     section(
@@ -82,29 +87,30 @@ def _label(name):
   return 'all gates on' if name == NONE else plain(name)
 
 
-def _facts(scores, variants):
+def _facts(scores, variants, headline):
   base, first, *others = variants
   row = scores[first.name]
   return {
     'all gates on, test loss': scores[NONE]['loss'],
     f'{plain(first.name)}, test loss': row['loss'],
     'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
-    'difference in accuracy': with_margin(
-      row['accuracy_minus_none'], row['accuracy_minus_none_ci95']
+    f'difference in {score_name(headline)}': with_margin(
+      row[f'{headline}_minus_none'], row[f'{headline}_minus_none_ci95']
     ),
     'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
   } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
 
 
-def _distributions(structures, names, colours):
-  """Accuracy of every structure; the table is headed by that of the first random variant."""
-  columns = ['accuracy' if name == names[1] else f'{name}_accuracy' for name in names]
+def _distributions(structures, names, colours, score):
+  """A score of every structure; the table is headed by that of the first random variant."""
+  columns = [score if name == names[1] else f'{name}_{score}' for name in names]
   full = structures[~structures['structure'].str.contains('0')].iloc[0]
   labels = [_label(name) for name in names]
   return figures.distributions(
     {label: structures[column] for label, column in zip(labels, columns)},
     {label: full[column] for label, column in zip(labels, columns)},
     colours,
+    score=score,
   )
 
 

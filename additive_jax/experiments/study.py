@@ -115,7 +115,7 @@ class Trained:
 
 
 def full_network(trained: Trained) -> dict[str, Any]:
-  """Returns loss and accuracy of the full network on the test split, its FLOPs and parameters."""
+  """Returns loss and metrics of the full network on the test split, its FLOPs and parameters."""
   space = trained.session.space
   costs = {'flops': space.flops(space.all_on()), 'params': space.params(space.all_on())}
   return trained.session.scores(trained.variables) | costs | {'skipped': trained.skipped}
@@ -277,7 +277,7 @@ class Study:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
-      records = Records(session.rundir, self.name, session.seeds)
+      records = Records(session.rundir, self.name, session.seeds, session.task.scores)
       try:
         for arms in self.stages(session, records):
           records.arms |= {arm.name: arm for arm in arms}

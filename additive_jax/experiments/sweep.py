@@ -43,8 +43,9 @@ from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import rankings, statistics
-from additive_jax.report.comparison import SCORES, structures_first
+from additive_jax.report.comparison import structures_first
 from additive_jax.run.evaluate import Evaluation
+from additive_jax.run.tasks import LOSS, Task
 
 STANDALONE, SHARED = 'standalone', 'shared'
 SHORTER = (
@@ -120,7 +121,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
     pool = shared_arm(session, SHARED, epochs, judge=lambda trained: {})
     yield [pool]
     bits, scores = search_pools(session, lambda: map(pool.train, session.seeds))
-    mean = scores.loss.mean(0)
+    mean = session.task.cost(scores.scores).mean(0)
     if STANDALONE not in modes:
       _test(session, pool, bits, mean)
     bits = _compared(session, bits, mean)
@@ -137,15 +138,15 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
 
 
-def _test(session, pool, bits, loss):
+def _test(session, pool, bits, cost):
   """Judges what was chosen in the pools on the test split."""
-  best_first = bits[np.argsort(loss, kind='stable')]
+  best_first = bits[np.argsort(cost, kind='stable')]
   test_pools(session, lambda: map(pool.train, session.seeds), best_first)
 
 
-def _compared(session, bits, loss):
+def _compared(session, bits, cost):
   """Of a searched set the top K found, and as many at random for comparison."""
-  order = np.argsort(loss, kind='stable')
+  order = np.argsort(cost, kind='stable')
   k = min(session.config.sweep.top_k, len(order))
   others = np.random.Generator(np.random.PCG64(session.config.seed)).permutation(order[k:])
   return bits[[*order[:k], *others[:k]]]
@@ -153,32 +154,36 @@ def _compared(session, bits, loss):
 
 def _tables(session: Session, records: Records) -> Result:
   """Returns the tables `structures`, `effects` and `interactions`, and the summary."""
-  config, names = session.config, session.space.names
+  config, names, task = session.config, session.space.names, session.task
+  by, columns = task.rank_by, task.scores
   bits, shared = _in_pool(session, records)
   texts = [str(Structure(tuple(row))) for row in bits]
   alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
   table, agreement = pd.DataFrame({'structure': texts}), {}
   if shared is not None:
     table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
-    table['shared_accuracy'] = statistics.mean_and_ci(shared.accuracy)[0]
-    table['shared_rank'] = statistics.rank(table['shared_loss'])
+    for name, values in shared.metrics.items():
+      table[f'shared_{name}'] = statistics.mean_and_ci(values)[0]
+    table['shared_rank'] = statistics.rank(task.cost({by: table[f'shared_{by}']}))
   if alone is not None:
-    table = table.merge(alone.table(), how='left', on='structure')
+    table = table.merge(alone.table(columns), how='left', on='structure')
     # Structures are compared after the same training: that of successive halving's first rung.
-    truth = alone.values(texts, 'loss', alone.first)
+    loss = alone.values(texts, LOSS, alone.first)
+    truth = task.cost({by: alone.values(texts, by, alone.first)})
     if shared is not None:
-      agreement = _agreement(table['shared_loss'].to_numpy(), truth, config.sweep.top_k)
+      predicted = task.cost({by: table[f'shared_{by}'].to_numpy()})
+      agreement = _agreement(predicted, truth, config.sweep.top_k)
   else:
-    truth = shared.loss
-    for column in ('loss', 'accuracy', 'loss_ci95'):
+    loss, truth = shared.loss, task.cost(shared.scores)
+    for column in (*columns, 'loss_ci95'):
       table[column] = table[f'shared_{column}']
     table = _with_test_scores(session, records, table)
   table['flops'], table['params'] = session.space.costs(bits)
-  table['rank'] = _ranks(table)
-  table['pareto'] = _on_front(table)
+  table['rank'] = _ranks(table, task)
+  table['pareto'] = _on_front(table, task)
   # Of a searched set only few are trained alone.
-  effects, pairs = _effects(session.space, bits, shared.loss if config.search.method else truth)
-  table = structures_first(table)
+  effects, pairs = _effects(session.space, bits, shared.loss if config.search.method else loss)
+  table = structures_first(table, columns)
   interactions = pd.DataFrame(pairs, columns=list(names))
   interactions.insert(0, 'gate', names)
   ceiling = rankings.noise_ceiling(truth[:, np.isfinite(truth).all(0)])
@@ -199,30 +204,31 @@ def _tables(session: Session, records: Records) -> Result:
 
 def _best(session, table) -> dict[str, float]:
   """The headline scores of the best structure: on the test split, and those it was chosen by."""
-  chosen = {f'best_{key}': table[key][0] for key in SCORES}
+  chosen = {f'best_{key}': table[key][0] for key in session.task.scores}
   if session.data.valid is None:
     return chosen
-  tested = {f'best_{key}': table[f'test_{key}'][0] for key in SCORES}
+  tested = {f'best_{key}': table[f'test_{key}'][0] for key in session.task.scores}
   return tested | {name.replace('best_', 'best_valid_'): value for name, value in chosen.items()}
 
 
 def _with_test_scores(session, records, table) -> pd.DataFrame:
   """The table of structures of a pool with what they score on the test split, where they were
   chosen on another: all of them, or of very many the best."""
-  tested = read_tested(session)
+  tested, names = read_tested(session), session.task.scores
   if SHARED in records.arms and all('test_loss' in record for record in records[SHARED]):
-    keys = [f'test_{key}' for key in SCORES]
+    keys = [f'test_{key}' for key in names]
     by_seed = {key: [record[key] for record in records[SHARED]] for key in keys}
     texts = list(table['structure'])
   elif tested is not None:
     texts, scores = tested
-    by_seed = {f'test_{key}': scores[key] for key in SCORES}
+    by_seed = {f'test_{key}': scores[key] for key in names}
   else:
     return table
   columns = pd.DataFrame({'structure': texts})
   for key, values in by_seed.items():
     columns[key], columns[f'{key}_ci95'] = statistics.mean_and_ci(np.asarray(values, float))
-  return table.merge(columns.drop(columns='test_accuracy_ci95'), how='left', on='structure')
+  intervals = [f'test_{key}_ci95' for key in names[1:]]
+  return table.merge(columns.drop(columns=intervals), how='left', on='structure')
 
 
 def _in_pool(session, records):
@@ -232,8 +238,9 @@ def _in_pool(session, records):
   bits = all_networks(session.space)
   if SHARED not in records.arms:
     return bits, None
-  by_seed = ([record[key] for record in records[SHARED]] for key in Evaluation._fields)
-  return bits, Evaluation(*(of_networks(session.space, values) for values in by_seed))
+  by_seed = {key: [r[key] for r in records[SHARED]] for key in session.task.scores}
+  scores = {key: of_networks(session.space, values) for key, values in by_seed.items()}
+  return bits, Evaluation.of(scores)
 
 
 class Alone:
@@ -264,13 +271,14 @@ class Alone:
     for arm in self.last.values():
       yield from self._records[arm.name]
 
-  def table(self) -> pd.DataFrame:
+  def table(self, scores: Sequence[str]) -> pd.DataFrame:
     """Returns a row for each trained structure: means over seeds at its last rung."""
     structures = sorted(self.last)
     values = lambda key: self.values(structures, key, self.last)
     table = pd.DataFrame({'structure': structures})
-    tested = [f'test_{key}' for key in SCORES if f'test_{key}' in next(iter(self.records()))]
-    for key in (*SCORES, *tested):
+    first = next(iter(self.records()))
+    tested = [f'test_{key}' for key in scores if f'test_{key}' in first]
+    for key in (*scores, *tested):
       table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
     table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
     table['steps'] = values('steps')[0].astype(int)
@@ -287,11 +295,13 @@ def _agreement(predicted, truth, top_k):
   return agreement
 
 
-def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
-  """Ranks by loss; what was not trained alone is ranked by its loss in the shared pool, behind the
-  others. After successive halving, structures that were trained longer come first.
+def _ranks(table: pd.DataFrame, task: Task) -> Int[np.ndarray, ' structures']:
+  """Ranks by loss, or by the task's metric; what was not trained alone is ranked by what it has in
+  the shared pool, behind the others. After successive halving, structures that were trained longer
+  come first.
   """
-  keys = [table[key].to_numpy() for key in ('shared_loss', 'loss') if key in table]
+  by = task.rank_by
+  keys = [task.cost({by: table[key]}) for key in (f'shared_{by}', by) if key in table]
   if 'steps' in table:
     keys.append(-table['steps'].to_numpy())
   ranks = np.empty(len(table), np.int64)
@@ -299,11 +309,12 @@ def _ranks(table: pd.DataFrame) -> Int[np.ndarray, ' structures']:
   return ranks
 
 
-def _on_front(table: pd.DataFrame) -> Bool[np.ndarray, ' structures']:
+def _on_front(table: pd.DataFrame, task: Task) -> Bool[np.ndarray, ' structures']:
   """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
   steps = table.get('steps', pd.Series(0, table.index))
   longest = (steps == steps.max()).to_numpy()
-  return statistics.pareto_front(table['flops'].to_numpy(), table['loss'].where(longest).to_numpy())
+  cost = np.where(longest, task.cost(table), np.nan)
+  return statistics.pareto_front(table['flops'].to_numpy(), cost)
 
 
 def _effects(space, bits, by_seed):

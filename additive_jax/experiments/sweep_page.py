@@ -19,7 +19,7 @@ from additive_jax.gates.networks import num_networks
 from additive_jax.report import figures
 from additive_jax.report.figures.style import BLUE, VERMILION
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
-from additive_jax.report.wording import counted
+from additive_jax.report.wording import counted, score_name
 
 
 def page(session: Session, result: Result, records: Records) -> Page:
@@ -30,7 +30,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   top = structures.head(session.config.sweep.top_k)
   return Page(
     f'Which + matter: {networks(summary)} of {type(session.model).__name__} on {session.data.name}',
-    tiles(_facts(summary)),
+    tiles(_facts(summary, session.task.scores[1:])),
     section(
       'The best structures',
       picture(
@@ -75,17 +75,17 @@ def _of_splits(session) -> str:
   if session.data.valid is None:
     return ''
   return (
-    ' Structures are ranked by loss and accuracy on the validation split; test_loss and '
-    'test_accuracy are those on the test split, which chose nothing.'
+    f' Structures are ranked by {score_name(session.task.rank_by)}, on the validation split; '
+    f'test_{", test_".join(session.task.scores)} are of the test split, which chose nothing.'
   )
 
 
-def _facts(summary):
+def _facts(summary, metrics):
   ceiling, agreement = summary['noise_ceiling'], summary['shared_against_standalone']
   facts = {
     'best structure': summary['best_structure'],
     'its test loss': summary['best_loss'],
-    'its accuracy': summary['best_accuracy'],
+    **{f'its {score_name(name)}': summary[f'best_{name}'] for name in metrics},
     'rank of all-on': summary['all_on_rank'] or 'not evaluated',
     'noise ceiling τ': ceiling['tau_of_mean'],
   }

@@ -20,7 +20,7 @@ def structure_table(
   session: Session,
   bits: Bool[np.ndarray, 'structures gates'],
   records: Mapping[str, Sequence[Record]],
-  keys: Iterable[str] = comparison.SCORES,
+  keys: Iterable[str] | None = None,
 ) -> pd.DataFrame:
   """Returns a row for each structure, best first, with its costs and mean scores in several pools.
 
@@ -29,21 +29,26 @@ def structure_table(
     bits: the structures.
     records: by the prefix of their columns, the records of a pool in each seed, which hold a list
       of values for each of `keys`. The pool with the prefix '' gives the rank.
-    keys: the scores.
+    keys: the scores; None are those of the task.
 
-  Where a split was held out the validation loss of that pool, `valid_loss`, gives the rank.
+  Where a split was held out the validation loss of that pool, `valid_loss`, or the metric that
+  structures are ranked by, gives the rank.
   """
+  keys = session.task.scores if keys is None else keys
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for prefix, seeds in records.items():
     for key in keys:
       mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)
-  first = records.get('', [])
-  if first and all('valid_loss' in record for record in first):
-    table['valid_loss'] = statistics.mean_and_ci([record['valid_loss'] for record in first])[0]
-    table['rank'] = statistics.rank(table['valid_loss'].to_numpy())
-  return comparison.structures_first(table)
+  task, first = session.task, records.get('', [])
+  held_out = f'valid_{task.rank_by}'
+  if first and all(held_out in record for record in first):
+    table[held_out] = statistics.mean_and_ci([record[held_out] for record in first])[0]
+    table['rank'] = statistics.rank(task.cost({task.rank_by: table[held_out]}))
+  else:
+    table['rank'] = statistics.rank(task.cost(table))
+  return comparison.structures_first(table, task.scores)
 
 
 def plain_tables(
@@ -54,10 +59,11 @@ def plain_tables(
   frames = {name: pd.DataFrame(records[name]) for name in records.arms}
   baseline, scores, facts = baseline or next(iter(frames)), {}, {}
   for name, frame in frames.items():
-    scores[name] = frame[list(comparison.SCORES)]
+    scores[name] = frame[list(session.task.scores)]
     facts[name] = {'steps': records.arms[name].num_steps, 'skipped': int(frame['skipped'].sum())}
     facts[name] |= {key: frame[key].mean() for key in ('flops', 'params')}
-  variants = comparison.compare(scores, baseline, facts=facts)
-  full = [str(session.space.all_on())] * len(variants)
-  tables = {'structures': comparison.arms_as_structures(variants, full), 'variants': variants}
+  names, full = session.task.scores, [str(session.space.all_on())] * len(scores)
+  variants = comparison.compare(scores, baseline, facts=facts, differences=names)
+  structures = comparison.arms_as_structures(variants, full, names)
+  tables = {'structures': structures, 'variants': variants}
   return tables, {'baseline': baseline, 'variants': comparison.figures(variants, baseline)}

@@ -22,6 +22,7 @@ from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
@@ -38,11 +39,13 @@ class Training:
     config: the options of the run.
     model: the network.
     data: what it is trained on.
-    objective: from outputs and targets to loss and accuracy, see `run.objectives`.
+    task: what they are trained for and judged by.
+    optimizer: one given from Python, in place of that of the options; None for that.
   """
 
-  def __init__(self, config: Options, model: Any, data: Data, objective: Any):
-    self.config, self.model, self.data, self.objective = config, model, data, objective
+  def __init__(self, config: Options, model: Any, data: Data, task: Task, optimizer: Any = None):
+    self.config, self.model, self.data, self.task = config, model, data, task
+    self.optimizer = optimizer
     self._recipes: dict[int, Recipe] = {}
 
   def steps(self, epochs: float) -> int:
@@ -54,16 +57,20 @@ class Training:
     """Returns how a training of `num_steps` steps takes each of them; the same object each time."""
     if num_steps not in self._recipes:
       train = self.config.train
-      optimizer = make_optimizer(self.config, num_steps)
+      optimizer = self.make_optimizer(num_steps)
       self._recipes[num_steps] = selected(
         Recipe,
         train,
         model=self.model,
-        objective=self.objective,
+        task=self.task,
         optimizer=optimizer,
         loss=self.loss(train.distill),
       )
     return self._recipes[num_steps]
+
+  def make_optimizer(self, num_steps: int) -> Any:
+    """Returns the optimizer of a training of `num_steps` steps."""
+    return self.optimizer or make_optimizer(self.config, num_steps)
 
   def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
     """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""

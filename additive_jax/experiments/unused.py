@@ -104,6 +104,10 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.experiment != 'sweep' or 'standalone' in o.sweep.modes or not o.sweep.shared_epochs,
     'structures alone, or config.sweep.shared_epochs 0',
   ),
+  'task.rank_by': (
+    lambda o: o.experiment in ('sweep', 'cotrain', 'stochastic', 'experts'),
+    'experiments that rank structures',
+  ),
   'sampler.name': (_has_pool, 'a pool of structures that are drawn'),
   'sampler.structures': (
     lambda o: o.sampler.name in ('fixed', 'listed') and _has_pool(o),
@@ -232,7 +236,7 @@ def _of_network(field: str, model: Any, data: Data) -> str:
     return ''
   if model.name not in NETWORKS:
     return 'networks of the library; one of your own is made with config.model.kwargs'
-  if field == 'patch_size' and data.task == 'language':
+  if field == 'patch_size' and data.task_name == 'language':
     return 'images'
   takes = lambda kind: {f.name for f in dataclasses.fields(kind)} | set(ALSO.get(kind, ()))
   if field in takes(NETWORKS[model.name][0]):
@@ -242,7 +246,7 @@ def _of_network(field: str, model: Any, data: Data) -> str:
 
 
 def _of_data(name: str, options: Any, data: Data) -> str:
-  if name == 'data.sequence_length' and data.task != 'language':
+  if name == 'data.sequence_length' and data.task_name != 'language':
     return 'text'
   if name in ('data.data_dir', 'data.download') and not options.name.startswith('tfds:'):
     return 'tfds:NAME'

@@ -1,6 +1,7 @@
 """Additive networks, in Flax Linen."""
 
 from additive_jax.models.additive import Additive
+from additive_jax.models.batch_norm import BatchNorm
 from additive_jax.models.convnet import ConvNet
 from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
@@ -10,6 +11,7 @@ from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
+from additive_jax.models.projected import Projected
 from additive_jax.models.routing import Routing
 from additive_jax.models.transformer import Transformer
 
@@ -18,12 +20,14 @@ __all__ = [
   'MLP',
   'VGG',
   'Additive',
+  'BatchNorm',
   'ConvNet',
   'DenseStack',
   'Dropout',
   'Experts',
   'LeNet',
   'Modules',
+  'Projected',
   'Routing',
   'Transformer',
   'conv_general_dilated',

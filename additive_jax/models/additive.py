@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
@@ -27,7 +27,8 @@ from additive_jax.errors import UserError
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.sites import Site, Stream, read_sites
+from additive_jax.models.batch_norm import BATCH_STATS, run_of_batch
+from additive_jax.models.sites import Site, Stream, read_sites, refuse_nnx
 from additive_jax.models.surrounding import (
   EMBED,
   READOUT,
@@ -75,8 +76,8 @@ class Additive(nn.Module):
 
   In return it is run as `model.apply(variables, x, structure)`, and `h ← h + g_i·site_i(h)` for
   each site in order. A submodule with an attribute `gates` owns several, or others than a residual
-  one: see the head of this file. Branches must treat examples independently (no batch statistics):
-  structures are evaluated side by side along the batch axis.
+  one: see the head of this file. Branches must treat examples independently, for structures are
+  evaluated side by side along the batch axis; `models.BatchNorm` does with stored statistics.
 
   >>> class TwoSites(Additive):
   ...   def setup(self):
@@ -252,6 +253,7 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
   Raises:
     UserError: for what is no additive module, or has fields without a hash.
   """
+  refuse_nnx(model, 'model')
   if isinstance(model, type) or not hasattr(model, 'init'):
     given = f'the class {model.__name__}' if isinstance(model, type) else repr(model)[:80]
     raise UserError(f'model {given}: expected an instance of an additive module')
@@ -287,6 +289,7 @@ def _sites_of(model):
       except AttributeError as error:
         text = str(error).rstrip('.')
         raise UserError(f'{type(module).__name__}: {text}; expected {part}, {role}') from error
+      refuse_nnx(value, part)
       if part == 'sites':
         sites.extend(read_sites(value))
 
@@ -334,27 +337,31 @@ class Parts:
     embed, readout: parameter trees (`ShapeDtypeStruct` leaves) of the ungated parts.
     sites: one tree per site.
     streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes.
+    stored: collections beside the parameters, the statistics of BatchNorms, of the whole model.
   """
 
   embed: PyTree
   sites: tuple[PyTree, ...]
   readout: PyTree
   streams: tuple[jax.ShapeDtypeStruct, ...]
+  stored: PyTree = dataclasses.field(default_factory=dict)
 
 
 def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
   """Returns what each part of `model` reads, by tracing its init on the shape of `x` [B, ...].
   Computes nothing."""
-  embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x)
+  stored: dict[str, Any] = {}
+  embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x, stored)
   trees, streams = [], [h]
   for i, site in enumerate(sites_of(model)):
     on = (True,) * len(site.names)
     run = lambda module, h, i=i, site=site, on=on: site.step(module.sites[i], h, on)
-    tree, h = _shapes(model, run, h)
+    tree, h = _shapes(model, run, h, stored)
     trees.append(tree)
     streams.append(h)
-  readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h)
-  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams))
+  readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h, stored)
+  statistics = {BATCH_STATS: unflatten_dict(stored)} if stored else {}
+  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics)
 
 
 def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[tuple[str, ...]]:
@@ -406,7 +413,10 @@ def _apply(
 
   def run(variables: PyTree, stream: Any, of_mode: Mapping[str, PRNGKeyArray]) -> Any:
     keys = {**of_mode, **(rngs or {})}
-    return model.apply(variables, stream, *others, method=method, rngs=keys or None, **flax)
+    options = {'method': method, 'rngs': keys or None, **flax}
+    mutable = options.pop('mutable', False)
+    apply = functools.partial(model.apply, variables, stream, *others, **options)
+    return run_of_batch(apply, mutable)
 
   return run_part(model, part, variables, run, stream, casts=casts)
 
@@ -423,13 +433,17 @@ def _whole(
   if of_mode and not isinstance(keys, Mapping | None):
     keys = {'params': keys}
   rngs = {'rngs': {**of_mode, **(keys or {})}} if of_mode else {}
-  return apply(variables, *args, **{**kwargs, **rngs})
+  options = {**kwargs, **rngs}
+  mutable = options.pop('mutable', False)
+  return run_of_batch(functools.partial(apply, variables, *args, **options), mutable)
 
 
 def _shapes(
-  model: nn.Module, function: Callable[[Any, Any], Any], value: Any
+  model: nn.Module, function: Callable[[Any, Any], Any], value: Any, stored: dict[str, Any]
 ) -> tuple[PyTree, Any]:
-  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes."""
+  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes; adds
+  its statistics to those by path."""
   run = lambda key, value: model.init_with_output(key, value, method=function)
   out, variables = jax.eval_shape(run, jax.random.key(0), value)
+  stored |= flatten_dict(variables.get(BATCH_STATS, {}))
   return variables.get('params', {}), out

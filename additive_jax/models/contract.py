@@ -22,6 +22,7 @@ from additive_jax.batches import Shapes, cached, named_leaves, num_examples
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, read_by, shape_of, sites_of
+from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
 from additive_jax.models.surrounding import PLAIN, in_mode, is_surrounded
 
 DECIDES_ON_VALUES = (
@@ -52,6 +53,8 @@ def reason(error: BaseException) -> str:
     without = "aj.models.Dropout, or deterministic=not self.has_rng('dropout')"
     return f'it draws random numbers, but must be deterministic without a key ({without}); {text}'
   if isinstance(error, flax.errors.ModifyScopeVariableError):
+    if BATCH_STATS in str(error):
+      return f'it changes stored statistics when it is judged: expected {ADVICE}; {text}'
     return f'it changes a variable, but must be a pure function of the parameters; {text}'
   if isinstance(error, flax.errors.ScopeParamNotFoundError | flax.errors.ScopeCollectionNotFound):
     return f'it reads what init did not create, so create every site at init; {text}'
@@ -94,8 +97,11 @@ def check_pool(
   if is_surrounded():
     return
   off = None if structure is None or all(structure) else structure
-  with in_mode(PLAIN):
+  stored = None if is_of_batch() or off else _described(variables, BATCH_STATS)
+  with in_mode(PLAIN), of_stored():
     _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
+    if stored is not None:
+      _check_statistics(model, *stored, _inputs(x), _floats())
 
 
 @cached(maxsize=4096)
@@ -109,6 +115,29 @@ def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
     params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     filled = _filled(model, {'params': params}, inputs, structure)
     _checked(model, *_described(filled), inputs, floats)
+
+
+@cached(maxsize=4096)
+def _check_statistics(model, form, leaves, inputs, floats) -> None:
+  """Raises `UserError` for stored statistics that are not those of the model."""
+  given = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+  if wrong := differences(given, _pool(model, inputs, floats).get(BATCH_STATS, {})):
+    raise UserError(
+      f'{BATCH_STATS} of {type(model).__name__} with {wrong}: expected the statistics of its '
+      "BatchNorms in the variables, {'params': pool, 'batch_stats': statistics}, as model.init, a "
+      'trainer or additive_jax.recalibrate gives them'
+    )
+
+
+def statistics_of(model: nn.Module, x: Inputs | jax.ShapeDtypeStruct) -> PyTree:
+  """Returns the shapes of the stored statistics of a model's BatchNorms; {} where it has none.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> statistics_of(model, jnp.ones((5, 6)))
+  {}
+  """
+  with in_mode(PLAIN), of_stored():
+    return _pool(model, _inputs(x), _floats()).get(BATCH_STATS, {})
 
 
 def _filled(model, variables, inputs, structure):
@@ -159,10 +188,10 @@ def _sizes_of(inputs: Shapes) -> str:
   return str(jax.tree.map(lambda leaf: leaf.shape, inputs))
 
 
-def _described(variables):
+def _described(variables, collection='params'):
   """Returns the form of a pool as a tree, and the shape and dtype of each leaf."""
   check_variables(variables)
-  leaves, form = jax.tree.flatten(flax.core.unfreeze(variables.get('params', {})))
+  leaves, form = jax.tree.flatten(flax.core.unfreeze(variables.get(collection, {})))
   leaves = [leaf if hasattr(leaf, 'dtype') else np.asarray(leaf) for leaf in leaves]
   return form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
@@ -177,14 +206,18 @@ def _pool(model, inputs, floats):
 
   try:
     variables = jax.eval_shape(model.init, key, inputs)
-  except Exception:
+  except Exception as error:
+    if 'use_running_average' in str(error):
+      raise UserError(
+        f'{type(model).__name__} has a BatchNorm that is not told when to use stored statistics: '
+        f'expected {ADVICE}'
+      ) from error
     _outputs(model, inputs, create)  # says which part does not fit, if that is why
     raise
-  for collection in sorted(set(variables) - {'params'}):
+  for collection in sorted(set(variables) - {'params', BATCH_STATS}):
     raise UserError(
       f'{type(model).__name__} has a collection {collection!r} beside its parameters: expected '
-      'parameters alone, which structures share (in place of BatchNorm LayerNorm, GroupNorm or '
-      'RMSNorm)'
+      f'parameters, which structures share, and the {BATCH_STATS} of BatchNorms alone'
     )
   return variables
 
@@ -193,7 +226,9 @@ def _pool(model, inputs, floats):
 def _checked(model, form, leaves, inputs, floats):
   """Returns the shape of the outputs, once everything fits."""
   params = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-  wanted = _pool(model, inputs, floats).get('params', {})
+  pool = _pool(model, inputs, floats)
+  wanted = pool.get('params', {})
+  stored = {BATCH_STATS: pool[BATCH_STATS]} if BATCH_STATS in pool else {}
   if wrong := differences(params, wanted):
     raise UserError(
       f'a pool for {type(model).__name__} on inputs {_sizes_of(inputs)} with {wrong}: '
@@ -202,7 +237,7 @@ def _checked(model, form, leaves, inputs, floats):
 
   def run(method, value):
     apply = lambda variables, value: model.apply(variables, value, method=method)
-    return jax.eval_shape(apply, {'params': params}, value)
+    return jax.eval_shape(apply, {'params': params, **stored}, value)
 
   return _outputs(model, inputs, run)
 

@@ -136,9 +136,13 @@ def _ends(model: nn.Module, shapes: Parts, x: Shapes) -> tuple[Program, Program]
   """Returns embed and readout."""
   of = type(model).__name__
   return (
-    _program(lambda v, x: embed(model, v, x), shapes.embed, x, f'the embedding of {of}'),
+    _program(lambda v, x: embed(model, v, x), shapes, shapes.embed, x, f'the embedding of {of}'),
     _program(
-      lambda v, h: readout(model, v, h), shapes.readout, shapes.streams[-1], f'the readout of {of}'
+      lambda v, h: readout(model, v, h),
+      shapes,
+      shapes.readout,
+      shapes.streams[-1],
+      f'the readout of {of}',
     ),
   )
 
@@ -153,13 +157,16 @@ def _site(model: nn.Module, index: int, site: Site, shapes: Parts) -> list[Progr
   for inner in ((False,) * count, *alone, (True,) * count):
     if inner not in programs:
       run = lambda v, h, inner=inner: update(model, v, index, h, inner)
-      programs[inner] = _program(run, tree, h, of)
+      programs[inner] = _program(run, shapes, tree, h, of)
   return [programs[inner] for inner in ((False,) * count, *alone, (True,) * count)]
 
 
-def _program(function: Callable[..., Any], params: PyTree, value: Shapes, of: str) -> Program:
-  """Returns what `function({'params': params}, value)` costs, of which `of` is the name."""
-  traced = jax.jit(function).trace({'params': params}, value)
+def _program(
+  function: Callable[..., Any], shapes: Parts, params: PyTree, value: Shapes, of: str
+) -> Program:
+  """Returns what `function(variables, value)` costs with these parameters; `of` is its name."""
+  run = lambda params, stored, value: function({'params': params, **stored}, value)
+  traced = jax.jit(run).trace(params, shapes.stored, value)
   program = traced.jaxpr.jaxpr
   _, used = dce_jaxpr(program, [True] * len(program.outvars))
   read = {path for path, is_read in zip(_sizes(params), used) if is_read}

@@ -91,6 +91,7 @@ def read_sites(modules: Sequence[nn.Module]) -> tuple[Site, ...]:
     raise UserError(f'sites that are a {type(modules).__name__}: expected a list of submodules')
   sites, start = [], 0
   for module in modules:
+    refuse_nnx(module, f'site {len(sites)}')
     if not isinstance(module, nn.Module):
       raise UserError(
         f'site {len(sites)}, a {type(module).__name__}: expected a flax.linen.Module made in setup'
@@ -105,6 +106,25 @@ def read_sites(modules: Sequence[nn.Module]) -> tuple[Site, ...]:
     sites.append(site)
     start += len(site.names)
   return tuple(sites)
+
+
+def refuse_nnx(module: Any, role: str) -> None:
+  """Raises `UserError` for a module of Flax NNX, which holds its parameters itself, so that they
+  would be no part of a pool.
+
+  >>> from flax import nnx
+  >>> refuse_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), 'embed')
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: embed is a Linear of flax.nnx: expected a module of flax.linen, as
+  flax.nnx.bridge.to_linen(Linear, *arguments, name=...) makes it
+  """
+  kind = type(module)
+  is_nnx = any(base.__module__.startswith('flax.nnx') for base in kind.__mro__)
+  if is_nnx and not isinstance(module, nn.Module):
+    raise UserError(
+      f'{role} is a {kind.__name__} of flax.nnx: expected a module of flax.linen, as '
+      f'flax.nnx.bridge.to_linen({kind.__name__}, *arguments, name=...) makes it'
+    )
 
 
 def wrong_gates(gates: Any) -> str | None:

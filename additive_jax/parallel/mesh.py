@@ -93,6 +93,44 @@ def make_mesh(
   return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:used])
 
 
+def exact_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns the mesh of these sizes, on the first devices.
+
+  >>> dict(exact_mesh({'fsdp': 4}).shape)
+  {'structure': 1, 'data': 1, 'fsdp': 4}
+
+  Args:
+    sizes: devices along `structure` and `data`, 1 if not given, and along axes over which one
+      network is spread.
+    devices: in order; None is all of them.
+
+  Raises:
+    UserError: for an unknown axis, a size below 1, or fewer devices.
+  """
+  known = (STRUCTURE, DATA, *SPREAD)
+  for name, size in sizes.items():
+    if name not in known:
+      raise UserError(f'axis {name!r} of a mesh: expected one of {", ".join(known)}')
+    if not isinstance(size, int) or size < 1:
+      raise UserError(f'{size} devices along {name}: expected a whole number, at least 1')
+  axes = {STRUCTURE: 1, DATA: 1} | dict(sizes)
+  axes = {
+    name: axes[name] for name in known if name in axes and (name in known[:2] or axes[name] > 1)
+  }
+  devices = list(jax.devices() if devices is None else devices)
+  count = math.prod(axes.values())
+  if count > len(devices):
+    host = ''
+    if devices[0].platform == 'cpu':
+      host = f"; on CPU call jax.config.update('jax_num_cpu_devices', {count}) before anything else"
+    raise UserError(
+      f'a mesh of {" × ".join(map(str, axes.values()))} devices: expected at most {len(devices)}, '
+      f'the {devices[0].platform} devices here{host}'
+    )
+  types = (AxisType.Auto,) * len(axes)
+  return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices[:count])
+
+
 def _most_places(num_structures: int, batch_size: int, places: int) -> tuple[int, int]:
   """Returns the sizes of `structure` and `data` that fill the most places, and of such sizes those
   with the longest `structure`."""

@@ -47,7 +47,7 @@ from additive_jax.parallel.mesh import DATA, PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.staging import Staged, pool_specs, stack, staging
 
-Objective = Callable[[Any, Any], Any]
+MeanLoss = Callable[[Any, Any], Any]
 
 
 def run_ticks(
@@ -156,7 +156,7 @@ def _run_sites(
 def loss(
   model: nn.Module,
   pipeline: Pipeline,
-  objective: Objective,
+  mean_loss: MeanLoss,
   params: Staged,
   bits: Bool[Array, 'n'],
   x: Inputs,
@@ -172,7 +172,7 @@ def loss(
   loss: `gradients.averaged_gradient` divides by P.
 
   Args:
-    objective: from outputs and targets to losses and more; see `run.objectives`.
+    mean_loss: from outputs and targets of a microbatch to its loss, of which the mean is taken.
     params, bits, x, scales, around: as for `run_ticks`.
     y: targets [B, ...], or a pytree of them.
 
@@ -182,7 +182,7 @@ def loss(
   targets = _microbatches(y, pipeline)
 
   def finish(outputs: Logits, number: Int[Array, '']) -> Float[Array, '']:
-    return objective(outputs, rows(targets, number))[0].mean()
+    return mean_loss(outputs, rows(targets, number))
 
   options: dict[str, Any] = {'scales': scales, 'around': around}
   values, worked = run_ticks(model, pipeline, params, x, bits, finish, **options)

@@ -39,7 +39,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import workers
 from additive_jax.parallel.mesh import PIPE
-from additive_jax.parallel.pipeline import Objective
+from additive_jax.parallel.pipeline import MeanLoss
 from additive_jax.parallel.pipeline_schedule import Pipeline, bubble, microbatches
 from additive_jax.parallel.staging import pool_specs
 
@@ -105,7 +105,7 @@ class BubbleReport:
 
 def measure_bubble(
   model: nn.Module,
-  objective: Objective,
+  mean_loss: MeanLoss,
   pipeline: Pipeline,
   variables: PyTree,
   x: Inputs,
@@ -122,7 +122,7 @@ def measure_bubble(
 
   Args:
     model: an additive model whose sites `staging` can cut into alike stages.
-    objective: from outputs and targets to losses and more; see `run.objectives`.
+    mean_loss: from outputs and targets to a batch's mean loss, such as that of a `Task`.
     pipeline: how sites and batch are cut.
     variables: `{'params': pool}`.
     x, y: a batch, [B, ...].
@@ -147,7 +147,7 @@ def measure_bubble(
   around = functools.partial(_timed, clock)
 
   def loss(params: PyTree, bits: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    return pipeline_.loss(model, pipeline, objective, params, bits, x, y, around=around)
+    return pipeline_.loss(model, pipeline, mean_loss, params, bits, x, y, around=around)
 
   placed = pipeline_.place_pool(model, variables, mesh, pipeline, x)['params']
   batch = mesh_.replicate((bits, x, y), mesh)

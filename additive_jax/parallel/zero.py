@@ -174,6 +174,11 @@ class Storage:
     self._init = jax.jit(first, out_shardings=self.shardings)
 
   @property
+  def zero(self) -> bool:
+    """Whether what is kept is split over all axes of the mesh."""
+    return self._zero
+
+  @property
   def packs(self) -> bool:
     """Whether what is kept has another form than the optimizer's own."""
     return bool(self._joined)

@@ -12,9 +12,7 @@ import pandas as pd
 
 from additive_jax.report import statistics
 
-SCORES = ('loss', 'accuracy')
-# The first columns of a table of structures, in every experiment.
-FIRST = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
+SCORES = ('loss', 'accuracy')  # of a classification
 
 
 def with_interval(name: str, values: Iterable[float]) -> dict[str, float]:
@@ -61,24 +59,28 @@ def compare(
   return pd.DataFrame(rows)
 
 
-def structures_first(table: pd.DataFrame) -> pd.DataFrame:
+def structures_first(table: pd.DataFrame, scores: Sequence[str] = SCORES) -> pd.DataFrame:
   """Returns a table of structures in the order of its ranks, by default those of its losses, with
-  the columns `FIRST` in front."""
+  the columns in front that every experiment has: the structure, its scores, costs and rank."""
   if 'rank' not in table:
     table = table.assign(rank=statistics.rank(table['loss'].to_numpy()))
   table = table.iloc[np.argsort(table['rank'], kind='stable')].reset_index(drop=True)
-  return table[FIRST + [column for column in table if column not in FIRST]]
+  first = ['structure', *scores, 'loss_ci95', 'flops', 'params', 'rank']
+  return table[first + [column for column in table if column not in first]]
 
 
-def arms_as_structures(variants: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+def arms_as_structures(
+  variants: pd.DataFrame, structures: Sequence[str], scores: Sequence[str] = SCORES
+) -> pd.DataFrame:
   """Returns the table of structures of a study whose arms are one structure each.
 
   Args:
     variants: a row for each arm, see `compare`.
     structures: of the arms, in the same order.
+    scores: the columns of loss and metrics.
   """
-  columns = ['variant', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params']
-  return structures_first(variants[columns].assign(structure=list(structures)))
+  columns = ['variant', *scores, 'loss_ci95', 'flops', 'params']
+  return structures_first(variants[columns].assign(structure=list(structures)), scores)
 
 
 def figures(variants: pd.DataFrame, baseline: str) -> dict[str, dict[str, Any]]:

@@ -67,6 +67,37 @@ def plain(name: str) -> str:
   return str(name).replace('_', ' ')
 
 
+SCORES = {
+  'r2': 'R²',
+  'mae': 'mean absolute error',
+  'rmse': 'root mean squared error',
+  'f1': 'F1',
+  'f1_macro': 'macro F1',
+  'f1_micro': 'micro F1',
+}
+SHARES = ('accuracy', 'exact_match', 'f1', 'f1_macro', 'f1_micro')
+
+
+def score_name(score: str) -> str:
+  """Returns what a loss or metric is called.
+
+  >>> score_name('r2'), score_name('exact_match')
+  ('R²', 'exact match')
+  """
+  return SCORES.get(score, plain(score))
+
+
+def difference(score: str, value: float, half_width: float) -> str:
+  """Returns a difference in a score with its margin; of shares in points, hundredths.
+
+  >>> difference('accuracy', -0.0123, float('nan')), difference('mae', 0.5, float('nan'))
+  ('−1.23 points', '+0.5000')
+  """
+  if score in SHARES or score.startswith('top'):
+    return with_margin(100 * value, 100 * half_width, '+.2f', ' points')
+  return with_margin(value, half_width)
+
+
 def short_names(names: Iterable[str]) -> list[str]:
   """Returns gate names without the ending that all share.
 

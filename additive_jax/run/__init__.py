@@ -2,6 +2,7 @@
 
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.ways import (
   chosen,
   conditional,
@@ -19,6 +20,7 @@ __all__ = [
   'evaluate_structures',
   'gathered',
   'masked',
+  'recalibrate',
   'routed',
   'sampled',
   'shared_prefix',

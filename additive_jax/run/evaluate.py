@@ -1,11 +1,13 @@
-"""Loss and accuracy of many structures of one pool."""
+"""Loss and metrics of many structures of one pool."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import threading
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,17 +20,14 @@ from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
-from additive_jax.models.contract import check_pool
+from additive_jax.models.contract import check_pool, statistics_of
 from additive_jax.parallel import processes, workers
-from additive_jax.run import prefix
-from additive_jax.run.objectives import (
-  Objective,
-  check_objective,
-  expected_of,
-  is_ours,
-  objective_of,
-  scores_of,
-)
+from additive_jax.run import prefix, recalibration
+from additive_jax.run.expected import check_task, expected_of
+from additive_jax.run.objectives import LossFunction
+from additive_jax.run.tasks import LOSS, Task, task_of
+
+log = logging.getLogger('additive_jax')
 
 # Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
 # cache.
@@ -40,16 +39,45 @@ DEFAULT_SLOT_BYTES = 2**30
 MOST_ROUNDS = 64
 
 
-class Evaluation(NamedTuple):
-  """Means over the examples, in the order of the structures.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Loss and metrics of S structures over all examples, in the order of the structures.
 
-  >>> evaluation = Evaluation(loss=np.array([0.9, 0.4]), accuracy=np.array([0.6, 0.8]))
-  >>> int(evaluation.loss.argmin())
-  1
+  >>> evaluation = Evaluation(np.array([0.9, 0.4]), {'accuracy': np.array([0.6, 0.8])})
+  >>> int(evaluation.loss.argmin()), float(evaluation.accuracy[1])
+  (1, 0.8)
+  >>> list(evaluation.scores)
+  ['loss', 'accuracy']
+
+  Attributes:
+    loss: the mean over what counts.
+    metrics: of the task, by name, the first one its headline.
   """
 
   loss: Float[np.ndarray, 'S']
-  accuracy: Float[np.ndarray, 'S']
+  metrics: dict[str, Float[np.ndarray, 'S']] = dataclasses.field(default_factory=dict)
+
+  @property
+  def scores(self) -> dict[str, Float[np.ndarray, 'S']]:
+    """Loss and metrics by name."""
+    return {LOSS: self.loss, **self.metrics}
+
+  @property
+  def accuracy(self) -> Float[np.ndarray, 'S']:
+    """The metric of that name.
+
+    Raises:
+      AttributeError: for a task without it.
+    """
+    if 'accuracy' not in self.metrics:
+      known = ', '.join(self.metrics) or 'none'
+      raise AttributeError(f'no accuracy in this evaluation: its metrics are {known}')
+    return self.metrics['accuracy']
+
+  @classmethod
+  def of(cls, scores: Mapping[str, Any]) -> Evaluation:
+    """Returns the evaluation with these scores."""
+    return cls(scores[LOSS], {name: values for name, values in scores.items() if name != LOSS})
 
 
 def evaluate_structures(
@@ -58,63 +86,101 @@ def evaluate_structures(
   batch: Any,
   structures: Iterable[StructureLike] | None = None,
   *,
-  task: str | Objective = 'classification',
+  task: str | Task | LossFunction = 'classification',
+  loss: str | LossFunction = '',
+  metrics: Sequence[Any] | None = None,
   batch_size: int = 256,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
+  recalibrate: Any = None,
 ) -> Evaluation:
-  """Returns loss and accuracy of structures by shared-prefix evaluation: structures that agree on
+  """Returns loss and metrics of structures by shared-prefix evaluation: structures that agree on
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
   nothing, whatever the structures. Examples go through in other batches than they came in, so a
-  model must not mix them (as batch norm does): `testing.check_model` checks that, this does not.
+  model must not mix them: `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
-    batch: (x [N, ...], y [N, ...]), any number of examples, each an array or a pytree of arrays;
-      or a split that fits in memory.
+    batch: (x [N, ...], y [N, ...]), y maybe `data.Weighted`; or a split in memory.
     structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
       integer order.
-    task: 'classification', 'language' or 'regression', or a function from outputs [B, ...] and
-      targets [B, ...] to loss [B] and accuracy [B] as in `objectives`.
+    task: a name or a `Task`, see `tasks`, or a loss of your own.
+    loss, metrics: in place of the task's.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
+    recalibrate: for networks with BatchNorms, examples of the training split by which each
+      structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
+      stored ones, which are those of all-on, and warns. Structures are then judged one by one.
 
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
       the model, inputs are not finite, labels, tokens or targets are not what the task and the
-      model take, or a function gives no pair of [B].
+      model take, nothing counts, or a function gives something else than expected.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
   >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
   (8,)
   """
-  x, y = jax.tree.map(np.asarray, as_batch(batch))
-  count = num_examples(x)
-  if count != num_examples(y) or not count:
-    given = f'{count} inputs and {num_examples(y)} targets'
-    raise UserError(f'{given}: expected the same number, at least one')
-  batch_size = checked_size(batch_size, 'batch_size')
+  x, y, count = _examples(batch)
+  batch_size = min(checked_size(batch_size, 'batch_size'), count)
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  check_pool(model, variables, rows(x, slice(batch_size)))
-  objective = objective_of(task)
-  expected_of(model, task, rows(x, slice(1))).check(x, y, 'batch')
-  check_objective(model, objective, rows(x, slice(1)), y, min(batch_size, count))
+  if recalibrate is None:
+    check_pool(model, variables, rows(x, slice(batch_size)))
+    _warn_of_stored(model, rows(x, slice(1)), bits)
+  chosen = task_of(task, loss, metrics)
+  facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
-    return Evaluation(np.zeros(0), np.zeros(0))
+    return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   devices = workers.workers(devices)
-  batch_size = min(batch_size, count)
-  tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
-  program = _program(model, objective, tile, devices[0].platform)
-  sums = _sums(program, variables, (x, y), batch_size, plans, devices)
-  loss, accuracy = sums[inverse.reshape(-1)].T / count
-  return Evaluation(loss, accuracy)
+
+  def judged(bits, variables):
+    tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
+    program = _program(model, chosen, tile, devices[0].platform)
+    return _sums(program, variables, (x, y), batch_size, plans, devices)
+
+  if recalibrate is None:
+    sums = judged(bits, variables)
+  else:
+    each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
+    sums = [np.concatenate(parts) for parts in zip(*(judged(row[None], own) for row, own in each))]
+  return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+
+def _examples(batch):
+  """Returns x and y in NumPy, and how many examples they are."""
+  x, y = jax.tree.map(np.asarray, as_batch(batch))
+  count, targets = num_examples(x), num_examples(y)
+  if count != targets or not count:
+    raise UserError(f'{count} inputs and {targets} targets: expected the same number, at least one')
+  return x, y, count
+
+
+def _facts(model, task, batch, batch_size):
+  """Checks examples and task, and returns what the task's scores need to know of all targets."""
+  x, y = batch
+  expected_of(model, task, rows(x, slice(1))).check(x, y, 'batch')
+  check_task(model, task, rows(x, slice(batch_size)), y)
+  return task.facts(y)
+
+
+def _warn_of_stored(model, x, bits):
+  """Warns where structures are judged by statistics that are not theirs."""
+  others = int((~bits.all(1)).sum())
+  if others and statistics_of(model, x):
+    log.warning(
+      '%s has BatchNorms, and structures (%d) are judged by stored statistics, which are those of '
+      'all-on unless additive_jax.recalibrate gave them: recalibrate=(training examples) gives '
+      'each its own',
+      type(model).__name__,
+      others,
+    )
 
 
 def _plans(model, x, bits, devices, memory_limit):
@@ -134,30 +200,33 @@ def _plans(model, x, bits, devices, memory_limit):
 
 
 def _sums(program, variables, batch, batch_size, plans, devices):
-  """Returns the sums of loss and accuracy of each structure over all examples, [S, 2]."""
-  x, y = batch
+  """Returns the sums of `Task.statistics` of each structure over all examples, each [S, K]."""
   placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
   compiled = set()
 
   def work(job, device):
     start, number = job
-    piece = jax.device_put(_padded(x, y, start, batch_size), device)
-    call = lambda plan: np.asarray(program(placed[device], *piece, jax.device_put(plan, device)))
+    piece = jax.device_put(_padded(batch, start, batch_size), device)
+    call = lambda plan: jax.device_get(
+      program(placed[device], *piece, jax.device_put(plan, device))
+    )
     with compiling[device]:  # else every thread would compile the same program
       if device not in compiled:
         call(jax.tree.map(np.zeros_like, plans[0]))
         compiled.add(device)
     return call(plans[number])
 
-  starts = range(0, num_examples(x), batch_size)
+  starts = range(0, num_examples(batch), batch_size)
   jobs = [(start, number) for start in starts for number in range(len(plans))]
   results = dict(workers.spread(jobs, work, devices))
   # Added up in this order whoever was first, so that the sum is the same each time.
-  sums = [np.zeros((int(plan.size), 2)) for plan in plans]
+  sums: list[list[Any]] = [[0.0] * len(results[jobs[0]]) for _ in plans]
   for start, number in jobs:
-    sums[number] += results[start, number][: len(sums[number])]
-  return np.concatenate(sums)
+    size = int(plans[number].size)
+    for k, part in enumerate(results[start, number]):
+      sums[number][k] = sums[number][k] + part[:size].astype(np.float64)
+  return [np.concatenate(parts) for parts in zip(*sums)]
 
 
 def as_batch(batch: Any) -> tuple[Any, Any]:
@@ -183,38 +252,42 @@ def evaluate_one(
   batch: tuple[PyTree[Shaped[Array, 'N ...']], PyTree[Shaped[Array, 'N ...']]],
   structure: Bool[Array, 'n'],
   *,
-  objective: Objective,
+  task: Task,
   batch_size: int = 512,
-) -> Float[Array, '2']:
-  """Returns the mean loss and accuracy of one traced structure, inside a compiled program.
+) -> tuple[Float[Array, '_'], ...]:
+  """Returns the sums of `Task.statistics` of one traced structure over all examples, inside a
+  compiled program; `Task.finish` makes loss and metrics of them.
 
   Args:
     batch: inputs and targets on the device.
-    objective: see `objectives`.
+    task: see `tasks`.
     batch_size: examples that are evaluated together.
 
-  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
-  >>> x, y = jnp.ones((5, 6)), jnp.zeros(5, int)
-  >>> judge = functools.partial(evaluate_one, model, objective=objective_of('classification'))
+  >>> model, task = aj.models.MLP(2, width=4, hidden=8, num_classes=3), Task('regression')
+  >>> x, y = jnp.ones((5, 6)), jnp.arange(15.0).reshape(5, 3)
+  >>> judge = jax.jit(functools.partial(evaluate_one, model, task=task))
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
-  >>> jax.jit(judge)(pool, (x, y), jnp.array([True, False])).shape
-  (2,)
+  >>> list(task.finish(judge(pool, (x, y), jnp.array([True, False])), task.facts(y)))
+  ['loss', 'r2', 'mae']
   """
   count = num_examples(batch)
   batch_size = min(batch_size, count)
   pieces = -(-count // batch_size)
   # The last piece starts early instead of being padded; the examples it repeats have no weight.
   starts = jnp.minimum(jnp.arange(pieces) * batch_size, count - batch_size)
+  sizes: list[int] = []
 
   def piece(start):
-    cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, batch_size)
+    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size)
     x, y = jax.tree.map(cut, batch)
-    outputs = run.conditional(model, variables, x, structure)
-    return jnp.stack(scores_of(objective, outputs, y))
+    parts = task.statistics(run.conditional(model, variables, x, structure), y)
+    sizes[:] = [part.shape[-1] for part in parts]
+    return jnp.concatenate(parts, axis=-1).T
 
   values = jax.lax.map(piece, starts)
   fresh = starts[:, None] + jnp.arange(batch_size) >= jnp.arange(pieces)[:, None] * batch_size
-  return jnp.where(fresh[:, None], values, 0).sum((0, 2)) / count
+  sums = jnp.where(fresh[:, None], values, 0).sum((0, 2))
+  return tuple(jnp.split(sums, np.cumsum(sizes)[:-1]))
 
 
 def _rounds(slots, share, num_sites):
@@ -242,32 +315,30 @@ def _power(number):
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model, objective, tile, platform):
-  own = jax.vmap(functools.partial(scores_of, objective), in_axes=(0, None))
-  judge = objective if is_ours(objective) else own
+def _program(model, task, tile, platform):
+  judge = jax.vmap(task.statistics, in_axes=(0, None))
 
-  def evaluate(variables, x, y, weight, plan):
+  def evaluate(variables, x, y, fresh, plan):
+    sizes = []
+
     def finish(outputs):
-      loss, accuracy = judge(outputs, y)
-      if loss.ndim != 2:
-        raise UserError(
-          f'losses {loss.shape[1:]} of outputs {outputs.shape[1:]} and targets {y.shape}: expected '
-          "one per example; for text, task='language'"
-        )
-      values = jnp.stack((loss, accuracy), axis=-1)  # [W, B, 2]
-      return jnp.where(weight[:, None] > 0, values, 0).sum(1)
+      parts = judge(outputs, y)
+      sizes[:] = [part.shape[-1] for part in parts]
+      values = jnp.concatenate(parts, axis=-1)  # [W, B, K]
+      return jnp.where(fresh[:, None] > 0, values, 0).sum(1)
 
-    return prefix.run_plan(model, variables, x, plan, finish, tile=tile)
+    sums = prefix.run_plan(model, variables, x, plan, finish, tile=tile)
+    return tuple(jnp.split(sums, np.cumsum(sizes)[:-1], axis=-1))
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(evaluate, compiler_options=options)
 
 
-def _padded(x, y, start, batch_size):
+def _padded(batch, start, batch_size):
   """Returns a batch of examples, filled up with the last one, and which of them count."""
-  x, y = rows((x, y), slice(start, start + batch_size))
-  count = num_examples(x)
+  batch = rows(batch, slice(start, start + batch_size))
+  count = num_examples(batch)
   missing = batch_size - count
-  weight = np.r_[np.ones(count, np.float32), np.zeros(missing, np.float32)]
+  fresh = np.r_[np.ones(count, np.float32), np.zeros(missing, np.float32)]
   pad = lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) if missing else a
-  return *jax.tree.map(pad, (x, y)), weight
+  return *jax.tree.map(pad, batch), fresh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,8 @@ from jaxtyping import Bool, Int, PyTree, Shaped
 from additive_jax.batches import num_examples, rows
 from additive_jax.parallel import processes
 from additive_jax.run import ways
-from additive_jax.run.objectives import expected_of, scores_of
+from additive_jax.run.expected import check_task, expected_of
+from additive_jax.run.tasks import Task, added_up
 
 BATCH = 32  # examples whose choices are looked at together
 
@@ -24,14 +24,13 @@ class Inspection:
   """What a trained network with routers does with N examples.
 
   Attributes:
-    loss, accuracy: means over the examples.
+    scores: loss and metrics over the examples, by name.
     facts: by site, means over the whole batches.
     chosen: numbers of what each token chose at each site; None where nothing is chosen.
     on: which tokens were computed; None for all.
   """
 
-  loss: float
-  accuracy: float
+  scores: dict[str, float]
   facts: dict[str, Any]
   chosen: Int[np.ndarray, 'examples tokens sites choices'] | None
   on: Bool[np.ndarray, 'examples tokens sites'] | None
@@ -39,7 +38,7 @@ class Inspection:
 
 def inspect(
   model: Any,
-  objective: Callable[..., Any],
+  task: Task,
   variables: PyTree,
   batch: tuple[PyTree[Shaped[np.ndarray, 'N ...']], PyTree[Shaped[np.ndarray, 'N ...']]],
 ) -> Inspection:
@@ -50,47 +49,44 @@ def inspect(
 
   Args:
     model: with routers.
-    objective: from outputs and targets to loss and accuracy, see `objectives`.
+    task: see `tasks`.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]).
 
   Two texts of four tokens, each of which chose one of four experts in the one layer:
 
   >>> from additive_jax.models import Experts, Transformer
-  >>> from additive_jax.run.objectives import language
   >>> model = Transformer(1, 8, 2, 16, 3, num_tokens=5, causal=True, routing=Experts(4, top_k=1))
   >>> x = np.zeros((2, 4), np.uint8)
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
-  >>> inspection = inspect(model, language, pool, (x, x))
+  >>> inspection = inspect(model, Task('language'), pool, (x, x))
   >>> inspection.chosen.shape, list(inspection.facts)
   ((2, 4, 1, 1), ['block_00__mlp'])
   """
-  x, y = batch
-  expected = expected_of(model, objective, rows(x, slice(1)))
-  x, y = jax.tree.map(np.asarray, (x, y))
+  expected = expected_of(model, task, rows(batch[0], slice(1)))
+  x, y = jax.tree.map(np.asarray, batch)
   expected.check(x, y, 'batch')
   count = num_examples(x)
   size = min(BATCH, count)
+  check_task(model, task, rows(x, slice(size)), y)
   numbers = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
   keys = jax.random.split(jax.random.key(0), len(numbers))
-  look = functools.partial(_look, model, objective, variables)
+  look = functools.partial(_look, model, task, variables)
   parts = [processes.to_host(look(*rows((x, y), n), key)) for n, key in zip(numbers, keys)]
-  loss, accuracy = (
-    float(np.concatenate([scores[i] for scores, *_ in parts])[:count].mean(dtype=np.float64))
-    for i in range(2)
-  )
+  statistics = zip(*(statistics for statistics, *_ in parts))
+  sums = added_up([np.concatenate(part)[:count] for part in statistics])
+  scores = {name: float(value) for name, value in task.finish(sums, task.facts(y)).items()}
   whole_facts = [facts for _, facts, _ in parts[: count // size]]
   facts = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *whole_facts)
   choices = [sites for *_, sites in parts]
-  return Inspection(
-    loss, accuracy, facts, _joined(choices, 'indices', count), _joined(choices, 'on', count)
-  )
+  indices, on = (_joined(choices, field, count) for field in ('indices', 'on'))
+  return Inspection(scores, facts, indices, on)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _look(model, objective, variables, x, y, key):
+def _look(model, task, variables, x, y, key):
   outputs, facts, chosen = ways.chosen(model, variables, x, key)
-  return scores_of(objective, outputs, y, by_token=True), facts, chosen
+  return task.statistics(outputs, y), facts, chosen
 
 
 def _joined(choices, field, count):

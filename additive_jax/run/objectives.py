@@ -1,118 +1,252 @@
-"""Objectives that a network is trained for and judged by: loss and accuracy of each example.
+"""Losses by name: functions from outputs [B, ..., C] and targets [B, ...] to the loss of each
+example, or of each token, label or target of it.
 
-An objective takes outputs [B, ...] and targets [B, ...], and returns a pair (loss, accuracy), each
-of shape [B]. One of your own sees just that, wherever it is used:
-
->>> def absolute(outputs, y):  # outputs [B, 1], y [B]
-...   loss = jnp.abs(outputs[:, 0] - y)
-...   return loss, loss < 0.5
->>> model, x = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=1), np.ones((5, 6))
->>> variables = jax.jit(model.init)(jax.random.key(0), x)
->>> aj.evaluate_structures(model, variables, (x, np.zeros(5)), task=absolute).loss.shape
-(4,)
-
-Where it is trained for, its loss may also be of each token, [B, T] of outputs [B, T, C]. The
-objectives here take leading axes of structures too.
+One of your own is such a function. Losses are of float32, and no means: `Task` takes them, over
+what counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Num, PyTree, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
-from additive_jax.batches import is_array, shapes_of
-from additive_jax.data import Expected
 from additive_jax.errors import UserError
-from additive_jax.models.additive import Inputs
-from additive_jax.models.contract import check_network
 
 Outputs = Float[Array | np.ndarray, '...']
-Targets: TypeAlias = PyTree[Shaped[Array | np.ndarray, '...']]
-Scores = tuple[Float[Array, '...'], Float[Array, '...']]
-Objective = Callable[[Any, Any], Scores]
+Targets = Shaped[Array | np.ndarray, '...']
+Losses = Float[Array, '...']
+LossFunction = Callable[[Any, Any], Any]
 
 
-def classification(outputs: Outputs, y: Targets) -> Scores:
-  """Returns the cross-entropy in nats, and 1 where the label's logit is larger than every other.
+def is_soft(y: Any) -> bool:
+  """Returns whether targets are shares of classes [B, C], as of mixed examples, and no labels.
 
-  Args:
-    outputs: logits [..., B, C].
-    y: labels, int [B].
-
-  >>> loss, accuracy = classification(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0]))
-  >>> print(np.asarray(loss).round(3), accuracy)
-  [0.693 0.313] [0. 1.]
+  >>> is_soft(np.array([1, 0])), is_soft(np.array([[0.25, 0.75]]))
+  (False, True)
   """
-  y = jnp.broadcast_to(y.astype(jnp.int32), outputs.shape[:-1])
-  loss = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
-  # An argmax takes ten times as long on CPU, where it is not vectorised.
-  labelled = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
-  others = jnp.where(jnp.arange(outputs.shape[-1]) == y[..., None], -jnp.inf, outputs).max(-1)
-  return loss, (labelled > others).astype(jnp.float32)
+  return jnp.issubdtype(y.dtype, jnp.floating)
 
 
-def language(outputs: Outputs, y: Targets) -> Scores:
-  """Returns cross-entropy in nats and next-token accuracy, averaged over each example's tokens.
+def labels_of(y: Targets) -> Integer[Array | np.ndarray, '...']:
+  """Returns labels as integers; of shares of classes, the class with the largest."""
+  return y.argmax(-1) if is_soft(y) else y.astype(np.int32)
 
-  Args:
-    outputs: logits [..., B, T, C].
-    y: next tokens, int [B, T].
 
-  >>> print(np.asarray(language(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3)))[0]).round(3))
-  [1.386 1.386]
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+  """Cross-entropy in nats of softmax(outputs): of labels [B], or [B, T] of text; or of shares of
+  classes [B, C], which are floats.
+
+  >>> loss = CrossEntropy()(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0]))
+  >>> print(np.asarray(loss).round(3))
+  [0.693 0.313]
+
+  Attributes:
+    label_smoothing: the share ε of each target that is spread evenly over all classes. Source:
+      Szegedy et al. 2015 (arXiv:1512.00567), section 7.
   """
-  loss, accuracy = classification(outputs, y)
-  return loss.mean(-1), accuracy.mean(-1)
+
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    if not 0 <= self.label_smoothing < 1:
+      raise UserError(f'label_smoothing {self.label_smoothing}: expected a share in [0, 1)')
+
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
+    """Returns the loss of each example or token."""
+    if is_soft(y):
+      check_shapes(outputs, y, 'shares of classes')
+      return optax.softmax_cross_entropy(outputs, optax.smooth_labels(y, self.label_smoothing))
+    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, labels_of(y))
+    if not self.label_smoothing:
+      return loss
+    even = jax.nn.logsumexp(outputs, axis=-1) - outputs.mean(-1)
+    return (1 - self.label_smoothing) * loss + self.label_smoothing * even
 
 
-def regression(outputs: Outputs, y: Targets) -> Scores:
-  """Returns the squared error of standardised targets, and one minus it, whose mean is the
-  coefficient of determination R².
+@dataclasses.dataclass(frozen=True)
+class SigmoidCrossEntropy:
+  """Cross-entropy in nats of sigmoid(outputs) and labels 0 or 1, or shares between: of each label,
+  y [B, C]; or of one, outputs [B, 1] and y [B].
 
-  Args:
-    outputs: predictions [..., B, C].
-    y: targets with unit variance over the training set, float [B, C].
-
-  Raises:
-    UserError: when their shapes differ, such as targets [B] for predictions [B, 1].
-
-  >>> print(*regression(jnp.ones((2, 1)), jnp.array([[1.0], [0.5]])))
-  [0.   0.25] [1.   0.75]
+  >>> loss = SigmoidCrossEntropy()(jnp.array([[0.0, 2.0]]), jnp.array([[1, 0]]))
+  >>> print(np.asarray(loss).round(3))
+  [[0.693 2.127]]
   """
-  if outputs.shape[-y.ndim :] != y.shape:
+
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
+    """Returns the loss of each label."""
+    outputs = one_output(outputs, y)
+    check_shapes(outputs, y, 'labels')
+    return optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Squared:
+  """Squared error of each target, y [B, C].
+
+  >>> print(Squared()(jnp.ones((2, 1)), jnp.array([[1.0], [0.5]])).tolist())
+  [[0.0], [0.25]]
+  """
+
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
+    """Returns the loss of each target.
+
+    Raises:
+      UserError: when shapes differ, such as of targets [B] for predictions [B, 1].
+    """
+    check_shapes(outputs, y, 'targets')
+    return jnp.square(outputs - y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Absolute:
+  """Absolute error of each target, y [B, C].
+
+  >>> print(Absolute()(jnp.ones((2, 1)), jnp.array([[1.0], [0.5]])).tolist())
+  [[0.0], [0.5]]
+  """
+
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
+    """Returns the loss of each target; errors as of `Squared`."""
+    check_shapes(outputs, y, 'targets')
+    return jnp.abs(outputs - y)
+
+
+@dataclasses.dataclass(frozen=True)
+class Huber:
+  """Half the squared error of each target, y [B, C], where it is below `delta`, and beyond that its
+  tangent. Source: Huber 1964 (Annals of Mathematical Statistics 35).
+
+  >>> print(Huber()(jnp.array([[0.5, 3.0]]), jnp.zeros((1, 2))).tolist())
+  [[0.125, 2.5]]
+  """
+
+  delta: float = 1.0
+
+  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
+    """Returns the loss of each target; errors as of `Squared`."""
+    check_shapes(outputs, y, 'targets')
+    return optax.losses.huber_loss(outputs, y, delta=self.delta)
+
+
+LOSSES: dict[str, LossFunction] = {
+  'cross_entropy': CrossEntropy(),
+  'sigmoid': SigmoidCrossEntropy(),
+  'squared': Squared(),
+  'absolute': Absolute(),
+  'huber': Huber(),
+}
+
+
+def one_output(outputs: Outputs, y: Targets) -> Outputs:
+  """Returns outputs without their last axis where there is one output for each y, as of yes or no.
+
+  >>> one_output(np.zeros((5, 1)), np.zeros(5)).shape
+  (5,)
+  """
+  return outputs[..., 0] if outputs.shape == (*y.shape, 1) else outputs
+
+
+def check_shapes(outputs: Outputs, y: Targets, word: str) -> None:
+  """Raises `UserError` for targets that are not of the outputs' shape, which NumPy's rules would
+  spread over each other."""
+  if outputs.shape != y.shape:
     raise UserError(
-      f'predictions {outputs.shape} and targets {y.shape}: expected targets [batch, outputs]'
+      f'predictions {outputs.shape} and {word} {y.shape}: expected {word} of the same shape'
     )
-  loss = jnp.square(outputs - y).mean(-1)
-  return loss, 1 - loss
+
+
+def as_float(values: Targets) -> Losses:
+  """Returns numbers as floats of at least 32 bits.
+
+  >>> as_float(jnp.array([True], bool)).dtype.name, as_float(jnp.ones(1, jnp.bfloat16)).dtype.name
+  ('float32', 'float32')
+  """
+  values = jnp.asarray(values)
+  return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def check_values(
+  word: str, function: Any, result: Any, shape: tuple[int, ...], *, floats: bool = False
+) -> None:
+  """Raises `UserError` for what is no number of each example, or of each token, label or target.
+
+  >>> check_values('loss', jnp.mean, jnp.ones(()), (32, 3), floats=True)
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: loss mean gives float32 (): expected floats of shape (32,), one for
+  each example, or one for each token
+
+  Args:
+    word: what the function is.
+    function: the function.
+    result: what it gave, an array or its shape.
+    shape: of the outputs, [B, ..., C].
+    floats: whether integers and truth values are refused too.
+  """
+  given, kind = getattr(result, 'shape', None), jnp.floating if floats else np.generic
+  allowed = [shape[:axes] for axes in range(1, len(shape) + 1)]
+  if given in allowed and jnp.issubdtype(result.dtype, kind):
+    return
+  is_pair = word == 'loss' and isinstance(result, tuple | list)
+  raise UserError(
+    f'{word} {name_of(function)} gives {_described(result)}: expected '
+    f'{"floats" if floats else "numbers"} of shape {shape[:1]}, one for each example, or one for '
+    f'each token{"; accuracy is a metric: metrics=" if is_pair else ""}'
+  )
+
+
+def name_of(function: Any) -> str:
+  """Returns what a function is called in messages."""
+  return getattr(function, '__name__', type(function).__name__)
+
+
+def _described(result: Any) -> str:
+  """Returns the types and shapes of what a function gave."""
+  if isinstance(result, tuple | list):
+    return f'({", ".join(map(_described, result))})'
+  if hasattr(result, 'shape'):
+    return f'{result.dtype} {result.shape}'
+  return repr(result) if result is None or np.isscalar(result) else f'a {type(result).__name__}'
+
+
+class Taught(NamedTuple):
+  """Targets with what a teacher says of them, so that no step runs a teacher.
+
+  Attributes:
+    y: labels, int [B] or [B, T].
+    logits: the teacher's, [B, ..., C].
+  """
+
+  y: Any
+  logits: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-  """An objective with a teacher: (1 − w)·loss + w·t²·KL(teacher ‖ outputs) in nats, both of them
-  softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531), section 2.
-
-  The teacher's logits stand beside the labels in the targets, so that no step runs a teacher.
+  """A loss with a teacher, of targets that are `Taught`: (1 − w)·loss + w·t²·KL(teacher ‖ outputs)
+  in nats, both of them softmax(logits / t). Source: Hinton et al. 2015 (arXiv:1503.02531), section
+  2.
 
   Attributes:
-    objective: `classification` or `language`.
+    loss: of classes.
     weight: w, in [0, 1].
     temperature: t, above 0.
 
-  >>> targets = Distilled.targets(np.array([0]), np.array([[2.0, 1.0]]))
-  >>> loss, _ = Distilled(classification, weight=1.0)(jnp.array([[2.0, 1.0]]), jnp.asarray(targets))
+  >>> logits = jnp.array([[2.0, 1.0]])
+  >>> loss = Distilled(CrossEntropy(), weight=1.0)(logits, Taught(jnp.array([0]), logits))
   >>> bool(abs(loss[0]) < 1e-6)
   True
   """
 
-  objective: Objective
+  loss: LossFunction
   weight: float
   temperature: float = 1.0
 
@@ -121,151 +255,11 @@ class Distilled:
       raise UserError(f'weight {self.weight} of a teacher: expected one in [0, 1]')
     if not self.temperature > 0:
       raise UserError(f'temperature {self.temperature} of a teacher: expected a positive number')
-    if self.objective is regression:
-      raise UserError(f'weight {self.weight} of a teacher in a regression: expected classes')
 
-  @staticmethod
-  def targets(
-    y: Num[np.ndarray, '*examples'], logits: Float[np.ndarray, '*examples C']
-  ) -> Float[np.ndarray, '*examples 1+C']:
-    """Returns labels, int [B] or [B, T], and the teacher's logits in one array.
-
-    >>> Distilled.targets(np.array([1]), np.array([[2.5, 0.5]])).tolist()
-    [[1.0, 2.5, 0.5]]
-    """
-    return np.concatenate([np.asarray(y, np.float32)[..., None], logits], axis=-1)
-
-  def __call__(self, outputs: Outputs, y: Float[Array, '*examples _']) -> Scores:
-    """Returns loss and accuracy of each example; `y` is what `targets` gave."""
-    loss, accuracy = self.objective(outputs, y[..., 0].astype(jnp.int32))
-    student, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y[..., 1:]))
-    teacher = jnp.broadcast_to(teacher, student.shape)
+  def __call__(self, outputs: Outputs, y: Taught) -> Losses:
+    """Returns the loss of each example or token."""
+    student, teacher = (jax.nn.log_softmax(a / self.temperature) for a in (outputs, y.logits))
     divergence = optax.losses.kl_divergence_with_log_targets(student, teacher)
-    divergence = divergence.reshape(*loss.shape, -1).mean(-1)  # of text, over the tokens
-    return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence, accuracy
-
-
-OBJECTIVES: dict[str, Objective] = {
-  'classification': classification,
-  'language': language,
-  'regression': regression,
-}
-
-
-def objective_of(task: str | Objective) -> Objective:
-  """Returns the objective of a task by name, and a function of the same form as it is.
-
-  >>> objective_of('regression') is regression, objective_of(regression) is regression
-  (True, True)
-
-  Raises:
-    UserError: for an unknown task.
-  """
-  if callable(task):
-    return task
-  if task not in OBJECTIVES:
-    raise UserError(f'task {task!r}: expected one of {", ".join(OBJECTIVES)}')
-  return OBJECTIVES[task]
-
-
-def is_ours(objective: Objective) -> bool:
-  """Returns whether an objective is one of this file, which takes leading axes of structures.
-
-  >>> is_ours(Distilled(language, weight=0.5)), is_ours(lambda outputs, y: language(outputs, y))
-  (True, False)
-  """
-  inner = objective.objective if isinstance(objective, Distilled) else objective
-  return any(inner is known for known in OBJECTIVES.values())
-
-
-def scores_of(
-  objective: Objective, outputs: Any, y: Any, *, by_token: bool = False
-) -> tuple[Any, Any]:
-  """Returns what an objective gives, if it is loss and accuracy of each example.
-
-  >>> squares = lambda outputs, y: jnp.square(outputs[:, 0] - y)
-  >>> scores_of(squares, jnp.ones((4, 3)), jnp.zeros(4))
-  Traceback (most recent call last):
-  additive_jax.errors.UserError: objective <lambda> gives float32 (4,): expected a pair (loss,
-  accuracy), each of shape (4,)
-
-  Args:
-    outputs: [B, ..., C].
-    y: targets [B, ...].
-    by_token: whether they may also be of each token, [B, T] of outputs [B, T, C].
-  """
-  result = objective(outputs, y)
-  _check(objective, result, outputs.shape, by_token)
-  return result[0], result[1]
-
-
-def _check(objective, result, shape, by_token):
-  """Raises `UserError` where a result, of arrays or shapes, is not what `scores_of` wants of
-  outputs of this shape."""
-  allowed = [shape[:1], shape[:-1]] if by_token and len(shape) > 2 else [shape[:1]]
-  if isinstance(result, tuple | list):
-    shapes = [getattr(part, 'shape', None) for part in result]
-  else:
-    whole: tuple[int, ...] = getattr(result, 'shape', ())  # an array [2, B] is a pair too
-    shapes = [whole[1:]] * whole[0] if len(whole) > 1 else []
-  if len(shapes) != 2 or shapes[0] != shapes[1] or shapes[0] not in allowed:
-    name = getattr(objective, '__name__', type(objective).__name__)
-    raise UserError(
-      f'objective {name} gives {_described(result)}: expected a pair (loss, accuracy), each of '
-      f'shape {" or ".join(map(str, allowed))}'
-    )
-
-
-def _described(result: Any) -> str:
-  """Returns the types and shapes of what an objective gave."""
-  if isinstance(result, tuple | list):
-    return f'({", ".join(map(_described, result))})'
-  if hasattr(result, 'shape'):
-    return f'{result.dtype} {result.shape}'
-  return repr(result) if result is None or np.isscalar(result) else f'a {type(result).__name__}'
-
-
-def check_objective(
-  model: Any, objective: Objective, x: Inputs, y: Targets, size: int, *, by_token: bool = False
-) -> None:
-  """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
-  example of a batch; by shapes alone.
-
-  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
-  >>> mean = lambda outputs, y: (outputs.mean(), outputs.mean())
-  >>> check_objective(model, mean, np.ones((1, 6)), np.ones(1), size=32)
-  Traceback (most recent call last):
-  additive_jax.errors.UserError: objective <lambda> gives (float32 (), float32 ()): expected a pair
-  (loss, accuracy), each of shape (32,)
-
-  Args:
-    x, y: some examples, of which the shapes matter.
-    size: B.
-    by_token: as for `scores_of`.
-  """
-  if is_ours(objective) or not hasattr(model, 'init_with_output'):  # see `expected_of`
-    return
-  outputs, targets = shapes_of((check_network(model, x), y), size)
-  result = jax.eval_shape(objective, outputs, targets)
-  _check(objective, result, outputs.shape, by_token)
-
-
-def expected_of(model: Any, task: str | Objective, x: Inputs) -> Expected:
-  """Returns what a network and a task take of examples, to check them with.
-
-  >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
-  >>> expected_of(model, 'classification', np.ones((2, 6), np.float32))
-  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=())
-
-  Args:
-    x: a batch of inputs, of which the shape matters.
-  """
-  objective = objective_of(task)
-  is_tokens = is_array(x) and np.issubdtype(x.dtype, np.integer)
-  tokens = getattr(model, 'num_tokens', 0) if is_tokens else 0
-  name = next((name for name, known in OBJECTIVES.items() if known is objective), '')
-  if not name or not hasattr(model, 'init_with_output'):  # in place of a module, with parts alone
-    return Expected(name, num_tokens=tokens)
-  _, *shape, outputs = check_network(model, x).shape
-  targets = (*shape, outputs) if objective is regression else tuple(shape)
-  return Expected(name, outputs, tokens, targets)
+    loss = as_float(self.loss(outputs, y.y))
+    divergence = divergence.reshape(*loss.shape, -1).mean(-1)  # as finely as the loss
+    return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool
+from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError, checked_seed
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space
-from additive_jax.run.evaluate import Evaluation
 from additive_jax.search.methods import METHODS, Evaluated
 
 LISTED = 1 << 20  # up to so many networks random ones are drawn from a list of all
@@ -20,7 +20,7 @@ LISTED = 1 << 20  # up to so many networks random ones are drawn from a list of 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Evaluates `budget` different networks, a population at a time, and looks for a low loss.
+  """Evaluates `budget` different networks, a population at a time, and looks for a low cost.
 
   The first generation is all-on, all-off and random structures; of later ones the method proposes
   the structures, and random ones fill up what it leaves. Structures that are one network, see
@@ -32,8 +32,7 @@ class Search:
     population: structures of one generation.
     seed: names the draws; those of a generation depend on the seed and its number alone.
 
-  >>> lowest = lambda bits: aj.run.evaluate.Evaluation(1.0 * bits.sum(1), np.zeros(len(bits)))
-  >>> evaluated = Search('evolution', budget=64, population=8).run(lowest, 10)
+  >>> evaluated = Search('evolution', budget=64, population=8).run(lambda bits: bits.sum(1), 10)
   >>> evaluated.best(1).astype(int)
   array([[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
   """
@@ -66,15 +65,16 @@ class Search:
 
   def run(
     self,
-    evaluate: Callable[[Bool[np.ndarray, 'S n']], Evaluation],
+    evaluate: Callable[[Bool[np.ndarray, 'S n']], ArrayLike],
     gates: Space | int,
     known: Evaluated | None = None,
   ) -> Evaluated:
     """Returns all structures that were evaluated, in order: different networks, in canonical form.
 
     Args:
-      evaluate: from `population` structures to their loss and accuracy. Every call has the same
-        shape: where the budget ends within a generation, its last structure fills the rest.
+      evaluate: from `population` structures to what they cost, lower is better, such as
+        `evaluate_structures(...).loss`. Every call has the same shape: where the budget ends within
+        a generation, its last structure fills the rest.
       gates: the space of the model; n where each gate has an effect whatever the others are.
       known: what a search with the same options evaluated before it was interrupted, or with a
         smaller budget: this one goes on after the last whole generation, and ends as if never
@@ -90,8 +90,8 @@ class Search:
       count = min(self.population, self.budget - len(evaluated.bits))
       bits = self._generation(evaluated, space, count)
       filler = np.repeat(bits[-1:], self.population - count, axis=0)
-      scores = evaluate(np.concatenate([bits, filler]))
-      added = (bits, *(np.asarray(score, float)[:count] for score in scores))
+      costs = np.asarray(evaluate(np.concatenate([bits, filler])), float)[:count]
+      added = Evaluated(bits, costs)
       evaluated = Evaluated(*map(np.concatenate, zip(evaluated, added)))
     return evaluated
 
@@ -108,14 +108,13 @@ class Search:
   def _whole_generations(self, known: Evaluated | None, space: Space) -> Evaluated:
     num_gates = space.num_gates
     if known is None:
-      return Evaluated(np.zeros((0, num_gates), bool), np.zeros(0), np.zeros(0))
-    bits, loss, accuracy = (np.asarray(part) for part in known)
+      return Evaluated(np.zeros((0, num_gates), bool), np.zeros(0))
+    bits, cost = (np.asarray(part) for part in known)
     if not bits.size:
       bits = bits.reshape(0, num_gates)
-    if bits.ndim != 2 or bits.shape[1] != num_gates or not len(bits) == len(loss) == len(accuracy):
+    if bits.ndim != 2 or bits.shape[1] != num_gates or len(bits) != len(cost):
       raise UserError(
-        f'known structures {bits.shape}, losses {loss.shape} and accuracies {accuracy.shape}: '
-        f'expected [S, {num_gates}], [S] and [S]'
+        f'known structures {bits.shape} and costs {cost.shape}: expected [S, {num_gates}] and [S]'
       )
     bits = networks.canonical(space, bits.astype(bool))
     first = networks.first_places(bits)
@@ -123,7 +122,7 @@ class Search:
     if count < self.budget:
       count -= count % self.population
     places = first[: min(count, self.budget)]
-    return Evaluated(bits[places], loss[places].astype(float), accuracy[places].astype(float))
+    return Evaluated(bits[places], cost[places].astype(float))
 
 
 def _space(gates: Space | int) -> Space:

@@ -17,29 +17,28 @@ class Evaluated(NamedTuple):
   """Structures in order of evaluation, and what evaluation gave.
 
   >>> bits = np.array([[True, True], [False, True]])
-  >>> evaluated = Evaluated(bits, loss=np.array([0.2, 0.1]), accuracy=np.array([0.8, 0.9]))
+  >>> evaluated = Evaluated(bits, cost=np.array([0.2, 0.1]))
   >>> evaluated.best(1).tolist()
   [[False, True]]
 
   Attributes:
     bits: one row per structure, different networks in canonical form.
-    loss: lower is better; what is not finite is worst.
-    accuracy: for the record; no method looks at it.
+    cost: lower is better, such as a loss, or a metric with its sign changed; what is not finite is
+      worst.
   """
 
   bits: Bool[np.ndarray, 'S n']
-  loss: Float[np.ndarray, 'S']
-  accuracy: Float[np.ndarray, 'S']
+  cost: Float[np.ndarray, 'S']
 
   def best(self, count: int) -> Bool[np.ndarray, 'count n']:
-    """Returns the `count` structures of lowest loss, best first; of equal ones the first.
+    """Returns the `count` structures of lowest cost, best first; of equal ones the first.
 
     >>> bits = np.array([[True, True], [False, True], [False, False]])
-    >>> Evaluated(bits, np.array([0.2, 0.1, np.nan]), np.zeros(3)).best(2).astype(int)
+    >>> Evaluated(bits, np.array([0.2, 0.1, np.nan])).best(2).astype(int)
     array([[0, 1],
            [1, 1]])
     """
-    finite = np.where(np.isfinite(self.loss), self.loss, np.inf)
+    finite = np.where(np.isfinite(self.cost), self.cost, np.inf)
     return self.bits[np.argsort(finite, kind='stable')[:count]]
 
 
@@ -94,7 +93,7 @@ class Evolution:
     attempts: children drawn for each one wanted, before random structures fill the generation.
 
   >>> bits = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]], bool)
-  >>> evaluated = Evaluated(bits, np.array([0.1, 0.2, 0.9, 0.8]), np.zeros(4))
+  >>> evaluated = Evaluated(bits, np.array([0.1, 0.2, 0.9, 0.8]))
   >>> children = Evolution().propose(np.random.default_rng(0), evaluated, 4, lambda bits: bits)
   >>> known = {row.tobytes() for row in bits}
   >>> len(children), any(child.tobytes() in known for child in children)

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree, Shaped
 from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
+from additive_jax.run.tasks import Task
 
 # XLA optimises for many fast runs of one program. Here each runs a few times, and these options cut
 # what compiling takes to a third, and to a tenth where random numbers are drawn.
@@ -74,7 +75,7 @@ class Case:
   """A network under check; each clause adds what it finds.
 
   Attributes:
-    model, objective, max_structures, seed: the arguments of `testing.check_model`.
+    model, task, max_structures, seed: the arguments of `testing.check_model`.
     x, y: a few examples of its batch.
     targets: y of the whole batch.
     violations, notes: sentences.
@@ -91,7 +92,7 @@ class Case:
   x: PyTree[Shaped[np.ndarray, 'B ...']]
   y: PyTree[Shaped[np.ndarray, 'B ...']]
   targets: PyTree[Shaped[np.ndarray, 'N ...']]
-  objective: Callable[..., Any]
+  task: Task
   max_structures: int
   seed: int
   violations: list[str] = dataclasses.field(default_factory=list)

@@ -13,7 +13,7 @@ import numpy as np
 
 from additive_jax.batches import num_examples, rows
 from additive_jax.errors import UserError, checked_seed, one_line
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.tasks import Task, task_of
 from additive_jax.testing import form, purity, runs, shapes
 from additive_jax.testing.case import Case
 
@@ -63,7 +63,10 @@ QUICK = (*BY_SHAPES, purity.one_run_is_sound)  # before a training
 
 
 def check_quickly(
-  model: nn.Module, batch: tuple[Any, Any], *, task: str | Callable[..., Any] = 'classification'
+  model: nn.Module,
+  batch: tuple[Any, Any],
+  *,
+  task: str | Task | Callable[..., Any] = 'classification',
 ) -> None:
   """Checks what `check_model` does as far as shapes show it and one run of every part, which
   compiles two small programs; experiments begin with it.
@@ -81,7 +84,7 @@ def check_quickly(
   """
   x, y = _pair(batch)
   name = model.__name__ if isinstance(model, type) else type(model).__name__
-  case = Case(model, x, y, y, objective_of(task), max_structures=2, seed=0, quick=True)
+  case = Case(model, x, y, y, task_of(task), max_structures=2, seed=0, quick=True)
   try:
     with np.errstate(all='ignore'):
       all(clause(case) for clause in QUICK)
@@ -97,7 +100,7 @@ def check_model(
   model: nn.Module,
   batch: tuple[Any, Any],
   *,
-  task: str | Callable[..., Any] = 'classification',
+  task: str | Task | Callable[..., Any] = 'classification',
   max_structures: int = 8,
   seed: int = 0,
 ) -> str:
@@ -119,7 +122,7 @@ def check_model(
     batch: (x [B, ...], y [B, ...]), at least two different examples; of several inputs a pytree of
       arrays [B, ...]. Targets are checked for all
       of them, everything else on eight.
-    task: 'classification', 'language' or 'regression', or a function as in `objectives`.
+    task: a name, a `Task`, or a loss as of `evaluate_structures`.
     max_structures: how many structures to compare, at least 2: all if there are no more, else
       all-on, all-off, inner gates alone off, and a random sample.
     seed: for the pool and the sample.
@@ -144,7 +147,7 @@ def check_model(
   if max_structures < 2:
     raise UserError(f'max_structures {max_structures}: expected at least 2')
   few_x, few_y = rows((x, y), _few(x))
-  case = Case(model, few_x, few_y, y, objective_of(task), max_structures, checked_seed(seed))
+  case = Case(model, few_x, few_y, y, task_of(task), max_structures, checked_seed(seed))
   name = model.__name__ if isinstance(model, type) else type(model).__name__
   # Numbers that are not finite are reported, not warned of.
   with jax.default_matmul_precision('highest'), np.errstate(all='ignore'):

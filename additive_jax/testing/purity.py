@@ -126,7 +126,10 @@ def _moved(case, program):
     step = scale * rng.standard_normal(leaf.shape)
     return leaf + step.astype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-  moved = jax.tree.map(move, case.variables)
+  moved = {
+    name: jax.tree.map(move if name == 'params' else lambda leaf: np.abs(move(leaf)), tree)
+    for name, tree in case.variables.items()  # variances are positive
+  }
   results = program(moved, _inputs(case, program, moved))
   return moved if all(np.isfinite(out).all() for out in results) else case.variables
 

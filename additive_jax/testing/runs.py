@@ -215,7 +215,7 @@ def _with_gradient(case, forward):
   def both(variables, x, structure):
     def loss(variables):
       outputs = forward(variables, x, structure)
-      return case.objective(outputs, case.y)[0].mean(), outputs
+      return case.task.mean_loss(outputs, case.y), outputs
 
     gradient, outputs = jax.grad(loss, has_aux=True)(variables)
     return outputs, gradient

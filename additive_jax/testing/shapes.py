@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.batches import num_examples, shapes_of
-from additive_jax.data.weights import unweighted
+from additive_jax.batches import is_array, num_examples, shapes_of
 from additive_jax.models.additive import gate_names
+from additive_jax.models.batch_norm import BATCH_STATS, has_statistics
 from additive_jax.models.contract import reason
 from additive_jax.models.costs import measure
-from additive_jax.run.objectives import classification, language
+from additive_jax.run.objectives import is_soft
+from additive_jax.run.tasks import LABELLED
 from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, site_part
-
-LABELLED = (classification, language)  # objectives whose targets are numbers of outputs
 
 
 def parts_fit_at_init(case: Case) -> bool:
@@ -53,10 +52,10 @@ def has_one_pool(case: Case) -> bool:
       shapes = jax.eval_shape(function, key)
     except Exception as error:
       return case.fail(f'init with {call} fails: {reason(error)}.')
-    for collection in sorted(set(shapes) - {'params'}):
+    for collection in sorted(set(shapes) - {'params', BATCH_STATS}):
       case.fail(
-        f'It has a collection {collection!r} beside the parameters: the pool must be parameters '
-        'alone (in place of BatchNorm take LayerNorm, GroupNorm or RMSNorm).'
+        f'It has a collection {collection!r} beside the parameters: expected parameters, and the '
+        f'{BATCH_STATS} of BatchNorms, alone.'
       )
     leaves = leaves_by_path(shapes.get('params', {}))
     reference = leaves if reference is None else reference
@@ -70,7 +69,12 @@ def has_one_pool(case: Case) -> bool:
   except Exception as error:
     return case.fail(f'init fails when compiled: {reason(error)}.')
   reference, *others = [leaves_by_path(pool.get('params', {})) for pool in pools]
-  case.variables = {'params': pools[0].get('params', {})}
+  case.variables = {'params': {}, **pools[0]}
+  if has_statistics(case.variables):
+    case.notes.append(
+      'It has BatchNorms: a structure other than all-on is judged by statistics of its own '
+      '(additive_jax.recalibrate, or evaluate_structures(recalibrate=...)).'
+    )
   for call, leaves in zip(calls[1:], others):
     if not case.violations:
       case.violations += _differences(reference, leaves, call)
@@ -79,7 +83,7 @@ def has_one_pool(case: Case) -> bool:
 
 def parts_take_any_batch(case: Case) -> bool:
   """Checks what `parts_fit_at_init` does of every part as a pure function of the pool, for the
-  batch, for one example and for twice the batch; and that the objective can judge what readout
+  batch, for one example and for twice the batch; and that the task's loss can judge what readout
   gives."""
   run = functools.partial(Part.run, model=case.model)
   for rows in (case.num_examples, 1, 2 * case.num_examples):
@@ -240,24 +244,25 @@ def _wrong_output(part: Part, value, result) -> str | None:
 
 
 def _judge(case: Case, outputs) -> None:
-  """Notes targets that the objective cannot compare with outputs of this shape."""
+  """Notes targets that the task's loss cannot compare with outputs of this shape."""
+  task = case.task
   try:
-    loss, accuracy = jax.eval_shape(case.objective, outputs, case.y)
-    fits = loss.shape == accuracy.shape == (case.num_examples,)
-    why = f'it gives {loss.shape} and {accuracy.shape}, expected one number per example'
+    jax.eval_shape(task.losses, outputs, case.y)
+    why = ''
   except Exception as error:
-    fits, why = False, reason(error)
-  targets = unweighted(case.targets)
-  if not fits:
+    why = reason(error)
+  targets = task.clean(case.targets)
+  is_labels = task.name in LABELLED and is_array(targets) and not is_soft(targets)
+  if why:
     case.fail(
-      f'The objective cannot judge outputs of shape {outputs.shape} by targets of shape '
+      f'The loss cannot judge outputs of shape {outputs.shape} by targets of shape '
       f'{jax.tree.map(np.shape, case.y)}: {why}.'
     )
-  elif case.objective in LABELLED and not np.issubdtype(targets.dtype, np.integer):
+  elif is_labels and not np.issubdtype(targets.dtype, np.integer):
     case.fail(
       f'The targets are {targets.dtype}: expected integers, the numbers of the right outputs.'
     )
-  elif case.objective in LABELLED and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
+  elif is_labels and not 0 <= targets.min() <= targets.max() < outputs.shape[-1]:
     case.fail(
       f'The targets run from {targets.min()} to {targets.max()}, but readout gives '
       f'{outputs.shape[-1]} outputs: expected targets from 0 to {outputs.shape[-1] - 1}.'

@@ -29,7 +29,7 @@ from additive_jax.gates.structure import Structure, StructureLike, parse
 from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
-from additive_jax.run.objectives import expected_of
+from additive_jax.run.expected import expected_of
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, run_in_chunks, train_step
@@ -95,16 +95,16 @@ class Fleet:
       chunk_steps: the most steps that one call of the compiled program takes.
 
     Raises:
-      UserError: for no groups, an empty one, numbers out of range, or an objective of no pairs.
+      UserError: for no groups, an empty one, numbers out of range, or a loss that is none.
     """
     names, seed = range(len(groups)) if names is None else names, checked_seed(seed)
     _check(groups, names, len(train))
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
-    checked(train, expected_of(recipe.model, recipe.objective, x), 'train')
+    checked(train, expected_of(recipe.model, recipe.task, x), 'train')
     for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
       checked_size(value, name)
-    recipe.check_objective(x, y, batch_size)
+    recipe.check_task(x, y, batch_size)
     if sync_every < 0:
       raise UserError(f'sync_every {sync_every}: expected 0 or more')
     self.recipe, self.batch_size, self.chunk_steps = recipe.alone(), batch_size, chunk_steps

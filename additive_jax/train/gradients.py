@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.batches import Shapes
 from additive_jax.models.additive import Inputs, parts, sites_of
+from additive_jax.models.batch_norm import of_batch
 from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel import collectives, layout, mesh
 from additive_jax.train.pieces import accumulated
@@ -55,7 +56,7 @@ class Slots(NamedTuple):
 
   bits: Bool[Array, 'slots n']
   x: Inputs
-  y: Inputs
+  y: PyTree
   keys: Key[Array, 'slots'] | None = None
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
@@ -159,8 +160,14 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
 
   def add_slot(total, inputs):
     structure, x, y, key, dropout = inputs
-    slot = Slot(structure, x, y, key, slots.step, slots.rates, split, share, dropout)
-    (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
+    whole = recipe.task.total(y)
+    if split and whole is not None:
+      whole = jax.lax.pmean(whole, split)
+    slot = Slot(
+      structure, x, y, key, slots.step, slots.rates, split, share, dropout=dropout, total=whole
+    )
+    with of_batch(split):
+      (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
@@ -220,7 +227,7 @@ def _gradient(recipe, params, slot, leaves):
 
 
 def cosines(
-  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: Inputs
+  recipe: Recipe, params: PyTree, bits: Bool[Array, 'K n'], x: Inputs, y: PyTree
 ) -> Float[Array, 'K K']:
   """Returns the cosines between the gradients of K structures on one batch.
 
@@ -237,7 +244,8 @@ def cosines(
   """
 
   def flat(structure):
-    _, gradient = recipe.loss.gradient(recipe, params, Slot(structure, x, y))
+    with of_batch():
+      _, gradient = recipe.loss.gradient(recipe, params, Slot(structure, x, y))
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
 
   gradient = jax.lax.map(flat, bits)

@@ -24,7 +24,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import staging
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import objective_of
+from additive_jax.run.metrics import by_weight
 from additive_jax.train.balance import Balance, move_biases, penalty, summary
 from additive_jax.train.recipe import (
   Facts,
@@ -40,7 +40,7 @@ from additive_jax.train.samplers import Sampler, check_all_on, inverse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerSample(Structures):
-  """The objective's mean over examples that each have a random structure of their own.
+  """The task's mean loss over examples that each have a random structure of their own.
 
   Every gate runs on a random subset of the batch, of a size that the keep rates fix. The structures
   of slots are all-on. Distillation spares examples that drew all-on; rescaling is by the exact
@@ -94,12 +94,13 @@ class PerSample(Structures):
     outputs = run.gathered(recipe.model, {'params': params}, slot.x, examples, scales=scales)
     loss = recipe.losses(outputs, slot.y)
     if not self.distill:
-      return loss.mean()
+      return recipe.mean(loss, slot)
+    weight = recipe.task.weights(slot.y)
     divergence = divergence_from_all_on(recipe.model, params, outputs, slot.x)
-    divergence = divergence.reshape(size, -1).mean(-1)  # of text, over the tokens
+    loss, divergence = by_weight(loss, weight), by_weight(divergence, weight)
     all_on = subsets.as_gates(examples, size).all(-1)
     mixed = (1 - self.distill) * loss + self.distill * divergence
-    return jnp.where(all_on, loss, mixed).mean()
+    return recipe.mean(jnp.where(all_on.reshape(-1, *[1] * (loss.ndim - 1)), loss, mixed), slot)
 
   def alone(self) -> Loss:
     """Returns the plain loss of all-on."""
@@ -129,7 +130,7 @@ class PerSample(Structures):
 
 @dataclasses.dataclass(frozen=True)
 class Routed(Loss):
-  """The objective's mean of all-on with the penalties of its routers; facts are theirs by site.
+  """The task's mean loss of all-on with the penalties of its routers; facts are theirs by site.
 
   The selection biases of routers move after each step, outside of the gradient.
 
@@ -146,8 +147,7 @@ class Routed(Loss):
     the load-balance loss is a product of two means."""
     outputs, facts = run.routed(recipe.model, {'params': params}, slot.x, slot.key)
     facts = {name: site._replace(load=slot.mean(site.load)) for name, site in facts.items()}
-    loss = recipe.losses(outputs, slot.y).mean()
-    return loss + penalty(self.balance, facts), facts
+    return recipe.mean_loss(outputs, slot) + penalty(self.balance, facts), facts
 
   def adjust(self, params: PyTree, before: PyTree, facts: Facts) -> PyTree:
     """Returns the pool with the routers' biases moved towards an even load."""
@@ -177,7 +177,7 @@ class Routed(Loss):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piped(Loss):
-  """The objective's mean in the slot's structure, of a pool in stages over the mesh axis `pipe`.
+  """The task's mean loss in the slot's structure, of a pool in stages over the mesh axis `pipe`.
 
   A pool that is not in stages runs as `recipe.Structures` runs it.
 
@@ -201,9 +201,12 @@ class Piped(Loss):
     if not isinstance(params, staging.Staged):
       return self.whole()(recipe, params, slot)
     scales = self.whole().scales(slot)
-    model, objective = recipe.model, objective_of(recipe.objective)
+    model, task, total = recipe.model, recipe.task, slot.total
+    total = task.total(slot.y) if total is None else total
+    part = None if total is None else total / self.pipeline.microbatches
+    judge = functools.partial(task.mean_loss, total=part)
     loss, _ = pipeline_.loss(
-      model, self.pipeline, objective, params, slot.structure, slot.x, slot.y, scales=scales
+      model, self.pipeline, judge, params, slot.structure, slot.x, slot.y, scales=scales
     )
     return loss, {}
 

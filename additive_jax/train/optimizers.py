@@ -1,4 +1,4 @@
-"""Any Optax optimizer and schedule, named in the config."""
+"""Any optimizer of Optax or of `optax.contrib`, and any schedule of Optax, named in the config."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -22,9 +23,9 @@ def make_optimizer(config: ConfigDict, num_steps: int) -> optax.GradientTransfor
   """Returns clipping by global norm, then the named optimizer on the named schedule.
 
   Args:
-    config: has `learning_rate`; `optimizer.name`, a function of Optax, and `optimizer.kwargs`;
-      `schedule.name`, a schedule of Optax or 'constant', and `schedule.kwargs`; `clip_norm`, 0 for
-      none.
+    config: has `learning_rate`; `optimizer.name`, a function of Optax or of `optax.contrib`, and
+      `optimizer.kwargs`; `schedule.name`, a schedule of Optax or 'constant', and `schedule.kwargs`;
+      `clip_norm`, 0 for none.
     num_steps: length of the run. A schedule's argument that ends in `_steps` and is given as a
       float is a share of it.
 
@@ -114,16 +115,22 @@ def _is_needed(parameter):
 def _find(name, kind):
   """Returns the optimizer or schedule of Optax of that name."""
   if not _suits(name, kind):
-    near = difflib.get_close_matches(name, [n for n in dir(optax) if _suits(n, kind)], n=1)
+    names = [n for module in (optax, optax.contrib) for n in dir(module) if _suits(n, kind)]
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     expected = 'schedule' if kind == 'schedule' else 'optimizer that takes a learning rate'
     raise UserError(f'config.{kind}.name {name!r}: expected the name of an Optax {expected}{hint}')
-  return getattr(optax, name)
+  return _function(name)
+
+
+def _function(name):
+  """Returns what is called so in `optax.contrib`, else in Optax; None where nothing is."""
+  return getattr(optax.contrib, name, None) or getattr(optax, name, None)
 
 
 def _suits(name, kind):
   """Whether Optax has an optimizer or a schedule of that name."""
-  function = getattr(optax, name, None)
+  function = _function(name)
   if not callable(function):
     return False
   if kind == 'schedule':
@@ -153,7 +160,7 @@ def arguments_taken(
   """
   if not _suits(name, kind):
     return dict(given)
-  takes = inspect.signature(getattr(optax, name)).parameters
+  takes = inspect.signature(_function(name)).parameters
   unasked = lambda key: key not in takes and key in defaults and given[key] == defaults[key]
   return {key: value for key, value in given.items() if not unasked(key)}
 

@@ -27,8 +27,9 @@ def pieces_of(slot: Slot, count: int) -> Callable[[Int[Array, ''], PyTree], Slot
 
   def piece(number: Int[Array, ''], examples: PyTree) -> Slot:
     x, y = examples
-    share = slot.share * count + number
-    return dataclasses.replace(slot, x=x, y=y, share=share, pieces=count)
+    share, total = slot.share * count + number, slot.total
+    total = None if total is None else total / count
+    return dataclasses.replace(slot, x=x, y=y, share=share, pieces=count, total=total)
 
   return piece
 

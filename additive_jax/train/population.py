@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError, checked_seed
@@ -25,7 +27,9 @@ from additive_jax.models.additive import initial, space_of
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes, workers
 from additive_jax.run.evaluate import evaluate_one
-from additive_jax.run.objectives import expected_of, objective_of
+from additive_jax.run.expected import expected_of
+from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
+from additive_jax.run.tasks import LOSS
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.rule import average_of
@@ -39,31 +43,30 @@ class Member:
   Attributes:
     structure: what was trained.
     state: its final `State`, on the worker's device.
-    loss, accuracy: on the test split.
+    scores: loss and metrics on the test split, by name.
     valid: the same on the split to choose by; {} where there is none.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
-    averaged: loss and accuracy of the mean of the pool over the steps, where the recipe keeps one.
+    averaged: scores of the mean of the pool over the steps, where the recipe keeps one.
   """
 
   structure: Structure
   state: State
-  loss: float
-  accuracy: float
+  scores: dict[str, float]
   train_loss: float
   skipped: int
   averaged: dict[str, float] | None = None
   valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
-  def scores(self) -> dict[str, float]:
-    """Loss and accuracy on the test split."""
-    return {'loss': self.loss, 'accuracy': self.accuracy}
-
-  @property
   def chosen(self) -> Mapping[str, float]:
     """Those that structures are chosen by: on `valid`, or on the test split where there is none."""
     return self.valid or self.scores
+
+  @property
+  def loss(self) -> float:
+    """The loss on the test split."""
+    return self.scores[LOSS]
 
 
 class Population:
@@ -90,6 +93,7 @@ class Population:
     batch_size: int,
     seed: int,
     devices: Sequence[jax.Device] | None = None,
+    variables: PyTree | None = None,
   ):
     """Compiles nothing yet.
 
@@ -99,11 +103,12 @@ class Population:
       batch_size: B.
       seed: names the initial pool and the order of the data.
       devices: one per worker thread, see `parallel.workers`.
+      variables: `{'params': pool}` that all start from; None is the pool that the seed names.
 
     Raises:
       UserError: for splits that stay in their source, a model whose parts do not fit each other, an
         optimizer that needs more than a gradient, labels, tokens or targets that are not what the
-        task and the model take, or an objective that gives no pair (loss, accuracy).
+        task and the model take, or a loss or metric that gives something else than expected.
     """
     if not all(split.in_memory for split in data.splits.values()):
       raise UserError(
@@ -116,12 +121,14 @@ class Population:
     key = jax.random.fold_in(jax.random.key(self.seed), 0)
     example, y = data.train[np.zeros(1, np.int64)]
     recipe.check_network(example)
-    expected = expected_of(recipe.model, recipe.objective, example)
+    expected = expected_of(recipe.model, recipe.task, example)
     for part, split in data.splits.items():
       checked(split, expected, f'{data.name}, {part}')
-    recipe.check_objective(example, y, batch_size, by_token=False)
-    self.variables = processes.to_host(initial(recipe.model, key, example))
-    judged = [data.test] if data.valid is None else [data.test, data.valid]
+    recipe.check_task(example, y, batch_size)
+    start = initial(recipe.model, key, example) if variables is None else variables
+    self.variables = processes.to_host(start)
+    judged: list[Any] = [data.test] if data.valid is None else [data.test, data.valid]
+    self._facts = [recipe.task.facts(split.y) for split in judged]
     arrays_of = lambda split: (split.x, split.y)
     arrays = [arrays_of(data.train), [*map(arrays_of, judged)]]
     first = processes.to_host(init_state(self.recipe, self.variables))
@@ -182,16 +189,24 @@ class Population:
       yield from (dataclasses.replace(member, structure=structure) for structure in same)
 
   def _member(self, structure, result):
-    state, train_loss, scores = result
-    (first, *valid), *others = (of_pool.tolist() for of_pool in scores)
-    named = lambda values: dict(zip(('loss', 'accuracy'), values))
-    averaged = named(others[0][0]) if others else None
-    own = named(valid[0]) if valid else {}
-    loss, accuracy = first
-    skipped = int(state.skipped)
+    state, train_loss, every = result
+    on_splits = lambda of_pool: list(map(self._finished, jax.device_get(of_pool), self._facts))
+    finished = list(map(on_splits, every))
+    (scores, *valid), *others = finished
+    averaged, skipped = others[0][0] if others else None, int(state.skipped)
+    own = valid[0] if valid else {}
     return Member(
-      structure, state, loss, accuracy, float(train_loss), skipped, averaged=averaged, valid=own
+      structure, state, scores, float(train_loss), skipped, averaged=averaged, valid=own
     )
+
+  def _finished(self, sums, facts):
+    scores = self.recipe.task.finish(sums, facts)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _first(x):
+  """Returns the inputs that the statistics of a trained network are taken from."""
+  return jax.tree.map(lambda a: a[: NUM_BATCHES * BATCH_SIZE], x)
 
 
 @functools.lru_cache(maxsize=16)
@@ -210,10 +225,15 @@ def _program(recipe, platform):
 
     steps = (jnp.arange(len(indices)), indices)
     (state, total), _ = jax.lax.scan(body, (state, jnp.float32(0)), steps)
-    pools = [pool for pool in (state.params, average_of(state.opt_state)) if pool is not None]
-    judge = functools.partial(evaluate_one, objective=objective_of(recipe.objective))
-    on_all = lambda pool: [judge(recipe.model, {'params': pool}, split, bits) for split in judged]
-    return state, total / tail, [jnp.stack(on_all(pool)) for pool in pools]
+    averaged = average_of(state.opt_state, state.params)
+    pools = [pool for pool in (state.params, averaged) if pool is not None]
+    judge = functools.partial(evaluate_one, recipe.model, task=recipe.task)
+
+    def on_all(pool):
+      own = statistics_of_one(recipe.model, pool, _first(train[0]), bits)
+      return [judge({'params': pool, **own}, split, bits) for split in judged]
+
+    return state, total / tail, [on_all(pool) for pool in pools]
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None
   return jax.jit(train, compiler_options=options)

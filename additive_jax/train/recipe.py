@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax import run
 from additive_jax.batches import num_examples
@@ -24,64 +24,18 @@ from additive_jax.models.additive import Inputs, gate_names
 from additive_jax.models.surrounding import Mode, without_dropout
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
-from additive_jax.run.objectives import (
-  Objective,
-  Outputs,
-  Targets,
-  check_objective,
-  objective_of,
-  regression,
-)
+from additive_jax.run.expected import check_task
+from additive_jax.run.objectives import Outputs
+from additive_jax.run.tasks import LABELLED, task_of
 from additive_jax.train import rule as rule_
 from additive_jax.train.samplers import Sampler, inverse
+from additive_jax.train.slot import Slot
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
 DTYPES = ('float32', 'bfloat16')
 Scalar = Float[Array, '']
 Facts = dict[str, PyTree]
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-  """One slot of a step as a loss sees it: a structure, its examples, and a key to draw with.
-
-  Devices may split the examples of a slot. Each then evaluates the loss of its own share.
-
-  Attributes:
-    structure: which gates are on.
-    x, y: this device's share of the examples.
-    key: another one in each slot and step, the same on all devices that share the slot; None for
-      networks that are trained alone.
-    step: of the training; None likewise.
-    dropout: a key like `key`, for what the network drops; None drops nothing.
-    rates: the probability that each gate is on, where structures are drawn with keep rates.
-    split: the axes of the mesh over which devices split the examples.
-    share: the number of this device among them; of a piece, see `pieces`, its number among all.
-    pieces: into how many pieces each device's examples are cut, of which this is one, see `pieces`.
-  """
-
-  structure: Bool[Array, 'n']
-  x: Inputs
-  y: Inputs
-  key: PRNGKeyArray | None = None
-  step: Int[Array, ''] | None = None
-  rates: Float[Array, 'n'] | None = None
-  split: tuple[str, ...] = ()
-  share: int | Int[Array, ''] = 0
-  dropout: PRNGKeyArray | None = None
-  pieces: int = 1
-
-  @property
-  def num_shares(self) -> int:
-    """Into how many shares the examples are split: pieces on each of the devices."""
-    return self.pieces * (jax.lax.axis_size(self.split) if self.split else 1)
-
-  def mean(self, values: PyTree) -> PyTree:
-    """Returns the mean of values over the devices that split the examples, without gradient."""
-    if not self.split:
-      return values
-    return jax.lax.pmean(jax.lax.stop_gradient(values), self.split)
 
 
 class Loss:
@@ -165,7 +119,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Structures(Loss):
-  """The objective's mean in the slot's structure, which runs by conditionals.
+  """The task's mean loss in the slot's structure, which runs by conditionals.
 
   Attributes:
     distill: weight α of in-place distillation: the loss of a structure other than all-on is
@@ -191,10 +145,10 @@ class Structures(Loss):
     """Returns the mean loss and no facts."""
     model, variables = recipe.model, {'params': params}
     outputs = run.conditional(model, variables, slot.x, slot.structure, scales=self.scales(slot))
-    loss = recipe.losses(outputs, slot.y).mean()
+    loss = recipe.mean_loss(outputs, slot)
     if not self.distill:
       return loss, {}
-    divergence = divergence_from_all_on(model, params, outputs, slot.x).mean()
+    divergence = recipe.mean(divergence_from_all_on(model, params, outputs, slot.x), slot)
     mixed = (1 - self.distill) * loss + self.distill * divergence
     return jnp.where(slot.structure.all(), loss, mixed), {}
 
@@ -208,9 +162,10 @@ class Structures(Loss):
     return Structures()
 
   def check(self, recipe: Recipe) -> None:
-    """Raises `UserError` for distillation in a regression, which has no classes."""
-    if self.distill and recipe.objective is regression:
-      raise UserError(f'distill {self.distill} in a regression: expected 0, for want of classes')
+    """Raises `UserError` for distillation in a task without classes."""
+    if self.distill and recipe.task.name not in ('', *LABELLED):
+      name = recipe.task.name
+      raise UserError(f'distill {self.distill} in a {name}: expected 0, for want of classes')
 
   def check_training(self, recipe: Recipe, sampler: Sampler, batch_size: int, mesh: Mesh) -> None:
     """Raises `UserError` for a rescaling of structures whose sampler has no keep rates."""
@@ -259,8 +214,8 @@ class Recipe:
 
   Attributes:
     model: an additive model.
-    objective: from outputs and targets to per-example loss and accuracy, or a task's name; see
-      `objectives`.
+    task: what is minimised and judged: a name, a `Task`, or a function from outputs and targets to
+      the loss of each example or token; see `tasks`.
     optimizer: an Optax transformation.
     loss: what is minimised.
     average: 'mean' divides the summed gradient by the number of slots; 'coverage' divides each
@@ -281,7 +236,7 @@ class Recipe:
   """
 
   model: Any
-  objective: Objective | str
+  task: Any  # a `Task`, once the recipe is made
   optimizer: optax.GradientTransformation
   loss: Loss = Structures()
   average: str = 'mean'
@@ -294,7 +249,7 @@ class Recipe:
   frozen: tuple[str, ...] = ()
 
   def __post_init__(self):
-    object.__setattr__(self, 'objective', objective_of(self.objective))
+    object.__setattr__(self, 'task', task_of(self.task))
     if self.average not in AVERAGES:
       raise UserError(f'average {self.average!r}: expected one of {", ".join(AVERAGES)}')
     if self.collective not in collectives.COLLECTIVES:
@@ -325,14 +280,24 @@ class Recipe:
     if isinstance(self.model, nn.Module):
       contract.check_network(self.model, x)
 
-  def check_objective(self, x: Inputs, y: Targets, size: int, by_token: bool = True) -> None:
-    """Raises `UserError` for an objective of one's own that does not give loss and accuracy of each
-    of `size` examples such as `x` and `y`, or of each token; see `objectives`."""
-    check_objective(self.model, objective_of(self.objective), x, y, size, by_token=by_token)
+  def check_task(self, x: Inputs, y: PyTree, size: int) -> None:
+    """Raises `UserError` for a loss or metrics of one's own that do not give what is expected of
+    `size` examples such as `x` and `y`; see `expected.check_task`."""
+    shaped = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
+    check_task(self.model, self.task, jax.tree.map(shaped, x), y)
 
-  def losses(self, outputs: Outputs, y: Targets) -> Float[Array, '...']:
-    """Returns the objective's loss of each example."""
-    return objective_of(self.objective)(outputs, y)[0]
+  def losses(self, outputs: Outputs, y: PyTree) -> Float[Array, '...']:
+    """Returns the loss of each example, or of each token, of float32."""
+    return self.task.losses(outputs, y)
+
+  def mean(self, values: Float[Array, '...'], slot: Slot) -> Scalar:
+    """Returns this device's part of the mean of values of a slot's examples, or tokens, over what
+    counts in the slot: the mean of the devices' parts is that of the slot."""
+    return self.task.mean(values, slot.y, slot.total)
+
+  def mean_loss(self, outputs: Outputs, slot: Slot) -> Scalar:
+    """Returns the mean loss of a slot's examples, see `mean`."""
+    return self.task.mean_loss(outputs, slot.y, slot.total)
 
   @property
   def rule(self) -> optax.GradientTransformation:
@@ -343,7 +308,7 @@ class Recipe:
   def check_pool(self, params: PyTree) -> None:
     """Raises `UserError` for rates or frozen parts that fit no leaf of a pool, of arrays or shapes,
     or where nothing is left to learn."""
-    rule_.check_paths(params, [pattern for pattern, _ in self.learning_rates], 'learning_rates')
+    rule_.check_paths(params, dict(self.learning_rates), 'learning_rates')
     rule_.check_paths(params, self.frozen, 'frozen')
     if self.frozen and all(jax.tree.leaves(rule_.is_frozen(params, self.frozen))):
       raise UserError(f'frozen {self.frozen} is all of the pool: expected some of it to learn')

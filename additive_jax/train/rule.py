@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int, PyTree
 
 from additive_jax.errors import UserError
@@ -97,12 +98,12 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
 
   >>> check_paths({'embed': {'kernel': 1}}, ['embde'], 'frozen')
   Traceback (most recent call last):
-  additive_jax.errors.UserError: frozen 'embde' fits no leaf of the pool: expected the path of some,
-  such as embed/kernel
+  additive_jax.errors.UserError: frozen ['embde']: 'embde' fits no leaf of the pool; expected the
+  path of some, such as embed/kernel
 
   Args:
     pool: of arrays or shapes.
-    patterns: see `fits`.
+    patterns: see `fits`; the keys of a dict too.
     name: of the option.
   """
   paths = paths_of(pool)
@@ -112,7 +113,8 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
       near = [parts[part] for part in difflib.get_close_matches(pattern, parts, n=3, cutoff=0.3)]
       shown = ', '.join(dict.fromkeys(near or paths[:3]))
       raise UserError(
-        f'{name} {pattern!r} fits no leaf of the pool: expected the path of some, such as {shown}'
+        f'{name} {patterns!r}: {pattern!r} fits no leaf of the pool; expected the path of some, '
+        f'such as {shown}'
       )
 
 
@@ -216,6 +218,27 @@ def averaged(opt_state: PyTree, params: PyTree, step: Int[Array, ''], ema: float
   return opt_state._replace(average=jax.tree.map(mix, opt_state.average, params))
 
 
-def average_of(opt_state: PyTree) -> PyTree | None:
-  """Returns the mean of the pool that is kept beside an optimizer's state, or None."""
-  return opt_state.average if isinstance(opt_state, Averaging) else None
+def average_of(opt_state: PyTree, params: PyTree) -> PyTree | None:
+  """Returns the mean of the pool that is kept with an optimizer's state, or None: that of
+  `averaged`, or that of a schedule-free optimizer, whose pool is between it and where it goes."""
+  if isinstance(opt_state, Averaging):
+    return opt_state.average
+  free = _schedule_free(opt_state)
+  if free is None:
+    return None
+  # Frozen leaves are in no state, and are what they were.
+  is_frozen = lambda leaf: isinstance(leaf, optax.MaskedNode)
+  mean = lambda z, y: y if is_frozen(z) else (y - (1 - free.b1) * z) / free.b1
+  return jax.tree.map(mean, free.z, params, is_leaf=is_frozen)
+
+
+def _schedule_free(opt_state: PyTree) -> Any:
+  is_free = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)
+  return next((node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)), None)
+
+
+def check_rates(opt_state: PyTree, rates: tuple[tuple[str, float], ...]) -> None:
+  """Raises `UserError` for rates by path with a schedule-free optimizer, whose updates are not in
+  proportion to its rate."""
+  if rates and _schedule_free(opt_state) is not None:
+    raise UserError(f'learning_rates {dict(rates)} with a schedule-free optimizer: expected none')

@@ -59,7 +59,9 @@ def init_state(recipe: Recipe, variables: dict[str, PyTree]) -> State:
   params = variables['params']
   recipe.check_pool(params)
   check_optimizer(recipe.rule, params)
-  return State(params, recipe.rule.init(params), jnp.int32(0), jnp.int32(0))
+  opt_state = recipe.rule.init(params)
+  rule.check_rates(opt_state, recipe.learning_rates)
+  return State(params, opt_state, jnp.int32(0), jnp.int32(0))
 
 
 def train_step(
@@ -215,6 +217,11 @@ class StateLayout:
     self._enter_pool = jax.jit(self._in_stages, out_shardings=self.shardings.params)
     self._leave = jax.jit(self._unkept, out_shardings=self.ordinary_shardings)
     self._leave_pool = jax.jit(self._apart, out_shardings=self.ordinary_shardings.params)
+
+  def abstract(self) -> State:
+    """Returns the shapes of a state as it lies on the mesh, with their shardings."""
+    placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(placed, jax.eval_shape(self._kept, self._shapes), self.shardings)
 
   def start(self, params: PyTree) -> State:
     """Returns the state on the mesh before the first step, from an ordinary pool."""

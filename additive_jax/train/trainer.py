@@ -31,7 +31,7 @@ from additive_jax.parallel import layout as layout_
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
-from additive_jax.run.objectives import expected_of
+from additive_jax.run.expected import expected_of
 from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
@@ -44,13 +44,14 @@ from additive_jax.train.state import (
   layout_of,
   run_in_chunks,
 )
+from additive_jax.train.statistics import has_statistics, of_all_on
 
 AveragedOf: Any = Averaged  # of where each part lies
 DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
-def _rows(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
+def row_spec(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   """Returns the placement of a chunk's examples [steps, slots, B]: every device gets its own slots
   and its share of each batch."""
   slots = None if shared_batch else mesh_.STRUCTURE
@@ -80,7 +81,7 @@ def _device_slots(
   return Slots(bits, x, y, keys, step, rates, dropout)
 
 
-def _gradient_on_mesh(
+def gradient_on_mesh(
   recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the function that gives the `Averaged` gradient of a step on the mesh.
@@ -105,7 +106,7 @@ def _gradient_on_mesh(
   return jax.shard_map(
     gradient,
     mesh=mesh,
-    in_specs=(layout.pool, *[EVERYWHERE] * 4, _rows(mesh, shared_batch), EVERYWHERE),
+    in_specs=(layout.pool, *[EVERYWHERE] * 4, row_spec(mesh, shared_batch), EVERYWHERE),
     out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
@@ -113,13 +114,13 @@ def _gradient_on_mesh(
 
 
 @cached(maxsize=32)
-def _chunk_program(
+def chunk_program(
   recipe: Recipe, layout: StateLayout, example: Shapes, shared_batch: bool
 ) -> Callable[..., Any]:
   """Returns the compiled program of up to `len(inputs)` steps; how many, and everything else that
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
-  gradient = jax.jit(_gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
+  gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
   curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
   apply = functools.partial(apply_gradient, recipe)
 
@@ -136,6 +137,9 @@ def _chunk_program(
 
     def body(t, carry):
       state, metrics = carry
+      # Here too: else the loop carries a pool that ZeRO updates in parts in such parts, and each
+      # step gathers it twice.
+      state = jax.lax.with_sharding_constraint(state, layout.shardings)
       averaged = gradient(state.params, state.step, t, sampler, key, inputs, data)
       state, values = layout.storage.step(apply, state, averaged)
       metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
@@ -199,8 +203,8 @@ class Trainer:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
         the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
         the optimizer needs more than a gradient, the state is of another pool, labels, tokens or
-        targets are not what the task and the model take, or the objective gives no pair (loss,
-        accuracy).
+        targets are not what the task and the model take, or the loss or a metric gives
+        something else than expected.
     """
     batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
@@ -208,23 +212,25 @@ class Trainer:
     order = Order(len(train), rows * batch_size, seed)
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
-    expected = expected_of(recipe.model, recipe.objective, x)
+    expected = expected_of(recipe.model, recipe.task, x)
     self.recipe, self.sampler, self.batch_size = recipe, sampler, batch_size
     self.train: Any = checked(train, expected, 'train')
-    recipe.check_objective(x, y, batch_size)
+    recipe.check_task(x, y, batch_size)
     self.mesh = placement.mesh or default_mesh(recipe, sampler, batch_size)
     check_division(self.mesh, sampler, batch_size, recipe.accumulate)
     check_networks(recipe.model, sampler)
     recipe.loss.check_training(recipe, sampler, batch_size, self.mesh)
+    self._statistics: tuple[int, PyTree] = (-1, {})
+    self._has_statistics = has_statistics(recipe, x)
     key = jax.random.key(order.seed)
     self._key = jax.random.key_data(jax.random.fold_in(key, 1))
     self._sampler = mesh_.replicate(sampler, self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh) if train.in_memory else ()
-    put = functools.partial(mesh_.place, mesh=self.mesh, specs=_rows(self.mesh, shared_batch))
+    put = functools.partial(mesh_.place, mesh=self.mesh, specs=row_spec(self.mesh, shared_batch))
     self._feed = feed_of(self.train, order, rows, placement.chunk_steps, put)
     example = shapes_of(x)
     self._layout = layout_of(recipe, dataclasses.replace(placement, mesh=self.mesh), example)
-    self._program = _chunk_program(recipe, self._layout, example, shared_batch)
+    self._program = chunk_program(recipe, self._layout, example, shared_batch)
     if state is None:
       params = initial(recipe.model, jax.random.fold_in(key, 0), x)['params']
       self.sharded_state = self._layout.start(params)
@@ -240,6 +246,7 @@ class Trainer:
   @state.setter
   def state(self, state: State) -> None:
     self.sharded_state = self._layout.place(state)
+    self._statistics = -1, {}
 
   @property
   def step(self) -> int:
@@ -248,15 +255,26 @@ class Trainer:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last."""
-    return {'params': self._layout.ordinary_pool(self.sharded_state.params)}
+    """The pool as `{'params': pool}`; the next `run` reuses its memory, so copy what is to last.
+
+    With BatchNorms it has `batch_stats` too: those of all-on on the first training examples, found
+    by one pass where the pool has changed.
+    """
+    params = self._layout.ordinary_pool(self.sharded_state.params)
+    if self._has_statistics and self._statistics[0] != self.step:
+      self._statistics = self.step, self._all_on(params)
+    return {'params': params, **self._statistics[1]}
 
   @property
   def averaged(self) -> dict[str, PyTree] | None:
-    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` keeps one. Of
-    several processes, all must get it together."""
-    mean = average_of(self.state.opt_state)
-    return None if mean is None else {'params': mean}
+    """The mean of the pool over the steps as `{'params': pool}`, where `Recipe.ema` or a
+    schedule-free optimizer keeps one. Of several processes, all must get it together."""
+    state = self.state
+    mean = average_of(state.opt_state, state.params)
+    return None if mean is None else {'params': mean, **self._all_on(mean)}
+
+  def _all_on(self, params: PyTree) -> PyTree:
+    return of_all_on(self.recipe, params, self.train) if self._has_statistics else {}
 
   def warm_up(self) -> None:
     """Compiles the program of a chunk, and takes no step."""

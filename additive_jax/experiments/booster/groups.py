@@ -87,7 +87,7 @@ def features_of(narrow: Narrow, seed: int) -> tuple[Float[np.ndarray, 'examples 
   """Returns what clusters are found on, of every training example (`config.booster.features`), and
   the seconds that it took, without training and compiling."""
   session = narrow.large
-  x, task = session.in_memory().x, session.data.task
+  x, task = session.in_memory().x, session.data.task_name
   make = lambda x: input_features(x, task)
   if session.config.booster.features == 'embedding':
     variables = narrow.briefly_trained(seed)
@@ -103,7 +103,7 @@ def feature_flops(narrow: Narrow) -> float:
   embedding to train the model that embeds, and to embed every example."""
   options, data = narrow.large.config.booster, narrow.large.data
   if options.features == 'inputs':
-    return input_flops(narrow.large.in_memory().x, data.task)
+    return input_flops(narrow.large.in_memory().x, data.task_name)
   space, steps = narrow.session.space, narrow.session.training.steps(options.embedding_epochs)
   return steps * narrow.flops_per_step + len(data.train) * space.flops(space.all_on())
 

@@ -26,7 +26,7 @@ CLOCK = 'seconds.jsonl'
 
 
 def test_scores(session: Session, variables: PyTree) -> dict[str, float]:
-  """Returns `test_loss` and `test_accuracy` of a pool, all gates on."""
+  """Returns `test_loss` and each metric as `test_<name>` of a pool, all gates on."""
   return {f'test_{key}': value for key, value in session.scores(variables).items()}
 
 

@@ -17,7 +17,8 @@ from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.figures.booster import FLOPS, NAMES
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
-from additive_jax.report.wording import counted, with_margin
+from additive_jax.report.wording import counted, score_name, with_margin
+from additive_jax.run.objectives import labels_of
 from additive_jax.transplant import wiring_of
 
 TICKS = ('busy', 'microbatch', 'forward', 'backward')
@@ -80,7 +81,7 @@ def _clusters(session, narrows) -> list[Piece]:
 
 
 def _examples(data, features, clusters) -> list[Piece]:
-  if data.task == 'language':
+  if data.task_name == 'language':
     ngrams = telling_ngrams(data.train.x, clusters.labels)
     return [table(ngrams, f'What tells the clusters ({clusters.name}) apart, first seed.')]
   if len(data.example_shape) not in (2, 3):
@@ -96,7 +97,8 @@ def _examples(data, features, clusters) -> list[Piece]:
 
 def _qualities(data, features, named) -> pd.DataFrame:
   """A row for each way to cluster."""
-  classes = np.asarray(unweighted(data.train.y)) if data.task == 'classification' else None
+  is_classes = data.task_name == 'classification'
+  classes = labels_of(np.asarray(unweighted(data.train.y))) if is_classes else None
   rows = [
     {'clusters': name, **quality(features, clusters.labels, classes)._asdict()}
     for name, clusters in named.items()
@@ -125,7 +127,9 @@ def _saved(row):
 
 
 def _savings(session, result, narrow_words):
-  mean = over_seeds(session, 'mean over the seeds; ')
+  mean, task = over_seeds(session, 'mean over the seeds; '), session.task
+  lower = [score for score in task.scores if task.sign(score) > 0]
+  name = score_name(task.headline)
   return section(
     'What starting small saves',
     picture(
@@ -138,12 +142,18 @@ def _savings(session, result, narrow_words):
       '(components of the inputs, or the model whose embedding they are).',
     ),
     picture(
-      figures.spent(result.curves, 'flops', FLOPS, scores=('accuracy',)),
-      'Test accuracy against the same FLOPs; dashed: the highest of training from scratch.',
+      figures.spent(result.curves, 'flops', FLOPS, (task.headline,), lower),
+      f'Test {name} against the same FLOPs; dashed: the best of training from scratch.',
     ),
     picture(
-      figures.spent(result.curves, 'seconds', 'seconds of training and clustering'),
-      'Loss and accuracy against measured time on this run’s devices, without compiling and '
+      figures.spent(
+        result.curves,
+        'seconds',
+        'seconds of training and clustering',
+        ('loss', task.headline),
+        lower,
+      ),
+      f'Loss and {name} against measured time on this run’s devices, without compiling and '
       'judging. Each narrow model trains on one device: one alone leaves the others idle, and '
       'those that share a device take turns.',
     ),

@@ -195,7 +195,7 @@ def _bubble(session, pipeline, variables) -> dict[str, Any]:
   x, y = session.data.train[rows]
   devices = session.machine.devices[: pipeline.devices]
   report = measure_bubble(
-    session.model, session.objective, pipeline, variables, x, y, devices=devices
+    session.model, session.task.mean_loss, pipeline, variables, x, y, devices=devices
   )
   values = {'formula': report.formula, 'measured': report.measured}
   parts = ('busy', 'microbatch', 'forward', 'backward')

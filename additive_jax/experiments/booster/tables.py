@@ -5,7 +5,7 @@ scratch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,13 @@ def make_tables(session: Session, records: Records) -> Result:
   """Returns the six tables of Exp 5, and the summary."""
   by_way = {name: records[name] for name in records.arms}
   curves = curve_table(session, records)
-  variants = compare(by_way, curves)
+  scores = session.task.scores
+  variants = compare(by_way, curves, scores)
   receipts, first = receipt_table(by_way), by_way[SCRATCH][0]
   narrow = next(way.narrow for way in records.arms.values() if way.narrow)
   full = str(session.space.all_on())
   made = {
-    'structures': comparison.arms_as_structures(variants, [full] * len(variants)),
+    'structures': comparison.arms_as_structures(variants, [full] * len(variants), scores),
     'variants': variants,
     'curves': curves,
     'receipts': receipts,
@@ -50,12 +51,12 @@ def make_tables(session: Session, records: Records) -> Result:
 
 
 def curve_table(session: Session, records: Records) -> pd.DataFrame:
-  """Returns test loss and accuracy at every point of every training, against all that was spent up
+  """Returns test loss and metrics at every point of every training, against all that was spent up
   to it.
 
   Columns: variant, seed, phase, step (of the phase), flops (of training, forward and backward, all
   copies together, what found the clusters included), seconds (of the same, without compiling),
-  loss, accuracy. A large model that was made of others has a point at step 0:
+  loss and metrics. A large model that was made of others has a point at step 0:
 
       phase   step   flops
       narrow     4   clusters + 4 steps of all copies
@@ -70,7 +71,7 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
         raise UserError(f'{problem}; expected every point that the run has written')
   seconds_of = lambda tag: sum(clock[tag].values())
   of_large = 3 * session.config.train.batch_size * session.space.flops(session.space.all_on())
-  rows = []
+  rows, scores = [], session.task.scores
 
   def add(tag, before, flops, seconds, per_step):
     points = curves[curves['tag'] == tag].sort_values('step')
@@ -78,7 +79,7 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
       step = int(point['step'])
       seconds += clock[tag].get(step, 0.0)
       spent = [step, flops + step * per_step, seconds]
-      rows.append([*before, *spent, point['test_loss'], point['test_accuracy']])
+      rows.append([*before, *spent, *(point[f'test_{score}'] for score in scores)])
     return seconds
 
   for name, way in records.arms.items():
@@ -95,9 +96,10 @@ def curve_table(session: Session, records: Records) -> pd.DataFrame:
         seconds += max(seconds_of(f'{tag}-{i}') for i in range(way.narrow.num_models))
         flops, start = record['narrow_flops'], record['start']
         spent = [0, flops, seconds]
-        rows.append([name, seed, LARGE, *spent, start['test_loss'], start['test_accuracy']])
+        begun = [start[f'test_{score}'] for score in scores]
+        rows.append([name, seed, LARGE, *spent, *begun])
       add(f'{name}-seed{seed}', [name, seed, LARGE], flops, seconds, of_large)
-  columns = ['variant', 'seed', 'phase', 'step', 'flops', 'seconds', 'loss', 'accuracy']
+  columns = ['variant', 'seed', 'phase', 'step', 'flops', 'seconds', *scores]
   return pd.DataFrame(rows, columns=columns)
 
 
@@ -136,7 +138,11 @@ def lost(
   return ''
 
 
-def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFrame:
+def compare(
+  records: dict[str, list[Record]],
+  curves: pd.DataFrame,
+  names: Sequence[str] = comparison.SCORES,
+) -> pd.DataFrame:
   """Returns a row for each way: scores with 95 % intervals over the seeds, what its training spent,
   and what it saves at equal loss: NaN unless all seeds came to that loss; `reached` tells how many
   did.
@@ -150,7 +156,7 @@ def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFr
   for name, seeds in records.items():
     frame, end = pd.DataFrame(seeds), ends.loc[name]
     mean = lambda key, seeds=seeds: np.mean([record.get(key, 0.0) for record in seeds])
-    scores[name] = frame[['loss', 'accuracy']]
+    scores[name] = frame[list(names)]
     facts[name] = {
       'flops': frame['flops'].iloc[0],
       'params': int(frame['params'].iloc[0]),
@@ -166,7 +172,7 @@ def compare(records: dict[str, list[Record]], curves: pd.DataFrame) -> pd.DataFr
         known = by_seed[name].notna().all()
         nothing = {key: np.nan, f'{key}_ci95': np.nan}
         facts[name] |= with_interval(key, by_seed[name]) if known else nothing
-  return comparison.compare(scores, SCRATCH, facts=facts)
+  return comparison.compare(scores, SCRATCH, facts=facts, differences=names)
 
 
 def receipt_table(records: dict[str, list[Record]]) -> pd.DataFrame:

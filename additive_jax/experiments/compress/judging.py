@@ -67,8 +67,7 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
   else:
     nonzero = _num_weights(smaller.variables['params'])
   record = {
-    'loss': float(scores.loss[0]),
-    'accuracy': float(scores.accuracy[0]),
+    **{name: float(values[0]) for name, values in scores.scores.items()},
     'structure': str(smaller.structure),
     'nonzero': nonzero,
     'weights': _num_weights(network.params),

@@ -20,15 +20,16 @@ from additive_jax.compress.variational import (
   VariationalLoss,
   total_divergence,
 )
-from additive_jax.data import ArraySplit
+from additive_jax.data import ArraySplit, Weighted
 from additive_jax.experiments.compress.judging import Network, judge
 from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
-from additive_jax.run.objectives import Distilled
-from additive_jax.train.optimizers import make_optimizer, make_schedule
+from additive_jax.run.objectives import Distilled, Taught
+from additive_jax.run.tasks import Task
+from additive_jax.train.optimizers import make_schedule
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state
 
@@ -62,9 +63,10 @@ class Compression:
     x = first_input(session.data)
     self.session = session
     self.level = make_level(options.level, session.model, x, inputs=options.inputs)
-    self._objective = session.objective
+    self._task: Task = session.task
     if options.distill:
-      self._objective = Distilled(self._objective, options.distill, options.temperature)
+      loss = Distilled(self._task.loss, options.distill, options.temperature)
+      self._task = dataclasses.replace(self._task, loss=loss)
     self._learning = self._learning_recipe()
     self._keeping = functools.cache(self._keeping_recipe)
     # Of one seed, since arms are trained a seed at a time.
@@ -121,7 +123,7 @@ class Compression:
 
   def _kept(self, name, num_steps) -> Arm:
     """A network in which nothing is removed."""
-    recipe = dataclasses.replace(self._keeping(num_steps), objective=self.session.objective)
+    recipe = dataclasses.replace(self._keeping(num_steps), task=self.session.task)
     return self._arm(name, recipe, num_steps, self._started)
 
   def _tuned(self, name, before, num_steps, tag='') -> Arm:
@@ -202,9 +204,10 @@ class Compression:
       np.asarray(cutting.logits(session.model, {'params': params}, train[rows][0], structure))
       for rows in parts
     ]
-    split = ArraySplit(train.x, Distilled.targets(train.y, np.concatenate(logits)))
-    # Targets that have logits beside labels are those of the objective that learns from both.
-    data = dataclasses.replace(session.data, train=split, task=self._objective)
+    y, said = train.y, np.concatenate(logits)
+    taught = Weighted(Taught(y.y, said), y.weight) if isinstance(y, Weighted) else Taught(y, said)
+    # Targets that have logits beside labels are those of the task that learns from both.
+    data = dataclasses.replace(session.data, train=ArraySplit(train.x, taught), task=TEACHER)
     return dataclasses.replace(session, data=data)
 
   def _learn(self, seed) -> Network:
@@ -247,19 +250,21 @@ class Compression:
     labels = lambda pool: {name: jax.tree.map(lambda _, n=name: n, pool[name]) for name in pool}
     optimizer = optax.multi_transform(
       {
-        MEAN: make_optimizer(session.config, num_steps),
+        MEAN: session.training.make_optimizer(num_steps),
         # What pulls weights to zero has no meaning for log σ².
         LOG_VARIANCE: optax.adam(make_schedule(faster, num_steps)),
       },
       labels,
     )
-    terms = len(data.train) * (data.example_shape[0] if data.task == 'language' else 1)
+    terms = len(data.train) * (data.example_shape[0] if data.task_name == 'language' else 1)
+    if (total := self._task.total(session.in_memory().y)) is not None:
+      terms = max(1, round(float(total)))
     loss = VariationalLoss(terms, options.kl, options.ramp * num_steps)
     model = Variational(self.level, options.log_variance)
-    return Recipe(model, self._objective, optimizer, loss=loss)
+    return Recipe(model, self._task, optimizer, loss=loss)
 
   def _keeping_recipe(self, num_steps) -> Recipe:
     """That of networks in which what is zero stays zero."""
-    optimizer = keep_zeros(make_optimizer(self.session.config, num_steps))
+    optimizer = keep_zeros(self.session.training.make_optimizer(num_steps))
     recipe = self.session.training.recipe(num_steps)
-    return dataclasses.replace(recipe, objective=self._objective, optimizer=optimizer)
+    return dataclasses.replace(recipe, task=self._task, optimizer=optimizer)

@@ -11,7 +11,7 @@ from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.figures.sparsity import method_colour
 from additive_jax.report.page import Page, picture, section, table, text, tiles
-from additive_jax.report.wording import plain, with_margin
+from additive_jax.report.wording import difference, plain, score_name
 
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 LEFT = 'share that is left'
@@ -20,13 +20,13 @@ LEFT = 'share that is left'
 def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of a compression."""
   options, variants, layers = session.config.compress, result.variants, result.layers
-  noun = NOUNS[options.level]
+  noun, headline = NOUNS[options.level], session.task.headline
   mean = over_seeds(session, ', mean over the seeds')
   means = over_seeds(session, ', means') + intervals(session)
   histograms = {f'seed {record["seed"]}': record['histogram'] for record in records[VARIATIONAL]}
   return Page(
     f'Compression of {session.data.name}, per {options.level}',
-    tiles(_facts(variants.set_index('variant'), result.summary['nothing_removed'])),
+    tiles(_facts(variants.set_index('variant'), result.summary['nothing_removed'], session.task)),
     _nothing_removed(result.summary['nothing_removed'], noun, options.threshold),
     section(
       'What it costs',
@@ -34,10 +34,11 @@ def page(session: Session, result: Result, records: Records) -> Page:
         figures.compression(
           _with_methods(variants),
           {'factor': 'times fewer weights', 'flops_factor': 'times fewer FLOPs, cut out'},
+          headline,
         ),
-        f'Test accuracy against how many times smaller a network is{means}. All start from the '
-        'network of their seed’s first epochs and take as many more; magnitude pruning removes '
-        'what is small at once, and tunes what is left.' + _taught(options.distill),
+        f'Test {score_name(headline)} against how many times smaller a network is{means}. All '
+        'start from the network of their seed’s first epochs and take as many more; magnitude '
+        'pruning removes what is small at once, and tunes what is left.' + _taught(options.distill),
       ),
     ),
     section(
@@ -69,17 +70,17 @@ def page(session: Session, result: Result, records: Records) -> Page:
   )
 
 
-def _facts(rows, nothing_removed):
-  best = rows.loc[VARIATIONAL]
+def _facts(rows, nothing_removed, task):
+  best, name = rows.loc[VARIATIONAL], score_name(task.headline)
   fewer = {key: f'{best[key]:.1f}×' for key in ('factor', 'flops_factor')}
   if VARIATIONAL in nothing_removed:
     fewer = dict.fromkeys(fewer, 'nothing removed')
   return {
-    'dense, test accuracy': rows.loc[DENSE, 'accuracy'],
+    f'dense, test {name}': rows.loc[DENSE, task.headline],
     'variational dropout, fewer weights': fewer['factor'],
     'fewer FLOPs, cut out': fewer['flops_factor'],
-    'its accuracy − dense': _lost(best),
-    'of magnitude at the same number': _lost(rows.loc[MATCHED]),
+    f'its {name} − dense': _lost(best, task),
+    'of magnitude at the same number': _lost(rows.loc[MATCHED], task),
   }
 
 
@@ -97,10 +98,10 @@ def _nothing_removed(names, noun, threshold):
   return text(said)
 
 
-def _lost(row):
-  """What a network's accuracy differs by from the dense one's."""
-  lost, half_width = 100 * row['accuracy_lost'], 100 * row['accuracy_lost_ci95']
-  return with_margin(-lost, half_width, '+.2f', ' points')
+def _lost(row, task):
+  """What a network's headline metric differs by from the dense one's."""
+  lost, half_width = (row[f'{task.headline}_lost{end}'] for end in ('', '_ci95'))
+  return difference(task.headline, task.sign(task.headline) * lost, half_width)
 
 
 def _with_methods(variants):

@@ -17,7 +17,7 @@ from additive_jax.experiments.study import Arm, Study
 def _check(session):
   """Everything that can be said before any training."""
   options = session.config.compress
-  if options.distill and session.data.task == 'regression':
+  if options.distill and session.data.task_name == 'regression':
     raise refused(session.config, 'compress.distill', expected='0 in a regression: no classes')
   if session.config.train.distill:
     expected = '0 in a compression; config.compress.distill has a teacher of its own'

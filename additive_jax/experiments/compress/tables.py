@@ -13,17 +13,19 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record
 from additive_jax.report.comparison import SCORES, with_interval
+from additive_jax.run.tasks import Task
 
 log = logging.getLogger('additive_jax')
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
 EXPORTED = 'exported'  # folder of the run directory
+CLASSIFICATION = Task('classification')
 
 
 def make_tables(session: Session, records: Records) -> Result:
   """Returns the tables `variants`, `structures` and `layers`, and the summary."""
   by_network = {name: records[name] for name in records.arms}
-  table, options = variants(by_network), session.config.compress
+  table, options = variants(by_network, session.task), session.config.compress
   left = layers(by_network)
   unchanged = nothing_removed(left)
   for name in unchanged:
@@ -34,11 +36,15 @@ def make_tables(session: Session, records: Records) -> Result:
     'threshold': options.threshold,
     'variants': table.set_index('variant').to_dict('index'),
   }
-  tables = {'variants': table, 'structures': structures(by_network), 'layers': left}
+  tables = {
+    'variants': table,
+    'structures': structures(by_network, session.task.scores),
+    'layers': left,
+  }
   return Result(tables, summary)
 
 
-def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
+def variants(records: Mapping[str, Sequence[Record]], task: Task = CLASSIFICATION) -> pd.DataFrame:
   """Returns a row for each network: means over the seeds with 95 % intervals, and what it lost
   against the dense one of the same seed.
 
@@ -53,9 +59,10 @@ def variants(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
     row = {'variant': name, 'weights': int(frame['weights'].iloc[0])}
     row['nonzero'] = round(frame['nonzero'].mean())
     row |= with_interval('factor', frame['weights'] / np.maximum(frame['nonzero'], 1))
-    for key in ('accuracy', 'loss'):
+    for key in (*task.scores[1:], 'loss'):
       row |= with_interval(key, frame[key])
-    row |= with_interval('accuracy_lost', dense['accuracy'] - frame['accuracy'])
+    best = task.headline
+    row |= with_interval(f'{best}_lost', task.sign(best) * (frame[best] - dense[best]))
     row |= {'flops': float(frame['flops'].mean()), 'bytes': float(frame['bytes'].mean())}
     row |= with_interval('flops_factor', dense['flops'] / frame['flops'])
     row['receipt'] = float(frame['receipt'].max())
@@ -78,9 +85,11 @@ def nothing_removed(left: pd.DataFrame) -> list[str]:
   return [name for name in names if name.startswith((VARIATIONAL, 'magnitude'))]
 
 
-def structures(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
+def structures(
+  records: Mapping[str, Sequence[Record]], scores: Sequence[str] = SCORES
+) -> pd.DataFrame:
   """Returns a row for each network and seed: its gates, and what is left of it."""
-  keys = ['variant', 'seed', 'structure', 'nonzero', 'flops', 'bytes', *SCORES, 'receipt']
+  keys = ['variant', 'seed', 'structure', 'nonzero', 'flops', 'bytes', *scores, 'receipt']
   return pd.DataFrame([record for seeds in records.values() for record in seeds], columns=keys)
 
 

@@ -4,7 +4,12 @@
 `configs/default.py` shows them all; `python tests/options_page.py` writes it.
 """
 
-from additive_jax.experiments.options.general import DataOptions, ModelOptions, TrainOptions
+from additive_jax.experiments.options.general import (
+  DataOptions,
+  ModelOptions,
+  TaskOptions,
+  TrainOptions,
+)
 from additive_jax.experiments.options.reading import (
   DECLARED,
   PLACEMENT,
@@ -31,6 +36,7 @@ __all__ = [
   'ModelOptions',
   'Option',
   'Options',
+  'TaskOptions',
   'TrainOptions',
   'identity',
   'named',

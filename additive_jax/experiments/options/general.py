@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from additive_jax.data.table import TASKS
 from additive_jax.experiments.options.rules import (
   CHANNELS,
+  LABEL_OR_NONE,
   SHARE,
   Blocks,
   Bytes,
@@ -31,6 +32,7 @@ from additive_jax.experiments.options.rules import (
   Sizes,
   Structures,
   Whole,
+  between,
   each,
   one_of,
   some_of,
@@ -39,6 +41,7 @@ from additive_jax.models.kinds import KINDS
 from additive_jax.models.transformer import POSITIONS, UNITS
 from additive_jax.parallel.collectives import COLLECTIVES
 from additive_jax.parallel.pipeline_schedule import SCHEDULES
+from additive_jax.run.objectives import LOSSES
 from additive_jax.search import METHODS
 from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
@@ -90,6 +93,34 @@ class DataOptions:
   """Of folders of images, height and width that all are brought to; 0 is their own."""
   channels: Later[Annotated[int, CHANNELS]] = 0
   """Of folders of images, 1, 3 or 4; 0 is 1 where the first image is grey, and else 3."""
+
+
+_NOT_NEGATIVE = between(0, 10**6).allows
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOptions:
+  """What is minimised, and what networks are judged by; the data says which task it is.
+
+  >>> TaskOptions(rank_by='accuracy').loss
+  ''
+  """
+
+  loss: Later[Annotated[str, one_of('', *LOSSES)]] = ''
+  """In place of the task's own, which '' is: in a regression 'squared', 'absolute' or 'huber'."""
+  metrics: Later[tuple[str, ...]] = ()
+  """In place of the task's own, the first one the headline: of a classification 'accuracy',
+  'f1_macro', 'top5' or of another number; of language also 'perplexity'; of a regression 'r2',
+  'mae', 'rmse'; of binary 'accuracy', 'f1'; of multi_label 'f1_micro', 'f1_macro', 'exact_match',
+  'accuracy'."""
+  rank_by: Later[str] = 'loss'
+  """'loss', or the metric by which structures are chosen and ranked."""
+  label_smoothing: Later[ShareBelowOne] = 0.0
+  """The share of each label that is spread over all classes, in training and in the loss judged."""
+  class_weights: Later[Annotated[tuple[float, ...], each('numbers from 0', _NOT_NEGATIVE)]] = ()
+  """What the loss of an example or token counts by its class, a number for each; () is 1."""
+  ignore_label: Later[Annotated[str, LABEL_OR_NONE]] = ''
+  """The label that does not count, such as that of padding: '-100'; '' is none."""
 
 
 NETWORKS = ('mlp', 'dense_stack', 'transformer', 'convnet', 'lenet', 'vgg')
@@ -220,7 +251,7 @@ class OptimizerOptions:
   """The optimizer, of Optax."""
 
   name: str = 'adamw'
-  """Any optimizer of Optax that takes a learning rate."""
+  """Any optimizer of Optax or optax.contrib that takes a learning rate."""
   kwargs: dict[str, Any] = dataclasses.field(default_factory=lambda: {'weight_decay': 1e-4})
   """Its other arguments."""
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
-from additive_jax.experiments.options.rules import LATER, SAME_RUN, Before, Rule, did_you_mean
+from additive_jax.errors import UserError, did_you_mean
+from additive_jax.experiments.options.rules import LATER, SAME_RUN, Before, Rule
 from additive_jax.experiments.options.studies import Options
 from additive_jax.train.optimizers import arguments_taken
 
@@ -27,7 +27,7 @@ log = logging.getLogger('additive_jax')
 # another function does not take them.
 OPTAX = {'optimizer': 'optimizer', 'schedule': 'schedule', 'booster.schedule': 'schedule'}
 # The sections whose options lower rooms know.
-GENERAL = ('data', 'model', 'train', 'sampler', 'search', 'balance')
+GENERAL = ('data', 'model', 'task', 'train', 'sampler', 'search', 'balance')
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 WORDS = {
   bool: 'true or false',
@@ -236,7 +236,10 @@ def identity(options: Options) -> dict[str, Any]:
     before = value_of(default, name) if option.before is None else option.before.value
     if option.later and value_of(options, name) == before:
       *sections, last = name.split('.')
-      del functools.reduce(dict.__getitem__, sections, values)[last]
+      section = functools.reduce(dict.__getitem__, sections, values)
+      del section[last]
+      if not section:  # one that came later as a whole
+        del values[name.partition('.')[0]]
   return values
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from additive_jax.errors import SEED_EXPECTED, SEEDS
@@ -74,16 +73,6 @@ def each(words: str, allows: Callable[[Any], bool]) -> Rule:
   return Rule(words, lambda values: all(map(allows, values)))
 
 
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-  """Returns the end of a message about a word that is likely to be misspelt; '' for no idea.
-
-  >>> did_you_mean('rng', ['psum', 'ring'])
-  "; did you mean 'ring'?"
-  """
-  near = difflib.get_close_matches(word, choices, n=1)
-  return f'; did you mean {near[0]!r}?' if near else ''
-
-
 def is_structure(text: str) -> bool:
   """Tells whether a text is that of a structure: of 0 and 1, at least one of them."""
   return bool(re.fullmatch('[01]+', text))
@@ -113,6 +102,10 @@ STRUCTURE_OR_NONE = Rule("a structure as text, or ''", lambda text: not text or 
 SPARSITIES = Rule(
   'shares in (0, 1), each once',
   lambda values: all(0 < share < 1 for share in values) and len(set(values)) == len(values),
+)
+
+LABEL_OR_NONE = Rule(
+  "an integer as text, such as '-100', or ''", lambda text: bool(re.fullmatch(r'(-?\d+)?', text))
 )
 
 SEED = Rule(SEED_EXPECTED, lambda value: 0 <= value < SEEDS)

@@ -15,6 +15,7 @@ from additive_jax.experiments.options.general import (
   SamplerOptions,
   ScheduleOptions,
   SearchOptions,
+  TaskOptions,
   TrainOptions,
 )
 from additive_jax.experiments.options.rules import (
@@ -24,6 +25,7 @@ from additive_jax.experiments.options.rules import (
   Count,
   Few,
   FewOrNone,
+  Later,
   Logarithm,
   NotNegative,
   Placement,
@@ -272,7 +274,11 @@ class Options:
   """Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them."""
   data: DataOptions = dataclasses.field(default_factory=DataOptions)
   model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+  task: TaskOptions = dataclasses.field(default_factory=TaskOptions)
   train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+  init_from: Later[Placement[str]] = ''
+  """Where the pool is from that all trainings start from: a run directory, a directory of its
+  checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed."""
   learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from additive_jax.report.figures import marks, style
-from additive_jax.report.wording import plain
+from additive_jax.report.wording import plain, score_name
 
 
 def scores(
@@ -105,8 +105,9 @@ def distributions(
   values: Mapping[str, ArrayLike],
   all_on: Mapping[str, float],
   colours: style.Colours | None = None,
+  score: str = 'accuracy',
 ) -> Figure:
-  """Draws how accuracy is spread over structures: violins with quartiles, and the full networks.
+  """Draws how a score is spread over structures: violins with quartiles, and the full networks.
 
   >>> accuracy = {'none': [0.2, 0.4, 0.5], 'per_sample': [0.5, 0.6, 0.6]}
   >>> figure = distributions(accuracy, all_on={'none': 0.9, 'per_sample': 0.8})
@@ -114,9 +115,10 @@ def distributions(
   ['none', 'per_sample']
 
   Args:
-    values: by variant the accuracy of every structure `[S]`, means over the seeds.
+    values: by variant the score of every structure `[S]`, means over the seeds.
     all_on: by variant that of the full network.
     colours: of variants.
+    score: what it is called.
   """
   colours = style.palette(values, colours)
   if not values:
@@ -135,7 +137,9 @@ def distributions(
       ring = {'ms': 5.5, 'mfc': 'white', 'mew': 1.6, 'zorder': 3}
       axes.plot(all_on[name], row, 'o', color=colours[name], **ring)
     marks.name_rows(axes, list(values))
-    axes.set_xlabel('accuracy  (○ full network, bar: middle half of the structures, | median)')
+    axes.set_xlabel(
+      f'{score_name(score)}  (○ full network, bar: middle half of the structures, | median)'
+    )
   return figure
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from additive_jax.report.figures import marks, style
+from additive_jax.report.wording import score_name
 
 SCRATCH = 'scratch'
 FLOPS = 'FLOPs of training, narrow models included'
@@ -37,7 +38,7 @@ def savings(curves: pd.DataFrame, variants: pd.DataFrame) -> Figure:
   """
   with style.drawing(10.4, 3.6, columns=2, width_ratios=[1.55, 1]) as (figure, [[left, right]]):
     if len(curves):
-      _draw_curves(left, curves, 'flops', 'loss', FLOPS)
+      _draw_curves(left, curves, 'flops', 'loss', FLOPS, True)
     else:
       style.say_empty(left, 'nothing was trained')
     order = list(curves['variant'].unique())
@@ -50,7 +51,11 @@ def savings(curves: pd.DataFrame, variants: pd.DataFrame) -> Figure:
 
 
 def spent(
-  curves: pd.DataFrame, cost: str, label: str, scores: Sequence[str] = ('loss', 'accuracy')
+  curves: pd.DataFrame,
+  cost: str,
+  label: str,
+  scores: Sequence[str] = ('loss', 'accuracy'),
+  lower: Collection[str] = ('loss',),
 ) -> Figure:
   """Draws test scores, side by side, against what was spent.
 
@@ -65,19 +70,20 @@ def spent(
     cost: the column of what was spent.
     label: of that column.
     scores: columns to draw, one a panel.
+    lower: those of which lower is better.
   """
   if not len(curves):
     return style.empty('nothing was trained')
   size = (0.4 + 5 * len(scores), 3.2)
   with style.drawing(*size, columns=len(scores)) as (figure, [panels]):
     for axes, score in zip(panels, scores):
-      _draw_curves(axes, curves, cost, score, label)
+      _draw_curves(axes, curves, cost, score, label, score in lower)
     for axes in panels[1:]:
       axes.get_legend().remove()
   return figure
 
 
-def _draw_curves(axes, curves, cost, score, label):
+def _draw_curves(axes, curves, cost, score, label, lower):
   """Draws a line for each way, mean over the seeds; the best of training from scratch as a
   level."""
   for number, (variant, rows) in enumerate(curves.groupby('variant', sort=False)):
@@ -90,18 +96,18 @@ def _draw_curves(axes, curves, cost, score, label):
         start[cost], start[score], 'o', ms=5, mfc='white', mew=1.5, color=style.colour(number)
       )
   scratch = curves[curves['variant'] == SCRATCH].groupby('seed')[score]
-  best = (scratch.min() if score == 'loss' else scratch.max()).mean()
+  best = (scratch.min() if lower else scratch.max()).mean()
   if np.isfinite(best):
     axes.axhline(best, color=style.GREY, lw=0.9, ls='--')
   values = curves[score].to_numpy(float)
   values = values[np.isfinite(values)]
   if len(values):
     # The first points, of networks that know nothing yet, would press the rest together.
-    low, high = np.quantile(values, [0, 0.9] if score == 'loss' else [0.1, 1])
+    low, high = np.quantile(values, [0, 0.9] if lower else [0.1, 1])
     margin = 0.05 * (high - low) or 0.05
     axes.set_ylim(low - margin, high + margin)
   axes.set_xlim(left=0)
-  axes.set(xlabel=label, ylabel=f'test {score}')
+  axes.set(xlabel=label, ylabel=f'test {score_name(score)}')
   axes.legend(loc='best', fontsize=7.5)
 
 

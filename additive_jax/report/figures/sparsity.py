@@ -1,4 +1,4 @@
-"""The pictures of a compression: what it costs in accuracy, what noise tells, and what is left."""
+"""The pictures of a compression: what it costs in quality, what noise tells, and what is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from additive_jax.report.figures import marks, style
-from additive_jax.report.wording import plain
+from additive_jax.report.wording import plain, score_name
 
 _HALF_POINT = 0.005
 METHODS = {'dense': style.INK, 'variational': style.VERMILION, 'magnitude': style.BLUE}
@@ -28,8 +28,8 @@ def method_colour(name: str) -> str:
   return METHODS.get(re.split('[_ -]', name)[0], style.GREY)
 
 
-def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
-  """Draws accuracy against how many times smaller a network is, a panel for each count.
+def compression(frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'accuracy') -> Figure:
+  """Draws a score against how many times smaller a network is, a panel for each count.
 
   >>> frame = pd.DataFrame({'variant': ['dense', 'half'], 'method': ['dense', 'magnitude']})
   >>> frame = frame.assign(accuracy=[0.98, 0.97], smaller=[1, 2])
@@ -38,9 +38,10 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
   ['dense', '0.5 points below', 'magnitude', 'variational']
 
   Args:
-    frame: columns `variant`, `method` ('dense', 'variational' or 'magnitude'), `accuracy` and the
+    frame: columns `variant`, `method` ('dense', 'variational' or 'magnitude'), the score's and the
       factors'; each may have a half width `<name>_ci95`.
     factors: labels of the panels by column.
+    score: the column of the metric; below the dense network's accuracy there is a line.
   """
   looks = {'magnitude': '-o', 'variational': 'D'}
   size = (4.6 * len(factors) + 1.2, 3.8)
@@ -50,19 +51,21 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str]) -> Figure:
         rows = frame[frame['method'] == method].sort_values(factor, kind='stable')
         (x, xerr), (y, yerr) = (
           marks.with_interval(rows, factor),
-          marks.with_interval(rows, 'accuracy'),
+          marks.with_interval(rows, score),
         )
         bars = {'fmt': mark, 'ms': 5, 'lw': 1.4, 'capsize': 2.5, 'label': method}
         axes.errorbar(x, y, yerr, xerr, color=METHODS[method], **bars)
-      for level in frame.loc[frame['method'] == 'dense', 'accuracy']:
+      for level in frame.loc[frame['method'] == 'dense', score]:
         axes.axhline(level, color=style.INK, lw=1.2, label='dense')
-        axes.axhline(level - _HALF_POINT, color=style.GREY, lw=1, ls='--', label='0.5 points below')
+        if score == 'accuracy':
+          below = {'ls': '--', 'label': '0.5 points below'}
+          axes.axhline(level - _HALF_POINT, color=style.GREY, lw=1, **below)
       if frame[factor].max() > 5:
         axes.set_xscale('log')
         axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}×')
         axes.xaxis.set_minor_formatter(lambda value, _: '')
       axes.set_xlabel(label)
-    panels[0].set_ylabel('test accuracy')
+    panels[0].set_ylabel(f'test {score_name(score)}')
     marks.legend_beside(panels[-1])
   return figure
 

@@ -1,0 +1,48 @@
+"""What the trainings of a run start from, other than the pools that its seeds name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.core
+from jaxtyping import PyTree
+
+from additive_jax.errors import UserError, user_path
+from additive_jax.experiments.options import Options, refused
+from additive_jax.models.contract import check_pool
+from additive_jax.parallel import processes
+from additive_jax.transplant.foreign import digest, restore_pool
+
+
+def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> PyTree | None:
+  """Returns the pool that trainings start from, on the host; None for that of each seed.
+
+  Args:
+    config: with `init_from`, from where the pool is read.
+    variables: `{'params': pool}` in its place, or None.
+    model: the network of the run.
+    x: a batch of inputs, of which the shape matters.
+
+  Raises:
+    UserError: for both, a pool of another network, or Exp 5, which starts from small networks.
+  """
+  if variables is not None and config.init_from:
+    raise refused(config, 'init_from', expected="'' beside variables")
+  if config.init_from:
+    variables = restore_pool(user_path(config.init_from, 'config.init_from'), model, x)
+  if variables is None:
+    return None
+  if config.experiment == 'booster':
+    raise UserError(
+      'a pool to start from, config.init_from or variables, in Exp 5, whose networks start from '
+      'small ones: expected none'
+    )
+  check_pool(model, variables, x)
+  return processes.to_host(flax.core.unfreeze(variables['params']))
+
+
+def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
+  """Returns what a run's directory knows of the pool that trainings start from, and of an optimizer
+  from Python, which has no description."""
+  known: dict[str, Any] = {} if pool is None else {'start': digest(pool)}
+  return known if optimizer is None else known | {'optimizer': {'name': 'given from Python'}}

@@ -1,0 +1,188 @@
+"""Networks with BatchNorm: statistics of the batch in training, of all-on stored, of each structure
+in judging."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import additive_jax as aj
+from additive_jax import UserError
+from additive_jax.models import BatchNorm
+from additive_jax.models.contract import check_network
+from additive_jax.parallel.mesh import make_mesh
+from additive_jax.parallel.placement import Placement
+from additive_jax.testing import check_model
+from additive_jax.train.population import Population
+from additive_jax.train.recipe import Recipe
+from additive_jax.train.samplers import make_sampler
+from additive_jax.train.trainer import Trainer
+
+
+class Branch(nn.Module):
+  flax_own: bool = False
+
+  @nn.compact
+  def __call__(self, h):
+    norm = (
+      nn.BatchNorm(use_running_average=not self.is_mutable_collection('batch_stats'))
+      if self.flax_own
+      else BatchNorm()
+    )
+    return nn.Dense(h.shape[-1])(nn.relu(norm(nn.Dense(5)(h))))
+
+
+ALWAYS = functools.partial(nn.BatchNorm, use_running_average=False)
+
+
+class Net(aj.Additive):
+  num_sites: int = 2
+  last: Callable[[], nn.Module] = BatchNorm
+
+  def setup(self):
+    self.first, self.stem = nn.Dense(6), BatchNorm()
+    self.sites = [Branch(bool(i), name=f'b{i}') for i in range(self.num_sites)]
+    self.norm, self.head = self.last(), nn.Dense(3)
+
+  def embed(self, x):
+    return self.stem(self.first(x))
+
+  def readout(self, h):
+    return self.head(self.norm(h))
+
+
+@pytest.fixture(scope='module')
+def data():
+  rng = np.random.default_rng(0)
+  x = (3 * rng.normal(size=(48, 4)) + 1).astype(np.float32)
+  return aj.data.ArraySplit(x, rng.integers(3, size=48))
+
+
+@pytest.fixture(scope='module')
+def variables(data):
+  return jax.jit(Net().init)(jax.random.key(0), data.x)
+
+
+def by_hand(variables, x, bits):
+  """Logits of one structure with the statistics of its batch."""
+
+  def run(module, x):
+    h = module.embed(x)
+    for bit, site in zip(bits, module.sites):
+      h = h + site(h) if bit == '1' else h
+    return module.readout(h)
+
+  pool = {'params': variables['params']}
+  return nn.Module.apply(Net(), pool, x, method=run, mutable=['batch_stats'])[0]
+
+
+def test_the_whole_contract_holds(data):
+  assert 'BatchNorms' in check_model(Net(), (data.x, data.y), max_structures=4)
+
+
+def test_recalibrated_structures_give_what_their_batch_gives(data, variables):
+  structures = ['11', '01', '00', '10', '01']
+  own = aj.recalibrate(Net(), variables, structures, data)
+  for bits, of_structure in zip(structures, own):
+    expected = by_hand(variables, data.x, bits)
+    for run in (aj.static, aj.conditional):
+      np.testing.assert_allclose(
+        run(Net(), of_structure, data.x, bits), expected, rtol=1e-4, atol=1e-4
+      )
+    stored = aj.static(Net(), variables, data.x, bits)
+    assert np.abs(stored - expected).max() > 0.1
+  untouched = own[2]['batch_stats']['b0']['BatchNorm_0']['mean']  # of a site that is off
+  assert (untouched == 0).all()
+
+
+def test_evaluation_takes_statistics_of_each_structure_and_warns_without(data, variables, caplog):
+  batch = data.x, data.y
+  with caplog.at_level(logging.WARNING, 'additive_jax'):
+    scores = aj.evaluate_structures(Net(), variables, batch, recalibrate=data.x, batch_size=32)
+  assert not caplog.records
+  losses = [
+    float(
+      optax.softmax_cross_entropy_with_integer_labels(
+        by_hand(variables, data.x, bits), data.y
+      ).mean()
+    )
+    for bits in ('00', '10', '01', '11')
+  ]  # in integer order
+  np.testing.assert_allclose(scores.loss, losses, rtol=1e-4)
+  with caplog.at_level(logging.WARNING, 'additive_jax'):
+    aj.evaluate_structures(Net(), variables, batch)
+  assert [record.getMessage() for record in caplog.records] == [
+    'Net has BatchNorms, and structures (3) are judged by stored statistics, which are those of '
+    'all-on unless additive_jax.recalibrate gave them: recalibrate=(training examples) gives each '
+    'its own'
+  ]
+
+
+def trained(data, devices, **spread):
+  mesh = make_mesh(2, 8, jax.devices()[:devices], **spread)
+  recipe, sampler = Recipe(Net(), 'classification', optax.sgd(0.1)), make_sampler('uniform', 2, 2)
+  placement = Placement(mesh=mesh)
+  trainer = Trainer(recipe, data, sampler, batch_size=8, seed=0, placement=placement)
+  return trainer.run(4)['loss'], trainer
+
+
+def test_a_batch_that_devices_split_is_normalised_as_a_whole(data):
+  losses, trainer = trained(data, 1)
+  others, on_mesh = trained(data, 8, fsdp_devices=2)
+  assert dict(on_mesh.mesh.shape) == {'structure': 2, 'data': 2, 'fsdp': 2}
+  np.testing.assert_allclose(others, losses, rtol=1e-5)
+  x = data.x
+  stored = trainer.variables
+  expected = by_hand(stored, x, '11')
+  np.testing.assert_allclose(aj.static(Net(), stored, x, '11'), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_networks_trained_alone_are_judged_by_their_own_statistics(data):
+  recipe = Recipe(Net(), 'classification', optax.sgd(0.1))
+  both = aj.data.Data('rows', 'classification', data, data, 3)
+  population = Population(recipe, both, batch_size=8, seed=0)
+  (member,) = population.train(['10'], stop=3)
+  logits = by_hand({'params': member.state.params}, data.x, '10')
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, data.y).mean()
+  np.testing.assert_allclose(member.loss, loss, rtol=1e-4)
+
+
+class Counter(nn.Module):
+  @nn.compact
+  def __call__(self, h):
+    self.variable('counts', 'calls', lambda: jnp.zeros(()))
+    return h
+
+
+@pytest.mark.parametrize(
+  ('model', 'words'),
+  [
+    (
+      Net(last=nn.BatchNorm),
+      'Net has a BatchNorm that is not told when to use stored statistics: expected',
+    ),
+    (
+      Net(last=ALWAYS),
+      'it changes stored statistics when it is judged: expected additive_jax',
+    ),
+    (Net(last=Counter), "Net has a collection 'counts' beside its parameters: expected parameters"),
+  ],
+)
+def test_wrong_norms_end_in_one_line(model, words):
+  with pytest.raises(UserError) as error:
+    check_network(model, np.ones((2, 4), np.float32))
+  assert words in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_variables_without_statistics_and_no_examples_are_refused(data, variables):
+  with pytest.raises(UserError, match='batch_stats of Net with no b0/BatchNorm_0/mean and'):
+    aj.static(Net(), {'params': variables['params']}, data.x, '11')
+  with pytest.raises(UserError, match='no examples to calibrate by: expected'):
+    aj.recalibrate(Net(), variables, ['11'], data.x[:0])
