@@ -117,6 +117,8 @@ VALUES = [
   ('train.dtype', 'float16', 'one of float32, bfloat16'),
   ('train.collective', 'tree', 'one of psum, ring'),
   ('train.collective', 'rng', "one of psum, ring; did you mean 'ring'?"),
+  ('task.loss', 'hinge', "one of '', cross_entropy, sigmoid, squared, absolute, huber"),
+  ('task.ignore_label', 'pad', "an integer as text, such as '-100', or ''"),
   ('train.distill', 2.0, 'a share in [0, 1]'),
   ('train.log_every', 0, '1 to 10,000'),
   ('train.checkpoint_every', 0, '1 to 1,000,000,000'),
