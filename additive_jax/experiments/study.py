@@ -48,6 +48,7 @@ from additive_jax.experiments.options import (
 from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.stage_cost import check_stage
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.journal import Record, to_plain
 from additive_jax.files.rundir import RunDir, flatten
@@ -328,6 +329,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
     part = processes.process()
   share = units[part[0] :: part[1]]
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
+  check_stage(session, missing)
   for seed, arm, values in kind.train_all(missing, len(share)):
     check_scores(arm.name, seed, values)
     write = kind.spread or processes.is_primary()

@@ -30,6 +30,7 @@ from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.run.expected import expected_of
+from additive_jax.train.augment import augmented
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, run_in_chunks, train_step
@@ -231,6 +232,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
       state, rows, dropout = inputs
       x, y = jax.tree.map(lambda a: a[rows][None], data)
       key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      x, y = augmented(recipe.augment, key[None], x, y)
       state, values = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       return state, {name: jnp.squeeze(values[name]) for name in metrics}
 

@@ -28,6 +28,7 @@ from additive_jax.run.expected import check_task
 from additive_jax.run.objectives import Outputs
 from additive_jax.run.tasks import LABELLED, task_of
 from additive_jax.train import rule as rule_
+from additive_jax.train.augment import Augment, augmented_shapes
 from additive_jax.train.samplers import Sampler, inverse
 from additive_jax.train.slot import Slot
 from additive_jax.train.teacher import divergence_from_all_on
@@ -215,6 +216,7 @@ class Recipe:
     learning_rates: what multiplies the learning rate, by a regular expression of the paths of
       leaves, `{'embed': 0.1, 'block_0.*/kernel': 2.0}`; see `rule.fits`.
     frozen: regular expressions of the paths of what does not learn.
+    augment: what changes the examples of each step at random, see `augment`; None leaves them.
   """
 
   model: Any
@@ -229,6 +231,7 @@ class Recipe:
   ema: float = 0.0
   learning_rates: Any = ()  # pairs, once the recipe is made
   frozen: tuple[str, ...] = ()
+  augment: Augment | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'task', task_of(self.task))
@@ -264,7 +267,11 @@ class Recipe:
 
   def check_task(self, x: Inputs, y: PyTree, size: int) -> None:
     """Raises `UserError` for a loss or metrics of one's own that do not give what is expected of
-    `size` examples such as `x` and `y`; see `expected.check_task`."""
+    `size` examples such as `x` and `y`, see `expected.check_task`, or an augmentation that gives
+    no such batch."""
+    if self.augment is not None:
+      _, shapes = augmented_shapes(self.augment, x, y, size)
+      y = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), shapes)
     shaped = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
     check_task(self.model, self.task, jax.tree.map(shaped, x), y)
 
