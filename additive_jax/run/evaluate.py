@@ -58,7 +58,7 @@ class Evaluation:
   metrics: dict[str, Float[np.ndarray, 'S']] = dataclasses.field(default_factory=dict)
 
   @property
-  def scores(self) -> dict[str, Float[np.ndarray, 'S']]:
+  def scores(self) -> dict[str, Float[np.ndarray, '... S']]:
     """Loss and metrics by name."""
     return {LOSS: self.loss, **self.metrics}
 
