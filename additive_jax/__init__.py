@@ -2,6 +2,8 @@
 of parameters.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from additive_jax import data, gates, models, transplant
 from additive_jax.cli.configs import load_config
 from additive_jax.errors import UserError
@@ -18,6 +20,10 @@ from additive_jax.train.plan import plan
 from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
+if TYPE_CHECKING:
+  from additive_jax.experiments.front import cotrain, stochastic, sweep
+  from additive_jax.experiments.prune import prune
+
 __all__ = [
   'Additive',
   'Evaluation',
@@ -32,6 +38,7 @@ __all__ = [
   'all_structures',
   'chosen',
   'conditional',
+  'cotrain',
   'data',
   'evaluate_structures',
   'gates',
@@ -40,11 +47,29 @@ __all__ = [
   'measure',
   'models',
   'plan',
+  'prune',
   'recalibrate',
   'restore_pool',
   'routed',
   'samplers',
   'shared_prefix',
   'static',
+  'stochastic',
+  'sweep',
   'transplant',
 ]
+
+# Experiments take seconds to import, which only those who run one should pay.
+_LATER = {'cotrain': 'front', 'stochastic': 'front', 'sweep': 'front', 'prune': 'prune'}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LATER:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from importlib import import_module
+
+  return getattr(import_module(f'additive_jax.experiments.{_LATER[name]}'), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(set(globals()) | set(_LATER))

@@ -73,6 +73,16 @@ def get_config() -> ConfigDict:
   # 20 different whole numbers, and else a regression. One of '', classification, regression,
   # language.
   config.data.task = ''
+  # What changes the examples of each training step at random, in turn: images are moved ('crop')
+  # and mirrored ('flip'), and examples mixed with others of their batch ('mixup'). Some of crop,
+  # flip, mixup.
+  config.data.augment = ()
+  # Pixels that crop moves an image by, at most; 0 is an eighth of its height. 0 to 10,000.
+  config.data.crop_pixels = 0
+  # Probability that flip mirrors an image. A share in [0, 1].
+  config.data.flip_rate = 0.5
+  # Of mixup, α of the Beta(α, α) that shares are drawn from. A positive number up to 1,000,000.
+  config.data.mixup_alpha = 0.2
   # Of folders of images, height and width that all are brought to; 0 is their own. 0 to 10,000.
   config.data.image_size = 0
   # Of folders of images, 1, 3 or 4; 0 is 1 where the first image is grey, and else 3. 0, 1, 3 or 4.
@@ -484,8 +494,9 @@ def get_config() -> ConfigDict:
   # always the latter. One of global, layer.
   config.compress.scope = 'global'
 
-  # Hours that a sweep may take by its own estimate, which is logged before it starts: one that
-  # would take longer is refused. 0 is no limit. 0 to 1,000,000. Not part of a run's identity.
+  # Hours that a sweep, or the trainings of another experiment's stage, may take by the estimate
+  # that is logged before they start: what would take longer is refused. 0 is no limit. 0 to
+  # 1,000,000. Not part of a run's identity.
   config.limit = 12.0
   # 'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   # without it to merge. I/N with 0 <= I < N, such as 0/4. Not part of a run's identity.

@@ -88,6 +88,7 @@ VALUES = [
   ('optimizer.kwargs', 5, 'names and values'),
   ('data.sequence_length', 0, '1 to 1,000,000'),
   ('data.train_examples', -1, '0 to 1,000,000,000'),
+  ('data.augment', ('crop', 'blur'), 'some of crop, flip, mixup'),
   ('data.valid', 1.0, '-1, or a share in [0, 1)'),
   ('data.valid_examples', -1, '0 to 1,000,000,000'),
   ('data.task', 'ranking', "one of '', classification, regression, language"),

@@ -79,7 +79,7 @@ def test_targets_say_the_task(table):
 
 
 def test_weights_and_splits_are_columns(table):
-  houses = load(f'file:{table}', target='town', weight='weight', split='part')
+  houses = data.load(f'file:{table}', target='town', weight='weight', split='part')
   assert [len(getattr(houses, part)) for part in ('train', 'valid', 'test')] == [20, 10, 10]
   weights = frame()['weight'].to_numpy()[3::4]
   np.testing.assert_allclose(np.sort(houses.test.y.weight), np.sort(weights), rtol=1e-6)
@@ -250,7 +250,7 @@ def test_folders_of_splits_sizes_and_channels(tmp_path):
     for name in 'ab':
       for i in range(count):
         save(tmp_path / part / name / f'{i}.png', 100, 'L', size=(4 + i, 8))
-  loaded = load(f'images:{tmp_path}', image_size=5)
+  loaded = data.load(f'images:{tmp_path}', image_size=5)
   assert [len(split) for split in (loaded.train, loaded.valid, loaded.test)] == [8, 4, 6]
   assert loaded.example_shape == (5, 5, 1)
   assert load(f'images:{tmp_path}', image_size=5, channels=3).example_shape == (5, 5, 3)

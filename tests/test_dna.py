@@ -14,7 +14,7 @@ from additive_jax import UserError, run
 from additive_jax.data import ArraySplit
 from additive_jax.models.additive import branch, embed, readout
 from additive_jax.models.dna import DNA, Modules
-from additive_jax.models.routing import SELECTION_BIAS
+from additive_jax.models.routing import CHOICES, ROUTING, SELECTION_BIAS
 from additive_jax.testing.check import check_model
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
@@ -213,6 +213,40 @@ def test_facts_count_the_choices(random_pool):
   np.testing.assert_allclose(facts['step_00'].kept, 1 - load[5], rtol=1e-6)
   np.testing.assert_array_equal(chosen['step_00'].indices, best)
   assert set(facts) == set(chosen) == {'step_00'}
+
+
+def test_steps_in_a_loop_are_the_steps_one_after_the_other(random_pool):
+  """Outputs, facts, choices and gradients; and however many there are, one is compiled."""
+  model = DNA(2, 4, modules=Modules(0, 2, 0, 1, 2), num_backbone=1, **TEXT)
+  variables = random_pool(model, TOKENS)
+
+  def in_a_loop(v):
+    outputs, facts, chosen = run.chosen(model, v, TOKENS)
+    return jnp.sin(outputs).mean(), (outputs, facts, chosen)
+
+  def in_turn(v):
+    outputs, left = model.apply(v, TOKENS, mutable=[ROUTING, CHOICES])
+    facts, chosen = (
+      {name: site['left'] for name, site in left[kind].items()} for kind in (ROUTING, CHOICES)
+    )
+    return jnp.sin(outputs).mean(), (outputs, facts, chosen)
+
+  found, want = (
+    jax.jit(jax.value_and_grad(form, has_aux=True))(variables) for form in (in_a_loop, in_turn)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  jax.tree.map(close, found, want)
+  assert set(want[0][1][1]) == {'step_00', 'step_01'}
+  routers = [found[1]['params'][step]['router']['kernel'] for step in ('step_00', 'step_01')]
+  assert min(np.abs(router).max() for router in routers) > 1e-3
+
+  def matmuls(steps):
+    longer = model.clone(num_steps=steps)
+    shapes = jax.eval_shape(longer.init, jax.random.key(0), TOKENS)
+    program = jax.jit(lambda v: run.routed(longer, v, TOKENS))
+    return program.lower(shapes).as_text().count('dot_general')
+
+  assert matmuls(2) == matmuls(5) < 2 * matmuls(1)
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ ROWS_OF = {  # model, task, data, options of the recipe
   'reads the pool': (MLP_, 'classification', ROWS, {'loss': Decayed()}),
   'derived': (MLP_, 'classification', ROWS, {'loss': Derived()}),
   'modules': (
-    DNA(1, 4, modules=Modules(2, 2, 0, 1, 2), causal=True, **TOKENS | {'hidden': 5}),
+    DNA(2, 4, modules=Modules(2, 2, 0, 1, 2), causal=True, **TOKENS | {'hidden': 5}),
     'language',
     TEXT,
     {'loss': Routed(Balance(0.1, 0.01, 0.01))},

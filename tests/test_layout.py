@@ -37,7 +37,7 @@ from additive_jax.train.trainer import Trainer
 
 TEXT = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
 MODELS = {
-  'dna': DNA(1, 4, modules=Modules(4, 4, 0, 1, 2, skip=0.2), unit='swiglu', **TEXT),
+  'dna': DNA(2, 4, modules=Modules(4, 4, 0, 1, 2, skip=0.2), unit='swiglu', **TEXT),
   'blocks': DNA(1, 4, modules=Modules(0, 0, 4, 1, 2), num_backbone=1, **TEXT),
   'experts': Transformer(1, 4, routing=Experts(4, 2), **TEXT),
 }

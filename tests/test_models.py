@@ -10,7 +10,8 @@ import pytest
 
 from additive_jax import Additive, UserError, all_structures, evaluate_structures, measure, static
 from additive_jax.models import MLP
-from additive_jax.models.additive import gate_names, parts
+from additive_jax.models.additive import gate_names
+from additive_jax.models.reads import parts
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,9 @@
 """The README's code runs as it stands, in order, as one session."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,28 @@ def test_code_runs(tmp_path, monkeypatch, capsys):
   assert 'keeps the contract' in capsys.readouterr().out
   assert len(names['scores'].loss) == 64
   assert (tmp_path / 'runs/quick/report.html').exists()
+
+
+@pytest.mark.slow
+def test_front_door_outside_the_clone(tmp_path):
+  """The section as a new user runs it: a fresh process in another directory."""
+  text = (ROOT / 'README.md').read_text()
+  section = text[text.index('## From pip install') :]
+  code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
+  (tmp_path / 'mine.py').write_text(code)
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment |= {'PYTHONPATH': str(ROOT), 'ADDITIVE_JAX_CACHE': str(tmp_path / 'cache')}
+  command = [sys.executable, 'mine.py']
+  done = subprocess.run(
+    command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert 'structure' in done.stdout
+  assert 'max |Δlogit|' in done.stdout
+  assert '100%' in done.stderr  # a run shows how far it is
+  assert len(list((tmp_path / 'runs').glob('*/report.html'))) == 2
+  assert (tmp_path / 'small' / 'model.json').exists()
+  assert list((tmp_path / 'cache').glob('xla/*/*-cache'))
 
 
 def test_own_network_is_short():

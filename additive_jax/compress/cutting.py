@@ -28,9 +28,10 @@ from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring,
 from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
-from additive_jax.models.additive import Additive, canonical, gate_names, read_by, sites_of
+from additive_jax.models.additive import Additive, canonical, gate_names, sites_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.flops import count_flops
+from additive_jax.models.reads import read_by
 from additive_jax.transplant.growth import Receipt, compare
 from additive_jax.transplant.pairs import params_of
 from additive_jax.transplant.wiring import module_names

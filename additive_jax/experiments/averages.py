@@ -34,6 +34,17 @@ def averages(records: Records) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
+def parts(
+  records: Records,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any], Piece | None]:
+  """Returns what a run that keeps means has more: a table and a part of the summary, by name, and a
+  section of the page."""
+  means = averages(records)
+  if not len(means):
+    return {}, {}, None
+  return {TABLE: means}, {TABLE: figures(means)}, piece(means)
+
+
 def figures(frame: pd.DataFrame) -> dict[str, Any]:
   """Returns the headline figures of such a table, by arm and score.
 
@@ -47,10 +58,8 @@ def figures(frame: pd.DataFrame) -> dict[str, Any]:
   return found
 
 
-def piece(frame: pd.DataFrame | None) -> Piece | None:
-  """Returns the section of a page with such a table; None where there is none."""
-  if frame is None or not len(frame):
-    return None
+def piece(frame: pd.DataFrame) -> Piece | None:
+  """Returns the section of a page with such a table."""
   caption = (
     'Each score of the pool after its last step, and of its mean over the steps (ema); “ema minus '
     'pool” is paired by seed.'

@@ -17,6 +17,7 @@ from rich import filesize
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.speed import Clock, say_speed
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
@@ -83,7 +84,7 @@ def _left_out(trainer, name):
 
 def _fit(session, trainer, num_steps, name, curves):
   """Does what `fit` does, but for what is said at its end."""
-  options = session.config.train
+  options, clock = session.config.train, Clock()
   with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
     at_most = None
     if curves.clock is not None and processes.is_primary():
@@ -114,6 +115,7 @@ def _fit(session, trainer, num_steps, name, curves):
         started = time.perf_counter()
         values = trainer.run(count)
         seconds = time.perf_counter() - started
+        clock.add(count, seconds)
         step += count
         shown = point(values, trainer.recipe.loss, curves.labels)
         shown |= curves.probe(trainer) if curves.probe else {}
@@ -125,6 +127,7 @@ def _fit(session, trainer, num_steps, name, curves):
         if step % options.checkpoint_every < count and step < num_steps:
           checkpoints.save(step, trainer.state, meta=_notes(trainer))
     checkpoints.save(num_steps, trainer.state, meta=_notes(trainer), wait=True)
+  say_speed(session, trainer, name, clock)
 
 
 def _notes(trainer):

@@ -53,6 +53,7 @@ class Opening(TypedDict, total=False):
   Attributes:
     model: an additive model in place of `config.model`.
     data: a `data.Data` in place of `config.data`.
+    augment: a function in place of `config.data.augment`, see `train.augment`.
     name: of the default run directory; None is the experiment's.
     devices: how many to use; 0 is all.
     command: the command line that started the run, for its report.
@@ -65,6 +66,7 @@ class Opening(TypedDict, total=False):
 
   model: Any
   data: Any
+  augment: Any
   name: str | None
   devices: int
   command: str
@@ -113,19 +115,21 @@ def open_session(
   spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
   mesh.check_spread(spread, len(devices))
   pool = start_of(config, opening.get('variables'), model, first_input(data))
-  resolved = resolve(config, model, data, task)
-  resolved |= given(pool, opening.get('optimizer'))
+  resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
+  if augment := opening.get('augment'):
+    resolved['data']['augment'] = getattr(augment, '__qualname__', '') or describe(augment)
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
-  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer')}
-  begun |= {'part': part, 'command': command, 'task': task}
+  begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer'), 'part': part}
+  begun |= {'command': command, 'task': task}
   start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
+    session.training.augment = augment
     if not rundir.finished:
       _check_fits(session)
       check(session)

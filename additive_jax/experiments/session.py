@@ -122,14 +122,16 @@ class Session:
 
   def with_model(self, model: Any) -> Session:
     """Returns this run with another model, for experiments that compare several."""
-    training = Training(self.config, model, self.data, self.task, self.training.optimizer)
+    optimizer, augment = self.training.optimizer, self.training.augment
+    training = Training(self.config, model, self.data, self.task, optimizer, augment)
     space = models.measure(model, first_input(self.data))
     return dataclasses.replace(self, model=model, space=space, training=training)
 
   def with_options(self, changed: Mapping[str, Any]) -> Session:
     """Returns this run with other options, by their dotted names."""
     config = replaced(self.config, changed)
-    training = Training(config, self.model, self.data, self.task, self.training.optimizer)
+    optimizer, augment = self.training.optimizer, self.training.augment
+    training = Training(config, self.model, self.data, self.task, optimizer, augment)
     machine = dataclasses.replace(self.machine, options=config.train)
     return dataclasses.replace(self, config=config, training=training, machine=machine)
 

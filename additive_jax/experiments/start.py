@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import flax.core
+import jax
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.options import Options, refused
-from additive_jax.models.contract import check_pool
+from additive_jax.models.additive import check_variables, shape_of
+from additive_jax.models.contract import differences
 from additive_jax.parallel import processes
 from additive_jax.transplant.foreign import digest, restore_pool
 
@@ -37,8 +39,12 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
       'a pool to start from, config.init_from or variables, in Exp 5, whose networks start from '
       'small ones: expected none'
     )
-  check_pool(model, variables, x)
-  return processes.to_host(flax.core.unfreeze(variables['params']))
+  check_variables(variables)
+  pool = flax.core.unfreeze(variables['params'])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))['params']
+  if wrong := differences(pool, shapes):
+    raise UserError(f'variables of a pool with {wrong}: expected one of {type(model).__name__}')
+  return processes.to_host(pool)
 
 
 def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:

@@ -30,11 +30,11 @@ import pandas as pd
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from additive_jax.errors import UserError
 from additive_jax.experiments import averages
 from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.left_out import check_scores, of_run, said
+from additive_jax.experiments.noted import check_same
 from additive_jax.experiments.opening import Opening, open_session
 from additive_jax.experiments.options import (
   PLACEMENT,
@@ -48,9 +48,10 @@ from additive_jax.experiments.options import (
 from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.stage_cost import check_stage
 from additive_jax.experiments.tables import plain_tables
-from additive_jax.files.journal import Journal, Record, to_plain
-from additive_jax.files.rundir import RunDir, differences, flatten
+from additive_jax.files.journal import Record, to_plain
+from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.files.showing import shown
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
@@ -300,12 +301,10 @@ class Study:
     head |= {'chosen_on': session.chosen_on, 'reported_on': 'test'}
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
-    if len(means := averages.averages(records)):
-      summary = result.summary | {averages.TABLE: averages.figures(means)}
-      tables = result.tables | {averages.TABLE: means}
-      result = dataclasses.replace(result, summary=summary, tables=tables)
+    tables, figures, of_means = averages.parts(records)
+    summary, tables = result.summary | figures, result.tables | tables
+    result = dataclasses.replace(result, summary=summary, tables=tables)
     note = said(of_run(session, records))
-    of_means = averages.piece(result.tables.get(averages.TABLE))
     page = finished_page(session, self.page(session, result, records), note, of_means)
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
@@ -314,28 +313,6 @@ class Study:
     processes.barrier('written')
     log.info('report: %s', rundir.path / PAGE)
     return Result.read(rundir)
-
-
-def check_same(session: Session, study: str, arms: Sequence[Any]) -> None:
-  """Notes what each arm is, and raises `UserError` for one that was something else when the run was
-  begun: its records and checkpoints would be taken for those of the new one."""
-  journal = Journal(session.rundir.journals / f'{study}.arms.jsonl')
-  noted: dict[str, Any] = {}
-  for line in journal.sound():
-    if noted.setdefault(line['arm'], line['is']) != line['is']:
-      log.warning('%s: a second line for %s; the first one counts', journal.path, line['arm'])
-  for arm in arms:
-    if not isinstance(arm, Arm):
-      continue
-    described = to_plain(arm.described())
-    if arm.name not in noted:
-      if processes.is_primary() and session.shard[0] == 0:
-        journal.append({'arm': arm.name, 'is': described})
-    elif different := differences(noted[arm.name], described):
-      raise UserError(
-        f'{session.rundir.path} has trained another arm {arm.name!r}: {"; ".join(different)}; '
-        'choose another workdir'
-      )
 
 
 def train_missing(session: Session, arms: Sequence[Any], records: Records) -> None:
@@ -352,6 +329,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
     part = processes.process()
   share = units[part[0] :: part[1]]
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
+  check_stage(session, missing)
   for seed, arm, values in kind.train_all(missing, len(share)):
     check_scores(arm.name, seed, values)
     write = kind.spread or processes.is_primary()

@@ -14,7 +14,7 @@ import numpy as np
 from additive_jax.batches import Shapes, shapes_of
 from additive_jax.data import Data, Order
 from additive_jax.errors import UserError
-from additive_jax.experiments.options import Options, TrainOptions, selected
+from additive_jax.experiments.options import Options, TrainOptions, refused, selected
 from additive_jax.gates.networks import different
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import sites_of, space_of
@@ -24,6 +24,7 @@ from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
+from additive_jax.train.augment import Augment, augmented_shapes, make_augment
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.recipe import Loss, Recipe, Structures
@@ -41,11 +42,20 @@ class Training:
     data: what it is trained on.
     task: what they are trained for and judged by.
     optimizer: one given from Python, in place of that of the options; None for that.
+    augment: in place of `config.data.augment`, see `train.augment`.
   """
 
-  def __init__(self, config: Options, model: Any, data: Data, task: Task, optimizer: Any = None):
+  def __init__(
+    self,
+    config: Options,
+    model: Any,
+    data: Data,
+    task: Task,
+    optimizer: Any = None,
+    augment: Augment | None = None,
+  ):
     self.config, self.model, self.data, self.task = config, model, data, task
-    self.optimizer = optimizer
+    self.optimizer, self.augment = optimizer, augment
     self._recipes: dict[int, Recipe] = {}
 
   def steps(self, epochs: float) -> int:
@@ -65,8 +75,28 @@ class Training:
         task=self.task,
         optimizer=optimizer,
         loss=self.loss(train.distill),
+        augment=self.augment or self._named_augment(),
       )
     return self._recipes[num_steps]
+
+  def _named_augment(self) -> Augment | None:
+    """Returns what `config.data.augment` names, after a look at what it makes of the examples."""
+    options = self.config.data
+    if 'mixup' in options.augment and self.task.ignore_label is not None:
+      raise refused(self.config, 'data.augment', 'task.ignore_label', expected='no mixup')
+    made = make_augment(
+      options.augment,
+      self.data.num_outputs if self.data.task == 'classification' else 0,
+      crop_pixels=options.crop_pixels,
+      flip_rate=options.flip_rate,
+      mixup_alpha=options.mixup_alpha,
+    )
+    try:
+      example = self.data.train[np.zeros(1, np.int64)]
+      augmented_shapes(made, *example, self.config.train.batch_size)
+    except UserError as error:
+      raise UserError(f'config.data.augment {options.augment!r}: {error}') from error
+    return made
 
   def make_optimizer(self, num_steps: int) -> Any:
     """Returns the optimizer of a training of `num_steps` steps."""

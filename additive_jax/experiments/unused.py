@@ -14,7 +14,6 @@ from additive_jax.models.kinds import LANE, SUB_ACTIVATION
 
 # The sections that belong to some experiments.
 OF = {
-  'limit': ('sweep', 'cotrain'),
   'sweep': ('sweep',),
   'search': ('sweep', 'cotrain'),
   'cotrain': ('cotrain',),
@@ -139,9 +138,9 @@ WHEN: dict[str, tuple[Used, str]] = {
     ('search.budget', 'search.population'),
     (lambda o: bool(o.search.method) and _has_pool(o), 'config.search.method'),
   ),
-  **dict.fromkeys(
-    ('cotrain.sweep_epochs', 'limit'),
-    (lambda o: o.experiment == 'sweep' or not _given(o), 'structures that are not given'),
+  'cotrain.sweep_epochs': (
+    lambda o: o.experiment == 'sweep' or not _given(o),
+    'structures that are not given',
   ),
   **dict.fromkeys(
     ('stochastic.stages', 'stochastic.parts'),
@@ -150,6 +149,9 @@ WHEN: dict[str, tuple[Used, str]] = {
       "'per_sample' among config.stochastic.modes",
     ),
   ),
+  'data.crop_pixels': (lambda o: 'crop' in o.data.augment, 'crop among config.data.augment'),
+  'data.flip_rate': (lambda o: 'flip' in o.data.augment, 'flip among config.data.augment'),
+  'data.mixup_alpha': (lambda o: 'mixup' in o.data.augment, 'mixup among config.data.augment'),
   'experts.structures': (
     lambda o: bool({'softmax', 'random'} & set(o.experts.variants)),
     "'softmax' or 'random' among config.experts.variants",

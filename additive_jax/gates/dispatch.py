@@ -1,27 +1,40 @@
 """Runs a function on some tokens alone, whatever their number: nothing is dropped, and shapes stay
 static.
 
-The chosen tokens of each row are gathered into the smallest of a few static sizes that holds the
-fullest row; which size is found at run time (`lax.switch`), so one compiled program serves every
-choice, and the work follows the number of tokens in steps. Of two rows of 8, whose fullest has five
-chosen tokens, 6 are gathered:
+Tokens that the function treats one by one go through it in blocks (`in_blocks`): the chosen ones
+first, an eighth of all in each, as many blocks as they fill. Of 16 tokens with five chosen
+
+  chosen     . x . x x . x x . . . . . . . .      blocks   1 3 | 4 6 | 7 0 | … none of these run
+
+Tokens that are mixed within their row, as by attention, have to be together (`packed`). The chosen
+tokens of each row are gathered into the smallest of a few static sizes that holds the fullest row;
+which size is found at run time (`lax.switch`), and every size is a branch to compile. Of two rows
+of 8, whose fullest has five chosen tokens, 6 are gathered:
 
   chosen     . x . x x . x x      positions   1 3 4 6 7 | 0
              . . . . . . x .                  6 | 0 1 2 3 4
+
+Gradients are written out, in branches of their own which compute the function once more: reverse
+mode would hand what it keeps of each branch on to the backward pass, and fill it with zeros for all
+branches that are not taken.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
-
-from additive_jax.gates.sums import SAVED
+from jaxtyping import Array, Bool, Float, PyTree
 
 EIGHTHS = (1, 2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
+BLOCKS = 8  # that all tokens fill
+
+# From parameters, some tokens, their positions and whether they are chosen.
+OfTokens = Callable[[Any, Any, Array, Array], Array]
 
 
 def sizes_of(length: int) -> tuple[int, ...]:
@@ -34,41 +47,183 @@ def sizes_of(length: int) -> tuple[int, ...]:
   return tuple(sorted({-(-length * eighths // 8) for eighths in EIGHTHS}))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def packed(
-  function: Callable[[Array, Array, Array], Array],
-  x: Float[Array, 'B T D'],
-  chosen: Bool[Array, 'B T'],
+  function: OfTokens, parameters: PyTree, tokens: PyTree, chosen: Bool[Array, 'B T']
 ) -> Float[Array, 'B T E']:
   """Returns `function` of the chosen tokens of each row, and zero for the others.
 
   >>> x = jnp.array([[[1.0], [2.0]]])
-  >>> packed(lambda x, positions, valid: 10 * x, x, jnp.array([[False, True]])).tolist()
+  >>> scale = lambda parameters, x, positions, valid: parameters * x
+  >>> packed(scale, jnp.float32(10), x, jnp.array([[False, True]])).tolist()
   [[[0.0], [20.0]]]
 
   Args:
-    function: from c tokens [B, c, D], their positions in the row, int32 [B, c], and whether they
-      are chosen, bool [B, c], to [B, c, E]. Tokens stand in the order of the row; those that are
-      not chosen come after them, and what it gives for them is ignored.
-    x: all tokens.
+    function: from parameters, c tokens of each row, their positions in it, int32 [B, c], and
+      whether they are chosen, bool [B, c], to [B, c, E]. Tokens stand in the order of the row;
+      those that are not chosen come after them, and what it gives for them is ignored. Closes over
+      no arrays.
+    parameters: a pytree.
+    tokens: what it reads of all tokens, leaves [B, T, ...].
     chosen: those that the function is for. Nothing runs when there are none at all.
+
+  Differentiable in reverse mode, with respect to parameters and tokens.
   """
-  sizes = sizes_of(x.shape[1])
-  order = jnp.argsort(~chosen, axis=1, stable=True).astype(jnp.int32)
-  count = chosen.sum(1)
-  rows = jnp.arange(len(x))[:, None]
-  out = jax.eval_shape(function, x, order, chosen)
-  nothing = jnp.zeros(out.shape, out.dtype)
+  return _packed_forward(function, parameters, tokens, chosen)[0]
 
-  def run(size):
-    def run_size(x):
-      positions = order[:, :size]
-      valid = jnp.arange(size) < count[:, None]
-      part = x[rows, positions]
-      y = jnp.where(valid[..., None], function(part, positions, valid), 0)
-      return nothing.at[rows, positions].set(y, unique_indices=True)
 
-    return jax.checkpoint(run_size, prevent_cse=False, policy=SAVED)
+def _packed_forward(function, parameters, tokens, chosen):
+  places = _places(chosen)
+  out = jax.eval_shape(function, parameters, tokens, places[0], chosen)
+  run = lambda size: functools.partial(_of_size, function, size, places, chosen)
+  nothing = lambda parameters, tokens: jnp.zeros(out.shape, out.dtype)
+  y = _by_size(run, nothing, chosen, parameters, tokens)
+  return y, (parameters, tokens, chosen, places)
 
-  # A branch that is not taken must not leave residuals, which reverse mode would fill with zeros.
-  index = jnp.searchsorted(np.array((0, *sizes)), count.max())
-  return jax.lax.switch(index, [lambda x: nothing, *map(run, sizes)], x)
+
+def _packed_backward(function, kept, slope):
+  parameters, tokens, chosen, places = kept
+
+  def pull(size):
+    run = functools.partial(_of_size, function, size, places, chosen)
+    return lambda parameters, tokens: _pulled(run, parameters, tokens, slope)
+
+  nothing = lambda parameters, tokens: jax.tree.map(jnp.zeros_like, _moving((parameters, tokens)))
+  of_parameters, of_tokens = _by_size(pull, nothing, chosen, parameters, tokens)
+  return of_parameters, of_tokens, None
+
+
+packed.defvjp(_packed_forward, _packed_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_blocks(
+  function: OfTokens, parameters: PyTree, tokens: PyTree, chosen: Bool[Array, 'T']
+) -> Float[Array, 'T E']:
+  """Returns `function` of the chosen tokens, each by itself, and zero for the others.
+
+  >>> x = jnp.array([[1.0], [2.0]])
+  >>> scale = lambda parameters, x, positions, valid: parameters * x
+  >>> in_blocks(scale, jnp.float32(10), x, jnp.array([False, True])).tolist()
+  [[0.0], [20.0]]
+
+  Args:
+    function: as for `packed`, of one row: from parameters, c tokens, positions and validity [c] to
+      [c, E]. Tokens that are not chosen fill up the last block.
+    parameters: a pytree.
+    tokens: what it reads of all tokens, leaves [T, ...].
+    chosen: those that the function is for.
+
+  Differentiable in reverse mode, with respect to parameters and tokens.
+  """
+  return _blocks_forward(function, parameters, tokens, chosen)[0]
+
+
+def _blocks_forward(function, parameters, tokens, chosen):
+  places, blocks = _places(chosen), _blocks(chosen)
+  run = functools.partial(_of_block, function, parameters)
+  cut = functools.partial(_cut, places, blocks)
+  out = jax.eval_shape(lambda: run(*cut(tokens, 0)))
+
+  def step(carry, block):
+    nothing = lambda tokens: jnp.zeros(out.shape, out.dtype)
+    some = lambda tokens: run(*cut(tokens, block))
+    return carry, jax.lax.cond(block * blocks[1] < places[2], some, nothing, tokens)
+
+  y = jax.lax.scan(step, None, jnp.arange(blocks[0]))[1]
+  return _spread(y, places, chosen), (parameters, tokens, chosen, places)
+
+
+def _blocks_backward(function, kept, slope):
+  parameters, tokens, chosen, places = kept
+  blocks = _blocks(chosen)
+  cut = functools.partial(_cut, places, blocks)
+  zeros = jax.tree.map(jnp.zeros_like, _moving(parameters))
+  out = jax.eval_shape(lambda: _moving(cut(tokens, 0)[0]))
+
+  def step(total, block):
+    def some(total, tokens, slope):
+      part, positions, valid = cut(tokens, block)
+      run = lambda parameters, part: _of_block(function, parameters, part, positions, valid)
+      of_block = cut(slope, block)[0]
+      of_parameters, of_part = _pulled(run, parameters, part, of_block)
+      return jax.tree.map(jnp.add, total, of_parameters), of_part
+
+    def nothing(total, tokens, slope):
+      return total, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)
+
+    some_left = block * blocks[1] < places[2]
+    return jax.lax.cond(some_left, some, nothing, total, tokens, slope)
+
+  of_parameters, of_blocks = jax.lax.scan(step, zeros, jnp.arange(blocks[0]))
+  of_tokens = jax.tree.map(lambda leaf: _spread(leaf, places, chosen), of_blocks)
+  return of_parameters, of_tokens, None
+
+
+in_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _places(chosen):
+  """Returns the chosen positions of each row, the others after them; for each position the number
+  of chosen ones up to it, less one; and how many there are."""
+  order = jnp.argsort(~chosen, axis=-1, stable=True).astype(jnp.int32)
+  return order, jnp.cumsum(chosen, axis=-1, dtype=jnp.int32) - 1, chosen.sum(-1, dtype=jnp.int32)
+
+
+def _by_size(branch, nothing, chosen, *operands):
+  """Returns what `branch(size)` gives at the smallest size that holds the fullest row, or
+  `nothing` where it is empty."""
+  sizes = sizes_of(chosen.shape[1])
+  index = jnp.searchsorted(np.array((0, *sizes)), chosen.sum(1).max())
+  return jax.lax.switch(index, [nothing, *map(branch, sizes)], *operands)
+
+
+def _of_size(function, size, places, chosen, parameters, tokens):
+  """Returns the outputs of all tokens, from those of the first `size` positions of each row."""
+  order, rank, count = places
+  positions = order[:, :size]
+  valid = jnp.arange(size) < count[:, None]
+  rows = jnp.arange(len(chosen))[:, None]
+  part = jax.tree.map(lambda leaf: leaf[rows, positions], tokens)
+  y = jnp.where(valid[..., None], function(parameters, part, positions, valid), 0)
+  return jnp.where(chosen[..., None], y[rows, jnp.clip(rank, 0, size - 1)], 0)
+
+
+def _blocks(chosen):
+  """Returns how many blocks all tokens fill, and the tokens of a block."""
+  rows = -(-len(chosen) // BLOCKS)
+  return -(-len(chosen) // rows), rows
+
+
+def _cut(places, blocks, tokens, block):
+  """Returns the tokens of a block, their positions and which of them are chosen."""
+  order, _, count = places
+  numbers = block * blocks[1] + jnp.arange(blocks[1])
+  positions = order[jnp.minimum(numbers, len(order) - 1)]
+  return jax.tree.map(lambda leaf: leaf[positions], tokens), positions, numbers < count
+
+
+def _of_block(function, parameters, part, positions, valid):
+  return jnp.where(valid[:, None], function(parameters, part, positions, valid), 0)
+
+
+def _spread(blocks, places, chosen):
+  """Returns the values of all tokens [T, ...], of those in blocks [blocks, rows, ...]."""
+  flat = blocks.reshape(-1, *blocks.shape[2:])
+  is_chosen = chosen.reshape(-1, *[1] * (flat.ndim - 1))
+  return jnp.where(is_chosen, flat[jnp.maximum(places[1], 0)], 0)
+
+
+def _moving(tree: PyTree) -> PyTree:
+  """Returns a pytree with None for leaves that have no gradient."""
+  is_moving = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
+  return jax.tree.map(lambda leaf: leaf if is_moving(leaf) else None, tree)
+
+
+def _pulled(run, parameters, tokens, slope: Float[Array, '...']):
+  """Returns the gradients of `run(parameters, tokens)`, as `_moving` has them."""
+  values = parameters, tokens
+  fill = lambda moving, value: value if moving is None else moving
+  whole = lambda moving: jax.tree.map(fill, moving, values, is_leaf=lambda leaf: leaf is None)
+  _, pull = jax.vjp(lambda moving: run(*whole(moving)), _moving(values))
+  return pull(slope)[0]

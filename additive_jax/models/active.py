@@ -15,13 +15,14 @@ from jaxtyping import Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates.routers import Facts
-from additive_jax.models.additive import Inputs, parts
+from additive_jax.models.additive import Inputs
 from additive_jax.models.attention import Attention
 from additive_jax.models.costs import ends_flops, measure, module_flops
 from additive_jax.models.dna import DNA
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
+from additive_jax.models.reads import parts
 from additive_jax.models.routing import Routing
 from additive_jax.models.transformer import UNITS
 

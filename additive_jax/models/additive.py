@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import flax.errors
@@ -18,22 +18,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
-from additive_jax.batches import Shapes, shapes_of
+from additive_jax.batches import Shapes, check_one_array, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates import networks
-from additive_jax.gates.structure import Gate, Space, Structure, StructureLike, parse
+from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.batch_norm import BATCH_STATS, run_of_batch
+from additive_jax.models.applying import apply_part, apply_whole
 from additive_jax.models.sites import Site, Stream, read_sites, refuse_nnx
 from additive_jax.models.surrounding import (
   EMBED,
   READOUT,
   WHOLE,
-  Part,
   input_dtype,
   mode,
   run_part,
@@ -51,6 +49,7 @@ Logits = Float[Array, 'B ... C']
 
 def flat(x: Inputs) -> Float[Array, 'B D']:
   """Returns inputs as rows of floats: float32, or what training computes in."""
+  check_one_array(x)
   return jnp.asarray(x, input_dtype()).reshape(x.shape[0], -1)
 
 
@@ -124,7 +123,7 @@ class Additive(nn.Module):
     check_variables(variables)
     apply = super().apply
     try:
-      return run_part(self, WHOLE, variables, functools.partial(_whole, apply, kwargs), args)
+      return run_part(self, WHOLE, variables, functools.partial(apply_whole, apply, kwargs), args)
     except flax.errors.ScopeParamNotFoundError as error:
       if kwargs.get('method') is not None:
         raise
@@ -161,7 +160,7 @@ def check_variables(variables: Any) -> None:
 
 def embed(model: nn.Module, variables: PyTree, x: Inputs) -> Stream:
   """Returns the stream [B, ..., D] of inputs."""
-  return _apply(model, variables, EMBED, lambda module, x: module.embed(x), x)
+  return apply_part(model, variables, EMBED, lambda module, x: module.embed(x), x)
 
 
 def branch(
@@ -198,7 +197,7 @@ def step_leaving(
 def _of_site(model, variables, index, h, gates, **flax):
   site = sites_of(model)[index]
   call = lambda module, h, *gates: module.sites[index](h, *gates)
-  given = _apply(model, variables, index, call, h, *gates, casts=not site.casts, **flax)
+  given = apply_part(model, variables, index, call, h, *gates, casts=not site.casts, **flax)
   if mode().dtype is None or site.casts:
     return given
   if 'mutable' in flax:
@@ -243,7 +242,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return _apply(model, variables, READOUT, lambda module, h: module.readout(h), h)
+  return apply_part(model, variables, READOUT, lambda module, h: module.readout(h), h)
 
 
 def sites_of(model: nn.Module) -> tuple[Site, ...]:
@@ -328,58 +327,6 @@ def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarra
   return networks.canonical(space_of(model), bits)
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """Which leaves of the pool each part of a model reads, as pytrees of shapes.
-
-  Attributes:
-    embed, readout: parameter trees (`ShapeDtypeStruct` leaves) of the ungated parts.
-    sites: one tree per site.
-    streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes.
-    stored: collections beside the parameters, the statistics of BatchNorms, of the whole model.
-  """
-
-  embed: PyTree
-  sites: tuple[PyTree, ...]
-  readout: PyTree
-  streams: tuple[jax.ShapeDtypeStruct, ...]
-  stored: PyTree = dataclasses.field(default_factory=dict)
-
-
-def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
-  """Returns what each part of `model` reads, by tracing its init on the shape of `x` [B, ...].
-  Computes nothing."""
-  stored: dict[str, Any] = {}
-  embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x, stored)
-  trees, streams = [], [h]
-  for i, site in enumerate(sites_of(model)):
-    on = (True,) * len(site.names)
-    run = lambda module, h, i=i, site=site, on=on: site.step(module.sites[i], h, on)
-    tree, h = _shapes(model, run, h, stored)
-    trees.append(tree)
-    streams.append(h)
-  readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h, stored)
-  statistics = {BATCH_STATS: unflatten_dict(stored)} if stored else {}
-  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics)
-
-
-def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[tuple[str, ...]]:
-  """Returns the paths of the leaves that a structure reads: those of embed, readout and the sites
-  that are not off.
-
-  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
-  >>> sorted({m for m, *_ in read_by(model, jnp.ones((1, 5)), aj.Structure((True, False)))})
-  ['block_00', 'embed', 'readout']
-  """
-  shapes = parts(model, x)
-  on = [
-    tree
-    for site, tree in zip(sites_of(model), shapes.sites, strict=True)
-    if not site.has_residual or structure[site.start]
-  ]
-  return {path for tree in (shapes.embed, *on, shapes.readout) for path in flatten_dict(tree)}
-
-
 def shape_of(x: Inputs | Shapes) -> Shapes:
   """Returns the shape of inputs and their dtype as JAX takes it."""
   return shapes_of(x)
@@ -389,60 +336,3 @@ def shape_of(x: Inputs | Shapes) -> Shapes:
 def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""
   return model.init(key, x)
-
-
-def _apply(
-  model: nn.Module,
-  variables: PyTree,
-  part: Part,
-  method: Callable[..., Any],
-  stream: Any,
-  *others: Any,
-  casts: bool = True,
-  rngs: Mapping[str, PRNGKeyArray] | None = None,
-  **flax: Any,
-) -> Any:
-  """Returns what a part of the network gives, in the mode of now.
-
-  Args:
-    method: of the module, the stream and the others.
-    casts: see `surrounding.run_part`.
-    rngs, flax: as for Flax's `apply`.
-  """
-
-  def run(variables: PyTree, stream: Any, of_mode: Mapping[str, PRNGKeyArray]) -> Any:
-    keys = {**of_mode, **(rngs or {})}
-    options = {'method': method, 'rngs': keys or None, **flax}
-    mutable = options.pop('mutable', False)
-    apply = functools.partial(model.apply, variables, stream, *others, **options)
-    return run_of_batch(apply, mutable)
-
-  return run_part(model, part, variables, run, stream, casts=casts)
-
-
-def _whole(
-  apply: Callable[..., Any],
-  kwargs: Mapping[str, Any],
-  variables: PyTree,
-  args: tuple[Any, ...],
-  of_mode: Mapping[str, PRNGKeyArray],
-) -> Any:
-  """Returns what Flax's `apply` does, with the random numbers of a mode beside those given."""
-  keys = kwargs.get('rngs')
-  if of_mode and not isinstance(keys, Mapping | None):
-    keys = {'params': keys}
-  rngs = {'rngs': {**of_mode, **(keys or {})}} if of_mode else {}
-  options = {**kwargs, **rngs}
-  mutable = options.pop('mutable', False)
-  return run_of_batch(functools.partial(apply, variables, *args, **options), mutable)
-
-
-def _shapes(
-  model: nn.Module, function: Callable[[Any, Any], Any], value: Any, stored: dict[str, Any]
-) -> tuple[PyTree, Any]:
-  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes; adds
-  its statistics to those by path."""
-  run = lambda key, value: model.init_with_output(key, value, method=function)
-  out, variables = jax.eval_shape(run, jax.random.key(0), value)
-  stored |= flatten_dict(variables.get(BATCH_STATS, {}))
-  return variables.get('params', {}), out

@@ -21,8 +21,9 @@ from jaxtyping import PyTree
 from additive_jax.batches import Shapes, cached, named_leaves, num_examples
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import Inputs, check_variables, read_by, shape_of, sites_of
+from additive_jax.models.additive import Inputs, check_variables, shape_of, sites_of
 from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
+from additive_jax.models.reads import read_by
 from additive_jax.models.surrounding import PLAIN, in_mode, is_surrounded
 
 DECIDES_ON_VALUES = (

@@ -16,11 +16,9 @@ from additive_jax.batches import Shapes, cached, num_examples
 from additive_jax.gates.structure import Gate, Shared, Space
 from additive_jax.models.additive import (
   Inputs,
-  Parts,
   Site,
   embed,
   gate_names,
-  parts,
   readout,
   shape_of,
   sites_of,
@@ -28,6 +26,7 @@ from additive_jax.models.additive import (
 )
 from additive_jax.models.contract import check_network
 from additive_jax.models.flops import count_flops, count_traced
+from additive_jax.models.reads import Parts, parts
 
 Readers = dict[str, set[int | None]]  # by leaf: numbers of gates; None: whatever the structure
 

@@ -13,7 +13,6 @@ their positions kept. No token is dropped, see `dispatch`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -24,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import packed
+from additive_jax.gates.dispatch import in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import sum_of_experts
 from additive_jax.gates.sums import GateValue
@@ -32,68 +31,15 @@ from additive_jax.models.attention import Attention, AttentionLayers, attention,
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
+from additive_jax.models.modules import Modules
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Modules:
-  """What the pool holds and how tokens choose from it.
-
-  >>> modules = Modules(attention=2, mlp=4, identity=2, top_k=1)
-  >>> modules.count
-  8
-
-  Attributes:
-    attention, mlp, block, identity: how many modules of each kind, numbered in this order.
-    top_k: k, modules of each token and step.
-    renormalise: the weights of a token's k modules sum to 1; otherwise they are the softmax over
-      all M.
-    skip: r, the target share of choices that fall on identities, each the same; a bias of the
-      identities in the choice, not in the weights, steers it (`balance`). 0 leaves it free.
-    rescale_inside: of a block, whether its weight scales both of its residual branches where they
-      are added, `h' = h + ρ·attention(h)`, `h' + ρ·mlp(h')`, instead of their sum at the end; the
-      feed-forward branch then reads what the tokens get.
-  """
-
-  attention: int = 4
-  mlp: int = 4
-  block: int = 0
-  identity: int = 2
-  top_k: int = 2
-  renormalise: bool = False
-  skip: float = 0.0
-  rescale_inside: bool = False
-
-  @property
-  def count(self) -> int:
-    """M."""
-    return self.attention + self.mlp + self.block + self.identity
-
-  def check(self) -> None:
-    """Raises `UserError` for numbers below 0, k over M, or a share of skips outside [0, 1)."""
-    for name in ('attention', 'mlp', 'block', 'identity'):
-      if getattr(self, name) < 0:
-        raise UserError(f'{getattr(self, name)} modules of {name}: expected 0 or more')
-    check_sizes(modules=self.count)
-    routers.check_k(self.top_k, self.count, 'modules')
-    if not 0 <= self.skip < 1:
-      raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
-    if self.rescale_inside and not self.block:
-      raise UserError('rescale_inside without block modules: expected at least one')
-    if self.skip and not self.identity:
-      raise UserError(f'skip {self.skip} without identity modules: expected at least one')
-    working = min(self.top_k, self.count - self.identity)
-    least, most = 1 - working / self.top_k, min(self.top_k, self.identity) / self.top_k
-    if self.skip and not least <= self.skip <= most:
-      raise UserError(
-        f'skip {self.skip} with {self.identity} identities of {self.count} modules, top '
-        f'{self.top_k}: expected a share from {least:g} to {most:g}, which tokens can choose'
-      )
+# The stream of some tokens, and the weight of a module for each.
+Tokens = tuple[Float[Array, '*tokens D'], Float[Array, '*tokens']]
 
 
 class Pool(nn.Module):
@@ -123,34 +69,32 @@ class Pool(nn.Module):
     how = self.modules
     total, first = jnp.zeros_like(h), 0
     kinds = (
-      ('attention', how.attention, self._attention, True),
-      ('mlp', how.mlp, self._mlp, False),
-      ('block', how.block, self._block, True),
+      ('attention', how.attention, self._attention, packed),
+      ('mlp', how.mlp, self._mlp, in_blocks),
+      ('block', how.block, self._block, packed),
     )
-    for name, count, apply, by_sequence in kinds:
+    for name, count, apply, on_chosen in kinds:
       if not count:
         continue
       parameters = self._parameters(name, count, h.shape[-1])
-      view = (lambda a: a) if by_sequence else (lambda a: a.reshape(1, -1, *a.shape[2:]))
-      streams, chosen, share = view(h), view(index), view(weights)
+      view = (lambda a: a) if on_chosen is packed else (lambda a: a.reshape(-1, *a.shape[2:]))
 
       def run_module(
         module: Parameters,
         number: Int[Array, ''],
-        streams: Float[Array, 'B T D'],
-        chosen: Int[Array, 'B T k'],
-        share: Float[Array, 'B T k'],
+        streams: Float[Array, '*tokens D'],
+        chosen: Int[Array, '*tokens k'],
+        share: Float[Array, '*tokens k'],
         *,
-        name: str = name,
         apply: Callable[..., Array] = apply,
-      ) -> Float[Array, 'B T D']:
+        on_chosen: Callable[..., Array] = on_chosen,
+      ) -> Float[Array, '*tokens D']:
         of_module = chosen == number
         weight = jnp.where(of_module, share, 0).sum(-1)
-        branch = lambda x, positions, valid: apply(module, x, positions, valid, weight)
-        y = packed(branch, streams, of_module.any(-1))
-        return y if how.rescale_inside and name == 'block' else weight[..., None] * y
+        return on_chosen(apply, module, (streams, weight), of_module.any(-1))
 
-      added = sum_of_experts(run_module, parameters, streams, chosen, share, first=first)
+      tokens = view(h), view(index), view(weights)
+      added = sum_of_experts(run_module, parameters, *tokens, first=first)
       total, first = total + added.reshape(h.shape), first + count
     return total
 
@@ -184,12 +128,16 @@ class Pool(nn.Module):
   def _attention(
     self,
     module: Parameters,
-    h: Float[Array, 'B c D'],
+    tokens: Tokens,
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
-    weight: Float[Array, 'B T'] | None = None,
   ) -> Float[Array, 'B c D']:
-    """Returns what attention gives among the valid tokens of each sequence, at their positions."""
+    """Returns what attention gives among the valid tokens of each sequence, at their positions,
+    times the weight of each."""
+    h, weight = tokens
+    return weight[..., None] * self._mixed(module, h, positions, valid)
+
+  def _mixed(self, module, h, positions, valid):
     norm, layers = module['attention']
     x, layers = in_branch_dtype((_norm(h, norm), layers))
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
@@ -198,7 +146,12 @@ class Pool(nn.Module):
     y = attention(x, layers, mask=mask, positions=positions, rope=self.rope)
     return y.astype(h.dtype)
 
-  def _mlp(self, module: Parameters, h: Float[Array, 'B c D'], *_: Array) -> Float[Array, 'B c D']:
+  def _mlp(self, module: Parameters, tokens: Tokens, *_: Array) -> Float[Array, '*c D']:
+    """Returns what the feed-forward module gives for each token, times its weight."""
+    h, weight = tokens
+    return weight[..., None] * self._fed_forward(module, h)
+
+  def _fed_forward(self, module, h):
     norm, layers = module['mlp']
     x, layers = in_branch_dtype((_norm(h, norm), layers))
     return sub_activation(x, layers, (), UNITS[self.unit][0]).astype(h.dtype)
@@ -206,17 +159,17 @@ class Pool(nn.Module):
   def _block(
     self,
     module: Parameters,
-    h: Float[Array, 'B c D'],
+    tokens: Tokens,
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
-    weight: Float[Array, 'B T'],
   ) -> Float[Array, 'B c D']:
-    """Returns what a transformer layer adds to its input; weights are those of all tokens."""
-    scale = 1.0
+    """Returns what a transformer layer adds to its input, times the weight of each token."""
+    h, weight = tokens
+    outside, inside = weight[..., None], 1.0
     if self.modules.rescale_inside:
-      scale = jnp.take_along_axis(weight, positions, 1)[..., None]
-    after = scale * self._attention(module, h, positions, valid)
-    return after + scale * self._mlp(module, h + after)
+      outside, inside = inside, outside
+    after = inside * self._mixed(module, h, positions, valid)
+    return outside * (after + inside * self._fed_forward(module, h + after))
 
 
 def _norm(x: Float[Array, '*axes D'], parameters: dict[str, Array]) -> Float[Array, '*axes D']:
@@ -323,3 +276,8 @@ class DNA(TokenNetwork):
     self.pool = Pool(self.modules, self.num_heads, self.hidden, *options)
     steps = [Step(self.pool, self.modules, name=f'step_{i:02}') for i in range(self.num_steps)]
     self.sites = [*backbone, *steps]
+
+  @property
+  def alike(self) -> range:
+    """The sites that are steps, see `models.alike`."""
+    return range(self.num_backbone, self.num_backbone + self.num_steps)

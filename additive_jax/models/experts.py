@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.gates import mixtures, routers
-from additive_jax.gates.dispatch import packed
-from additive_jax.gates.layers import chunks
+from additive_jax.gates.dispatch import in_blocks
+from additive_jax.gates.layers import LayerPair, chunks
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.feed_forward import feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL
@@ -82,21 +82,25 @@ class StructureExperts(nn.Module):
     routed, facts, indices = self._route(x)
     branch, layers, routed = in_branch_dtype((x, layers, routed))
 
-    def experts(x: Array, routed: Routed) -> Array:
-      weights, structures = routed
+    def experts(
+      layers: LayerPair, tokens: tuple[Array, Routed], *_: Array
+    ) -> Float[Array, '*tokens D']:
+      x, (weights, structures) = tokens
       if structures is None:
         return mixtures.span_mixture(x, layers, weights, self.activation)
       return mixtures.structure_mixture(x, layers, structures, weights, self.activation)
 
     if self.routing.keep == 1:
       leave(self, facts, Chosen(indices))
-      return h + experts(branch, routed)
+      return h + experts(layers, (branch, routed))
     score = nn.Dense(1, use_bias=False, name='keep')(x)
     bias = self.param(KEEP_BIAS, nn.initializers.zeros, (), jnp.float32)
     on = score[..., 0] + jax.lax.stop_gradient(bias) > 0
     facts = facts._replace(kept=on.mean(), keep=jnp.float32(self.routing.keep))
     leave(self, facts, Chosen(indices, on))
-    return h + jax.nn.sigmoid(score) * _of_tokens(experts, branch, routed, on)
+    flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
+    y = in_blocks(experts, layers, jax.tree.map(flat, (branch, routed)), on.reshape(-1))
+    return h + jax.nn.sigmoid(score) * y.reshape(h.shape)
 
   def _route(
     self, x: Float[Array, 'B *axes D']
@@ -137,20 +141,3 @@ class StructureExperts(nn.Module):
   ) -> tuple[Routed, routers.Facts, Int[Array, 'B *axes k']]:
     facts = routers.facts_of_list(logits, choice.indices, len(listed))
     return (choice.weights, jnp.asarray(listed)[choice.indices]), facts, choice.indices
-
-
-def _of_tokens(
-  function: Callable[[Array, Routed], Array],
-  x: Float[Array, 'B *axes D'],
-  routed: Routed,
-  on: Bool[Array, 'B *axes'],
-) -> Float[Array, 'B *axes D']:
-  """Returns `function(x, routed)` of the tokens that are on alone, zero for the others."""
-  flat = lambda a: a.reshape(-1, *a.shape[on.ndim :])
-  routed = jax.tree.map(flat, routed)
-
-  def of_part(part: Array, positions: Array, valid: Array) -> Array:
-    return function(part[0], jax.tree.map(lambda a: a[positions[0]], routed))[None]
-
-  y = packed(of_part, flat(x)[None], on.reshape(1, -1))
-  return y.reshape(x.shape)

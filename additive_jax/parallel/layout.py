@@ -24,8 +24,8 @@ from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
-from additive_jax.models.additive import parts
 from additive_jax.models.axes import AxisNames, axis_names, shared_axes
+from additive_jax.models.reads import parts
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
 from additive_jax.parallel.mesh import EXPERT, FSDP, MANUAL, TENSOR
 

@@ -84,8 +84,11 @@ def run_ticks(
   inputs = _microbatches(x, pipeline)
   device = jax.lax.axis_index(PIPE)
   ends, stages = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
-  stream = jax.eval_shape(lambda: embed(model, ends, rows(inputs, 0)))
-  nothing = _zeros(jax.eval_shape(lambda h: finish(readout(model, ends, h), jnp.int32(0)), stream))
+  size = num_examples(x) // pipeline.microbatches
+  last = lambda h, number: finish(readout(model, ends, h), number)
+  with _of_stage(jnp.int32(0), size, jnp.int32(0)):
+    stream = jax.eval_shape(lambda: embed(model, ends, rows(inputs, 0)))
+    nothing = _zeros(jax.eval_shape(last, stream, jnp.int32(0)))
   by_stage = lambda values: values.reshape(pipeline.stages, len(values) // pipeline.stages)
 
   def work(h: Stream, repeat: Array, number: Array) -> tuple[Stream, PyTree, bool]:
@@ -93,12 +96,12 @@ def run_ticks(
     site_params = jax.tree.map(lambda leaf: leaf[repeat], stages)
     pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
-    last = lambda h: finish(readout(model, ends, h), number)
-    first = lambda h: embed(model, ends, rows(inputs, number))
-    with _of_stage(number, num_examples(x) // pipeline.microbatches, stage * len(names)):
+    with _of_stage(number, size, stage * len(names)):
+      first = lambda h: embed(model, ends, rows(inputs, number))
       h = jax.lax.cond(stage == 0, first, lambda h: h, h)
       h = _run_sites(model, pools, h, by_stage(bits)[stage], factors)
-      return h, jax.lax.cond(stage == pipeline.stages - 1, last, lambda h: nothing, h), True
+      ended = stage == pipeline.stages - 1
+      return h, jax.lax.cond(ended, last, lambda h, _: nothing, h, number), True
 
   # What the gradient of a branch needs is written in ticks that skip it too, as zeros.
   work = jax.checkpoint(work, prevent_cse=False, policy=None if pipeline.remat else SAVED)

@@ -20,8 +20,9 @@ from jaxtyping import PyTree
 
 from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
-from additive_jax.models.additive import parts, sites_of
+from additive_jax.models.additive import sites_of
 from additive_jax.models.kinds import LANE
+from additive_jax.models.reads import parts
 from additive_jax.parallel import layout
 from additive_jax.parallel.mesh import PIPE
 from additive_jax.parallel.pipeline_schedule import Pipeline

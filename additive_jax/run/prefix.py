@@ -49,12 +49,12 @@ from additive_jax.models.additive import (
   canonical,
   embed,
   gate_names,
-  parts,
   readout,
   sites_of,
   update,
 )
 from additive_jax.models.contract import check_pool
+from additive_jax.models.reads import parts
 
 ROUND = 64  # structures of a round of `shared_prefix`
 

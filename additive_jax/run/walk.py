@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from additive_jax.gates.networks import num_networks
-from additive_jax.models.additive import canonical, embed, parts, readout, sites_of, update
+from additive_jax.models.additive import canonical, embed, readout, sites_of, update
 from additive_jax.models.flops import count_flops
+from additive_jax.models.reads import parts
 
 
 @dataclasses.dataclass(frozen=True)

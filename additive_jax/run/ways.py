@@ -40,8 +40,8 @@ from additive_jax.models.additive import (
   readout,
   sites_of,
   step,
-  step_leaving,
 )
+from additive_jax.models.alike import steps_leaving, stretches
 from additive_jax.models.contract import check_pool
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
 from additive_jax.models.surrounding import examples
@@ -276,11 +276,10 @@ def _leaving(model, variables, x, key, names):
   rngs = {} if key is None else {ROUTING: key}
   left: dict[str, dict[str, Any]] = {name: {} for name in names}
   h = embed(model, variables, x)
-  for i in range(len(sites_of(model))):
-    h, collections = step_leaving(model, variables, i, h, names, rngs)
-    for name in names:
-      of_sites = collections.get(name, {}).items()
-      left[name] |= {site: value['left'] for site, value in of_sites}
+  for sites in stretches(model):
+    h, collections = steps_leaving(model, variables, sites, h, names, rngs)
+    for name, of_sites in collections.items():
+      left[name] |= of_sites
   return readout(model, variables, h), left
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from additive_jax import run
-from additive_jax.models.additive import gate_names, parts
+from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import reason
+from additive_jax.models.reads import parts
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.testing.case import Case, compiled, far_apart, leaves_by_path, size_of
 

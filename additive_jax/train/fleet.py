@@ -30,6 +30,7 @@ from additive_jax.models.additive import gate_names, initial
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.run.expected import expected_of
+from additive_jax.train.augment import augmented
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import State, init_state, run_in_chunks, train_step
@@ -119,9 +120,7 @@ class Fleet:
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = [key if same_start else jax.random.fold_in(key, name + 1) for name in names]
     self.state = self._start(keys, x)
-    of_network = [jax.random.fold_in(jax.random.fold_in(key, 1), name) for name in names]
-    keys_of_data = np.stack([np.asarray(jax.random.key_data(key)) for key in of_network])
-    self._dropout = mesh_.place(keys_of_data, self.mesh, BY_NETWORK)
+    self._dropout = mesh_.place(_dropout_keys(key, names), self.mesh, BY_NETWORK)
     self._bits = mesh_.replicate(np.array(structure.bits), self.mesh)
     self._data = mesh_.replicate((train.x, train.y), self.mesh)
     self._program = _program(self.recipe, self.mesh, sync_every)
@@ -178,6 +177,12 @@ class Fleet:
     return metrics | {'gradient_norm': metrics['gradient_norm'].mean(1)}
 
 
+def _dropout_keys(key, names):
+  """Returns the numbers of the keys of what networks drop, [J, ...]; steps are folded into them."""
+  keys = [jax.random.fold_in(jax.random.fold_in(key, 1), name) for name in names]
+  return np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
+
+
 def _check(groups, names, num_examples):
   """Raises `UserError` for groups of which no fleet can be made."""
   empty = [i for i, group in enumerate(groups) if not len(group)]
@@ -227,6 +232,7 @@ def _program(recipe: Recipe, mesh: Mesh, sync_every: int) -> Callable[..., Any]:
       state, rows, dropout = inputs
       x, y = jax.tree.map(lambda a: a[rows][None], data)
       key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      x, y = augmented(recipe.augment, key[None], x, y)
       state, values = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       return state, {name: jnp.squeeze(values[name]) for name in metrics}
 

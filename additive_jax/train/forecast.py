@@ -32,9 +32,10 @@ from jaxtyping import PyTree
 from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import SAVED
-from additive_jax.models.additive import Parts, embed, parts, readout, sites_of, step
+from additive_jax.models.additive import embed, readout, sites_of, step
 from additive_jax.models.costs import measure
 from additive_jax.models.liveness import bytes_of, live_bytes, saved_bytes
+from additive_jax.models.reads import Parts, parts
 from additive_jax.models.surrounding import Mode, in_mode
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.zero import HOST

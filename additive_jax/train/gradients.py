@@ -14,8 +14,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.batches import Shapes
-from additive_jax.models.additive import Inputs, parts, sites_of
+from additive_jax.models.additive import Inputs, sites_of
 from additive_jax.models.batch_norm import of_batch
+from additive_jax.models.reads import parts
 from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel import collectives, layout, mesh
 from additive_jax.train.pieces import accumulated

@@ -33,9 +33,9 @@ from additive_jax.train.recipe import (
   Scalar,
   Slot,
   Structures,
-  divergence_from_all_on,
 )
 from additive_jax.train.samplers import Sampler, check_all_on, inverse
+from additive_jax.train.teacher import divergence_from_all_on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

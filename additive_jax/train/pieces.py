@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from additive_jax.train.recipe import Recipe, Slot
 
-Gradient = Callable[[Slot], tuple[tuple[Array, Any], PyTree]]
+Parts = tuple[tuple[Float[Array, ''], PyTree], PyTree]  # loss and facts, and the gradient
+Gradient = Callable[[Slot], Parts]
 
 
 def pieces_of(slot: Slot, count: int) -> Callable[[Int[Array, ''], PyTree], Slot]:
@@ -34,7 +34,7 @@ def pieces_of(slot: Slot, count: int) -> Callable[[Int[Array, ''], PyTree], Slot
   return piece
 
 
-def accumulated(recipe: Recipe, slot: Slot, gradient: Gradient) -> tuple[tuple[Array, Any], PyTree]:
+def accumulated(recipe: Recipe, slot: Slot, gradient: Gradient) -> Parts:
   """Returns loss, facts and gradient of a slot, the means of those of its pieces.
 
   Args:

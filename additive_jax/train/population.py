@@ -30,6 +30,7 @@ from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.expected import expected_of
 from additive_jax.run.recalibration import BATCH_SIZE, NUM_BATCHES, statistics_of_one
 from additive_jax.run.tasks import LOSS
+from additive_jax.train.augment import augmented
 from additive_jax.train.gradients import Slots
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.rule import average_of
@@ -219,6 +220,7 @@ def _program(recipe, platform):
       t, rows = inputs
       x, y = jax.tree.map(lambda a: a[rows][None], train)
       key = jax.random.fold_in(jax.random.wrap_key_data(dropout), state.step)
+      x, y = augmented(recipe.augment, key[None], x, y)
       state, metrics = train_step(recipe, state, Slots(bits[None], x, y, dropout=key[None]))
       total = total + jnp.where(t >= len(indices) - tail, metrics['loss'][0], 0)
       return (state, total), None

@@ -20,16 +20,18 @@ from additive_jax import run
 from additive_jax.batches import num_examples
 from additive_jax.errors import UserError, checked_size
 from additive_jax.models import contract
-from additive_jax.models.additive import Inputs, gate_names
-from additive_jax.models.surrounding import Mode, without_dropout
+from additive_jax.models.additive import Inputs
+from additive_jax.models.surrounding import Mode
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.run.expected import check_task
 from additive_jax.run.objectives import Outputs
 from additive_jax.run.tasks import LABELLED, task_of
 from additive_jax.train import rule as rule_
+from additive_jax.train.augment import Augment, augmented_shapes
 from additive_jax.train.samplers import Sampler, inverse
 from additive_jax.train.slot import Slot
+from additive_jax.train.teacher import divergence_from_all_on
 
 AVERAGES = ('mean', 'coverage')
 RESCALES = ('none', 'inverse')
@@ -182,25 +184,6 @@ def reads_by_parts(loss: Loss) -> bool:
   return bool(vars(type(loss)).get('by_parts', False))
 
 
-def divergence_from_all_on(
-  model: Any, params: PyTree, outputs: Float[Array, '*batch C'], x: Inputs
-) -> Float[Array, '*batch']:
-  """Returns KL(all-on ‖ outputs) of each example, or each token of it; all-on is constant.
-
-  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
-  >>> variables = jax.jit(model.init)(jax.random.key(0), x)
-  >>> all_on = run.static(model, variables, x, '1')
-  >>> divergence_from_all_on(model, variables['params'], all_on, x).round(5).tolist()
-  [0.0, 0.0]
-  """
-  all_on = (True,) * len(gate_names(model))
-  with without_dropout():
-    teacher = jax.lax.stop_gradient(run.static(model, {'params': params}, x, all_on))
-  return optax.losses.kl_divergence_with_log_targets(
-    jax.nn.log_softmax(outputs), jax.nn.log_softmax(teacher)
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """How a pool is trained: static and hashable, one compiled program per recipe.
@@ -233,6 +216,7 @@ class Recipe:
     learning_rates: what multiplies the learning rate, by a regular expression of the paths of
       leaves, `{'embed': 0.1, 'block_0.*/kernel': 2.0}`; see `rule.fits`.
     frozen: regular expressions of the paths of what does not learn.
+    augment: what changes the examples of each step at random, see `augment`; None leaves them.
   """
 
   model: Any
@@ -247,6 +231,7 @@ class Recipe:
   ema: float = 0.0
   learning_rates: Any = ()  # pairs, once the recipe is made
   frozen: tuple[str, ...] = ()
+  augment: Augment | None = None
 
   def __post_init__(self):
     object.__setattr__(self, 'task', task_of(self.task))
@@ -282,7 +267,11 @@ class Recipe:
 
   def check_task(self, x: Inputs, y: PyTree, size: int) -> None:
     """Raises `UserError` for a loss or metrics of one's own that do not give what is expected of
-    `size` examples such as `x` and `y`; see `expected.check_task`."""
+    `size` examples such as `x` and `y`, see `expected.check_task`, or an augmentation that gives
+    no such batch."""
+    if self.augment is not None:
+      _, shapes = augmented_shapes(self.augment, x, y, size)
+      y = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), shapes)
     shaped = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
     check_task(self.model, self.task, jax.tree.map(shaped, x), y)
 

@@ -237,6 +237,18 @@ def _schedule_free(opt_state: PyTree) -> Any:
   return next((node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)), None)
 
 
+def with_inner(opt_state: PyTree, inner: PyTree, rates: tuple[tuple[str, float], ...]) -> PyTree:
+  """Returns what a rule without frozen parts keeps, with another state of its optimizer.
+
+  >>> rule = rule_of(optax.sgd(0.1, momentum=0.9), (('a', 2.0),), ema=0.9)
+  >>> state = with_inner(rule.init({'a': 1.0}), 'another', (('a', 2.0),))
+  >>> state.inner[0], float(state.average['a'])
+  ('another', 1.0)
+  """
+  inner = (inner, optax.EmptyState()) if rates else inner
+  return opt_state._replace(inner=inner) if isinstance(opt_state, Averaging) else inner
+
+
 def check_rates(opt_state: PyTree, rates: tuple[tuple[str, float], ...]) -> None:
   """Raises `UserError` for rates by path with a schedule-free optimizer, whose updates are not in
   proportion to its rate."""

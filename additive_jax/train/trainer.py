@@ -32,6 +32,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.expected import expected_of
+from additive_jax.train.augmented_steps import of_augmented
 from additive_jax.train.feed import feed_of
 from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
@@ -121,6 +122,9 @@ def chunk_program(
   varies, is data."""
   # Compiled as a part of the whole; `jit` keeps its trace, which gives the shapes of metrics too.
   gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch), inline=True)
+  gradient = of_augmented(
+    gradient, recipe.augment, layout.mesh, row_spec(layout.mesh, shared_batch)
+  )
   curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
   apply = functools.partial(apply_gradient, recipe)
 

@@ -19,6 +19,7 @@ from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.rule import with_inner
 from additive_jax.train.state import State, init_state
 
 log = logging.getLogger('additive_jax')
@@ -72,7 +73,8 @@ def join(narrow: Narrow, members: Sequence[State], recipe: Recipe, seed: int) ->
   state = init_state(recipe, grown.variables)
   if options.optimizer_state:
     moved = transplant.grow_optimizer(grown, one.opt_state)
-    state = state._replace(opt_state=transplant.restart_schedules(moved))
+    moved = with_inner(state.opt_state, transplant.restart_schedules(moved), recipe.learning_rates)
+    state = state._replace(opt_state=moved)
   return _start(narrow, grown, [{'params': m.params} for m in sources], pool, state, words)
 
 

@@ -65,6 +65,8 @@ class Narrow:
       raise refused(large.config, 'booster.num_models', 'train.batch_size', expected=expected)
     # Each copy is whole on its device, and has a training of its own.
     changes = {'train.pipe_devices': 1, 'schedule': options.schedule}
+    # What is said of the large model's leaves and of their mean is not about the copies.
+    changes |= {'train.ema': 0.0, 'train.learning_rates': {}, 'train.frozen': ()}
     rate = options.learning_rate if num_models > 1 else options.lone_learning_rate
     if rate:
       changes['learning_rate'] = rate

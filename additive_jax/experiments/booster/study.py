@@ -54,6 +54,9 @@ def _check(session: Session) -> None:
   if session.config.train.structures_per_step != 1:
     expected = '1, since large and small models are trained with all gates on'
     raise refused(session.config, 'train.structures_per_step', expected=expected)
+  if session.config.train.frozen and options.optimizer_state:
+    expected = 'none frozen, or false: of what is frozen nothing is kept'
+    raise refused(session.config, 'train.frozen', 'booster.optimizer_state', expected=expected)
   session.in_memory()
   if options.balanced and any(METHODS.get(name) == 'kmeans' for name in options.variants):
     assignment.solver()

@@ -22,6 +22,9 @@ def _check(session):
   if session.config.train.distill:
     expected = '0 in a compression; config.compress.distill has a teacher of its own'
     raise refused(session.config, 'train.distill', expected=expected)
+  if options.distill and 'mixup' in session.config.data.augment:
+    expected = '0 with mixup, for the teacher has not seen mixed examples'
+    raise refused(session.config, 'compress.distill', 'data.augment', expected=expected)
   session.in_memory()
   compression = Compression(session)
   counts = {share: compression.share(share) for share in options.sparsities}

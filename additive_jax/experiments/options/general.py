@@ -43,6 +43,7 @@ from additive_jax.parallel.collectives import COLLECTIVES
 from additive_jax.parallel.pipeline_schedule import SCHEDULES
 from additive_jax.run.objectives import LOSSES
 from additive_jax.search import METHODS
+from additive_jax.train.augment import NAMES as AUGMENT
 from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
@@ -89,6 +90,15 @@ class DataOptions:
   task: Later[Annotated[str, one_of('', *TASKS)]] = ''
   """Of a table, what its target is; '' is a classification where the target is text or has at most
   20 different whole numbers, and else a regression."""
+  augment: Later[Annotated[tuple[str, ...], each('some of crop, flip, mixup', AUGMENT.count)]] = ()
+  """What changes the examples of each training step at random, in turn: images are moved ('crop')
+  and mirrored ('flip'), and examples mixed with others of their batch ('mixup')."""
+  crop_pixels: Later[FewOrNone] = 0
+  """Pixels that crop moves an image by, at most; 0 is an eighth of its height."""
+  flip_rate: Later[Share] = 0.5
+  """Probability that flip mirrors an image."""
+  mixup_alpha: Later[Positive] = 0.2
+  """Of mixup, α of the Beta(α, α) that shares are drawn from."""
   image_size: Later[FewOrNone] = 0
   """Of folders of images, height and width that all are brought to; 0 is their own."""
   channels: Later[Annotated[int, CHANNELS]] = 0

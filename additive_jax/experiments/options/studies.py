@@ -301,8 +301,8 @@ class Options:
   booster: BoosterOptions = dataclasses.field(default_factory=BoosterOptions)
   compress: CompressOptions = dataclasses.field(default_factory=CompressOptions)
   limit: Placement[NotNegative] = 12.0
-  """Hours that a sweep may take by its own estimate, which is logged before it starts: one that
-  would take longer is refused. 0 is no limit."""
+  """Hours that a sweep, or the trainings of another experiment's stage, may take by the estimate
+  that is logged before they start: what would take longer is refused. 0 is no limit."""
   shard: Placement[Shard] = ''
   """'I/N' does part I (from 0) of N of a sweep and leaves the rest to other processes; run again
   without it to merge."""

@@ -1,0 +1,80 @@
+"""Which leaves of the pool each part of a model reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from additive_jax.batches import Shapes
+from additive_jax.gates.structure import Structure
+from additive_jax.models.additive import Inputs, sites_of
+from additive_jax.models.batch_norm import BATCH_STATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Which leaves of the pool each part of a model reads, as pytrees of shapes.
+
+  Attributes:
+    embed, readout: parameter trees (`ShapeDtypeStruct` leaves) of the ungated parts.
+    sites: one tree per site.
+    streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes.
+    stored: collections beside the parameters, the statistics of BatchNorms, of the whole model.
+  """
+
+  embed: PyTree
+  sites: tuple[PyTree, ...]
+  readout: PyTree
+  streams: tuple[jax.ShapeDtypeStruct, ...]
+  stored: PyTree = dataclasses.field(default_factory=dict)
+
+
+def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
+  """Returns what each part of `model` reads, by tracing its init on the shape of `x` [B, ...].
+  Computes nothing."""
+  stored: dict[str, Any] = {}
+  embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x, stored)
+  trees, streams = [], [h]
+  for i, site in enumerate(sites_of(model)):
+    on = (True,) * len(site.names)
+    run = lambda module, h, i=i, site=site, on=on: site.step(module.sites[i], h, on)
+    tree, h = _shapes(model, run, h, stored)
+    trees.append(tree)
+    streams.append(h)
+  readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h, stored)
+  statistics = {BATCH_STATS: unflatten_dict(stored)} if stored else {}
+  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics)
+
+
+def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[tuple[str, ...]]:
+  """Returns the paths of the leaves that a structure reads: those of embed, readout and the sites
+  that are not off.
+
+  >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
+  >>> sorted({m for m, *_ in read_by(model, jnp.ones((1, 5)), aj.Structure((True, False)))})
+  ['block_00', 'embed', 'readout']
+  """
+  shapes = parts(model, x)
+  on = [
+    tree
+    for site, tree in zip(sites_of(model), shapes.sites, strict=True)
+    if not site.has_residual or structure[site.start]
+  ]
+  return {path for tree in (shapes.embed, *on, shapes.readout) for path in flatten_dict(tree)}
+
+
+def _shapes(
+  model: nn.Module, function: Callable[[Any, Any], Any], value: Any, stored: dict[str, Any]
+) -> tuple[PyTree, Any]:
+  """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes; adds
+  its statistics to those by path."""
+  run = lambda key, value: model.init_with_output(key, value, method=function)
+  out, variables = jax.eval_shape(run, jax.random.key(0), value)
+  stored |= flatten_dict(variables.get(BATCH_STATS, {}))
+  return variables.get('params', {}), out

@@ -1,0 +1,149 @@
+"""Experiments as calls: names of options, data as people have it, and a smaller network."""
+
+import numpy as np
+import pytest
+import tiny
+
+import additive_jax as aj
+from additive_jax import export
+from additive_jax.errors import UserError
+from additive_jax.experiments import front
+from additive_jax.experiments.budget import Budget
+
+QUICK = {'epochs': 1.0, 'batch_size': 16, 'structures_per_step': 2, 'devices': 1, 'progress': False}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached(tmp_path_factory):
+  with tiny.cached_programs(tiny.programs(tmp_path_factory)):
+    yield
+
+
+@pytest.fixture(scope='module')
+def arrays():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(120, 6)).astype(np.float32)
+  return x, (x @ rng.normal(size=(6, 3))).argmax(1)
+
+
+@pytest.fixture
+def net():
+  return aj.models.MLP(num_blocks=3, width=8, hidden=(4, 8, 16), num_classes=3)
+
+
+def test_a_call_ranks_and_a_second_one_reads(net, arrays, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  options = QUICK | {'seeds': 1, 'modes': ('shared',)}
+  first = aj.sweep(net, arrays, **options)
+  assert len(first.table) == 8
+  (path,) = (tmp_path / 'runs').iterdir()
+  assert capsys.readouterr() == ('', '')
+  again = aj.sweep(net, arrays, **(options | {'progress': True}))
+  assert again.table.equals(first.table)
+  assert f'{path.name} is finished' in capsys.readouterr().err
+  aj.sweep(net, (arrays[0] + 1, arrays[1]), **options)
+  assert len(list((tmp_path / 'runs').iterdir())) == 2  # other data, another run
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'epoch': 2.0}, "option 'epoch': .*did you mean 'epochs'"),
+    ({'train': {'epoch': 2.0}}, "option 'train.epoch'"),
+    ({'seeds': 0}, 'config.num_seeds 0: expected 1 to 10,000'),
+    ({'top_k': 99}, 'config.sweep.top_k 99: expected at most'),
+    ({'experiment': 'dna'}, "option 'experiment'"),
+  ],
+)
+def test_options_that_cannot_be(net, arrays, tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    aj.sweep(net, arrays, workdir=tmp_path / 'run', **options)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_names_of_options():
+  named = lambda experiment, **given: dict(front.named_options(experiment, given.items()))
+  assert named('sweep', top_k=3) == {'sweep.top_k': 3}
+  assert named('cotrain', top_k=3) == {'cotrain.top_k': 3}
+  assert named('sweep', optimizer='sgd', learning_rate=0.1, method='evolution') == {
+    'optimizer.name': 'sgd',
+    'learning_rate': 0.1,
+    'search.method': 'evolution',
+  }
+  assert named('sweep', **{'model.kwargs': {'a': 1}}) == {'model.kwargs': {'a': 1}}
+
+
+def test_data_as_people_have_it(arrays):
+  assert front.made('digits').name == 'digits'
+  data = front.made(arrays)
+  assert front.made(data) is data
+  assert len(front.made(aj.data.ArraySplit(*arrays)).test) == len(data.test)
+  with pytest.raises(UserError, match='data of type int: expected'):
+    front.made(3)
+
+
+def test_small_data_make_small_batches(net, arrays):
+  config, _ = front.opened('sweep', net, arrays, {})
+  assert config.train.batch_size < 120
+
+
+def test_prune(net, arrays, tmp_path):
+  options = QUICK | {'workdir': tmp_path / 'run'}
+  pruned = aj.prune(net, arrays, budget=0.6, heal_epochs=1.0, **options)
+  assert pruned.after['flops'] <= 0.6 * pruned.before['flops']
+  assert pruned.unhealed['loss'] != pruned.after['loss']
+  assert pruned.receipt.max_difference < 1e-4
+  candidates = pruned.result.candidates
+  assert candidates['loss'].is_monotonic_increasing
+  assert str(pruned.structure) == candidates['structure'][0]
+  assert (candidates['flops'] <= 0.6 * pruned.before['flops']).all()
+  logits = pruned.model.apply(pruned.variables, arrays[0][:5])
+  directory = pruned.export(tmp_path / 'small')
+  model, variables = export.load(directory)
+  np.testing.assert_array_equal(model.apply(variables, arrays[0][:5]), logits)
+  again = aj.prune(net, arrays, budget=0.6, heal_epochs=1.0, **options)
+  assert again.after == pruned.after
+  with pytest.raises(UserError, match='is of another budget, healing or pool'):
+    aj.prune(net, arrays, budget=0.5, heal_epochs=1.0, **options)
+
+
+def test_prune_of_a_pool_that_is_given(net, arrays, random_pool, tmp_path):
+  pool = random_pool(net, arrays[0][:1])
+  options = QUICK | {'workdir': tmp_path / 'run', 'heal_epochs': 0}
+  pruned = aj.prune(net, arrays, pool, budget=0.7, cost='params', **options)
+  assert pruned.after['params'] <= 0.7 * pruned.before['params']
+  assert pruned.after['loss'] == pytest.approx(pruned.unhealed['loss'])
+  expected = net.apply(pool, arrays[0][:5], pruned.structure)
+  actual = pruned.model.apply(pruned.variables, arrays[0][:5])
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_prune_searches_many(arrays, random_pool, tmp_path, monkeypatch):
+  monkeypatch.setattr('additive_jax.experiments.prune.ENUMERATED', 4)
+  monkeypatch.setattr('additive_jax.experiments.prune.SEARCHED', 16)
+  monkeypatch.setattr('additive_jax.experiments.prune.POPULATION', 8)
+  net = aj.models.MLP(num_blocks=6, width=8, hidden=4, num_classes=3)
+  pool = random_pool(net, arrays[0][:1])
+  options = QUICK | {'workdir': tmp_path / 'run', 'heal_epochs': 0}
+  pruned = aj.prune(net, arrays, pool, budget=0.5, **options)
+  assert pruned.after['flops'] <= 0.5 * pruned.before['flops']
+  assert len(pruned.result.candidates) > 1
+
+
+@pytest.mark.parametrize(
+  ('budget', 'cost', 'message'),
+  [
+    (0, 'flops', 'budget 0: expected a share of the flops'),
+    (True, 'flops', 'budget True: expected'),
+    (0.5, 'bytes', "cost 'bytes': expected one of flops, params"),
+  ],
+)
+def test_budgets_that_cannot_be(budget, cost, message):
+  with pytest.raises(UserError, match=message):
+    Budget(budget, cost)
+
+
+def test_a_budget_below_all_off(net, arrays, tmp_path):
+  with pytest.raises(UserError, match=r'budget 0.01 of .* flops: expected at least 0\.\d+'):
+    aj.prune(net, arrays, budget=0.01, workdir=tmp_path / 'run', **QUICK)
+  assert not (tmp_path / 'run').exists()
