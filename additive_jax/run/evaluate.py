@@ -114,7 +114,8 @@ def evaluate_structures(
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
     recalibrate: for networks with BatchNorms, examples of the training split by which each
       structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
-      stored ones, which are those of all-on, and warns. Structures are then judged one by one.
+      stored ones, which are those of all-on, and warns; False does so on purpose. With examples
+      structures are judged one by one.
 
   Raises:
     UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
@@ -130,9 +131,10 @@ def evaluate_structures(
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   num_gates = len(gate_names(model))
   bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  if recalibrate is None:
+  if recalibrate is None or recalibrate is False:
     check_pool(model, variables, rows(x, slice(batch_size)))
-    _warn_of_stored(model, rows(x, slice(1)), bits)
+    if recalibrate is None:
+      _warn_of_stored(model, rows(x, slice(1)), bits)
   chosen = task_of(task, loss, metrics)
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
@@ -145,7 +147,7 @@ def evaluate_structures(
     program = _program(model, chosen, tile, devices[0].platform)
     return _sums(program, variables, (x, y), batch_size, plans, devices)
 
-  if recalibrate is None:
+  if recalibrate is None or recalibrate is False:
     sums = judged(bits, variables)
   else:
     each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
