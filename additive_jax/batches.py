@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from additive_jax.errors import UserError
+
 Shapes: TypeAlias = PyTree[jax.ShapeDtypeStruct]
 
 
@@ -75,6 +77,19 @@ def is_array(batch: PyTree) -> bool:
   (True, False, False)
   """
   return jax.tree.structure(batch) == _ONE
+
+
+def check_one_array(batch: PyTree) -> None:
+  """Raises `UserError` for several inputs where a network takes one array.
+
+  >>> check_one_array({'left': np.zeros((5, 8)), 'right': np.zeros((5, 6))})
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: inputs ['left'] (5, 8) and ['right'] (5, 6): expected one array
+  [B, ...], which this network takes
+  """
+  if not is_array(batch):
+    told = ' and '.join(f'{name} {np.shape(leaf)}' for name, leaf in named_leaves(batch))
+    raise UserError(f'inputs {told}: expected one array [B, ...], which this network takes')
 
 
 def named_leaves(batch: PyTree, name: str = '') -> list[tuple[str, Any]]:

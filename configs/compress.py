@@ -25,6 +25,8 @@ weight reads, cut out):
 The target, 40 times fewer weights at 0.5 points lost, is missed by 0.6 points, and by 0.8 against
 the teacher, which is better than the dense network, trained too long. Pruning by magnitude loses
 1.4 points more at the same number of weights.
+
+The figures are those of --config.data.valid=0.0, with nothing held out to choose by.
 """
 
 from additive_jax.configs import default

@@ -12,6 +12,8 @@ What was tried before: with a learning rate of 4e-3 the trainings alone end befo
 first layer is of much use (its gate lowers the loss by 0.1), while in the pool it is the most
 useful gate (0.2): τ 0.64, 0.69 of the ceiling 0.924, with pools of 2 or 8 lengths alike. With 64
 hidden units in each layer the structures are also closer to each other: ceiling 0.883, τ 0.54.
+
+The figures are those of --config.data.valid=0.0, with nothing held out to choose by.
 """
 
 from additive_jax.configs import default

@@ -19,6 +19,8 @@ scratch has):
   untrained              1.20  2.202 ± 0.064  0.436     not reached
 
 Rates and lengths were tried on seed 0; docs/benchmarks.md has what else was tried.
+
+The figures are those of --config.data.valid=0.0, with nothing held out to choose by.
 """
 
 from additive_jax.configs import default

@@ -10,6 +10,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.report import figures
 
 IMAGES = Path(__file__).parent / 'images'
+SPLIT = 'validation'  # on which a sweep ranks
 
 
 def main(sweep_path, cotrain_path, *booster_paths):
@@ -19,7 +20,7 @@ def main(sweep_path, cotrain_path, *booster_paths):
   labels = [f'{loss:.3f}' for loss in top['loss']]
   pictures = {
     'structures': figures.structures(top['structure'].tolist(), names, labels),
-    'effects': figures.gate_effects(sweep.read_table('effects.csv')),
+    'effects': figures.gate_effects(sweep.read_table('effects.csv'), SPLIT),
     'agreement': figures.agreement(table['shared_loss'], table['loss']),
     'cotrain': figures.comparison(cotrain.read_table('comparison.csv')),
   }

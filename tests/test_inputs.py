@@ -17,6 +17,7 @@ from additive_jax.batches import num_examples, rows
 from additive_jax.data import ArraySplit, Data, SourceSplit
 from additive_jax.experiments import cotrain, stochastic, sweep
 from additive_jax.gates import subsets
+from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.contract import check_network
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline, processes
@@ -140,6 +141,14 @@ def test_a_network_of_ones_own_is_checked(pool):
     check_network(MODEL, X | {'scale': X['scale'][:20]})
   with pytest.raises(UserError, match=r"inputs\['scale'\] that are int: expected an array"):
     check_network(MODEL, X | {'scale': 3})
+
+
+@pytest.mark.parametrize(
+  'model', [MLP(1, 4, 4, 3), ConvNet(num_classes=3), Transformer(1, 8, 2, 16, 3)]
+)
+def test_networks_of_one_input_say_so(model):
+  with pytest.raises(UserError, match=r"inputs \['scale'\] .*: expected one array"):
+    check_network(model, X)
 
 
 @functools.cache

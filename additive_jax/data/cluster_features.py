@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
+from additive_jax.batches import described, is_array
 from additive_jax.data.splits import Split
 from additive_jax.errors import UserError, checked_seed
 
@@ -160,8 +161,14 @@ def check_finite(features: Num[np.ndarray, 'N F']) -> None:
 def rows_of(
   x: Num[np.ndarray, 'N ...'] | Split, indices: Int[np.ndarray, 'B']
 ) -> Num[np.ndarray, 'B ...']:
-  """Returns some of the examples, of an array or a split."""
-  return np.asarray(x[indices][0] if isinstance(x, Split) else x[indices])
+  """Returns some of the examples, of an array or a split; raises `UserError` for those of a network
+  of several inputs."""
+  if not isinstance(x, Split):
+    return np.asarray(x[indices])
+  some = x[indices][0]
+  if not is_array(some):
+    raise UserError(f'clusters of inputs {described(some, "x")}: expected one array')
+  return np.asarray(some)
 
 
 def sample(count: int, at_most: int, seed: int) -> Int[np.ndarray, 'B']:

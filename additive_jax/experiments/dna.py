@@ -19,9 +19,10 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
 
+from additive_jax.batches import rows
+from additive_jax.data.weights import unweighted
 from additive_jax.errors import UserError
 from additive_jax.experiments.contenders import (
   DENSE,
@@ -164,8 +165,7 @@ def _shallow_dearer(variants) -> str:
 
 def _analysis(session, dna) -> Analysis:
   """What the tokens of some test examples do in the network of the first seed."""
-  some = slice(session.config.dna.examples)
-  x, y = jax.tree.map(lambda part: part[some], session.test)
+  x, y = rows(session.test, slice(session.config.dna.examples))
   trained, modules = dna.train(session.config.seed), dna.model.modules
   chosen = inspect(dna.model, session.task, trained.variables, (x, y)).chosen
   kinds = ('attention', 'mlp', 'block', 'identity')
@@ -174,7 +174,7 @@ def _analysis(session, dna) -> Analysis:
   if dna.model.num_tokens:
     return Analysis(names, chosen, x, byte_classes(x), BYTE_CLASSES)
   labels = [str(label) for label in range(dna.model.num_classes)]
-  return Analysis(names, chosen, x, y.astype(np.int64), labels)
+  return Analysis(names, chosen, x, unweighted(y).astype(np.int64), labels)
 
 
 STUDY = Study('dna', _stages, check=_check, tables=_tables, page=page, baseline=DENSE)

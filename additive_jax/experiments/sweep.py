@@ -132,8 +132,9 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
       pool = shared_arm(session, SHARED, epochs, judge=judge)
       yield [pool]
       if STANDALONE not in modes and len(bits) > MOST_TESTED:
-        losses = [of_networks(session.space, record['loss']) for record in records[SHARED]]
-        _test(session, pool, bits, np.mean(losses, axis=0))
+        by = session.task.rank_by
+        values = [of_networks(session.space, record[by]) for record in records[SHARED]]
+        _test(session, pool, bits, session.task.cost({by: np.mean(values, axis=0)}))
   if STANDALONE in modes:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
-from additive_jax.batches import Shapes, shapes_of
+from additive_jax.batches import Shapes, check_one_array, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, StructureLike, parse
@@ -49,6 +49,7 @@ Logits = Float[Array, 'B ... C']
 
 def flat(x: Inputs) -> Float[Array, 'B D']:
   """Returns inputs as rows of floats: float32, or what training computes in."""
+  check_one_array(x)
   return jnp.asarray(x, input_dtype()).reshape(x.shape[0], -1)
 
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from additive_jax.batches import check_one_array
 from additive_jax.errors import UserError
 from additive_jax.gates.layers import LayerPair, LinearMap, sub_activation
 from additive_jax.gates.sums import GateValue
@@ -159,6 +160,7 @@ def as_images(x: Inputs, *, least: int = 1) -> Float[Array, 'B X Y D']:
   Raises:
     UserError: for inputs of another shape, or too small.
   """
+  check_one_array(x)
   if x.ndim not in (3, 4):
     raise UserError(f'inputs of shape {x.shape}: expected images [B, height, width(, channels)]')
   height, width = x.shape[1:3]

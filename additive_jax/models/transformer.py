@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from additive_jax.batches import check_one_array
 from additive_jax.errors import UserError
 from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive, Inputs, Logits, Stream
@@ -230,6 +231,7 @@ def embed_inputs(
   Raises:
     UserError: for anything else, or more tokens than positions.
   """
+  check_one_array(x)
   if num_tokens and (x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer)):
     raise UserError(
       f'inputs of dtype {x.dtype} and shape {x.shape}: expected tokens, integers [B, T]'

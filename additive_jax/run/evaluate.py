@@ -50,20 +50,20 @@ class Evaluation:
   ['loss', 'accuracy']
 
   Attributes:
-    loss: the mean over what counts.
+    loss: the mean over what counts; of several pools with an axis of them in front.
     metrics: of the task, by name, the first one its headline.
   """
 
-  loss: Float[np.ndarray, 'S']
-  metrics: dict[str, Float[np.ndarray, 'S']] = dataclasses.field(default_factory=dict)
+  loss: Float[np.ndarray, '*pools S']
+  metrics: dict[str, Float[np.ndarray, '*pools S']] = dataclasses.field(default_factory=dict)
 
   @property
-  def scores(self) -> dict[str, Float[np.ndarray, 'S']]:
+  def scores(self) -> dict[str, Float[np.ndarray, '*pools S']]:
     """Loss and metrics by name."""
     return {LOSS: self.loss, **self.metrics}
 
   @property
-  def accuracy(self) -> Float[np.ndarray, 'S']:
+  def accuracy(self) -> Float[np.ndarray, '*pools S']:
     """The metric of that name.
 
     Raises:

@@ -161,7 +161,7 @@ class Task:
     >>> Task('classification', rank_by='accuracy').cost({'accuracy': [0.5, 0.75]}).tolist()
     [-0.5, -0.75]
     """
-    return self.sign(self.rank_by) * np.asarray(scores[self.rank_by], float)
+    return np.asarray(self.sign(self.rank_by) * np.asarray(scores[self.rank_by], float))
 
   def weights(
     self, y: PyTree, *, of_loss: bool = False
