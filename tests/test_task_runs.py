@@ -86,6 +86,9 @@ def test_an_own_loss_and_metric_of_exp_2(tmp_path):
   def cubes(outputs, y):
     return jnp.abs(outputs - y) ** 3
 
+  def fourths(outputs, y):
+    return (outputs - y) ** 4
+
   options = REGRESSION | {'task.loss': '', 'task.rank_by': 'near', 'cotrain.sweep_epochs': 0.5}
   config = tiny.config('cotrain', options | {'train.structures_per_step': 2})
   given = {'loss': cubes, 'metrics': [MeanMetric(close, 'near')], 'devices': 1}
@@ -93,8 +96,8 @@ def test_an_own_loss_and_metric_of_exp_2(tmp_path):
   assert list(result.table)[:3] == ['structure', 'loss', 'near']
   assert (np.diff(result.table['near']) <= 0).all()
   assert result.summary['ensemble_near'] >= 0
-  with pytest.raises(UserError, match=r'task\.is\.loss: "cubes" there, "close" here'):
-    cotrain.run(config, tmp_path, **given | {'loss': close})
+  with pytest.raises(UserError, match=r'task\.is\.loss: "cubes" there, "fourths" here'):
+    cotrain.run(config, tmp_path, **given | {'loss': fourths})
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ import sklearn.metrics
 
 import additive_jax as aj
 from additive_jax import UserError
-from additive_jax.data import ArraySplit, Data, Order, Weighted
+from additive_jax.data import ArraySplit, Data, Order, Weighted, from_arrays
+from additive_jax.gates import subsets
 from additive_jax.models import MLP
 from additive_jax.parallel.mesh import make_mesh
+from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.ensemble import evaluate_ensemble
 from additive_jax.run.expected import check_task
@@ -25,6 +27,7 @@ from additive_jax.run.metrics import MeanMetric
 from additive_jax.run.objectives import CrossEntropy, Distilled, Huber, Taught
 from additive_jax.run.tasks import TASKS, Task, added_up, task_of
 from additive_jax.train.fleet import Fleet
+from additive_jax.train.losses import PerSample, Piped
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
 from additive_jax.train.samplers import fixed
@@ -506,3 +509,44 @@ def test_a_masked_language_loss_is_the_mean_over_tokens(random_pool, mesh, batch
   after = jax.tree.map(lambda p, g: p - g, pool['params'], gradient)
   state = jax.device_get(trainer.variables['params'])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, after)
+
+
+LOSSES = {
+  'structures': Structures(),
+  'distilled': Structures(distill=0.5),
+  'per sample': PerSample(subsets=subsets.Subsets(((1.0, 0.5),)), distill=0.5),
+  'stages': Piped(pipeline=Pipeline(2, 2)),
+}
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_what_does_not_count_is_not_learnt(loss):
+  """Other inputs and labels of examples without weight: the same loss and the same pool."""
+  random = np.random.default_rng(0)
+  x, y = random.normal(size=(8, 6)).astype(np.float32), random.integers(0, 3, 8)
+  counts = np.arange(8) % 4 > 0
+  shown = x + ~counts[:, None], np.where(counts, y, 99)
+  all_on = loss in ('per sample', 'stages')
+  found = []
+  for inputs, targets in ((x, y), shown):
+    split = ArraySplit(inputs, Weighted(targets, counts * np.arange(1.0, 9)))
+    recipe = Recipe(MLP(2, 4, 4, 3), 'classification', optax.sgd(0.5), LOSSES[loss])
+    sampler = fixed('11' if all_on else '10', 2)
+    trainer = Trainer(recipe, split, sampler, batch_size=8, seed=0)
+    found.append((trainer.run(2)['loss'], jax.device_get(trainer.variables)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *found)
+  assert found[0][0][0] != found[0][0][1]
+
+
+def test_arrays_of_a_task():
+  """Labels to ignore are no classes of the data; a regression is coded as one by name."""
+  x, y = np.ones((10, T, 6)), RANDOM.integers(0, C, (10, T))
+  y[:, 0], y[0, 1] = -100, C - 1
+  tokens, padded = np.maximum(y, 0), Task('language', ignore_label=-100)
+  data = from_arrays(tokens, y, task=padded, test=0.2)
+  assert (data.num_outputs, data.task_name) == (C, 'language')
+  data = from_arrays(x[:, 0], x[:, 0, 0] * np.arange(10.0), task=Task('regression', 'huber'))
+  assert data.train.y.shape[1:] == (1,)
+  assert abs(data.train.y.mean()) < 1e-6
+  data = from_arrays(x[:, 0], y > 0, task=Task('multi_label'))
+  assert (data.num_outputs, data.train.y.dtype) == (T, np.int32)

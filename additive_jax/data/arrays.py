@@ -12,7 +12,16 @@ from jaxtyping import Int, PyTree, Shaped
 from additive_jax.batches import is_array, named_leaves, num_examples, rows
 from additive_jax.data.coding import Coding, Column, coded_labels
 from additive_jax.data.splits import ArraySplit, Data
-from additive_jax.data.values import CLASSES, NUMBERS, TOKENS, Expected, check_inputs, check_used
+from additive_jax.data.values import (
+  CLASSES,
+  LABELS,
+  NUMBERS,
+  TOKENS,
+  YES_NO,
+  Expected,
+  check_inputs,
+  check_used,
+)
 from additive_jax.data.weights import Weighted, checked_weights, unweighted
 from additive_jax.errors import UserError, checked_seed
 
@@ -65,7 +74,8 @@ def from_arrays(
     test: the share to judge by, or (x, y).
     seed: shuffles the examples before they are cut: first come those of test, then those of valid.
       None leaves them in their order, and cuts these from the end.
-    task: 'classification', 'regression', 'language', or a task of your own; 'auto' goes by y.
+    task: 'classification', 'regression', 'language' and so on, a `Task`, or a task of your own;
+      'auto' goes by y.
     class_names: of the classes, in order.
     num_outputs: classes, tokens of the vocabulary, or outputs of a task of your own; 0 counts them.
     standardise: whether a regression's targets are.
@@ -85,7 +95,7 @@ def from_arrays(
     if isinstance(given, tuple | list):
       parts[part] = _checked(f'{name}, {part}', *_pair(f'{name}, {part}', given), task, classes)
   parts = _cut(name, parts, {'test': test, 'valid': valid}, seed)
-  parts, coding = _coded(parts, task, standardise)
+  parts, coding = _coded(parts, name_of(task), standardise)
   names = class_names or (map(str, coding.classes) if coding else ())
   names = tuple(names) or None
   num_outputs = num_outputs or len(names or ()) or _num_outputs(name, parts, task)
@@ -120,15 +130,17 @@ def _checked(name: str, x: PyTree, y: PyTree, task: Any, num_outputs: int) -> tu
   if not num_examples(x):
     raise UserError(f'{name}: no examples: expected at least one')
   x, targets = jax.tree.map(_narrow, (x, unweighted(y)))
-  if task == NUMBERS and is_array(targets) and targets.dtype.kind in 'fiu':
+  kind = name_of(task)
+  if kind == NUMBERS and is_array(targets) and targets.dtype.kind in 'fiu':
     targets = targets.reshape(len(targets), -1).astype(np.float32)
-  if task == CLASSES and is_array(targets) and targets.dtype.kind == 'b':
+  if kind in (CLASSES, YES_NO, LABELS) and is_array(targets) and targets.dtype.kind == 'b':
     targets = targets.astype(np.int32)
   y = y._replace(y=targets) if isinstance(y, Weighted) else targets
   check_inputs(x, name)
-  if task == CLASSES and is_array(targets) and targets.dtype.kind in TEXTS:
+  if kind == CLASSES and is_array(targets) and targets.dtype.kind in TEXTS:
     return x, checked_weights(y, name)
-  Expected(task if isinstance(task, str) else '', num_outputs).check_targets(x, y, name)
+  ignored = getattr(task, 'ignore_label', None)
+  Expected(kind, num_outputs, ignore_label=ignored).check_targets(x, y, name)
   return x, y
 
 
@@ -147,6 +159,15 @@ def _task(name: str, y: PyTree) -> str:
     f'{name}: {told}: expected labels [N], floats [N] or [N, targets], or tokens [N, T]; or a '
     'task, which says what they are'
   )
+
+
+def name_of(task: Any) -> str:
+  """Returns the name of a task, a text or a `Task`; '' for a loss of one's own.
+
+  >>> name_of('regression'), name_of(aj.Task('language', ignore_label=-1)), name_of(abs)
+  ('regression', 'language', '')
+  """
+  return task if isinstance(task, str) else getattr(task, 'name', '')
 
 
 def _pair(name: str, given: Any) -> tuple[PyTree, PyTree]:
@@ -222,9 +243,12 @@ def _with_targets(parts: Parts, change: Callable[[Any], Any]) -> Parts:
 def _num_outputs(name: str, parts: Parts, task: Any) -> int:
   """Returns how many outputs a network needs for the targets."""
   targets = [unweighted(y) for _, y in parts.values()]
-  if task == CLASSES:
+  kind, ignored = name_of(task), getattr(task, 'ignore_label', None)
+  if ignored is not None:
+    targets = [np.where(y == ignored, 0, y) for y in targets]
+  if kind == CLASSES and targets[0].ndim == 1:
     return check_used(np.concatenate(targets), name)
-  if task == TOKENS:
+  if kind == TOKENS:
     inputs = [x for x, _ in parts.values() if is_array(x) and x.dtype.kind in 'iu']
     return int(max(tokens.max() for tokens in [*targets, *inputs])) + 1
   first = jax.tree.leaves(targets[0])[0]

@@ -107,13 +107,7 @@ def open_session(
   model = opening.get('model') or make_model(config.model, data)
   task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
   check_fits(model, data, task)
-  if config.train.batch_size > len(data.train):
-    raise UserError(
-      f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
-      f'training examples of {data.name}'
-    )
-  spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
-  mesh.check_spread(spread, len(devices))
+  _check_sizes(config, data, devices)
   pool = start_of(config, opening.get('variables'), model, first_input(data))
   resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
@@ -142,6 +136,17 @@ def open_session(
         value = value_of(config, option)
         processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
+
+
+def _check_sizes(config, data, devices):
+  """Raises `UserError` for batches or axes of a mesh that are too large."""
+  if config.train.batch_size > len(data.train):
+    raise UserError(
+      f'config.train.batch_size {config.train.batch_size}: expected at most {len(data.train)}, the '
+      f'training examples of {data.name}'
+    )
+  spread = {axis: getattr(config.train, f'{axis}_devices') for axis in mesh.SPREAD}
+  mesh.check_spread(spread, len(devices))
 
 
 def _check_fits(session):

@@ -41,7 +41,8 @@ MOST_ROUNDS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Loss and metrics of S structures over all examples, in the order of the structures.
+  """Loss and metrics of S structures over all examples, in the order of the structures; of several
+  pools with an axis in front.
 
   >>> evaluation = Evaluation(np.array([0.9, 0.4]), {'accuracy': np.array([0.6, 0.8])})
   >>> int(evaluation.loss.argmin()), float(evaluation.accuracy[1])
@@ -98,29 +99,24 @@ def evaluate_structures(
   their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
-  nothing, whatever the structures. Examples go through in other batches than they came in, so a
-  model must not mix them: `testing.check_model` checks that, this does not.
+  nothing. A model must not mix examples: `testing.check_model` checks that, this does not.
 
   Args:
     model: an additive model.
     variables: `{'params': pool}`.
     batch: (x [N, ...], y [N, ...]), y maybe `data.Weighted`; or a split in memory.
-    structures: anything `Space.parse` takes, or bool [S, n], repeats allowed; None is all 2^n in
-      integer order.
+    structures: anything `Space.parse` takes, or bool [S, n]; None is all 2^n in integer order.
     task: a name or a `Task`, see `tasks`, or a loss of your own.
     loss, metrics: in place of the task's.
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
-    recalibrate: for networks with BatchNorms, examples of the training split by which each
-      structure is given statistics of its own, as `recalibrate` takes them; None judges all by the
-      stored ones, which are those of all-on, and warns; False does so on purpose. With examples
-      structures are judged one by one.
+    recalibrate: for networks with BatchNorms, training examples, as `recalibrate` takes them, that
+      give each structure statistics of its own, one by one; None judges by those stored, and warns
+      (False: without a word).
 
   Raises:
-    UserError: when 2^n is too large to enumerate, x and y differ in length, the pool is not one of
-      the model, inputs are not finite, labels, tokens or targets are not what the task and the
-      model take, nothing counts, or a function gives something else than expected.
+    UserError: for too many structures, and where pool, examples, task and model do not suit.
 
   >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
   >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
@@ -129,30 +125,36 @@ def evaluate_structures(
   """
   x, y, count = _examples(batch)
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
-  num_gates = len(gate_names(model))
-  bits = all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
-  if recalibrate is None or recalibrate is False:
+  bits = _bits(model, structures)
+  is_stored = recalibrate is None or recalibrate is False
+  if is_stored:
     check_pool(model, variables, rows(x, slice(batch_size)))
-    if recalibrate is None:
-      _warn_of_stored(model, rows(x, slice(1)), bits)
+    _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   chosen = task_of(task, loss, metrics)
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
-  devices = workers.workers(devices)
-
-  def judged(bits, variables):
-    tile, plans = _plans(model, shapes_of(x, batch_size), bits, devices, memory_limit)
-    program = _program(model, chosen, tile, devices[0].platform)
-    return _sums(program, variables, (x, y), batch_size, plans, devices)
-
-  if recalibrate is None or recalibrate is False:
-    sums = judged(bits, variables)
+  given = chosen, (x, y), workers.workers(devices), batch_size, memory_limit
+  judge = functools.partial(_judge, model, *given)
+  if is_stored:
+    sums = judge(bits, variables)
   else:
     each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
-    sums = [np.concatenate(parts) for parts in zip(*(judged(row[None], own) for row, own in each))]
+    sums = [np.concatenate(parts) for parts in zip(*(judge(row[None], own) for row, own in each))]
   return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+
+def _bits(model, structures):
+  num_gates = len(gate_names(model))
+  return all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
+
+
+def _judge(model, task, batch, devices, batch_size, memory_limit, bits, variables):
+  """Returns the sums over all examples of what `Task.statistics` gives, of structures."""
+  tile, plans = _plans(model, shapes_of(batch[0], batch_size), bits, devices, memory_limit)
+  program = _program(model, task, tile, devices[0].platform)
+  return _sums(program, variables, batch, batch_size, plans, devices)
 
 
 def _examples(batch):

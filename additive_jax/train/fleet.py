@@ -90,8 +90,7 @@ class Fleet:
       names: a number for each network, which together with the seed names its order of the data and
         its own start; default 0, 1, …
       same_start: whether all start from the pool that the seed names, or each from its own.
-      sync_every: steps after which pools, and what the optimizer keeps, are replaced by the mean of
-        all networks; 0 is never.
+      sync_every: steps after which pools, and what optimizers keep, become their mean; 0 is never.
       devices: default all.
       chunk_steps: the most steps that one call of the compiled program takes.
 
