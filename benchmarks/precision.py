@@ -8,16 +8,17 @@ import argparse
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from additive_jax import data, models
+from additive_jax.models.surrounding import in_mode
 from additive_jax.parallel.placement import Placement
 from additive_jax.run import static
 from additive_jax.train import samplers
 from additive_jax.train.gradients import Slots, averaged_gradient
 from additive_jax.train.recipe import Recipe
+from additive_jax.train.slot import Slot
 from additive_jax.train.trainer import Trainer
 
 STEPS = 200
@@ -60,30 +61,49 @@ def compare():
 
 
 def memory():
-  """Prints the bytes that a step needs beside its arguments and results."""
-  sizes = {'width': 256, 'num_heads': 4, 'hidden': 1024, 'num_classes': 256, 'num_tokens': 256}
-  model = models.Transformer(8, **sizes, causal=True, max_tokens=128)
+  """Prints the bytes that a step needs beside its arguments and results, and those that a piece of
+  its batch keeps from the forward to the backward pass."""
+  sizes = {'width': 128, 'num_heads': 4, 'hidden': 512, 'num_classes': 256, 'num_tokens': 256}
+  model = models.Transformer(6, **sizes, causal=True, max_tokens=128)
   x = jax.ShapeDtypeStruct((32, 128), np.int32)
   params = jax.eval_shape(model.init, jax.random.key(0), x)['params']
-  bits = jnp.ones((1, model.space.num_gates), bool)
-  pool = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-  print(f'pool of {pool / 1e6:.1f} MB, a batch of {x.shape[0]} × {x.shape[1]} tokens')
+  bits = jax.ShapeDtypeStruct((model.space.num_gates,), bool)
+  print(f'pool of {megabytes(params)}, a batch of {x.shape[0]} × {x.shape[1]} tokens')
 
-  def plain(params, x, y):
+  def plain(bits, params, x, y):
     outputs = static(model, {'params': params}, x, '1' * model.space.num_gates)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
 
-  def step(recipe, params, x, y):
-    return averaged_gradient(recipe, params, Slots(bits, x[None], y[None])).gradient
+  def loss(recipe, bits, params, x, y):
+    slot = Slot(bits, x, y)
+    with in_mode(recipe.mode(slot)):
+      return recipe.loss(recipe, params, slot)[0]
 
-  ways = {'float32, plain Flax step': jax.grad(plain)}
+  def step(recipe, bits, params, x, y):
+    return averaged_gradient(recipe, params, Slots(bits[None], x[None], y[None])).gradient
+
+  ways = {'float32, plain Flax step': (1, plain, jax.grad(plain, argnums=1))}
   for dtype in ('float32', 'bfloat16'):
     for pieces in (1, 4, 8):
       recipe = Recipe(model, 'language', optax.sgd(0.1), dtype=dtype, accumulate=pieces)
-      ways[f'{dtype}, rematerialised, {pieces} pieces'] = functools.partial(step, recipe)
-  for name, way in ways.items():
-    counted = jax.jit(way).lower(params, x, x).compile().memory_analysis()
-    print(f'{name}: {counted.temp_size_in_bytes / 1e6:.0f} MB', flush=True)
+      call, take = functools.partial(loss, recipe), functools.partial(step, recipe)
+      ways[f'{dtype}, rematerialised, {pieces} pieces'] = (pieces, call, take)
+  for name, (pieces, call, take) in ways.items():
+    counted = jax.jit(take).lower(bits, params, x, x).compile().memory_analysis()
+    part = jax.ShapeDtypeStruct((x.shape[0] // pieces, x.shape[1]), x.dtype)
+    temporary = f'{counted.temp_size_in_bytes / 1e6:.0f} MB by XLA'
+    print(f'{name}: {temporary}, {megabytes(kept(call, bits, params, part))} kept', flush=True)
+
+
+def kept(call, bits, params, x):
+  """What the backward pass takes from the forward one, as shapes."""
+  pull = lambda bits, params, x: jax.vjp(lambda params: call(bits, params, x, x), params)[1]
+  return jax.eval_shape(pull, bits, params, x)
+
+
+def megabytes(tree):
+  """The bytes of a pytree of shapes, in words."""
+  return f'{sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6:.0f} MB'
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@ Method: ranking all 2^n networks of an MLP (n = 8 to 14 blocks, D=128, H=512, B=
 transformer (4 to 7 layers, n = 8 to 14 gates, D=64, H=256, T=32, B=32); a step of co-training of
 both with K = 1 to 8 structures, all gates on. CPU seconds of the process, least of some repeats in
 turns. The rate in FLOP/s is that of one size of each (marked), all other sizes are predicted from
-it. Bytes are those of `aj.plan` on 8 forced host devices. `--plans` makes these alone.
+it. Bytes are those of `aj.plan` on 8 forced host devices. `--plans` makes these alone, `--billion`
+those of a pool of 1.2·10⁹ parameters (each some minutes).
 """
 
 from __future__ import annotations
@@ -130,7 +131,28 @@ def plans():
   return rows
 
 
+def billion():
+  """A pool of the shape of Llama 3.2 1B, with full heads and 32,000 tokens, on 8 devices."""
+  sizes = {'num_heads': 32, 'hidden': 8192, 'num_classes': 32_000, 'num_tokens': 32_000}
+  model = Transformer(16, 2048, **sizes, causal=True, positions='rope', unit='swiglu')
+  tokens, sampler = (
+    jax.ShapeDtypeStruct((8, 2048), jnp.int32),
+    samplers.make_sampler('uniform', 32, 2),
+  )
+  for mesh, dtype in (
+    ({'fsdp': 8}, 'float32'),
+    ({'fsdp': 8}, 'bfloat16'),
+    ({'structure': 2, 'fsdp': 4}, 'float32'),
+    ({'data': 2, 'fsdp': 4}, 'float32'),
+  ):
+    recipe = Recipe(model, 'language', optax.adamw(1e-3), dtype=dtype)
+    print(dtype, aj.plan(recipe, sampler, tokens, tokens, mesh), '', sep='\n', flush=True)
+
+
 def main():
+  if '--billion' in sys.argv:
+    billion()
+    return
   rows = plans()
   if '--plans' not in sys.argv:
     rows += [row for name in NETWORKS for part in (ranking, cotraining) for row in part(name)]

@@ -75,7 +75,7 @@ def train_alone(structure, digits, indices):
 
 
 def main():
-  digits = data.load('digits')
+  digits = data.load('digits', valid=0.0)
   order = data.Order(len(digits.train), BATCH, SEED)
   steps = order.steps_for(EPOCHS)
   indices = order.indices(0, steps)

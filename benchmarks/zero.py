@@ -48,7 +48,7 @@ WAYS = {  # devices along axes over which one network is spread, and the optimiz
 def main():
   jax.config.update('jax_num_cpu_devices', DEVICES)
   jax.config.update('jax_platforms', 'cpu')
-  train = data.load('digits').train
+  train = data.load('digits', valid=0.0).train
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
   recipe = Recipe(MLP(BLOCKS, WIDTH, HIDDEN, CLASSES), 'classification', optimizer)
   sampler = samplers.make_sampler('uniform', BLOCKS, K)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from additive_jax import Additive
-from additive_jax.data import ArraySplit
+from additive_jax.data import ArraySplit, Weighted
 from additive_jax.models import BatchNorm, Dropout
 from additive_jax.parallel import processes
 from additive_jax.parallel.mesh import exact_mesh
@@ -21,6 +21,7 @@ from additive_jax.train.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(24, 6)).astype(np.float32), np.arange(24, dtype=np.int32) % 4
+WEIGHTS = RANDOM.uniform(0, 1, 24).astype(np.float32) * (np.arange(24) % 3 > 0)
 ONE, MANY = {}, {'structure': 2, 'data': 2, 'fsdp': 2}
 STEPS, BATCH = 3, 8
 
@@ -50,6 +51,12 @@ class Net(Additive):
 
 PLAIN = Net()
 ROUNDED = 0.02  # bfloat16 has 8 bits, and devices round the sums of their own shares
+
+
+def moved(key, x, y):
+  return x + 0.5 * jax.random.normal(key, x.shape), y
+
+
 FEATURES = {  # the network, options of the recipe, x, tolerance
   'plain': (PLAIN, {}, X, 1e-4),
   'bfloat16': (PLAIN, {'dtype': 'bfloat16'}, X, ROUNDED),
@@ -59,6 +66,8 @@ FEATURES = {  # the network, options of the recipe, x, tolerance
   'dropout': (Net(rate=0.4), {}, X, 1e-4),
   'BatchNorm': (Net(norm=True), {}, X, 1e-4),
   'several inputs': (PLAIN, {}, {'left': X, 'right': np.roll(X, 1, 0)}, 1e-4),
+  'augmentation': (PLAIN, {'augment': moved}, X, 1e-4),
+  'weights': (PLAIN, {}, X, 1e-4),
   'all at once': (
     Net(rate=0.4),
     {'dtype': 'bfloat16', 'accumulate': 2, 'ema': 0.5, 'frozen': ('stem',)},
@@ -76,7 +85,7 @@ def trained(name, on_many):
   recipe = Recipe(model, 'classification', optax.sgd(0.3, momentum=0.9), **options)
   trainer = Trainer(
     recipe,
-    ArraySplit(x, Y),
+    ArraySplit(x, Weighted(Y, WEIGHTS) if name == 'weights' else Y),
     samplers.make_sampler('uniform', 2, 2),
     batch_size=BATCH,
     seed=0,

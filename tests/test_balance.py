@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from additive_jax import UserError, run
-from additive_jax.data import ArraySplit
+from additive_jax.data import ArraySplit, Order
 from additive_jax.experiments.fit import point
 from additive_jax.gates import routers
 from additive_jax.models import Transformer
@@ -103,7 +103,7 @@ def test_one_step_by_hand(random_pool):
   trainer = trainer_of(recipe, random_pool)
   params = host(trainer.state.params)
   opt_state = recipe.optimizer.init(params)
-  rows = trainer._order.indices(0, 1).reshape(-1)
+  rows = Order(len(trainer.train), BATCH, seed=0).indices(0, 1).reshape(-1)
   x, y = TOKENS[0][rows], TOKENS[1][rows]
 
   def loss(params):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import cost, cotrain, sweep
+from additive_jax.experiments import cost, cotrain, stochastic, sweep
 from additive_jax.experiments.compress.page import _facts, _nothing_removed
 from additive_jax.experiments.compress.tables import nothing_removed
 from additive_jax.experiments.dna import _shallow_dearer
@@ -190,3 +190,19 @@ def test_a_shallow_network_that_costs_more_is_explained():
   assert '50% of the choices' in said
   assert not _shallow_dearer(variants | {'shallow': {'flops': 90.0}})
   assert not _shallow_dearer({'dense': {'flops': 100.0}})
+
+
+def test_a_stage_says_what_it_costs(trained):
+  num_seeds, _, lines, _, _ = trained
+  told = [line.partition(' ')[2] for line in lines.splitlines() if 'some minutes at most' in line]
+  alone, pools = told
+  assert alone.startswith(f'{2 * num_seeds} trainings, {30 * num_seeds} steps, up to ')
+  assert pools.startswith('1 training, 15 steps' if num_seeds == 1 else '2 trainings, 30 steps')
+  assert 'FLOP: some minutes at most' in pools
+
+
+def test_a_stage_is_timed_and_refused_above_the_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(cost, 'FEW_FLOPS', 0)
+  monkeypatch.setattr(cost, 'FEW_STEPS', 0)
+  with pytest.raises(UserError, match=r'would take about .*: expected at most config.limit 1e-12'):
+    stochastic.run(tiny.config('stochastic', {'limit': 1e-12}), tmp_path / 'run')

@@ -144,6 +144,17 @@ def test_a_state_saves_reading():
   assert Stateful.read == before + 1
 
 
+def test_a_state_that_is_refused():
+  class Strict(Stateful):
+    def set_state(self, state):
+      raise ValueError('another\nsource')
+
+  stream = made(Strict).train.stream()
+  stream.take(10)
+  with pytest.raises(UserError, match=r'refuses the state that it gave \(another source\): exp'):
+    stream.restore(stream.place(10))
+
+
 def test_states_are_json_values():
   state = {'a': b'\x00\xff', 'b': [1, None, 'x', (2.5, True)], 3: np.arange(4).reshape(2, 2)}
   again = decoded(encoded(state))
@@ -362,7 +373,7 @@ def test_a_trainer_that_goes_leaves_no_thread():
 
 
 def iris():
-  whole = data.load('tabular:iris')
+  whole = data.load('tabular:iris', valid=0.0)
 
   def make(epoch, seed):
     order = np.random.default_rng([epoch, seed]).permutation(120)

@@ -115,3 +115,38 @@ def test_modules_of_nnx_go_over_the_bridge():
 def test_a_bare_module_of_nnx_is_refused_with_the_way_out(bare, name):
   with pytest.raises(UserError, match=rf'{name} is a Mlp of flax.nnx: .*to_linen\(Mlp'):
     aj.models.additive.sites_of(Bridged(bare))
+
+
+class Attend(nn.Module):
+  """Attention over tokens that are no padding; the last channel says which, and stays as it is."""
+
+  @nn.compact
+  def __call__(self, h):
+    tokens, real = h[..., :-1], h[..., -1] > 0.5
+    mask = nn.make_attention_mask(real, real)
+    added = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(tokens), mask=mask)
+    return jnp.concatenate([added, jnp.zeros_like(h[..., -1:])], -1)
+
+
+class Padded(aj.Additive):
+  def setup(self):
+    self.table = nn.Embed(7, 4)
+    self.sites = [Attend(name='a'), Attend(name='b')]
+    self.head = nn.Dense(3)
+
+  def embed(self, x):
+    return jnp.concatenate([self.table(x), (x > 0)[..., None].astype(jnp.float32)], -1)
+
+  def readout(self, h):
+    real = h[..., -1:]
+    return self.head((h[..., :-1] * real).sum(1) / real.sum(1))
+
+
+def test_a_padding_mask_travels_in_the_stream():
+  model, rows = Padded(), np.array([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0]], np.int32)
+  variables = jax.jit(model.init)(jax.random.key(0), rows)
+  logits = aj.static(model, variables, rows, '11')
+  shorter = aj.static(model, variables, rows[:, :3], '11')
+  np.testing.assert_allclose(logits, shorter, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(aj.conditional(model, variables, rows, '11'), logits, rtol=1e-5)
+  np.testing.assert_allclose(aj.shared_prefix(model, variables, rows, ['11'])[0], logits, rtol=1e-5)

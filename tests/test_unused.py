@@ -31,6 +31,7 @@ CASES = [
   ({'experiment': 'sweep', 'data.download': True}, ['data.download']),
   ({'experiment': 'sweep', 'data.target': 'y'}, ['data.target']),
   ({'experiment': 'sweep', 'data.image_size': 8}, ['data.image_size']),
+  ({'experiment': 'sweep', 'data.valid_examples': 8}, ['data.valid_examples']),
   ({'experiment': 'sweep', 'sampler.keep_rate': 0.3}, ['sampler.keep_rate']),
   ({'experiment': 'sweep', 'sampler.keep_rate': 0.3, 'sampler.name': 'bernoulli'}, []),
   ({'experiment': 'sweep', 'train.pipe_repeats': 2}, ['train.pipe_repeats']),

@@ -21,7 +21,7 @@ from additive_jax.data.iterator_state import Reading, decoded, digest, encoded
 from additive_jax.data.splits import Examples
 from additive_jax.data.values import Expected
 from additive_jax.data.weights import Weighted, checked_weights
-from additive_jax.errors import UserError
+from additive_jax.errors import UserError, one_line
 
 Make = Callable[..., Iterable[Any]]
 TOGETHER = 32  # single examples that make a batch
@@ -289,7 +289,15 @@ class Stream:
     self._epoch = place['epoch']
     iterable = self._source.iterable(self._epoch, self._seed)
     state = decoded(place['state']) if 'state' in place else None
-    self._reading = Reading(iterable, state)
+    try:
+      self._reading = Reading(iterable, state)
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+      if isinstance(error, UserError):
+        raise
+      raise UserError(
+        f'{self._source.name}: the iterator refuses the state that it gave ({one_line(error)}): '
+        'expected it to be made as before'
+      ) from error
     if state is None or not self._reading.says_state:
       self._reading = Reading(self._source.iterable(self._epoch, self._seed))
       self._skip(place['number'])

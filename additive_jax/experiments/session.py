@@ -181,7 +181,12 @@ class Session:
     return {'params': unflatten_dict(pool | {path: given[path] for path in fits})}
 
   def evaluate(
-    self, variables: PyTree, structures: Iterable[StructureLike], split: Any = None
+    self,
+    variables: PyTree,
+    structures: Iterable[StructureLike],
+    split: Any = None,
+    *,
+    stored: bool = False,
   ) -> Evaluation:
     """Returns loss and metrics [S] of structures in a pool.
 
@@ -189,6 +194,8 @@ class Session:
       variables: `{'params': pool}`.
       structures: in any form, or as bits [S, n].
       split: (x, y), or a split in memory; None is the test split.
+      stored: of a network with BatchNorms, judges by the stored statistics, those of all-on, in
+        place of statistics of each structure's own.
 
     Raises:
       Stopped: when the run was asked to stop while it ranked very many.
@@ -200,7 +207,7 @@ class Session:
       self.test if split is None else split,
       task=self.task,
       devices=self.machine.workers,
-      recalibrate=self.data.train if self.has_statistics else None,
+      recalibrate=self.data.train if self.has_statistics and not stored else False,
     )
     if not isinstance(structures, np.ndarray) or len(structures) <= PORTION:
       return scores(structures)

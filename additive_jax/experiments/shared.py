@@ -56,9 +56,13 @@ def judge_to_choose(
 ) -> dict[str, list[float]]:
   """Returns loss and metrics of structures on the split that they are chosen on, for the journal;
   and where that was held out, of at most 4,096, as `test_loss` and so on those on the test split.
+  Of a network with BatchNorms `stored_loss` and so on are those by the statistics of all-on.
   """
   session = trained.session
   record = _listed(session.evaluate(trained.variables, bits, session.valid))
+  if session.has_statistics:
+    scores = session.evaluate(trained.variables, bits, session.valid, stored=True)
+    record |= _listed(scores, 'stored_')
   if session.data.valid is not None and len(bits) <= MOST_TESTED:
     record |= _listed(session.evaluate(trained.variables, bits), 'test_')
   return record

@@ -256,4 +256,6 @@ def _of_data(name: str, options: Any, data: Data) -> str:
     return 'file:PATH'
   if name in OF_FOLDERS and not options.name.startswith('images:'):
     return 'images:DIR'
+  if name == 'data.valid_examples' and data.valid is None:
+    return 'a split to choose by, config.data.valid other than 0'
   return ''

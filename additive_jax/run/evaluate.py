@@ -112,7 +112,8 @@ def evaluate_structures(
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
     recalibrate: for networks with BatchNorms, training examples, as `recalibrate` takes them, that
-      give each structure statistics of its own, one by one; None judges by those stored, and warns.
+      give each structure statistics of its own, one by one; None judges by those stored, and warns
+      (False: without a word).
 
   Raises:
     UserError: for too many structures, and where pool, examples, task and model do not suit.
@@ -125,9 +126,10 @@ def evaluate_structures(
   x, y, count = _examples(batch)
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   bits = _bits(model, structures)
-  if recalibrate is None:
+  is_stored = recalibrate is None or recalibrate is False
+  if is_stored:
     check_pool(model, variables, rows(x, slice(batch_size)))
-    _warn_of_stored(model, rows(x, slice(1)), bits)
+    _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   chosen = task_of(task, loss, metrics)
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
@@ -135,7 +137,7 @@ def evaluate_structures(
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   given = chosen, (x, y), workers.workers(devices), batch_size, memory_limit
   judge = functools.partial(_judge, model, *given)
-  if recalibrate is None:
+  if is_stored:
     sums = judge(bits, variables)
   else:
     each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))

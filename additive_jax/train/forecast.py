@@ -4,14 +4,17 @@ P is the pool and O what the optimizer keeps of it, as one device holds them; a 
 the K slots, one after the other, each in `a` pieces. Before, during and after its slots it holds
 
   state         P + O
-  gradients     P, one more with k > 1, that of a slot, and one more with a > 1, that of a piece
-  activations   of each site the stream that it takes, and the results of its matmuls; all else is
-                computed again (`gates.sums.choose`)
-  ends          with `fsdp` and ka > 1 embed and readout, gathered once for all
-  one part      while it runs backward: its parameters, gathered, its gradient, not yet scattered,
-                and what is computed again (`models.liveness`)
-  or update     the new pool and the new state of the optimizer, before they take the place of the
-                old
+  sums          2 P with k > 1, of the slots so far and of the one at hand, which is added once it
+                is known to be finite; P with a > 1, of the pieces
+  ends          with `fsdp` and ka > 1 embed and readout, gathered once for all, and the zeros that
+                the gradient of embed is added to
+  backward      for the part where it is most: the activations of the parts before it, the gradients
+                of those after it, and what it needs itself. That is its parameters, gathered, its
+                gradient, not yet scattered, and what is computed again (`models.liveness`).
+                Activations are of each site the stream that it takes, and the results of its
+                matmuls; all else is computed again (`gates.sums.choose`)
+  or update     the gradient, the new pool and the new state of the optimizer, before they take the
+                place of the old
 
 of which the last two do not meet. All gates are taken to be on.
 """
@@ -22,6 +25,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -48,7 +52,8 @@ class Forecast:
   Attributes:
     parameters, optimizer: the state.
     host: of the optimizer's, what lies in the host's memory.
-    gradients, activations, ends, part, update: in the course of a step.
+    sums, ends, backward, update: in the course of a step.
+    activations: after the forward pass; in `backward` too.
     flops: of the step, on all devices together: three forward passes of all slots.
     moved: bytes that a device receives, by the kind of collective.
   """
@@ -56,10 +61,10 @@ class Forecast:
   parameters: int
   optimizer: int
   host: int
-  gradients: int
-  activations: int
+  sums: int
   ends: int
-  part: int
+  activations: int
+  backward: int
   update: int
   flops: float
   moved: dict[str, float]
@@ -67,7 +72,7 @@ class Forecast:
   @property
   def temporaries(self) -> int:
     """All bytes but the state's, at their most."""
-    return self.gradients + max(self.activations + self.ends + self.part, self.update)
+    return max(self.sums + self.ends + self.backward, self.update)
 
   @property
   def total(self) -> int:
@@ -101,21 +106,18 @@ def forecast(
   whole, held = layout.abstract(), _held
   pool, kept, host = held(whole.params), held(whole.opt_state), held(whole.opt_state, HOST)
   with in_mode(Mode(None if recipe.dtype == 'float32' else recipe.dtype)):
-    saved, working = sum(_saved(recipe, reads)), _working(recipe, reads, mine)
-  work = [size - bytes_of(tree) * (not spread) for tree, size in working]
-  gathered = [bytes_of(tree) * spread for tree in (*reads.sites, *ends)]
-  activations = saved + bytes_of(reads.streams[-1])
+    saved, working = _saved(recipe, reads), _working(recipe, reads, mine)
   count = num_structures * num_examples(x)
   all_on = Structure.all_on(recipe.model.space.num_gates)
   return Forecast(
     parameters=pool,
     optimizer=kept,
     host=host,
-    gradients=pool * (1 + (slots > 1) + (pieces > 1)),
-    activations=activations,
-    ends=sum(map(bytes_of, ends)) * (spread and slots * pieces > 1),
-    part=max(map(sum, zip(work, gathered))),
-    update=pool + kept,
+    sums=pool * (2 * (slots > 1) + (pieces > 1)),
+    ends=(sum(map(bytes_of, ends)) + bytes_of(ends[0])) * (spread and slots * pieces > 1),
+    activations=sum(saved),
+    backward=_most(saved, working, mesh.shape.get(mesh_.FSDP, 1)),
+    update=2 * pool + kept,
     flops=3 * count * measure(recipe.model, mine[0]).flops(all_on),
     moved=_moved(reads, layout, slots * pieces, pool),
   )
@@ -142,14 +144,31 @@ def _site(recipe: Recipe, index: int) -> Any:
 
 
 def _saved(recipe: Recipe, reads: Parts) -> list[int]:
-  """Returns the bytes that each site leaves for its backward pass."""
-  sites = zip(reads.sites, reads.streams)
-  return [bytes_of(h) + saved_bytes(_site(recipe, i), t, h) for i, (t, h) in enumerate(sites)]
+  """Returns the bytes that each part leaves for its backward pass."""
+  sites = enumerate(zip(reads.sites, reads.streams))
+  of_sites = [bytes_of(h) + saved_bytes(_site(recipe, i), tree, h) for i, (tree, h) in sites]
+  return [0, *of_sites, bytes_of(reads.streams[-1])]
+
+
+def _most(saved: list[int], working: list[tuple[PyTree, int]], among: int) -> int:
+  """Returns the most bytes that a backward pass holds.
+
+  Args:
+    saved, working: of each part, in their order.
+    among: over how many devices parameters are spread.
+  """
+  found, gradients = [], 0
+  for kept, (tree, held) in reversed([*zip(np.cumsum(saved), working)]):
+    whole = bytes_of(tree)
+    # What it holds includes its whole gradient; gathered parameters come to it.
+    found.append(int(kept) + gradients + held + whole * (among > 1))
+    gradients += whole // among
+  return max(found)
 
 
 def _working(recipe: Recipe, reads: Parts, mine: tuple[PyTree, PyTree]) -> list[tuple[PyTree, int]]:
-  """Returns for each site, embed and readout its parameters and the most bytes that its backward
-  pass holds at once."""
+  """Returns for each part, in their order, its parameters and the most bytes that its backward pass
+  holds at once."""
   model, (x, y), last = recipe.model, mine, reads.streams[-1]
   backward = lambda back, slope: back(slope)
 
@@ -166,8 +185,8 @@ def _working(recipe: Recipe, reads: Parts, mine: tuple[PyTree, PyTree]) -> list[
   back = jax.eval_shape(first, reads.embed, x)
   streams = reads.streams
   return [
-    *(of(_site(recipe, i), tree, streams[i], streams[i + 1]) for i, tree in enumerate(reads.sites)),
     (reads.embed, live_bytes(backward, back, streams[0])),
+    *(of(_site(recipe, i), tree, streams[i], streams[i + 1]) for i, tree in enumerate(reads.sites)),
     (reads.readout, live_bytes(jax.grad(loss, argnums=(0, 1)), reads.readout, last, y)),
   ]
 

@@ -27,6 +27,7 @@ from additive_jax.models.additive import shape_of
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import traffic
 from additive_jax.parallel.placement import Placement
+from additive_jax.train.augmented_steps import of_augmented
 from additive_jax.train.forecast import Forecast, forecast
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.samplers import Sampler
@@ -81,10 +82,10 @@ class Plan:
       ('parameters', of('parameters'), None),
       ('optimizer', of('optimizer'), None),
       ('arguments: state and examples', state, held.arguments),
-      ('gradients', of('gradients'), None),
-      ('activations', of('activations'), None),
+      ('sums of gradients', of('sums'), None),
       ('embed and readout, gathered', of('ends'), None),
-      ('one part at work', of('part'), None),
+      ('backward pass', of('backward'), None),
+      ('activations among it', of('activations'), None),
       ('or update', of('update'), None),
       ('temporaries', of('temporaries'), held.temporaries),
       ('in all', of('total'), held.total),
@@ -167,8 +168,9 @@ def plan(
   program: Any = chunk_program(recipe, layout, example, shared_batch)
   quickly = QUICKLY if mesh.devices.flat[0].platform == 'cpu' else None
   compiled = program.lower(*given).compile(compiler_options=quickly)
-  gradient = jax.jit(gradient_on_mesh(recipe, layout, example, shared_batch))
-  traced = gradient.trace(state.params, count, count, drawn, key, inputs, ())
+  gradient = gradient_on_mesh(recipe, layout, example, shared_batch)
+  gradient = of_augmented(gradient, recipe.augment, mesh, row_spec(mesh, shared_batch))
+  traced = jax.jit(gradient).trace(state.params, count, count, drawn, key, inputs, ())
   found = forecast(recipe, layout, x, y, sampler.num_structures)
   return Plan(
     mesh=dict(mesh.shape),

@@ -261,7 +261,18 @@ class Compression:
       terms = max(1, round(float(total)))
     loss = VariationalLoss(terms, options.kl, options.ramp * num_steps)
     model = Variational(self.level, options.log_variance)
-    return Recipe(model, self._task, optimizer, loss=loss)
+    recipe = session.training.recipe(num_steps)
+    of_means = lambda pattern: f'{MEAN}/(?:{pattern})'  # in the pool with noise
+    return dataclasses.replace(
+      recipe,
+      model=model,
+      task=self._task,
+      optimizer=optimizer,
+      loss=loss,
+      average='mean',
+      frozen=tuple(map(of_means, recipe.frozen)),
+      learning_rates={of_means(pattern): rate for pattern, rate in recipe.learning_rates},
+    )
 
   def _keeping_recipe(self, num_steps) -> Recipe:
     """That of networks in which what is zero stays zero."""
