@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from additive_jax.batches import Shapes, cached, shapes_of
 from additive_jax.data import Order, checked
@@ -33,8 +33,9 @@ from additive_jax.parallel import processes
 from additive_jax.parallel.placement import Placement
 from additive_jax.run.expected import expected_of
 from additive_jax.train.augmented_steps import of_augmented
+from additive_jax.train.device_slots import device_slots
 from additive_jax.train.feed import feed_of
-from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, usage
+from additive_jax.train.gradients import Averaged, averaged_gradient, usage
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.rule import average_of
 from additive_jax.train.samplers import Listed, Sampler
@@ -48,7 +49,6 @@ from additive_jax.train.state import (
 from additive_jax.train.statistics import has_statistics, of_all_on
 
 AveragedOf: Any = Averaged  # of where each part lies
-DROPOUT = 0x64726F70  # folded into the key of a slot, for what its network drops
 EVERYWHERE, BY_SLOT = PartitionSpec(), PartitionSpec(mesh_.STRUCTURE)
 
 
@@ -57,29 +57,6 @@ def row_spec(mesh: Mesh, shared_batch: bool) -> PartitionSpec:
   and its share of each batch."""
   slots = None if shared_batch else mesh_.STRUCTURE
   return PartitionSpec(None, slots, mesh_.batch_axes(mesh))
-
-
-def _device_slots(
-  mesh: Mesh, sampler: Sampler, key: Array, step: Array, batch: tuple[Any, Any], shared: bool
-) -> Slots:
-  """Returns one device's slots of a step.
-
-  Args:
-    batch: the examples of each, or if they are shared of one for all.
-  """
-  per_device = sampler.num_structures // mesh.shape[mesh_.STRUCTURE]
-  first = jax.lax.axis_index(mesh_.STRUCTURE) * per_device
-  now = jax.random.fold_in(jax.random.wrap_key_data(key), step)
-  bits = jax.lax.dynamic_slice_in_dim(sampler(now, step), first, per_device)
-  numbers = first + jnp.arange(per_device)
-  keys = jax.vmap(lambda slot: jax.random.fold_in(now, slot))(numbers)
-  rates = sampler.rates(step) if hasattr(sampler, 'rates') else None
-  if shared:
-    repeat = lambda a: jnp.broadcast_to(a, (per_device, *a.shape[1:]))
-    batch = jax.tree.map(repeat, batch)
-  x, y = batch
-  dropout = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
-  return Slots(bits, x, y, keys, step, rates, dropout)
 
 
 def gradient_on_mesh(
@@ -99,7 +76,7 @@ def gradient_on_mesh(
     batch = jax.tree.map(lambda a: a[t], inputs)
     if data:
       batch = jax.tree.map(lambda a: a[batch], data)
-    slots = _device_slots(mesh, sampler, key, step, batch, shared_batch)
+    slots = device_slots(mesh, sampler, key, step, batch, shared_batch)
     options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
     with surrounding(layout.around), shares.summing(layout.sums):
       return averaged_gradient(recipe, params, slots, **options)
@@ -199,16 +176,14 @@ class Trainer:
       batch_size: B, examples of each slot and step.
       seed: names the initial pool, the order of the data and the draws of structures.
       state: to continue from, an ordinary one; None starts from `model.init` with the seed.
-      shared_batch: all K slots train on the same B examples of a step, instead of on B of their
-        own.
+      shared_batch: all K slots train on the same B examples of a step.
       placement: how the steps run on devices; None is `Placement()`.
 
     Raises:
       UserError: where the slots, their batches or the model's experts or sites do not divide over
         the mesh, the parts of the model do not fit each other, the loss does not suit the sampler,
         the optimizer needs more than a gradient, the state is of another pool, labels, tokens or
-        targets are not what the task and the model take, or the loss or a metric gives
-        something else than expected.
+        targets are not what the task and the model take, or loss or metrics give something else.
     """
     batch_size = checked_size(batch_size, 'batch_size')
     placement = placement or Placement()
