@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,3 +196,17 @@ def of_networks(space: Space, values: ArrayLike) -> Float[np.ndarray, '... netwo
     return array
   _, first = np.unique(places_of(space, all_bits(space.num_gates)), return_index=True)
   return array[..., first]
+
+
+def stored_losses(
+  space: Space, records: Sequence[Mapping[str, Any]]
+) -> Float[np.ndarray, 'seeds networks'] | None:
+  """Returns the losses of all networks in pools by stored statistics, from the pools' records; None
+  for networks without BatchNorms.
+
+  >>> stored_losses(Space(()), [{'loss': [0.5]}]) is None
+  True
+  """
+  if not records or not all('stored_loss' in record for record in records):
+    return None
+  return np.array([of_networks(space, record['stored_loss']) for record in records])

@@ -34,6 +34,7 @@ from additive_jax.experiments.shared import (
   read_tested,
   search_pools,
   shared_arm,
+  stored_losses,
   test_pools,
 )
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
@@ -165,7 +166,9 @@ def _tables(session: Session, records: Records) -> Result:
     table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
     for name, values in shared.metrics.items():
       table[f'shared_{name}'] = statistics.mean_and_ci(values)[0]
-    table = table.assign(**_by_stored(session, records))
+    by_stored = stored_losses(session.space, records[SHARED] if SHARED in records.arms else ())
+    if by_stored is not None:
+      table['shared_loss_stored'] = statistics.mean_and_ci(by_stored)[0]
     table['shared_rank'] = statistics.rank(task.cost({by: table[f'shared_{by}']}))
   if alone is not None:
     table = table.merge(alone.table(columns), how='left', on='structure')
@@ -211,14 +214,6 @@ def _best(session, table) -> dict[str, float]:
     return chosen
   tested = {f'best_{key}': table[f'test_{key}'][0] for key in session.task.scores}
   return tested | {name.replace('best_', 'best_valid_'): value for name, value in chosen.items()}
-
-
-def _by_stored(session, records) -> dict[str, Any]:
-  """The column of losses in shared pools by stored statistics; {} without BatchNorms."""
-  if SHARED not in records.arms or not all('stored_loss' in r for r in records[SHARED]):
-    return {}
-  losses = [of_networks(session.space, record['stored_loss']) for record in records[SHARED]]
-  return {'shared_loss_stored': statistics.mean_and_ci(np.array(losses))[0]}
 
 
 def _with_test_scores(session, records, table) -> pd.DataFrame:

@@ -111,9 +111,8 @@ def evaluate_structures(
     batch_size: examples that are evaluated together.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
-    recalibrate: for networks with BatchNorms, training examples, as `recalibrate` takes them, that
-      give each structure statistics of its own, one by one; None judges by those stored, and warns
-      (False: without a word).
+    recalibrate: for BatchNorms, training examples that give each structure statistics of its own,
+      as `recalibrate` does; None judges by those stored, and warns; False does not warn.
 
   Raises:
     UserError: for too many structures, and where pool, examples, task and model do not suit.
@@ -126,8 +125,7 @@ def evaluate_structures(
   x, y, count = _examples(batch)
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   bits = _bits(model, structures)
-  is_stored = recalibrate is None or recalibrate is False
-  if is_stored:
+  if is_stored := (recalibrate is None or recalibrate is False):
     check_pool(model, variables, rows(x, slice(batch_size)))
     _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   chosen = task_of(task, loss, metrics)
