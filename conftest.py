@@ -6,6 +6,7 @@ about half as long.
 """
 
 import collections
+import ctypes
 import gc
 import os
 import sys
@@ -32,6 +33,8 @@ os.environ.setdefault('ADDITIVE_JAX_CACHE', 'off')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 
+MOST_GIGABYTES = 5  # of one worker between two files
+
 # Traced programs are millions of objects, few of them garbage.
 gc.set_threshold(50_000, 20, 50)
 
@@ -53,8 +56,24 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope='module')
 def _known_objects():
-  """Spares the collector what earlier files left, such as JAX's caches of traced programs."""
+  """Spares the collector what earlier files left, such as JAX's caches of traced programs; where
+  that has become too much for a small machine, the caches are emptied."""
+  if _gigabytes() > MOST_GIGABYTES:
+    import jax
+
+    jax.clear_caches()
+    gc.unfreeze()
+    gc.collect()
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
   gc.freeze()
+
+
+def _gigabytes():
+  """Returns the memory of this process where Linux tells it, else 0."""
+  told = Path('/proc/self/statm')
+  return (
+    int(told.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**30 if told.exists() else 0
+  )
 
 
 @pytest.fixture(autouse=True, scope='session')
