@@ -130,7 +130,7 @@ def by_hand(params, examples, limit):
   """The mean of the gradients of all slots, each of them clipped."""
 
   def gradient(bits, x, y):
-    loss = lambda params: spiked(static(MODEL, {'params': params}, x, bits), y)[0].mean()
+    loss = lambda params: spiked(static(MODEL, {'params': params}, x, bits), y).mean()
     gradient = jax.grad(loss)(params)
     norm = float(optax.tree.norm(gradient))
     return jax.tree.map(lambda leaf: leaf * min(1.0, limit / norm), gradient), norm

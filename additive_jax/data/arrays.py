@@ -52,25 +52,19 @@ def from_arrays(
   >>> len(data.train), len(data.valid), len(data.test), data.task, data.num_outputs
   (35, 5, 10, 'classification', 3)
 
-  Targets that are floats make a regression. They are standardised by the training examples, and so
-  are the losses of a run, in units of the targets' variance; `data.coding` gives outputs in the
-  units of y:
+  Targets that are floats make a regression. They are standardised by the training examples, and
+  losses are in units of their variance; `data.coding.decoded` gives outputs in the units of y:
 
-  >>> price = 100 + 50 * x[:, 0]
-  >>> data = from_arrays(x, price)
-  >>> data.task, bool(abs(data.train.y.mean()) < 1e-6)
-  ('regression', True)
-  >>> bool(np.allclose(np.sort(data.coding.decoded(data.test.y)[:, 0])[0], price.min(), atol=50))
-  True
+  >>> data = from_arrays(x, 100 + 50 * x[:, 0])
+  >>> data.task, bool(abs(data.train.y.mean()) < 1e-6), data.coding.decoded(data.test.y).shape
+  ('regression', True, (10, 1))
 
   Args:
     x: inputs [N, ...], an array, or a pytree of them for a network of several inputs.
-    y: targets [N, ...]: integers, booleans or texts, the class of each example; floats, one or
-      several of a regression; integers [N, T], the next tokens of a text; for a `task` of your own
-      anything, a pytree too.
+    y: targets [N, ...]: integers, booleans or texts, the class of each example; floats of a
+      regression; integers [N, T], the next tokens of a text; for a `task` of your own anything.
     weights: what each example [N] or token [N, T] counts; None is 1. See `Weighted`.
-    valid: the share of the examples to choose by, or (x, y); 0 is none: then choices are made on
-      the test split, and reports say so.
+    valid: the share to choose by, or (x, y); 0 is none: choices are then made on the test split.
     test: the share to judge by, or (x, y).
     seed: shuffles the examples before they are cut: first come those of test, then those of valid.
       None leaves them in their order, and cuts these from the end.
@@ -89,19 +83,26 @@ def from_arrays(
     y, weights = y
   whole = _arrays(x), _weighted(_arrays(y), weights)
   task = _task(name, unweighted(whole[1])) if isinstance(task, str) and task == AUTO else task
-  classes = num_outputs or len(class_names or ())
-  parts: Parts = {'train': _checked(name, *whole, task, classes)}
-  for part, given in (('test', test), ('valid', valid)):
-    if isinstance(given, tuple | list):
-      parts[part] = _checked(f'{name}, {part}', *_pair(f'{name}, {part}', given), task, classes)
-  parts = _cut(name, parts, {'test': test, 'valid': valid}, seed)
-  parts, coding = _coded(parts, name_of(task), standardise)
-  names = class_names or (map(str, coding.classes) if coding else ())
-  names = tuple(names) or None
+  shares = {'test': test, 'valid': valid}
+  parts = _given(name, whole, shares, task, num_outputs or len(class_names or ()))
+  parts, coding = _coded(_cut(name, parts, shares, seed), name_of(task), standardise)
+  names = tuple(class_names or (map(str, coding.classes) if coding else ())) or None
   num_outputs = num_outputs or len(names or ()) or _num_outputs(name, parts, task)
   splits = {part: ArraySplit(*examples) for part, examples in parts.items()}
   train, judged, held_out = splits['train'], splits['test'], splits.get('valid')
   return Data(name, task, train, judged, num_outputs, names, held_out, coding)
+
+
+def _given(
+  name: str, whole: tuple[PyTree, PyTree], shares: dict[str, Given], task: Any, num_outputs: int
+) -> Parts:
+  """Returns the examples to cut, and the splits that the caller has cut, after a look at them."""
+  parts: Parts = {'train': _checked(name, *whole, task, num_outputs)}
+  for part, given in shares.items():
+    if isinstance(given, tuple | list):
+      where = f'{name}, {part}'
+      parts[part] = _checked(where, *_pair(where, given), task, num_outputs)
+  return parts
 
 
 def _arrays(values: Any) -> PyTree:

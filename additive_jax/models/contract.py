@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from additive_jax.batches import Shapes, cached, named_leaves, num_examples
 from additive_jax.errors import UserError
+from additive_jax.files.kept import kept
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, shape_of, sites_of
 from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
@@ -159,7 +160,12 @@ def check_network(model: nn.Module, x: Inputs | Shapes) -> jax.ShapeDtypeStruct:
   (5, 3)
   """
   sites_of(model)
-  inputs = _inputs(x)
+  return _network(model, _inputs(x))
+
+
+@kept(lambda shape: [shape.shape, str(shape.dtype)], lambda kept: jax.ShapeDtypeStruct(*kept))
+def _network(model, inputs):
+  """Returns the shape of the outputs of a model with a pool of its own."""
   return _checked(model, *_described(_pool(model, inputs, _floats())), inputs, _floats())
 
 

@@ -69,22 +69,17 @@ def run_ticks(
     bits: the structure, bool [n].
     finish: from the logits [B/M, ..., C] of a microbatch and its number to a pytree of arrays.
     scales: as for `run.conditional`.
-    around: for measurements, called as `around(run, h, tick)` in place of `run(h)` for every tick,
-      idle ones too; `run` gives a tuple whose first element is the stream.
+    around: for measurements, called as `around(run, h, tick)` in place of `run(h)` for every tick;
+      `run` gives a tuple whose first element is the stream.
 
-  Returns:
-    What `finish` gave, with a leading axis of ticks: zeros but for the ticks in which the last
-    device ends a microbatch; and whether this device worked, bool [ticks].
-
-  Raises:
-    UserError: for a batch that does not divide into the microbatches; see `staging`.
+  Returns what `finish` gave, with a leading axis of ticks: zeros but for the ticks in which the
+  last device ends a microbatch; and whether this device worked, bool [ticks]. Raises `UserError`
+  for a batch that does not divide into the microbatches; see `staging`.
   """
   names = staging(model, pipeline, _example(x)).names[0]  # modules of the first stage run all
   check_batch(num_examples(x), pipeline)
-  inputs = _microbatches(x, pipeline)
-  device = jax.lax.axis_index(PIPE)
-  ends, stages = {'params': params.ends}, jax.tree.map(lambda leaf: leaf[0], params.stages)
-  size = num_examples(x) // pipeline.microbatches
+  inputs, size = _microbatches(x, pipeline), num_examples(x) // pipeline.microbatches
+  device, ends = jax.lax.axis_index(PIPE), {'params': params.ends}
   last = lambda h, number: finish(readout(model, ends, h), number)
   with _of_stage(jnp.int32(0), size, jnp.int32(0)):
     stream = jax.eval_shape(lambda: embed(model, ends, rows(inputs, 0)))
@@ -93,7 +88,7 @@ def run_ticks(
 
   def work(h: Stream, repeat: Array, number: Array) -> tuple[Stream, PyTree, bool]:
     stage = repeat * pipeline.devices + device
-    site_params = jax.tree.map(lambda leaf: leaf[repeat], stages)
+    site_params = jax.tree.map(lambda leaf: leaf[0, repeat], params.stages)
     pools = [params.ends | ({name: site} if name else {}) for name, site in zip(names, site_params)]
     factors = None if scales is None else by_stage(scales)[stage]
     with _of_stage(number, size, stage * len(names)):

@@ -145,8 +145,7 @@ def plan(
   (4628, {'structure': 1, 'data': 1, 'fsdp': 4})
 
   Args:
-    recipe: how to train.
-    sampler: draws K structures a step, see `samplers`.
+    recipe, sampler: how to train, and what draws K structures a step.
     x, y: the shapes of the examples of one slot, [B, ...]; arrays will do.
     mesh: devices along `structure`, `data`, `fsdp` and so on, or a mesh, say of devices that are
       described (`jax.experimental.topologies`).
