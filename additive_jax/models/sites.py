@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from additive_jax.gates.sums import GateValue, choose, residual
 from additive_jax.models.kinds import LANE, RESIDUAL
 from additive_jax.models.side import WithSide
 
-Stream: TypeAlias = Float[Array, 'B ...'] | WithSide
+if TYPE_CHECKING:  # most code takes a stream as one value, whichever of the two it is
+  Stream: TypeAlias = Any
+else:
+  Stream = Float[Array, 'B ...'] | WithSide
 
 
 @dataclasses.dataclass(frozen=True)
