@@ -13,10 +13,21 @@ from additive_jax.experiments.fit import lost_points
 from additive_jax.experiments.options import PLACEMENT
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.speed import speed_piece, speeds
 from additive_jax.files.rundir import flatten
 from additive_jax.report import figures
 from additive_jax.report.figures.style import Colours, palette
-from additive_jax.report.page import Page, Piece, details, picture, section, table, text, tiles
+from additive_jax.report.page import (
+  Page,
+  Piece,
+  details,
+  picture,
+  section,
+  table,
+  text,
+  tiles,
+  varying,
+)
 from additive_jax.report.wording import counted, plain, score_name
 
 log = logging.getLogger('additive_jax')
@@ -26,7 +37,7 @@ ONE_SEED = ' (one seed: no intervals)'
 
 def finished_page(session: Session, page: Page, note: str = '', last: Piece | None = None) -> str:
   """Returns the page as HTML, with what was run under its title, a note where there is one, a
-  last section, and the command and the options of the run at its foot.
+  last section, how fast trainings were, and the command and the options of the run at its foot.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   seeds += '' if len(session.seeds) > 1 else ', no intervals'
@@ -39,6 +50,7 @@ def finished_page(session: Session, page: Page, note: str = '', last: Piece | No
     text(note) if note else None,
     *page.pieces,
     last,
+    varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
     subtitle=f'{gates}, {seeds}; {_of_splits(session)}',
   ).html()

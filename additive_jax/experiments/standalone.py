@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.left_out import LeftOut, check_learning
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.speed import Clock, say
 from additive_jax.files.journal import Record
 from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
@@ -103,12 +105,31 @@ class Crowd:
       group = {arm.structure: arm for arm, step in zip(arms, starts) if step == start}
       states = {s: self._states[seed, s][1] for s in group} if start else None
       stop, population = arms[0].stop, self._populations[seed]
-      for member in population.train(list(group), stop, states=states, start=start):
+      members = population.train(list(group), stop, states=states, start=start)
+      for member in self._timed(members, population, stop - start, f'alone-seed{seed}'):
         name = f'{member.structure} alone, seed {seed}'
         check_learning(LeftOut(name, member.skipped, stop), stop, stop)
         if self.keeps_states:
           self._states[seed, member.structure] = stop, processes.to_host(member.state)
         yield group[member.structure], member
+
+  def _timed(self, members, population, num_steps, name):
+    """Yields the members, and says how fast they were trained: those of the first round compile."""
+    space, first, last = self.session.space, len(population.devices), None
+    started, count, flops = 0.0, 0, 0.0
+    for member in members:
+      if member.state is not last:  # structures that are one network are trained once
+        last, count = member.state, count + 1
+        flops += space.flops(member.structure) if count > first else 0.0
+        started = time.perf_counter() if count == first else started
+      seconds = time.perf_counter() - started
+      yield member
+    if count > first:
+      clock = Clock((count - first) * num_steps, seconds)
+      examples = clock.steps * population.batch_size
+      flops *= num_steps * population.batch_size
+      dtype = getattr(self.recipe, 'dtype', None)
+      say(self.session, name, clock, examples, flops, population.devices, dtype)
 
 
 def rung_sizes(session: Session, count: int) -> list[tuple[int, int]]:

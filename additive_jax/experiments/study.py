@@ -48,9 +48,11 @@ from additive_jax.experiments.options import (
 from additive_jax.experiments.pages import finished_page, plain_page, warn_of_lost_points
 from additive_jax.experiments.records import Incomplete, Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.speed import speeds
 from additive_jax.experiments.stage_cost import check_stage
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.journal import Record, to_plain
+from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.files.showing import shown
 from additive_jax.models.identity import describe
@@ -274,7 +276,8 @@ class Study:
     if options.shard and not self.sharded:
       raise refused(options, 'shard', expected='none, a pool is trained as one')
     session_of = open_session(options, workdir, check=self.check, **opening)
-    with shown(opening.get('progress', True)), named(options), session_of as session:
+    progress = shown(opening.get('progress', True))
+    with progress, kept_programs(), named(options), session_of as session:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
@@ -309,6 +312,7 @@ class Study:
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)
+    rundir.write_json('speed.json', speeds(session))
     rundir.mark_finished(result.summary, [*(f'{name}.csv' for name in result.tables), PAGE])
     processes.barrier('written')
     log.info('report: %s', rundir.path / PAGE)

@@ -4,6 +4,7 @@ The place is `~/.cache/additive_jax/xla`, or where the platform keeps such thing
 each kind of processor, since a home may be shared by machines that differ:
 
     ~/.cache/additive_jax/xla/3f9a01c2/jit_steps-<key>-cache      of a program
+                                       kept-<key>-cache           what a network costs: `kept`
 
 `ADDITIVE_JAX_CACHE` names another place, or `off`. Who has set a cache of JAX's own, or turned it
 off, has that instead. Removing the folder at any time is safe.
@@ -29,6 +30,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich import filesize
 
 from additive_jax.errors import UserError, user_path
+from additive_jax.files.kept import keeping
 
 log = logging.getLogger('additive_jax')
 
@@ -79,7 +81,8 @@ def kept_programs() -> Iterator[Path | None]:
     with warnings.catch_warnings():
       # What cannot be read or kept is compiled; a full disk is told of by the run's own files.
       warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
-      yield folder
+      with keeping(folder):
+        yield folder
   finally:
     _set(before)
 

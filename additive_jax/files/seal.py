@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ KEY = 'crc'
 
 class DamagedError(Exception):
   """A part of a file is not what was written; the message names it."""
+
+
+# Around what differs between runs of one config in a page, such as seconds.
+VARIES = '<!-- varies -->', '<!-- /varies -->'
+VARYING = re.compile('(?<={})[^\0]*?(?={})'.format(*map(re.escape, VARIES)).encode())
 
 
 def crc(value: Any) -> str:
@@ -85,10 +91,12 @@ def parsed(content: bytes | str) -> tuple[dict[str, Any], bool]:
 
 
 def digest(path: Path) -> str:
-  """Returns the SHA-256 of a file as hex digits.
+  """Returns the SHA-256 of a file as hex digits, without what stands between the marks `VARIES`.
 
   Raises:
     OSError: it cannot be read.
   """
   with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    if path.suffix != '.html':
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+    return hashlib.sha256(VARYING.sub(b'', file.read())).hexdigest()

@@ -13,6 +13,7 @@ from additive_jax.models.moe import Experts
 from additive_jax.models.plain import VGG, LeNet
 from additive_jax.models.projected import Projected
 from additive_jax.models.routing import Routing
+from additive_jax.models.side import WithSide
 from additive_jax.models.transformer import Transformer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
   'Projected',
   'Routing',
   'Transformer',
+  'WithSide',
   'conv_general_dilated',
   'measure',
 ]

@@ -13,9 +13,11 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Int
 
+from additive_jax.batches import Shapes
 from additive_jax.errors import UserError
+from additive_jax.files.kept import kept
 from additive_jax.gates.routers import Facts
-from additive_jax.models.additive import Inputs
+from additive_jax.models.additive import Inputs, shape_of
 from additive_jax.models.attention import Attention
 from additive_jax.models.costs import ends_flops, measure, module_flops
 from additive_jax.models.dna import DNA
@@ -53,6 +55,23 @@ def active_flops(
       tokens costs c², so its cost depends on how choices are spread over the examples; without them
       all count as alike.
   """
+  if facts is None and chosen is None:
+    return _expected(model, shape_of(x))
+  return _counted(model, x, facts, chosen)
+
+
+@kept(float, float)
+def _expected(model: nn.Module, x: Shapes) -> float:
+  """Returns `active_flops` of the shares that routers are steered to."""
+  return _counted(model, x, None, None)
+
+
+def _counted(
+  model: nn.Module,
+  x: Inputs | Shapes,
+  facts: Mapping[str, Facts] | None,
+  chosen: Int[np.ndarray, 'examples T steps k'] | None,
+) -> float:
   if isinstance(model, DNA):
     return _of_dna(model, x, facts, chosen)
   routing = getattr(model, 'routing', None)
@@ -69,7 +88,7 @@ def active_flops(
 
 
 def _of_structures(
-  model: nn.Module, routing: Routing, x: Inputs, facts: Mapping[str, Facts] | None
+  model: nn.Module, routing: Routing, x: Inputs | Shapes, facts: Mapping[str, Facts] | None
 ) -> float:
   """Returns the FLOPs of a transformer with routers; its feed-forward sites treat every token
   alike."""
@@ -91,7 +110,7 @@ def _of_structures(
 
 def _of_dna(
   model: DNA,
-  x: Inputs,
+  x: Inputs | Shapes,
   facts: Mapping[str, Facts] | None,
   chosen: Int[np.ndarray, 'examples T steps k'] | None,
 ) -> float:

@@ -27,6 +27,7 @@ from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.applying import apply_part, apply_whole
+from additive_jax.models.side import call_part, stream_of
 from additive_jax.models.sites import Site, Stream, read_sites, refuse_nnx
 from additive_jax.models.surrounding import (
   EMBED,
@@ -70,7 +71,8 @@ class Additive(nn.Module):
 
     embed(x): the input [B, ...], or a pytree of several, to the stream h [B, ..., D];
     sites: a list of submodules; site i maps the stream to the value that gate i adds to it, and
-    gives the gate its name; readout(h): the stream to logits [B, ..., C].
+    gives the gate its name; readout(h): the stream to logits [B, ..., C]. What sites take beside
+    the stream is its side, see `models.WithSide`.
 
   In return it is run as `model.apply(variables, x, structure)`, and `h ← h + g_i·site_i(h)` for
   each site in order. A submodule with an attribute `gates` owns several, or others than a residual
@@ -103,11 +105,11 @@ class Additive(nn.Module):
     values = (True,) * num_gates if structure is None else parse(structure, num_gates).bits
     h = self.embed(x)
     for site, module in zip(sites, self.sites):
-      gates = values[site.gates]
+      gates, call = values[site.gates], functools.partial(call_part, module)
       if self.is_initializing() and not all(gates):
-        site.step(module, h, (True,) * len(gates))
-      h = site.step(module, h, gates)
-    return self.readout(h)
+        site.step(call, h, (True,) * len(gates))
+      h = site.step(call, h, gates)
+    return call_part(self.readout, h)
 
   def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
     """Returns what Flax's does, without the boxes that name axes, see `models.axes`."""
@@ -196,8 +198,9 @@ def step_leaving(
 
 def _of_site(model, variables, index, h, gates, **flax):
   site = sites_of(model)[index]
-  call = lambda module, h, *gates: module.sites[index](h, *gates)
+  call = lambda module, h, *gates: call_part(module.sites[index], h, *gates)
   given = apply_part(model, variables, index, call, h, *gates, casts=not site.casts, **flax)
+  h = stream_of(h)
   if mode().dtype is None or site.casts:
     return given
   if 'mutable' in flax:
@@ -242,7 +245,7 @@ def step(
 
 def readout(model: nn.Module, variables: PyTree, h: Stream) -> Logits:
   """Returns the logits of a stream [B, ..., D]."""
-  return apply_part(model, variables, READOUT, lambda module, h: module.readout(h), h)
+  return apply_part(model, variables, READOUT, lambda module, h: call_part(module.readout, h), h)
 
 
 def sites_of(model: nn.Module) -> tuple[Site, ...]:

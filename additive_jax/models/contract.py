@@ -20,10 +20,12 @@ from jaxtyping import PyTree
 
 from additive_jax.batches import Shapes, cached, named_leaves, num_examples
 from additive_jax.errors import UserError
+from additive_jax.files.kept import kept
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, shape_of, sites_of
 from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
 from additive_jax.models.reads import read_by
+from additive_jax.models.side import WithSide, call_part, stream_of, with_stream
 from additive_jax.models.surrounding import PLAIN, in_mode, is_surrounded
 
 DECIDES_ON_VALUES = (
@@ -158,7 +160,12 @@ def check_network(model: nn.Module, x: Inputs | Shapes) -> jax.ShapeDtypeStruct:
   (5, 3)
   """
   sites_of(model)
-  inputs = _inputs(x)
+  return _network(model, _inputs(x))
+
+
+@kept(lambda shape: [shape.shape, str(shape.dtype)], lambda kept: jax.ShapeDtypeStruct(*kept))
+def _network(model, inputs):
+  """Returns the shape of the outputs of a model with a pool of its own."""
   return _checked(model, *_described(_pool(model, inputs, _floats())), inputs, _floats())
 
 
@@ -250,20 +257,37 @@ def _outputs(model, inputs, run):
     run: from a method of the module and a shape to a shape.
   """
   name = type(model).__name__
-  h = _result(f'{name}: embed', lambda: run(lambda module, x: module.embed(x), inputs), inputs)
+  h = _embedded(name, inputs, run)
   for i, site in enumerate(sites_of(model)):
     inner = () if site.adds else ((True,) * site.num_inner,)
-    method = lambda module, h, i=i, inner=inner: module.sites[i](h, *inner)
+    method = lambda module, h, i=i, inner=inner: call_part(module.sites[i], h, *inner)
     after = _result(f'{name}: site {site.label!r}', lambda m=method, h=h: run(m, h))
-    after = _sum(h, after) if site.adds else after
-    if site.has_residual and (after.shape, after.dtype) != (h.shape, h.dtype):
+    before = stream_of(h)
+    after = _sum(before, after) if site.adds else after
+    if site.has_residual and (after.shape, after.dtype) != (before.shape, before.dtype):
       raise UserError(
-        f'{name}: site {site.label!r} turns a stream of {h.dtype} {h.shape} into {after.dtype} '
-        f'{after.shape}: expected the same shape and dtype, since a residual gate that is off '
-        'leaves the stream as it was'
+        f'{name}: site {site.label!r} turns a stream of {before.dtype} {before.shape} into '
+        f'{after.dtype} {after.shape}: expected the same shape and dtype, since a residual gate '
+        'that is off leaves the stream as it was'
       )
-    h = jax.ShapeDtypeStruct(after.shape, after.dtype)
-  return _result(f'{name}: readout', lambda: run(lambda module, h: module.readout(h), h), inputs)
+    h = with_stream(h, jax.ShapeDtypeStruct(after.shape, after.dtype))
+  last = lambda: run(lambda module, h: call_part(module.readout, h), h)
+  return _result(f'{name}: readout', last, inputs)
+
+
+def _embedded(name, inputs, run):
+  """Returns the shape of the stream, with that of its side if it has one."""
+  made = []  # one call, of which the stream and each array of the side are looked at
+
+  def stream():
+    made.append(run(lambda module, x: module.embed(x), inputs))
+    return stream_of(made[0])
+
+  _result(f'{name}: embed', stream, inputs)
+  side = made[0].side if isinstance(made[0], WithSide) else ()
+  for place, leaf in named_leaves(side):
+    _result(f'{name}: side{place} of embed', lambda leaf=leaf: leaf, inputs)
+  return made[0]
 
 
 def _result(part, call, inputs=None):

@@ -3,6 +3,7 @@ is computed but shapes."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
 from additive_jax.batches import Shapes, cached, num_examples
+from additive_jax.files.kept import kept
 from additive_jax.gates.structure import Gate, Shared, Space
 from additive_jax.models.additive import (
   Inputs,
@@ -69,6 +71,7 @@ def measure(model: nn.Module, x: Inputs | Shapes) -> Space:
 
 
 @cached(maxsize=64)
+@kept(dataclasses.asdict, lambda fields: _space(**fields))
 def measured(model: nn.Module, x: Shapes) -> Space:
   """Returns `measure` of a shape; experiments ask for that of one network many times."""
   names, shapes = gate_names(model), parts(model, x)
@@ -128,7 +131,18 @@ def num_params(model: nn.Module, x: Inputs | Shapes) -> int:
   >>> num_params(aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3), jnp.zeros((1, 5)))
   215
   """
-  return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), shape_of(x))).values())
+  return _num_params(model, shape_of(x))
+
+
+@kept(int, int)
+def _num_params(model: nn.Module, x: Shapes) -> int:
+  return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), x)).values())
+
+
+def _space(gates: Any, shared: Any, **fixed: Any) -> Space:
+  """Returns the space of the fields of one."""
+  shared = tuple(Shared(one['params'], tuple(one['gates'])) for one in shared)
+  return Space(tuple(Gate(**gate) for gate in gates), shared=shared, **fixed)
 
 
 def _ends(model: nn.Module, shapes: Parts, x: Shapes) -> tuple[Program, Program]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from additive_jax.batches import Shapes
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, sites_of
 from additive_jax.models.batch_norm import BATCH_STATS
+from additive_jax.models.side import call_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Parts:
   Attributes:
     embed, readout: parameter trees (`ShapeDtypeStruct` leaves) of the ungated parts.
     sites: one tree per site.
-    streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes.
+    streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes; with
+      their sides.
     stored: collections beside the parameters, the statistics of BatchNorms, of the whole model.
   """
 
   embed: PyTree
   sites: tuple[PyTree, ...]
   readout: PyTree
-  streams: tuple[jax.ShapeDtypeStruct, ...]
+  streams: tuple[Any, ...]
   stored: PyTree = dataclasses.field(default_factory=dict)
 
 
@@ -43,11 +46,12 @@ def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
   trees, streams = [], [h]
   for i, site in enumerate(sites_of(model)):
     on = (True,) * len(site.names)
-    run = lambda module, h, i=i, site=site, on=on: site.step(module.sites[i], h, on)
+    call = lambda module, i=i: functools.partial(call_part, module.sites[i])
+    run = lambda module, h, call=call, site=site, on=on: site.step(call(module), h, on)
     tree, h = _shapes(model, run, h, stored)
     trees.append(tree)
     streams.append(h)
-  readout_tree, _ = _shapes(model, lambda module, h: module.readout(h), h, stored)
+  readout_tree, _ = _shapes(model, lambda module, h: call_part(module.readout, h), h, stored)
   statistics = {BATCH_STATS: unflatten_dict(stored)} if stored else {}
   return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,8 +14,12 @@ from jaxtyping import Array, Float
 from additive_jax.errors import UserError
 from additive_jax.gates.sums import GateValue, choose, residual
 from additive_jax.models.kinds import LANE, RESIDUAL
+from additive_jax.models.side import WithSide
 
-Stream = Float[Array, 'B ...']
+if TYPE_CHECKING:  # most code takes a stream as one value, whichever of the two it is
+  Stream: TypeAlias = Any
+else:
+  Stream = Float[Array, 'B ...'] | WithSide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +70,15 @@ class Site:
     """Returns the stream after this site.
 
     Args:
-      call: the module, or a pure function like it.
-      h: the stream before it.
+      call: the module, or a pure function like it, from a stream and values for the inner gates.
+      h: the stream before it; the side of one with a side stays.
       gates: the value of each of its gates, in one of the forms of `gates.sums`.
       scale: what the site adds is multiplied by, where it has a residual gate; None is 1.
     """
+    if isinstance(h, WithSide):
+      side = h.side
+      run = lambda h, *inner: call(WithSide(h, side), *inner)
+      return WithSide(self.step(run, h.h, gates, scale), side)
     if self.adds:
       return residual(h, call, gates[0], scale)
     if self.has_residual:

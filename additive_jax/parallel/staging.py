@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-from additive_jax.batches import Shapes, cached
+from additive_jax.batches import Shapes, cached, example_shapes
 from additive_jax.errors import UserError
 from additive_jax.models.additive import sites_of
 from additive_jax.models.kinds import LANE
@@ -102,8 +102,8 @@ def staging(model: Any, pipeline: Pipeline, example: Shapes) -> Staging:
   for stream in between:
     if stream != between[0]:
       raise UserError(
-        f'streams of {between[0].shape[1:]} and {stream.shape[1:]} between {count} stages of '
-        f'{kind}: expected one shape'
+        f'streams of {example_shapes(between[0])} and {example_shapes(stream)} between {count} '
+        f'stages of {kind}: expected one shape'
       )
   if not any(names):
     raise UserError(f'{kind} in {count} stages: expected sites with parameters')

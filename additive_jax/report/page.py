@@ -146,6 +146,11 @@ def details(summary: str, texts: dict[str, str]) -> Piece:
   return Piece('details', {'summary': summary, 'texts': texts})
 
 
+def varying(piece: Piece | None) -> Piece:
+  """Returns a piece that differs between runs of one config, or nothing, between marks."""
+  return Piece('varying', {'pieces': _present([piece])})
+
+
 def _present(pieces):
   return [piece for piece in pieces if piece is not None]
 

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from additive_jax.batches import Shapes, cached
+from additive_jax.batches import Shapes, cached, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike, bits_of
 from additive_jax.models.additive import (
@@ -55,6 +55,7 @@ from additive_jax.models.additive import (
 )
 from additive_jax.models.contract import check_pool
 from additive_jax.models.reads import parts
+from additive_jax.models.side import stream_of, with_stream
 
 ROUND = 64  # structures of a round of `shared_prefix`
 
@@ -193,17 +194,19 @@ def run_plan(
   """
   check_pool(model, variables, x)  # slots hold streams: a site that is off must leave its shape
   rounds, width = plan.leaf.shape
-  h = embed(model, variables, x)
-  streams = _streams(model, variables, h)
+  first = embed(model, variables, x)
+  streams = _streams(model, variables, first)
   where, shapes = _buffers(streams)
+  # Slots hold streams alone: all structures have the same side.
+  sides = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * tile), first)
   # One slot more, which the idle part of a pass writes to.
   buffers = [jnp.zeros((plan.slots + 1, *stream.shape), stream.dtype) for stream in shapes]
-  buffers[0] = buffers[0].at[0].set(h)
+  buffers[0] = buffers[0].at[0].set(stream_of(first))
 
   def finish_tile(r, last, t, out):
     reads = jax.lax.dynamic_slice_in_dim(plan.leaf[r], t * tile, tile)
     h = jnp.concatenate([last[reads[w]] for w in range(tile)])
-    logits = readout(model, variables, h)
+    logits = readout(model, variables, with_stream(sides, h))
     result = finish(logits.reshape(tile, -1, *logits.shape[1:]))
     return jax.lax.dynamic_update_slice_in_dim(out, result, r * width + t * tile, 0)
 
@@ -212,7 +215,7 @@ def run_plan(
     buffers = list(buffers)
     for i, (before, after) in enumerate(itertools.pairwise(where)):
       source = None if before == after else buffers[before]
-      step = functools.partial(update, model, variables, i)
+      step = functools.partial(_step, model, variables, i, sides)
       buffers[after] = _run_site(step, plan, (r, i), source, buffers[after], tile)
     size = jnp.minimum(plan.size - r * width, width)
     finish_last = functools.partial(finish_tile, r, buffers[-1])
@@ -222,6 +225,11 @@ def run_plan(
   result = jax.eval_shape(finish, jax.ShapeDtypeStruct((tile, *logits.shape), logits.dtype))
   out = jnp.zeros((rounds * width, *result.shape[1:]), result.dtype)
   return jax.lax.fori_loop(0, -(-plan.size // width), run_round, (buffers, out))[1]
+
+
+def _step(model, variables, index, sides, h, inner):
+  """Returns the streams after a site, which have the sides of `sides`."""
+  return stream_of(update(model, variables, index, with_stream(sides, h), inner))
 
 
 def _run_site(step, plan, place, source, target, tile):
@@ -253,16 +261,17 @@ def _run_site(step, plan, place, source, target, tile):
 def _buffers(streams):
   """Returns the number of the buffer of each stream, and what the slots of each buffer hold: there
   is one for each stretch of sites between which the stream keeps its shape."""
+  streams = [stream_of(stream) for stream in streams]
   changes = [(a.shape, a.dtype) != (b.shape, b.dtype) for a, b in itertools.pairwise(streams)]
   return np.cumsum([0, *changes]), [streams[0], *itertools.compress(streams[1:], changes)]
 
 
 def _streams(model, variables, h):
   """Returns the shapes of the stream that each site takes and of the one that readout takes."""
-  streams = [jax.ShapeDtypeStruct(h.shape, h.dtype)]
+  streams = [shapes_of(h)]
   for i in range(len(sites_of(model))):
     after = jax.eval_shape(lambda v, h, i=i: update(model, v, i, h), variables, streams[-1])
-    streams.append(jax.ShapeDtypeStruct(after.shape, after.dtype))
+    streams.append(shapes_of(after))
   return streams
 
 
@@ -279,7 +288,8 @@ def slot_size(model: nn.Module, x: Shapes) -> tuple[int, int]:
   """
   streams = parts(model, x).streams
   bytes_ = [stream.size * stream.dtype.itemsize for stream in _buffers(streams)[1]]
-  return sum(bytes_), streams[0].size // streams[0].shape[-1]
+  first = stream_of(streams[0])
+  return sum(bytes_), first.size // first.shape[-1]
 
 
 def shared_prefix(

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from additive_jax.batches import num_examples
+from additive_jax.batches import rows as rows_
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets as subsets_
 from additive_jax.gates.routers import Facts
@@ -44,6 +45,7 @@ from additive_jax.models.additive import (
 from additive_jax.models.alike import steps_leaving, stretches
 from additive_jax.models.contract import check_pool
 from additive_jax.models.routing import CHOICES, ROUTING, Chosen
+from additive_jax.models.side import stream_of, with_stream
 from additive_jax.models.surrounding import examples
 
 Scales = Float[Array | np.ndarray, 'n'] | Sequence[float]
@@ -216,11 +218,11 @@ def gathered(
     if len(rows) == batch:
       h = step(model, variables, i, h, (True, *inner), scale)
     elif len(rows):
-      part = h[rows]
+      part = rows_(h, rows)
       inner = [gate if is_static(gate) else gate[rows] for gate in inner]
       with examples(rows):
         new = step(model, variables, i, part, (True, *inner), scale)
-      h = h.at[rows].set(new, unique_indices=True)
+      h = with_stream(h, stream_of(h).at[rows].set(stream_of(new), unique_indices=True))
   return readout(model, variables, h)
 
 

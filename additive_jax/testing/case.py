@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree, Shaped
 from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Site, gate_names, sites_of
+from additive_jax.models.side import WithSide, call_part, stream_of, with_stream
 from additive_jax.run.tasks import Task
 
 # XLA optimises for many fast runs of one program. Here each runs a few times, and these options cut
@@ -55,10 +56,12 @@ class Part:
   def after(
     self,
     value: PyTree[Shaped[Array | np.ndarray, '...']],
-    result: Shaped[Array | np.ndarray, '...'],
-  ) -> Shaped[Array | np.ndarray, '...']:
+    result: PyTree[Shaped[Array | np.ndarray, '...']],
+  ) -> PyTree[Shaped[Array | np.ndarray, '...']]:
     """Returns the stream after the part, from its input and its result."""
-    return value + result if self.site is not None and self.site.adds else result
+    if self.site is None:
+      return result
+    return with_stream(value, stream_of(value) + result if self.site.adds else result)
 
 
 def site_part(site: Site, index: int, inner: Sequence[Any] = ()) -> Part:
@@ -66,7 +69,10 @@ def site_part(site: Site, index: int, inner: Sequence[Any] = ()) -> Part:
   inner = tuple(inner) or (True,) * site.num_inner
   values = () if site.adds else (inner,)
   return Part(
-    f'site {site.label!r}', lambda module, h: module.sites[index](h, *values), site, index
+    f'site {site.label!r}',
+    lambda module, h: call_part(module.sites[index], h, *values),
+    site,
+    index,
   )
 
 
@@ -99,7 +105,7 @@ class Case:
   notes: list[str] = dataclasses.field(default_factory=list)
   variables: PyTree = None
   moved: PyTree = None
-  streams: tuple[jax.ShapeDtypeStruct, ...] = ()
+  streams: tuple[Any, ...] = ()
   tolerance: float = 0.0
   independent: bool = True
   programs: dict[str, dict[Structure, Callable[..., Any]]] = dataclasses.field(default_factory=dict)
@@ -126,7 +132,7 @@ class Case:
     return (
       Part('embed', lambda module, x: module.embed(x)),
       *(site_part(site, i) for i, site in enumerate(self.sites)),
-      Part('readout', lambda module, h: module.readout(h)),
+      Part('readout', lambda module, h: call_part(module.readout, h)),
     )
 
   def sample(self) -> list[Structure]:
@@ -187,8 +193,10 @@ def size_of(tree: PyTree) -> float:
 
 
 def far_apart(a: Any, b: Any, scale: float | None = None) -> float:
-  """Returns the largest difference relative to `scale` (default: the largest number in a); NaN
-  counts as infinite."""
+  """Returns the largest difference relative to `scale` (default: the largest number in a), of a
+  stream with a side the most of all arrays; NaN counts as infinite."""
+  if isinstance(a, WithSide):
+    return max(map(lambda a, b: far_apart(a, b, scale), *map(jax.tree.leaves, (a, b))))
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   scale = size_of(a) if scale is None else scale
   difference = np.abs(a - b).max(initial=0)

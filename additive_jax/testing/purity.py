@@ -9,6 +9,7 @@ import numpy as np
 
 from additive_jax.batches import rows
 from additive_jax.models.contract import reason
+from additive_jax.models.side import stream_of
 from additive_jax.testing.case import Case, compiled, far_apart
 
 # Relative to the largest number compared. float32 sums of some thousand terms in another order
@@ -42,7 +43,7 @@ def parts_are_pure(case: Case) -> bool:
     first, again, varied, alone = (
       jax.device_get(program(case.variables, batch)) for batch in batches
     )
-    alone_differs = [far_apart(out[:1], other) for out, other in zip(first, alone)]
+    alone_differs = [far_apart(rows(out, slice(1)), other) for out, other in zip(first, alone)]
     case.tolerance = _tolerance(program, case.variables, inputs)
     # Another number of examples is another program: is it the number, or what tracing drew?
     suspect = max(alone_differs) > case.tolerance
@@ -53,15 +54,18 @@ def parts_are_pure(case: Case) -> bool:
   sound = True
   for i, part in enumerate(case.parts):
     out = first[i]
-    if not np.isfinite(out).all():  # the parts after it are given these
+    if not _is_finite(out):  # the parts after it are given these
       return case.fail(f'{part.title} gives numbers that are not finite at init.')
     if max(far_apart(out, again[i]), far_apart(out, fresh[i])) > case.tolerance:
       sound = False
       case.fail(_CHANGES.format(part.title))
-    elif max(far_apart(out[:half], varied[i][:half]), alone_differs[i]) > case.tolerance:
+    elif (
+      max(far_apart(*(rows(of, slice(half)) for of in (out, varied[i]))), alone_differs[i])
+      > case.tolerance
+    ):
       case.independent = False
       case.fail(_MIXES.format(part.title))
-    elif part.site is not None and np.array_equal(part.after(inputs[i], out), inputs[i]):
+    elif part.site is not None and _is_same(part.after(inputs[i], out), inputs[i]):
       case.notes.append(f'{part.title} adds nothing at init.')
   return sound
 
@@ -88,11 +92,11 @@ def one_run_is_sound(case: Case) -> bool:
   except Exception as error:
     return case.fail(f'Its parts cannot be compiled together: {reason(error)}.')
   for part, out, same, other in zip(case.parts, first, again, varied):
-    if not np.isfinite(out).all():
+    if not _is_finite(out):
       return case.fail(f'{part.title} gives numbers that are not finite at init.')
     if far_apart(out, same) > case.tolerance:
       return case.fail(_CHANGES.format(part.title))
-    if far_apart(out[:half], other[:half]) > case.tolerance:
+    if far_apart(*(rows(of, slice(half)) for of in (out, other))) > case.tolerance:
       return case.fail(_MIXES.format(part.title))
   return True
 
@@ -110,7 +114,10 @@ def _all_parts(case):
 def _inputs(case, program, variables):
   """Returns the input of each part, as NumPy arrays: x and the streams. Runs all parts as often as
   there are streams, since one program costs less than two."""
-  inputs = [case.x, *(np.zeros(stream.shape, stream.dtype) for stream in case.streams)]
+  inputs = [
+    case.x,
+    *(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), h) for h in case.streams),
+  ]
   for i, part in enumerate(case.parts[:-1]):
     out = jax.device_get(program(variables, inputs)[i])
     inputs[i + 1] = part.after(inputs[i], out)
@@ -131,7 +138,16 @@ def _moved(case, program):
     for name, tree in case.variables.items()  # variances are positive
   }
   results = program(moved, _inputs(case, program, moved))
-  return moved if all(np.isfinite(out).all() for out in results) else case.variables
+  return moved if all(map(_is_finite, results)) else case.variables
+
+
+def _is_finite(out):
+  return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
+
+
+def _is_same(before, after):
+  """Returns whether a site leaves the stream as it was."""
+  return np.array_equal(stream_of(before), stream_of(after))
 
 
 def _mixed(batch, half):

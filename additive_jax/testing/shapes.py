@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from additive_jax.batches import is_array, num_examples, shapes_of
+from additive_jax.batches import is_array, named_leaves, num_examples, shapes_of
 from additive_jax.models.additive import gate_names
 from additive_jax.models.batch_norm import BATCH_STATS, has_statistics
 from additive_jax.models.contract import reason
 from additive_jax.models.costs import measure
+from additive_jax.models.side import WithSide, stream_of, with_stream
 from additive_jax.run.objectives import is_soft
 from additive_jax.run.tasks import LABELLED
 from additive_jax.testing.case import Case, Part, compiled, leaves_by_path, site_part
@@ -208,7 +209,8 @@ def _walk(case: Case, rows: int, run, first):
       case.fail(wrong)
       if not part.keeps_stream:
         return (), None  # nobody knows the stream that reaches the next part
-    value = value if part.keeps_stream else result
+    if not part.keeps_stream:
+      value = with_stream(value, result) if part.site is not None else result
     streams.append(value)
   return tuple(streams[:-1]), value
 
@@ -216,6 +218,13 @@ def _walk(case: Case, rows: int, run, first):
 def _wrong_output(part: Part, value, result) -> str | None:
   """Returns what is wrong with the shape or dtype of a part's result; None if nothing is."""
   site = part.site
+  if part.name == 'embed' and isinstance(result, WithSide):
+    for place, leaf in named_leaves(result.side, 'side'):
+      if getattr(leaf, 'shape', ())[:1] != (num_examples(value),):
+        return f'Embed gives a {place} of shape {np.shape(leaf)}: expected [B, ...].'
+    result = result.h
+  elif site is not None:
+    value = stream_of(value)
   if not hasattr(result, 'shape'):
     role = 'the value that its + adds' if site is not None and site.adds else 'its result'
     return f'{part.title} gives a {type(result).__name__}: expected {role}, one array [B, ...].'

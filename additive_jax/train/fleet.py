@@ -61,6 +61,7 @@ class Fleet:
   Attributes:
     state: a `State` whose leaves have a leading axis [J], but `step`, which all share.
     mesh: its axis `structure` divides J.
+    structure: which all networks are.
   """
 
   def __init__(
@@ -110,6 +111,7 @@ class Fleet:
     self.recipe, self.batch_size, self.chunk_steps = recipe.alone(), batch_size, chunk_steps
     num_gates = len(gate_names(recipe.model))
     structure = Structure.all_on(num_gates) if structure is None else parse(structure, num_gates)
+    self.structure = structure
     self.mesh = _mesh(len(groups), devices)
     self._groups = [np.asarray(group) for group in groups]
     self._orders = [

@@ -25,6 +25,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -170,25 +171,33 @@ def _working(recipe: Recipe, reads: Parts, mine: tuple[PyTree, PyTree]) -> list[
   """Returns for each part, in their order, its parameters and the most bytes that its backward pass
   holds at once."""
   model, (x, y), last = recipe.model, mine, reads.streams[-1]
-  backward = lambda back, slope: back(slope)
+  backward = lambda back, slope: _floats(back(slope))
 
   def of(run: Any, tree: PyTree, value: PyTree, slope: PyTree) -> tuple[PyTree, int]:
-    back = jax.eval_shape(lambda tree, value: jax.vjp(run, tree, value)[1], tree, value)
-    return tree, live_bytes(backward, back, slope)
+    floats = lambda tree, value: _floats(run(tree, value))
+    back = jax.eval_shape(lambda tree, value: jax.vjp(floats, tree, value)[1], tree, value)
+    return tree, live_bytes(backward, back, _floats(slope))
 
   def loss(tree: PyTree, h: Any, y: PyTree) -> Any:
     return recipe.losses(readout(model, {'params': tree}, h), y).mean()
 
   def first(tree: PyTree, x: PyTree) -> Any:
-    return jax.vjp(lambda tree: embed(model, {'params': tree}, x), tree)[1]
+    return jax.vjp(lambda tree: _floats(embed(model, {'params': tree}, x)), tree)[1]
 
+  slope_of_loss = jax.grad(loss, argnums=(0, 1), allow_int=True)
+  ends = lambda *args: _floats(slope_of_loss(*args))
   back = jax.eval_shape(first, reads.embed, x)
   streams = reads.streams
   return [
-    (reads.embed, live_bytes(backward, back, streams[0])),
+    (reads.embed, live_bytes(backward, back, _floats(streams[0]))),
     *(of(_site(recipe, i), tree, streams[i], streams[i + 1]) for i, tree in enumerate(reads.sites)),
-    (reads.readout, live_bytes(jax.grad(loss, argnums=(0, 1)), reads.readout, last, y)),
+    (reads.readout, live_bytes(ends, reads.readout, last, y)),
   ]
+
+
+def _floats(tree: PyTree) -> list[Any]:
+  """Returns the leaves that gradients pass through: of a stream with a mask, not the mask."""
+  return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def _moved(reads: Parts, layout: StateLayout, rounds: int, pool: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from additive_jax.experiments.booster.narrow import Narrow
 from additive_jax.files.arrays import load_arrays, save_arrays
 from additive_jax.files.seal import DamagedError
 from additive_jax.models.additive import embed, sites_of, update
+from additive_jax.models.side import stream_of
 from additive_jax.parallel import processes
 
 log = logging.getLogger('additive_jax')
@@ -114,4 +115,4 @@ def _stream(model, variables, x):
   h = embed(model, variables, x)
   for i in range(len(sites_of(model))):
     h = update(model, variables, i, h)
-  return h
+  return stream_of(h)
