@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from additive_jax import run
 from additive_jax.batches import num_examples, rows, shapes_of
+from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError, checked_size
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
@@ -161,7 +162,7 @@ def _examples(batch):
   count, targets = num_examples(x), num_examples(y)
   if count != targets or not count:
     raise UserError(f'{count} inputs and {targets} targets: expected the same number, at least one')
-  return x, y, count
+  return x, checked_weights(y, 'batch'), count
 
 
 def _facts(model, task, batch, batch_size):
