@@ -208,9 +208,6 @@ ROWS = [
   ('sweep', {'data.train_examples': 999}, 'config.data.train_examples of tabular:iris: 999 exam'),
   ('sweep', {'train.batch_size': 999}, 'config.train.batch_size 999: expected at most 120, the'),
   ('sweep', FEW, LARGE),
-  ('cotrain', FEW, LARGE),
-  ('stochastic', FEW, LARGE),
-  ('dna', FEW, LARGE),
   ('booster', FEW, LARGE),
   # The model.
   ('sweep', {'model.hidden': (8, 8)}, 'config.model.hidden (8, 8) has 2 sizes: expected 1 or 3'),

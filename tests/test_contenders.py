@@ -121,7 +121,9 @@ def test_inspection_is_the_evaluation_whatever_the_batches(mixed, tmp_path):
     pool = processes.to_host(own.trainer(contender.recipe, contender.sampler, 0).variables)
     found = inspect(own.model, own.task, pool, session.test)
     want = own.evaluate(pool, [contender.structure])
-    np.testing.assert_allclose(list(found.scores.values()), np.ravel(want), rtol=1e-5)
+    np.testing.assert_allclose(
+      list(found.scores.values()), np.ravel(list(want.scores.values())), rtol=1e-5
+    )
     assert found.chosen.shape == (40, 4, 1, 2)
     whole = found.chosen[:32]  # the last 8 do not fill a batch
     load = paths.utilisation(whole, 4) / 4

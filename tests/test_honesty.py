@@ -18,6 +18,7 @@ from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.standalone import rung_sizes
 from additive_jax.files.progress import setup_logging
 from additive_jax.report.page import Page, table
+from additive_jax.run.tasks import Task
 
 OPTIONS = {'structures': ('011', '111'), 'cotrain.top_k': 0}
 
@@ -171,10 +172,11 @@ def test_nothing_removed_is_said():
   assert said.startswith('Nothing was removed from variational.')
   assert 'config.compress' in said or 'compress.epochs' in said
   assert _nothing_removed([], 'weights', 3.0) is None
+  task = Task('classification')
   columns = ['accuracy', 'accuracy_lost', 'accuracy_lost_ci95', 'factor', 'flops_factor']
   rows = pd.DataFrame(1.0, ['dense', 'variational', 'magnitude_matched'], columns)
-  assert 'nothing removed' in _facts(rows, ['variational']).values()
-  assert 'nothing removed' not in _facts(rows, []).values()
+  assert 'nothing removed' in _facts(rows, ['variational'], task).values()
+  assert 'nothing removed' not in _facts(rows, [], task).values()
 
 
 def test_a_shallow_network_that_costs_more_is_explained():

@@ -11,6 +11,7 @@ from additive_jax import UserError, data, launch, models
 from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.options import read_options
 from additive_jax.models.additive import gate_names
+from additive_jax.run.tasks import Task
 
 OPTIONS = {
   'model.num_blocks': 2,
@@ -349,6 +350,7 @@ def test_a_network_of_your_own_that_keeps_it(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.delitem(sys.modules, 'own_networks', raising=False)
   table = data.load('tabular:iris', valid=0.0)
-  check_fits(make_model(options(name='own_networks:Sound'), table), table)
+  task = Task(table.task)
+  check_fits(make_model(options(name='own_networks:Sound'), table), table, task)
   with pytest.raises(UserError, match=r'MLP gives outputs \(1, 2\) for one example: expected 3 on'):
-    check_fits(models.MLP(1, 4, 4, num_classes=2), table)
+    check_fits(models.MLP(1, 4, 4, num_classes=2), table, task)

@@ -104,10 +104,10 @@ def test_a_search_goes_on_from_a_journal_in_which_networks_come_again(tmp_path):
   journal.append({'structures': texts, 'loss': loss, 'accuracy': loss})
   known = Generations(journal, space).means()
   assert [str(Structure(tuple(row))) for row in known.bits] == [texts[i] for i in (0, 1, 3, 5)]
-  assert known.loss.tolist() == [0.1, 0.5, 0.3, 0.4]
+  assert known.cost.tolist() == [0.1, 0.5, 0.3, 0.4]
   evaluate = lambda bits: bits.sum(1)
   found = Search(budget=8, population=4).run(evaluate, space, known)
-  assert found.loss[:4].tolist() == known.loss.tolist()
+  assert found.cost[:4].tolist() == known.cost.tolist()
   assert len(np.unique(found.bits, axis=0)) == 8
 
 

@@ -233,8 +233,9 @@ class Data:
   """A data set.
 
   >>> aj.data.load('digits')
-  Data('digits', classification, 10 outputs, train=ArraySplit(1437 examples, x [8, 8, 1] float32,
-       y [] int32), test=ArraySplit(360 examples, x [8, 8, 1] float32, y [] int32))
+  Data('digits', classification, 10 outputs, train=ArraySplit(1150 examples, x [8, 8, 1] float32,
+       y [] int32), valid=ArraySplit(287 examples, x [8, 8, 1] float32, y [] int32),
+       test=ArraySplit(360 examples, x [8, 8, 1] float32, y [] int32))
 
   Attributes:
     name: the text it was loaded by, such as `digits` or `text:book.txt`.

@@ -13,7 +13,7 @@ from additive_jax.data import Expected
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs
 from additive_jax.models.contract import check_network
-from additive_jax.run.objectives import Distilled, name_of
+from additive_jax.run.objectives import Distilled, Taught, name_of
 from additive_jax.run.tasks import Task, task_of
 
 
@@ -79,6 +79,7 @@ def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
 def _check_metrics(task, outputs, targets):
   count = outputs.shape[0]
   bare, weight = (jax.eval_shape(f, targets) for f in (task.clean, task.weights))
+  bare = bare.y if isinstance(bare, Taught) else bare
   for metric in task.metrics:
     given = _shapes_of(metric.name, 'metric', metric.statistics, outputs, bare, weight)
     if getattr(given, 'ndim', 0) != 2 or given.shape[0] != count:

@@ -193,8 +193,7 @@ def run_plan(
   (2, 2)
   """
   check_pool(model, variables, x)  # slots hold streams: a site that is off must leave its shape
-  rounds, width = plan.leaf.shape
-  first = embed(model, variables, x)
+  (rounds, width), first = plan.leaf.shape, embed(model, variables, x)
   streams = _streams(model, variables, first)
   where, shapes = _buffers(streams)
   # Slots hold streams alone: all structures have the same side.

@@ -103,12 +103,11 @@ class Fleet:
     x, y = train[np.zeros(1, np.int64)]
     recipe.check_network(x)
     checked(train, expected_of(recipe.model, recipe.task, x), 'train')
-    for name, value in (('batch_size', batch_size), ('chunk_steps', chunk_steps)):
-      checked_size(value, name)
+    sizes = checked_size(batch_size, 'batch_size'), checked_size(chunk_steps, 'chunk_steps')
     recipe.check_task(x, y, batch_size)
     if sync_every < 0:
       raise UserError(f'sync_every {sync_every}: expected 0 or more')
-    self.recipe, self.batch_size, self.chunk_steps = recipe.alone(), batch_size, chunk_steps
+    self.recipe, (self.batch_size, self.chunk_steps) = recipe.alone(), sizes
     num_gates = len(gate_names(recipe.model))
     structure = Structure.all_on(num_gates) if structure is None else parse(structure, num_gates)
     self.structure = structure
