@@ -188,7 +188,7 @@ def test_outputs_that_the_loss_cannot_judge():
       'run from 0 to 3, but readout gives 3 outputs: expected targets from 0 to 2',
     ),
     ([0, 1, 2, -1, 1, 0], 'run from -1 to 2'),
-    ([0.0, 1.0, 2.0, 1.0, 1.0, 0.0], 'targets are float32: expected integers'),
+    ([0.0, 1.0, 2.0, 1.0, 1.0, 0.0], 'expected shares of classes of the same shape'),
   ],
 )
 def test_targets_that_are_no_outputs(y, words):

@@ -120,7 +120,8 @@ def command(name: str, folder: str) -> str:
   """Returns the shell command that prepares `tfds:<name>` in `folder`."""
   # JSON strings are Python strings, and their double quotes survive the shell's single ones.
   spec, data_dir = json.dumps(f'tfds:{name}'), json.dumps(folder)
-  code = f'from additive_jax import data; data.load({spec}, data_dir={data_dir}, download=True)'
+  load = f'data.load({spec}, data_dir={data_dir}, download=True, valid=0.0)'
+  code = f'from additive_jax import data; {load}'
   return shlex.join(['python', '-c', code])
 
 
