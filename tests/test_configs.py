@@ -119,7 +119,14 @@ ROUTED = {
   'train.structures_per_step': 1,
 }
 READING = {
-  'sweep': TWO | {'sweep.halving': 2, 'sweep.rungs': 2, 'sweep.shared_epochs': 0.0},
+  'sweep': TWO
+  | {
+    'sweep.halving': 2,
+    'sweep.rungs': 2,
+    'sweep.shared_epochs': 0.0,
+    'data.valid': 0.2,
+    'data.valid_examples': 8,
+  },
   'cotrain': TWO | {'search.method': 'random', 'search.budget': 4, 'search.population': 2},
   'stochastic': TWO | {'sampler.name': 'bernoulli', 'stochastic.modes': ('per_sample',)},
   'experts': ROUTED | {'experts.variants': ('softmax', 'single'), 'experts.budgets': ('params',)},
