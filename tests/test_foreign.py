@@ -106,3 +106,8 @@ def test_trainings_start_from_a_run_or_from_variables(tmp_path):
     sweep.run(tiny.config('sweep', still), tmp_path / 'given')
   with pytest.raises(UserError, match='init_from'):
     sweep.run(tiny.config('sweep', from_run), tmp_path / 'both', variables=variables)
+  with pytest.raises(UserError, match='variables of a pool with'):
+    sweep.run(tiny.config('sweep', still), tmp_path / 'none', variables={})
+  with pytest.raises(UserError, match=r"augment \('flip',\): expected a function of \(key, x, y\)"):
+    sweep.run(tiny.config('sweep', still), tmp_path / 'none', augment=('flip',))
+  assert not (tmp_path / 'none').exists()

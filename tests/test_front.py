@@ -147,3 +147,14 @@ def test_a_budget_below_all_off(net, arrays, tmp_path):
   with pytest.raises(UserError, match=r'budget 0.01 of .* flops: expected at least 0\.\d+'):
     aj.prune(net, arrays, budget=0.01, workdir=tmp_path / 'run', **QUICK)
   assert not (tmp_path / 'run').exists()
+
+
+def test_values_that_are_an_options(net, arrays):
+  given = {'augment': ('flip',), 'optimizer': 'sgd', 'learning_rates': {'embed': 0.1}}
+  config, opening = front.opened('sweep', net, arrays, given)
+  assert config.data.augment == ('flip',)
+  assert config.optimizer.name == 'sgd'
+  assert config.train.learning_rates == {'embed': 0.1}
+  assert not given.keys() & opening.keys()
+  flipped = lambda key, x, y: (x[..., ::-1], y)
+  assert front.opened('sweep', net, arrays, {'augment': flipped})[1]['augment'] is flipped

@@ -168,3 +168,10 @@ def test_compare_rankings_with_gaps_and_one_seed():
   assert math.isnan(result['tau_over_ceiling'])
   with pytest.raises(UserError, match='predictions given'):
     rankings.compare_rankings([1.0], truth, k=1)
+
+
+def test_seeds_that_disagree_have_no_ceiling_to_measure_by():
+  truth = np.arange(8.0)
+  found = rankings.compare_rankings(truth, np.stack([truth, truth[::-1]]), k=2, num_resamples=9)
+  assert found['tau_ceiling'] == 0
+  assert np.isnan(found['tau_over_ceiling'])

@@ -48,8 +48,8 @@ def test_a_sweep_ranks_by_r2_and_calls_it_so(swept):
   told += [path.read_text() for path in (folder / 'journals').iterdir()]
   assert not any('accuracy' in text for text in told)
   page = (folder / 'report.html').read_text()
-  assert 'its R²' in page
-  assert 'its accuracy' not in page
+  assert 'its test R²' in page
+  assert 'accuracy' not in page
 
 
 def test_a_run_of_an_earlier_version_goes_on(swept, tmp_path):

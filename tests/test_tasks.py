@@ -419,6 +419,13 @@ def test_targets_that_the_task_does_not_have(random_pool, task, y, message):
     aj.evaluate_structures(MODEL, random_pool(MODEL, X), (X, y), task=task)
 
 
+def test_a_loss_is_no_finer_than_what_it_is_of(random_pool):
+  y = np.array([0, 1, 2, 0, 1])
+  judge = functools.partial(aj.evaluate_structures, MODEL, random_pool(MODEL, X), (X, y))
+  with pytest.raises(UserError, match=r'loss <lambda> gives \(5, 3\) of targets \(5,\): expected'):
+    judge(task='classification', loss=lambda outputs, y: outputs)
+
+
 def test_what_does_not_count_may_be_anything(random_pool):
   pool, y = random_pool(MODEL, X), np.array([0, -100, 1, 2, -100])
   judge = functools.partial(aj.evaluate_structures, MODEL, pool)

@@ -26,6 +26,8 @@ from additive_jax.experiments.study import Result, Study
 ALIASES = {'seeds': 'num_seeds', 'optimizer': 'optimizer.name', 'schedule': 'schedule.name'}
 # Sections whose options need no section's name; an experiment's own come before them.
 SECTIONS = ('train', 'task', 'search', 'sampler', 'data')
+# Values that are those options themselves; others are objects and functions, see `Opening`.
+AS_OPTIONS: dict[str, Any] = {'augment': (str, tuple, list), 'optimizer': (str, Mapping)}
 
 
 def sweep(model: Any, data: Any, *, workdir: str | Path | None = None, **options: Any) -> Result:
@@ -100,7 +102,11 @@ def opened(
 
   Without `batch_size` a batch is at most as large as the training split.
   """
-  opening = {name: value for name, value in options.items() if name in Opening.__annotations__}
+  opening = {
+    name: value
+    for name, value in options.items()
+    if name in Opening.__annotations__ and not isinstance(value, AS_OPTIONS.get(name, ()))
+  }
   changes = dict(
     named_options(experiment, [item for item in options.items() if item[0] not in opening])
   )
@@ -144,6 +150,8 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
 
   >>> dict(named_options('sweep', [('epochs', 2.0), ('halving', 2), ('train', {'zero': True})]))
   {'train.epochs': 2.0, 'sweep.halving': 2, 'train.zero': True}
+  >>> dict(named_options('sweep', [('learning_rates', {'embed': 0.1})]))
+  {'train.learning_rates': {'embed': 0.1}}
   >>> dict(named_options('sweep', [('epoch', 2.0)]))
   Traceback (most recent call last):
   additive_jax.errors.UserError: option 'epoch': expected one of configs/default.py; did you mean
@@ -163,7 +171,8 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
       if parent == section and last not in ('name', 'kwargs'):
         short.setdefault(last, name)
   for name, value in given:
-    if isinstance(value, Mapping) and name not in DECLARED:
+    is_section = any(option.startswith(f'{name}.') for option in DECLARED)
+    if isinstance(value, Mapping) and is_section and name not in DECLARED:
       nested = [(f'{name}.{key}', item) for key, item in value.items()]
       yield from named_options(experiment, nested)
       continue

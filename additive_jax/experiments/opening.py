@@ -102,6 +102,11 @@ def open_session(
   if config.seed + config.num_seeds > SEEDS:
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
+  if not callable(opening.get('augment', callable)) and opening['augment'] is not None:
+    raise UserError(
+      f'augment {opening["augment"]!r}: expected a function of (key, x, y); names go into '
+      'config.data.augment'
+    )
   config = as_begun(config, workdir, opening.get('data'))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)

@@ -38,6 +38,8 @@ ONE_SEED = ' (one seed: no intervals)'
 def finished_page(session: Session, page: Page, note: str = '', last: Piece | None = None) -> str:
   """Returns the page as HTML, with what was run under its title, a note where there is one, a
   last section, how fast trainings were, and the command and the options of the run at its foot.
+  Under the title stands of which split numbers are: what the page says of it, else what is so of
+  most experiments.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   seeds += '' if len(session.seeds) > 1 else ', no intervals'
@@ -52,7 +54,7 @@ def finished_page(session: Session, page: Page, note: str = '', last: Piece | No
     last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; {_of_splits(session)}',
+    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}',
   ).html()
 
 

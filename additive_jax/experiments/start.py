@@ -40,7 +40,7 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
       'small ones: expected none'
     )
   check_variables(variables)
-  pool = flax.core.unfreeze(variables['params'])
+  pool = flax.core.unfreeze(variables.get('params', {}))
   shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))['params']
   if wrong := differences(pool, shapes):
     raise UserError(f'variables of a pool with {wrong}: expected one of {type(model).__name__}')

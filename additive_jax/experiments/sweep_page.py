@@ -27,6 +27,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   del records
   structures, summary, names = result.table, result.summary, session.space.names
   mean, word = over_seeds(session, ', mean over the seeds'), session.chosen_word
+  said = _of_splits(session)
   top = structures.head(session.config.sweep.top_k)
   return Page(
     f'Which + matter: {networks(summary)} of {type(session.model).__name__} on {session.data.name}',
@@ -63,10 +64,11 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'Table',
       table(
         structures,
-        f'The best structures; structures.csv has all.{_of_splits(session)}',
+        '; '.join(filter(None, ('The best structures; structures.csv has all', said))) + '.',
         max_rows=30,
       ),
     ),
+    subtitle=said,
   )
 
 
@@ -75,8 +77,8 @@ def _of_splits(session) -> str:
   if session.data.valid is None:
     return ''
   return (
-    f' Structures are ranked by {score_name(session.task.rank_by)}, on the validation split; '
-    f'test_{", test_".join(session.task.scores)} are of the test split, which chose nothing.'
+    f'structures are ranked by {score_name(session.task.rank_by)}, on the validation split; '
+    f'test_{", test_".join(session.task.scores)} are of the test split, which chose nothing'
   )
 
 
@@ -85,7 +87,7 @@ def _facts(summary, metrics):
   facts = {
     'best structure': summary['best_structure'],
     'its test loss': summary['best_loss'],
-    **{f'its {score_name(name)}': summary[f'best_{name}'] for name in metrics},
+    **{f'its test {score_name(name)}': summary[f'best_{name}'] for name in metrics},
     'rank of all-on': summary['all_on_rank'] or 'not evaluated',
     'noise ceiling τ': ceiling['tau_of_mean'],
   }

@@ -153,8 +153,10 @@ def noise_ceiling(values: ArrayLike) -> NoiseCeiling:
   )
   if math.isnan(halves):
     return NoiseCeiling(float(between), math.nan, math.nan, num_seeds)
+  if halves <= 0:
+    return NoiseCeiling(float(between), 0.0, 0.0, num_seeds)
   # (1 + v/a)(1 + v/b) = 1/r², solved for v.
-  correlation = max(math.sin(math.pi / 2 * halves), 1e-9)
+  correlation = math.sin(math.pi / 2 * halves)
   linear, square = 1 / half + 1 / (num_seeds - half), 1 / (half * (num_seeds - half))
   noise = (math.sqrt(linear**2 + 4 * square * (correlation**-2 - 1)) - linear) / (2 * square)
   reliability = 1 / (1 + noise / num_seeds)

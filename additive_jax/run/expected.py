@@ -68,6 +68,12 @@ def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
     )
   weight = jax.eval_shape(lambda y: task.weights(y, of_loss=True), targets)
   losses = _shapes_of(task.loss, 'loss', task.losses, outputs, targets)
+  bare = _targets(task, targets)
+  if task.name and is_array(bare) and losses.shape != bare.shape[: len(losses.shape)]:
+    raise UserError(
+      f'loss {name_of(task.loss)} gives {losses.shape} of targets {bare.shape}: expected a loss of '
+      'each example, or of each token, label or target of it'
+    )
   if weight is not None and losses.shape[: len(weight.shape)] != weight.shape:
     raise UserError(
       f'loss {name_of(task.loss)} gives {losses.shape} and weights are {weight.shape}: expected '
@@ -76,10 +82,15 @@ def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:
   _check_metrics(task, outputs, targets)
 
 
+def _targets(task, targets):
+  """Returns the shapes of targets without weights, and without what a teacher says of them."""
+  bare = jax.eval_shape(task.clean, targets)
+  return bare.y if isinstance(bare, Taught) else bare
+
+
 def _check_metrics(task, outputs, targets):
   count = outputs.shape[0]
-  bare, weight = (jax.eval_shape(f, targets) for f in (task.clean, task.weights))
-  bare = bare.y if isinstance(bare, Taught) else bare
+  bare, weight = _targets(task, targets), jax.eval_shape(task.weights, targets)
   for metric in task.metrics:
     given = _shapes_of(metric.name, 'metric', metric.statistics, outputs, bare, weight)
     if getattr(given, 'ndim', 0) != 2 or given.shape[0] != count:
