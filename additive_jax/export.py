@@ -43,6 +43,7 @@ from additive_jax.experiments.pools import open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names
+from additive_jax.run.recalibration import recalibrate
 
 __all__ = ['export', 'export_run', 'load', 'main']
 
@@ -82,10 +83,11 @@ def export_run(
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])
   name, saved = pools.read(x, checkpoint)
-  smaller = cut(network, saved.variables, structure, _used(network, saved.variables), x)
-  difference = receipt(smaller, network, saved.variables, x)
+  (variables,) = recalibrate(network, saved.variables, [structure], pools.data.train)
+  smaller = cut(network, variables, structure, _used(network, variables), x)
+  difference = receipt(smaller, network, variables, x)
   costs = {
-    'pool': cost(network, saved.variables, x)._asdict(),
+    'pool': cost(network, variables, x)._asdict(),
     'exported': cost(smaller.model, smaller.variables, x)._asdict(),
   }
   notes: dict[str, Any] = {'receipt': dataclasses.asdict(difference), 'cost': costs}

@@ -14,6 +14,8 @@ import pytest
 
 import additive_jax as aj
 from additive_jax import UserError
+from additive_jax.compress import cutting
+from additive_jax.compress.exported import export, load
 from additive_jax.models import BatchNorm
 from additive_jax.models.contract import check_network
 from additive_jax.parallel.mesh import make_mesh
@@ -186,3 +188,36 @@ def test_variables_without_statistics_and_no_examples_are_refused(data, variable
     aj.static(Net(), {'params': variables['params']}, data.x, '11')
   with pytest.raises(UserError, match='no examples to calibrate by: expected'):
     aj.recalibrate(Net(), variables, ['11'], data.x[:0])
+
+
+class Plain(aj.Additive):
+  """A network of one's own whose fields a file can hold."""
+
+  num_classes: int = 3
+
+  def setup(self):
+    self.embed, self.readout = nn.Dense(6), nn.Dense(self.num_classes)
+    self.sites = [Branch(name=f'b{i}') for i in range(2)]
+
+
+def test_what_is_exported_has_the_statistics_of_its_structure(data, tmp_path):
+  pool = jax.jit(Plain().init)(jax.random.key(0), data.x)
+  (own,) = aj.recalibrate(Plain(), pool, ['10'], data)
+  smaller = cutting.cut(Plain(), own, '10', x=data.x)
+  assert list(smaller.variables['batch_stats']) == ['b0']
+  module, variables = load(export(smaller, tmp_path / 'small'), model=Plain)
+  wanted = Plain().apply(own, data.x, '10')
+  np.testing.assert_array_equal(jax.jit(module.apply)(variables, data.x), wanted)
+  with pytest.raises(UserError, match=r"cut of Plain without statistics .* \['10'\], data\)\[0\]"):
+    cutting.cut(Plain(), {'params': pool['params']}, '10', x=data.x)
+
+
+@pytest.mark.slow
+def test_a_run_is_pruned_and_exported(data, tmp_path):
+  options = {'epochs': 1.0, 'batch_size': 8, 'structures_per_step': 2, 'devices': 1}
+  options |= {'progress': False, 'workdir': tmp_path / 'run'}
+  pruned = aj.prune(Plain(), (data.x, data.y), budget=0.8, heal_epochs=1.0, **options)
+  assert pruned.receipt.max_difference < 1e-5
+  module, variables = load(pruned.export(tmp_path / 'small'), model=Plain)
+  wanted = pruned.model.apply(pruned.variables, data.x)
+  np.testing.assert_allclose(module.apply(variables, data.x), wanted, rtol=1e-6)

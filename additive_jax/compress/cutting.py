@@ -29,6 +29,8 @@ from additive_jax.compress.steps import Steps, make_steps
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, canonical, gate_names, sites_of
+from additive_jax.models.batch_norm import has_statistics
+from additive_jax.models.contract import statistics_of
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.flops import count_flops
 from additive_jax.models.reads import read_by
@@ -95,7 +97,8 @@ def cut(
     model: an MLP, DenseStack, Transformer or ConvNet; or any other additive network, LeNet and VGG
       among them, for which there is no `keep`: the result holds the module in its structure and
       those leaves of the pool that it asks for.
-    variables: `{'params': pool}`.
+    variables: `{'params': pool}`; of a network with BatchNorms with the structure's statistics, as
+      `recalibrate` gives them.
     structure: static, in any form; None is all-on. The result names it without the gates that have
       no effect.
     keep: which units stay, bool [n] by space; see `spaces`. Others keep all. A unit that does not
@@ -129,13 +132,13 @@ def cut(
     plan = PLANNERS[type(model)](model, Selection(structure, units))
     network = Steps(tuple(plan.steps))
     config = {'network': 'steps', 'steps': network.config}
-    params = _cut_pool(model, pool, units, plan.sources)
+    smaller = {'params': _cut_pool(model, pool, units, plan.sources)}
   else:
     network = Fixed(model, structure.bits)
     config = {'network': 'fixed', **network.config}
-    params = _fixed_pool(model, pool, structure, x)
+    smaller = _fixed_variables(model, variables, structure, x)
   rule = _rule(model, structure, units)
-  return Cut(network, {'params': params}, config, gates, structure, units, rule)
+  return Cut(network, smaller, config, gates, structure, units, rule)
 
 
 def make(config: Mapping[str, Any], model: Callable[..., Additive] | None = None) -> nn.Module:
@@ -311,14 +314,24 @@ def _cut_pool(model, pool, units: Units, sources: Mapping[str, str]) -> PyTree:
   return unflatten_dict(renamed, sep='/')
 
 
-def _fixed_pool(model, pool, structure: Structure, x: Batch | None) -> PyTree:
+def _fixed_variables(model, variables, structure: Structure, x: Batch | None) -> PyTree:
   """Returns the leaves that a network in its structure asks for."""
+  named = zip(module_names(model), sites_of(model), strict=True)
+  off = {name for name, site in named if site.has_residual and not structure[site.start]}
+  smaller = {
+    collection: {name: leaves for name, leaves in tree.items() if name not in off}
+    for collection, tree in variables.items()
+  }
   if x is None:
-    named = zip(module_names(model), sites_of(model), strict=True)
-    own = {name for name, site in named if site.has_residual and not structure[site.start]}
-    return {name: leaves for name, leaves in pool.items() if name not in own}
-  asked = read_by(model, x, structure)
-  return unflatten_dict({path: leaf for path, leaf in flatten_dict(pool).items() if path in asked})
+    return smaller
+  if statistics_of(model, x) and not has_statistics(variables):
+    raise UserError(
+      f'cut of {type(model).__name__} without statistics of its BatchNorms: expected those of the '
+      f'structure, additive_jax.recalibrate(model, variables, [{str(structure)!r}], data)[0]'
+    )
+  asked, pool = read_by(model, x, structure), flatten_dict(params_of(variables))
+  read = {path: leaf for path, leaf in pool.items() if path in asked}
+  return smaller | {'params': unflatten_dict(read)}
 
 
 def _rule(model, structure: Structure, units: Units) -> str:

@@ -28,8 +28,11 @@ from additive_jax.files.journal import to_plain
 from additive_jax.files.rundir import WRITABLE, config_hash
 from additive_jax.files.seal import DamagedError, digest, parsed, sealed
 from additive_jax.models.additive import Additive
+from additive_jax.models.batch_norm import BATCH_STATS
 
 MODEL, TENSORS, ORBAX = 'model.json', 'model.safetensors', 'orbax'
+# Parts of `model.json` that describe leaves, and the collections of these.
+PARTS = {'parameters': 'params', 'statistics': BATCH_STATS}
 DIGEST = 'sha256'  # of the tensors, in `model.json`
 
 
@@ -49,16 +52,13 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
   """
   directory = Path(directory).absolute()
   check_new(directory)
-  leaves = {path: np.ascontiguousarray(leaf) for path, leaf in _leaves(cut.variables).items()}
+  leaves = _leaves(cut.variables)
   described = {
     'config': cut.config,
     'structure': str(cut.structure),
     'gates': list(cut.gates),
     'kept': {n: np.flatnonzero(mask).tolist() for n, mask in cut.units.items() if not mask.all()},
-    'parameters': {
-      path: {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'tensor': tensor_name(path)}
-      for path, leaf in leaves.items()
-    },
+    **{name: _described_leaves(part, leaves[part]) for name, part in PARTS.items()},
     **(notes or {}),
   }
   temporaries.remove_stale(directory.parent.glob(f'.{glob.escape(directory.name)}.*.tmp'))
@@ -66,7 +66,11 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
   try:
     with user_errors('write', directory, WRITABLE):
       temporary.mkdir()
-      tensors = {tensor_name(path): leaf for path, leaf in leaves.items()}
+      tensors = {
+        described[name][path]['tensor']: leaf
+        for name, part in PARTS.items()
+        for path, leaf in leaves[part].items()
+      }
       (temporary / TENSORS).write_bytes(safetensors.save(tensors))
       described = sealed(to_plain(described | {DIGEST: digest(temporary / TENSORS)}))
       with _checkpoint(temporary, cut.config) as checkpoint:
@@ -99,9 +103,10 @@ def load(
   config = described['config']
   module = make(config, model)
   _check_tensors(Path(directory) / TENSORS, described)
-  template = _template(Path(directory) / MODEL, described['parameters'])
+  leaves = {PARTS[name]: described[name] for name in PARTS if described.get(name)}
+  template = {part: _template(Path(directory) / MODEL, of_part) for part, of_part in leaves.items()}
   with _checkpoint(Path(directory), config) as checkpoint:
-    restored = checkpoint.restore({'params': template})
+    restored = checkpoint.restore(template)
   if restored is None:
     raise UserError(f'{directory} without {ORBAX}/: expected what additive_jax.export has written')
   return module, restored.state
@@ -166,5 +171,22 @@ def _checkpoint(directory: Path, config) -> Checkpointer:
   return Checkpointer(directory / ORBAX, identity={'config': config_hash(config)})
 
 
-def _leaves(variables) -> dict[str, Any]:
-  return flatten_dict(variables['params'], sep='/')
+def _leaves(variables) -> dict[str, dict[str, Any]]:
+  """Returns the leaves of each collection by their paths."""
+  flat = lambda tree: flatten_dict(tree, sep='/').items()
+  return {
+    part: {path: np.ascontiguousarray(leaf) for path, leaf in flat(variables.get(part, {}))}
+    for part in PARTS.values()
+  }
+
+
+def _described_leaves(part, leaves) -> dict[str, Any]:
+  prefix = '' if part == 'params' else f'{part}/'
+  return {
+    path: {
+      'shape': list(leaf.shape),
+      'dtype': str(leaf.dtype),
+      'tensor': prefix + tensor_name(path),
+    }
+    for path, leaf in leaves.items()
+  }

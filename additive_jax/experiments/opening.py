@@ -102,11 +102,6 @@ def open_session(
   if config.seed + config.num_seeds > SEEDS:
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
-  if not callable(opening.get('augment', callable)) and opening['augment'] is not None:
-    raise UserError(
-      f'augment {opening["augment"]!r}: expected a function of (key, x, y); names go into '
-      'config.data.augment'
-    )
   config = as_begun(config, workdir, opening.get('data'))
   data = opening.get('data') or load_data(config.data)
   model = opening.get('model') or make_model(config.model, data)
@@ -118,7 +113,7 @@ def open_session(
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
-    resolved['data']['augment'] = getattr(augment, '__qualname__', '') or describe(augment)
+    resolved['data']['augment'] = _name_of_augment(augment)
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
@@ -141,6 +136,15 @@ def open_session(
         value = value_of(config, option)
         processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
     yield session
+
+
+def _name_of_augment(augment: Any) -> str:
+  """Returns what an augmentation of one's own is called in the config of the run."""
+  if not callable(augment):
+    raise UserError(
+      f'augment {augment!r}: expected a function of (key, x, y); names go into config.data.augment'
+    )
+  return getattr(augment, '__qualname__', '') or describe(augment)
 
 
 def _check_sizes(config, data, devices):

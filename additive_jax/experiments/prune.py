@@ -39,6 +39,7 @@ from additive_jax.parallel import processes
 from additive_jax.report import figures
 from additive_jax.report.page import Page, section, table, tiles
 from additive_jax.report.statistics import rank
+from additive_jax.run.recalibration import recalibrate
 from additive_jax.search import Search
 from additive_jax.train.state import init_state
 from additive_jax.transplant.growth import Receipt
@@ -59,8 +60,7 @@ class Pruned:
     model: a plain Flax module without gates; `model.apply(variables, x)` gives the logits.
     variables: `{'params': its parameters}`.
     structure: that it is of the network.
-    before, unhealed, after: test scores, FLOPs and parameters of the full network, and of the
-      smaller one as it was in the pool and healed.
+    before, unhealed, after: test scores, FLOPs and parameters: whole, unhealed and healed.
     receipt: how far its logits are from those of the structure in the healed pool.
     result: of the run; `result.candidates` has a row for each structure that was ranked, best
       first.
@@ -127,9 +127,9 @@ def prune(
   config, opening = opened('prune', model, data, {'seeds': 1} | options)
   if config.num_seeds != 1:
     raise refused(config, 'num_seeds', expected='1: one network is pruned')
-  data = opening['data']
   if 'model' not in opening:
     raise UserError(f'model {model!r}: expected an additive network')
+  data = opening['data']
   x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
   if variables is not None:
     check_pool(model, variables, x)
@@ -141,8 +141,9 @@ def prune(
   healed = variables
   if heal_epochs or healed is None:
     name = f'{HEALED if heal_epochs else POOL}-seed{config.seed}'
-    path = Path(result.summary['workdir']) / 'checkpoints' / name
-    healed = Checkpoints(path, model).read(x).variables
+    folder = Path(result.summary['workdir'], 'checkpoints', name)
+    healed = Checkpoints(folder, model).read(x).variables
+  (healed,) = recalibrate(model, healed, [result.summary['structure']], data.train)
   return _cut_out(model, healed, result, x)
 
 
