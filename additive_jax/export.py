@@ -39,6 +39,7 @@ from additive_jax.cli.command import run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line, user_path
+from additive_jax.experiments.front import made
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
@@ -59,7 +60,8 @@ def export_run(
   to: str | Path,
   *,
   checkpoint: str = '',
-  model: str = '',
+  model: Any = '',
+  data: Any = None,
 ) -> Path:
   """Writes one structure of one pool of a run, logs its receipt and costs, and returns `to`.
 
@@ -71,14 +73,16 @@ def export_run(
     structure: text, gate 0 first.
     to: the directory to make.
     checkpoint: a folder of the run's checkpoints; '' is the first of the config's model.
-    model: `module:Class` of a network of your own; '' for those of the library.
+    model: the network that the run was given in Python, or `module:Class` of one of your own; ''
+      makes the library's that its config names.
+    data: what the run was given in Python, as `sweep` takes it; None is what its config names.
 
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
   to = user_path(to, '--to')
   check_new(to)
-  pools = open_pools(run, network=model)
+  pools = open_pools(run, network=model, data=None if data is None else made(data))
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])

@@ -158,3 +158,18 @@ def test_values_that_are_an_options(net, arrays):
   assert not given.keys() & opening.keys()
   flipped = lambda key, x, y: (x[..., ::-1], y)
   assert front.opened('sweep', net, arrays, {'augment': flipped})[1]['augment'] is flipped
+
+
+def test_a_run_on_arrays_is_exported(net, arrays, tmp_path):
+  workdir = tmp_path / 'run'
+  aj.sweep(net, arrays, workdir=workdir, **QUICK, seeds=1, modes=('shared',))
+  with pytest.raises(UserError, match=r"unknown data 'arrays'.* data=DATA"):
+    export.export_run(workdir, '110', tmp_path / 'small')
+  with pytest.raises(UserError, match='data arrays of digest'):
+    export.export_run(
+      workdir, '110', tmp_path / 'small', model=net, data=(arrays[0] + 1, arrays[1])
+    )
+  assert not (tmp_path / 'small').exists()
+  export.export_run(workdir, '110', tmp_path / 'small', model=net, data=arrays)
+  module, variables = export.load(tmp_path / 'small')
+  assert module.apply(variables, arrays[0]).shape == (120, 3)

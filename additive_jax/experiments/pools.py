@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from additive_jax import data as data_
+from additive_jax.data.digests import digest
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
@@ -22,6 +23,7 @@ from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.run.tasks import task_of
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
+GIVEN = 'the data of Python, export.export_run(RUN, STRUCTURE, TO, data=DATA), of'
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
 
@@ -66,12 +68,14 @@ class Pools:
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
 
-def open_pools(path: str | Path, *, network: str = '') -> Pools:
+def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None = None) -> Pools:
   """Returns the pools of the run in a directory.
 
   Args:
     path: the run directory.
-    network: `module:Class` of the network, where it is not one of the library's.
+    network: what the run was given in Python; or `module:Class` of it, where it is not one of the
+      library's; '' makes what its config names.
+    data: what the run was given in Python; None loads what its config names.
 
   Raises:
     UserError: for a directory that is not that of a run, a run without pools, data that is not
@@ -83,15 +87,28 @@ def open_pools(path: str | Path, *, network: str = '') -> Pools:
   names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
-  if not network and kind.lower() not in known:
+  if network == '' and kind.lower() not in known:
     raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
-  # The run may be somebody else's: what it downloaded is not fetched again without being asked for.
-  options = _section(DataOptions, config['data'], 'data', path)
-  data = load_data(dataclasses.replace(options, download=False))
-  values = config['model'] | {'name': network or known[kind.lower()]}
-  model = make_model(_section(ModelOptions, values, 'model', path), data)
-  check_fits(model, data, task_of(data.task))
-  return Pools(path, data, model, names)
+  data = _data_of(path, config['data']) if data is None else data
+  if (wanted := config['data'].get('digest')) and wanted != digest(data):
+    raise UserError(f'data {data.name} of digest {digest(data)}: expected {wanted}, {GIVEN} {path}')
+  if isinstance(network, str):
+    values = config['model'] | {'name': network or known[kind.lower()]}
+    network = make_model(_section(ModelOptions, values, 'model', path), data)
+  check_fits(network, data, task_of(data.task))
+  return Pools(path, data, network, names)
+
+
+def _data_of(path, values):
+  """Returns the data that a run's config names."""
+  try:
+    options = _section(DataOptions, values, 'data', path)
+    # The run may be somebody else's: what it downloaded is not fetched again unless asked for.
+    return load_data(dataclasses.replace(options, download=False))
+  except UserError as error:
+    if 'digest' not in values:
+      raise
+    raise UserError(f'{error}; expected {GIVEN} {path}') from None
 
 
 def _section(section, values, name, path):
