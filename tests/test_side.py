@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny import near
 
 import additive_jax as aj
 from additive_jax import Additive, UserError, run
@@ -105,10 +106,6 @@ def cached(tmp_path_factory):
 @pytest.fixture(scope='module')
 def pool(random_pool):
   return random_pool(MODEL, X)
-
-
-def near(a, b):
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), a, b)
 
 
 def test_ways_to_run_agree(pool):

@@ -1,6 +1,7 @@
 """Small runs of the experiments, in this process and in others, for their tests."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -51,6 +53,11 @@ SMALL = {
   'cotrain.top_k': 2,
   'cotrain.sweep_epochs': 2.0,
 }
+
+
+def near(a, b):
+  """Two pytrees are equal but for the rounding of a network in float32."""
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), a, b)
 
 
 def config(experiment, options=()):
