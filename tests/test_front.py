@@ -53,6 +53,10 @@ def test_a_call_ranks_and_a_second_one_reads(net, arrays, tmp_path, monkeypatch,
     ({'seeds': 0}, 'config.num_seeds 0: expected 1 to 10,000'),
     ({'top_k': 99}, 'config.sweep.top_k 99: expected at most'),
     ({'experiment': 'dna'}, "option 'experiment'"),
+    ({'frozen': ('emb3d',)}, 'fits no leaf of the pool'),
+    ({'frozen': ('.*',)}, 'is all of the pool'),
+    ({'learning_rates': {'emb3d': 0.1}}, 'fits no leaf of the pool'),
+    ({'batch_size': 32, 'accumulate': 5}, 'accumulate 5 of config.train.batch_size 32: expected a'),
   ],
 )
 def test_options_that_cannot_be(net, arrays, tmp_path, options, message):

@@ -89,7 +89,7 @@ def test_a_sweep_chooses_on_valid_and_reports_on_test(swept):
   assert (summary['chosen_on'], summary['reported_on']) == ('valid', 'test')
   page = (folder / 'report.html').read_text()
   assert 'Validation loss by rank' in page
-  assert 'what is chosen is chosen on the validation split' in page
+  assert 'structures are ranked by loss, on the validation split' in page
 
 
 def test_alone_and_shared_are_compared_on_valid(tmp_path):

@@ -181,14 +181,14 @@ class _Task:
   @functools.cached_property
   def digest(self) -> str:
     """Names what is no option: another one is another run."""
-    words = f'{self.budget} {self.heal_epochs}'.encode()
-    crc = zlib.crc32(words)
+    crc = zlib.crc32(f'{self.budget} {self.heal_epochs}'.encode())
     for leaf in jax.tree.leaves(self.given):
       crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
     return f'{crc:08x}'
 
   def check(self, session: Session) -> None:
     """Everything that can be said before any training."""
+    session.machine.check_networks([session.model])
     self.budget.limit(session)
     for line in _journal(session).sound():
       self.check_same(line['task'], session.rundir.path)

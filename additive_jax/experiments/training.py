@@ -28,6 +28,7 @@ from additive_jax.train.augment import Augment, augmented_shapes, make_augment
 from additive_jax.train.losses import Piped
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.recipe import Loss, Recipe, Structures
+from additive_jax.train.rule import check_pool
 from additive_jax.train.samplers import Sampler
 from additive_jax.train.trainer import default_mesh
 
@@ -194,10 +195,19 @@ class Machine:
 
   def check_networks(self, networks: Iterable[Any]) -> None:
     """Raises `UserError` where `config.train.expert_devices` suits none of the networks of a run,
-    or heads, hidden units or experts of one do not divide over the devices."""
+    or heads, hidden units or experts of one do not divide over the devices; and for frozen parts
+    and learning rates that fit no leaf of one, and pieces that do not divide a batch."""
+    networks, options = list(networks), self.options
+    if options.batch_size % options.accumulate:
+      raise UserError(
+        f'config.train.accumulate {options.accumulate} of config.train.batch_size '
+        f'{options.batch_size}: expected a number that divides it'
+      )
+    for network in networks if options.frozen or options.learning_rates else ():
+      pool = jax.eval_shape(network.init, jax.random.key(0), self.example)['params']
+      check_pool(pool, options.learning_rates, tuple(options.frozen))
     if self.options.expert_devices == self.options.tensor_devices == 1:
       return
-    networks = list(networks)
     some = any(layout.has_experts(network, self.example) for network in networks)
     for network in networks:
       sizes = {TENSOR: self.options.tensor_devices}

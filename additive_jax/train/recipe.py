@@ -297,10 +297,7 @@ class Recipe:
   def check_pool(self, params: PyTree) -> None:
     """Raises `UserError` for rates or frozen parts that fit no leaf of a pool, of arrays or shapes,
     or where nothing is left to learn."""
-    rule_.check_paths(params, dict(self.learning_rates), 'learning_rates')
-    rule_.check_paths(params, self.frozen, 'frozen')
-    if self.frozen and all(jax.tree.leaves(rule_.is_frozen(params, self.frozen))):
-      raise UserError(f'frozen {self.frozen} is all of the pool: expected some of it to learn')
+    rule_.check_pool(params, dict(self.learning_rates), self.frozen)
 
   def mode(self, slot: Slot) -> Mode:
     """Returns the mode in which the parts of the network run on a slot's examples."""

@@ -118,6 +118,24 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
       )
 
 
+def check_pool(pool: PyTree, rates: Mapping[str, float], frozen: tuple[str, ...]) -> None:
+  """Raises `UserError` for rates or frozen parts that fit no leaf of a pool, or where nothing is
+  left to learn.
+
+  >>> check_pool({'embed': {'kernel': 1}}, {}, ('embed',))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: frozen ('embed',) is all of the pool: expected some of it to learn
+
+  Args:
+    pool: of arrays or shapes.
+    rates, frozen: see `rule_of`.
+  """
+  check_paths(pool, dict(rates), 'learning_rates')
+  check_paths(pool, frozen, 'frozen')
+  if frozen and all(jax.tree.leaves(is_frozen(pool, frozen))):
+    raise UserError(f'frozen {frozen} is all of the pool: expected some of it to learn')
+
+
 def is_frozen(pool: PyTree, frozen: tuple[str, ...]) -> PyTree:
   """Returns which leaves a pool has that do not learn, a pytree of Python bools like it.
 
