@@ -277,7 +277,7 @@ def shrinks(epoch):
     (
       shrinks,
       {'num_examples': 21},
-      'pass 1 ends before batch 2, after 16 examples: expected num_examples 2',
+      'pass 2 ends before batch 1, after 8 examples: expected num_examples 21',
     ),
     (
       singles,
