@@ -121,6 +121,8 @@ def opened(
     config = read_options(replaced(config, {'model.name': model}))
   else:
     opening['model'] = model
+  if isinstance(data, str):
+    config = replaced(config, {'data.name': data})
   opening['data'] = data = made(data, config.data, config.task.ignore_label)
   if 'train.batch_size' not in changes and config.train.batch_size > len(data.train):
     config = replaced(config, {'train.batch_size': len(data.train)})
