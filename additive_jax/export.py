@@ -14,7 +14,7 @@ that a compression has pruned, which only zeros write or read, are cut out.
 
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums (for plain
 Orbax in `orbax/0/state`), and `model.json`: config, gates, structure, shapes, costs, and the
-largest difference of the logits between the pool and what was exported, on a batch of the run's
+largest difference of the outputs between the pool and what was exported, on a batch of the run's
 data.
 
 Exit codes: 0 done; 2 a mistake in what was asked, told in one line, with nothing written.
@@ -40,7 +40,7 @@ from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.front import made
-from additive_jax.experiments.pools import open_pools
+from additive_jax.experiments.pools import ignored_label, open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names
@@ -82,7 +82,8 @@ def export_run(
   """
   to = user_path(to, '--to')
   check_new(to)
-  pools = open_pools(run, network=model, data=None if data is None else made(data))
+  given = None if data is None else made(data, ignore_label=ignored_label(run))
+  pools = open_pools(run, network=model, data=given)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])

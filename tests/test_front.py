@@ -84,6 +84,11 @@ def test_data_as_people_have_it(arrays):
   assert len(front.made(aj.data.ArraySplit(*arrays)).test) == len(data.test)
   with pytest.raises(UserError, match='data of type int: expected'):
     front.made(3)
+  x, y = arrays[0], np.where(np.arange(len(arrays[1])) % 5, arrays[1], -1)
+  with pytest.raises(UserError, match='where -1 means no label: ignore_label of the task'):
+    front.made((x, y))
+  _, opening = front.opened('sweep', 'mlp', (x, y), {'ignore_label': -1})
+  assert opening['data'].task == aj.Task('classification', ignore_label=-1)
 
 
 def test_small_data_make_small_batches(net, arrays):

@@ -249,6 +249,64 @@ def test_bad_iterators(make, options, message):
   assert '\n' not in str(caught.value)
 
 
+def raises(epoch):
+  for i, batch in enumerate(batches(epoch)):
+    if (i, epoch) == (1, 1):
+      raise OSError('cable\nis out')
+    yield batch
+
+
+def raises_at_once(epoch):
+  return open('/nowhere') if epoch else batches(0)
+
+
+def shrinks(epoch):
+  return list(batches(epoch))[: 3 - epoch]
+
+
+@pytest.mark.parametrize(
+  ('make', 'options', 'message'),
+  [
+    (raises, {}, 'batch 1 of pass 1: the iterator raises OSError: cable is out; expected a pair'),
+    (raises_at_once, {}, 'make_train, pass 1: the iterator raises FileNotFoundError: '),
+    (
+      plain,
+      {'num_examples': 30},
+      'pass 0 ends before batch 3, after 21 examples: expected num_examples 30',
+    ),
+    (
+      shrinks,
+      {'num_examples': 21},
+      'pass 2 ends before batch 1, after 8 examples: expected num_examples 21',
+    ),
+    (
+      singles,
+      {'num_examples': 22, 'batched': False},
+      'pass 0 ends before batch 1, after 21 examples: e',
+    ),
+  ],
+)
+def test_iterators_that_raise_or_give_less_than_promised(make, options, message):
+  stream = made(make, **options).train.stream()
+  with pytest.raises(UserError, match=re.escape(message)) as caught:
+    stream.take(100)
+  assert '\n' not in str(caught.value)
+  assert str(caught.value).startswith('iterator, make_train')
+
+
+def test_a_last_batch_that_is_dropped_is_said_once(caplog):
+  stream = made(num_examples=25).train.stream()  # 21, the last batch of 5
+  stream.take(20)
+  again = Stream(stream._source)
+  again.restore(stream.place(20))
+  again.take(30)
+  (record,) = caplog.records
+  assert 'pass 0 ends before batch 3, after 21 examples: expected num_examples 25' in record.message
+  caplog.clear()
+  made([*batches(0)], num_examples=None).train.stream().take(50)  # 24 by its length
+  assert not caplog.records
+
+
 def test_iterators_that_end_early_or_change():
   for make in (ends, once):
     with pytest.raises(UserError, match=r'pass \d over the iterator gives nothing'):

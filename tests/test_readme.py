@@ -42,7 +42,7 @@ def test_front_door_outside_the_clone(tmp_path):
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'structure' in done.stdout
-  assert 'max |Δlogit|' in done.stdout
+  assert 'max |Δoutput|' in done.stdout
   assert '100%' in done.stderr  # a run shows how far it is
   assert len(list((tmp_path / 'runs').glob('*/report.html'))) == 2
   assert (tmp_path / 'small' / 'model.json').exists()

@@ -213,6 +213,12 @@ def spoilt(values, place, value):
       'weight -1.0 in 1 of 80 examples, the f',
     ),
     ((X, Y), {'class_names': ['a', 'b']}, 'label 2 in '),
+    (
+      (X, spoilt(Y, 7, 255)),
+      {},
+      'example 7: expected 0 to 2, for no example has the label 3; where 255 means no class, a',
+    ),
+    ((X, 0 * X[:, :1] + 3.0), {}, 'target 0 is 3.0 in all 56 training examples: expected one that'),
     ((X, Y), {'test': 0.0}, 'test 0.0 of arrays: expected a share above 0 and below 1, or (x, y)'),
     ((X, Y), {'valid': 1.5}, 'valid 1.5 of arrays: expected a share from 0 and below 1, or (x, y)'),
     ((X, Y), {'test': 0.001}, 'test 0.001 of the 80 examples of arrays is none: expected at least'),

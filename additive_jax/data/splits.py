@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from additive_jax.batches import described, example_shapes, named_leaves, num_examples
 from additive_jax.data.coding import Coding
-from additive_jax.data.values import TOKENS, Expected, check_inputs
+from additive_jax.data.values import NUMBERS, TOKENS, Expected, check_inputs
 from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError
 
@@ -249,7 +249,8 @@ class Data:
     class_names: the name of every class, where the source has them.
     valid: examples to choose by, none of them in `train` or `test`; None where nothing was held
       out, so that what is chosen is chosen on `test`.
-    coding: of a table, how its columns became x and y, to do the same with new rows.
+    coding: how the columns of a table became x and y, to do the same with new rows, or how targets
+      were standardised; None where neither was.
   """
 
   name: str
@@ -283,6 +284,17 @@ class Data:
   def task_name(self) -> str:
     """The name of the task; '' for a function, which is a loss of your own."""
     return self.task if isinstance(self.task, str) else getattr(self.task, 'name', '')
+
+  @property
+  def target_units(self) -> dict[str, float]:
+    """What an error of 1 is in the units of each target, by its name, of a regression whose targets
+    were standardised; else {}.
+
+    >>> list(aj.data.load('tabular:linnerud').target_units)
+    ['Weight', 'Waist', 'Pulse']
+    """
+    units = {} if self.coding is None or self.task_name != NUMBERS else self.coding.units
+    return {} if set(units.values()) == {1.0} else units
 
   @property
   def splits(self) -> dict[str, Split]:

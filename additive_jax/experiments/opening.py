@@ -131,11 +131,22 @@ def open_session(
     if processes.is_primary():
       for line in session.plan:
         processes.log.info('%s', line)
-    if not rundir.finished and not {'model', 'data'} & opening.keys():
-      for option, purpose in unused(config, data):
-        value = value_of(config, option)
-        processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
+    if not rundir.finished:
+      _warn_of_unused(config, data, opening)
     yield session
+
+
+def _warn_of_unused(config, data, opening):
+  """Warns in one line of options that the run was given and does not use."""
+  given = [name for name, value in opening.items() if value is not None]
+  if data.name == config.data.name:  # which a call may have loaded by its name
+    given = [name for name in given if name != 'data']
+  some = [
+    f'config.{option} {value_of(config, option)!r}, for {purpose}'
+    for option, purpose in unused(config, data, given)
+  ]
+  if some:
+    processes.log.warning('not used: %s', '; '.join(some))
 
 
 def _name_of_augment(augment: Any) -> str:

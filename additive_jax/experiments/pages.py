@@ -28,7 +28,7 @@ from additive_jax.report.page import (
   tiles,
   varying,
 )
-from additive_jax.report.wording import counted, plain, score_name
+from additive_jax.report.wording import counted, format_value, plain, score_name
 
 log = logging.getLogger('additive_jax')
 
@@ -56,8 +56,18 @@ def finished_page(
     *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}',
+    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}{_of_units(session)}',
   ).html()
+
+
+def _of_units(session: Session) -> str:
+  """Returns what an error of a standardised target is in the target's units; '' for others."""
+  units = session.data.target_units
+  if not units:
+    return ''
+  told = [f'{format_value(unit)} of {name}' for name, unit in units.items()]
+  several = '' if len(told) <= 4 else ', … (target_units in summary.json)'
+  return f'; targets are standardised, an error of 1 is {", ".join(told[:4])}{several}'
 
 
 def _of_splits(session: Session) -> str:

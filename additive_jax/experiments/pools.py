@@ -99,6 +99,12 @@ def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None =
   return Pools(path, data, network, names)
 
 
+def ignored_label(path: str | Path) -> str:
+  """Returns the label that does not count in a run, `config.task.ignore_label`; '' for none."""
+  task = _read_config(user_path(path, 'run')).get('task')
+  return str(task.get('ignore_label', '')) if isinstance(task, dict) else ''
+
+
 def _data_of(path, values):
   """Returns the data that a run's config names."""
   try:

@@ -56,11 +56,11 @@ class Pruned:
   """A smaller network, and how it was found.
 
   Attributes:
-    model: a plain Flax module without gates; `model.apply(variables, x)` gives the logits.
+    model: a plain Flax module without gates; `model.apply(variables, x)` gives the outputs.
     variables: `{'params': its parameters}`.
     structure: that it is of the network.
     before, unhealed, after: test scores, FLOPs and parameters: whole, unhealed and healed.
-    receipt: how far its logits are from those of the structure in the healed pool.
+    receipt: how far its outputs are from those of the structure in the healed pool.
     result: of the run; `result.candidates` has a row for each structure that was ranked, best
       first.
     cut: what was cut out, see `compress.cutting.Cut`.

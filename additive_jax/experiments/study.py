@@ -302,6 +302,8 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     head |= {'chosen_on': session.chosen_on, 'reported_on': 'test'}
+    if units := session.data.target_units:
+      head['target_units'] = units
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
     tables, figures, of_means = averages.parts(records)

@@ -49,7 +49,7 @@ class Moved(NamedTuple):
   Attributes:
     transplant: the new model's pool, and how it was made.
     opt_state: what the optimizer knew, for the new pool; None if it was not asked for.
-    receipt: how far the logits of both models are apart.
+    receipt: how far the outputs of both models are apart.
     step: of the checkpoint.
   """
 

@@ -57,7 +57,7 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
   receipt = cutting.receipt(smaller, session.model, variables, x)
   if receipt.max_difference > 1e-3:
     difference = receipt.max_difference
-    log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
+    log.warning('%s of seed %d: cut out, outputs differ by %g', name, trained.seed, difference)
   cost = cutting.cost(smaller.model, smaller.variables, rows(x, slice(1)))
   remains = _left(level, network.stays)
   if isinstance(
