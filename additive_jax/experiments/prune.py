@@ -327,6 +327,6 @@ def _journal(session: Session) -> Journal:
 
 def _scores(session: Session, variables: PyTree, structure: Structure) -> dict[str, float]:
   """Returns the test scores of a structure in a pool."""
-  scores = session.evaluate(variables, [structure]).scores
-  stored = stored_scores(session, variables, np.array([structure.bits]))
-  return {key: float(values[0]) for key, values in [*scores.items(), *stored.items()]}
+  scores: dict[str, Any] = {**session.evaluate(variables, [structure]).scores}
+  scores |= stored_scores(session, variables, np.array([structure.bits]))
+  return {key: float(values[0]) for key, values in scores.items()}
