@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -35,9 +35,11 @@ log = logging.getLogger('additive_jax')
 ONE_SEED = ' (one seed: no intervals)'
 
 
-def finished_page(session: Session, page: Page, note: str = '', last: Piece | None = None) -> str:
-  """Returns the page as HTML, with what was run under its title, a note where there is one, a
-  last section, how fast trainings were, and the command and the options of the run at its foot.
+def finished_page(
+  session: Session, page: Page, note: str = '', last: Sequence[Piece | None] = ()
+) -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one,
+  last sections, how fast trainings were, and the command and the options of the run at its foot.
   Under the title stands of which split numbers are: what the page says of it, else what is so of
   most experiments.
   """
@@ -51,7 +53,7 @@ def finished_page(session: Session, page: Page, note: str = '', last: Piece | No
     page.title,
     text(note) if note else None,
     *page.pieces,
-    last,
+    *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
     subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}{_of_units(session)}',

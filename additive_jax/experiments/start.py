@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.options import Options, refused
 from additive_jax.models.additive import check_variables, shape_of
+from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes
 from additive_jax.transplant.foreign import digest, restore_pool
@@ -21,7 +22,8 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
 
   Args:
     config: with `init_from`, from where the pool is read.
-    variables: `{'params': pool}` in its place, or None.
+    variables: `{'params': pool}` in its place, or None. Its `batch_stats`, if it has any, are those
+      of that pool; a training normalises by its batches, and has statistics of its own at the end.
     model: the network of the run.
     x: a batch of inputs, of which the shape matters.
 
@@ -41,9 +43,13 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
     )
   check_variables(variables)
   pool = flax.core.unfreeze(variables.get('params', {}))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))['params']
-  if wrong := differences(pool, shapes):
+  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
+  if wrong := differences(pool, shapes['params']):
     raise UserError(f'variables of a pool with {wrong}: expected one of {type(model).__name__}')
+  given = flax.core.unfreeze(variables.get(BATCH_STATS, {}))
+  if given and (wrong := differences(given, shapes.get(BATCH_STATS, {}))):
+    of_model = f'those of {type(model).__name__}, or none'
+    raise UserError(f'variables of {BATCH_STATS} with {wrong}: expected {of_model}')
   return processes.to_host(pool)
 
 
