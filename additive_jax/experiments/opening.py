@@ -103,7 +103,7 @@ def open_session(
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
   config = as_begun(config, workdir, opening.get('data'))
-  data, model, task = checked_parts(config, devices, **opening)
+  data, model, task = checked_parts(config, devices, opening)
   pool = start_of(config, opening.get('variables'), model, first_input(data))
   resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
@@ -133,7 +133,7 @@ def open_session(
 
 
 def checked_parts(
-  config: Options, devices: Sequence[jax.Device], **opening: Unpack[Opening]
+  config: Options, devices: Sequence[jax.Device], opening: Opening
 ) -> tuple[data_.Data, Any, Task]:
   """Returns the data, the network and the task of a run, given or as the config names them, which
   fit each other and the devices.

@@ -50,7 +50,7 @@ def plan_config(config: ConfigDict | Options, devices: int = 0) -> Iterator[tupl
   """
   config = read_options(config)
   chosen = mesh.pick_devices(devices)
-  data, model, task = checked_parts(config, chosen)
+  data, model, task = checked_parts(config, chosen, {})
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     started = start_session(config, RunDir(Path(folder)), data, model, chosen, task=task)
@@ -84,6 +84,7 @@ def _planned(session: Session, recipe: Recipe, sampler: Sampler) -> Plan:
   """Returns the plan of a step as the run's trainer takes it, on its mesh."""
   train = session.config.train
   placement = session.machine.placement(session.model, recipe, sampler)
+  assert placement.mesh is not None
   x, y = shapes_of(session.data.train[np.zeros(1, np.int64)], train.batch_size)
   options = {'zero': placement.zero, 'offload': placement.offload}
   return plan(recipe, sampler, x, y, placement.mesh, shared_batch=train.shared_batch, **options)
