@@ -69,8 +69,9 @@ def _is_slow(equation: JaxprEqn) -> bool:
   `models.convolution`. One over groups of the batch, which that writes too, is not slower."""
   if equation.primitive.name != 'conv_general_dilated' or equation.params['batch_group_count'] > 1:
     return False
-  axes = len(equation.invars[0].aval.shape)
-  sides, layouts = tuple(range(1, axes - 1)), equation.params['dimension_numbers']
+  layouts = equation.params['dimension_numbers']
+  axes = len(layouts.lhs_spec)
+  sides = tuple(range(1, axes - 1))
   fast = (0, axes - 1, *sides), (axes - 1, axes - 2, *range(axes - 2)), (0, axes - 1, *sides)
   return tuple(map(tuple, layouts)) != fast
 
