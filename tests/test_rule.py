@@ -120,7 +120,7 @@ def test_networks_alone_keep_means_too():
   state = processes.to_host(member.state)
   mean = average_of(state.opt_state, state.params)
   assert not np.allclose(mean['embed']['kernel'], member.state.params['embed']['kernel'])
-  assert member.averaged['loss'] != member.loss
+  assert member.averaged.loss != member.loss
   fleet = Fleet(recipe, ROWS, [range(24), range(24, 48)], batch_size=BATCH, seed=0)
   fleet.run(3)
   first = fleet.members()[0]
@@ -210,6 +210,21 @@ def test_means_are_judged_beside_pools_in_a_run(tmp_path):
   assert row['ema'] != row['pool']
   assert result.summary['averages']['shared']['loss']['ema'] == pytest.approx(row['ema'])
   assert 'Means over the steps' in (tmp_path / 'run' / 'report.html').read_text()
+
+
+def test_means_of_networks_alone_are_of_the_split_that_the_pool_is_of(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(40, 4)).astype(np.float32)
+  y = (x[:, 0] > 0).astype(int)
+  data = from_arrays(x, y, valid=(x, y), test=(x, 1 - y))  # a loss on test is far from that on valid
+  options = {'train.ema': 0.5, 'sweep.modes': ('standalone',), 'learning_rate': 1e-2}
+  result = sweep.run(tiny.config('sweep', options), tmp_path, data=data)
+  rows = result.averages.set_index(['arm', 'score'])
+  for score in ('loss', 'test_loss'):
+    row = rows.loc['111', score]
+    assert row['ema'] == pytest.approx(row['pool'], rel=0.2)
+  assert rows.loc['111', 'test_loss']['pool'] > 1.5 * rows.loc['111', 'loss']['pool']
+  assert {('111', 'accuracy'), ('111', 'test_accuracy')} <= set(rows.index)  # equal ones are told
 
 
 def test_optimizers_of_contrib_train_and_schedule_free_ones_are_judged_by_their_mean():
