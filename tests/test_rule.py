@@ -12,7 +12,7 @@ import tiny
 from ml_collections import ConfigDict
 
 from additive_jax import UserError
-from additive_jax.data import ArraySplit, Data
+from additive_jax.data import ArraySplit, Data, from_arrays
 from additive_jax.experiments import sweep
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.gates.subsets import Subsets
@@ -216,8 +216,15 @@ def test_means_of_networks_alone_are_of_the_split_that_the_pool_is_of(tmp_path):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(40, 4)).astype(np.float32)
   y = (x[:, 0] > 0).astype(int)
-  data = from_arrays(x, y, valid=(x, y), test=(x, 1 - y))  # a loss on test is far from that on valid
-  options = {'train.ema': 0.5, 'sweep.modes': ('standalone',), 'learning_rate': 1e-2}
+  data = from_arrays(
+    x, y, valid=(x, y), test=(x, 1 - y)
+  )  # a loss on test is far from that on valid
+  options = {
+    'train.ema': 0.5,
+    'sweep.modes': ('standalone',),
+    'learning_rate': 0.05,
+    'train.epochs': 10.0,
+  }
   result = sweep.run(tiny.config('sweep', options), tmp_path, data=data)
   rows = result.averages.set_index(['arm', 'score'])
   for score in ('loss', 'test_loss'):
