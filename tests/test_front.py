@@ -146,8 +146,11 @@ def test_prune_searches_many(arrays, random_pool, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('spoil', 'message'),
   [
-    (lambda leaf: leaf * np.nan, r'embed/bias, 8 of 8 numbers not finite: expected finite ones'),
-    (lambda leaf: leaf.astype(int), r'embed/bias of dtype int64: expected float32'),
+    (
+      lambda leaf: leaf * np.nan,
+      r'block_00/in/bias, 4 of 4 numbers not finite: expected finite ones',
+    ),
+    (lambda leaf: leaf.astype(int), r'block_00/in/bias of dtype int64: expected float32'),
   ],
 )
 def test_pools_that_cannot_be(net, arrays, tmp_path, random_pool, spoil, message):
