@@ -90,7 +90,7 @@ class Crowd:
         arms = [arm for other, arm in units if other == seed]
         for arm, member in self._train_seed(seed, arms):
           record = self.judge(seed, arm, member)
-          yield seed, arm, record | ({EMA: member.averaged} if member.averaged else {})
+          yield seed, arm, record | ({EMA: _of_mean(record, member)} if member.averaged else {})
           word = f'{self.session.chosen_word} loss'
           progress.advance(1, **{word: member.chosen['loss']})
           if self.session.stopper.stop_requested:
@@ -130,6 +130,14 @@ class Crowd:
       flops *= num_steps * population.batch_size
       dtype = getattr(self.recipe, 'dtype', None)
       say(self.session, name, clock, examples, flops, population.devices, dtype)
+
+
+def _of_mean(record: Record, member: Member) -> Record:
+  """Returns what the mean over the steps scored, by the names that its record has for the pool."""
+  mean = member.averaged or {}
+  if 'test_loss' not in record:
+    return {**mean}
+  return {**member.averaged_valid, **{f'test_{name}': score for name, score in mean.items()}}
 
 
 def rung_sizes(session: Session, count: int) -> list[tuple[int, int]]:

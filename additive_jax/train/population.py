@@ -48,7 +48,8 @@ class Member:
     valid: the same on the split to choose by; {} where there is none.
     train_loss: mean over the last tenth of all steps from 0 on, at least one.
     skipped: steps whose loss or gradient was not finite.
-    averaged: scores of the mean of the pool over the steps, where the recipe keeps one.
+    averaged: scores of the mean of the pool over the steps on the test split, where the recipe
+      keeps one; `averaged_valid` on the split to choose by.
   """
 
   structure: Structure
@@ -58,6 +59,7 @@ class Member:
   skipped: int
   averaged: dict[str, float] | None = None
   valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  averaged_valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def chosen(self) -> Mapping[str, float]:
@@ -194,10 +196,16 @@ class Population:
     on_splits = lambda of_pool: list(map(self._finished, jax.device_get(of_pool), self._facts))
     finished = list(map(on_splits, every))
     (scores, *valid), *others = finished
-    averaged, skipped = others[0][0] if others else None, int(state.skipped)
-    own = valid[0] if valid else {}
+    averaged, *of_valid = others[0] if others else [None]
     return Member(
-      structure, state, scores, float(train_loss), skipped, averaged=averaged, valid=own
+      structure,
+      state,
+      scores,
+      float(train_loss),
+      int(state.skipped),
+      averaged=averaged,
+      valid=valid[0] if valid else {},
+      averaged_valid=of_valid[0] if of_valid else {},
     )
 
   def _finished(self, sums, facts):
