@@ -313,10 +313,15 @@ def test_help(capsys):
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['exprt', 'runs/a'], "command 'exprt': expected one of launch, export, or --config=NAME"),
+    (
+      ['exprt', 'runs/a'],
+      "command 'exprt': expected one of launch, export, plan, or --config=NAME",
+    ),
     (['exprt', 'runs/a'], '; did you mean export?\n'),
     (['launch', '--config=nowhere.py'], '--config=nowhere.py: expected a Python file'),
     (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file'),
+    (['plan', '--config=exp1', '--workdir=a'], '--workdir=a of a plan: expected none, nothing is'),
+    (['plan', '--config=exp1', '--config.train.batch_size=0'], 'config.train.batch_size 0: expec'),
     (['export', 'runs/a'], 'no --structure: expected RUN --structure=BITS --to=DIR\n'),
   ],
 )

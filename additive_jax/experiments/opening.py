@@ -103,11 +103,7 @@ def open_session(
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
   config = as_begun(config, workdir, opening.get('data'))
-  data = opening.get('data') or load_data(config.data)
-  model = opening.get('model') or make_model(config.model, data)
-  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
-  check_fits(model, data, task)
-  _check_sizes(config, data, devices)
+  data, model, task = checked_parts(config, devices, opening)
   pool = start_of(config, opening.get('variables'), model, first_input(data))
   resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
@@ -134,6 +130,23 @@ def open_session(
     if not rundir.finished:
       _warn_of_unused(config, data, opening)
     yield session
+
+
+def checked_parts(
+  config: Options, devices: Sequence[jax.Device], opening: Opening
+) -> tuple[data_.Data, Any, Task]:
+  """Returns the data, the network and the task of a run, given or as the config names them, which
+  fit each other and the devices.
+
+  Raises:
+    UserError: where they do not.
+  """
+  data = opening.get('data') or load_data(config.data)
+  model = opening.get('model') or make_model(config.model, data)
+  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
+  check_fits(model, data, task)
+  _check_sizes(config, data, devices)
+  return data, model, task
 
 
 def _warn_of_unused(config, data, opening):
