@@ -223,7 +223,8 @@ def get_config() -> ConfigDict:
 
   # Where the pool is from that all trainings start from: a run directory, a directory of its
   # checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
-  # Not part of a run's identity.
+  # Exp 5, which compares beginning untrained with growing from small networks, takes none. Not part
+  # of a run's identity.
   config.init_from = ''
   # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001

@@ -121,6 +121,13 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(('path', 'variables'), [('a', None), ('', {'params': {}})])
+def test_exp_5_starts_from_no_pool(path, variables):
+  options = Options(experiment='booster', init_from=path)
+  with pytest.raises(UserError, match=r"^(config\.init_from 'a'|variables) in Exp 5: expected n"):
+    start_of(options, variables, None, None)
+
+
 def test_trainings_start_from_a_run_or_from_variables(tmp_path):
   options = {'num_seeds': 1, 'sweep.modes': ('shared',), 'train.checkpoint_every': 100}
   first = sweep.run(tiny.config('sweep', options), tmp_path / 'first')

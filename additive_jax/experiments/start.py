@@ -28,19 +28,21 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
     x: a batch of inputs, of which the shape matters.
 
   Raises:
-    UserError: for both, a pool of another network, or Exp 5, which starts from small networks.
+    UserError: for both, a pool of another network, or Exp 5: of its two sides one begins
+      untrained, and the other is grown from small networks that the run trains.
   """
+  if config.experiment == 'booster' and (config.init_from or variables is not None):
+    given = f'config.init_from {config.init_from!r}' if config.init_from else 'variables'
+    raise UserError(
+      f'{given} in Exp 5: expected none, since it compares a large network that begins untrained '
+      'with one that is grown from the small ones it trains'
+    )
   if variables is not None and config.init_from:
     raise refused(config, 'init_from', expected="'' beside variables")
   if config.init_from:
     variables = restore_pool(user_path(config.init_from, 'config.init_from'), model, x)
   if variables is None:
     return None
-  if config.experiment == 'booster':
-    raise UserError(
-      'a pool to start from, config.init_from or variables, in Exp 5, whose networks start from '
-      'small ones: expected none'
-    )
   check_variables(variables)
   pool = flax.core.unfreeze(variables.get('params', {}))
   shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
