@@ -196,16 +196,16 @@ class Population:
     on_splits = lambda of_pool: list(map(self._finished, jax.device_get(of_pool), self._facts))
     finished = list(map(on_splits, every))
     (scores, *valid), *others = finished
-    averaged, *of_valid = others[0] if others else [None]
+    of_mean = others[0] if others else []
     return Member(
       structure,
       state,
       scores,
       float(train_loss),
       int(state.skipped),
-      averaged=averaged,
+      averaged=of_mean[0] if of_mean else None,
       valid=valid[0] if valid else {},
-      averaged_valid=of_valid[0] if of_valid else {},
+      averaged_valid=of_mean[1] if of_mean[1:] else {},
     )
 
   def _finished(self, sums, facts):
