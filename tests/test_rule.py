@@ -21,6 +21,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
 from additive_jax.train.fleet import Fleet
@@ -115,12 +116,17 @@ def test_the_mean_of_the_pool_is_exact_and_the_same_on_any_devices(tmp_path):
 
 
 def test_networks_alone_keep_means_too():
-  recipe, data = recipe_of(ema=0.9), Data('rows', 'classification', ROWS, ROWS, 3)
+  recipe = recipe_of(ema=0.9)
+  data = Data('rows', 'classification', ROWS, ROWS, 3, valid=ArraySplit(ROWS.x[:7], ROWS.y[:7]))
   (member,) = Population(recipe, data, batch_size=BATCH, seed=0).train(['11'], 3)
   state = processes.to_host(member.state)
   mean = average_of(state.opt_state, state.params)
   assert not np.allclose(mean['embed']['kernel'], member.state.params['embed']['kernel'])
   assert member.averaged.loss != member.loss
+  judge = functools.partial(evaluate_structures, recipe.model, {'params': mean}, structures=['11'])
+  named = {'loss': judge(data.valid).loss, 'test_loss': judge(data.test).loss}
+  for name, loss in named.items():
+    np.testing.assert_allclose(member.averaged.columns[name], loss[0], rtol=1e-5)
   fleet = Fleet(recipe, ROWS, [range(24), range(24, 48)], batch_size=BATCH, seed=0)
   fleet.run(3)
   first = fleet.members()[0]
