@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
   try:
     values, run = _parse(argv)
     setup_logging()
-    options = {name: values[name].value for name in ('checkpoint', 'model', 'ema')}
+    options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
     export_run(run, values.structure, values.to, **options)
     return 0
   except UserError as error:
