@@ -28,6 +28,11 @@ EXPERIMENTS = {
   'stochastic': ROOT / 'configs' / 'exp3.py',
 }
 
+# Programs that compile fast rather than run fast, as those of `conftest`.
+FAST = (
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1'
+)
 # A table of 120 + 30 rows, 8 structures, 15 steps, 2 seeds.
 SMALL = {
   'num_seeds': 2,
@@ -138,17 +143,17 @@ def two_sizes():
 
 
 def environment(cache, *, fast=True):
-  """Of a launcher's process: no devices forced from here, programs kept with those of all tests, or
-  in the folder `cache`.
+  """Of a launcher's process: no devices forced from here, programs kept in the folder `cache`.
+
+  That is no folder of other tests, which would read what a kill has cut off.
 
   Args:
-    fast: compiles fast, as all tests do; otherwise as for a user.
+    fast: compiles fast; otherwise as for a user.
   """
-  flags = os.environ['XLA_FLAGS'].split() if fast else []
   return os.environ | {
-    'XLA_FLAGS': ' '.join(flag for flag in flags if 'device_count' not in flag),
+    'XLA_FLAGS': FAST if fast else '',
     'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache)),
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
   }
