@@ -1,6 +1,7 @@
 """Networks with BatchNorm: statistics of the batch in training, of all-on stored, of each structure
 in judging."""
 
+import dataclasses
 import functools
 import logging
 import types
@@ -203,6 +204,22 @@ def test_variables_without_statistics_and_no_examples_are_refused(data, variable
     aj.static(Net(), {'params': variables['params']}, data.x, '11')
   with pytest.raises(UserError, match='no examples to calibrate by: expected'):
     aj.recalibrate(Net(), variables, ['11'], data.x[:0])
+
+
+def test_batches_in_pieces_are_refused_before_anything_is_written(data, tmp_path):
+  words = r'Net with BatchNorms and (config.train.)?accumulate 2: expected 1, for a batch is norm'
+  both = aj.data.from_arrays(data.x, data.y, test=0.25)
+  recipe = dataclasses.replace(RECIPE, accumulate=2)
+  with pytest.raises(UserError, match=words):
+    Population(recipe, both, batch_size=8, seed=0)
+  with pytest.raises(UserError, match=words):
+    Trainer(recipe, data, make_sampler('uniform', 2, 2), batch_size=8, seed=0)
+  options = {'batch_size': 8, 'seeds': 1, 'devices': 1, 'progress': False, 'train.accumulate': 2}
+  for study in (aj.sweep, aj.cotrain, aj.stochastic, aj.prune):
+    few = {} if study in (aj.stochastic, aj.prune) else {'top_k': 2}
+    with pytest.raises(UserError, match=words):
+      study(Net(), both, workdir=tmp_path / 'run', **options, **few)
+  assert not (tmp_path / 'run').exists()
 
 
 class Plain(aj.Additive):

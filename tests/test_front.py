@@ -63,6 +63,8 @@ def test_a_call_ranks_and_a_second_one_reads(net, arrays, tmp_path, monkeypatch,
     ({'frozen': ('emb3d',)}, 'fits no leaf of the pool'),
     ({'frozen': ('.*',)}, 'is all of the pool'),
     ({'learning_rates': {'emb3d': 0.1}}, 'fits no leaf of the pool'),
+    ({'frozen': ('embed(',)}, r"frozen 'embed\(': expected a regular expression"),
+    ({'learning_rates': {'embed': -0.1}}, "learning_rates 'embed' -0.1: expected what multiplies"),
     ({'batch_size': 32, 'accumulate': 5}, 'accumulate 5 of config.train.batch_size 32: expected a'),
   ],
 )
@@ -185,6 +187,31 @@ def test_prune_searches_many(arrays, random_pool, tmp_path, monkeypatch):
   pruned = aj.prune(net, arrays, pool, budget=0.5, **options)
   assert pruned.after['flops'] <= 0.5 * pruned.before['flops']
   assert len(pruned.result.candidates) > 1
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (
+      lambda leaf: leaf * np.nan,
+      r'block_00/in/bias, 4 of 4 numbers not finite: expected finite ones',
+    ),
+    (lambda leaf: leaf.astype(int), r'block_00/in/bias of dtype int64: expected float32'),
+  ],
+)
+def test_pools_that_cannot_be(net, arrays, tmp_path, random_pool, spoil, message):
+  pool = jax.tree.map(lambda leaf: spoil(np.asarray(leaf)), random_pool(net, arrays[0][:1]))
+  with pytest.raises(UserError, match=message):
+    aj.sweep(net, arrays, variables=pool, workdir=tmp_path / 'run', **QUICK)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_pool_of_bfloat16_is_trained_in_float32(net, arrays, tmp_path, random_pool):
+  pool = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_pool(net, arrays[0][:1]))
+  options = QUICK | {'seeds': 1, 'modes': ('shared',), 'workdir': tmp_path / 'run'}
+  aj.sweep(net, arrays, variables=pool, **options)
+  restored = aj.restore_pool(tmp_path / 'run', net, arrays[0][:1])
+  assert {leaf.dtype for leaf in jax.tree.leaves(restored)} == {np.dtype('float32')}
 
 
 @pytest.mark.parametrize(

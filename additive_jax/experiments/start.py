@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.core
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, user_path
@@ -32,8 +34,9 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
     x: a batch of inputs, of which the shape matters.
 
   Raises:
-    UserError: for both, a pool of another network, or Exp 5: of its two sides one begins
-      untrained, and the other is grown from small networks that the run trains.
+    UserError: for both, a pool of another network or with numbers that are not finite, or Exp 5: of
+      its two sides one begins untrained, and the other is grown from small networks that the run
+      trains.
   """
   if config.experiment == 'booster' and (config.init_from or variables is not None):
     given = f'config.init_from {config.init_from!r}' if config.init_from else 'variables'
@@ -56,7 +59,25 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
   if given and (wrong := differences(given, shapes.get(BATCH_STATS, {}))):
     of_model = f'those of {type(model).__name__}, or none'
     raise UserError(f'variables of {BATCH_STATS} with {wrong}: expected {of_model}')
-  return processes.to_host(pool)
+  return _as_of(processes.to_host(pool), shapes['params'])
+
+
+def _as_of(pool: PyTree, shapes: PyTree) -> PyTree:
+  """Returns a pool in the dtypes of a model's, whose numbers must be finite."""
+
+  def leaf(path: Any, array: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    name, array = jax.tree_util.keystr(path, simple=True, separator='/'), np.asarray(array)
+    of_numbers = lambda dtype: jnp.issubdtype(dtype, jnp.inexact)
+    if of_numbers(array.dtype) != of_numbers(shape.dtype):
+      raise UserError(f'variables with {name} of dtype {array.dtype}: expected {shape.dtype}')
+    if not np.isfinite(array).all():
+      wrong = np.size(array) - np.isfinite(array).sum()
+      raise UserError(
+        f'variables with {name}, {wrong} of {array.size} numbers not finite: expected finite ones'
+      )
+    return array.astype(shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(leaf, pool, shapes)
 
 
 def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
@@ -87,6 +108,6 @@ def code_of(
   if not isinstance(before, dict):
     return {}
   return {
-    name: before[name] if is_same(str(before.get(name, '')), found) else found
+    name: before[name] if name in before and is_same(str(before[name]), found) else found
     for name, found in code.items()
   }
