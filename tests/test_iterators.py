@@ -536,7 +536,6 @@ def test_experiments_over_an_iterator(tmp_path):
     make, test=whole.test, task='classification', num_outputs=3, num_examples=120
   )
   assert len(run('sweep', tmp_path / 'sweep', loaded, SHARED).table) == 8
-  run('stochastic', tmp_path / 'stochastic', loaded, {'train.structures_per_step': 1})
   with pytest.raises(
     UserError, match=r'iterator: expected arrays in memory, or config\.sweep\.mod'
   ):
@@ -544,3 +543,12 @@ def test_experiments_over_an_iterator(tmp_path):
   for experiment in ('booster', 'compress'):
     with pytest.raises(UserError, match='is read from an iterator: expected arrays in memory'):
       run(experiment, tmp_path / experiment, loaded, BASES[experiment])
+
+
+@pytest.mark.thorough
+def test_exp_3_over_an_iterator(tmp_path):
+  whole, make = iris()
+  loaded = data.from_iterator(
+    make, test=whole.test, task='classification', num_outputs=3, num_examples=120
+  )
+  run('stochastic', tmp_path / 'stochastic', loaded, {'train.structures_per_step': 1})

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, from_arrays
 from additive_jax.experiments import sweep
+from additive_jax.experiments.pools import open_pools
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.gates.subsets import Subsets
 from additive_jax.models import MLP
@@ -31,6 +32,7 @@ from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
 from additive_jax.train.rule import average_of
 from additive_jax.train.trainer import Trainer
+from additive_jax.transplant.foreign import restore_pool
 
 RANDOM = np.random.default_rng(0)
 ROWS = ArraySplit(RANDOM.normal(size=(48, 6)).astype(np.float32), np.arange(48, dtype=np.int32) % 3)
@@ -216,6 +218,19 @@ def test_means_are_judged_beside_pools_in_a_run(tmp_path):
   assert row['ema'] != row['pool']
   assert result.summary['averages']['shared']['loss']['ema'] == pytest.approx(row['ema'])
   assert 'Means over the steps' in (tmp_path / 'run' / 'report.html').read_text()
+  pools, x = open_pools(tmp_path / 'run'), np.zeros((1, 4), np.float32)
+  texts = [f'{number:03b}' for number in range(8)]
+  split = pools.data.valid or pools.data.test
+  for column, ema in (('ema', True), ('pool', False)):
+    taken = [
+      restore_pool(tmp_path / 'run', pools.model, x, name=f'shared-seed{seed}', ema=ema)
+      for seed in (0, 1)
+    ]
+    losses = [evaluate_structures(pools.model, pool, split, texts).loss for pool in taken]
+    assert np.mean(losses) == pytest.approx(row[column], rel=1e-5)
+  sweep.run(tiny.config('sweep', {'sweep.modes': ('shared',), 'num_seeds': 1}), tmp_path / 'none')
+  with pytest.raises(UserError, match=r'expected a training with config\.train\.ema'):
+    restore_pool(tmp_path / 'none', pools.model, x, ema=True)
 
 
 def test_means_of_networks_alone_are_of_the_split_that_the_pool_is_of(tmp_path):
