@@ -60,6 +60,8 @@ def test_a_call_ranks_and_a_second_one_reads(net, arrays, tmp_path, monkeypatch,
     ({'seeds': 0}, 'config.num_seeds 0: expected 1 to 10,000'),
     ({'top_k': 99}, 'config.sweep.top_k 99: expected at most'),
     ({'experiment': 'dna'}, "option 'experiment'"),
+    ({'metrics': ('top3',)}, 'metric top3 of 3 classes, which is always 1: expected fewer'),
+    ({'dtype': np.float16}, "dtype 'float16': expected one of float32, bfloat16"),
     ({'frozen': ('emb3d',)}, 'fits no leaf of the pool'),
     ({'frozen': ('.*',)}, 'is all of the pool'),
     ({'learning_rates': {'emb3d': 0.1}}, 'fits no leaf of the pool'),
@@ -235,10 +237,12 @@ def test_a_budget_below_all_off(net, arrays, tmp_path):
 
 def test_values_that_are_an_options(net, arrays):
   given = {'augment': ('flip',), 'optimizer': 'sgd', 'learning_rates': {'embed': 0.1}}
+  given |= {'dtype': jnp.bfloat16}
   config, opening = front.opened('sweep', net, arrays, given)
   assert config.data.augment == ('flip',)
   assert config.optimizer.name == 'sgd'
   assert config.train.learning_rates == {'embed': 0.1}
+  assert config.train.dtype == 'bfloat16'
   assert not given.keys() & opening.keys()
   flipped = lambda key, x, y: (x[..., ::-1], y)
   assert front.opened('sweep', net, arrays, {'augment': flipped})[1]['augment'] is flipped
