@@ -11,6 +11,7 @@ that a compression has pruned, which only zeros write or read, are cut out.
   --checkpoint=NAME      which pool, a folder of RUN/checkpoints (default: the first of
                          the config's model; of a compression, of variational dropout)
   --model=MODULE:CLASS   the network's class, if it is one of your own
+  --ema                  the mean of the pool over the steps, of a run with config.train.ema
 
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums (for plain
 Orbax in `orbax/0/state`), and `model.json`: config, gates, structure, shapes, costs, and the
@@ -62,6 +63,7 @@ def export_run(
   checkpoint: str = '',
   model: Any = '',
   data: Any = None,
+  ema: bool = False,
 ) -> Path:
   """Writes one structure of one pool of a run, logs its receipt and costs, and returns `to`.
 
@@ -76,6 +78,7 @@ def export_run(
     model: the network that the run was given in Python, or `module:Class` of one of your own; ''
       makes the library's that its config names.
     data: what the run was given in Python, as `sweep` takes it; None is what its config names.
+    ema: whether it is of the mean of the pool over the steps, which `config.train.ema` keeps.
 
   Raises:
     UserError: for anything that does not fit; nothing is written then.
@@ -87,7 +90,7 @@ def export_run(
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])
-  name, saved = pools.read(x, checkpoint)
+  name, saved = pools.read(x, checkpoint, ema=ema)
   (variables,) = recalibrate(network, saved.variables, [structure], pools.data.train)
   smaller = cut(network, variables, structure, _used(network, variables), x)
   difference = receipt(smaller, network, variables, x)
@@ -96,7 +99,7 @@ def export_run(
     'exported': cost(smaller.model, smaller.variables, x)._asdict(),
   }
   notes: dict[str, Any] = {'receipt': dataclasses.asdict(difference), 'cost': costs}
-  notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step}
+  notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step, 'ema': ema}
   directory = export(smaller, to, notes=notes)
   log.info('%s, step %d: %s', name, saved.step, difference)
   for unit in ('flops', 'bytes'):
@@ -119,7 +122,8 @@ def main(argv: list[str]) -> int:
   try:
     values, run = _parse(argv)
     setup_logging()
-    export_run(run, values.structure, values.to, checkpoint=values.checkpoint, model=values.model)
+    options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
+    export_run(run, values.structure, values.to, **options)
     return 0
   except UserError as error:
     print(f'error: {one_line(error)}', file=sys.stderr)
@@ -133,6 +137,7 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
   values = flags.FlagValues()
   for name in FLAGS:
     flags.DEFINE_string(name, '', '', flag_values=values)
+  flags.DEFINE_bool('ema', False, '', flag_values=values)
   runs = parse_flags(values, argv)[1:]
   if len(runs) != 1:
     raise UserError(f'{" ".join(runs) or "no run"}: expected one run directory')

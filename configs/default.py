@@ -207,11 +207,12 @@ def get_config() -> ConfigDict:
   # Pieces of each batch that go through the network one after the other, for the memory of one;
   # their gradients are averaged to that of the batch. 1 to 10,000.
   config.train.accumulate = 1
-  # Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; 0
-  # keeps none. A share in [0, 1).
+  # Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; at
+  # most (1 + t) / (10 + t) in step t, so that early steps are soon forgotten. 0 keeps none. A share
+  # in [0, 1).
   config.train.ema = 0.0
   # What multiplies the learning rate, by a regular expression of the paths of leaves: {'embed':
-  # 0.1, 'block_0.*/kernel': 2.0}.
+  # 0.1, 'block_0.*/kernel': 2.0}. Where several fit a leaf, it is their product.
   config.train.learning_rates = ConfigDict()
   # Parts that do not learn: regular expressions of their paths, ('embed', 'block_00').
   config.train.frozen = ()

@@ -41,8 +41,8 @@ TEXT = jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32)
   ('recipe', 'sizes', 'options'),
   [
     (RECIPE, {'structure': 2, 'fsdp': 4}, {}),
-    pytest.param(IN_PIECES, {'fsdp': 4}, {}, marks=pytest.mark.slow),
-    pytest.param(RECIPE, {'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.slow),
+    pytest.param(IN_PIECES, {'fsdp': 4}, {}, marks=pytest.mark.thorough),
+    pytest.param(RECIPE, {'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.thorough),
   ],
   ids=['spread', 'in pieces', 'zero'],
 )

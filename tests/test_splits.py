@@ -15,6 +15,7 @@ from additive_jax.experiments import cotrain, sweep
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
+from additive_jax.run.tasks import Task
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(80, 4)).astype(np.float32)
@@ -229,6 +230,13 @@ def spoilt(values, place, value):
     ),
     ((X, Y), {'test': (X[:0], Y[:0])}, 'arrays, test: no examples: expected at least one'),
     ((X, Y), {'valid': (X, Y, Y)}, 'arrays, valid: 3 parts: expected a share, or a pair (x, y)'),
+    ((X, Y), {'test': (X[:, :2], Y)}, 'arrays, test: x [2]: expected x [4], as in train'),
+    ((X, 0 * Y), {}, 'arrays: every label is 0: expected at least two classes'),
+    (
+      (X, 0 * Y - 1),
+      {'task': Task('classification', ignore_label=-1)},
+      'arrays: every label is -1, which is ignored: expected some',
+    ),
     ((X, np.zeros((80, 2, 2))), {}, 'y float64 [80, 2, 2]: expected labels [N], floats [N] or'),
   ],
 )

@@ -94,9 +94,8 @@ def from_arrays(
   parts, coding = _coded(name, _cut(name, given, shares, seed), name_of(task), standardise)
   names = tuple(class_names or (map(str, coding.classes) if coding else ())) or None
   num_outputs = num_outputs or len(names or ()) or _num_outputs(name, given, task)
-  splits = {part: ArraySplit(*examples) for part, examples in parts.items()}
-  train, judged, held_out = splits['train'], splits['test'], splits.get('valid')
-  return Data(name, task, train, judged, num_outputs, names, held_out, coding)
+  of = {part: ArraySplit(*examples) for part, examples in parts.items()}
+  return Data(name, task, of['train'], of['test'], num_outputs, names, of.get('valid'), coding)
 
 
 def _given(

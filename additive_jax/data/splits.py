@@ -274,6 +274,7 @@ class Data:
     )
     for part, split in self.splits.items():
       object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))
+      _check_alike(self, part)
 
   def __repr__(self) -> str:
     splits = ', '.join(f'{part}={split!r}' for part, split in self.splits.items())
@@ -307,3 +308,16 @@ class Data:
   def example_shape(self) -> PyTree:
     """The shape of one x, without a batch axis; of several inputs, a pytree of shapes."""
     return example_shapes(self.train[np.zeros(1, np.int64)][0])
+
+
+def _check_alike(data: Data, part: str) -> None:
+  """Raises `UserError` for a split in memory whose inputs are of another form than those to learn
+  from; the lengths of texts and the sizes of images may differ."""
+  split = data.splits[part]
+  if not (split.in_memory and data.train.in_memory and len(split) and len(data.train)):
+    return
+  leaves = [named_leaves(of[np.zeros(1, np.int64)][0], 'x') for of in (data.train, split)]
+  form = lambda leaf: (leaf.ndim, None if leaf.dtype.kind in 'iu' else leaf.shape[-1:])
+  if len({tuple((name, *form(leaf)) for name, leaf in of) for of in leaves}) > 1:
+    told = [', '.join(f'{name} {list(leaf.shape[1:])}' for name, leaf in of) for of in leaves]
+    raise UserError(f'{data.name}, {part}: {told[1]}: expected {told[0]}, as in train')

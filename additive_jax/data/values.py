@@ -77,6 +77,10 @@ class Expected:
     if shape is not None and y.shape[1:] != shape:
       sizes = lambda shape: f'[{", ".join(["examples", *map(str, shape)])}]'
       raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}')
+    if whole and self.ignore_label is not None and len(y) and (y == self.ignore_label).all():
+      raise UserError(
+        f'{name}: every label is {self.ignore_label}, which is ignored: expected some'
+      )
     y = self._counting(y, weight)
     if self.task == NUMBERS:
       _check_finite(y, 'target', name)
@@ -215,6 +219,8 @@ def check_used(
     advice: what helps, with `{which}` for "255 means" and the like.
   """
   used = np.unique(labels)
+  if len(used) == 1:
+    raise UserError(f'{name}: every label is {used[0]}: expected at least two classes')
   gap = np.flatnonzero(np.diff(used) > 1)
   if len(gap):
     last = int(used[gap[0]])

@@ -30,7 +30,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import given, start_of
+from additive_jax.experiments.start import code_of, given, start_of
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -110,6 +110,8 @@ def open_session(
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
     resolved['data']['augment'] = _name_of_augment(augment)
+  if code := code_of(task, opening, _stored_config(workdir)):
+    resolved['code'] = code
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
@@ -227,14 +229,19 @@ def _lacks_digest(workdir) -> bool:
 
 def _stored(workdir) -> dict[str, Any] | None:
   """The options of the data of a run directory; None where there is none that can be read."""
+  stored = (_stored_config(workdir) or {}).get('data')
+  return stored if isinstance(stored, dict) else None
+
+
+def _stored_config(workdir) -> dict[str, Any] | None:
+  """The config of a run directory; None where there is none that can be read."""
   if not workdir:
     return None
   try:
     values, _ = parsed((user_path(workdir, 'workdir') / 'config.json').read_bytes())
   except (OSError, DamagedError):
     return None  # what is damaged is told when the directory is opened
-  stored = values.get('data') if isinstance(values, dict) else None
-  return stored if isinstance(stored, dict) else None
+  return values if isinstance(values, dict) else None
 
 
 @contextlib.contextmanager

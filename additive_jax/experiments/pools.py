@@ -44,13 +44,14 @@ class Pools:
   model: Any
   names: tuple[str, ...]
 
-  def read(self, x: Batch, name: str = '') -> tuple[str, Saved]:
+  def read(self, x: Batch, name: str = '', *, ema: bool = False) -> tuple[str, Saved]:
     """Returns a pool's name and its newest sound checkpoint.
 
     Args:
       x: a batch of inputs, of which the shape matters.
       name: of the pool; '' is the first that is of the config's model, since some runs compare
         several.
+      ema: whether the mean of the pool over the steps is read in its place.
 
     Raises:
       UserError: for another name, or when there is no sound checkpoint of the config's model.
@@ -62,7 +63,8 @@ class Pools:
     refused = None
     for pool in [name] if name else self.names:
       try:
-        return pool, Checkpoints(self.path / 'checkpoints' / pool, self.model).read(x)
+        folder = self.path / 'checkpoints' / pool
+        return pool, Checkpoints(folder, self.model, ema=ema).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused

@@ -306,7 +306,7 @@ class Study:
       head['target_units'] = units
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
-    tables, figures, of_means = averages.parts(records)
+    tables, figures, of_means = averages.parts(records, session.task.scores)
     of_stored, last = stored.parts(result.tables)
     summary, tables = result.summary | of_stored | figures, result.tables | tables
     result = dataclasses.replace(result, summary=summary, tables=tables)

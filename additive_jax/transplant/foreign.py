@@ -32,7 +32,9 @@ KINDS = (
 Flat = dict[str, Any]
 
 
-def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '') -> PyTree:
+def restore_pool(
+  path: str | Path, model: nn.Module, x: Inputs, *, name: str = '', ema: bool = False
+) -> PyTree:
   """Returns `{'params': pool}` of a model from a checkpoint, and beside it the `batch_stats` of
   BatchNorms, where the checkpoint has them; runs keep none, and `recalibrate` finds them.
 
@@ -51,6 +53,7 @@ def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '
     model: the network.
     x: a batch of inputs, of which the shape matters.
     name: of the pool of a run; '' is the first that fits.
+    ema: of a run with `config.train.ema`, whether the mean of the pool over the steps is read.
 
   Returns:
     NumPy arrays of the model's dtypes.
@@ -66,10 +69,10 @@ def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '
   if path.is_file():
     return _fitting(_read_file(path), wanted, path)
   if (path / 'checkpoints').is_dir():
-    return _of_run(path / 'checkpoints', model, x, name)
+    return _of_run(path / 'checkpoints', model, x, name, ema)
   steps = _steps(path)
   if steps and (steps[0] / 'meta').is_dir() and (steps[0] / 'state').is_dir():
-    return jax.tree.map(np.asarray, Checkpoints(path, model).read(x).variables)
+    return jax.tree.map(np.asarray, Checkpoints(path, model, ema=ema).read(x).variables)
   return _fitting(_read_orbax(steps[0] if steps else path), wanted, path)
 
 
@@ -87,7 +90,7 @@ def digest(pool: PyTree) -> str:
   return total.hexdigest()[:16]
 
 
-def _of_run(path: Path, model: nn.Module, x: Inputs, name: str) -> PyTree:
+def _of_run(path: Path, model: nn.Module, x: Inputs, name: str, ema: bool) -> PyTree:
   """Returns a pool of a run, from the checkpoints of the first of the name that fits."""
   parts = lambda folder: [int(p) if p.isdecimal() else p for p in re.split(r'(\d+)', folder.name)]
   folders = sorted((folder for folder in path.iterdir() if _steps(folder)), key=parts)
@@ -98,7 +101,7 @@ def _of_run(path: Path, model: nn.Module, x: Inputs, name: str) -> PyTree:
   refused = None
   for folder in chosen:
     try:
-      return jax.tree.map(np.asarray, Checkpoints(folder, model).read(x).variables)
+      return jax.tree.map(np.asarray, Checkpoints(folder, model, ema=ema).read(x).variables)
     except UserError as error:
       refused = refused or error
   assert refused is not None
