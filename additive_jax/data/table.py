@@ -86,9 +86,13 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
     num_outputs = len(coding.classes) if task == CLASSES else y.shape[1]
   if columns.weight:
     y = Weighted(y, _weights(spec, table, columns.weight))
-  splits = {part: _split(spec, x, y, some, memory_limit) for part, some in rows.items()}
+  splits: dict[str, Any] = {
+    part: _split(spec, x, y, some, memory_limit) for part, some in rows.items()
+  }
   names = tuple(map(str, coding.classes)) or None
-  more = {'ignore_label': columns.ignore_label} if task == TOKENS else {'coding': coding}
+  more: dict[str, Any] = (
+    {'ignore_label': columns.ignore_label} if task == TOKENS else {'coding': coding}
+  )
   return Data(spec, task, num_outputs=num_outputs, class_names=names, **more, **splits)
 
 
