@@ -16,8 +16,11 @@ import pytest
 
 import additive_jax as aj
 from additive_jax import UserError
-from additive_jax.compress import cutting
+from additive_jax.compress import cutting, make_level
 from additive_jax.compress.exported import export, load
+from additive_jax.experiments.compress import judging
+from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.options import Options, TrainOptions
 from additive_jax.experiments.tables import structure_table
 from additive_jax.models import BatchNorm
 from additive_jax.models.contract import check_network
@@ -200,8 +203,14 @@ def test_wrong_norms_end_in_one_line(model, words):
 
 
 def test_variables_without_statistics_and_no_examples_are_refused(data, variables):
-  with pytest.raises(UserError, match='batch_stats of Net with no b0/BatchNorm_0/mean and'):
-    aj.static(Net(), {'params': variables['params']}, data.x, '11')
+  for bits, missing in (('11', 'b0/BatchNorm_0/mean'), ('01', 'b1/BatchNorm_0/mean')):
+    with pytest.raises(UserError, match=f'batch_stats of Net with no {missing} and'):
+      aj.static(Net(), {'params': variables['params']}, data.x, bits)
+  stored = {name: tree for name, tree in variables['batch_stats'].items() if name != 'b0'}
+  fewer = {'params': variables['params'], 'batch_stats': stored}
+  np.testing.assert_array_equal(
+    aj.static(Net(), fewer, data.x, '01'), aj.static(Net(), variables, data.x, '01')
+  )
   with pytest.raises(UserError, match='no examples to calibrate by: expected'):
     aj.recalibrate(Net(), variables, ['11'], data.x[:0])
 
@@ -279,6 +288,21 @@ def test_columns_of_stored_scores_are_there_where_all_records_have_them():
   assert list(table['structure']) == ['01', '11']
   assert list(table['stored_loss']) == [0.75, 0.5]
   assert not [name for name in table if name.startswith('none_stored')]
+
+
+def test_a_compressed_network_is_judged_and_cut_with_statistics_of_its_own(data, tmp_path):
+  both = aj.data.from_arrays(data.x, data.y, test=0.25)
+  options = Options(experiment='compress', train=TrainOptions(batch_size=8))
+  opening = {'check': lambda session: None, 'model': Plain(), 'data': both}
+  with open_session(options, tmp_path / 'run', **opening) as session:
+    pool = jax.jit(Plain().init)(jax.random.key(0), data.x)
+    level = make_level('gate', Plain(), data.x)
+    trained = types.SimpleNamespace(arm=types.SimpleNamespace(name='dense'), seed=0)
+    network = judging.Network(pool['params'], aj.Structure((True, False)))
+    record = judging.judge(session, level, trained, network)
+    wanted = session.evaluate(pool, ['10']).loss[0]
+  assert record['loss'] == pytest.approx(wanted)
+  assert (record['structure'], record['receipt'] < 1e-5) == ('10', True)
 
 
 @pytest.mark.slow

@@ -489,14 +489,53 @@ def test_a_run_over_an_iterator_goes_on_to_the_bit(tmp_path):
   assert curves[0] == curves[1]
 
 
+SHARED = {'sweep.modes': ('shared',)}
+
+
+def test_a_run_over_a_grain_pipeline_goes_on_from_its_state(tmp_path):
+  """One that breaks off is as one that is killed: it goes on from its last checkpoint."""
+  grain = pytest.importorskip('grain')
+  whole, _ = iris()
+  rows = [*zip(*whole.train[np.arange(120)])]
+  seen = []
+
+  def pipeline(last):
+    def look(row):
+      seen.append(row)
+      if len(seen) == last:
+        raise OSError('cable')
+      return row
+
+    def make(epoch, seed):
+      order = grain.MapDataset.source(rows).seed(1000 * seed + epoch).shuffle()
+      # Without threads that read ahead, what is read is what is used.
+      options = grain.ReadOptions(num_threads=0)
+      return order.map(look).batch(50).to_iter_dataset(options)
+
+    seen.clear()
+    options = {'test': whole.test, 'task': 'classification', 'num_outputs': 3}
+    return data.from_iterator(make, num_examples=120, **options)
+
+  place = pipeline(0).train.stream()
+  place.take(60)
+  assert 'state' in place.place(60)
+  result = run('sweep', tmp_path / 'whole', pipeline(0), SHARED)
+  count = len(seen)
+  with pytest.raises(UserError, match=r'batch \d of pass \d: the iterator raises .*cable'):
+    run('sweep', tmp_path / 'parts', pipeline(count - 50), SHARED)
+  again = run('sweep', tmp_path / 'parts', pipeline(0), SHARED)
+  assert len(seen) < count - 100  # by its state, and not by reading all anew
+  for name, table in result.tables.items():
+    pd.testing.assert_frame_equal(table, again.tables[name])
+
+
 @pytest.mark.slow
 def test_experiments_over_an_iterator(tmp_path):
   whole, make = iris()
   loaded = data.from_iterator(
     make, test=whole.test, task='classification', num_outputs=3, num_examples=120
   )
-  shared = {'sweep.modes': ('shared',)}
-  assert len(run('sweep', tmp_path / 'sweep', loaded, shared).table) == 8
+  assert len(run('sweep', tmp_path / 'sweep', loaded, SHARED).table) == 8
   with pytest.raises(
     UserError, match=r'iterator: expected arrays in memory, or config\.sweep\.mod'
   ):

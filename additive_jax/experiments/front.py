@@ -10,6 +10,7 @@ so that the same call reads the finished run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -143,7 +144,7 @@ def made(data: Any, options: DataOptions | None = None, ignore_label: str = '') 
   if isinstance(data, data_.Data):
     return data
   if isinstance(data, str):
-    return load_data(dataclasses.replace(options or DataOptions(), name=data))
+    return load_data(dataclasses.replace(options or DataOptions(), name=data), ignore_label)
   if isinstance(data, data_.ArraySplit):
     data = data.x, data.y
   if isinstance(data, tuple | list) and len(data) == 2:
@@ -192,5 +193,14 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
     if full is None or full == 'experiment':
       hint = did_you_mean(name, [*short, *DECLARED])
       raise UserError(f'option {name!r}: expected one of configs/default.py{hint}')
-    is_label = full == 'task.ignore_label' and isinstance(value, int)
-    yield full, str(value) if is_label else value
+    yield full, _as_option(full, value)
+
+
+def _as_option(name: str, value: Any) -> Any:
+  """Returns a value of Python as the option has it, whose values have text for it."""
+  if name == 'task.ignore_label' and isinstance(value, int):
+    return str(value)
+  if name == 'train.dtype' and not isinstance(value, str):
+    with contextlib.suppress(TypeError):
+      return np.dtype(value).name
+  return value

@@ -19,7 +19,7 @@ from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
 from additive_jax.run.expected import check_task
-from additive_jax.run.measures import Determination
+from additive_jax.run.measures import Determination, TopK
 from additive_jax.run.tasks import LABELLED, Task
 from additive_jax.testing.check import check_quickly
 
@@ -125,6 +125,12 @@ def check_fits(model: Any, data: Data, task: Task) -> None:
   if not type(model).__module__.startswith('additive_jax.'):
     check_quickly(model, (x, y), task=task)
   check_task(model, task, x, y)
+  for metric in task.metrics:
+    top = getattr(metric, 'function', None)
+    if isinstance(top, TopK) and top.k >= data.num_outputs:
+      raise UserError(
+        f'metric {metric.name} of {data.num_outputs} classes, which is always 1: expected fewer'
+      )
   outputs = check_network(model, rows(x, slice(1))).shape
   if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(

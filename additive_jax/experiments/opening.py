@@ -30,7 +30,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import given, start_of
+from additive_jax.experiments.start import code_of, given, start_of
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -110,6 +110,8 @@ def open_session(
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
     resolved['data']['augment'] = _name_of_augment(augment)
+  if code := code_of(task, opening, _stored_config(workdir)):
+    resolved['code'] = code
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
@@ -141,7 +143,7 @@ def checked_parts(
   Raises:
     UserError: where they do not.
   """
-  data = opening.get('data') or load_data(config.data)
+  data = opening.get('data') or load_data(config.data, config.task.ignore_label)
   model = opening.get('model') or make_model(config.model, data)
   task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
   check_fits(model, data, task)
@@ -227,14 +229,19 @@ def _lacks_digest(workdir) -> bool:
 
 def _stored(workdir) -> dict[str, Any] | None:
   """The options of the data of a run directory; None where there is none that can be read."""
+  stored = (_stored_config(workdir) or {}).get('data')
+  return stored if isinstance(stored, dict) else None
+
+
+def _stored_config(workdir) -> dict[str, Any] | None:
+  """The config of a run directory; None where there is none that can be read."""
   if not workdir:
     return None
   try:
     values, _ = parsed((user_path(workdir, 'workdir') / 'config.json').read_bytes())
   except (OSError, DamagedError):
     return None  # what is damaged is told when the directory is opened
-  stored = values.get('data') if isinstance(values, dict) else None
-  return stored if isinstance(stored, dict) else None
+  return values if isinstance(values, dict) else None
 
 
 @contextlib.contextmanager
@@ -294,8 +301,8 @@ def _open(workdir, resolved, hold):
       raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
-def load_data(options: DataOptions) -> data_.Data:
-  """Returns the data of `config.data`."""
+def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
+  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`."""
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
@@ -308,6 +315,7 @@ def load_data(options: DataOptions) -> data_.Data:
     weight=options.weight,
     split=options.split,
     task=options.task,
+    ignore_label=int(ignore_label) if ignore_label else None,
     image_size=options.image_size,
     channels=options.channels,
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.core
@@ -12,10 +13,13 @@ from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.options import Options, refused
+from additive_jax.files.functions import digest_of, is_of_library, is_same
 from additive_jax.models.additive import check_variables, shape_of
 from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes
+from additive_jax.run.objectives import name_of
+from additive_jax.run.tasks import Task
 from additive_jax.transplant.foreign import digest, restore_pool
 
 
@@ -81,3 +85,29 @@ def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
   from Python, which has no description."""
   known: dict[str, Any] = {} if pool is None else {'start': digest(pool)}
   return known if optimizer is None else known | {'optimizer': {'name': 'given from Python'}}
+
+
+def code_of(
+  task: Task, opening: Mapping[str, Any], stored: Mapping[str, Any] | None
+) -> dict[str, str]:
+  """Returns digests of the functions that a run was given in Python, by their names; {} for a run
+  directory of a version that had none.
+
+  Args:
+    task: with its loss and metrics.
+    opening: see `Opening`.
+    stored: the config of the run directory, None where there is none.
+  """
+  of_task = [task.loss, *(getattr(metric, 'function', metric) for metric in task.metrics)]
+  some = {name_of(part): part for part in of_task if not is_of_library(part)}
+  some |= {part: opening[part] for part in ('augment', 'optimizer') if opening.get(part)}
+  code = {name: digest_of(part) for name, part in some.items()}
+  if stored is None:
+    return code
+  before = stored.get('code')
+  if not isinstance(before, dict):
+    return {}
+  return {
+    name: before[name] if name in before and is_same(str(before[name]), found) else found
+    for name, found in code.items()
+  }

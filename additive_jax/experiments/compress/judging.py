@@ -49,8 +49,8 @@ class Network:
 
 def judge(session: Session, level: Level, trained: Trained, network: Network) -> dict[str, Any]:
   """Returns the record of a network; what variational dropout leaves is also exported."""
-  name, variables = trained.arm.name, {'params': network.params}
-  structure = network.structure
+  name, structure = trained.arm.name, network.structure
+  (variables,) = session.with_own_statistics([{'params': network.params}], [structure])
   scores = session.evaluate(variables, [structure])
   x = rows(session.test[0], slice(RECEIPT_EXAMPLES))
   smaller = cutting.cut(session.model, variables, structure, network.units or None, x)
