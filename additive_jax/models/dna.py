@@ -176,7 +176,8 @@ class Pool(nn.Module):
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
-    z = attend(*jnp.moveaxis(qkv, 2, 0), mask)
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    z = attend(q, k, v, mask)
     return z.reshape(*z.shape[:-2], -1)
 
   def _mlp(
