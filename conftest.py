@@ -1,15 +1,19 @@
 """Eight host devices on CPU for every test and every example of a docstring, programs that compile
 fast rather than run fast, and arrays that are checked: decided before JAX or the package is there.
 
-`JAX_COMPILATION_CACHE_DIR=FOLDER pytest ...` keeps the programs for the next time, which then takes
-about half as long.
+The programs of a run are in one folder, from which its workers and all their processes read what
+another has compiled; it is gone when the run ends. `JAX_COMPILATION_CACHE_DIR=FOLDER pytest ...`
+keeps them for the next time, which then takes about half as long.
 """
 
+import atexit
 import collections
 import ctypes
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,7 +37,15 @@ os.environ.setdefault('ADDITIVE_JAX_CACHE', 'off')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 
+# In the process that starts the run; workers and processes of tests are given it.
+OWN_PROGRAMS = None
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  OWN_PROGRAMS = tempfile.mkdtemp(prefix='additive_jax-tests-')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = OWN_PROGRAMS
+  atexit.register(shutil.rmtree, OWN_PROGRAMS, ignore_errors=True)
+
 MOST_GIGABYTES = 5  # of one worker between two files
+THOROUGH = []  # tests that are left out
 
 # Traced programs are millions of objects, few of them garbage.
 gc.set_threshold(50_000, 20, 50)
@@ -47,9 +59,25 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
+def pytest_deselected(items):
+  """Counts what is left out because it is thorough."""
+  THOROUGH.extend(item.nodeid for item in items if item.get_closest_marker('thorough'))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Says so, where a run that is no worker's has collected."""
+  if THOROUGH and config.option.markexpr == 'not thorough':
+    tests = THOROUGH[0] if len(THOROUGH) == 1 else f'{len(THOROUGH)} tests'
+    terminalreporter.write_line(f"left out, being thorough: {tests}; -m '' runs them too")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   """Puts files with many slow tests first, so that workers that share out the files end together,
-  with short ones."""
+  with short ones. What is thorough is slow."""
+  for item in items:
+    if item.get_closest_marker('thorough') and not item.get_closest_marker('slow'):
+      item.add_marker('slow')
   slow = collections.Counter(item.path for item in items if item.get_closest_marker('slow'))
   items.sort(key=lambda item: -slow[item.path])
 

@@ -11,10 +11,11 @@ that a compression has pruned, which only zeros write or read, are cut out.
   --checkpoint=NAME      which pool, a folder of RUN/checkpoints (default: the first of
                          the config's model; of a compression, of variational dropout)
   --model=MODULE:CLASS   the network's class, if it is one of your own
+  --ema                  the mean of the pool over the steps, of a run with config.train.ema
 
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums (for plain
 Orbax in `orbax/0/state`), and `model.json`: config, gates, structure, shapes, costs, and the
-largest difference of the logits between the pool and what was exported, on a batch of the run's
+largest difference of the outputs between the pool and what was exported, on a batch of the run's
 data.
 
 Exit codes: 0 done; 2 a mistake in what was asked, told in one line, with nothing written.
@@ -40,7 +41,7 @@ from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.front import made
-from additive_jax.experiments.pools import open_pools
+from additive_jax.experiments.pools import ignored_label, open_pools
 from additive_jax.files.progress import setup_logging
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names
@@ -62,6 +63,7 @@ def export_run(
   checkpoint: str = '',
   model: Any = '',
   data: Any = None,
+  ema: bool = False,
 ) -> Path:
   """Writes one structure of one pool of a run, logs its receipt and costs, and returns `to`.
 
@@ -76,17 +78,19 @@ def export_run(
     model: the network that the run was given in Python, or `module:Class` of one of your own; ''
       makes the library's that its config names.
     data: what the run was given in Python, as `sweep` takes it; None is what its config names.
+    ema: whether it is of the mean of the pool over the steps, which `config.train.ema` keeps.
 
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
   to = user_path(to, '--to')
   check_new(to)
-  pools = open_pools(run, network=model, data=None if data is None else made(data))
+  given = None if data is None else made(data, ignore_label=ignored_label(run))
+  pools = open_pools(run, network=model, data=given)
   network, test = pools.model, pools.data.test
   parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])
-  name, saved = pools.read(x, checkpoint)
+  name, saved = pools.read(x, checkpoint, ema=ema)
   (variables,) = recalibrate(network, saved.variables, [structure], pools.data.train)
   smaller = cut(network, variables, structure, _used(network, variables), x)
   difference = receipt(smaller, network, variables, x)
@@ -95,7 +99,7 @@ def export_run(
     'exported': cost(smaller.model, smaller.variables, x)._asdict(),
   }
   notes: dict[str, Any] = {'receipt': dataclasses.asdict(difference), 'cost': costs}
-  notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step}
+  notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step, 'ema': ema}
   directory = export(smaller, to, notes=notes)
   log.info('%s, step %d: %s', name, saved.step, difference)
   for unit in ('flops', 'bytes'):
@@ -118,7 +122,8 @@ def main(argv: list[str]) -> int:
   try:
     values, run = _parse(argv)
     setup_logging()
-    export_run(run, values.structure, values.to, checkpoint=values.checkpoint, model=values.model)
+    options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
+    export_run(run, values.structure, values.to, **options)
     return 0
   except UserError as error:
     print(f'error: {one_line(error)}', file=sys.stderr)
@@ -132,6 +137,7 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
   values = flags.FlagValues()
   for name in FLAGS:
     flags.DEFINE_string(name, '', '', flag_values=values)
+  flags.DEFINE_bool('ema', False, '', flag_values=values)
   runs = parse_flags(values, argv)[1:]
   if len(runs) != 1:
     raise UserError(f'{" ".join(runs) or "no run"}: expected one run directory')

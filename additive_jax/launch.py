@@ -18,7 +18,8 @@ Exit codes: 0 done, or done before; 2 a mistake in what was asked, told in one l
 before the end, by a signal (TERM, INT, HUP, USR1, USR2) or because another process is gone, with
 everything saved: the same command goes on; 130 ended by a second Ctrl-C.
 
-Another command, with its own --help: `additive-jax export RUN --structure=1101 --to=DIR`.
+Other commands, with their own --help: `additive-jax plan --config=exp2` says what a step takes,
+`additive-jax export RUN --structure=1101 --to=DIR` writes a structure as a network of its own.
 """
 
 from __future__ import annotations
@@ -32,29 +33,10 @@ from ml_collections import ConfigDict
 from additive_jax.cli.arguments import command_of, parse
 from additive_jax.cli.command import run_command
 from additive_jax.cli.configs import config_names
+from additive_jax.cli.devices import set_up_devices
 from additive_jax.errors import STOPPED, Stopped, UserError, one_line
 
 CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
-MOST_DEVICES = 256  # of a host: each has threads of its own
-DEFAULT_DEVICES = 8  # more cores than structures of a step would only split small batches
-
-
-def set_up_devices(count: int) -> None:
-  """Asks for `count` host devices, 0 for one per core up to 8; before JAX's backend starts.
-
-  What `XLA_FLAGS` already says stays.
-  """
-  # Not every platform can say which cores a process may use.
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  count = min(count, MOST_DEVICES) or min(cores or 1, DEFAULT_DEVICES)
-  flags_before = os.environ.get('XLA_FLAGS', '')
-  defaults = {
-    'xla_force_host_platform_device_count': count,
-    # Devices that share few cores may reach a collective minutes apart.
-    'xla_cpu_collective_call_terminate_timeout_seconds': 600,
-  }
-  added = [f'--{name}={value}' for name, value in defaults.items() if name not in flags_before]
-  os.environ['XLA_FLAGS'] = ' '.join([flags_before, *added]).strip()
 
 
 def main(argv: list[str]) -> int:

@@ -207,11 +207,12 @@ def get_config() -> ConfigDict:
   # Pieces of each batch that go through the network one after the other, for the memory of one;
   # their gradients are averaged to that of the batch. 1 to 10,000.
   config.train.accumulate = 1
-  # Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; 0
-  # keeps none. A share in [0, 1).
+  # Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; at
+  # most (1 + t) / (10 + t) in step t, so that early steps are soon forgotten. 0 keeps none. A share
+  # in [0, 1).
   config.train.ema = 0.0
   # What multiplies the learning rate, by a regular expression of the paths of leaves: {'embed':
-  # 0.1, 'block_0.*/kernel': 2.0}.
+  # 0.1, 'block_0.*/kernel': 2.0}. Where several fit a leaf, it is their product.
   config.train.learning_rates = ConfigDict()
   # Parts that do not learn: regular expressions of their paths, ('embed', 'block_00').
   config.train.frozen = ()
@@ -223,7 +224,8 @@ def get_config() -> ConfigDict:
 
   # Where the pool is from that all trainings start from: a run directory, a directory of its
   # checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
-  # Not part of a run's identity.
+  # Exp 5, which compares beginning untrained with growing from small networks, takes none. Not part
+  # of a run's identity.
   config.init_from = ''
   # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001

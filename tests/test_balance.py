@@ -81,8 +81,8 @@ def host(tree):
   ('router', 'mesh'),
   [
     ('softmax', (1, 2)),
-    pytest.param('random', (2, 2), marks=pytest.mark.slow),
-    pytest.param('experts', (2, 2), marks=pytest.mark.slow),
+    pytest.param('random', (2, 2), marks=pytest.mark.thorough),
+    pytest.param('experts', (2, 2), marks=pytest.mark.thorough),
   ],
 )
 def test_devices_agree(router, mesh, random_pool):

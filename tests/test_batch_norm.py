@@ -1,8 +1,10 @@
 """Networks with BatchNorm: statistics of the batch in training, of all-on stored, of each structure
 in judging."""
 
+import dataclasses
 import functools
 import logging
+import types
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,8 +16,12 @@ import pytest
 
 import additive_jax as aj
 from additive_jax import UserError
-from additive_jax.compress import cutting
+from additive_jax.compress import cutting, make_level
 from additive_jax.compress.exported import export, load
+from additive_jax.experiments.compress import judging
+from additive_jax.experiments.opening import open_session
+from additive_jax.experiments.options import Options, TrainOptions
+from additive_jax.experiments.tables import structure_table
 from additive_jax.models import BatchNorm
 from additive_jax.models.contract import check_network
 from additive_jax.parallel.mesh import make_mesh
@@ -126,12 +132,16 @@ def test_evaluation_takes_statistics_of_each_structure_and_warns_without(data, v
   ]
 
 
-def trained(data, devices, **spread):
+RECIPE = Recipe(Net(), 'classification', optax.sgd(0.1))
+
+
+def trained(data, devices, *, steps=4, state=None, **spread):
   mesh = make_mesh(2, 8, jax.devices()[:devices], **spread)
-  recipe, sampler = Recipe(Net(), 'classification', optax.sgd(0.1)), make_sampler('uniform', 2, 2)
+  sampler = make_sampler('uniform', 2, 2)
   placement = Placement(mesh=mesh)
-  trainer = Trainer(recipe, data, sampler, batch_size=8, seed=0, placement=placement)
-  return trainer.run(4)['loss'], trainer
+  options = {'batch_size': 8, 'seed': 0, 'state': state, 'placement': placement}
+  trainer = Trainer(RECIPE, data, sampler, **options)
+  return trainer.run(steps)['loss'], trainer
 
 
 def test_a_batch_that_devices_split_is_normalised_as_a_whole(data):
@@ -145,10 +155,19 @@ def test_a_batch_that_devices_split_is_normalised_as_a_whole(data):
   np.testing.assert_allclose(aj.static(Net(), stored, x, '11'), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_training_that_goes_on_is_the_uninterrupted_one_to_the_bit(data):
+  _, whole = trained(data, 2)
+  _, begun = trained(data, 2, steps=3)
+  _, again = trained(data, 2, steps=1, state=begun.state)
+  assert again.step == whole.step == 4
+  jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+  stale = begun.variables['batch_stats']['stem']['mean']
+  assert np.abs(whole.variables['batch_stats']['stem']['mean'] - stale).max() > 1e-3
+
+
 def test_networks_trained_alone_are_judged_by_their_own_statistics(data):
-  recipe = Recipe(Net(), 'classification', optax.sgd(0.1))
   both = aj.data.Data('rows', 'classification', data, data, 3)
-  population = Population(recipe, both, batch_size=8, seed=0)
+  population = Population(RECIPE, both, batch_size=8, seed=0)
   (member,) = population.train(['10'], stop=3)
   logits = by_hand({'params': member.state.params}, data.x, '10')
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, data.y).mean()
@@ -190,6 +209,22 @@ def test_variables_without_statistics_and_no_examples_are_refused(data, variable
     aj.recalibrate(Net(), variables, ['11'], data.x[:0])
 
 
+def test_batches_in_pieces_are_refused_before_anything_is_written(data, tmp_path):
+  words = r'Net with BatchNorms and (config.train.)?accumulate 2: expected 1, for a batch is norm'
+  both = aj.data.from_arrays(data.x, data.y, test=0.25)
+  recipe = dataclasses.replace(RECIPE, accumulate=2)
+  with pytest.raises(UserError, match=words):
+    Population(recipe, both, batch_size=8, seed=0)
+  with pytest.raises(UserError, match=words):
+    Trainer(recipe, data, make_sampler('uniform', 2, 2), batch_size=8, seed=0)
+  options = {'batch_size': 8, 'seeds': 1, 'devices': 1, 'progress': False, 'train.accumulate': 2}
+  for study in (aj.sweep, aj.cotrain, aj.stochastic, aj.prune):
+    few = {} if study in (aj.stochastic, aj.prune) else {'top_k': 2}
+    with pytest.raises(UserError, match=words):
+      study(Net(), both, workdir=tmp_path / 'run', **options, **few)
+  assert not (tmp_path / 'run').exists()
+
+
 class Plain(aj.Additive):
   """A network of one's own whose fields a file can hold."""
 
@@ -212,11 +247,75 @@ def test_what_is_exported_has_the_statistics_of_its_structure(data, tmp_path):
     cutting.cut(Plain(), {'params': pool['params']}, '10', x=data.x)
 
 
+SMALL = {'epochs': 2.0, 'batch_size': 8, 'structures_per_step': 2, 'seeds': 1, 'devices': 1}
+SMALL |= {'progress': False, 'learning_rate': 0.1}
+
+
+def test_tables_have_scores_by_stored_statistics_beside_recalibrated_ones(data, tmp_path):
+  both = aj.data.from_arrays(data.x, data.y, test=0.25)
+  result = aj.cotrain(Plain(), both, structures=('11', '01'), top_k=2, workdir=tmp_path, **SMALL)
+  table = result.table.set_index('structure')
+  pool = aj.restore_pool(tmp_path, Plain(), data.x, name='pool-seed0')
+  (variables,) = aj.recalibrate(Plain(), pool, ['11'], both.train)
+  for prefix, recalibrate in (('', both.train), ('stored_', False)):
+    judged = aj.evaluate_structures(
+      Plain(), variables, both.test, list(table.index), recalibrate=recalibrate
+    )
+    np.testing.assert_allclose(table[f'{prefix}loss'], judged.loss, rtol=1e-5)
+    np.testing.assert_allclose(table[f'{prefix}accuracy'], judged.accuracy, rtol=1e-5)
+  assert abs(table['loss']['01'] - table['stored_loss']['01']) > 1e-3
+  (row,) = result.stored.to_dict('records')
+  assert (row['pool'], row['structures']) == ('pool', 2)
+  assert row['stored_loss'] == pytest.approx(table['stored_loss'].mean())
+  assert result.summary['stored']['pool']['loss'] == pytest.approx(table['loss'].mean())
+  assert 'begin with “stored”' in (tmp_path / 'report.html').read_text()
+
+
+def test_columns_of_stored_scores_are_there_where_all_records_have_them():
+  space = aj.Space((aj.Gate('a', 1, 1), aj.Gate('b', 1, 1)), 1, 1)
+  task = aj.Task('classification')
+  session = types.SimpleNamespace(task=task, space=space)
+  plain = {'loss': [0.5, 0.25], 'accuracy': [0.5, 0.75]}
+  both = plain | {'stored_loss': [0.5, 0.75], 'stored_accuracy': [0.5, 0.25]}
+  bits = np.array([[True, True], [False, True]])
+  table = structure_table(session, bits, {'': [both, both], 'none_': [both, plain]})
+  assert list(table['structure']) == ['01', '11']
+  assert list(table['stored_loss']) == [0.75, 0.5]
+  assert not [name for name in table if name.startswith('none_stored')]
+
+
+def test_a_compressed_network_is_judged_and_cut_with_statistics_of_its_own(data, tmp_path):
+  both = aj.data.from_arrays(data.x, data.y, test=0.25)
+  options = Options(experiment='compress', train=TrainOptions(batch_size=8))
+  opening = {'check': lambda session: None, 'model': Plain(), 'data': both}
+  with open_session(options, tmp_path / 'run', **opening) as session:
+    pool = jax.jit(Plain().init)(jax.random.key(0), data.x)
+    level = make_level('gate', Plain(), data.x)
+    trained = types.SimpleNamespace(arm=types.SimpleNamespace(name='dense'), seed=0)
+    network = judging.Network(pool['params'], aj.Structure((True, False)))
+    record = judging.judge(session, level, trained, network)
+    wanted = session.evaluate(pool, ['10']).loss[0]
+  assert record['loss'] == pytest.approx(wanted)
+  assert (record['structure'], record['receipt'] < 1e-5) == ('10', True)
+
+
+@pytest.mark.slow
+def test_a_searched_sweep_has_scores_by_stored_statistics(data, tmp_path):
+  options = {'search.method': 'random', 'search.budget': 3, 'search.population': 3, 'top_k': 2}
+  options |= SMALL | {'sweep.modes': ('shared',), 'workdir': tmp_path}
+  result = aj.sweep(Plain(), (data.x, data.y), **options)
+  table = result.table.set_index('structure')
+  assert len(table) == 3
+  assert table['shared_stored_loss'].notna().all()
+  assert table['shared_stored_loss']['11'] == pytest.approx(table['shared_loss']['11'], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_run_is_pruned_and_exported(data, tmp_path):
-  options = {'epochs': 1.0, 'batch_size': 8, 'structures_per_step': 2, 'devices': 1}
-  options |= {'progress': False, 'workdir': tmp_path / 'run'}
+  options = SMALL | {'workdir': tmp_path / 'run'}
   pruned = aj.prune(Plain(), (data.x, data.y), budget=0.8, heal_epochs=1.0, **options)
+  assert {'loss', 'stored_loss'} <= set(pruned.result.candidates)
+  assert set(pruned.before) == {*pruned.after} >= {'loss', 'stored_loss'}
   assert pruned.receipt.max_difference < 1e-5
   module, variables = load(pruned.export(tmp_path / 'small'), model=Plain)
   wanted = pruned.model.apply(pruned.variables, data.x)

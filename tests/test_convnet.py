@@ -104,7 +104,7 @@ def test_gate_names():
   assert names['vgg'] == ('stage_00/join_1', 'stage_01/join_1')
 
 
-@pytest.mark.parametrize('name', tiny.slow_but(['convnet both'], MODELS))
+@pytest.mark.parametrize('name', tiny.thorough_but(['convnet both'], MODELS))
 def test_the_ways_to_run_agree(name, pool, outputs, x):
   model, variables, want = MODELS[name], pool(name), outputs(name)
   bits = all_bits(len(gate_names(model)))
@@ -124,7 +124,7 @@ def test_the_ways_to_run_agree(name, pool, outputs, x):
     np.testing.assert_allclose(mixed, want[rows, np.arange(len(x))], **CLOSE)
 
 
-@pytest.mark.parametrize('name', tiny.slow_but(['convnet both'], MODELS))
+@pytest.mark.parametrize('name', tiny.thorough_but(['convnet both'], MODELS))
 def test_gradients_agree(name, pool, x):
   model, variables = MODELS[name], pool(name)
   chosen = [structures(model)[i] for i in (-1, len(structures(model)) // 2)]

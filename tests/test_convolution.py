@@ -1,6 +1,7 @@
 """Convolutions inside loops and conditionals: plain Linen's numbers, in layouts that are fast."""
 
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,8 @@ import pytest
 import additive_jax as aj
 from additive_jax.models import conv_general_dilated
 from additive_jax.models.convolution import fast_convolutions
+from additive_jax.testing.case import Case
+from additive_jax.testing.speed import steps_are_fast
 
 IMAGES, ROWS = (2, 7, 6, 4), (2, 9, 4)
 LAYERS = {
@@ -120,3 +123,40 @@ def test_a_convolution_of_the_users_own_is_left_alone():
   with fast_convolutions():
     layer.apply(variables, x)
   assert len(calls) == 1
+
+
+class OfJax(nn.Module):
+  """A branch with a convolution of JAX's, or with the library's in its place."""
+
+  convolve: Callable[..., jax.Array]
+
+  @nn.compact
+  def __call__(self, h):
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (3, 3, h.shape[-1], h.shape[-1]))
+    layouts = ('NHWC', 'HWIO', 'NHWC')
+    return self.convolve(h, kernel, (1, 1), 'SAME', dimension_numbers=layouts)
+
+
+class Convolving(aj.Additive):
+  convolve: Callable[..., jax.Array]
+
+  def setup(self):
+    self.embed = nn.Dense(16)
+    self.sites = [OfJax(self.convolve)]
+    self.head = nn.Dense(3)
+
+  def readout(self, h):
+    return self.head(h.mean((1, 2)))
+
+
+def test_convolutions_that_are_slow_are_measured():
+  x = np.random.default_rng(0).normal(size=(4, 12, 12, 3)).astype(np.float32)
+  for convolve, is_slow in ((jax.lax.conv_general_dilated, True), (conv_general_dilated, False)):
+    case = Case(Convolving(convolve), x, np.arange(4) % 3, None, aj.Task('classification'), 2, 0)
+    case.moved = jax.jit(case.model.init)(jax.random.key(0), x)
+    assert steps_are_fast(case)
+    assert len(case.notes) == is_slow
+    if is_slow:
+      (text,) = case.notes
+      ratio = float(re.search(r'takes ([\d.]+) times', text)[1])
+      assert ratio > 2  # 80 to 90 on an idle machine

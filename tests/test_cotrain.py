@@ -223,8 +223,9 @@ def test_one_order_for_all(tmp_path):
   assert 'over the seeds' not in page
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_search_is_continued(tmp_path, monkeypatch):
+  """`test_shared` continues one of a sweep by default, by the same code."""
   options = {'num_seeds': 1, 'model.num_blocks': 4, 'search.method': 'evolution'}
   options |= {'search.budget': 12, 'search.population': 4, 'train.epochs': 0.5}
   config = tiny.config('cotrain', options)

@@ -120,7 +120,7 @@ def test_what_is_left_of_a_branch(random_pool):
     'block_01__mlp/bias',
   }
   assert str(receipt(found, model, variables, IMAGES)).startswith(
-    'cut Transformer: 1 of 4 gates off, heads 8→4, hidden 24→12 (exact): max |Δlogit| '
+    'cut Transformer: 1 of 4 gates off, heads 8→4, hidden 24→12 (exact): max |Δoutput| '
   )
 
 

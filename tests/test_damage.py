@@ -46,10 +46,24 @@ def test_a_damaged_file_of_a_finished_run(name, sound):
   assert outcome.kind == ('one line' if name == 'config.json' else 'same'), outcome
 
 
-@pytest.mark.parametrize('damage', damaged_runs.DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize('name', ['journals/cotrain.jsonl', 'metrics.jsonl'])
-@pytest.mark.slow
-def test_a_damaged_file_of_half_a_run(damage, name, sound, tmp_path):
+# A digit that changed, lines that are cut off, come twice and are gone: one of each way to notice.
+HALF = [
+  pytest.param(
+    name,
+    damage,
+    id=f'{name}-{damage.__name__}',
+    marks=pytest.mark.slow if damage in usual else pytest.mark.thorough,
+  )
+  for name, usual in {
+    'journals/cotrain.jsonl': (damaged_runs.cut_off, damaged_runs.line_again),
+    'metrics.jsonl': (damaged_runs.flipped_bit, damaged_runs.without_line),
+  }.items()
+  for damage in damaged_runs.DAMAGES
+]
+
+
+@pytest.mark.parametrize(('name', 'damage'), HALF)
+def test_a_damaged_file_of_half_a_run(name, damage, sound, tmp_path):
   source, act = sound
   damaged_runs.half(source, tmp_path / 'half', 'cotrain')
   path = (tmp_path / 'half' / name).relative_to(tmp_path / 'half')
@@ -68,7 +82,7 @@ def test_a_changed_digit_in_the_journal_of_half_a_run(sound, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'name', ['metrics.jsonl', pytest.param('journals/seconds.jsonl', marks=pytest.mark.slow)]
+  'name', ['metrics.jsonl', pytest.param('journals/seconds.jsonl', marks=pytest.mark.thorough)]
 )
 def test_lost_points_that_tables_are_made_of_are_trained_again(
   name, tmp_path_factory, tmp_path, caplog

@@ -107,6 +107,7 @@ def test_what_is_written(run, tmp_path):
   assert described['structure'] == '100011'  # the same network: no block_01 to join chunks in
   assert described['gates'][:3] == ['block_00/residual', 'block_00/join_1', 'block_01/residual']
   assert (described['run'], described['checkpoint'], described['step']) == ('run', 'pool-seed10', 3)
+  assert main(['export', str(run), *options[:1], f'--to={tmp_path / "mean"}', '--ema']) == 2
   receipt, costs = described['receipt'], described['cost']
   assert receipt['max_difference'] <= EXACT
   assert receipt['num_examples'] == 30  # the whole test split

@@ -1,5 +1,6 @@
 """Trainings that start from a pool: a run's, or a checkpoint that Flax or Orbax has written."""
 
+import flax.linen as nn
 import flax.serialization
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from flax.traverse_util import flatten_dict
 import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.options import Options
+from additive_jax.experiments.start import start_of
 from additive_jax.models import MLP
 
 MODEL = MLP(2, 4, 8, 3)
@@ -70,6 +73,45 @@ def test_what_does_not_fit_is_named(change, message, pool, tmp_path):
     aj.restore_pool(file, MODEL, X)
 
 
+class Normed(aj.Additive):
+  def setup(self):
+    self.embed, self.readout = nn.Dense(4), nn.Dense(3)
+    self.sites = [nn.Sequential([aj.models.BatchNorm(), nn.Dense(4)], name='a')]
+
+
+def test_statistics_of_batch_norms_come_along(pool, tmp_path):
+  variables = jax.jit(Normed().init)(jax.random.key(0), X)
+  variables = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, variables)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'orbax', {'step': 3, **variables})
+  file = tmp_path / 'mine.msgpack'
+  file.write_bytes(flax.serialization.to_bytes({'state': variables}))
+  for path in (tmp_path / 'orbax', file):
+    assert_same(aj.restore_pool(path, Normed(), X), variables)
+  file.write_bytes(flax.serialization.to_bytes(variables['params']))
+  assert_same(aj.restore_pool(file, Normed(), X), {'params': variables['params']})
+  norm = variables['batch_stats']['a']['layers_0']
+  mean = 'batch_stats/a/layers_0/mean'
+  for changed, words in (
+    (
+      {'mean': np.ones(5), 'var': norm['var']},
+      rf'in other shapes {mean} \[5\], not \[4\]: expected',
+    ),
+    ({'var': norm['var']}, f'lacks {mean}: expected a pool of this model'),
+  ):
+    tree = {**variables, 'batch_stats': {'a': {'layers_0': changed}}}
+    file.write_bytes(flax.serialization.to_bytes(tree))
+    with pytest.raises(UserError, match=words):
+      aj.restore_pool(file, Normed(), X)
+    with pytest.raises(
+      UserError, match=r'variables of batch_stats with .*expected those of Normed'
+    ):
+      start_of(Options(), tree, Normed(), X)
+  file.write_bytes(flax.serialization.to_bytes({**variables, 'params': pool}))
+  with pytest.raises(UserError, match=f'has beside the pool {mean}'):
+    aj.restore_pool(file, MODEL, X)
+
+
 def test_what_is_no_checkpoint_is_one_line(tmp_path):
   (tmp_path / 'text.msgpack').write_text('no msgpack at all')
   (tmp_path / 'empty').mkdir()
@@ -77,6 +119,13 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
     with pytest.raises(UserError, match=f'checkpoint .*{name}.*expected a run directory') as error:
       aj.restore_pool(tmp_path / name, MODEL, X)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('path', 'variables'), [('a', None), ('', {'params': {}})])
+def test_exp_5_starts_from_no_pool(path, variables):
+  options = Options(experiment='booster', init_from=path)
+  with pytest.raises(UserError, match=r"^(config\.init_from 'a'|variables) in Exp 5: expected n"):
+    start_of(options, variables, None, None)
 
 
 def test_trainings_start_from_a_run_or_from_variables(tmp_path):

@@ -1,6 +1,12 @@
 """Experiments as calls: names of options, data as people have it, and a smaller network."""
 
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -9,6 +15,7 @@ from additive_jax import export
 from additive_jax.errors import UserError
 from additive_jax.experiments import front
 from additive_jax.experiments.budget import Budget
+from additive_jax.files.functions import digest_of
 
 QUICK = {'epochs': 1.0, 'batch_size': 16, 'structures_per_step': 2, 'devices': 1, 'progress': False}
 
@@ -53,9 +60,13 @@ def test_a_call_ranks_and_a_second_one_reads(net, arrays, tmp_path, monkeypatch,
     ({'seeds': 0}, 'config.num_seeds 0: expected 1 to 10,000'),
     ({'top_k': 99}, 'config.sweep.top_k 99: expected at most'),
     ({'experiment': 'dna'}, "option 'experiment'"),
+    ({'metrics': ('top3',)}, 'metric top3 of 3 classes, which is always 1: expected fewer'),
+    ({'dtype': np.float16}, "dtype 'float16': expected one of float32, bfloat16"),
     ({'frozen': ('emb3d',)}, 'fits no leaf of the pool'),
     ({'frozen': ('.*',)}, 'is all of the pool'),
     ({'learning_rates': {'emb3d': 0.1}}, 'fits no leaf of the pool'),
+    ({'frozen': ('embed(',)}, r"frozen 'embed\(': expected a regular expression"),
+    ({'learning_rates': {'embed': -0.1}}, "learning_rates 'embed' -0.1: expected what multiplies"),
     ({'batch_size': 32, 'accumulate': 5}, 'accumulate 5 of config.train.batch_size 32: expected a'),
   ],
 )
@@ -84,6 +95,52 @@ def test_data_as_people_have_it(arrays):
   assert len(front.made(aj.data.ArraySplit(*arrays)).test) == len(data.test)
   with pytest.raises(UserError, match='data of type int: expected'):
     front.made(3)
+  x, y = arrays[0], np.where(np.arange(len(arrays[1])) % 5, arrays[1], -1)
+  with pytest.raises(UserError, match='where -1 means no label: ignore_label of the task'):
+    front.made((x, y))
+  _, opening = front.opened('sweep', 'mlp', (x, y), {'ignore_label': -1})
+  assert opening['data'].task == aj.Task('classification', ignore_label=-1)
+
+
+def test_functions_are_known_by_what_they_do(net, arrays, tmp_path):
+  """Not by their names alone: a directory with another's results is refused."""
+
+  def making(power):
+    def focal(outputs, y):
+      log_p = jax.nn.log_softmax(outputs)[jnp.arange(len(y)), y]
+      return -((1 - jnp.exp(log_p)) ** power) * log_p
+
+    return focal
+
+  options = QUICK | {'seeds': 1, 'modes': ('shared',), 'shared_epochs': 0.5, 'workdir': tmp_path}
+  margin = lambda outputs, y: outputs.max(-1) - outputs.min(-1)
+  mine = {'loss': making(2.0), 'metrics': ['accuracy', margin]}
+  first = aj.sweep(net, arrays, **options, **mine)
+  again = aj.sweep(net, arrays, **options, **mine | {'loss': making(2.0)})
+  assert again.table.equals(first.table)
+  for other in ({'loss': making(3.0)}, {'metrics': ['accuracy', lambda outputs, y: outputs[:, 0]]}):
+    with pytest.raises(
+      UserError, match=r'another config: code\.(focal|<lambda>): .* there, '
+    ) as told:
+      aj.sweep(net, arrays, **options, **mine | other)
+    assert '\n' not in str(told.value)
+  # A version that kept no digests goes on by names.
+  path = tmp_path / 'config.json'
+  values = json.loads(path.read_text())
+  del values['code'], values['crc']
+  path.write_text(json.dumps(values))
+  assert aj.sweep(net, arrays, **options, **mine | {'loss': making(3.0)}).table.equals(first.table)
+
+
+def test_digests_of_functions():
+  schedule = lambda peak: optax.cosine_decay_schedule(peak, 10)
+  mean = lambda scale: functools.partial(lambda scale, o, y: scale * o.mean(-1), scale)
+  same = lambda make, *values: [digest_of(make(value)) == digest_of(make(1.0)) for value in values]
+  assert same(lambda rate: optax.adam(rate), 1.0, 2.0) == [True, False]
+  assert same(lambda rate: optax.adam(schedule(rate)), 1.0, 2.0) == [True, False]
+  assert same(mean, 1.0, 2.0) == [True, False]
+  assert same(lambda value: jax.jit(mean(value)), 1.0, 2.0) == [True, False]
+  assert same(lambda value: lambda o, y: o * np.full(3, value), 1.0, 2.0) == [True, False]
 
 
 def test_small_data_make_small_batches(net, arrays):
@@ -135,6 +192,31 @@ def test_prune_searches_many(arrays, random_pool, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (
+      lambda leaf: leaf * np.nan,
+      r'block_00/in/bias, 4 of 4 numbers not finite: expected finite ones',
+    ),
+    (lambda leaf: leaf.astype(int), r'block_00/in/bias of dtype int64: expected float32'),
+  ],
+)
+def test_pools_that_cannot_be(net, arrays, tmp_path, random_pool, spoil, message):
+  pool = jax.tree.map(lambda leaf: spoil(np.asarray(leaf)), random_pool(net, arrays[0][:1]))
+  with pytest.raises(UserError, match=message):
+    aj.sweep(net, arrays, variables=pool, workdir=tmp_path / 'run', **QUICK)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_pool_of_bfloat16_is_trained_in_float32(net, arrays, tmp_path, random_pool):
+  pool = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_pool(net, arrays[0][:1]))
+  options = QUICK | {'seeds': 1, 'modes': ('shared',), 'workdir': tmp_path / 'run'}
+  aj.sweep(net, arrays, variables=pool, **options)
+  restored = aj.restore_pool(tmp_path / 'run', net, arrays[0][:1])
+  assert {leaf.dtype for leaf in jax.tree.leaves(restored)} == {np.dtype('float32')}
+
+
+@pytest.mark.parametrize(
   ('budget', 'cost', 'message'),
   [
     (0, 'flops', 'budget 0: expected a share of the flops'),
@@ -155,10 +237,12 @@ def test_a_budget_below_all_off(net, arrays, tmp_path):
 
 def test_values_that_are_an_options(net, arrays):
   given = {'augment': ('flip',), 'optimizer': 'sgd', 'learning_rates': {'embed': 0.1}}
+  given |= {'dtype': jnp.bfloat16}
   config, opening = front.opened('sweep', net, arrays, given)
   assert config.data.augment == ('flip',)
   assert config.optimizer.name == 'sgd'
   assert config.train.learning_rates == {'embed': 0.1}
+  assert config.train.dtype == 'bfloat16'
   assert not given.keys() & opening.keys()
   flipped = lambda key, x, y: (x[..., ::-1], y)
   assert front.opened('sweep', net, arrays, {'augment': flipped})[1]['augment'] is flipped

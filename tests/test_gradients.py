@@ -106,10 +106,10 @@ CROSSED = {'mean': 'ring', 'coverage': 'psum'}
 @pytest.mark.parametrize(
   ('shape', 'collectives'),
   [
-    pytest.param((1, 1), STRAIGHT, marks=pytest.mark.slow),
+    pytest.param((1, 1), STRAIGHT, marks=pytest.mark.thorough),
     pytest.param((2, 1), CROSSED, marks=pytest.mark.slow),
-    pytest.param((4, 1), STRAIGHT, marks=pytest.mark.slow),
-    pytest.param((8, 1), CROSSED, marks=pytest.mark.slow),
+    pytest.param((4, 1), STRAIGHT, marks=pytest.mark.thorough),
+    pytest.param((8, 1), CROSSED, marks=pytest.mark.thorough),
     pytest.param((2, 2), STRAIGHT, marks=pytest.mark.slow),
     ((2, 2), CROSSED),
   ],

@@ -222,11 +222,16 @@ def test_experiments_take_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_experiments_of_several_networks_take_them(tmp_path):
+def test_exp_2_takes_them(tmp_path):
   options = {'num_seeds': 1, 'train.epochs': 0.5, 'train.batch_size': 8}
   options |= {'structures': ('111', '101'), 'cotrain.top_k': 0}
   config = tiny.config('cotrain', options)
   assert cotrain.run(config, tmp_path / 'cotrain', model=MODEL, data=DATA).summary
-  options |= {'structures': (), 'sampler.name': 'bernoulli'}
+
+
+@pytest.mark.thorough
+def test_exp_3_takes_them(tmp_path):
+  options = {'num_seeds': 1, 'train.epochs': 0.5, 'train.batch_size': 8}
+  options |= {'cotrain.top_k': 0, 'sampler.name': 'bernoulli'}
   config = tiny.config('stochastic', options)
   assert stochastic.run(config, tmp_path / 'stochastic', model=MODEL, data=DATA).summary

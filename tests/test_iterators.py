@@ -249,6 +249,64 @@ def test_bad_iterators(make, options, message):
   assert '\n' not in str(caught.value)
 
 
+def raises(epoch):
+  for i, batch in enumerate(batches(epoch)):
+    if (i, epoch) == (1, 1):
+      raise OSError('cable\nis out')
+    yield batch
+
+
+def raises_at_once(epoch):
+  return open('/nowhere') if epoch else batches(0)
+
+
+def shrinks(epoch):
+  return list(batches(epoch))[: 3 - epoch]
+
+
+@pytest.mark.parametrize(
+  ('make', 'options', 'message'),
+  [
+    (raises, {}, 'batch 1 of pass 1: the iterator raises OSError: cable is out; expected a pair'),
+    (raises_at_once, {}, 'make_train, pass 1: the iterator raises FileNotFoundError: '),
+    (
+      plain,
+      {'num_examples': 30},
+      'pass 0 ends before batch 3, after 21 examples: expected num_examples 30',
+    ),
+    (
+      shrinks,
+      {'num_examples': 21},
+      'pass 2 ends before batch 1, after 8 examples: expected num_examples 21',
+    ),
+    (
+      singles,
+      {'num_examples': 22, 'batched': False},
+      'pass 0 ends before batch 1, after 21 examples: e',
+    ),
+  ],
+)
+def test_iterators_that_raise_or_give_less_than_promised(make, options, message):
+  stream = made(make, **options).train.stream()
+  with pytest.raises(UserError, match=re.escape(message)) as caught:
+    stream.take(100)
+  assert '\n' not in str(caught.value)
+  assert str(caught.value).startswith('iterator, make_train')
+
+
+def test_a_last_batch_that_is_dropped_is_said_once(caplog):
+  stream = made(num_examples=25).train.stream()  # 21, the last batch of 5
+  stream.take(20)
+  again = Stream(stream._source)
+  again.restore(stream.place(20))
+  again.take(30)
+  (record,) = caplog.records
+  assert 'pass 0 ends before batch 3, after 21 examples: expected num_examples 25' in record.message
+  caplog.clear()
+  made([*batches(0)], num_examples=None).train.stream().take(50)  # 24 by its length
+  assert not caplog.records
+
+
 def test_iterators_that_end_early_or_change():
   for make in (ends, once):
     with pytest.raises(UserError, match=r'pass \d over the iterator gives nothing'):
@@ -431,15 +489,53 @@ def test_a_run_over_an_iterator_goes_on_to_the_bit(tmp_path):
   assert curves[0] == curves[1]
 
 
+SHARED = {'sweep.modes': ('shared',)}
+
+
+def test_a_run_over_a_grain_pipeline_goes_on_from_its_state(tmp_path):
+  """One that breaks off is as one that is killed: it goes on from its last checkpoint."""
+  grain = pytest.importorskip('grain')
+  whole, _ = iris()
+  rows = [*zip(*whole.train[np.arange(120)])]
+  seen = []
+
+  def pipeline(last):
+    def look(row):
+      seen.append(row)
+      if len(seen) == last:
+        raise OSError('cable')
+      return row
+
+    def make(epoch, seed):
+      order = grain.MapDataset.source(rows).seed(1000 * seed + epoch).shuffle()
+      # Without threads that read ahead, what is read is what is used.
+      options = grain.ReadOptions(num_threads=0)
+      return order.map(look).batch(50).to_iter_dataset(options)
+
+    seen.clear()
+    options = {'test': whole.test, 'task': 'classification', 'num_outputs': 3}
+    return data.from_iterator(make, num_examples=120, **options)
+
+  place = pipeline(0).train.stream()
+  place.take(60)
+  assert 'state' in place.place(60)
+  result = run('sweep', tmp_path / 'whole', pipeline(0), SHARED)
+  count = len(seen)
+  with pytest.raises(UserError, match=r'batch \d of pass \d: the iterator raises .*cable'):
+    run('sweep', tmp_path / 'parts', pipeline(count - 50), SHARED)
+  again = run('sweep', tmp_path / 'parts', pipeline(0), SHARED)
+  assert len(seen) < count - 100  # by its state, and not by reading all anew
+  for name, table in result.tables.items():
+    pd.testing.assert_frame_equal(table, again.tables[name])
+
+
 @pytest.mark.slow
 def test_experiments_over_an_iterator(tmp_path):
   whole, make = iris()
   loaded = data.from_iterator(
     make, test=whole.test, task='classification', num_outputs=3, num_examples=120
   )
-  shared = {'sweep.modes': ('shared',)}
-  assert len(run('sweep', tmp_path / 'sweep', loaded, shared).table) == 8
-  run('stochastic', tmp_path / 'stochastic', loaded, {'train.structures_per_step': 1})
+  assert len(run('sweep', tmp_path / 'sweep', loaded, SHARED).table) == 8
   with pytest.raises(
     UserError, match=r'iterator: expected arrays in memory, or config\.sweep\.mod'
   ):
@@ -447,3 +543,12 @@ def test_experiments_over_an_iterator(tmp_path):
   for experiment in ('booster', 'compress'):
     with pytest.raises(UserError, match='is read from an iterator: expected arrays in memory'):
       run(experiment, tmp_path / experiment, loaded, BASES[experiment])
+
+
+@pytest.mark.thorough
+def test_exp_3_over_an_iterator(tmp_path):
+  whole, make = iris()
+  loaded = data.from_iterator(
+    make, test=whole.test, task='classification', num_outputs=3, num_examples=120
+  )
+  run('stochastic', tmp_path / 'stochastic', loaded, {'train.structures_per_step': 1})

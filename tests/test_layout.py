@@ -107,7 +107,7 @@ def assert_close(got, want):
   ('name', 'mesh'),
   [
     pytest.param('dna', (1, 2, 2), marks=pytest.mark.slow),
-    pytest.param('blocks', (1, 1, 4), marks=pytest.mark.slow),
+    pytest.param('blocks', (1, 1, 4), marks=pytest.mark.thorough),
     pytest.param('experts', (1, 1, 4), marks=pytest.mark.slow),
     ('experts', (2, 2, 2)),
   ],
@@ -283,9 +283,12 @@ with processes.distributed(f'localhost:{port}', 2, rank):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes(tmp_path):
-  """Experts, and a pool in pieces, of which each process writes and reads its own."""
+  """Experts, and a pool in pieces, of which each process writes and reads its own.
+
+  By default `test_cotrain` trains and `test_checkpoint` saves and restores in two processes.
+  """
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])

@@ -354,3 +354,35 @@ def test_a_network_of_your_own_that_keeps_it(tmp_path, monkeypatch):
   check_fits(make_model(options(name='own_networks:Sound'), table), table, task)
   with pytest.raises(UserError, match=r'MLP gives outputs \(1, 2\) for one example: expected 3 on'):
     check_fits(models.MLP(1, 4, 4, num_classes=2), table, task)
+
+
+def test_more_outputs_than_classes_are_said(caplog):
+  table = data.load('tabular:iris', valid=0.0)
+  check_fits(models.MLP(1, 4, 4, num_classes=5), table, Task(table.task))
+  (record,) = caplog.records
+  assert record.message == (
+    'MLP gives 5 outputs, and tabular:iris has 3 classes: the other 2 are never right'
+  )
+  assert record.levelname == 'WARNING'
+  caplog.clear()
+  check_fits(models.MLP(1, 4, 4, num_classes=3), table, Task(table.task))
+  assert not caplog.records
+
+
+@pytest.mark.parametrize('constant', ['train', 'test'])
+def test_a_target_that_does_not_vary(constant, caplog):
+  split = lambda part: data.ArraySplit(
+    np.eye(4, 6, dtype=np.float32),
+    (3.0 + part * np.arange(4, dtype=np.float32))[:, None],
+  )
+  own = data.Data('own', 'regression', split(constant != 'train'), split(constant != 'test'), 1)
+  network = models.MLP(1, 4, 4, num_classes=1)
+  if constant == 'test':
+    check_fits(network, own, Task('regression'))
+    assert 'own, test: target 0 is 3 in all 4 examples: R² is undefined' in caplog.text
+    caplog.clear()
+    check_fits(network, own, Task('regression', metrics=('mae',)))
+    assert not caplog.records
+  else:
+    with pytest.raises(UserError, match='own, train: target 0 is 3 in all 4 examples: expected on'):
+      check_fits(network, own, Task('regression'))

@@ -103,7 +103,7 @@ def test_devices_hold_their_own_stages(random_pool):
       IMAGES,
       Pipeline(2, 4, remat=False),
       1,
-      marks=pytest.mark.slow,
+      marks=pytest.mark.thorough,
     ),
     pytest.param(
       Transformer(4, 4, gates=('residual', 'sub_activation'), num_chunks=2, **TEXT),

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit
+from additive_jax.experiments import planning
 from additive_jax.gates.structure import all_bits
 from additive_jax.models import MLP, Transformer
 from additive_jax.models.additive import canonical, sites_of
@@ -39,8 +41,8 @@ TEXT = jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32)
   ('recipe', 'sizes', 'options'),
   [
     (RECIPE, {'structure': 2, 'fsdp': 4}, {}),
-    pytest.param(IN_PIECES, {'fsdp': 4}, {}, marks=pytest.mark.slow),
-    pytest.param(RECIPE, {'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.slow),
+    pytest.param(IN_PIECES, {'fsdp': 4}, {}, marks=pytest.mark.thorough),
+    pytest.param(RECIPE, {'structure': 2, 'data': 4}, {'zero': True}, marks=pytest.mark.thorough),
   ],
   ids=['spread', 'in pieces', 'zero'],
 )
@@ -74,6 +76,30 @@ def test_a_pool_that_no_machine_holds():
   assert found.held.total > 2**37 * 4 * 2 / 8
   assert len(jax.live_arrays()) - before < 9
   assert f'{found.num_params:,} parameters on structure 1 × data 1 × fsdp 8' in str(found)
+
+
+@pytest.mark.parametrize(
+  ('experiment', 'options', 'names'),
+  [
+    ('cotrain', {'structures': ('11', '01', '10'), 'model.num_blocks': 2}, ['pool']),
+    (
+      'stochastic',
+      {'stochastic.modes': ('per_sample',)},
+      ['none', 'per_sample', 'per_sample_equal_flops'],
+    ),
+  ],
+)
+def test_the_pools_of_a_config(experiment, options, names, monkeypatch, tmp_path):
+  """Nothing is trained or written."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(planning, 'plan', lambda recipe, sampler, x, y, mesh, **rest: (sampler, x, y))
+  pools = dict(planning.plan_config(tiny.config(experiment, options), devices=2))
+  assert list(pools) == names
+  for sampler, x, y in pools.values():
+    assert sampler.num_structures == {'cotrain': 2}.get(experiment, sampler.num_structures)
+    assert len(x.shape) > 1
+    assert x.shape[0] == y.shape[0] == tiny.config(experiment, options).train.batch_size
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_the_formula_does_not_know():

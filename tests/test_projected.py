@@ -150,3 +150,50 @@ def test_a_padding_mask_travels_in_the_stream():
   np.testing.assert_allclose(logits, shorter, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(aj.conditional(model, variables, rows, '11'), logits, rtol=1e-5)
   np.testing.assert_allclose(aj.shared_prefix(model, variables, rows, ['11'])[0], logits, rtol=1e-5)
+
+
+class Shifted(nn.Module):
+  """A branch that is nothing without its side."""
+
+  @nn.compact
+  def __call__(self, h, side):
+    return nn.Dense(5)(h * side)
+
+
+class ShiftedNnx(nnx.Module):
+  def __init__(self, width, rngs):
+    self.dense = nnx.Linear(width, width, rngs=rngs)
+
+  def __call__(self, h, side):
+    return self.dense(h * side)
+
+
+class Sided(aj.Additive):
+  def setup(self):
+    self.first = nn.Dense(4)
+    self.sites = [
+      nnx.bridge.to_linen(ShiftedNnx, 4, name='nnx'),
+      Projected(Shifted(), nn.Dense(5), name='wider'),
+    ]
+    self.head = nn.Dense(3)
+
+  def embed(self, x):
+    return aj.models.WithSide(self.first(x), x[:, :1])
+
+  def readout(self, h):
+    return self.head(h)
+
+
+def test_sides_reach_what_is_projected_and_what_is_of_nnx():
+  model, x = Sided(), np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+  check_model(model, (x, np.arange(6) % 3), max_structures=2)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+
+  def by_hand(module, x):
+    h, side = module.first(x), x[:, :1]
+    h = h + module.sites[0](h, side=side)
+    return module.head(module.sites[1].shortcut(h) + module.sites[1].branch(h, side))
+
+  expected = nn.Module.apply(model, variables, x, method=by_hand)
+  for run in (aj.static, aj.conditional):
+    np.testing.assert_allclose(run(model, variables, x, '11'), expected, rtol=1e-5, atol=1e-5)

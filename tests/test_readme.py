@@ -17,10 +17,11 @@ def python_blocks():
 
 @pytest.mark.slow
 def test_code_runs(tmp_path, monkeypatch, capsys):
+  """All but the front door, which runs below as it would for a user."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(ROOT))
   names = {}
-  for block in python_blocks():
+  for block in python_blocks()[1:]:
     exec(compile(block, 'README.md', 'exec'), names)
   assert 'keeps the contract' in capsys.readouterr().out
   assert len(names['scores'].loss) == 64
@@ -34,7 +35,9 @@ def test_front_door_outside_the_clone(tmp_path):
   section = text[text.index('## From pip install') :]
   code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
   (tmp_path / 'mine.py').write_text(code)
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  # Programs are kept where the package keeps them, not where this run of the tests does.
+  ours = ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')
+  environment = {name: value for name, value in os.environ.items() if name not in ours}
   environment |= {'PYTHONPATH': str(ROOT), 'ADDITIVE_JAX_CACHE': str(tmp_path / 'cache')}
   command = [sys.executable, 'mine.py']
   done = subprocess.run(
@@ -42,7 +45,7 @@ def test_front_door_outside_the_clone(tmp_path):
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'structure' in done.stdout
-  assert 'max |Δlogit|' in done.stdout
+  assert 'max |Δoutput|' in done.stdout
   assert '100%' in done.stderr  # a run shows how far it is
   assert len(list((tmp_path / 'runs').glob('*/report.html'))) == 2
   assert (tmp_path / 'small' / 'model.json').exists()

@@ -86,9 +86,9 @@ def drawn_text(figure):
   [
     {'num_gates': 1},
     {'num_gates': 1, 'size': 1, 'seeds': 1},
-    {'num_gates': 5},
+    pytest.param({'num_gates': 5}, marks=pytest.mark.thorough),
     {'num_gates': 5, 'gaps': True},
-    {'num_gates': 20, 'size': 300, 'gaps': True},
+    pytest.param({'num_gates': 20, 'size': 300, 'gaps': True}, marks=pytest.mark.thorough),
     {'num_gates': 12},
   ],
   ids=str,

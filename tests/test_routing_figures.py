@@ -90,9 +90,9 @@ MANY = [*(f'attention {i}' for i in range(8)), *(f'mlp {i}' for i in range(8)), 
   ('chosen', 'names', 'grid'),
   [
     (draw(), NAMES, (4, 4)),
-    pytest.param(draw(k=1, steps=1), NAMES, (2, 8), marks=pytest.mark.slow),
+    pytest.param(draw(k=1, steps=1), NAMES, (2, 8), marks=pytest.mark.thorough),
     pytest.param(np.zeros((2, 4, 2, 1), int), ['attention 0'], (2, 2), marks=pytest.mark.slow),
-    pytest.param(draw(modules=17, steps=4, tokens=36), MANY, (6, 6), marks=pytest.mark.slow),
+    pytest.param(draw(modules=17, steps=4, tokens=36), MANY, (6, 6), marks=pytest.mark.thorough),
   ],
   ids=['usual', 'one step', 'one module', 'many modules'],
 )

@@ -12,8 +12,9 @@ import tiny
 from ml_collections import ConfigDict
 
 from additive_jax import UserError
-from additive_jax.data import ArraySplit, Data
+from additive_jax.data import ArraySplit, Data, from_arrays
 from additive_jax.experiments import sweep
+from additive_jax.experiments.pools import open_pools
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.gates.subsets import Subsets
 from additive_jax.models import MLP
@@ -21,6 +22,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import processes
 from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
+from additive_jax.run.evaluate import evaluate_structures
 from additive_jax.train import samplers
 from additive_jax.train.balance import Balance
 from additive_jax.train.fleet import Fleet
@@ -30,6 +32,7 @@ from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
 from additive_jax.train.rule import average_of
 from additive_jax.train.trainer import Trainer
+from additive_jax.transplant.foreign import restore_pool
 
 RANDOM = np.random.default_rng(0)
 ROWS = ArraySplit(RANDOM.normal(size=(48, 6)).astype(np.float32), np.arange(48, dtype=np.int32) % 3)
@@ -115,12 +118,17 @@ def test_the_mean_of_the_pool_is_exact_and_the_same_on_any_devices(tmp_path):
 
 
 def test_networks_alone_keep_means_too():
-  recipe, data = recipe_of(ema=0.9), Data('rows', 'classification', ROWS, ROWS, 3)
+  recipe = recipe_of(ema=0.9)
+  data = Data('rows', 'classification', ROWS, ROWS, 3, valid=ArraySplit(ROWS.x[:7], ROWS.y[:7]))
   (member,) = Population(recipe, data, batch_size=BATCH, seed=0).train(['11'], 3)
   state = processes.to_host(member.state)
   mean = average_of(state.opt_state, state.params)
   assert not np.allclose(mean['embed']['kernel'], member.state.params['embed']['kernel'])
-  assert member.averaged['loss'] != member.loss
+  assert member.averaged.loss != member.loss
+  judge = functools.partial(evaluate_structures, recipe.model, {'params': mean}, structures=['11'])
+  named = {'loss': judge(data.valid).loss, 'test_loss': judge(data.test).loss}
+  for name, loss in named.items():
+    np.testing.assert_allclose(member.averaged.columns[name], loss[0], rtol=1e-5)
   fleet = Fleet(recipe, ROWS, [range(24), range(24, 48)], batch_size=BATCH, seed=0)
   fleet.run(3)
   first = fleet.members()[0]
@@ -210,6 +218,41 @@ def test_means_are_judged_beside_pools_in_a_run(tmp_path):
   assert row['ema'] != row['pool']
   assert result.summary['averages']['shared']['loss']['ema'] == pytest.approx(row['ema'])
   assert 'Means over the steps' in (tmp_path / 'run' / 'report.html').read_text()
+  pools, x = open_pools(tmp_path / 'run'), np.zeros((1, 4), np.float32)
+  texts = [f'{number:03b}' for number in range(8)]
+  split = pools.data.valid or pools.data.test
+  for column, ema in (('ema', True), ('pool', False)):
+    taken = [
+      restore_pool(tmp_path / 'run', pools.model, x, name=f'shared-seed{seed}', ema=ema)
+      for seed in (0, 1)
+    ]
+    losses = [evaluate_structures(pools.model, pool, split, texts).loss for pool in taken]
+    assert np.mean(losses) == pytest.approx(row[column], rel=1e-5)
+  sweep.run(tiny.config('sweep', {'sweep.modes': ('shared',), 'num_seeds': 1}), tmp_path / 'none')
+  with pytest.raises(UserError, match=r'expected a training with config\.train\.ema'):
+    restore_pool(tmp_path / 'none', pools.model, x, ema=True)
+
+
+def test_means_of_networks_alone_are_of_the_split_that_the_pool_is_of(tmp_path):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(40, 4)).astype(np.float32)
+  y = (x[:, 0] > 0).astype(int)
+  data = from_arrays(
+    x, y, valid=(x, y), test=(x, 1 - y)
+  )  # a loss on test is far from that on valid
+  options = {
+    'train.ema': 0.5,
+    'sweep.modes': ('standalone',),
+    'learning_rate': 0.05,
+    'train.epochs': 10.0,
+  }
+  result = sweep.run(tiny.config('sweep', options), tmp_path, data=data)
+  rows = result.averages.set_index(['arm', 'score'])
+  for score in ('loss', 'test_loss'):
+    row = rows.loc['111', score]
+    assert row['ema'] == pytest.approx(row['pool'], rel=0.2)
+  assert rows.loc['111', 'test_loss']['pool'] > 1.5 * rows.loc['111', 'loss']['pool']
+  assert {('111', 'accuracy'), ('111', 'test_accuracy')} <= set(rows.index)  # equal ones are told
 
 
 def test_optimizers_of_contrib_train_and_schedule_free_ones_are_judged_by_their_mean():

@@ -99,7 +99,7 @@ def test_networks_alone_and_fleets_say_their_speed(tmp_path, monkeypatch):
       types.SimpleNamespace(state=states[i], structure=space.parse(text))
       for i, text in zip(of, texts)
     ]
-    crowd = Crowd(session, session.training.recipe(1), lambda *_: {})
+    crowd = Crowd(session, session.training.recipe(1), lambda *_: {}, lambda _: {})
     population = types.SimpleNamespace(devices=jax.devices()[:1] * 2, batch_size=16)
     assert list(crowd._timed(iter(members), population, 5, 'alone-seed0')) == members
     fleet = types.SimpleNamespace(

@@ -15,6 +15,7 @@ from additive_jax.experiments import cotrain, sweep
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
+from additive_jax.run.tasks import Task
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(80, 4)).astype(np.float32)
@@ -213,6 +214,12 @@ def spoilt(values, place, value):
       'weight -1.0 in 1 of 80 examples, the f',
     ),
     ((X, Y), {'class_names': ['a', 'b']}, 'label 2 in '),
+    (
+      (X, spoilt(Y, 7, 255)),
+      {},
+      'example 7: expected 0 to 2, for no example has the label 3; where 255 means no class, a',
+    ),
+    ((X, 0 * X[:, :1] + 3.0), {}, 'target 0 is 3.0 in all 56 training examples: expected one that'),
     ((X, Y), {'test': 0.0}, 'test 0.0 of arrays: expected a share above 0 and below 1, or (x, y)'),
     ((X, Y), {'valid': 1.5}, 'valid 1.5 of arrays: expected a share from 0 and below 1, or (x, y)'),
     ((X, Y), {'test': 0.001}, 'test 0.001 of the 80 examples of arrays is none: expected at least'),
@@ -223,6 +230,13 @@ def spoilt(values, place, value):
     ),
     ((X, Y), {'test': (X[:0], Y[:0])}, 'arrays, test: no examples: expected at least one'),
     ((X, Y), {'valid': (X, Y, Y)}, 'arrays, valid: 3 parts: expected a share, or a pair (x, y)'),
+    ((X, Y), {'test': (X[:, :2], Y)}, 'arrays, test: x [2]: expected x [4], as in train'),
+    ((X, 0 * Y), {}, 'arrays: every label is 0: expected at least two classes'),
+    (
+      (X, 0 * Y - 1),
+      {'task': Task('classification', ignore_label=-1)},
+      'arrays: every label is -1, which is ignored: expected some',
+    ),
     ((X, np.zeros((80, 2, 2))), {}, 'y float64 [80, 2, 2]: expected labels [N], floats [N] or'),
   ],
 )

@@ -116,10 +116,10 @@ def test_a_finished_run_says_so_and_changes_nothing(name, finished, caplog, monk
     pd.testing.assert_frame_equal(again.tables[table], result.tables[table], check_exact=True)
 
 
-@pytest.mark.parametrize('name', tiny.slow_but(['sweep'], TABLES))
+@pytest.mark.parametrize('name', tiny.thorough_but(['sweep', 'cotrain'], TABLES))
 def test_a_killed_run_goes_on_to_the_same_numbers(name, finished, tmp_path):
   """Within a line of the journal; what has newer checkpoints goes on from the one before, and one
-  training has none."""
+  training has none. `test_old_runs` goes on with every study by default."""
   workdir, lines = finished[1], lines_of(finished[1], name)
   kept = len(lines) // 2
   tiny.killed_copy(workdir, tmp_path / 'run', f'{name}.jsonl', kept, b'{"seed": 0, "vari')
@@ -139,11 +139,14 @@ def test_a_killed_run_goes_on_to_the_same_numbers(name, finished, tmp_path):
 @pytest.mark.parametrize(
   ('name', 'devices', 'options'),
   [
-    ('sweep', 1, {'sweep.modes': ('shared',)}),  # trains the structures of a step in turn
-    ('cotrain', 1, {}),
+    # Trains the structures of a step in turn.
+    pytest.param('sweep', 1, {'sweep.modes': ('shared',)}, marks=pytest.mark.thorough),
+    pytest.param('cotrain', 1, {}, marks=pytest.mark.thorough),
     ('cotrain', 4, {}),  # splits each structure's batch as well
-    ('stochastic', 4, {'stochastic.modes': ('conditional',)}),
-    ('booster', 2, {'booster.variants': ('clusters',)}),
+    pytest.param(
+      'stochastic', 4, {'stochastic.modes': ('conditional',)}, marks=pytest.mark.thorough
+    ),
+    pytest.param('booster', 2, {'booster.variants': ('clusters',)}, marks=pytest.mark.thorough),
   ],
 )
 def test_number_of_devices(name, devices, options, tmp_path, tmp_path_factory):
@@ -165,7 +168,7 @@ BEFORE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', BEFORE)
+@pytest.mark.parametrize('name', tiny.thorough_but(['sweep', 'cotrain'], BEFORE))
 def test_journals_of_the_version_before(name, finished, tmp_path, monkeypatch):
   """Everything is there, so that nothing is trained; then the last line is missing."""
   workdir, (arm, first, second) = tmp_path / 'run', BEFORE[name]

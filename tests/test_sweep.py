@@ -247,7 +247,9 @@ def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['evolution', 'random'])
+@pytest.mark.parametrize(
+  'method', ['evolution', pytest.param('random', marks=pytest.mark.thorough)]
+)
 def test_search(tmp_path, method):
   options = {
     'model.num_blocks': 4,

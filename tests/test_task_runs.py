@@ -49,6 +49,8 @@ def test_a_sweep_ranks_by_r2_and_calls_it_so(swept):
   assert not any('accuracy' in text for text in told)
   page = (folder / 'report.html').read_text()
   assert 'its test R²' in page
+  assert 'targets are standardised, an error of 1 is ' in page
+  assert list(result.summary['target_units']) == ['target']
   assert 'accuracy' not in page
 
 

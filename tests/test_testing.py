@@ -226,7 +226,7 @@ def test_progress_is_logged(caplog):
   with caplog.at_level(logging.INFO, 'additive_jax'):
     violations(Net(site=Wide))
   assert caplog.messages == [
-    'check_model Net, 1 of 10: is usable module',
-    'check_model Net, 2 of 10: has its parts',
-    'check_model Net, 3 of 10: parts fit at init',
+    'check_model Net, 1 of 11: is usable module',
+    'check_model Net, 2 of 11: has its parts',
+    'check_model Net, 3 of 11: parts fit at init',
   ]

@@ -288,8 +288,8 @@ def test_receipt_is_one_line(start):
   found = receipt(grown, small_model, small, large_model, x)
   assert found.num_examples == 16
   assert str(found) == (
-    'grow stream 8→20, hidden 6→13, depth 2→3 (zero, spread) (exact): max |Δlogit| '
-    f'{found.max_difference:.2g} of logits up to {found.max_logit:.2g} on 16 examples'
+    'grow stream 8→20, hidden 6→13, depth 2→3 (zero, spread) (exact): max |Δoutput| '
+    f'{found.max_difference:.2g} of outputs up to {found.max_logit:.2g} on 16 examples'
   )
   # It measures: a wrong pool does not pass for the rule it was made by.
   wrong = dataclasses.replace(grown, variables=large)

@@ -61,7 +61,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', tiny.slow_but(['mlp'], CASES))
+@pytest.mark.parametrize('case', tiny.thorough_but(['mlp', 'tokens'], CASES))
 @pytest.mark.parametrize('unequal', [0.0, 0.5])
 def test_moments_are_those_gathered_by_the_large_model(case, unequal, random_pool):
   small_model, large_model, x = CASES[case]

@@ -58,7 +58,7 @@ def test_what_is_not_used(options, expected, images):
 
 
 def test_the_table_is_of_options_and_experiments():
-  assert set(EXPERIMENTS) == set(STUDIES)
+  assert set(EXPERIMENTS) == {*STUDIES, 'prune'}
   assert WHEN.keys() <= DECLARED.keys()
   assert OF.keys() <= {name.partition('.')[0] for name in DECLARED}
 
@@ -75,4 +75,34 @@ def test_a_run_says_so(tmp_path, caplog):
   options = {'dna.top_k': 3, 'sweep.modes': ('shared',), 'num_seeds': 1, 'cotrain.top_k': 4}
   with caplog.at_level(logging.WARNING, 'additive_jax'):
     STUDIES['sweep'].run(tiny.config('sweep', options), tmp_path / 'run', devices=1)
-  assert "config.dna.top_k 3 is not used: it is for config.experiment 'dna'" in caplog.messages
+  (message,) = [text for text in caplog.messages if 'not used' in text]
+  assert message.startswith('not used: config.train.epochs 2.0, for structures alone, or config.sw')
+  assert "; config.dna.top_k 3, for config.experiment 'dna'" in message
+
+
+def test_options_in_whose_place_something_was_given(images):
+  options = replaced(
+    Options(experiment='sweep'),
+    {'model.width': 8, 'data.download': True, 'data.flip_rate': 0.1, 'data.augment': ('flip',)}
+    | {'learning_rate': 0.5, 'schedule.name': 'linear_schedule', 'train.epochs': 2.0},
+  )
+  named = lambda *given: [name for name, _ in unused(options, images, given)]
+  assert named() == ['data.download']
+  assert named('data') == ['data.download']
+  assert named('model', 'progress') == ['data.download', 'model.width']
+  assert sorted(named('optimizer', 'augment')) == sorted(
+    ['data.augment', 'data.download', 'data.flip_rate', 'learning_rate', 'schedule.name']
+  )
+
+
+def test_a_call_says_so(images, tmp_path, caplog):
+  images = aj.data.take(images.train, 64)
+  given = {'sampler.keep_rate': 0.3, 'model.width': 8, 'data.download': True, 'rungs': 2}
+  options = {'workdir': tmp_path, 'modes': ('shared',), 'epochs': 0.1, 'seeds': 1}
+  with caplog.at_level(logging.WARNING, 'additive_jax'):
+    aj.sweep(aj.models.MLP(1, 4, 4, num_classes=10), images, **options, **given)
+  (message,) = [text for text in caplog.messages if 'not used' in text]
+  for name in ('sampler.keep_rate', 'sweep.rungs'):
+    assert f'config.{name} ' in message
+  for name in ('model.width 8, for runs without model=', 'data.download True, for runs without d'):
+    assert f'config.{name}' in message

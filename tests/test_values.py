@@ -86,6 +86,10 @@ def test_labels(pool, door, y, message):
     DOORS[door](pool, X, y)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
+  marks = [mark for mark in ('-1', '-100') if f'label {mark} in' in message]
+  told = str(caught.value).rpartition('; where ')[2]
+  advice = ' means no label: ignore_label of the task, config.task.ignore_label'
+  assert told == marks[0] + advice if marks else advice not in told
 
 
 @pytest.mark.parametrize('door', DOORS)

@@ -115,6 +115,14 @@ def cached_programs(folder):
   compilation_cache.reset_cache()
 
 
+def thorough_but(usual, cases):
+  """The cases of a table as parameters: all but the named ones are left out by default."""
+  assert set(usual) <= set(cases)
+  return [
+    case if case in usual else pytest.param(case, marks=pytest.mark.thorough) for case in cases
+  ]
+
+
 def slow_but(quick, cases):
   """The cases of a table as parameters: all but the named ones take long."""
   assert set(quick) <= set(cases)

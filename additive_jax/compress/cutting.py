@@ -55,7 +55,7 @@ class Cut:
   True
 
   Attributes:
-    model: a plain Flax module; `model.apply(variables, x)` gives the logits.
+    model: a plain Flax module; `model.apply(variables, x)` gives the outputs.
     variables: `{'params': its parameters}`.
     config: of the model, as JSON values; `make(config)` makes it again.
     gates, structure: names of the gates of the network it was cut out of, and their values.
@@ -228,14 +228,14 @@ def used(model: Additive, variables: PyTree) -> Units:
 def logits(
   model: nn.Module, variables: PyTree, x: Batch, structure: Structure | None = None
 ) -> Float[Array, 'B ...']:
-  """Returns the logits of a network with gates in a structure, or of a plain module; compiled once
+  """Returns the outputs of a network with gates in a structure, or of a plain module; compiled once
   for each."""
   apply: Any = model.apply  # gives arrays alone, as nothing in the pool may change
   return apply(variables, x, *([] if structure is None else [structure]))
 
 
 def receipt(cut: Cut, model: Additive, variables: PyTree, x: Batch) -> Receipt:
-  """Compares the logits of what was cut out with those of the masked network.
+  """Compares the outputs of what was cut out with those of the masked network.
 
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> x = jnp.ones((1, 5))

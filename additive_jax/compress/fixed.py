@@ -24,7 +24,7 @@ LIBRARY: dict[str, Any] = {
 
 
 class Fixed(nn.Module):
-  """The logits of one structure of a network, which takes no other.
+  """The outputs of one structure of a network, which takes no other.
 
   It reads those parameters that the structure reads, under the names that the network gives them;
   sites that are off need none.

@@ -21,6 +21,7 @@ from additive_jax.data.values import (
   Expected,
   check_inputs,
   check_used,
+  constant_target,
 )
 from additive_jax.data.weights import Weighted, checked_weights, unweighted
 from additive_jax.errors import UserError, checked_seed
@@ -29,6 +30,10 @@ AUTO = 'auto'
 Given = float | tuple[Any, Any]
 Parts = dict[str, tuple[PyTree, PyTree]]
 TEXTS = 'USO'  # kinds of NumPy's types
+GAPS = (
+  'where {which} no class, a task with ignore_label leaves it out; num_outputs is the number of '
+  'classes where some have no example'
+)
 
 
 def from_arrays(
@@ -82,15 +87,15 @@ def from_arrays(
   if isinstance(y, Weighted) and weights is None:
     y, weights = y
   whole = _arrays(x), _weighted(_arrays(y), weights)
-  task = _task(name, unweighted(whole[1])) if isinstance(task, str) and task == AUTO else task
+  if isinstance(task, str) and task == AUTO:
+    task = kind_of(unweighted(whole[1]), name)
   shares = {'test': test, 'valid': valid}
-  parts = _given(name, whole, shares, task, num_outputs or len(class_names or ()))
-  parts, coding = _coded(_cut(name, parts, shares, seed), name_of(task), standardise)
+  given = _given(name, whole, shares, task, num_outputs or len(class_names or ()))
+  parts, coding = _coded(name, _cut(name, given, shares, seed), name_of(task), standardise)
   names = tuple(class_names or (map(str, coding.classes) if coding else ())) or None
-  num_outputs = num_outputs or len(names or ()) or _num_outputs(name, parts, task)
-  splits = {part: ArraySplit(*examples) for part, examples in parts.items()}
-  train, judged, held_out = splits['train'], splits['test'], splits.get('valid')
-  return Data(name, task, train, judged, num_outputs, names, held_out, coding)
+  num_outputs = num_outputs or len(names or ()) or _num_outputs(name, given, task)
+  of = {part: ArraySplit(*examples) for part, examples in parts.items()}
+  return Data(name, task, of['train'], of['test'], num_outputs, names, of.get('valid'), coding)
 
 
 def _given(
@@ -145,8 +150,15 @@ def _checked(name: str, x: PyTree, y: PyTree, task: Any, num_outputs: int) -> tu
   return x, y
 
 
-def _task(name: str, y: PyTree) -> str:
-  """Returns the task that targets are of."""
+def kind_of(y: PyTree, name: str = 'arrays') -> str:
+  """Returns the name of the task that targets are of.
+
+  >>> kind_of(np.array([1, 0])), kind_of(np.array([0.5, 0.1])), kind_of(np.array([[3, 1]]))
+  ('classification', 'regression', 'language')
+
+  Raises:
+    UserError: for targets of another kind.
+  """
   if is_array(y):
     kind = y.dtype.kind
     if kind in 'biuUSO' and y.ndim == 1:
@@ -218,11 +230,16 @@ def _cut(name: str, parts: Parts, given: dict[str, Given], seed: int | None) -> 
   return parts | taken
 
 
-def _coded(parts: Parts, task: Any, standardise: bool) -> tuple[Parts, Coding | None]:
+def _coded(name: str, parts: Parts, task: Any, standardise: bool) -> tuple[Parts, Coding | None]:
   """Returns splits with targets as numbers, and how a regression's or texts were coded."""
   of_all = [unweighted(y) for _, y in parts.values()]
   if task == NUMBERS and standardise:
     train = unweighted(parts['train'][1])
+    if same := constant_target(parts['train'][1]):
+      raise UserError(
+        f'{name}: target {same[0]} is {same[1]} in all {len(train)} training examples: expected '
+        'one that varies'
+      )
     coding = Coding((), targets=(Column.of('y', train, np.arange(len(train))),))
     return _with_targets(parts, coding.targets[0]), coding
   if task == CLASSES and is_array(of_all[0]) and of_all[0].dtype.kind in TEXTS:
@@ -248,7 +265,7 @@ def _num_outputs(name: str, parts: Parts, task: Any) -> int:
   if ignored is not None:
     targets = [np.where(y == ignored, 0, y) for y in targets]
   if kind == CLASSES and targets[0].ndim == 1:
-    return check_used(np.concatenate(targets), name)
+    return check_used(np.concatenate(targets), name, GAPS)
   if kind == TOKENS:
     inputs = [x for x, _ in parts.values() if is_array(x) and x.dtype.kind in 'iu']
     return int(max(tokens.max() for tokens in [*targets, *inputs])) + 1

@@ -128,6 +128,19 @@ class Coding:
     """What each place of x is called."""
     return tuple(name for column in self.columns for name in column.features)
 
+  @property
+  def units(self) -> dict[str, float]:
+    """What an error of 1 is in the units of each target of a regression, by its name.
+
+    >>> Coding((), (Column('price', 100.0, 50.0),)).units
+    {'price': 50.0}
+    """
+    return {
+      name: float(deviation)
+      for target in self.targets
+      for name, deviation in zip(target.features, np.ravel(target.deviation))
+    }
+
   def __call__(self, table: Any) -> Float32[np.ndarray, 'N ...']:
     """Returns x of new rows, coded as the training rows were.
 

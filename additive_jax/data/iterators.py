@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from additive_jax.batches import described, num_examples
+from additive_jax.data.iterables import Make, Source, pair
 from additive_jax.data.splits import ArraySplit, Data, Examples, Split
-from additive_jax.data.stream import Make, Source, Stream, pair
+from additive_jax.data.stream import Stream
 from additive_jax.data.values import Expected
 from additive_jax.errors import UserError, checked_size
 
@@ -53,14 +54,16 @@ def from_iterator(
       iterable that can be iterated over again.
     test, valid: a pair (x, y) of arrays, a `Split`, or what `make_train` may be, read to its end.
     task, num_outputs, class_names: see `Data`.
-    num_examples: of one pass, which is what an epoch is; None is the iterable's length.
+    num_examples: of an epoch, at most those of a pass over the data; None is those of a pass, by
+      the iterable's length.
     batched: whether it gives pairs (x, y) of batches, or of single examples.
     name: of the data.
 
   Raises:
-    UserError: for an iterator that cannot be begun anew, is empty, or gives no such pairs.
+    UserError: for an iterator that cannot be begun anew, is empty, or gives no such pairs; while
+      it is read, with pass and batch, for one that raises, or ends before `num_examples`.
   """
-  source = Source(_made_by(make_train, 'make_train'), batched, f'{name}, train')
+  source = Source(_made_by(make_train, 'make_train'), batched, f'{name}, make_train')
   train = IteratorSplit(source, num_examples)
   held = {'test': test, 'valid': valid}
   splits: dict[str, Any] = {
@@ -106,6 +109,7 @@ class IteratorSplit(Split):
     self.source = source
     self._first = Stream(source).take_batch()
     self._size = checked_size(source.length(self._first) if size is None else size, 'num_examples')
+    source.promise(self._size, is_said=size is not None)
 
   def __len__(self) -> int:
     return self._size

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from additive_jax.batches import described, example_shapes, named_leaves, num_examples
 from additive_jax.data.coding import Coding
-from additive_jax.data.values import TOKENS, Expected, check_inputs
+from additive_jax.data.values import NUMBERS, TOKENS, Expected, check_inputs
 from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError
 
@@ -249,7 +249,8 @@ class Data:
     class_names: the name of every class, where the source has them.
     valid: examples to choose by, none of them in `train` or `test`; None where nothing was held
       out, so that what is chosen is chosen on `test`.
-    coding: of a table, how its columns became x and y, to do the same with new rows.
+    coding: how the columns of a table became x and y, to do the same with new rows, or how targets
+      were standardised; None where neither was.
   """
 
   name: str
@@ -273,6 +274,7 @@ class Data:
     )
     for part, split in self.splits.items():
       object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))
+      _check_alike(self, part)
 
   def __repr__(self) -> str:
     splits = ', '.join(f'{part}={split!r}' for part, split in self.splits.items())
@@ -285,6 +287,17 @@ class Data:
     return self.task if isinstance(self.task, str) else getattr(self.task, 'name', '')
 
   @property
+  def target_units(self) -> dict[str, float]:
+    """What an error of 1 is in the units of each target, by its name, of a regression whose targets
+    were standardised; else {}.
+
+    >>> list(aj.data.load('tabular:linnerud').target_units)
+    ['Weight', 'Waist', 'Pulse']
+    """
+    units = {} if self.coding is None or self.task_name != NUMBERS else self.coding.units
+    return {} if set(units.values()) == {1.0} else units
+
+  @property
   def splits(self) -> dict[str, Split]:
     """The splits by name: train, valid where there is one, test."""
     splits: dict[str, Split | None]
@@ -295,3 +308,16 @@ class Data:
   def example_shape(self) -> PyTree:
     """The shape of one x, without a batch axis; of several inputs, a pytree of shapes."""
     return example_shapes(self.train[np.zeros(1, np.int64)][0])
+
+
+def _check_alike(data: Data, part: str) -> None:
+  """Raises `UserError` for a split in memory whose inputs are of another form than those to learn
+  from; the lengths of texts and the sizes of images may differ."""
+  split = data.splits[part]
+  if not (split.in_memory and data.train.in_memory and len(split) and len(data.train)):
+    return
+  leaves = [named_leaves(of[np.zeros(1, np.int64)][0], 'x') for of in (data.train, split)]
+  form = lambda leaf: (leaf.ndim, None if leaf.dtype.kind in 'iu' else leaf.shape[-1:])
+  if len({tuple((name, *form(leaf)) for name, leaf in of) for of in leaves}) > 1:
+    told = [', '.join(f'{name} {list(leaf.shape[1:])}' for name, leaf in of) for of in leaves]
+    raise UserError(f'{data.name}, {part}: {told[1]}: expected {told[0]}, as in train')

@@ -7,6 +7,7 @@ import difflib
 import numpy as np
 from jaxtyping import Float32, Int, Num
 
+from additive_jax.data.coding import Coding, Column
 from additive_jax.data.splits import ArraySplit, Data, fit
 from additive_jax.errors import UserError
 
@@ -40,9 +41,13 @@ def load_tabular(name: str, memory_limit: int) -> Data:
   spec = f'tabular:{name}'
   order = np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(len(bunch.data))
   cut = len(order) - round(TEST_SHARE * len(order))
-  x = _standardised(bunch.data, order[:cut])
+  x, coding = _standardised(bunch.data, order[:cut]), None
   if name in REGRESSION:
-    y = _standardised(bunch.target.reshape(len(x), -1), order[:cut])
+    targets = bunch.target.reshape(len(x), -1)
+    names = getattr(bunch, 'target_names', None) or ['target']
+    columns = (Column.of(str(n), v, order[:cut]) for n, v in zip(names, targets.T, strict=True))
+    coding = Coding((), targets=tuple(columns))
+    y = _standardised(targets, order[:cut])
     task, num_outputs, class_names = 'regression', y.shape[1], None
   else:
     y = bunch.target.astype(np.int32)
@@ -52,7 +57,7 @@ def load_tabular(name: str, memory_limit: int) -> Data:
     fit(spec, len(rows), x[rows].nbytes, ArraySplit(x[rows], y[rows]).__getitem__, memory_limit)
     for rows in (order[:cut], order[cut:])
   )
-  return Data(spec, task, train, test, num_outputs, class_names)
+  return Data(spec, task, train, test, num_outputs, class_names, coding=coding)
 
 
 def _standardised(

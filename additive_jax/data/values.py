@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, PyTree, Shaped
 
@@ -33,7 +34,8 @@ class Expected:
   >>> Expected('classification', num_outputs=10).check(np.zeros((3, 4)), np.array([0, -1, 9]))
   Traceback (most recent call last):
   additive_jax.errors.UserError: data: label -1 in 1 of 3 examples, the first in example 1: expected
-  0 to 9, one of 10 classes
+  0 to 9, one of 10 classes; where -1 means no label: ignore_label of the task,
+  config.task.ignore_label
   """
 
   task: str = ''
@@ -75,6 +77,10 @@ class Expected:
     if shape is not None and y.shape[1:] != shape:
       sizes = lambda shape: f'[{", ".join(["examples", *map(str, shape)])}]'
       raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}')
+    if whole and self.ignore_label is not None and len(y) and (y == self.ignore_label).all():
+      raise UserError(
+        f'{name}: every label is {self.ignore_label}, which is ignored: expected some'
+      )
     y = self._counting(y, weight)
     if self.task == NUMBERS:
       _check_finite(y, 'target', name)
@@ -155,7 +161,16 @@ def _check_numbers(values, count, word, of, name):
     return
   if values.min() < 0 or values.max() >= end:
     expected = f'0 to {count - 1}, one of {count} {of}' if count else '0 or more'
-    raise _refused(values, lambda a: (a < 0) | (a >= end), word, expected, name)
+    wrong = lambda a: (a < 0) | (a >= end)
+    raise _refused(values, wrong, word, expected + _to_ignore(values[wrong(values)], of), name)
+
+
+def _to_ignore(wrong, of):
+  """Returns what helps where all labels that are wrong are one that may be a mark."""
+  first = wrong.flat[0]
+  if of == 'in the vocabulary' or (first != -1 and first > -10) or (wrong != first).any():
+    return ''
+  return f'; where {first} means no label: ignore_label of the task, config.task.ignore_label'
 
 
 def _is_integer(values):
@@ -180,7 +195,11 @@ def _refused(
   )
 
 
-def check_used(labels: Shaped[np.ndarray, 'N'], name: str = 'data') -> int:
+def check_used(
+  labels: Shaped[np.ndarray, 'N'],
+  name: str = 'data',
+  advice: str = 'leave out examples where {which} no class, or number the classes without gaps',
+) -> int:
   """Returns the number of classes of labels that no one has counted: one more than the largest.
 
   Classes may begin with 1. One that no example has, between others, is taken for a mark such as
@@ -191,12 +210,41 @@ def check_used(labels: Shaped[np.ndarray, 'N'], name: str = 'data') -> int:
   >>> check_used(np.array([0, 1, 255, 255]))
   Traceback (most recent call last):
   additive_jax.errors.UserError: data: label 255 in 2 of 4 examples, the first in example 2:
-  expected 0 to 1, for no example has the label 2
+  expected 0 to 1, for no example has the label 2; leave out examples where 255 means no class, or
+  number the classes without gaps
+
+  Args:
+    labels: of all examples.
+    name: what they are called in the message.
+    advice: what helps, with `{which}` for "255 means" and the like.
   """
   used = np.unique(labels)
+  if len(used) == 1:
+    raise UserError(f'{name}: every label is {used[0]}: expected at least two classes')
   gap = np.flatnonzero(np.diff(used) > 1)
   if len(gap):
     last = int(used[gap[0]])
-    expected = f'{used[0]} to {last}, for no example has the label {last + 1}'
+    mark, more = used[gap[0] + 1], len(used) - gap[0] - 1
+    which = f'{mark} means' if more == 1 else f'labels above {last} mean'
+    expected = (
+      f'{used[0]} to {last}, for no example has the label {last + 1}; {advice.format(which=which)}'
+    )
     raise _refused(labels, lambda a: a > last, 'label', expected, name)
   return int(used[-1]) + 1
+
+
+def constant_target(y: PyTree[Values]) -> tuple[int, float] | None:
+  """Returns the number and the value of the first target of a regression that is the same in all
+  examples that count, if there is more than one; None where each varies.
+
+  >>> constant_target(np.array([[1.0, 5.0], [2.0, 5.0]]))
+  (1, 5.0)
+  """
+  if isinstance(y, Weighted):
+    counts = y.weight.reshape(len(y.weight), -1).any(1)
+    y = jax.tree.map(lambda leaf: leaf[counts], y.y)
+  if not is_array(y) or len(y) < 2:
+    return None
+  y = y.reshape(len(y), -1)
+  same = np.flatnonzero((y == y[:1]).all(0))
+  return (int(same[0]), float(y[0, same[0]])) if len(same) else None

@@ -3,6 +3,7 @@ experiment that trains some."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,15 @@ EMA = 'ema'  # of a record: what the mean of the pool scored, like the record it
 TABLE = 'averages'
 
 
-def averages(records: Records) -> pd.DataFrame:
+def averages(records: Records, names: Sequence[str]) -> pd.DataFrame:
   """Returns a row for each arm and score: of the pool after the last step, of the mean of the pool
   over the steps, and their difference, paired by seed. Of scores of several structures it is the
-  mean. What is the same in both, such as costs, is left out. No rows where no means are kept."""
+  mean. What is the same in both and no score, such as steps, is left out. No rows where no means
+  are kept.
+
+  Args:
+    names: of the loss and the metrics of the task.
+  """
   rows = []
   for name in records.arms:
     seeds = records[name]
@@ -29,17 +35,17 @@ def averages(records: Records) -> pd.DataFrame:
       continue
     for score in _scores(seeds[0][EMA]):
       pool, mean = (np.array([_scores(of)[score] for of in part]) for part in _both(seeds))
-      if not np.array_equal(pool, mean):
+      if _ends(score, names) or not np.array_equal(pool, mean):
         rows.append({'arm': name, 'score': score} | _columns(pool, mean))
   return pd.DataFrame(rows)
 
 
 def parts(
-  records: Records,
+  records: Records, names: Sequence[str]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any], Piece | None]:
   """Returns what a run that keeps means has more: a table and a part of the summary, by name, and a
   section of the page."""
-  means = averages(records)
+  means = averages(records, names)
   if not len(means):
     return {}, {}, None
   return {TABLE: means}, {TABLE: figures(means)}, piece(means)
@@ -62,13 +68,18 @@ def piece(frame: pd.DataFrame) -> Piece | None:
   """Returns the section of a page with such a table."""
   caption = (
     'Each score of the pool after its last step, and of its mean over the steps (ema); “ema minus '
-    'pool” is paired by seed.'
+    'pool” is paired by seed. Of an arm with several structures it is the mean over all of them.'
   )
   return section('Means over the steps', table(frame, caption))
 
 
 def _both(seeds: Sequence[Record]) -> tuple[list[Any], list[Any]]:
   return list(seeds), [record[EMA] for record in seeds]
+
+
+def _ends(score: str, names: Sequence[str]) -> bool:
+  """Returns whether a dotted name, such as "all_on.test_loss", ends with that of a score."""
+  return any(re.search(rf'(?:^|[._]){re.escape(name)}$', score) for name in names)
 
 
 def _columns(pool: Any, mean: Any) -> dict[str, float]:

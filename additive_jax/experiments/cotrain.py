@@ -9,6 +9,7 @@ The structures come from `config.structures`, from the Exp 1 run directory
   differences   differences.csv: co-trained minus alone, paired by seed: the mean over the
                 structures, each of them, and the ensembles
   cosines       cosines.csv: cosine between gradients of structures at the end, mean over seeds
+  stored        stored.csv: of a network with BatchNorms, see `stored.stored_table`
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from additive_jax.experiments.shared import (
   search_pools,
   shared_arm,
 )
+from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.files.journal import Journal, Record
 from additive_jax.files.rundir import RunDir
@@ -240,6 +242,9 @@ def _tables(session: Session, records: Records) -> Result:
     parts.append(pd.DataFrame({'label': [*texts, ENSEMBLE], 'variant': variant, **columns}))
     for name, values in columns.items():
       table[f'{prefix}{name}'] = values[:-1]
+  both = scores_with_stored(task, [record['cotrained'] for record in seeds])
+  for name in (name for name in both if name.startswith(PREFIX)):
+    table[name], table[f'{name}_ci95'] = (of[order] for of in statistics.mean_and_ci(both[name]))
   if chosen is not None:
     table[f'valid_{task.rank_by}'] = chosen[order]
   table['flops'], table['params'] = session.space.costs(texts)
@@ -251,7 +256,8 @@ def _tables(session: Session, records: Records) -> Result:
   cosines.insert(0, 'structure', texts)
   summary = _summary(session, table, comparison, matrix, seeds, records.arms[POOL].num_steps)
   tables = {'structures': table, 'comparison': comparison, 'cosines': cosines}
-  return Result(tables | {'differences': _differences(seeds, texts, order, names)}, summary)
+  tables |= {'differences': _differences(seeds, texts, order, names)}
+  return Result(tables | stored_table(task, {POOL: both}), summary)
 
 
 def _chosen_by(seeds, score) -> Float[np.ndarray, ' structures'] | None:

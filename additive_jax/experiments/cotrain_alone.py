@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,8 @@ def alone_arms(
       replace_file(path, content)
     return {'structure': str(structure), 'crc32': zlib.crc32(content)}
 
-  def judge(seed: int, arm: Lone, member: Member) -> Record:
-    scores = member.scores | {'skipped': member.skipped}
-    return keep(seed, arm.structure, member.state.params) | scores
+  def describe(seed: int, arm: Lone, member: Member) -> Record:
+    return keep(seed, arm.structure, member.state.params) | {'skipped': member.skipped}
 
   def judge_arm(structure: Structure, trained: Trained) -> Record:
     scores = session.evaluate(trained.variables, [structure]).scores
@@ -64,7 +64,7 @@ def alone_arms(
     for structure in structures:
       _forget_damaged(session, records, seed, structure)
   if in_memory:
-    crowd = Crowd(session, recipe, judge)
+    crowd = Crowd(session, recipe, describe, operator.attrgetter('scores'))
     return [Lone(structure, num_steps, crowd) for structure in structures]
   alone = recipe.alone()
   return [

@@ -16,6 +16,7 @@ from additive_jax.report import figures
 from additive_jax.report.figures.style import BLUE, GREEN, INK
 from additive_jax.report.page import Page, Piece, picture, section, table, tiles
 from additive_jax.report.wording import counted, score_name, with_margin
+from additive_jax.run.ensemble import what_is_averaged
 
 FACTS = {
   'co-trained, mean test loss': 'loss',
@@ -48,7 +49,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
         'Test loss of each structure, trained in one pool and trained alone for as many steps on '
         f'as many examples{intervals(session)}. Both '
         f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
-        'Ensembles average probabilities.',
+        f'Ensembles average {what_is_averaged(session.task)}.',
       ),
       picture(
         figures.structures(

@@ -10,17 +10,24 @@ so that the same call reads the finished run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 import additive_jax.data as data_
+from additive_jax.data.arrays import kind_of
+from additive_jax.data.weights import unweighted
 from additive_jax.errors import UserError, did_you_mean
 from additive_jax.experiments.opening import Opening, load_data
 from additive_jax.experiments.options import DECLARED, DataOptions, Options, read_options, replaced
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.experiments.study import Result, Study
+from additive_jax.run.tasks import Task
 
 # Other names of options.
 ALIASES = {'seeds': 'num_seeds', 'optimizer': 'optimizer.name', 'schedule': 'schedule.name'}
@@ -115,13 +122,15 @@ def opened(
     config = read_options(replaced(config, {'model.name': model}))
   else:
     opening['model'] = model
-  opening['data'] = data = made(data, config.data)
+  if isinstance(data, str):
+    config = replaced(config, {'data.name': data})
+  opening['data'] = data = made(data, config.data, config.task.ignore_label)
   if 'train.batch_size' not in changes and config.train.batch_size > len(data.train):
     config = replaced(config, {'train.batch_size': len(data.train)})
   return config, opening
 
 
-def made(data: Any, options: DataOptions | None = None) -> data_.Data:
+def made(data: Any, options: DataOptions | None = None, ignore_label: str = '') -> data_.Data:
   """Returns a data set from what a caller has.
 
   >>> made((np.ones((10, 3), np.float32), np.arange(10) % 2)).num_outputs
@@ -130,6 +139,7 @@ def made(data: Any, options: DataOptions | None = None) -> data_.Data:
   Args:
     data: see `sweep`.
     options: of a data set that is loaded by its name.
+    ignore_label: as of `config.task`, which arrays may have among their labels.
   """
   if isinstance(data, data_.Data):
     return data
@@ -138,7 +148,10 @@ def made(data: Any, options: DataOptions | None = None) -> data_.Data:
   if isinstance(data, data_.ArraySplit):
     data = data.x, data.y
   if isinstance(data, tuple | list) and len(data) == 2:
-    return data_.from_arrays(*data)
+    if not ignore_label:
+      return data_.from_arrays(*data)
+    y = jax.tree.map(np.asarray, unweighted(data[1]))
+    return data_.from_arrays(*data, task=Task(kind_of(y), ignore_label=int(ignore_label)))
   raise UserError(
     f'data of type {type(data).__name__}: expected data.Data, arrays (x, y), a split in memory, or '
     'the name of a data set'
@@ -180,4 +193,14 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
     if full is None or full == 'experiment':
       hint = did_you_mean(name, [*short, *DECLARED])
       raise UserError(f'option {name!r}: expected one of configs/default.py{hint}')
-    yield full, value
+    yield full, _as_option(full, value)
+
+
+def _as_option(name: str, value: Any) -> Any:
+  """Returns a value of Python as the option has it, whose values have text for it."""
+  if name == 'task.ignore_label' and isinstance(value, int):
+    return str(value)
+  if name == 'train.dtype' and not isinstance(value, str):
+    with contextlib.suppress(TypeError):
+      return np.dtype(value).name
+  return value

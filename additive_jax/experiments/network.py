@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 from typing import Any
 
 import numpy as np
 
 from additive_jax import models
 from additive_jax.batches import is_array, rows
-from additive_jax.data import Data
+from additive_jax.data import ArraySplit, Data
+from additive_jax.data.values import constant_target
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
 from additive_jax.run.expected import check_task
-from additive_jax.run.tasks import Task
+from additive_jax.run.measures import Determination, TopK
+from additive_jax.run.tasks import LABELLED, Task
 from additive_jax.testing.check import check_quickly
+
+log = logging.getLogger('additive_jax')
 
 # The networks of the library, and what each takes, in words.
 NETWORKS: dict[str, tuple[Any, str]] = {
@@ -120,9 +125,43 @@ def check_fits(model: Any, data: Data, task: Task) -> None:
   if not type(model).__module__.startswith('additive_jax.'):
     check_quickly(model, (x, y), task=task)
   check_task(model, task, x, y)
+  for metric in task.metrics:
+    top = getattr(metric, 'function', None)
+    if isinstance(top, TopK) and top.k >= data.num_outputs:
+      raise UserError(
+        f'metric {metric.name} of {data.num_outputs} classes, which is always 1: expected fewer'
+      )
   outputs = check_network(model, rows(x, slice(1))).shape
   if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
     raise UserError(
       f'{type(model).__name__} gives outputs {outputs} for one example: expected '
       f'{data.num_outputs} on the last axis, the classes of {data.name}'
     )
+  if data.task_name in LABELLED and outputs[-1] > data.num_outputs:
+    # A vocabulary may be padded to a size that devices like.
+    level = logging.INFO if data.task_name == 'language' else logging.WARNING
+    log.log(
+      level,
+      '%s gives %d outputs, and %s has %d classes: the other %d are never right',
+      type(model).__name__,
+      outputs[-1],
+      data.name,
+      data.num_outputs,
+      outputs[-1] - data.num_outputs,
+    )
+  if data.task_name == 'regression':
+    _check_targets(data, task)
+
+
+def _check_targets(data, task):
+  """Refuses a target that is the same in all training examples, from which nothing is learnt; warns
+  where it is the same in all that are judged, whose R² is undefined."""
+  for part, split in data.splits.items():
+    same = constant_target(split.y) if isinstance(split, ArraySplit) else None
+    if same is None:
+      continue
+    told = f'{data.name}, {part}: target {same[0]} is {same[1]:g} in all {len(split)} examples'
+    if part == 'train':
+      raise UserError(f'{told}: expected one that varies')
+    if any(isinstance(metric, Determination) for metric in task.metrics):
+      log.warning('%s: R² is undefined, and counts as 1 where all are predicted, else as 0', told)

@@ -30,7 +30,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import given, start_of
+from additive_jax.experiments.start import code_of, given, start_of
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -103,17 +103,15 @@ def open_session(
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
   config = as_begun(config, workdir, opening.get('data'))
-  data = opening.get('data') or load_data(config.data)
-  model = opening.get('model') or make_model(config.model, data)
-  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
-  check_fits(model, data, task)
-  _check_sizes(config, data, devices)
+  data, model, task = checked_parts(config, devices, opening)
   pool = start_of(config, opening.get('variables'), model, first_input(data))
   resolved = resolve(config, model, data, task) | given(pool, opening.get('optimizer'))
   if 'data' in opening and opening['data'] is not None and not _lacks_digest(workdir):
     resolved['data']['digest'] = digest(data)
   if augment := opening.get('augment'):
     resolved['data']['augment'] = _name_of_augment(augment)
+  if code := code_of(task, opening, _stored_config(workdir)):
+    resolved['code'] = code
   name = opening.get('name') or config.experiment
   workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
@@ -131,11 +129,39 @@ def open_session(
     if processes.is_primary():
       for line in session.plan:
         processes.log.info('%s', line)
-    if not rundir.finished and not {'model', 'data'} & opening.keys():
-      for option, purpose in unused(config, data):
-        value = value_of(config, option)
-        processes.log.warning('config.%s %r is not used: it is for %s', option, value, purpose)
+    if not rundir.finished:
+      _warn_of_unused(config, data, opening)
     yield session
+
+
+def checked_parts(
+  config: Options, devices: Sequence[jax.Device], opening: Opening
+) -> tuple[data_.Data, Any, Task]:
+  """Returns the data, the network and the task of a run, given or as the config names them, which
+  fit each other and the devices.
+
+  Raises:
+    UserError: where they do not.
+  """
+  data = opening.get('data') or load_data(config.data)
+  model = opening.get('model') or make_model(config.model, data)
+  task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
+  check_fits(model, data, task)
+  _check_sizes(config, data, devices)
+  return data, model, task
+
+
+def _warn_of_unused(config, data, opening):
+  """Warns in one line of options that the run was given and does not use."""
+  given = [name for name, value in opening.items() if value is not None]
+  if data.name == config.data.name:  # which a call may have loaded by its name
+    given = [name for name in given if name != 'data']
+  some = [
+    f'config.{option} {value_of(config, option)!r}, for {purpose}'
+    for option, purpose in unused(config, data, given)
+  ]
+  if some:
+    processes.log.warning('not used: %s', '; '.join(some))
 
 
 def _name_of_augment(augment: Any) -> str:
@@ -203,14 +229,19 @@ def _lacks_digest(workdir) -> bool:
 
 def _stored(workdir) -> dict[str, Any] | None:
   """The options of the data of a run directory; None where there is none that can be read."""
+  stored = (_stored_config(workdir) or {}).get('data')
+  return stored if isinstance(stored, dict) else None
+
+
+def _stored_config(workdir) -> dict[str, Any] | None:
+  """The config of a run directory; None where there is none that can be read."""
   if not workdir:
     return None
   try:
     values, _ = parsed((user_path(workdir, 'workdir') / 'config.json').read_bytes())
   except (OSError, DamagedError):
     return None  # what is damaged is told when the directory is opened
-  stored = values.get('data') if isinstance(values, dict) else None
-  return stored if isinstance(stored, dict) else None
+  return values if isinstance(values, dict) else None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -28,16 +28,18 @@ from additive_jax.report.page import (
   tiles,
   varying,
 )
-from additive_jax.report.wording import counted, plain, score_name
+from additive_jax.report.wording import counted, format_value, plain, score_name
 
 log = logging.getLogger('additive_jax')
 
 ONE_SEED = ' (one seed: no intervals)'
 
 
-def finished_page(session: Session, page: Page, note: str = '', last: Piece | None = None) -> str:
-  """Returns the page as HTML, with what was run under its title, a note where there is one, a
-  last section, how fast trainings were, and the command and the options of the run at its foot.
+def finished_page(
+  session: Session, page: Page, note: str = '', last: Sequence[Piece | None] = ()
+) -> str:
+  """Returns the page as HTML, with what was run under its title, a note where there is one,
+  last sections, how fast trainings were, and the command and the options of the run at its foot.
   Under the title stands of which split numbers are: what the page says of it, else what is so of
   most experiments.
   """
@@ -51,11 +53,21 @@ def finished_page(session: Session, page: Page, note: str = '', last: Piece | No
     page.title,
     text(note) if note else None,
     *page.pieces,
-    last,
+    *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}',
+    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}{_of_units(session)}',
   ).html()
+
+
+def _of_units(session: Session) -> str:
+  """Returns what an error of a standardised target is in the target's units; '' for others."""
+  units = session.data.target_units
+  if not units:
+    return ''
+  told = [f'{format_value(unit)} of {name}' for name, unit in units.items()]
+  several = '' if len(told) <= 4 else ', … (target_units in summary.json)'
+  return f'; targets are standardised, an error of 1 is {", ".join(told[:4])}{several}'
 
 
 def _of_splits(session: Session) -> str:

@@ -44,13 +44,14 @@ class Pools:
   model: Any
   names: tuple[str, ...]
 
-  def read(self, x: Batch, name: str = '') -> tuple[str, Saved]:
+  def read(self, x: Batch, name: str = '', *, ema: bool = False) -> tuple[str, Saved]:
     """Returns a pool's name and its newest sound checkpoint.
 
     Args:
       x: a batch of inputs, of which the shape matters.
       name: of the pool; '' is the first that is of the config's model, since some runs compare
         several.
+      ema: whether the mean of the pool over the steps is read in its place.
 
     Raises:
       UserError: for another name, or when there is no sound checkpoint of the config's model.
@@ -62,7 +63,8 @@ class Pools:
     refused = None
     for pool in [name] if name else self.names:
       try:
-        return pool, Checkpoints(self.path / 'checkpoints' / pool, self.model).read(x)
+        folder = self.path / 'checkpoints' / pool
+        return pool, Checkpoints(folder, self.model, ema=ema).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
@@ -97,6 +99,12 @@ def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None =
     network = make_model(_section(ModelOptions, values, 'model', path), data)
   check_fits(network, data, task_of(data.task))
   return Pools(path, data, network, names)
+
+
+def ignored_label(path: str | Path) -> str:
+  """Returns the label that does not count in a run, `config.task.ignore_label`; '' for none."""
+  task = _read_config(user_path(path, 'run')).get('task')
+  return str(task.get('ignore_label', '')) if isinstance(task, dict) else ''
 
 
 def _data_of(path, values):

@@ -26,27 +26,26 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.budget import Budget
 from additive_jax.experiments.front import opened, run_study
 from additive_jax.experiments.options import refused
-from additive_jax.experiments.pages import curves_picture, read_curves
+from additive_jax.experiments.prune_page import SHOWN, page
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import shared_arm
+from additive_jax.experiments.stored import PREFIX, stored_scores, stored_table
 from additive_jax.experiments.study import Arm, Result, Start, Study, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.gates.networks import all_networks, num_networks
 from additive_jax.gates.structure import Structure
+from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import check_pool
 from additive_jax.parallel import processes
-from additive_jax.report import figures
-from additive_jax.report.page import Page, section, table, tiles
 from additive_jax.report.statistics import rank
-from additive_jax.run.recalibration import recalibrate
+from additive_jax.run.recalibration import recalibrate, variables_with_statistics
 from additive_jax.search import Search
 from additive_jax.train.state import init_state
 from additive_jax.transplant.growth import Receipt
 from additive_jax.transplant.restore import Checkpoints
 
 POOL, HEALED = 'pool', 'healed'
-SHOWN = ('before', 'unhealed', 'after')
 ENUMERATED = 4096  # up to so many networks all within the budget are ranked
 SEARCHED, POPULATION = 1024, 64  # of more, so many are evaluated
 RECEIPT = 64  # examples that the receipt is of
@@ -57,11 +56,11 @@ class Pruned:
   """A smaller network, and how it was found.
 
   Attributes:
-    model: a plain Flax module without gates; `model.apply(variables, x)` gives the logits.
+    model: a plain Flax module without gates; `model.apply(variables, x)` gives the outputs.
     variables: `{'params': its parameters}`.
     structure: that it is of the network.
     before, unhealed, after: test scores, FLOPs and parameters: whole, unhealed and healed.
-    receipt: how far its logits are from those of the structure in the healed pool.
+    receipt: how far its outputs are from those of the structure in the healed pool.
     result: of the run; `result.candidates` has a row for each structure that was ranked, best
       first.
     cut: what was cut out, see `compress.cutting.Cut`.
@@ -132,10 +131,10 @@ def prune(
   data = opening['data']
   x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
   if variables is not None:
-    check_pool(model, variables, x)
+    check_pool(model, variables_with_statistics(model, variables, x), x)
   task = _Task(limit, float(heal_epochs), variables)
   opening.setdefault('name', f'prune-{task.digest}')
-  study = Study('prune', task.stages, check=task.check, tables=task.tables, page=_page)
+  study = Study('prune', task.stages, check=task.check, tables=task.tables, page=page)
   result = run_study(study, config, workdir, opening)
   task.check_same(result.summary['task'], result.summary['workdir'])
   healed = variables
@@ -212,7 +211,7 @@ class _Task:
     alone = session.with_options({'train.structures_per_step': 1})
     steps = alone.training.steps(self.heal_epochs) if self.heal_epochs else 0
     recipe = alone.training.recipe(max(steps, 1))
-    pool = {'params': variables['params']}
+    pool = {name: variables[name] for name in ('params', BATCH_STATS) if name in variables}
 
     def judge(trained: Trained) -> dict[str, Any]:
       return {
@@ -238,6 +237,9 @@ class _Task:
     flops, params = session.space.costs(bits)
     table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
     table[score] = session.task.sign(score) * cost
+    stored = stored_scores(session, variables, bits, session.valid)
+    if (name := f'{PREFIX}{score}') in stored:
+      table[name] = stored[name]
     table['flops'], table['params'], table['rank'] = flops, params, rank(cost)
     best = table.sort_values('rank').to_dict('records')
     if processes.is_primary():
@@ -313,31 +315,10 @@ class _Task:
     summary = {'structure': record['structure'], 'chosen_on': line['split'], **rows}
     summary |= {'budget': self.budget.most, 'cost': self.budget.unit}
     summary |= {'task': self.digest, 'workdir': str(session.rundir.path.absolute())}
-    return Result({'candidates': pd.DataFrame(line['best']), 'networks': frame}, summary)
-
-
-def _page(session: Session, result: Result, records: Records) -> Page:
-  """Returns the page: what the smaller network costs and scores beside the full one."""
-  summary, unit = result.summary, result.summary['cost']
-  share = summary['after'][unit] / summary['before'][unit]
-  losses = {f'test loss, {name}': row['loss'] for name, row in summary.items() if name in SHOWN}
-  return Page(
-    f'The smaller network within, on {session.data.name}',
-    tiles({f'share of the {unit}': share} | losses),
-    section(
-      'Training',
-      curves_picture(
-        figures.mean_curves(read_curves(session), names=list(records.arms)), 'Training loss.'
-      ),
-    ),
-    section(
-      'Tables',
-      table(result.networks, 'The full network, the chosen structure in its pool, and healed.'),
-      table(
-        result.candidates, f'Structures within the budget, by the {summary["chosen_on"]} split.'
-      ),
-    ),
-  )
+    candidates = pd.DataFrame(line['best'])
+    tables = {'candidates': candidates, 'networks': frame}
+    both = {POOL: {str(name): [values] for name, values in candidates.items()}}
+    return Result(tables | stored_table(session.task, both), summary)
 
 
 def _journal(session: Session) -> Journal:
@@ -346,5 +327,6 @@ def _journal(session: Session) -> Journal:
 
 def _scores(session: Session, variables: PyTree, structure: Structure) -> dict[str, float]:
   """Returns the test scores of a structure in a pool."""
-  scores = session.evaluate(variables, [structure]).scores
+  scores: dict[str, Any] = {**session.evaluate(variables, [structure]).scores}
+  scores |= stored_scores(session, variables, np.array([structure.bits]))
   return {key: float(values[0]) for key, values in scores.items()}

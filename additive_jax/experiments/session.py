@@ -25,6 +25,7 @@ from additive_jax.files.rundir import RunDir
 from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
 from additive_jax.models.additive import initial
+from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
 from additive_jax.parallel import processes
@@ -194,12 +195,14 @@ class Session:
       variables: `{'params': pool}`.
       structures: in any form, or as bits [S, n].
       split: (x, y), or a split in memory; None is the test split.
-      stored: of a network with BatchNorms, judges by the stored statistics, those of all-on, in
-        place of statistics of each structure's own.
+      stored: of a network with BatchNorms, judges by the stored statistics, or where there are
+        none by those of all-on, in place of statistics of each structure's own.
 
     Raises:
       Stopped: when the run was asked to stop while it ranked very many.
     """
+    if stored and not variables.get(BATCH_STATS):
+      (variables,) = self.with_own_statistics([variables], [self.space.all_on()])
     scores = functools.partial(
       evaluate_structures,
       self.model,

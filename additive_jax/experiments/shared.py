@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from additive_jax.experiments.options import selected
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.stored import stored_scores
 from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
@@ -24,6 +25,7 @@ from additive_jax.run.tasks import LOSS
 from additive_jax.search import Search
 from additive_jax.search.generations import Generations
 
+STORED = 'stored'  # journal of what a search has evaluated, judged by stored statistics
 MOST_TESTED = 2**12  # structures that are all judged on the test split, though chosen on another
 
 
@@ -43,9 +45,12 @@ def judge_all(
   bits: Bool[np.ndarray, 'structures gates'], trained: Trained
 ) -> dict[str, list[float]]:
   """Returns test loss and metrics of structures in a pool, for the journal; and where a split was
-  held out, as `valid_loss` and so on those by which structures are chosen."""
+  held out, as `valid_loss` and so on those by which structures are chosen. Of a network with
+  BatchNorms `stored_loss` and so on are test scores by the statistics of all-on.
+  """
   session = trained.session
   record = _listed(session.evaluate(trained.variables, bits))
+  record |= stored_scores(session, trained.variables, bits)
   if session.data.valid is not None:
     record |= _listed(session.evaluate(trained.variables, bits, session.valid), 'valid_')
   return record
@@ -60,9 +65,7 @@ def judge_to_choose(
   """
   session = trained.session
   record = _listed(session.evaluate(trained.variables, bits, session.valid))
-  if session.has_statistics:
-    scores = session.evaluate(trained.variables, bits, session.valid, stored=True)
-    record |= _listed(scores, 'stored_')
+  record |= stored_scores(session, trained.variables, bits, session.valid)
   if session.data.valid is not None and len(bits) <= MOST_TESTED:
     record |= _listed(session.evaluate(trained.variables, bits), 'test_')
   return record
@@ -90,24 +93,33 @@ def test_pools(
     all_on = np.ones((1, bits.shape[1]), bool)
     bits = np.unique(np.concatenate([bits[: session.config.sweep.top_k], all_on]), axis=0)
   scores = [_listed(session.evaluate(pool.variables, bits)) for pool in make_pools()]
-  if processes.is_primary():
-    texts = [str(Structure(tuple(row))) for row in bits]
-    _tested(session).append({'structures': texts, 'pools': scores})
-  processes.barrier('tested')
+  _write_judged(session, 'tested', bits, scores)
 
 
 def read_tested(
   session: Session,
 ) -> tuple[list[str], dict[str, Float[np.ndarray, 'pools S']]] | None:
   """Returns the structures that `test_pools` judged, and their scores; None for none."""
-  for line in _tested(session).sound():
+  return _read_judged(session, 'tested')
+
+
+def _write_judged(session, name, bits, scores):
+  """Writes what structures scored in all pools as the one line of a journal."""
+  if processes.is_primary():
+    texts = [str(Structure(tuple(row))) for row in bits]
+    _judged(session, name).append({'structures': texts, 'pools': scores})
+  processes.barrier(name)
+
+
+def _read_judged(session, name):
+  for line in _judged(session, name).sound():
     pools = line['pools']
     return line['structures'], {key: np.array([pool[key] for pool in pools]) for key in pools[0]}
   return None
 
 
-def _tested(session):
-  return Journal(session.rundir.journals / 'tested.jsonl')
+def _judged(session, name):
+  return Journal(session.rundir.journals / f'{name}.jsonl')
 
 
 def search_pools(
@@ -117,6 +129,7 @@ def search_pools(
   ranked by, on the split to choose by, as `config.search` says.
 
   Each generation is journalled, so that a search goes on after the last one that was evaluated.
+  At the end, structures of a network with BatchNorms are judged by stored statistics too.
 
   Args:
     session: the run.
@@ -147,12 +160,21 @@ def search_pools(
   with bar as progress:
     search = selected(Search, options, seed=session.config.seed)
     search.run(evaluate, session.space, generations.means())
-  return generations.by_pool()
+  found, scores = generations.by_pool()
+  if session.has_statistics and _read_judged(session, STORED) is None:
+    judged = [stored_scores(session, pool.variables, found, session.valid) for pool in pools()]
+    _write_judged(session, STORED, found, judged)
+  return found, scores
 
 
-def read_search(session: Session) -> tuple[Bool[np.ndarray, 'structures gates'], Evaluation]:
-  """Returns what `search_pools` gave, from its journal."""
-  return _generations(session).by_pool()
+def read_search(
+  session: Session,
+) -> tuple[Bool[np.ndarray, 'structures gates'], dict[str, Float[np.ndarray, 'pools S']]]:
+  """Returns the structures that `search_pools` evaluated, and their scores, with those by stored
+  statistics, from its journals."""
+  bits, scores = _generations(session).by_pool()
+  stored = _read_judged(session, STORED)
+  return bits, {**scores.scores, **(stored[1] if stored else {})}
 
 
 def _generations(session):
@@ -196,17 +218,3 @@ def of_networks(space: Space, values: ArrayLike) -> Float[np.ndarray, '... netwo
     return array
   _, first = np.unique(places_of(space, all_bits(space.num_gates)), return_index=True)
   return array[..., first]
-
-
-def stored_losses(
-  space: Space, records: Sequence[Mapping[str, Any]]
-) -> Float[np.ndarray, 'seeds networks'] | None:
-  """Returns the losses of all networks in pools by stored statistics, from the pools' records; None
-  for networks without BatchNorms.
-
-  >>> stored_losses(Space(()), [{'loss': [0.5]}]) is None
-  True
-  """
-  if not records or not all('stored_loss' in record for record in records):
-    return None
-  return np.array([of_networks(space, record['stored_loss']) for record in records])

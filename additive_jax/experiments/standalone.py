@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
-from additive_jax.train.population import Member, Population
+from additive_jax.train.population import Member, Population, Scored
 from additive_jax.train.recipe import Recipe
 
 
@@ -61,7 +62,9 @@ class Crowd:
   Args:
     session: the run.
     recipe: how each is trained.
-    judge: from a seed, an arm and its trained `Member` to what the journal keeps.
+    describe: from a seed, an arm and its trained `Member` to what the journal keeps beside scores.
+    scores: from what a pool scored to what the journal keeps of it; of the mean of the pool over
+      the steps too, where the recipe keeps one.
     keeps_states: whether states are kept, from which arms of a later rung go on.
   """
 
@@ -69,11 +72,13 @@ class Crowd:
     self,
     session: Session,
     recipe: Recipe,
-    judge: Callable[[int, Lone, Member], Record],
+    describe: Callable[[int, Lone, Member], Record],
+    scores: Callable[[Scored], Record],
     *,
     keeps_states: bool = False,
   ):
-    self.session, self.recipe, self.judge = session, recipe, judge
+    self.session, self.recipe = session, recipe
+    self.describe, self.scores = describe, scores
     self.keeps_states = keeps_states
     self._populations: dict[int, Population] = {}
     self._states: dict[tuple[int, Structure], tuple[int, Any]] = {}
@@ -89,8 +94,10 @@ class Crowd:
       for seed in sorted({seed for seed, _ in units}):
         arms = [arm for other, arm in units if other == seed]
         for arm, member in self._train_seed(seed, arms):
-          record = self.judge(seed, arm, member)
-          yield seed, arm, record | ({EMA: member.averaged} if member.averaged else {})
+          record = self.describe(seed, arm, member) | self.scores(member)
+          if member.averaged:
+            record[EMA] = self.scores(member.averaged)
+          yield seed, arm, record
           word = f'{self.session.chosen_word} loss'
           progress.advance(1, **{word: member.chosen['loss']})
           if self.session.stopper.stop_requested:
@@ -164,7 +171,9 @@ def rungs(
   """
   training, halving = session.training, bool(session.config.sweep.halving)
   num_steps = training.steps(session.config.train.epochs)
-  crowd = Crowd(session, training.recipe(num_steps), _record, keeps_states=halving)
+  columns = operator.attrgetter('columns')
+  recipe = training.recipe(num_steps)
+  crowd = Crowd(session, recipe, _described, columns, keeps_states=halving)
   sizes = rung_sizes(session, len(structures))
   for rung, (stop, _) in enumerate(sizes):
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]
@@ -176,9 +185,7 @@ def rungs(
       structures = [structures[i] for i in sorted(order[: sizes[rung + 1][1]])]
 
 
-def _record(seed: int, arm: Lone, member: Member) -> Record:
+def _described(seed: int, arm: Lone, member: Member) -> Record:
   del seed
-  record = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop, **member.chosen}
-  if member.valid:
-    record |= {f'test_{key}': value for key, value in member.scores.items()}
+  record = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}
   return record | {'train_loss': member.train_loss, 'skipped': member.skipped}

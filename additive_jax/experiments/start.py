@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.core
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.options import Options, refused
+from additive_jax.files.functions import digest_of, is_of_library, is_same
 from additive_jax.models.additive import check_variables, shape_of
+from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes
+from additive_jax.run.objectives import name_of
+from additive_jax.run.tasks import Task
 from additive_jax.transplant.foreign import digest, restore_pool
 
 
@@ -21,30 +28,56 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
 
   Args:
     config: with `init_from`, from where the pool is read.
-    variables: `{'params': pool}` in its place, or None.
+    variables: `{'params': pool}` in its place, or None. Its `batch_stats`, if it has any, are those
+      of that pool; a training normalises by its batches, and has statistics of its own at the end.
     model: the network of the run.
     x: a batch of inputs, of which the shape matters.
 
   Raises:
-    UserError: for both, a pool of another network, or Exp 5, which starts from small networks.
+    UserError: for both, a pool of another network or with numbers that are not finite, or Exp 5: of
+      its two sides one begins untrained, and the other is grown from small networks that the run
+      trains.
   """
+  if config.experiment == 'booster' and (config.init_from or variables is not None):
+    given = f'config.init_from {config.init_from!r}' if config.init_from else 'variables'
+    raise UserError(
+      f'{given} in Exp 5: expected none, since it compares a large network that begins untrained '
+      'with one that is grown from the small ones it trains'
+    )
   if variables is not None and config.init_from:
     raise refused(config, 'init_from', expected="'' beside variables")
   if config.init_from:
     variables = restore_pool(user_path(config.init_from, 'config.init_from'), model, x)
   if variables is None:
     return None
-  if config.experiment == 'booster':
-    raise UserError(
-      'a pool to start from, config.init_from or variables, in Exp 5, whose networks start from '
-      'small ones: expected none'
-    )
   check_variables(variables)
   pool = flax.core.unfreeze(variables.get('params', {}))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))['params']
-  if wrong := differences(pool, shapes):
+  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
+  if wrong := differences(pool, shapes['params']):
     raise UserError(f'variables of a pool with {wrong}: expected one of {type(model).__name__}')
-  return processes.to_host(pool)
+  given = flax.core.unfreeze(variables.get(BATCH_STATS, {}))
+  if given and (wrong := differences(given, shapes.get(BATCH_STATS, {}))):
+    of_model = f'those of {type(model).__name__}, or none'
+    raise UserError(f'variables of {BATCH_STATS} with {wrong}: expected {of_model}')
+  return _as_of(processes.to_host(pool), shapes['params'])
+
+
+def _as_of(pool: PyTree, shapes: PyTree) -> PyTree:
+  """Returns a pool in the dtypes of a model's, whose numbers must be finite."""
+
+  def leaf(path: Any, array: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    name, array = jax.tree_util.keystr(path, simple=True, separator='/'), np.asarray(array)
+    of_numbers = lambda dtype: jnp.issubdtype(dtype, jnp.inexact)
+    if of_numbers(array.dtype) != of_numbers(shape.dtype):
+      raise UserError(f'variables with {name} of dtype {array.dtype}: expected {shape.dtype}')
+    if not np.isfinite(array).all():
+      wrong = np.size(array) - np.isfinite(array).sum()
+      raise UserError(
+        f'variables with {name}, {wrong} of {array.size} numbers not finite: expected finite ones'
+      )
+    return array.astype(shape.dtype)
+
+  return jax.tree_util.tree_map_with_path(leaf, pool, shapes)
 
 
 def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
@@ -52,3 +85,29 @@ def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
   from Python, which has no description."""
   known: dict[str, Any] = {} if pool is None else {'start': digest(pool)}
   return known if optimizer is None else known | {'optimizer': {'name': 'given from Python'}}
+
+
+def code_of(
+  task: Task, opening: Mapping[str, Any], stored: Mapping[str, Any] | None
+) -> dict[str, str]:
+  """Returns digests of the functions that a run was given in Python, by their names; {} for a run
+  directory of a version that had none.
+
+  Args:
+    task: with its loss and metrics.
+    opening: see `Opening`.
+    stored: the config of the run directory, None where there is none.
+  """
+  of_task = [task.loss, *(getattr(metric, 'function', metric) for metric in task.metrics)]
+  some = {name_of(part): part for part in of_task if not is_of_library(part)}
+  some |= {part: opening[part] for part in ('augment', 'optimizer') if opening.get(part)}
+  code = {name: digest_of(part) for name, part in some.items()}
+  if stored is None:
+    return code
+  before = stored.get('code')
+  if not isinstance(before, dict):
+    return {}
+  return {
+    name: before[name] if name in before and is_same(str(before[name]), found) else found
+    for name, found in code.items()
+  }

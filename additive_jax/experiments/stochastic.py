@@ -8,6 +8,7 @@ again for as many FLOPs.
   table         structures.csv: a row for each structure, with its scores in the pool of each
                 variant; columns without a name are of the first one with random structures
   variants      variants.csv: scores of the full network, the train–test gap, means over structures
+  stored        stored.csv: of a network with BatchNorms, see `stored.stored_table`
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all
 from additive_jax.experiments.stochastic_page import NONE, page
+from additive_jax.experiments.stored import scores_with_stored, stored_table
 from additive_jax.experiments.study import Arm, Result, Study, Trained
 from additive_jax.experiments.tables import structure_table
 from additive_jax.files.journal import Record
@@ -168,8 +170,10 @@ def _tables(session: Session, records: Records) -> Result:
   pools |= {f'{name}_': records[name] for name in (NONE, *others)}
   structures = structure_table(session, bits, pools)
   variants = _variants(session, records, bits.all(1))
+  both = {name: scores_with_stored(session.task, records[name]) for name in records.arms}
   summary = _summary(session, variants, len(bits))
-  return Result({'structures': structures, 'variants': variants}, summary)
+  tables = {'structures': structures, 'variants': variants}
+  return Result(tables | stored_table(session.task, both), summary)
 
 
 def _variants(session, records, all_on):

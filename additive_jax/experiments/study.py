@@ -30,7 +30,7 @@ import pandas as pd
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from additive_jax.experiments import averages
+from additive_jax.experiments import averages, stored
 from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.fit import PLAIN, Curves, fit
 from additive_jax.experiments.left_out import check_scores, of_run, said
@@ -302,13 +302,16 @@ class Study:
     result = make(session, records)
     head = {'experiment': self.name, 'data': session.data.name, 'num_seeds': seeds}
     head |= {'chosen_on': session.chosen_on, 'reported_on': 'test'}
+    if units := session.data.target_units:
+      head['target_units'] = units
     result = dataclasses.replace(result, summary=head | result.summary)
     warn_of_lost_points(session, records)
-    tables, figures, of_means = averages.parts(records)
-    summary, tables = result.summary | figures, result.tables | tables
+    tables, figures, of_means = averages.parts(records, session.task.scores)
+    of_stored, last = stored.parts(result.tables)
+    summary, tables = result.summary | of_stored | figures, result.tables | tables
     result = dataclasses.replace(result, summary=summary, tables=tables)
     note = said(of_run(session, records))
-    page = finished_page(session, self.page(session, result, records), note, of_means)
+    page = finished_page(session, self.page(session, result, records), note, (last, of_means))
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)

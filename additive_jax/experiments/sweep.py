@@ -6,6 +6,7 @@ See the sections `sweep`, `sampler` and `search` of the options.
   table         structures.csv: a row for each structure, best first
   effects       effects.csv: main effect of each gate on the loss, with its interval
   interactions  interactions.csv: interactions of gates in pairs
+  stored        stored.csv: of a network with BatchNorms, see `stored.stored_table`
   agreement     how well the shared pool ranks the standalone losses, and the noise ceiling
 """
 
@@ -34,10 +35,10 @@ from additive_jax.experiments.shared import (
   read_tested,
   search_pools,
   shared_arm,
-  stored_losses,
   test_pools,
 )
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
+from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
 from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.networks import all_networks, num_networks, places_of
@@ -45,7 +46,6 @@ from additive_jax.gates.structure import Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import rankings, statistics
 from additive_jax.report.comparison import structures_first
-from additive_jax.run.evaluate import Evaluation
 from additive_jax.run.tasks import LOSS, Task
 
 STANDALONE, SHARED = 'standalone', 'shared'
@@ -163,12 +163,9 @@ def _tables(session: Session, records: Records) -> Result:
   alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
   table, agreement = pd.DataFrame({'structure': texts}), {}
   if shared is not None:
-    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared.loss)
-    for name, values in shared.metrics.items():
+    table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared[LOSS])
+    for name, values in shared.items():
       table[f'shared_{name}'] = statistics.mean_and_ci(values)[0]
-    by_stored = stored_losses(session.space, records[SHARED] if SHARED in records.arms else ())
-    if by_stored is not None:
-      table['shared_loss_stored'] = statistics.mean_and_ci(by_stored)[0]
     table['shared_rank'] = statistics.rank(task.cost({by: table[f'shared_{by}']}))
   if alone is not None:
     table = table.merge(alone.table(columns), how='left', on='structure')
@@ -176,10 +173,9 @@ def _tables(session: Session, records: Records) -> Result:
     loss = alone.values(texts, LOSS, alone.first)
     truth = task.cost({by: alone.values(texts, by, alone.first)})
     if shared is not None:
-      predicted = task.cost({by: table[f'shared_{by}'].to_numpy()})
-      agreement = _agreement(predicted, truth, config.sweep.top_k)
+      agreement = _agreement(task, table, truth, config.sweep.top_k)
   else:
-    loss, truth = shared.loss, task.cost(shared.scores)
+    loss, truth = shared[LOSS], task.cost(shared)
     for column in (*columns, 'loss_ci95'):
       table[column] = table[f'shared_{column}']
     table = _with_test_scores(session, records, table)
@@ -187,7 +183,7 @@ def _tables(session: Session, records: Records) -> Result:
   table['rank'] = _ranks(table, task)
   table['pareto'] = _on_front(table, task)
   # Of a searched set only few are trained alone.
-  effects, pairs = _effects(session.space, bits, shared.loss if config.search.method else loss)
+  effects, pairs = _effects(session.space, bits, shared[LOSS] if config.search.method else loss)
   table = structures_first(table, columns)
   interactions = pd.DataFrame(pairs, columns=list(names))
   interactions.insert(0, 'gate', names)
@@ -204,7 +200,7 @@ def _tables(session: Session, records: Records) -> Result:
     'shared_against_standalone': agreement,
   }
   tables = {'structures': table, 'effects': effects, 'interactions': interactions}
-  return Result(tables, summary)
+  return Result(tables | stored_table(task, {SHARED: shared or {}}), summary)
 
 
 def _best(session, table) -> dict[str, float]:
@@ -243,9 +239,8 @@ def _in_pool(session, records):
   bits = all_networks(session.space)
   if SHARED not in records.arms:
     return bits, None
-  by_seed = {key: [r[key] for r in records[SHARED]] for key in session.task.scores}
-  scores = {key: of_networks(session.space, values) for key, values in by_seed.items()}
-  return bits, Evaluation.of(scores)
+  by_seed = scores_with_stored(session.task, records[SHARED])
+  return bits, {key: of_networks(session.space, values) for key, values in by_seed.items()}
 
 
 class Alone:
@@ -291,12 +286,15 @@ class Alone:
     return table
 
 
-def _agreement(predicted, truth, top_k):
+def _agreement(task, table, truth, top_k):
   both = np.isfinite(truth).all(0)
   k = min(top_k, max(1, int(both.sum()) // 4))
-  agreement = rankings.compare_rankings(predicted[both], truth[:, both], k)
+  costs = lambda name: task.cost({task.rank_by: table[name].to_numpy()})[both]
+  agreement = rankings.compare_rankings(costs(f'shared_{task.rank_by}'), truth[:, both], k)
   if len(truth) == 1:  # the noise of training would be missing from an interval over structures
     agreement |= {'tau_low': np.nan, 'tau_high': np.nan}
+  if (stored := f'shared_{PREFIX}{task.rank_by}') in table:
+    agreement['stored_tau'] = rankings.kendall_tau(costs(stored), truth[:, both].mean(0))
   return agreement
 
 

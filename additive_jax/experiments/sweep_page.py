@@ -150,6 +150,8 @@ def _agreement(structures, agreement):
     (f'top-{k} recall', agreement['top_k_recall'], f'random: {agreement["random_recall"]:.3f}'),
     (f'regret of the top {k}', agreement['regret'], '; '.join(filter(None, regret))),
   ]
+  if 'stored_tau' in agreement:
+    rows.insert(1, ('Kendall τ by stored statistics', agreement['stored_tau'], ''))
   return section(
     'Does the shared pool rank like training alone?',
     picture(

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
+from additive_jax.experiments.stored import scores_with_stored
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.report import comparison, statistics
@@ -29,15 +30,15 @@ def structure_table(
     bits: the structures.
     records: by the prefix of their columns, the records of a pool in each seed, which hold a list
       of values for each of `keys`. The pool with the prefix '' gives the rank.
-    keys: the scores; None are those of the task.
+    keys: the scores; None are those of the task, of networks with BatchNorms by stored statistics
+      too, as `stored_loss` and so on.
 
   Where a split was held out the validation loss of that pool, `valid_loss`, or the metric that
   structures are ranked by, gives the rank.
   """
-  keys = session.task.scores if keys is None else keys
   table = pd.DataFrame({'structure': [str(Structure(tuple(row))) for row in bits]})
   for prefix, seeds in records.items():
-    for key in keys:
+    for key in scores_with_stored(session.task, seeds) if keys is None else keys:
       mean, half_width = statistics.mean_and_ci([record[key] for record in seeds])
       table[f'{prefix}{key}'], table[f'{prefix}{key}_ci95'] = mean, half_width
   table['flops'], table['params'] = session.space.costs(bits)

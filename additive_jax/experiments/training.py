@@ -78,6 +78,7 @@ class Training:
         loss=self.loss(train.distill),
         augment=self.augment or self._named_augment(),
       )
+      self._recipes[num_steps].check_network(self.data.train[np.zeros(1, np.int64)][0])
     return self._recipes[num_steps]
 
   def _named_augment(self) -> Augment | None:

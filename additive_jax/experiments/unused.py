@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from additive_jax.data import Data
@@ -19,7 +19,7 @@ OF = {
   'cotrain': ('cotrain',),
   'structures': ('cotrain',),
   'structures_from': ('cotrain',),
-  'sampler': ('sweep', 'cotrain', 'stochastic', 'experts'),
+  'sampler': ('sweep', 'cotrain', 'stochastic', 'experts', 'prune'),
   'stochastic': ('stochastic',),
   'experts': ('experts',),
   'balance': ('experts', 'dna'),
@@ -27,9 +27,21 @@ OF = {
   'booster': ('booster',),
   'compress': ('compress',),
 }
-EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
+EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress', 'prune')
 OF_TABLES = tuple(f'data.{name}' for name in ('target', 'columns', 'weight', 'split', 'task'))
 OF_FOLDERS = ('data.image_size', 'data.channels')
+AUGMENTS = tuple(f'data.{name}' for name in ('augment', 'crop_pixels', 'flip_rate', 'mixup_alpha'))
+# Options in whose place something may be given in Python, by what it is called there.
+IN_PLACE: dict[str, Callable[[str], bool]] = {
+  'model': lambda name: name.startswith('model.'),
+  'data': lambda name: name.startswith('data.') and name not in AUGMENTS,
+  'augment': lambda name: name in AUGMENTS,
+  'loss': lambda name: name == 'task.loss',
+  'metrics': lambda name: name == 'task.metrics',
+  'optimizer': lambda name: (
+    name in ('learning_rate', 'clip_norm') or name.startswith(('optimizer.', 'schedule.'))
+  ),
+}
 # What a network takes under another name, or reads of options by itself.
 ALSO = {Transformer: ('num_blocks',)}
 
@@ -104,7 +116,7 @@ WHEN: dict[str, tuple[Used, str]] = {
     'structures alone, or config.sweep.shared_epochs 0',
   ),
   'task.rank_by': (
-    lambda o: o.experiment in ('sweep', 'cotrain', 'stochastic', 'experts'),
+    lambda o: o.experiment in ('sweep', 'cotrain', 'stochastic', 'experts', 'prune'),
     'experiments that rank structures',
   ),
   'sampler.name': (_has_pool, 'a pool of structures that are drawn'),
@@ -196,13 +208,14 @@ WHEN: dict[str, tuple[Used, str]] = {
 }
 
 
-def unused(options: Options, data: Data) -> Iterator[tuple[str, str]]:
+def unused(options: Options, data: Data, given: Collection[str] = ()) -> Iterator[tuple[str, str]]:
   """Yields every option that is not at its default and that the run does not use, by its dotted
   name, and what it is for.
 
   Args:
     options: those of a run.
     data: its data.
+    given: what the run was given in Python in place of options, keys of `IN_PLACE`.
 
   >>> from additive_jax.experiments.options import replaced
   >>> options = replaced(Options(experiment='cotrain'), {'dna.top_k': 3, 'sampler.keep_rate': 0.7})
@@ -216,7 +229,11 @@ def unused(options: Options, data: Data) -> Iterator[tuple[str, str]]:
   default = Options()
   for name in DECLARED:
     changed = value_of(options, name) != value_of(default, name)
-    if changed and (what := _purpose(name, options, data)):
+    if not changed:
+      continue
+    instead = [key for key in given if key in IN_PLACE and IN_PLACE[key](name)]
+    what = f'runs without {instead[0]}=' if instead else _purpose(name, options, data)
+    if what:
       yield name, what
 
 

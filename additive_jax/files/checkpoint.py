@@ -130,7 +130,8 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
         comes back as a JAX array, with its sharding if committed to one, of which each process
         reads its own shards; NumPy arrays and Python numbers come back as such.
       fields: the names of the fields, or of the keys of a dict, that are read, with all their
-        leaves; the template's others are returned as they are. () reads all.
+        leaves, or of fields of these, as `opt_state.average`; the template's others are returned
+        as they are. () reads all.
       at_most: newer steps than this are passed over; of several processes the first one's counts.
 
     Raises:
@@ -236,7 +237,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
     requested = {
       leaf: (name, keys_.key_data(templates[leaf]))
       for name, leaf in zip(leaves_.names(template), templates)
-      if not fields or _field(leaf) in fields
+      if _is_of(leaf, fields)
     }
     refused = problem = None
     try:
@@ -272,8 +273,7 @@ class Checkpointer(contextlib.AbstractContextManager['Checkpointer']):
   ) -> list[dict[str, Any]]:
     """Returns what was saved of each leaf that is requested, in that order."""
     saved = body['leaves']
-    if fields:
-      saved = {leaf: saved[leaf] for leaf in saved if _field(leaf) in fields}
+    saved = {leaf: saved[leaf] for leaf in saved if _is_of(leaf, fields)}
     specs = {
       leaf: f'{record.get("keys", "")}{record["dtype"]}{record["shape"]}'
       for leaf, record in saved.items()
@@ -320,10 +320,11 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _field(leaf: str) -> str:
-  """Returns the field, or key of a dict, that a leaf's path begins with."""
-  first = re.search(r'\w+', leaf)
-  return first.group() if first else ''
+def _is_of(leaf: str, fields: Sequence[str]) -> bool:
+  """Returns whether a leaf's path begins with one of some fields, or keys of a dict."""
+  words = re.findall(r'\w+', leaf)
+  parts = [field.split('.') for field in fields]
+  return not fields or any(words[: len(part)] == part for part in parts)
 
 
 def _spec(leaf: Any) -> str:

@@ -45,6 +45,7 @@ PACKAGES = (
 WRITABLE = 'a directory that may be written'
 READABLE = 'a file that the run has written'
 DIGESTS = 'sha256'  # of finished files, by name, in `summary.json`
+TEXTS = 'structure', 'arm'  # columns of tables that are texts, though some look like numbers
 
 log = logging.getLogger('additive_jax')
 
@@ -198,7 +199,8 @@ class RunDir:
       self.write_text(name, frame.to_csv(index=False, lineterminator='\n'))
 
   def read_table(self, name: str) -> pd.DataFrame:
-    """Returns the frame that `write_table` wrote; the column `structure` is text (`0110`).
+    """Returns the frame that `write_table` wrote; the columns `structure` and
+    `arm` are text (`0110`).
 
     Raises:
       UserError: it is missing or no table.
@@ -207,7 +209,7 @@ class RunDir:
     with user_errors('read', path, READABLE):
       content = path.read_bytes()
     try:
-      frame = pd.read_csv(io.BytesIO(content), dtype={'structure': str})
+      frame = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(TEXTS, str))
       text = pd.read_csv(io.BytesIO(content), dtype=str)
       # Python reads floats exactly; pandas 2 only if told to, and pandas 3 must not be told.
       floats = frame.select_dtypes('float').columns

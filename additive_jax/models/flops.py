@@ -132,9 +132,9 @@ class _Count:
       elif name in (*CALLBACKS, *LAPACK, KERNEL):
         self.refuse(name, equation, 'what XLA can count')
       elif name in CALLS:
-        for inner in _programs(equation):
+        for inner in programs_of(equation):
           yield from self.special(inner.jaxpr)
-      elif any(any(self.special(inner.jaxpr)) for inner in _programs(equation)):
+      elif any(any(self.special(inner.jaxpr)) for inner in programs_of(equation)):
         if name != 'cond':
           self.refuse(f'a loop in {name}', equation, 'it in scan, cond or jit')
         yield equation
@@ -190,7 +190,7 @@ class _Count:
   def alone(self, equation: JaxprEqn) -> float:
     """Returns XLA's count of an equation."""
     if equation.primitive.name in CALLS:
-      return self.by_xla(*_programs(equation))
+      return self.by_xla(*programs_of(equation))
     run = functools.partial(equation.primitive.bind, **equation.params)
     return self._by_xla(run, [variable.aval for variable in equation.invars])
 
@@ -248,8 +248,13 @@ def _closed(program: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
   return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
-def _programs(equation: JaxprEqn) -> list[ClosedJaxpr]:
-  """Returns the programs that an equation holds."""
+def programs_of(equation: JaxprEqn) -> list[ClosedJaxpr]:
+  """Returns the programs that an equation holds, such as the branches of a conditional.
+
+  >>> (equation,) = jax.make_jaxpr(jax.jit(jnp.sin))(1.0).eqns
+  >>> len(programs_of(equation))
+  1
+  """
   values: list[Any] = []
   for value in equation.params.values():
     values += value if isinstance(value, tuple | list) else [value]

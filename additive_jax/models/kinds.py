@@ -50,13 +50,14 @@ def check_sizes(**sizes: int) -> None:
 def block_sizes(hidden: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
   """Returns H of each block, from one number for all or one per block.
 
-  >>> block_sizes(8, num_blocks=2), block_sizes([8, 16], num_blocks=2)
-  ((8, 8), (8, 16))
+  >>> block_sizes(8, num_blocks=2), block_sizes([8], num_blocks=2), block_sizes([8, 16], 2)
+  ((8, 8), (8, 8), (8, 16))
 
   Raises:
     UserError: for another number of sizes.
   """
-  sizes = (hidden,) * num_blocks if isinstance(hidden, int) else tuple(hidden)
+  sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+  sizes = sizes * num_blocks if len(sizes) == 1 else sizes
   if len(sizes) != num_blocks:
     raise UserError(f'hidden {sizes} has {len(sizes)} sizes: expected 1 or {num_blocks}')
   return sizes

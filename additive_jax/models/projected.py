@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax.gates.sums import SAVED, GateValue, aligned, is_soft, is_static
 from additive_jax.models.batch_norm import run_of_batch
+from additive_jax.models.side import side_of
 from additive_jax.models.surrounding import DROPOUT
 
 
@@ -40,34 +41,39 @@ class Projected(nn.Module):
   gates: ClassVar[tuple[str, ...]] = ('branch',)
 
   def __call__(
-    self, h: Float[Array, 'B ...'], gates: Sequence[GateValue] = (True,)
+    self,
+    h: Float[Array, 'B ...'],
+    gates: Sequence[GateValue] = (True,),
+    side: PyTree | None = None,
   ) -> Float[Array, 'B ...']:
     """Returns the new stream.
 
     Args:
       h: the stream.
       gates: the value of the gate, in one of the forms of `gates.sums`.
+      side: of the stream, see `WithSide`; f and P are given it where they have such a parameter.
     """
     (gate,) = gates or (True,)
-    y = self.shortcut(h)
+    y = self.shortcut(h, **side_of(self.shortcut, side))
+    takes = side_of(self.branch, side)
     if is_static(gate):
       if gate:
-        return y + self.branch(h).astype(y.dtype)
+        return y + self.branch(h, **takes).astype(y.dtype)
       if self.is_initializing():  # a pool has all parameters, whatever the structure
-        self.branch(h)
+        self.branch(h, **takes)
       return y
     if is_soft(gate):
-      return y + aligned(gate, y) * self.branch(h).astype(y.dtype)
-    return self._conditional(h, y, jnp.asarray(gate))
+      return y + aligned(gate, y) * self.branch(h, **takes).astype(y.dtype)
+    return self._conditional(h, y, jnp.asarray(gate), takes)
 
-  def _conditional(self, h: Array, y: Array, gate: Array) -> Array:
+  def _conditional(self, h: Array, y: Array, gate: Array, takes: dict[str, Any]) -> Array:
     # JAX's conditional takes pure functions.
     branch, variables = self.branch.unbind()
     rngs = {DROPOUT: self.make_rng(DROPOUT)} if self.has_rng(DROPOUT) else None
 
-    def add(h: Array, y: Array) -> Array:
-      apply = lambda **flax: branch.apply(variables, h, rngs=rngs, **flax)
+    def add(h: Array, y: Array, takes: dict[str, Any]) -> Array:
+      apply = lambda **flax: branch.apply(variables, h, **takes, rngs=rngs, **flax)
       return y + run_of_batch(apply).astype(y.dtype)
 
     on = jax.checkpoint(add, prevent_cse=False, policy=SAVED)  # as for residual gates
-    return jax.lax.cond(gate, on, lambda h, y: y, h, y)
+    return jax.lax.cond(gate, on, lambda h, y, takes: y, h, y, takes)

@@ -59,12 +59,28 @@ def with_stream(value: Any, h: Any) -> Any:
   return value._replace(h=h) if isinstance(value, WithSide) else h
 
 
+def side_of(part: Callable[..., Any], side: Any) -> dict[str, Any]:
+  """Returns the side as a part is given it: {} for a part without a parameter of that name, or
+  where there is no side.
+
+  A module of NNX that is made one of Linen (`flax.nnx.bridge.to_linen`) takes what its own
+  `__call__` takes.
+
+  >>> side_of(lambda h, side: h, 3), side_of(lambda h: h, 3)
+  ({'side': 3}, {})
+  """
+  if side is None:
+    return {}
+  inner = getattr(part, 'nnx_class', None)
+  called = getattr(inner, '__call__', part)  # noqa: B004
+  return {'side': side} if 'side' in inspect.signature(called).parameters else {}
+
+
 def call_part(part: Callable[..., Any], value: Any, *others: Any) -> Any:
   """Returns what a site or readout gives for a stream, with its side if the part takes that.
 
   >>> call_part(lambda h, side: h + side, WithSide(1, 2))
   3
   """
-  if isinstance(value, WithSide) and 'side' in inspect.signature(part).parameters:
-    return part(value.h, *others, side=value.side)
-  return part(stream_of(value), *others)
+  side = value.side if isinstance(value, WithSide) else None
+  return part(stream_of(value), *others, **side_of(part, side))

@@ -60,6 +60,15 @@ def evaluate_ensemble(
   return {name: float(value) for name, value in scores.items()}
 
 
+def what_is_averaged(task: Task) -> str:
+  """Returns in a word what the mean prediction is the mean of.
+
+  >>> what_is_averaged(Task('language')), what_is_averaged(Task('regression'))
+  ('probabilities', 'outputs')
+  """
+  return 'probabilities' if task.name in (*LABELLED, *SIGMOID) else 'outputs'
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _predicted(model, task, variables, bits, x):
   """Returns logarithms of probabilities, of all classes or of yes and no, or outputs."""

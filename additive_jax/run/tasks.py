@@ -118,9 +118,11 @@ class Task:
     if len({LOSS, *names}) <= len(names):
       raise UserError(f'metrics {", ".join(names)}: expected different names, and none called loss')
     if self.rank_by not in self.scores:
+      is_known = self._is_metric(self.rank_by)
+      hint = f'; add {self.rank_by!r} to metrics to rank by it' if is_known else ''
       raise UserError(
         f'rank_by {self.rank_by!r}: expected one of {", ".join(self.scores)}'
-        f'{did_you_mean(str(self.rank_by), list(self.scores))}'
+        f'{hint or did_you_mean(str(self.rank_by), list(self.scores))}'
       )
     ignored = self.ignore_label
     if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int)):
@@ -135,6 +137,13 @@ class Task:
     for part in (self.loss, *self.metrics):
       if getattr(type(part), '__hash__', None) is None:
         raise UserError(f'{part!r}: expected a hashable function, such as a frozen dataclass')
+
+  def _is_metric(self, name):
+    """Whether the task has a metric of a name, among its own or not."""
+    try:
+      return bool(metric_of(str(name), self.name))
+    except UserError:
+      return False
 
   @property
   def scores(self) -> tuple[str, ...]:

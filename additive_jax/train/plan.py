@@ -21,7 +21,6 @@ from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from additive_jax.batches import num_examples
-from additive_jax.models import contract
 from additive_jax.models import flops as flops_
 from additive_jax.models.additive import shape_of
 from additive_jax.parallel import mesh as mesh_
@@ -186,7 +185,7 @@ def plan(
 
 def _checked(recipe: Recipe, sampler: Sampler, x: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
   """Returns the shape of an example, once all has been looked at that a trainer looks at."""
-  contract.check_network(recipe.model, x)
+  recipe.check_network(x)
   check_division(mesh, sampler, num_examples(x), recipe.accumulate)
   check_networks(recipe.model, sampler)
   recipe.loss.check_training(recipe, sampler, num_examples(x), mesh)

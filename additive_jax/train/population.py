@@ -38,25 +38,15 @@ from additive_jax.train.state import State, init_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-  """One trained network.
+class Scored:
+  """What one pool scored.
 
   Attributes:
-    structure: what was trained.
-    state: its final `State`, on the worker's device.
     scores: loss and metrics on the test split, by name.
     valid: the same on the split to choose by; {} where there is none.
-    train_loss: mean over the last tenth of all steps from 0 on, at least one.
-    skipped: steps whose loss or gradient was not finite.
-    averaged: scores of the mean of the pool over the steps, where the recipe keeps one.
   """
 
-  structure: Structure
-  state: State
   scores: dict[str, float]
-  train_loss: float
-  skipped: int
-  averaged: dict[str, float] | None = None
   valid: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
@@ -68,6 +58,36 @@ class Member:
   def loss(self) -> float:
     """The loss on the test split."""
     return self.scores[LOSS]
+
+  @property
+  def columns(self) -> dict[str, float]:
+    """Those that structures are chosen by, and beside them those on the test split as `test_loss`
+    and so on.
+
+    >>> Scored({'loss': 0.5}, {'loss': 0.25}).columns, Scored({'loss': 0.5}).columns
+    ({'loss': 0.25, 'test_loss': 0.5}, {'loss': 0.5})
+    """
+    tested = {f'test_{name}': value for name, value in self.scores.items() if self.valid}
+    return {**self.chosen, **tested}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member(Scored):
+  """One trained network, and what it scored.
+
+  Attributes:
+    structure: what was trained.
+    state: its final `State`, on the worker's device.
+    train_loss: mean over the last tenth of all steps from 0 on, at least one.
+    skipped: steps whose loss or gradient was not finite.
+    averaged: what the mean of the pool over the steps scored, where the recipe keeps one.
+  """
+
+  structure: Structure
+  state: State
+  train_loss: float
+  skipped: int
+  averaged: Scored | None = None
 
 
 class Population:
@@ -192,12 +212,15 @@ class Population:
   def _member(self, structure, result):
     state, train_loss, every = result
     on_splits = lambda of_pool: list(map(self._finished, jax.device_get(of_pool), self._facts))
-    finished = list(map(on_splits, every))
-    (scores, *valid), *others = finished
-    averaged, skipped = others[0][0] if others else None, int(state.skipped)
-    own = valid[0] if valid else {}
+    pool, *means = (Scored(*on_splits(of_pool)) for of_pool in every)
     return Member(
-      structure, state, scores, float(train_loss), skipped, averaged=averaged, valid=own
+      structure=structure,
+      state=state,
+      scores=pool.scores,
+      valid=pool.valid,
+      train_loss=float(train_loss),
+      skipped=int(state.skipped),
+      averaged=means[0] if means else None,
     )
 
   def _finished(self, sums, facts):

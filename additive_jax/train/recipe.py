@@ -261,9 +261,24 @@ class Recipe:
 
   def check_network(self, x: Inputs) -> None:
     """Raises `UserError` for a network whose parts do not fit each other on inputs of the shape of
-    `x` [B, ...], see `models.contract`; one that is no Flax module is not looked at."""
-    if isinstance(self.model, nn.Module):
-      contract.check_network(self.model, x)
+    `x` [B, ...], see `models.contract`, or BatchNorms where parts of a batch pass by themselves;
+    one that is no Flax module is not looked at."""
+    if not isinstance(self.model, nn.Module):
+      return
+    contract.check_network(self.model, x)
+    if not contract.statistics_of(self.model, x):
+      return
+    name = f'{type(self.model).__name__} with BatchNorms'
+    if self.accumulate > 1:
+      raise UserError(
+        f'{name} and accumulate {self.accumulate}: expected 1, for a batch is normalised as a '
+        'whole, or another norm'
+      )
+    if self.loss.stages() is not None:
+      raise UserError(
+        f'{name} in a pipeline, whose microbatches pass by themselves: expected '
+        'config.train.pipe_devices=1, or another norm'
+      )
 
   def check_task(self, x: Inputs, y: PyTree, size: int) -> None:
     """Raises `UserError` for a loss or metrics of one's own that do not give what is expected of

@@ -107,7 +107,7 @@ def check_paths(pool: PyTree, patterns: Iterable[str], name: str) -> None:
     name: of the option.
   """
   paths = paths_of(pool)
-  for pattern in patterns:
+  for pattern in checked_patterns(list(patterns), name):
     if not any(fits(pattern, path) for path in paths):
       parts = {'/'.join(path.split('/')[:i]): path for path in paths for i in range(9, 0, -1)}
       near = [parts[part] for part in difflib.get_close_matches(pattern, parts, n=3, cutoff=0.3)]
@@ -130,7 +130,7 @@ def check_pool(pool: PyTree, rates: Mapping[str, float], frozen: tuple[str, ...]
     pool: of arrays or shapes.
     rates, frozen: see `rule_of`.
   """
-  check_paths(pool, dict(rates), 'learning_rates')
+  check_paths(pool, dict(checked_rates(rates)), 'learning_rates')
   check_paths(pool, frozen, 'frozen')
   if frozen and all(jax.tree.leaves(is_frozen(pool, frozen))):
     raise UserError(f'frozen {frozen} is all of the pool: expected some of it to learn')

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.models.additive import Inputs, shape_of
+from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.transplant.restore import Checkpoints
 
 SHOWN = 3  # leaves that a message names
@@ -31,8 +32,11 @@ KINDS = (
 Flat = dict[str, Any]
 
 
-def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '') -> PyTree:
-  """Returns `{'params': pool}` of a model from a checkpoint.
+def restore_pool(
+  path: str | Path, model: nn.Module, x: Inputs, *, name: str = '', ema: bool = False
+) -> PyTree:
+  """Returns `{'params': pool}` of a model from a checkpoint, and beside it the `batch_stats` of
+  BatchNorms, where the checkpoint has them; runs keep none, and `recalibrate` finds them.
 
   >>> import flax.serialization, pathlib, tempfile
   >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), np.ones((1, 6))
@@ -49,9 +53,10 @@ def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '
     model: the network.
     x: a batch of inputs, of which the shape matters.
     name: of the pool of a run; '' is the first that fits.
+    ema: of a run with `config.train.ema`, whether the mean of the pool over the steps is read.
 
   Returns:
-    The pool, as NumPy arrays of the model's dtypes.
+    NumPy arrays of the model's dtypes.
 
   Raises:
     UserError: for something else, or a checkpoint without some leaves of the pool, or with others,
@@ -60,15 +65,15 @@ def restore_pool(path: str | Path, model: nn.Module, x: Inputs, *, name: str = '
   path = user_path(path, 'checkpoint')
   if not path.exists():
     raise UserError(f'checkpoint {str(path)!r} is not there: expected {KINDS}')
-  wanted = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))['params']
+  wanted = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
   if path.is_file():
-    return {'params': _fitting(_read_file(path), wanted, path)}
+    return _fitting(_read_file(path), wanted, path)
   if (path / 'checkpoints').is_dir():
-    return _of_run(path / 'checkpoints', model, x, name)
+    return _of_run(path / 'checkpoints', model, x, name, ema)
   steps = _steps(path)
   if steps and (steps[0] / 'meta').is_dir() and (steps[0] / 'state').is_dir():
-    return jax.tree.map(np.asarray, Checkpoints(path, model).read(x).variables)
-  return {'params': _fitting(_read_orbax(steps[0] if steps else path), wanted, path)}
+    return jax.tree.map(np.asarray, Checkpoints(path, model, ema=ema).read(x).variables)
+  return _fitting(_read_orbax(steps[0] if steps else path), wanted, path)
 
 
 def digest(pool: PyTree) -> str:
@@ -85,7 +90,7 @@ def digest(pool: PyTree) -> str:
   return total.hexdigest()[:16]
 
 
-def _of_run(path: Path, model: nn.Module, x: Inputs, name: str) -> PyTree:
+def _of_run(path: Path, model: nn.Module, x: Inputs, name: str, ema: bool) -> PyTree:
   """Returns a pool of a run, from the checkpoints of the first of the name that fits."""
   parts = lambda folder: [int(p) if p.isdecimal() else p for p in re.split(r'(\d+)', folder.name)]
   folders = sorted((folder for folder in path.iterdir() if _steps(folder)), key=parts)
@@ -96,7 +101,7 @@ def _of_run(path: Path, model: nn.Module, x: Inputs, name: str) -> PyTree:
   refused = None
   for folder in chosen:
     try:
-      return jax.tree.map(np.asarray, Checkpoints(folder, model).read(x).variables)
+      return jax.tree.map(np.asarray, Checkpoints(folder, model, ema=ema).read(x).variables)
     except UserError as error:
       refused = refused or error
   assert refused is not None
@@ -148,9 +153,25 @@ def _read_item(path: Path) -> Any:
 
 
 def _fitting(tree: Any, wanted: PyTree, path: Path) -> PyTree:
-  """Returns the part of a tree that is the pool: parameters may stand beside or below others, such
-  as the moments of an optimizer, which are deeper."""
-  shapes = flatten_dict(wanted, sep='/')
+  """Returns the pool in a tree, and the statistics of BatchNorms where it has some."""
+  under = lambda leaves: {f'{BATCH_STATS}/{name}': leaf for name, leaf in leaves.items()}
+  shapes = flatten_dict(wanted['params'], sep='/')
+  flat = _pool(tree, shapes, path)
+  stored = next((_flat(node) for _, key, node in _nodes(tree) if key == BATCH_STATS), {})
+  if stored:
+    flat |= under(stored)
+    shapes |= under(flatten_dict(wanted.get(BATCH_STATS, {}), sep='/'))
+  if problems := _problems(flat, shapes):
+    raise UserError(f'checkpoint {str(path)!r} {problems}: expected a pool of this model')
+  leaves = {name: np.asarray(flat[name]).astype(leaf.dtype) for name, leaf in shapes.items()}
+  restored = unflatten_dict(leaves, sep='/')
+  statistics = {BATCH_STATS: restored.pop(BATCH_STATS)} if stored else {}
+  return {'params': restored, **statistics}
+
+
+def _pool(tree: Any, shapes: Flat, path: Path) -> Flat:
+  """Returns the leaves of the part of a tree that is the pool: parameters may stand beside or below
+  others, such as the moments of an optimizer, which are deeper."""
   best: Flat = {}
   most = (0, False, 0)
   for depth, key, node in _nodes(tree):
@@ -164,27 +185,24 @@ def _fitting(tree: Any, wanted: PyTree, path: Path) -> PyTree:
       f'checkpoint {str(path)!r} with {has or "no arrays"} fits no leaf of the pool: expected '
       f'{_named(list(shapes))}'
     )
-  problems = [
-    (word, names)
-    for word, names in (
-      ('lacks', [name for name in shapes if name not in best]),
-      ('has beside the pool', [name for name in best if name not in shapes]),
-      (
-        'has in other shapes',
-        [
-          f'{name} {list(best[name].shape)}, not {list(leaf.shape)}'
-          for name, leaf in shapes.items()
-          if name in best and best[name].shape != leaf.shape
-        ],
-      ),
-    )
-    if names
-  ]
-  if problems:
-    said = '; '.join(f'{word} {_named(names)}' for word, names in problems)
-    raise UserError(f'checkpoint {str(path)!r} {said}: expected a pool of this model')
-  leaves = {name: np.asarray(best[name]).astype(leaf.dtype) for name, leaf in shapes.items()}
-  return unflatten_dict(leaves, sep='/')
+  return best
+
+
+def _problems(flat: Flat, shapes: Flat) -> str:
+  """Returns in words how leaves are not those of a pool; '' where they are."""
+  problems = (
+    ('lacks', [name for name in shapes if name not in flat]),
+    ('has beside the pool', [name for name in flat if name not in shapes]),
+    (
+      'has in other shapes',
+      [
+        f'{name} {list(flat[name].shape)}, not {list(leaf.shape)}'
+        for name, leaf in shapes.items()
+        if name in flat and flat[name].shape != leaf.shape
+      ],
+    ),
+  )
+  return '; '.join(f'{word} {_named(names)}' for word, names in problems if names)
 
 
 def _nodes(tree: Any) -> Iterator[tuple[int, str, Mapping[str, Any]]]:

@@ -71,12 +71,12 @@ class Receipt:
   Attributes:
     rule: how the second was made of the first.
     exact: whether the rule is exact.
-    max_difference: max |Δlogit| between both models.
+    max_difference: max |Δoutput| between both models.
     num_examples: in the batch.
     max_logit: max |logit| of the first model, by which rounding grows.
 
   >>> print(Receipt('cut MLP: hidden 48→13', True, 1.9e-6, 64, 8.25))
-  cut MLP: hidden 48→13 (exact): max |Δlogit| 1.9e-06 of logits up to 8.2 on 64 examples
+  cut MLP: hidden 48→13 (exact): max |Δoutput| 1.9e-06 of outputs up to 8.2 on 64 examples
   """
 
   rule: str
@@ -88,7 +88,7 @@ class Receipt:
   def __str__(self) -> str:
     kind = 'exact' if self.exact else 'not exact'
     examples = f'{self.num_examples} example{"" if self.num_examples == 1 else "s"}'
-    difference = f'max |Δlogit| {self.max_difference:.2g} of logits up to {self.max_logit:.2g}'
+    difference = f'max |Δoutput| {self.max_difference:.2g} of outputs up to {self.max_logit:.2g}'
     return f'{self.rule} ({kind}): {difference} on {examples}'
 
   def save(self, directory: str | Path) -> Path:

@@ -17,12 +17,15 @@ from additive_jax.errors import UserError
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.identity import describe
+from additive_jax.train.rule import Averaging
 from additive_jax.train.state import StateOf
 from additive_jax.transplant.growth import Receipt, Transplant, grow, receipt
 from additive_jax.transplant.moments import grow_optimizer
 from additive_jax.transplant.selection import shrink
 
 log = logging.getLogger('additive_jax')
+
+MEAN = 'opt_state.average'  # of a state
 
 Batch: TypeAlias = PyTree[Shaped[Array | np.ndarray, 'B ...']]
 
@@ -49,7 +52,7 @@ class Moved(NamedTuple):
   Attributes:
     transplant: the new model's pool, and how it was made.
     opt_state: what the optimizer knew, for the new pool; None if it was not asked for.
-    receipt: how far the logits of both models are apart.
+    receipt: how far the outputs of both models are apart.
     step: of the checkpoint.
   """
 
@@ -72,32 +75,47 @@ class Checkpoints:
     model: that they are of.
     optimizer: the one that trained it, to take along what it knows; None leaves that out.
     identity: of the checkpoints, if not that of a run of `model`.
+    ema: whether the mean of the pool over the steps is read in its place, of a training that kept
+      one; without an optimizer.
   """
 
   path: str | Path
   model: nn.Module
   optimizer: optax.GradientTransformation | None = None
   identity: dict[str, Any] | None = None
+  ema: bool = False
 
   def read(self, x: Batch) -> Saved:
     """Returns the newest sound checkpoint; of `x` the shape matters.
 
     Raises:
-      UserError: when there is no sound checkpoint, or it is of another model.
+      UserError: when there is no sound checkpoint, or it is of another model or without a mean.
     """
     params = jax.eval_shape(self.model.init, jax.random.key(0), x)['params']
     opt_state, fields = None, ('params',)
     if self.optimizer is not None:
       opt_state, fields = jax.eval_shape(self.optimizer.init, params), ('params', 'opt_state')
+    elif self.ema:
+      opt_state, fields = Averaging(None, params), (MEAN,)
     gates = list(gate_names(self.model))
     identity = self.identity or {'model': describe(self.model), 'gates': gates}
     with Checkpointer(self.path, identity=identity) as checkpoints:
       template = StateOf(params, opt_state, None, None)  # two fields are not read
-      restored = checkpoints.restore(template, fields=fields)
+      try:
+        restored = checkpoints.restore(template, fields=fields)
+      except UserError as error:
+        if f'.{MEAN}' not in str(error):
+          raise
+        wanted = 'expected a training with config.train.ema'
+        raise UserError(
+          f'{self.path} without a mean of the pool over the steps: {wanted}'
+        ) from error
     if restored is None:
       raise UserError(f'{self.path}: expected a directory of checkpoints, and there is none in it')
     state = restored.state
-    return Saved(restored.step, {'params': state.params}, state.opt_state, restored.meta)
+    pool = state.opt_state.average if self.ema else state.params
+    opt_state = None if self.ema else state.opt_state
+    return Saved(restored.step, {'params': pool}, opt_state, restored.meta)
 
   def grow(
     self, large_model: nn.Module, large: PyTree, x: Batch, *, key: PRNGKeyArray, **options: Any

@@ -10,7 +10,7 @@ makes a pool of the large model of them, and trains that for `config.booster.lar
   variants      variants.csv: scores, FLOPs of the whole training, and what it saves of those of
                 training from scratch at equal loss
   curves        curves.csv: test loss and metrics against all FLOPs and seconds spent
-  receipts      receipts.csv: how the large pool was made, and max |Δlogit|
+  receipts      receipts.csv: how the large pool was made, and max |Δoutput|
   clusters      clusters.csv: sizes of the clusters
   memory        memory.csv: bytes of the large training on each device and in host memory
 """

@@ -34,7 +34,7 @@ class Receipt:
   Attributes:
     rule: how it was made, in words.
     exact: whether the large model computes what each of the small ones does.
-    from_models: max |Δlogit| on `examples` test examples to the mean of the logits of the small
+    from_models: max |Δoutput| on `examples` test examples to the mean of the logits of the small
       models that it was made from.
     from_joined: the same to the one small pool that was grown: the receipt of `grow`, exact; None
       where none was.

@@ -39,7 +39,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       table(result.variants, 'Each way of training; “minus scratch” is paired by seed.'),
       table(
         result.receipts,
-        'Receipts: max |Δlogit| between the large model and the mean of all small ones, and the '
+        'Receipts: max |Δoutput| between the large model and the mean of all small ones, and the '
         'one that was grown.',
       ),
       table(
@@ -116,7 +116,7 @@ def _facts(session, result):
     f'{first}: FLOPs saved at equal loss': saved.pop(first),
     **saved,
     'FLOPs of a narrow model, of the large one': summary['narrow']['flops'] / forward,
-    'largest |Δlogit| of a growth': summary['largest_difference'],
+    'largest |Δoutput| of a growth': summary['largest_difference'],
   }
 
 

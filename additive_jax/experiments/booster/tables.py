@@ -176,7 +176,7 @@ def compare(
 
 
 def receipt_table(records: dict[str, list[Record]]) -> pd.DataFrame:
-  """Returns a row for each way and seed: how the large pool was made, and max |Δlogit| to the mean
+  """Returns a row for each way and seed: how the large pool was made, and max |Δoutput| to the mean
   of all small models, and to the one that was grown."""
   rows = []
   for name, seeds in records.items():

@@ -49,15 +49,15 @@ class Network:
 
 def judge(session: Session, level: Level, trained: Trained, network: Network) -> dict[str, Any]:
   """Returns the record of a network; what variational dropout leaves is also exported."""
-  name, variables = trained.arm.name, {'params': network.params}
-  structure = network.structure
+  name, structure = trained.arm.name, network.structure
+  (variables,) = session.with_own_statistics([{'params': network.params}], [structure])
   scores = session.evaluate(variables, [structure])
   x = rows(session.test[0], slice(RECEIPT_EXAMPLES))
   smaller = cutting.cut(session.model, variables, structure, network.units or None, x)
   receipt = cutting.receipt(smaller, session.model, variables, x)
   if receipt.max_difference > 1e-3:
     difference = receipt.max_difference
-    log.warning('%s of seed %d: cut out, logits differ by %g', name, trained.seed, difference)
+    log.warning('%s of seed %d: cut out, outputs differ by %g', name, trained.seed, difference)
   cost = cutting.cost(smaller.model, smaller.variables, rows(x, slice(1)))
   remains = _left(level, network.stays)
   if isinstance(

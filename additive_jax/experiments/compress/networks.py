@@ -199,9 +199,10 @@ class Compression:
     if self._has_teacher:
       params = self._teacher.train(seed).variables['params']
     train, structure = session.in_memory(), Structure.all_on(session.space.num_gates)
+    (variables,) = session.with_own_statistics([{'params': params}], [structure])
     parts = np.split(np.arange(len(train)), range(TEACHER_BATCH, len(train), TEACHER_BATCH))
     logits = [
-      np.asarray(cutting.logits(session.model, {'params': params}, train[rows][0], structure))
+      np.asarray(cutting.logits(session.model, variables, train[rows][0], structure))
       for rows in parts
     ]
     y, said = train.y, np.concatenate(logits)

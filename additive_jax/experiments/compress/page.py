@@ -62,7 +62,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       table(
         variants,
         'Each network; “lost” is against the dense one of the same seed. FLOPs and bytes are those '
-        'of the network that was cut out, the receipt is its largest difference in logits. Those '
+        'of the network that was cut out, the receipt is its largest difference in outputs. Those '
         f'that variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
       ),
       table(layers, f'Each layer{mean}.'),

@@ -51,7 +51,7 @@ def variants(records: Mapping[str, Sequence[Record]], task: Task = CLASSIFICATIO
   `nonzero` weights stay of `weights`, in kernels alone; `factor` is all over nonzero; `flops`, of
   one example, and `bytes`, of all parameters, are those of the network that was cut out (of single
   weights: without the units and inputs that none of them reads), and `receipt` is the largest
-  difference of its logits from those of the network with zeros.
+  difference of its outputs from those of the network with zeros.
   """
   dense, rows = pd.DataFrame(records[DENSE]), []
   for name, seeds in records.items():

@@ -243,11 +243,11 @@ class TrainOptions:
   """Pieces of each batch that go through the network one after the other, for the memory of one;
   their gradients are averaged to that of the batch."""
   ema: Later[ShareBelowOne] = 0.0
-  """Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool;
-  0 keeps none."""
+  """Decay of a mean of the pool over the steps, such as 0.999, which is judged beside the pool; at
+  most (1 + t) / (10 + t) in step t, so that early steps are soon forgotten. 0 keeps none."""
   learning_rates: Later[dict[str, Any]] = dataclasses.field(default_factory=dict)
   """What multiplies the learning rate, by a regular expression of the paths of leaves:
-  {'embed': 0.1, 'block_0.*/kernel': 2.0}."""
+  {'embed': 0.1, 'block_0.*/kernel': 2.0}. Where several fit a leaf, it is their product."""
   frozen: Later[tuple[str, ...]] = ()
   """Parts that do not learn: regular expressions of their paths, ('embed', 'block_00')."""
   log_every: Few = 50

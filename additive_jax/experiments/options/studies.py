@@ -278,7 +278,8 @@ class Options:
   train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
   init_from: Later[Placement[str]] = ''
   """Where the pool is from that all trainings start from: a run directory, a directory of its
-  checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed."""
+  checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
+  Exp 5, which compares beginning untrained with growing from small networks, takes none."""
   learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
