@@ -9,8 +9,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from additive_jax import UserError, data
+from additive_jax import Task, UserError, data
+from additive_jax.experiments.opening import load_data
+from additive_jax.experiments.options import DataOptions, Options, TaskOptions
 from additive_jax.experiments.studies import STUDIES
+from additive_jax.experiments.task import make_task
 
 # Each source as it stands, nothing held out of its training part.
 load = functools.partial(data.load, valid=0.0)
@@ -314,3 +317,16 @@ def test_own_data_is_swept(kind, tmp_path, request):
     with pytest.raises(UserError, match=r"^config\.data\.target 'prise': not in file:"):
       STUDIES['sweep'].run(tiny.config('sweep', wrong), tmp_path / 'other', devices=1)
     assert not (tmp_path / 'other').exists()
+
+
+def test_tokens_that_do_not_count_in_a_file(tmp_path):
+  x = np.arange(48).reshape(8, 6) % 5
+  y = np.where(x == 4, -100, x)
+  np.savez(tmp_path / 'a.npz', x=x, y=y)
+  options = {'name': f'file:{tmp_path / "a.npz"}', 'target': 'y', 'task': 'language'}
+  with pytest.raises(UserError, match='where -100 means no label: ignore_label of the task'):
+    load_data(DataOptions(**options))
+  loaded = load_data(DataOptions(**options), '-100')
+  assert (loaded.num_outputs, loaded.ignore_label) == (5, -100)
+  task = make_task(Options(task=TaskOptions(ignore_label='-100')), loaded)
+  assert task == Task('language', ignore_label=-100)

@@ -396,6 +396,16 @@ def test_what_makes_no_sense(make, message):
   assert '\n' not in str(error.value)
 
 
+def spread_of(outputs, y):
+  return outputs.max(-1) - outputs.min(-1)
+
+
+def test_metrics_by_the_names_they_shall_have():
+  task = Task('classification', metrics={'accuracy': lambda o, y: o[:, 0], 'margin': spread_of})
+  assert task.scores == ('loss', 'accuracy', 'margin')
+  assert [metric.function is spread_of for metric in task.metrics] == [False, True]
+
+
 @pytest.mark.parametrize(
   ('task', 'y', 'message'),
   [

@@ -39,6 +39,7 @@ class Own(TypedDict, total=False):
     weight: of a table, the column of the rows' weights; '' is none.
     split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
     task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
+    ignore_label: of a table that is a language, the token of the target that does not count.
     image_size: height and width of images in folders; 0 is their own.
     channels: of images in folders: 1, 3 or 4; 0 goes by the first.
   """
@@ -48,6 +49,7 @@ class Own(TypedDict, total=False):
   weight: str
   split: str
   task: str
+  ignore_label: int | None
   image_size: int
   channels: int
 

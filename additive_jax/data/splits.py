@@ -251,6 +251,7 @@ class Data:
       out, so that what is chosen is chosen on `test`.
     coding: how the columns of a table became x and y, to do the same with new rows, or how targets
       were standardised; None where neither was.
+    ignore_label: one that labels may be, since the task that is made of the name leaves it out.
   """
 
   name: str
@@ -261,6 +262,7 @@ class Data:
   class_names: tuple[str, ...] | None = None
   valid: Split | None = None
   coding: Coding | None = None
+  ignore_label: int | None = None
 
   def __post_init__(self):
     """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that
@@ -270,7 +272,7 @@ class Data:
       task,
       self.num_outputs,
       self.num_outputs if task == TOKENS else 0,
-      ignore_label=getattr(self.task, 'ignore_label', None),
+      ignore_label=getattr(self.task, 'ignore_label', self.ignore_label),
     )
     for part, split in self.splits.items():
       object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))

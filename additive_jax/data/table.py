@@ -40,6 +40,7 @@ class Columns:
     weight: of the rows' weights, see `Weighted`; '' is none.
     split: whose texts say of each row whether it is of 'train', 'valid' or 'test'; '' is none.
     task: 'classification', 'regression' or 'language'; '' goes by the target.
+    ignore_label: of a language, the token of the target that does not count; None: all count.
   """
 
   target: str | Sequence[str] = ''
@@ -47,6 +48,7 @@ class Columns:
   weight: str = ''
   split: str = ''
   task: str = ''
+  ignore_label: int | None = None
 
 
 def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
@@ -77,16 +79,21 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
   y, coding = _coded_targets(spec, values, targets, task, rows['train'])
   if task == TOKENS:
     x = _tokens(spec, values, inputs, 'input')
-    num_outputs = int(max(x.max(initial=0), y.max(initial=0))) + 1
+    counting = y if columns.ignore_label is None else y[y != columns.ignore_label]
+    num_outputs = int(max(x.max(initial=0), counting.max(initial=0))) + 1
   else:
     x, coding = _coded_inputs(spec, values, inputs, coding, rows['train'])
     num_outputs = len(coding.classes) if task == CLASSES else y.shape[1]
   if columns.weight:
     y = Weighted(y, _weights(spec, table, columns.weight))
-  splits = {part: _split(spec, x, y, some, memory_limit) for part, some in rows.items()}
+  splits: dict[str, Any] = {
+    part: _split(spec, x, y, some, memory_limit) for part, some in rows.items()
+  }
   names = tuple(map(str, coding.classes)) or None
-  known = coding if task != TOKENS else None
-  return Data(spec, task, num_outputs=num_outputs, class_names=names, coding=known, **splits)
+  more: dict[str, Any] = (
+    {'ignore_label': columns.ignore_label} if task == TOKENS else {'coding': coding}
+  )
+  return Data(spec, task, num_outputs=num_outputs, class_names=names, **more, **splits)
 
 
 def _split(spec: str, x: Any, y: Any, rows: Rows, memory_limit: int) -> Split:

@@ -144,7 +144,7 @@ def made(data: Any, options: DataOptions | None = None, ignore_label: str = '') 
   if isinstance(data, data_.Data):
     return data
   if isinstance(data, str):
-    return load_data(dataclasses.replace(options or DataOptions(), name=data))
+    return load_data(dataclasses.replace(options or DataOptions(), name=data), ignore_label)
   if isinstance(data, data_.ArraySplit):
     data = data.x, data.y
   if isinstance(data, tuple | list) and len(data) == 2:

@@ -143,7 +143,7 @@ def checked_parts(
   Raises:
     UserError: where they do not.
   """
-  data = opening.get('data') or load_data(config.data)
+  data = opening.get('data') or load_data(config.data, config.task.ignore_label)
   model = opening.get('model') or make_model(config.model, data)
   task = make_task(config, data, opening.get('loss') or '', opening.get('metrics'))
   check_fits(model, data, task)
@@ -301,8 +301,8 @@ def _open(workdir, resolved, hold):
       raise problem or UserError(f'{workdir}: expected a directory that all processes can use')
 
 
-def load_data(options: DataOptions) -> data_.Data:
-  """Returns the data of `config.data`."""
+def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
+  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`."""
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
@@ -315,6 +315,7 @@ def load_data(options: DataOptions) -> data_.Data:
     weight=options.weight,
     split=options.split,
     task=options.task,
+    ignore_label=int(ignore_label) if ignore_label else None,
     image_size=options.image_size,
     channels=options.channels,
   )

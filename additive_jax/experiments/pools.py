@@ -112,7 +112,7 @@ def _data_of(path, values):
   try:
     options = _section(DataOptions, values, 'data', path)
     # The run may be somebody else's: what it downloaded is not fetched again unless asked for.
-    return load_data(dataclasses.replace(options, download=False))
+    return load_data(dataclasses.replace(options, download=False), ignored_label(path))
   except UserError as error:
     if 'digest' not in values:
       raise

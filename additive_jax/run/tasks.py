@@ -29,7 +29,7 @@ from additive_jax.batches import is_array
 from additive_jax.data.weights import Weighted, unweighted
 from additive_jax.errors import UserError, did_you_mean
 from additive_jax.run.measures import METRICS, metric_of
-from additive_jax.run.metrics import Metric, Scores, by_weight, spread, weighted
+from additive_jax.run.metrics import MeanMetric, Metric, Scores, by_weight, spread, weighted
 from additive_jax.run.objectives import (
   LOSSES,
   LossFunction,
@@ -76,8 +76,8 @@ class Task:
     name: of the table above; '' for targets of your own.
     loss: a name, or a function from outputs and targets to the loss of each example [B], or of each
       token [B, T]; '' is the task's first.
-    metrics: names, or functions as of `MeanMetric`, or `Metric`s; the first one is the headline. By
-      default some of the task's.
+    metrics: names, functions as of `MeanMetric`, or `Metric`s, or a dict of functions by the names
+      they shall have; the first one is the headline. By default some of the task's.
     rank_by: 'loss' or the name of a metric, by which structures are chosen and ranked.
     ignore_label: the label that does not count, in training nor in judging; None: all count.
     class_weights: what the loss of an example or token counts by its label; () is 1. Metrics do
@@ -100,6 +100,8 @@ class Task:
     known = METRICS[self.name][: DEFAULT_METRICS.get(self.name, 1)] if self.name else ()
     given = known if self.metrics is None else self.metrics
     given = [given] if isinstance(given, str | Metric) or callable(given) else given
+    if isinstance(given, Mapping):
+      given = [MeanMetric(function, name) for name, function in given.items()]
     set_('metrics', tuple(metric_of(metric, self.name) for metric in given))
     set_('class_weights', tuple(map(float, self.class_weights)))
     self._check()

@@ -52,7 +52,7 @@ PATIENCE = 60
 def check_processes(session: Session) -> None:
   """Raises `UserError` for a model or data that other processes cannot make from the config."""
   config = session.config
-  data = load_data(config.data)
+  data = load_data(config.data, config.task.ignore_label)
   if data.name != session.data.name or describe(make_model(config.model, data)) != describe(
     session.model
   ):
@@ -200,7 +200,7 @@ def _stop_with_parent():
 def _work(order):
   """Trains the copy that `_start` told of."""
   config, index, name = read_options(order['config']), order['index'], order['name']
-  data, rundir = load_data(config.data), RunDir(order['rundir'])
+  data, rundir = load_data(config.data, config.task.ignore_label), RunDir(order['rundir'])
   model, part = make_model(config.model, data), (index, config.booster.num_models)
   start = start_session(config, rundir, data, model, pick_devices(0)[:1], part=part)
   with start as session, _alone(rundir.checkpoints / name):
