@@ -27,8 +27,7 @@ if 'xla_force_host_platform_device_count' not in flags:
   os.environ['XLA_FLAGS'] = (
     f'{flags} --xla_force_host_platform_device_count=8'
     ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
-    # Most of a test's time is XLA's. The launcher's processes that are stopped and killed run what
-    # a user runs.
+    # Most of a test's time is XLA's. What is `thorough` has launchers that run what a user runs.
     ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
     ' --xla_cpu_parallel_codegen_split_count=1'
   ).strip()

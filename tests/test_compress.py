@@ -138,9 +138,12 @@ def test_a_teacher(weights, tmp_path):
     assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'run' / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_gates_are_cut_out(tmp_path):
-  """Without tuning: the network that the noise leaves is the one that is cut out."""
+  """Without tuning: the network that the noise leaves is the one that is cut out.
+
+  By default units are, by the same code.
+  """
   result = compress.run(config('gate'), tmp_path / 'run', devices=1)
   rows = result.variants.set_index('variant')
   assert 'variational_untuned' not in rows.index

@@ -39,22 +39,31 @@ def session_of(experiment, options, tmp_path):
   return open_session(config, tmp_path / 'run', check=lambda session: None, devices=1)
 
 
+ROUTERS = ('softmax', 'factorised', 'marginal', 'random', 'moe')
+
+
 @pytest.mark.slow
-def test_networks_have_the_budget_of_the_dense_one(tmp_path):
+@pytest.mark.parametrize(
+  'routers',
+  [('softmax', 'random', 'moe'), pytest.param(ROUTERS, marks=pytest.mark.thorough)],
+  ids=['some', 'all'],
+)
+def test_networks_have_the_budget_of_the_dense_one(routers, tmp_path):
   options = SHARED | {'experts.num_experts': 4, 'experts.shared_router': True}
+  options |= {'experts.variants': routers}
   with session_of('experts', options, tmp_path) as session:
     found = {c.name: c for c in experts.make_contenders(session)}
     x = session.test[0][:1]
     kinds = {'flops': contenders.active_flops, 'params': contenders.num_params}
     for budget, cost in kinds.items():
       target = cost(found['dense'].model, x)
-      for router in ('softmax', 'factorised', 'marginal', 'random', 'moe'):
+      for router in routers:
         model = found[f'{router}_equal_{budget}'].model
         own, more = (cost(model.clone(hidden=model.hidden + i), x) for i in (0, 1))
         assert abs(own - target) <= (more - own) / 2
     shared = {name: c.model.routing.shared for name, c in found.items() if 'softmax' in name}
     assert all(shared.values())
-    assert len(found) == 11
+    assert len(found) == 1 + 2 * len(routers)
     assert found['moe_equal_flops'].model.routing == Experts(4, 2)
     assert isinstance(found['random_equal_flops'].model.routing, Routing)
     single = experts.make_contenders(session, '01')[1]

@@ -89,7 +89,7 @@ def drawn_text(figure):
     pytest.param({'num_gates': 5}, marks=pytest.mark.thorough),
     {'num_gates': 5, 'gaps': True},
     pytest.param({'num_gates': 20, 'size': 300, 'gaps': True}, marks=pytest.mark.thorough),
-    {'num_gates': 12},
+    pytest.param({'num_gates': 12}, marks=pytest.mark.thorough),
   ],
   ids=str,
 )

@@ -191,7 +191,7 @@ def test_a_state_starts_as_the_optimizer_says(trained):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_experts_and_their_moments_are_split_over_the_rest_too():
   """Within rounding: what the pool splits over `expert` is added up by two programs."""
   text = {'num_heads': 2, 'hidden': 6, 'num_classes': 7, 'num_tokens': 7, 'causal': True}
