@@ -110,7 +110,7 @@ CROSSED = {'mean': 'ring', 'coverage': 'psum'}
     pytest.param((2, 1), CROSSED, marks=pytest.mark.slow),
     pytest.param((4, 1), STRAIGHT, marks=pytest.mark.thorough),
     pytest.param((8, 1), CROSSED, marks=pytest.mark.thorough),
-    pytest.param((2, 2), STRAIGHT, marks=pytest.mark.slow),
+    pytest.param((2, 2), STRAIGHT, marks=pytest.mark.thorough),
     ((2, 2), CROSSED),
   ],
   ids=str,
