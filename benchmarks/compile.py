@@ -72,7 +72,7 @@ def row(config, contender, steps):
   judging = 0.0
   if contender.has_routers:
     batch = tuple(part[:32] for part in session.test)
-    look = lambda: inspect(contender.model, session.objective, trainer.variables, batch)
+    look = lambda: inspect(contender.model, session.task, trainer.variables, batch)
     judging = measured(look)[0] - min(measured(look)[0] for _ in range(2))
   step = min(measured(lambda: trainer.run(steps))[0] for _ in range(REPEATS)) / steps
   parts = ' + '.join(f'{phases.get(name, 0):.1f}' for name in PHASES.values())

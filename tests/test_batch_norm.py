@@ -203,8 +203,14 @@ def test_wrong_norms_end_in_one_line(model, words):
 
 
 def test_variables_without_statistics_and_no_examples_are_refused(data, variables):
-  with pytest.raises(UserError, match='batch_stats of Net with no b0/BatchNorm_0/mean and'):
-    aj.static(Net(), {'params': variables['params']}, data.x, '11')
+  for bits, missing in (('11', 'b0/BatchNorm_0/mean'), ('01', 'b1/BatchNorm_0/mean')):
+    with pytest.raises(UserError, match=f'batch_stats of Net with no {missing} and'):
+      aj.static(Net(), {'params': variables['params']}, data.x, bits)
+  stored = {name: tree for name, tree in variables['batch_stats'].items() if name != 'b0'}
+  fewer = {'params': variables['params'], 'batch_stats': stored}
+  np.testing.assert_array_equal(
+    aj.static(Net(), fewer, data.x, '01'), aj.static(Net(), variables, data.x, '01')
+  )
   with pytest.raises(UserError, match='no examples to calibrate by: expected'):
     aj.recalibrate(Net(), variables, ['11'], data.x[:0])
 

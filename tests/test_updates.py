@@ -18,10 +18,11 @@ from additive_jax.parallel.pipeline_schedule import Pipeline
 from additive_jax.parallel.placement import Placement
 from additive_jax.train import samplers
 from additive_jax.train.fleet import Fleet
+from additive_jax.train.gradients import Slots, averaged_gradient
 from additive_jax.train.losses import Piped
 from additive_jax.train.population import Population
 from additive_jax.train.recipe import Recipe, Structures
-from additive_jax.train.state import init_state
+from additive_jax.train.state import apply_gradient, init_state
 from additive_jax.train.trainer import Trainer
 
 RANDOM = np.random.default_rng(0)
@@ -182,3 +183,18 @@ def test_norms_that_are_no_norms():
   for limit in (-1.0, float('nan'), float('inf')):
     with pytest.raises(UserError, match=f'slot_clip_norm {limit}: expected 0, or a positive'):
       Recipe(MODEL, 'classification', optax.sgd(0.1), Structures(), slot_clip_norm=limit)
+
+
+def test_the_check_of_an_update_is_compiled_once():
+  """Neither with each leaf's update, nor for each leaf where leaves have one shape."""
+  model = MODEL.clone(num_blocks=8)
+  recipe = Recipe(model, 'classification', optax.adam(0.1))
+  state = jax.eval_shape(lambda: init_state(recipe, model.init(jax.random.key(0), ROWS[:1])))
+  slots = Slots(jnp.ones((1, 8), bool), ROWS[None], TRAIN.y[None])
+  averaged = jax.eval_shape(functools.partial(averaged_gradient, recipe), state.params, slots)
+  program = jax.jit(functools.partial(apply_gradient, recipe)).lower(state, averaged)
+  leaves = [leaf for leaf in jax.tree.leaves(state[:2]) if leaf.dtype == jnp.float32]
+  reductions = program.as_text().count('stablehlo.reduce(')
+  of_norm = len(jax.tree.leaves(state.params))
+  assert reductions <= of_norm + len({leaf.shape for leaf in leaves}) + 2
+  assert program.compile().as_text().count(' and(') <= 2 * len(leaves)

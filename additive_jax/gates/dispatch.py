@@ -6,10 +6,10 @@ first, an eighth of all in each, as many blocks as they fill. Of 16 tokens with 
 
   chosen     . x . x x . x x . . . . . . . .      blocks   1 3 | 4 6 | 7 0 | … none of these run
 
-Tokens that are mixed within their row, as by attention, have to be together (`packed`). The chosen
-tokens of each row are gathered into the smallest of a few static sizes that holds the fullest row;
-which size is found at run time (`lax.switch`), and every size is a branch to compile. Of two rows
-of 8, whose fullest has five chosen tokens, 6 are gathered:
+Tokens that are mixed within their row, as by attention, have to be together (`packed`). The tokens
+of each row are put in order, the chosen ones first, and cut to the smallest of a few static sizes
+that holds the fullest row; which size is found at run time (`lax.switch`), and every size is a
+branch to compile. Of two rows of 8, whose fullest has five chosen tokens, 6 are taken:
 
   chosen     . x . x x . x x      positions   1 3 4 6 7 | 0
              . . . . . . x .                  6 | 0 1 2 3 4
@@ -74,22 +74,38 @@ def packed(
 
 def _packed_forward(function, parameters, tokens, chosen):
   places = _places(chosen)
+  first = jax.tree.map(functools.partial(_first, places), tokens)
   out = jax.eval_shape(function, parameters, tokens, places[0], chosen)
-  run = lambda size: functools.partial(_of_size, function, size, places, chosen)
-  nothing = lambda parameters, tokens: jnp.zeros(out.shape, out.dtype)
-  y = _by_size(run, nothing, chosen, parameters, tokens)
-  return y, (parameters, tokens, chosen, places)
+
+  def run(size):
+    def of_size(parameters, first):
+      part = jax.tree.map(lambda leaf: leaf[:, :size], first)
+      return _fill(chosen.shape[1], _of_size(function, places, size, parameters, part))
+
+    return of_size
+
+  nothing = lambda parameters, first: jnp.zeros(out.shape, out.dtype)
+  y = _by_size(run, nothing, chosen, parameters, first)
+  return _in_place(y, places, chosen), (parameters, tokens, chosen, places)
 
 
 def _packed_backward(function, kept, slope):
   parameters, tokens, chosen, places = kept
+  first = jax.tree.map(functools.partial(_first, places), (tokens, slope))
 
   def pull(size):
-    run = functools.partial(_of_size, function, size, places, chosen)
-    return lambda parameters, tokens: _pulled(run, parameters, tokens, slope)
+    run = functools.partial(_of_size, function, places, size)
 
-  nothing = lambda parameters, tokens: jax.tree.map(jnp.zeros_like, _moving((parameters, tokens)))
-  of_parameters, of_tokens = _by_size(pull, nothing, chosen, parameters, tokens)
+    def pulled(parameters, tokens, slope):
+      part, slope = jax.tree.map(lambda leaf: leaf[:, :size], (tokens, slope))
+      of_parameters, of_part = _pulled(run, parameters, part, slope)
+      return of_parameters, jax.tree.map(functools.partial(_fill, chosen.shape[1]), of_part)
+
+    return pulled
+
+  nothing = lambda *operands: jax.tree.map(jnp.zeros_like, _moving(operands[:2]))
+  of_parameters, of_first = _by_size(pull, nothing, chosen, parameters, *first)
+  of_tokens = jax.tree.map(lambda leaf: _in_place(leaf, places, chosen), of_first)
   return of_parameters, of_tokens, None
 
 
@@ -178,15 +194,27 @@ def _by_size(branch, nothing, chosen, *operands):
   return jax.lax.switch(index, [nothing, *map(branch, sizes)], *operands)
 
 
-def _of_size(function, size, places, chosen, parameters, tokens):
-  """Returns the outputs of all tokens, from those of the first `size` positions of each row."""
-  order, rank, count = places
-  positions = order[:, :size]
-  valid = jnp.arange(size) < count[:, None]
-  rows = jnp.arange(len(chosen))[:, None]
-  part = jax.tree.map(lambda leaf: leaf[rows, positions], tokens)
-  y = jnp.where(valid[..., None], function(parameters, part, positions, valid), 0)
-  return jnp.where(chosen[..., None], y[rows, jnp.clip(rank, 0, size - 1)], 0)
+def _of_size(function, places, size, parameters, part):
+  """Returns the outputs of the first `size` positions of each row, [B, size, ...]."""
+  positions = places[0][:, :size]
+  valid = jnp.arange(size) < places[2][:, None]
+  return jnp.where(valid[..., None], function(parameters, part, positions, valid), 0)
+
+
+def _first(places, leaf):
+  """Returns values of all tokens [B, T, ...] in the order of `_places`: the chosen ones first."""
+  return leaf[jnp.arange(len(leaf))[:, None], places[0]]
+
+
+def _in_place(leaf, places, chosen):
+  """Returns values in the order of `_places` where the tokens stand, zero for those not chosen."""
+  values = leaf[jnp.arange(len(leaf))[:, None], jnp.maximum(places[1], 0)]
+  return jnp.where(chosen.reshape(*chosen.shape, *[1] * (leaf.ndim - 2)), values, 0)
+
+
+def _fill(length, leaf):
+  """Returns values [B, size, ...], and zeros after them up to a length."""
+  return jnp.pad(leaf, [(0, 0), (0, length - leaf.shape[1]), *[(0, 0)] * (leaf.ndim - 2)])
 
 
 def _blocks(chosen):

@@ -24,7 +24,7 @@ from additive_jax.files.kept import kept
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import Inputs, check_variables, shape_of, sites_of
 from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
-from additive_jax.models.reads import read_by
+from additive_jax.models.reads import read_by, statistics_read_by
 from additive_jax.models.side import WithSide, call_part, stream_of, with_stream
 from additive_jax.models.surrounding import PLAIN, in_mode, is_surrounded
 
@@ -100,11 +100,11 @@ def check_pool(
   if is_surrounded():
     return
   off = None if structure is None or all(structure) else structure
-  stored = None if is_of_batch() or off else _described(variables, BATCH_STATS)
+  stored = None if is_of_batch() else _described(variables, BATCH_STATS)
   with in_mode(PLAIN), of_stored():
     _checked_with(model, *_described(variables), _inputs(x), _floats(), off)
     if stored is not None:
-      _check_statistics(model, *stored, _inputs(x), _floats())
+      _check_statistics(model, *stored, _inputs(x), _floats(), off)
 
 
 @cached(maxsize=4096)
@@ -121,10 +121,16 @@ def _checked_with(model, form, leaves, inputs, floats, structure) -> None:
 
 
 @cached(maxsize=4096)
-def _check_statistics(model, form, leaves, inputs, floats) -> None:
-  """Raises `UserError` for stored statistics that are not those of the model."""
+def _check_statistics(model, form, leaves, inputs, floats, structure) -> None:
+  """Raises `UserError` for stored statistics that are not those of the model; of a structure with
+  sites that are off, those may be missing that only these read."""
   given = jax.tree.unflatten(form, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-  if wrong := differences(given, _pool(model, inputs, floats).get(BATCH_STATS, {})):
+  wanted = _pool(model, inputs, floats).get(BATCH_STATS, {})
+  if structure is not None and wanted:
+    needed = statistics_read_by(model, inputs, structure)
+    spare = {path: leaf for path, leaf in flatten_dict(wanted).items() if path not in needed}
+    given = unflatten_dict(spare | flatten_dict(given))
+  if wrong := differences(given, wanted):
     raise UserError(
       f'{BATCH_STATS} of {type(model).__name__} with {wrong}: expected the statistics of its '
       "BatchNorms in the variables, {'params': pool, 'batch_stats': statistics}, as model.init, a "

@@ -13,6 +13,7 @@ their positions kept. No token is dropped, see `dispatch`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
@@ -25,9 +26,15 @@ from additive_jax.errors import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
-from additive_jax.gates.shares import sum_of_experts
+from additive_jax.gates.shares import sum_of_experts, sum_of_units
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.attention import Attention, AttentionLayers, attention, attention_layers
+from additive_jax.models.attention import (
+  Attention,
+  AttentionLayers,
+  attend,
+  attention_layers,
+  rotate,
+)
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
@@ -38,8 +45,6 @@ from additive_jax.models.transformer import UNITS, TokenNetwork
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]
-# The stream of some tokens, and the weight of a module for each.
-Tokens = tuple[Float[Array, '*tokens D'], Float[Array, '*tokens']]
 
 
 class Pool(nn.Module):
@@ -69,33 +74,30 @@ class Pool(nn.Module):
     how = self.modules
     total, first = jnp.zeros_like(h), 0
     kinds = (
-      ('attention', how.attention, self._attention, packed),
-      ('mlp', how.mlp, self._mlp, in_blocks),
-      ('block', how.block, self._block, packed),
+      ('attention', how.attention, self._attention),
+      ('mlp', how.mlp, self._mlp),
+      ('block', how.block, self._block),
     )
-    for name, count, apply, on_chosen in kinds:
+    for name, count, apply in kinds:
       if not count:
         continue
       parameters = self._parameters(name, count, h.shape[-1])
-      view = (lambda a: a) if on_chosen is packed else (lambda a: a.reshape(-1, *a.shape[2:]))
 
       def run_module(
         module: Parameters,
         number: Int[Array, ''],
-        streams: Float[Array, '*tokens D'],
-        chosen: Int[Array, '*tokens k'],
-        share: Float[Array, '*tokens k'],
+        h: Float[Array, 'B T D'],
+        index: Int[Array, 'B T k'],
+        weights: Float[Array, 'B T k'],
         *,
         apply: Callable[..., Array] = apply,
-        on_chosen: Callable[..., Array] = on_chosen,
-      ) -> Float[Array, '*tokens D']:
-        of_module = chosen == number
-        weight = jnp.where(of_module, share, 0).sum(-1)
-        return on_chosen(apply, module, (streams, weight), of_module.any(-1))
+      ) -> Float[Array, 'B T D']:
+        of_module = index == number
+        weight = jnp.where(of_module, weights, 0).sum(-1)
+        return apply(module, h, weight, of_module.any(-1))
 
-      tokens = view(h), view(index), view(weights)
-      added = sum_of_experts(run_module, parameters, *tokens, first=first)
-      total, first = total + added.reshape(h.shape), first + count
+      total += sum_of_experts(run_module, parameters, h, index, weights, first=first)
+      first += count
     return total
 
   def axis_names(self) -> dict[str, AxisNames]:
@@ -128,48 +130,95 @@ class Pool(nn.Module):
   def _attention(
     self,
     module: Parameters,
-    tokens: Tokens,
+    h: Float[Array, 'B T D'],
+    weight: Float[Array, 'B T'],
+    chosen: Bool[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
+    """Returns what attention gives among the chosen tokens of each sequence, at their positions,
+    times the weight of each."""
+    norm, layers = module['attention']
+    layers = in_branch_dtype(layers)
+    heads, axes = (*layers.qkv, layers.out.kernel), (-2, -2, -3)
+    y = sum_of_units(self._of_heads, heads, axes, norm, h, weight, chosen)
+    bias = layers.out.bias
+    return (y if bias is None else y + weight[..., None] * bias).astype(h.dtype)
+
+  def _of_heads(self, heads, norm, h, weight, chosen):
+    """Returns what some heads add up to. Only attention itself, of the steps that it takes, mixes
+    tokens."""
+    kernel, bias, out = heads
+    project = functools.partial(self._projected, h.shape[1])
+    qkv = in_blocks(project, (norm, kernel, bias), *_flat(h, chosen))
+    z = packed(self._attended, (), qkv.reshape(*h.shape[:2], *kernel.shape[1:]), chosen)
+    z, weight, chosen = _flat(z, weight.astype(z.dtype), chosen)
+    return in_blocks(_weighted, out.reshape(-1, h.shape[-1]), (z, weight), chosen).reshape(h.shape)
+
+  def _projected(self, length, parameters, h, positions, valid):
+    """Returns queries, keys and values of some tokens, [c, 3·N·U]; tokens of all sequences are
+    numbered one after the other."""
+    norm, kernel, bias = parameters
+    x = in_branch_dtype(_norm(h, norm))
+    qkv = x @ kernel.reshape(x.shape[-1], -1) + bias.reshape(-1)
+    if not self.rope:
+      return qkv
+    heads, values = qkv[None].reshape(1, len(x), -1, kernel.shape[-1]), qkv[:, -bias[0].size :]
+    turned = rotate(heads[:, :, : 2 * kernel.shape[-2]], positions[None] % length)
+    return jnp.concatenate([turned.reshape(len(x), -1), values], axis=-1)
+
+  def _attended(
+    self,
+    parameters: tuple[()],
+    qkv: Float[Array, 'B c 3 N U'],
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
-  ) -> Float[Array, 'B c D']:
-    """Returns what attention gives among the valid tokens of each sequence, at their positions,
-    times the weight of each."""
-    h, weight = tokens
-    return weight[..., None] * self._mixed(module, h, positions, valid)
-
-  def _mixed(self, module, h, positions, valid):
-    norm, layers = module['attention']
-    x, layers = in_branch_dtype((_norm(h, norm), layers))
+  ) -> Float[Array, 'B c NU']:
+    """Returns what the heads give for the valid tokens of each sequence, side by side."""
     mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
       mask &= positions[:, :, None] >= positions[:, None, :]
-    y = attention(x, layers, mask=mask, positions=positions, rope=self.rope)
-    return y.astype(h.dtype)
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    z = attend(q, k, v, mask)
+    return z.reshape(*z.shape[:-2], -1)
 
-  def _mlp(self, module: Parameters, tokens: Tokens, *_: Array) -> Float[Array, '*c D']:
-    """Returns what the feed-forward module gives for each token, times its weight."""
-    h, weight = tokens
-    return weight[..., None] * self._fed_forward(module, h)
+  def _mlp(
+    self,
+    module: Parameters,
+    h: Float[Array, 'B T D'],
+    weight: Float[Array, 'B T'],
+    chosen: Bool[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
+    """Returns what the feed-forward module gives for each chosen token, times its weight."""
+    h_of_all, weight, chosen = _flat(h, weight, chosen)
+    return in_blocks(self._fed_forward, module['mlp'], (h_of_all, weight), chosen).reshape(h.shape)
 
-  def _fed_forward(self, module, h):
-    norm, layers = module['mlp']
+  def _fed_forward(self, parameters, tokens, *_):
+    (norm, layers), (h, weight) = parameters, tokens
     x, layers = in_branch_dtype((_norm(h, norm), layers))
-    return sub_activation(x, layers, (), UNITS[self.unit][0]).astype(h.dtype)
+    y = sub_activation(x, layers, (), UNITS[self.unit][0]).astype(h.dtype)
+    return weight[..., None] * y
 
   def _block(
     self,
     module: Parameters,
-    tokens: Tokens,
-    positions: Int[Array, 'B c'],
-    valid: Bool[Array, 'B c'],
-  ) -> Float[Array, 'B c D']:
+    h: Float[Array, 'B T D'],
+    weight: Float[Array, 'B T'],
+    chosen: Bool[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
     """Returns what a transformer layer adds to its input, times the weight of each token."""
-    h, weight = tokens
-    outside, inside = weight[..., None], 1.0
-    if self.modules.rescale_inside:
-      outside, inside = inside, outside
-    after = inside * self._mixed(module, h, positions, valid)
-    return outside * (after + inside * self._fed_forward(module, h + after))
+    rescaled = self.modules.rescale_inside
+    after = self._attention(module, h, weight if rescaled else jnp.ones_like(weight), chosen)
+    y = self._mlp(module, h + after, weight, chosen)
+    return y + (after if rescaled else weight[..., None] * after)
+
+
+def _flat(*arrays):
+  """Returns arrays [B, T, ...] as [BT, ...]."""
+  return [array.reshape(-1, *array.shape[2:]) for array in arrays]
+
+
+def _weighted(kernel, tokens, *_):
+  z, weight = tokens
+  return weight[..., None] * (z @ kernel)
 
 
 def _norm(x: Float[Array, '*axes D'], parameters: dict[str, Array]) -> Float[Array, '*axes D']:

@@ -29,6 +29,7 @@ class Parts:
     streams: the stream that each site takes, as `ShapeDtypeStruct`, and the one readout takes; with
       their sides.
     stored: collections beside the parameters, the statistics of BatchNorms, of the whole model.
+    normed: the paths of the statistics that each part reads: embed, the sites, readout.
   """
 
   embed: PyTree
@@ -36,12 +37,13 @@ class Parts:
   readout: PyTree
   streams: tuple[Any, ...]
   stored: PyTree = dataclasses.field(default_factory=dict)
+  normed: tuple[frozenset[tuple[str, ...]], ...] = ()
 
 
 def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
   """Returns what each part of `model` reads, by tracing its init on the shape of `x` [B, ...].
   Computes nothing."""
-  stored: dict[str, Any] = {}
+  stored: list[dict[tuple[str, ...], Any]] = []
   embed_tree, h = _shapes(model, lambda module, x: module.embed(x), x, stored)
   trees, streams = [], [h]
   for i, site in enumerate(sites_of(model)):
@@ -52,8 +54,10 @@ def parts(model: nn.Module, x: Inputs | Shapes) -> Parts:
     trees.append(tree)
     streams.append(h)
   readout_tree, _ = _shapes(model, lambda module, h: call_part(module.readout, h), h, stored)
-  statistics = {BATCH_STATS: unflatten_dict(stored)} if stored else {}
-  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics)
+  whole = {path: leaf for of_part in stored for path, leaf in of_part.items()}
+  statistics = {BATCH_STATS: unflatten_dict(whole)} if whole else {}
+  normed = tuple(frozenset(of_part) for of_part in stored)
+  return Parts(embed_tree, tuple(trees), readout_tree, tuple(streams), statistics, normed)
 
 
 def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[tuple[str, ...]]:
@@ -73,12 +77,28 @@ def read_by(model: nn.Module, x: Inputs | Shapes, structure: Structure) -> set[t
   return {path for tree in (shapes.embed, *on, shapes.readout) for path in flatten_dict(tree)}
 
 
+def statistics_read_by(
+  model: nn.Module, x: Inputs | Shapes, structure: Structure
+) -> set[tuple[str, ...]]:
+  """Returns the paths of the statistics of BatchNorms that a structure reads."""
+  first, *of_sites, last = parts(model, x).normed
+  on = [
+    paths
+    for site, paths in zip(sites_of(model), of_sites, strict=True)
+    if not site.has_residual or structure[site.start]
+  ]
+  return set().union(first, *on, last)
+
+
 def _shapes(
-  model: nn.Module, function: Callable[[Any, Any], Any], value: Any, stored: dict[str, Any]
+  model: nn.Module,
+  function: Callable[[Any, Any], Any],
+  value: Any,
+  stored: list[dict[tuple[str, ...], Any]],
 ) -> tuple[PyTree, Any]:
   """Returns the parameters that `function(module, value)` reads, and what it gives, as shapes; adds
-  its statistics to those by path."""
+  its statistics, by path, to those of other parts."""
   run = lambda key, value: model.init_with_output(key, value, method=function)
   out, variables = jax.eval_shape(run, jax.random.key(0), value)
-  stored |= flatten_dict(variables.get(BATCH_STATS, {}))
+  stored.append(flatten_dict(variables.get(BATCH_STATS, {})))
   return variables.get('params', {}), out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,10 +87,13 @@ def train_step(
 
 
 def apply_gradient(
-  recipe: Recipe, state: State, averaged: Averaged
+  recipe: Recipe, state: State, averaged: Averaged, *, one_device: bool = True
 ) -> tuple[State, dict[str, Any]]:
   """Takes the optimizer's part of a step, outside of `shard_map`: on whole arrays, however they lie
   on the mesh, so that norms are those of all of them.
+
+  Args:
+    one_device: whether all arrays are on one device.
 
   Returns:
     The new state, and a dict: `loss` [K], `finite` bool [K], `gradient_norm` [] and `facts`. When
@@ -113,10 +118,12 @@ def apply_gradient(
   params = rule.kept_frozen(params, state.params, recipe.frozen)
   opt_state = rule.averaged(opt_state, params, state.step, recipe.ema)
   norm = optax.tree.norm(averaged.gradient)
-  # Gradients that are each finite may overflow in their sum.
-  sound = (averaged.num_finite > 0) & jnp.isfinite(norm)
   before = (state.params, state.opt_state)
-  sound &= _stays_finite((params, opt_state), before)
+  # Gradients that are each finite may overflow in their sum.
+  finite = jnp.stack([jnp.isfinite(norm), *_stay_finite((params, opt_state), before, one_device)])
+  # A branch, for XLA would copy the sum of all of these into the update of every leaf.
+  any_finite = averaged.num_finite > 0
+  sound = jax.lax.cond(any_finite, jnp.all, lambda finite: jnp.zeros((), bool), finite)
   keep = lambda new, old: jnp.where(sound, new, old)
   params, opt_state = jax.tree.map(keep, (params, opt_state), before)
   skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.num_finite, 0)
@@ -129,11 +136,16 @@ def apply_gradient(
   return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
 
 
-def _stays_finite(new: PyTree, old: PyTree) -> Bool[Array, '']:
-  """Returns whether no number has become infinite or NaN; some optimizers begin with such."""
-  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old))
-  inexact = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
-  return jnp.array([(jnp.isfinite(a) | ~jnp.isfinite(b)).all() for a, b in inexact]).all()
+def _stay_finite(new: PyTree, old: PyTree, one_device: bool) -> list[Bool[Array, '']]:
+  """Returns of some leaves at a time whether no number has become infinite or NaN; some optimizers
+  begin with such. Leaves of one shape are looked at together where all are on one device: a kernel
+  for each shape compiles much faster than one for each leaf."""
+  pairs = [(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old))]
+  masks: dict[Any, list[Array]] = collections.defaultdict(list)
+  for i, (a, b) in enumerate(pairs):
+    if jnp.issubdtype(a.dtype, jnp.inexact):
+      masks[a.shape if one_device else i].append(jnp.isfinite(a) | ~jnp.isfinite(b))
+  return [functools.reduce(jnp.logical_and, group).all() for group in masks.values()]
 
 
 def run_in_chunks(

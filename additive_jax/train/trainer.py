@@ -103,7 +103,7 @@ def chunk_program(
     gradient, recipe.augment, layout.mesh, row_spec(layout.mesh, shared_batch)
   )
   curves = layout_.shardings(layout.mesh, PartitionSpec(None, mesh_.STRUCTURE))
-  apply = functools.partial(apply_gradient, recipe)
+  apply = functools.partial(apply_gradient, recipe, one_device=layout.mesh.size == 1)
 
   def steps(state, sampler, key, num_steps, inputs, data):
     shapes = jax.eval_shape(gradient, state.params, state.step, 0, sampler, key, inputs, data)
@@ -123,7 +123,8 @@ def chunk_program(
       state = jax.lax.with_sharding_constraint(state, layout.shardings)
       averaged = gradient(state.params, state.step, t, sampler, key, inputs, data)
       state, values = layout.storage.step(apply, state, averaged)
-      metrics = jax.tree.map(lambda m, v: m.at[t].set(v), metrics, values)
+      put = lambda m, v: jax.lax.dynamic_update_index_in_dim(m, v, t, 0)
+      metrics = jax.tree.map(put, metrics, values)
       for name in ('loss', 'finite'):
         metrics[name] = jax.lax.with_sharding_constraint(metrics[name], curves)
       return jax.lax.with_sharding_constraint(state, layout.shardings), metrics
