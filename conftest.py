@@ -1,9 +1,9 @@
 """Eight host devices on CPU for every test and every example of a docstring, programs that compile
 fast rather than run fast, and arrays that are checked: decided before JAX or the package is there.
 
-The programs of a run are in one folder, from which its workers and all their processes read what
-another has compiled; it is gone when the run ends. `JAX_COMPILATION_CACHE_DIR=FOLDER pytest ...`
-keeps them for the next time, which then takes about half as long.
+The programs of a run are in one folder, from which its workers read what another has compiled; it
+is gone when the run ends. `JAX_COMPILATION_CACHE_DIR=FOLDER pytest ...` keeps them for the next
+time, which then takes about half as long.
 """
 
 import atexit
@@ -37,12 +37,10 @@ os.environ.setdefault('ADDITIVE_JAX_CACHE', 'off')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 
-# In the process that starts the run; workers and processes of tests are given it.
-OWN_PROGRAMS = None
+# In the process that starts the run; workers, and processes of tests, have it from there.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  OWN_PROGRAMS = tempfile.mkdtemp(prefix='additive_jax-tests-')
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = OWN_PROGRAMS
-  atexit.register(shutil.rmtree, OWN_PROGRAMS, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='additive_jax-tests-')
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 MOST_GIGABYTES = 5  # of one worker between two files
 THOROUGH = []  # tests that are left out

@@ -44,6 +44,14 @@ def random_pool():
   return draw
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _pictures(request):
+  import pictures
+
+  with pictures.for_file(request.module.__name__):
+    yield
+
+
 @pytest.fixture(autouse=True)
 def _log_as_before():
   """Commands take the package's log for themselves; other tests want it back."""

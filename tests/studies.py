@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 from typing import NamedTuple
 
+import pictures
 import tiny
 
 from additive_jax.experiments.studies import STUDIES
@@ -131,7 +132,11 @@ def finished(name, tmp_path_factory):
   """
   root = tiny.shared_folder(tmp_path_factory)
   (root / 'studies').mkdir(exist_ok=True)
-  with open(root / 'studies' / f'{name}.lock', 'w') as file, programs(root / 'programs'):
+  with (
+    open(root / 'studies' / f'{name}.lock', 'w') as file,
+    programs(root / 'programs'),
+    pictures.drawn(),
+  ):
     fcntl.flock(file, fcntl.LOCK_EX)
     return run(name, root / 'studies' / name), root / 'studies' / name
 

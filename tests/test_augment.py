@@ -147,7 +147,12 @@ def pool_of(trained):
 
 @pytest.mark.parametrize(
   ('augment', 'shared'),
-  [(by_place, False), (make_augment(('crop', 'flip', 'mixup'), 3), False), (by_place, True)],
+  [
+    # By default `test_alike` has slots with batches of their own.
+    pytest.param(by_place, False, marks=pytest.mark.thorough),
+    pytest.param(make_augment(('crop', 'flip', 'mixup'), 3), False, marks=pytest.mark.thorough),
+    (by_place, True),
+  ],
 )
 def test_many_devices_augment_as_one(augment, shared):
   one = trainer(augment, shared=shared)
@@ -212,8 +217,9 @@ def test_networks_alone_are_augmented():
 def test_config_augments(tmp_path):
   options = {'data.name': 'digits', 'data.train_examples': 48, 'data.test_examples': 40}
   options |= {'num_seeds': 1, 'sweep.modes': ('shared',), 'data.augment': ('crop', 'mixup')}
+  options |= {'model.num_blocks': 1, 'sweep.top_k': 1}
   config = tiny.config('sweep', options)
-  assert len(STUDIES['sweep'].run(config, tmp_path / 'run', devices=2).table) == 8
+  assert len(STUDIES['sweep'].run(config, tmp_path / 'run', devices=2).table) == 2
   own = tiny.config('sweep', options | {'data.augment': ()})
   losses = {
     name: STUDIES['sweep'].run(own, tmp_path / name, devices=2, **given).table['loss'].tolist()

@@ -207,9 +207,12 @@ def signalled(monkeypatch, kind, number):
   monkeypatch.setattr(kind, 'run', run)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_stopped_and_started_again(boosted, tmp_path):
-  """Between two synchronisations of the copies, then in the large model."""
+  """Between two synchronisations of the copies, then in the large model.
+
+  By default `test_old_runs` goes on with a stopped one, and the one below is stopped too.
+  """
   whole, _ = boosted
   options = {'num_seeds': 1, 'booster.variants': ('clusters',)}
   for kind, number in ((Fleet, 2), (Trainer, 1)):

@@ -1,5 +1,6 @@
 """Every option is declared, shown with its meaning, read by some run, and refused when misspelt."""
 
+import ast
 import dataclasses
 
 import options_page
@@ -160,7 +161,18 @@ READING = {
 }
 
 
-@pytest.mark.slow
+def test_code_has_the_name_of_every_option():
+  """A quick look for options that nothing reads; runs tell for sure below."""
+  sources = (tiny.ROOT / 'additive_jax').rglob('*.py')
+  trees = [ast.parse(path.read_text()) for path in sources if 'options' not in path.parts]
+  nodes = [node for tree in trees for node in ast.walk(tree)]
+  names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+  unread = [name for name in DECLARED if name.rpartition('.')[2] not in names]
+  # Read by names that are put together.
+  assert unread == ['data.train_examples', 'data.test_examples', 'data.valid_examples']
+
+
+@pytest.mark.thorough
 def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   """By some run, apart from checking its range and writing it down."""
   read, paused = set(), []
@@ -194,7 +206,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   for module in (session, study):
     unseen(module, 'replaced')
   unseen(opening, 'resolve')
-  monkeypatch.setattr(opening, 'unused', lambda config, data: ())  # goes over all options
+  monkeypatch.setattr(opening, 'unused', lambda *given: ())  # goes over all options
   unseen(study, 'check_same')
   with tiny.cached_programs(tiny.programs(tmp_path_factory)), tiny.two_sizes():
     for experiment, options in READING.items():

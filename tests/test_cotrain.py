@@ -252,23 +252,23 @@ def test_a_search_is_continued(tmp_path, monkeypatch):
   pd.testing.assert_frame_equal(found.table, want.table, check_exact=True)
 
 
+def local(folder, workdir):
+  """What `launch/local.sh` gives of a run in two processes, with their logs in `folder`."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = str(free.getsockname()[1])
+  args = tiny.arguments('cotrain', workdir, LISTED)
+  command = ['bash', str(tiny.ROOT / 'launch' / 'local.sh'), '2', *args]
+  environment = tiny.environment(folder / 'programs') | {'PYTHON': sys.executable}
+  more = {'PORT': port, 'LOGS': str(folder)}
+  return subprocess.run(
+    command, env=environment | more, capture_output=True, text=True, timeout=300
+  )
+
+
 @pytest.mark.slow
 def test_two_processes(trained, tmp_path):
-  """`launch/local.sh` joins two; what one of them finds wrong ends both."""
-  environment = tiny.environment(tmp_path / 'programs') | {'PYTHON': sys.executable}
-
-  def local(workdir):
-    with socket.socket() as free:
-      free.bind(('127.0.0.1', 0))
-      port = str(free.getsockname()[1])
-    args = tiny.arguments('cotrain', workdir, LISTED)
-    command = ['bash', str(tiny.ROOT / 'launch' / 'local.sh'), '2', *args]
-    more = {'PORT': port, 'LOGS': str(tmp_path)}
-    return subprocess.run(
-      command, env=environment | more, capture_output=True, text=True, timeout=300
-    )
-
-  done = local(tmp_path / 'run')
+  done = local(tmp_path, tmp_path / 'run')
   assert done.returncode == 0, done.stderr
   assert done.stderr.splitlines()[-1].endswith(f'report: {tmp_path / "run" / "report.html"}')
   described = json.loads((tmp_path / 'run' / 'environment.json').read_text())
@@ -282,8 +282,12 @@ def test_two_processes(trained, tmp_path):
   journals = {path.name for path in (tmp_path / 'run' / 'journals').iterdir()}
   assert {'cotrain-0-of-2.jsonl', 'cotrain-1-of-2.jsonl', 'cotrain.jsonl'} < journals
 
+
+@pytest.mark.thorough
+def test_what_one_of_two_processes_finds_wrong_ends_both(tmp_path):
+  """By default `test_peers` has processes that end before others."""
   (tmp_path / 'file').touch()
-  failed = local(tmp_path / 'file' / 'run')
+  failed = local(tmp_path, tmp_path / 'file' / 'run')
   assert failed.returncode == 2
   errors = [line for line in failed.stderr.splitlines() if line.startswith('error:')]
   assert errors == [
@@ -318,8 +322,9 @@ def test_structures_from_a_sweep_or_from_a_short_one(tmp_path):
   assert sorted(found.table['structure']) == sorted(best)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_regression(tmp_path):
+  """By default `test_task_runs` has one, and the R² of a sweep."""
   options = {'data.name': 'tabular:diabetes', 'structures': ('100', '010', '110')}
   options |= {'cotrain.top_k': 0, 'num_seeds': 1, 'train.epochs': 0.5}
   result = cotrain.run(tiny.config('cotrain', options), tmp_path / 'run', devices=3)

@@ -166,7 +166,7 @@ def trained(count, loss=RECIPE.loss, *, read=False, fsdp=1):
 @pytest.mark.parametrize(
   'options',
   [
-    {'count': 8},
+    pytest.param({'count': 8}, marks=pytest.mark.thorough),
     pytest.param({'count': 4, 'fsdp': 2}, marks=pytest.mark.slow),
     {'count': 1, 'read': True},
     pytest.param({'count': 4, 'read': True}, marks=pytest.mark.slow),

@@ -101,7 +101,9 @@ def test_mixture_of_k_structures(num_chunks, k, gated):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('gated', [False, True])
-@pytest.mark.parametrize(('num_chunks', 'k'), [(4, None), (5, 2), (4, 3)])
+@pytest.mark.parametrize(
+  ('num_chunks', 'k'), [(4, None), (5, 2), pytest.param(4, 3, marks=pytest.mark.thorough)]
+)
 def test_gradients_are_those_of_the_sum(num_chunks, k, gated):
   """With respect to x, the kernels and biases, and the weights or the gates."""
   x, layers = make(num_chunks, gated)

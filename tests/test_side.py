@@ -179,7 +179,11 @@ def trained(count, loss=RECIPE.loss, *, fsdp=1):
   return processes.to_host(trainer.variables), metrics['loss']
 
 
-@pytest.mark.parametrize('options', [{'count': 4}, {'count': 4, 'fsdp': 2}], ids=str)
+@pytest.mark.parametrize(
+  'options',
+  [pytest.param({'count': 4}, marks=pytest.mark.thorough), {'count': 4, 'fsdp': 2}],
+  ids=str,
+)
 def test_training_on_a_mesh_is_that_of_one_device(options):
   near(trained(**options), trained(1))
   start = jax.jit(MODEL.init)(jax.random.key(1), X)['params']['encoder']['kernel']

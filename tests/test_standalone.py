@@ -80,7 +80,7 @@ def test_effects_of_a_halved_sweep_compare_equal_training(halved):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('lines', [0, 19, 25])
+@pytest.mark.parametrize('lines', tiny.thorough_but([19], [0, 19, 25]))
 def test_killed_and_continued_halving_ends_the_same(halved, tmp_path, lines):
   workdir = tmp_path / 'run'
   tiny.killed_copy(halved[1], workdir, JOURNAL, lines, torn=b'{"seed": 0, "stru')
@@ -91,7 +91,7 @@ def test_killed_and_continued_halving_ends_the_same(halved, tmp_path, lines):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['whole', 'halved'])
+@pytest.mark.parametrize('kind', tiny.thorough_but(['halved'], ['whole', 'halved']))
 def test_shards_in_any_order_merge_to_the_undivided_run(kind, whole, halved, tmp_path):
   options, (_, undivided) = {'whole': (ALONE, whole), 'halved': (HALVED, halved)}[kind]
   workdir = tmp_path / 'run'

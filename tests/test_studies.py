@@ -116,7 +116,7 @@ def test_a_finished_run_says_so_and_changes_nothing(name, finished, caplog, monk
     pd.testing.assert_frame_equal(again.tables[table], result.tables[table], check_exact=True)
 
 
-@pytest.mark.parametrize('name', tiny.thorough_but(['sweep', 'cotrain'], TABLES))
+@pytest.mark.parametrize('name', tiny.thorough_but(['sweep'], TABLES))
 def test_a_killed_run_goes_on_to_the_same_numbers(name, finished, tmp_path):
   """Within a line of the journal; what has newer checkpoints goes on from the one before, and one
   training has none. `test_old_runs` goes on with every study by default."""
@@ -168,7 +168,7 @@ BEFORE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', tiny.thorough_but(['sweep', 'cotrain'], BEFORE))
+@pytest.mark.parametrize('name', tiny.thorough_but(['cotrain'], BEFORE))
 def test_journals_of_the_version_before(name, finished, tmp_path, monkeypatch):
   """Everything is there, so that nothing is trained; then the last line is missing."""
   workdir, (arm, first, second) = tmp_path / 'run', BEFORE[name]

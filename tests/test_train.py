@@ -122,7 +122,7 @@ def uninterrupted(initial):
   return trainer.run(11), processes.to_host(trainer.state)
 
 
-@pytest.mark.parametrize('mesh', tiny.slow_but([(2, 2)], [(2, 2), (4, 1), (4, 2)]), ids=str)
+@pytest.mark.parametrize('mesh', tiny.thorough_but([(2, 2)], [(2, 2), (4, 1), (4, 2)]), ids=str)
 def test_many_devices_are_one(trainer_of, uninterrupted, mesh):
   metrics, state = uninterrupted
   trainer = trainer_of(ramped(), mesh)

@@ -89,7 +89,7 @@ def assert_same(got, want):
 @pytest.mark.parametrize(
   ('mesh', 'options'),
   [
-    pytest.param((1, 8), ZERO, marks=pytest.mark.slow),
+    pytest.param((1, 8), ZERO, marks=pytest.mark.thorough),
     pytest.param((2, 4), ZERO, marks=pytest.mark.slow),
     ((2, 4), BOTH),
   ],
@@ -107,7 +107,9 @@ def test_updates_are_those_of_whole_states_to_the_bit(mesh, options, trained):
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'options'), [((1, 8), ZERO), ((2, 4), ZERO), ((2, 4), BOTH)], ids=str
+  ('mesh', 'options'),
+  [pytest.param((1, 8), ZERO, marks=pytest.mark.thorough), ((2, 4), ZERO), ((2, 4), BOTH)],
+  ids=str,
 )
 def test_bytes_of_each_device(mesh, options, trained):
   """At most an eighth and one in a hundred, as measured; none on the device where they are kept in

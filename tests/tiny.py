@@ -145,6 +145,8 @@ def two_sizes():
 def environment(cache, *, fast=True):
   """Of a launcher's process: no devices forced from here, programs kept in the folder `cache`.
 
+  That is no folder of other tests, which would read what a kill has cut off.
+
   Args:
     fast: compiles fast; otherwise as for a user.
   """
