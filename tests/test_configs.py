@@ -206,7 +206,7 @@ def test_every_option_is_read(tmp_path, tmp_path_factory, monkeypatch):
   for module in (session, study):
     unseen(module, 'replaced')
   unseen(opening, 'resolve')
-  monkeypatch.setattr(opening, 'unused', lambda config, data: ())  # goes over all options
+  monkeypatch.setattr(opening, 'unused', lambda *given: ())  # goes over all options
   unseen(study, 'check_same')
   with tiny.cached_programs(tiny.programs(tmp_path_factory)), tiny.two_sizes():
     for experiment, options in READING.items():

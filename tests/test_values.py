@@ -175,7 +175,8 @@ def test_a_split_is_looked_at_once(monkeypatch):
 
 def test_marks_in_labels_are_no_classes():
   assert check_used(np.array([1, 2, 3])) == 4
-  assert check_used(np.array([7, 7])) == 8
+  with pytest.raises(UserError, match='every label is 7: expected at least two classes'):
+    check_used(np.array([7, 7]))
   with pytest.raises(UserError, match='label 255 in 2 of 4 examples, the first in example 1: exp'):
     check_used(np.array([0, 255, 1, 255]))
 

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+# What an expert keeps for the backward pass has this name (`jax.ad_checkpoint.checkpoint_name`).
+KEPT = 'kept'
+
 
 def in_turn(
   run: Callable[..., Array],
@@ -23,7 +26,7 @@ def in_turn(
   *others: Any,
 ) -> Float[Array, '*axes']:
   """Returns `Σ_i run(experts[i], numbers[i], x, *others)`, one expert after the other; of each only
-  its part of `experts` is kept for the backward pass.
+  its part of `experts` is kept for the backward pass, and what it names `KEPT`.
 
   >>> scale = lambda weight, number, x: weight * x + number
   >>> in_turn(scale, jnp.array([1.0, 2.0]), jnp.arange(2), jnp.ones(1)).tolist()
@@ -34,7 +37,7 @@ def in_turn(
     experts: parameters, leaves [M, ...].
   """
 
-  @jax.checkpoint
+  @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
   def add(total, expert):
     number, parameters = expert
     return total + run(parameters, number, x, *others), None

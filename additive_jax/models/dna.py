@@ -20,13 +20,14 @@ from typing import Any, ClassVar, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
 from additive_jax.gates.dispatch import in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
-from additive_jax.gates.shares import sum_of_experts, sum_of_units
+from additive_jax.gates.shares import KEPT, sum_of_experts, sum_of_units
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.attention import (
   Attention,
@@ -148,8 +149,9 @@ class Pool(nn.Module):
     tokens."""
     kernel, bias, out = heads
     project = functools.partial(self._projected, h.shape[1])
-    qkv = in_blocks(project, (norm, kernel, bias), *_flat(h, chosen))
+    qkv = checkpoint_name(in_blocks(project, (norm, kernel, bias), *_flat(h, chosen)), KEPT)
     z = packed(self._attended, (), qkv.reshape(*h.shape[:2], *kernel.shape[1:]), chosen)
+    z = checkpoint_name(z, KEPT)
     z, weight, chosen = _flat(z, weight.astype(z.dtype), chosen)
     return in_blocks(_weighted, out.reshape(-1, h.shape[-1]), (z, weight), chosen).reshape(h.shape)
 
