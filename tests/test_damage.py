@@ -56,7 +56,7 @@ HALF = [
   )
   for name, usual in {
     'journals/cotrain.jsonl': (damaged_runs.cut_off, damaged_runs.line_again),
-    'metrics.jsonl': (damaged_runs.flipped_bit, damaged_runs.without_line),
+    'metrics.jsonl': (damaged_runs.without_line,),
   }.items()
   for damage in damaged_runs.DAMAGES
 ]

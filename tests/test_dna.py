@@ -265,8 +265,9 @@ def test_the_share_of_skipped_compute_settles():
     assert np.abs(bias[3:]).max() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_contract():
+  """By default `test_contract_table` has routers, and above are outputs and gradients."""
   model = DNA(1, 4, modules=Modules(1, 1, 0, 1, 1), **TEXT | {'hidden': 4})
   x, y = np.random.default_rng(2).integers(0, 7, (2, 2, 2)).astype(np.uint8)
   with tiny.two_sizes():

@@ -179,7 +179,7 @@ def program_of(trainer):
     ('own', FSDP | TENSOR, 2, 1),
     ('per sample', FSDP, 2, 1),
     ('reads the pool', FSDP | TENSOR, 2, 1),
-    ('derived', FSDP, 1, 2),
+    pytest.param('derived', FSDP, 1, 2, marks=pytest.mark.thorough),
     pytest.param('modules', FSDP | {'expert_devices': 2}, 2, 1, marks=pytest.mark.thorough),
     # By default `test_layout` spreads modules over devices.
     pytest.param('modules', TENSOR | {'expert_devices': 2}, 1, 2, marks=pytest.mark.thorough),
@@ -221,7 +221,7 @@ def test_a_site_gathers_what_it_reads_where_it_is_on():
 
 @pytest.mark.parametrize(
   'options',
-  [pytest.param({'zero': True}, marks=pytest.mark.slow), {'zero': True, 'offload': True}],
+  [pytest.param({'zero': True}, marks=pytest.mark.thorough), {'zero': True, 'offload': True}],
   ids=str,
 )
 def test_with_zero(options):

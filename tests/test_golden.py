@@ -3,7 +3,6 @@ them, and makes them anew where a number has to change."""
 
 import golden_runs
 import pytest
-import tiny
 
 # One of each experiment, over devices where that is another program. `test_old_runs` ends with
 # numbers of before too, of each experiment on its usual devices.
@@ -18,8 +17,8 @@ NAMES = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', tiny.thorough_but(['compress_units'], NAMES))
+@pytest.mark.thorough
+@pytest.mark.parametrize('name', NAMES)
 def test_ends_with_the_numbers_of_the_reference(name, tmp_path, tmp_path_factory):
   golden_runs.make_run(name, tmp_path / 'run', tmp_path_factory.getbasetemp() / 'golden')
   _, differences = golden_runs.compare(name, tmp_path / 'run')

@@ -111,7 +111,7 @@ def uninterrupted():
   return one.run(7)['loss'], processes.to_host(one.state)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # `test_fsdp` has a structure for each example by default
 def test_many_devices_are_one(uninterrupted):
   """Four slots over two devices, whose batches two more split by whole parts."""
   many = trainer(RECIPE, (2, 2))
