@@ -73,11 +73,11 @@ def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> N
   seconds, limit = estimate(session, work, words), session.config.limit
   if processes.agree(0 < 3600 * limit < seconds):
     raise UserError(
-      f'{words}, would take {_about(seconds)}: expected at most config.limit {limit:g} hours; '
+      f'{words}, would take about {duration(seconds)}: expected at most config.limit {limit:g} hours; '
       f'{shorter}'
     )
   if sweep or seconds:
-    session.plan.append(f'{words}: {_about(seconds)}')
+    session.plan.append(f'{words}: {about(seconds)}')
 
 
 def check_choice(session: Session) -> None:
@@ -146,5 +146,10 @@ def _timed(session, structure) -> tuple[float, float]:
   return second * passes[0] / TIMED_STEPS, second * passes[1]
 
 
-def _about(seconds) -> str:
-  return f'about {duration(seconds)}' if seconds else 'some minutes at most'
+def about(seconds: float) -> str:
+  """Returns an estimate in words, which knows nothing of compiling; 0 was too short to be timed.
+
+  >>> about(75.0), about(0.0)
+  ('about 1 min 15 s and compiling', 'some minutes at most')
+  """
+  return f'about {duration(seconds)} and compiling' if seconds else 'some minutes at most'

@@ -49,7 +49,7 @@ def check_stage(session: Session, units: Sequence[tuple[int, Any]]) -> None:
       f'{session.config.limit:g} hours; {SHORTER}'
     )
   if steps and processes.is_primary():
-    log.info('%s: %s', words, f'about {duration(seconds)}' if seconds else 'some minutes at most')
+    log.info('%s: %s', words, cost.about(seconds))
 
 
 def amount(flops: float) -> str:
