@@ -73,8 +73,8 @@ def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> N
   seconds, limit = estimate(session, work, words), session.config.limit
   if processes.agree(0 < 3600 * limit < seconds):
     raise UserError(
-      f'{words}, would take about {duration(seconds)}: expected at most config.limit {limit:g} hours; '
-      f'{shorter}'
+      f'{words}, would take about {duration(seconds)}: expected at most config.limit {limit:g} '
+      f'hours; {shorter}'
     )
   if sweep or seconds:
     session.plan.append(f'{words}: {about(seconds)}')
