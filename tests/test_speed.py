@@ -18,11 +18,16 @@ from additive_jax.files.programs import VARIABLE
 from additive_jax.parallel import peak
 
 
+def forget():
+  peak._PEAKS.clear()
+  peak._AGAIN.clear()
+
+
 @pytest.fixture(autouse=True)
 def forgotten():
-  peak._kept_peak.cache_clear()
+  forget()
   yield
-  peak._kept_peak.cache_clear()
+  forget()
 
 
 def test_a_peak_is_measured_once(tmp_path, monkeypatch):
@@ -33,9 +38,20 @@ def test_a_peak_is_measured_once(tmp_path, monkeypatch):
   assert first > 0
   (kept,) = json.loads((tmp_path / 'cache' / 'peaks.json').read_text()).values()
   assert kept == first  # devices of one CPU share its cores
-  peak._kept_peak.cache_clear()
+  forget()
   monkeypatch.setattr(peak, 'measured_peak', None)
   assert peak.matmul_peak(jax.devices()[:1]) == first
+
+
+def test_a_peak_of_a_busy_machine_is_measured_again_once(tmp_path, monkeypatch):
+  monkeypatch.setenv(VARIABLE, str(tmp_path))
+  measured = iter([2.0, 8.0])
+  monkeypatch.setattr(peak, 'measured_peak', lambda device, dtype: next(measured))
+  reached = [0.0, 1.0, 4.0, 9.0]
+  peaks = [peak.matmul_peak(jax.devices(), reached=rate) for rate in reached]
+  assert peaks == [2.0, 2.0, 8.0, 8.0]
+  forget()
+  assert peak.matmul_peak(jax.devices()) == 8.0
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"a": "b"}'])

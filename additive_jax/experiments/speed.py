@@ -76,16 +76,18 @@ def say(
   """
   if clock.seconds < LEAST or not processes.is_primary():
     return
-  peak = matmul_peak(devices, str(dtype or 'float32'))
+  reached = 3 * flops / clock.seconds
+  peak = matmul_peak(devices, str(dtype or 'float32'), reached=reached)
   facts = {
     'examples_per_second': examples / clock.seconds,
-    'flops_per_second': 3 * flops / clock.seconds,
+    'flops_per_second': reached,
     'peak_flops_per_second': peak,
-    'utilisation': 3 * flops / clock.seconds / peak,
+    'utilisation': reached / peak,
   }
-  text = '%s: %s examples/s, %.2g %% of the %s GFLOP/s that matmuls reach here'
+  text = '%s: %s examples/s, %s %% of the %s GFLOP/s that matmuls reach here'
   share, rate = 100 * facts['utilisation'], facts['examples_per_second']
-  log.info(text, name, f'{rate:,.0f}', share, f'{peak / 1e9:,.0f}')
+  word = f'{share:.0f}' if share >= 10 else f'{share:.2g}'
+  log.info(text, name, f'{rate:,.0f}', word, f'{peak / 1e9:,.0f}')
   part, count = session.shard
   file = f'speed-{part}-of-{count}.jsonl' if count > 1 else 'speed.jsonl'
   line = {'tag': name, 'steps': clock.steps, 'seconds': clock.seconds} | facts
