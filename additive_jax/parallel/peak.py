@@ -28,9 +28,9 @@ def matmul_peak(
 ) -> float:
   """Returns the floating-point operations a second that devices reach together in matmuls.
 
-  Measured in about a second the first time, and kept beside the compiled programs; once
-  more in a process that reached more, since other work on the machine makes a peak too low. The devices of a CPU share its
-  cores, so they count once for each process.
+  Measured in about a second the first time, and kept beside the compiled programs; once more in a
+  process that reached more, since other work on the machine makes a peak too low. The devices of a
+  CPU share its cores, so they count once for each process.
 
   >>> matmul_peak(jax.devices()[:1]) > 1e8
   True
