@@ -201,6 +201,23 @@ def test_damaged_files(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
+  ('prices', 'message'),
+  [
+    (
+      [f'1,0{i:02}.50' for i in range(40)],
+      "target 'a' has texts such as '1,000.50': expected",
+    ),
+    ([f'no {i}' for i in range(40)], "target 'a' has 40 different texts in 40 rows: expected some"),
+  ],
+)
+def test_texts_that_are_no_classes(tmp_path, prices, message):
+  lines = ['a;b', *(f'{price};{i}' for i, price in enumerate(prices))]
+  (tmp_path / 'prices.csv').write_text('\n'.join(lines))
+  with pytest.raises(UserError, match=re.escape(message)):
+    load(f'file:{tmp_path / "prices.csv"}', target='a')
+
+
+@pytest.mark.parametrize(
   ('arrays', 'message'),
   [
     ({'x': np.zeros((3, 2)), 'y': np.zeros(4)}, 'x [3, 2], y [4]: expected arrays of as many rows'),

@@ -3,6 +3,7 @@ devices."""
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from additive_jax import UserError
 from additive_jax.data import ArraySplit
 from additive_jax.experiments import planning
 from additive_jax.gates.structure import all_bits
-from additive_jax.models import MLP, Transformer
+from additive_jax.models import MLP, Additive, BatchNorm, Transformer
 from additive_jax.models.additive import canonical, sites_of
 from additive_jax.models.liveness import live_bytes, saved_bytes
 from additive_jax.parallel import traffic
@@ -100,6 +101,22 @@ def test_the_pools_of_a_config(experiment, options, names, monkeypatch, tmp_path
     assert len(x.shape) > 1
     assert x.shape[0] == y.shape[0] == tiny.config(experiment, options).train.batch_size
   assert not list(tmp_path.iterdir())
+
+
+class Normed(Additive):
+  """A site with statistics of its batch, of which a plan has none."""
+
+  def setup(self):
+    self.embed, self.readout = nn.Dense(4), nn.Dense(3)
+    self.sites = [nn.Sequential([BatchNorm(), nn.Dense(4)], name='a')]
+
+
+def test_a_network_with_batch_norms():
+  recipe = Recipe(Normed(), 'classification', optax.sgd(0.1))
+  x, y = np.zeros((4, 6), np.float32), np.zeros(4, np.int32)
+  found = plan(recipe, samplers.make_sampler('uniform', 1, 1), x, y, {'data': 2})
+  assert found.num_params == 7 * 4 + 8 + 5 * 4 + 5 * 3
+  assert found.forecast.activations > 0
 
 
 def test_a_loss_that_the_formula_does_not_know():

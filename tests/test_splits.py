@@ -11,6 +11,7 @@ import tiny
 import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, SourceSplit, Weighted, from_arrays, hold_out
+from additive_jax.data.digests import digest
 from additive_jax.experiments import cotrain, sweep
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
@@ -245,3 +246,14 @@ def test_arrays_that_make_no_data(arguments, options, message):
     from_arrays(*arguments, **options)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_a_task_of_python_has_the_same_digest_in_every_process():
+  x, y = np.zeros((4, 2), np.float32), np.arange(4, dtype=np.int32)
+  split = ArraySplit(x, y)
+  digests = {
+    digest(Data('rows', Task('classification', loss=loss), split, split, 4))
+    for loss in ('', lambda outputs, y: outputs.sum(-1))
+  }
+  assert '86c7804bf4873d45' in digests  # of another process
+  assert len(digests) == 2

@@ -9,6 +9,7 @@ import numpy as np
 from additive_jax.batches import named_leaves
 from additive_jax.data.iterators import IteratorSplit
 from additive_jax.data.splits import Data, Examples, Split, take
+from additive_jax.files.functions import digest_of
 
 EXAMPLES = 64  # that are looked at of a split which is read as needed
 
@@ -25,7 +26,9 @@ def digest(data: Data) -> str:
   >>> digests[0] == digests[2], digests[0] == digests[1]
   (True, False)
   """
-  total = hashlib.blake2b(f'{data.task} {data.num_outputs}'.encode(), digest_size=8)
+  # Of a task in Python the text has places in memory, which differ from process to process.
+  task = data.task if isinstance(data.task, str) else digest_of(data.task).partition(':')[2]
+  total = hashlib.blake2b(f'{task} {data.num_outputs}'.encode(), digest_size=8)
   for name, split in data.splits.items():
     total.update(f'{name} {len(split)}'.encode())
     for leaf_name, leaf in named_leaves(_looked_at(split)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,9 +158,27 @@ def _task(spec: str, values: Mapping[str, np.ndarray], targets: list[str]) -> st
     whole = first.dtype.kind in 'Oiub' or np.array_equal(first, np.rint(first))
     few = first.dtype.kind in 'Ob' or len(np.unique(first)) <= MOST_CLASSES
     task = CLASSES if whole and few else NUMBERS
+    if first.dtype.kind == 'O':
+      _check_classes(spec, targets[0], first)
   message = '%s: target %s is taken for a %s; config.data.task says otherwise'
   log.info(message, spec, ', '.join(map(repr, targets)), task)
   return task
+
+
+def _check_classes(spec: str, name: str, texts: np.ndarray) -> None:
+  """Raises `UserError` for texts that are rather numbers, or too many to be classes."""
+  used = np.unique(texts.astype(str))
+  plain = [re.sub(r'[,_\s$€£%]', '', text) for text in used]
+  if all(re.fullmatch(r'[-+]?\d+(\.\d*)?', text) for text in plain):
+    raise UserError(
+      f'{spec}: target {name!r} has texts such as {str(used[0])!r}: expected numbers without separators '
+      "and units, or config.data.task 'classification'"
+    )
+  if 2 * len(used) > len(texts) and len(used) > MOST_CLASSES:
+    raise UserError(
+      f'{spec}: target {name!r} has {len(used):,} different texts in {len(texts):,} rows: expected '
+      "some classes, or config.data.task 'classification'"
+    )
 
 
 def _rows(spec: str, table: Mapping[str, Values], split: str) -> dict[str, Rows]:

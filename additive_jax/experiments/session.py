@@ -24,7 +24,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.files.rundir import RunDir
 from additive_jax.files.signals import Stopper
 from additive_jax.gates.structure import Space, StructureLike
-from additive_jax.models.additive import initial
+from additive_jax.models.additive import initial, initial_shapes
 from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import statistics_of
 from additive_jax.models.identity import describe
@@ -170,7 +170,7 @@ class Session:
       return None
     given = flatten_dict(self.start)
     x = first_input(self.data)
-    shapes = flatten_dict(jax.eval_shape(self.model.init, jax.random.key(0), x)['params'])
+    shapes = flatten_dict(initial_shapes(self.model, x)['params'])
     fits = [p for p, leaf in shapes.items() if p in given and given[p].shape == leaf.shape]
     if len(fits) == len(shapes) == len(given):
       return {'params': self.start}

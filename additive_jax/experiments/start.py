@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.options import Options, refused
 from additive_jax.files.functions import digest_of, is_of_library, is_same
-from additive_jax.models.additive import check_variables, shape_of
+from additive_jax.models.additive import check_variables, initial_shapes
 from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import differences
 from additive_jax.parallel import processes
@@ -52,7 +52,7 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
     return None
   check_variables(variables)
   pool = flax.core.unfreeze(variables.get('params', {}))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
+  shapes = initial_shapes(model, x)
   if wrong := differences(pool, shapes['params']):
     raise UserError(f'variables of a pool with {wrong}: expected one of {type(model).__name__}')
   given = flax.core.unfreeze(variables.get(BATCH_STATS, {}))

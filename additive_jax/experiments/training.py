@@ -17,7 +17,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.options import Options, TrainOptions, refused, selected
 from additive_jax.gates.networks import different
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import sites_of, space_of
+from additive_jax.models.additive import initial_shapes, sites_of, space_of
 from additive_jax.parallel import layout, pipeline, staging
 from additive_jax.parallel.mesh import EXPERT, TENSOR
 from additive_jax.parallel.pipeline_schedule import Pipeline
@@ -205,7 +205,7 @@ class Machine:
         f'{options.batch_size}: expected a number that divides it'
       )
     for network in networks if options.frozen or options.learning_rates else ():
-      pool = jax.eval_shape(network.init, jax.random.key(0), self.example)['params']
+      pool = initial_shapes(network, self.example)['params']
       check_pool(pool, options.learning_rates, tuple(options.frozen))
     if self.options.expert_devices == self.options.tensor_devices == 1:
       return

@@ -339,3 +339,12 @@ def shape_of(x: Inputs | Shapes) -> Shapes:
 def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
   """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""
   return model.init(key, x)
+
+
+def initial_shapes(model: nn.Module, x: Inputs | Shapes) -> PyTree:
+  """Returns the shapes of what `model.init` gives, which is traced once for a model and inputs.
+
+  >>> initial_shapes(nn.Dense(4), np.ones((5, 6)))['params']['kernel'].shape
+  (6, 4)
+  """
+  return initial.eval_shape(model, jax.random.key(0), shape_of(x))

@@ -21,6 +21,7 @@ from additive_jax.models.additive import (
   Site,
   embed,
   gate_names,
+  initial_shapes,
   readout,
   shape_of,
   sites_of,
@@ -136,7 +137,7 @@ def num_params(model: nn.Module, x: Inputs | Shapes) -> int:
 
 @kept(int, int)
 def _num_params(model: nn.Module, x: Shapes) -> int:
-  return sum(_sizes(jax.eval_shape(model.init, jax.random.key(0), x)).values())
+  return sum(_sizes(initial_shapes(model, x)).values())
 
 
 def _space(gates: Any, shared: Any, **fixed: Any) -> Space:

@@ -24,6 +24,7 @@ from jaxtyping import Array, PyTree, Shaped
 
 from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
+from additive_jax.models.additive import initial_shapes
 from additive_jax.models.axes import AxisNames, axis_names, shared_axes
 from additive_jax.models.reads import parts
 from additive_jax.models.surrounding import EMBED, READOUT, WHOLE, Around, Part
@@ -102,7 +103,7 @@ def pool_specs(model: Any, mesh: Mesh, example: Shapes) -> PyTree:
 
 
 def _pool(model: Any, example: Shapes) -> PyTree:
-  return jax.eval_shape(model.init, jax.random.key(0), example)['params']
+  return initial_shapes(model, example)['params']
 
 
 class _Named(NamedTuple):

@@ -34,6 +34,7 @@ from additive_jax.batches import num_examples
 from additive_jax.gates.structure import Structure
 from additive_jax.gates.sums import SAVED
 from additive_jax.models.additive import embed, readout, sites_of, step
+from additive_jax.models.batch_norm import of_batch
 from additive_jax.models.costs import measure
 from additive_jax.models.liveness import bytes_of, live_bytes, saved_bytes
 from additive_jax.models.reads import Parts, parts
@@ -106,7 +107,8 @@ def forecast(
   ends = [reads.embed, reads.readout]
   whole, held = layout.abstract(), _held
   pool, kept, host = held(whole.params), held(whole.opt_state), held(whole.opt_state, HOST)
-  with in_mode(Mode(None if recipe.dtype == 'float32' else recipe.dtype)):
+  dtype = None if recipe.dtype == 'float32' else recipe.dtype
+  with in_mode(Mode(dtype)), of_batch():
     saved, working = _saved(recipe, reads), _working(recipe, reads, mine)
   count = num_structures * num_examples(x)
   all_on = Structure.all_on(recipe.model.space.num_gates)

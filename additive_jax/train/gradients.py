@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.batches import Shapes
-from additive_jax.models.additive import Inputs, sites_of
+from additive_jax.models.additive import Inputs, initial_shapes, sites_of
 from additive_jax.models.batch_norm import of_batch
 from additive_jax.models.reads import parts
 from additive_jax.models.surrounding import in_mode
@@ -88,7 +88,7 @@ def usage(model: Any, x: Inputs | Shapes) -> PyTree:
       always |= paths(tree)
       readers += [set()] * site.num_inner
   readers.append(always)
-  pool = jax.eval_shape(model.init, jax.random.key(0), x)['params']
+  pool = initial_shapes(model, x)['params']
   return jax.tree_util.tree_map_with_path(
     lambda path, _: np.array([jax.tree_util.keystr(path) in reader for reader in readers]), pool
   )

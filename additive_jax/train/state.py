@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from additive_jax.batches import Shapes, cached
 from additive_jax.errors import UserError
+from additive_jax.models.additive import initial_shapes
 from additive_jax.models.contract import differences
 from additive_jax.parallel import layout, processes, shares, staging
 from additive_jax.parallel import mesh as mesh_
@@ -176,7 +177,7 @@ def state_specs(recipe: Recipe, mesh: Mesh, example: Shapes) -> State:
     example: the shape of a batch of inputs.
   """
   pipeline = recipe.loss.stages()
-  variables = jax.eval_shape(recipe.model.init, jax.random.key(0), example)
+  variables = initial_shapes(recipe.model, example)
   shapes = jax.eval_shape(
     lambda v: staging.on_mesh(recipe.model, pipeline, init_state(recipe, v), example), variables
   )
@@ -218,8 +219,8 @@ class StateLayout:
     self.sums = shares.sums_on(self.mesh)
     self._forms = recipe.model, recipe.loss.stages()
     self._example = example
-    init = lambda x: init_state(recipe, recipe.model.init(jax.random.key(0), x))
-    self._shapes = shapes = jax.eval_shape(init, example)
+    variables = initial_shapes(recipe.model, example)
+    self._shapes = shapes = jax.eval_shape(functools.partial(init_state, recipe), variables)
     in_stages = jax.eval_shape(self._in_stages, shapes.params)
     self.storage = Storage(recipe.rule, in_stages, self.specs, placement)
     shardings = layout.shardings(self.mesh, self.specs)
