@@ -171,8 +171,8 @@ def _check_classes(spec: str, name: str, texts: np.ndarray) -> None:
   plain = [re.sub(r'[,_\s$€£%]', '', text) for text in used]
   if all(re.fullmatch(r'[-+]?\d+(\.\d*)?', text) for text in plain):
     raise UserError(
-      f'{spec}: target {name!r} has texts such as {str(used[0])!r}: expected numbers without separators '
-      "and units, or config.data.task 'classification'"
+      f'{spec}: target {name!r} has texts such as {str(used[0])!r}: expected numbers without '
+      "separators and units, or config.data.task 'classification'"
     )
   if 2 * len(used) > len(texts) and len(used) > MOST_CLASSES:
     raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import sys
 import types
 from collections.abc import Mapping
@@ -102,6 +103,8 @@ def _add(total: Any, value: Any, within: frozenset[int]) -> None:
 
 def _of_function(function: types.FunctionType) -> list[Any]:
   """Returns the code of a function, or the name of a library's, and the values it reads."""
+  if is_of_library(function):
+    function = inspect.unwrap(function)  # of what checks types, say
   cells = [_content(cell) for cell in function.__closure__ or ()]
   given = [function.__defaults__, function.__kwdefaults__]
   if is_of_library(function):
