@@ -21,8 +21,9 @@ def get_config():
   config = default.get_config()
   config.experiment = 'sweep'
   config.data.name, _ = default.images()
-  config.data.train_examples = 1437
-  config.data.test_examples = 360
+  if config.data.name != 'digits':
+    config.data.train_examples = 1437
+    config.data.test_examples = 360
   config.model.name = 'lenet'
   config.model.gates = ('sub_activation',)
   config.model.num_chunks = 3

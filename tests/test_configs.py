@@ -6,6 +6,7 @@ import dataclasses
 import options_page
 import pytest
 import tiny
+from additive_jax.configs import default
 
 from additive_jax import data
 from additive_jax.cli.configs import config_file, config_names, load_config
@@ -27,6 +28,14 @@ def test_config_overrides_known_options_and_says_what_it_is(name):
   config = load_config(name)
   assert read_options(config).experiment in STUDIES
   assert config_file(name).read_text().startswith('"""')
+
+
+@pytest.mark.parametrize('name', config_names())
+def test_data_of_a_config_on_a_machine_with_no_more_than_the_package(name, monkeypatch, tmp_path):
+  monkeypatch.setattr(default, 'FASHION_MNIST', tmp_path / 'none')
+  found = opening.load_data(read_options(load_config(name)).data)
+  assert found.name in ('digits', 'stdlib')
+  assert min(map(len, found.splits.values())) > 0
 
 
 def sections(section=Options):
