@@ -36,10 +36,10 @@ from absl import flags
 from jaxtyping import PyTree
 
 from additive_jax.cli.arguments import parse_flags
-from additive_jax.cli.command import run_command
+from additive_jax.cli.command import answered, run_command
 from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
-from additive_jax.errors import UserError, one_line, user_path
+from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.front import made
 from additive_jax.experiments.pools import ignored_label, open_pools
 from additive_jax.files.progress import setup_logging
@@ -116,20 +116,15 @@ def _used(network: Additive, variables: PyTree) -> dict[str, np.ndarray] | None:
 
 def main(argv: list[str]) -> int:
   """Exports what the command line `argv` names, and returns the exit code."""
-  if {'--help', '-h'} & set(argv):
-    print(__doc__)
-    return 0
-  try:
-    values, run = _parse(argv)
-    setup_logging()
-    options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
-    export_run(run, values.structure, values.to, **options)
-    return 0
-  except UserError as error:
-    print(f'error: {one_line(error)}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
+  return answered(_run, argv, __doc__)
+
+
+def _run(argv: list[str]) -> int:
+  values, run = _parse(argv)
+  setup_logging()
+  options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
+  export_run(run, values.structure, values.to, **options)
+  return 0
 
 
 def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:

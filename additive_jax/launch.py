@@ -27,37 +27,25 @@ from __future__ import annotations
 import os
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict
-
 from additive_jax.cli.arguments import command_of, parse
-from additive_jax.cli.command import run_command
+from additive_jax.cli.command import answered, run_command
 from additive_jax.cli.configs import config_names
 from additive_jax.cli.devices import set_up_devices
-from additive_jax.errors import STOPPED, Stopped, UserError, one_line
+from additive_jax.errors import STOPPED, Stopped, UserError
 
 CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
 
 
 def main(argv: list[str]) -> int:
   """Runs the experiment that the command line `argv` names, and returns the exit code."""
-  if {'--help', '-h'} & set(argv):
-    print(f'{__doc__}\nConfigs: {", ".join(config_names())}')
-    return 0
-  try:
-    values, config, name = parse(argv)
-    set_up_devices(values.devices)
-    if values.cache:  # in the environment, for processes of this one
-      os.environ[CACHE] = values.cache
-    return _run(values, config, name, command_of(argv))
-  except UserError as error:
-    print(f'error: {one_line(error)}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
+  return answered(_run, argv, f'{__doc__}\nConfigs: {", ".join(config_names())}')
 
 
-def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) -> int:
+def _run(argv: list[str]) -> int:
+  values, config, name = parse(argv)
+  set_up_devices(values.devices)
+  if values.cache:  # in the environment, for processes of this one
+    os.environ[CACHE] = values.cache
   from additive_jax.experiments.options import read_options
   from additive_jax.experiments.studies import STUDIES
   from additive_jax.files.progress import setup_logging
@@ -77,7 +65,7 @@ def _run(values: flags.FlagValues, config: ConfigDict, name: str, command: str) 
   joining = values.coordinator, values.num_processes, values.process_id, values.wait
   try:
     with processes.distributed(*joining):
-      opening = {'name': name, 'devices': values.devices, 'command': command}
+      opening = {'name': name, 'devices': values.devices, 'command': command_of(argv)}
       STUDIES[options.experiment].run(options, values.workdir or None, **opening)
   except Stopped as stopped:
     processes.log.info('%s', stopped)

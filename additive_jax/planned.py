@@ -18,38 +18,25 @@ from __future__ import annotations
 
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict
-
 from additive_jax.cli.arguments import PER_PROCESS, parse
-from additive_jax.cli.command import run_command
+from additive_jax.cli.command import answered, run_command
 from additive_jax.cli.devices import set_up_devices
-from additive_jax.errors import UserError, one_line
+from additive_jax.errors import UserError
 
 OF_RUNS = ('workdir', 'cache', *PER_PROCESS)
 
 
 def main(argv: list[str]) -> int:
   """Prints the plans of the config that the command line `argv` names; returns the exit code."""
-  if {'--help', '-h'} & set(argv):
-    print(__doc__)
-    return 0
-  try:
-    values, config, name = parse(argv)
-    for flag in OF_RUNS:
-      if values[flag].present:
-        raise UserError(f'--{flag}={values[flag].value} of a plan: expected none, nothing is run')
-    set_up_devices(values.devices)
-    _print(values, config, name)
-    return 0
-  except UserError as error:
-    print(f'error: {one_line(error)}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
+  return answered(_run, argv, __doc__)
 
 
-def _print(values: flags.FlagValues, config: ConfigDict, name: str) -> None:
+def _run(argv: list[str]) -> int:
+  values, config, name = parse(argv)
+  for flag in OF_RUNS:
+    if values[flag].present:
+      raise UserError(f'--{flag}={values[flag].value} of a plan: expected none, nothing is run')
+  set_up_devices(values.devices)
   from additive_jax.experiments.options import named, read_options
   from additive_jax.experiments.planning import plan_config
   from additive_jax.files.progress import setup_logging
@@ -59,6 +46,7 @@ def _print(values: flags.FlagValues, config: ConfigDict, name: str) -> None:
   with named(options):
     for pool, found in plan_config(options, values.devices):
       print(f'{name}, {pool}: {found}\n', flush=True)
+  return 0
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from additive_jax.errors import UserError, one_line
 from additive_jax.files.signals import answering
 
 
@@ -32,6 +33,31 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, resumes: b
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
     sys.stdout, sys.stderr = streams
+
+
+def answered(run: Callable[[list[str]], int], argv: list[str], manual: str | None) -> int:
+  """Returns the exit code of what a command line asks for: a mistake in it is one line on standard
+  error and 2, an interrupt 130, and `--help` prints the manual.
+
+  >>> answered(len, ['additive-jax', '--help'], 'Ranks structures.')
+  Ranks structures.
+  0
+
+  Args:
+    run: takes the command line and returns the exit code.
+    argv: the command line, the program first.
+    manual: what `--help` says.
+  """
+  if {'--help', '-h'} & set(argv):
+    print(manual)
+    return 0
+  try:
+    return run(argv)
+  except UserError as error:
+    print(f'error: {one_line(error)}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
 
 
 class Unbroken:
