@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from additive_jax.models.additive import Additive, Inputs, embed, readout, sites_of, update
+from additive_jax.models.additive import (
+  Additive,
+  Inputs,
+  embed,
+  initial_shapes,
+  readout,
+  sites_of,
+  update,
+)
 from additive_jax.models.feed_forward import Linear
 
 TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
@@ -183,7 +191,7 @@ def linear_maps(model: Additive, x: Inputs) -> dict[str, tuple[int, ...]]:
       shapes['/'.join(module.path)] = tuple(module.get_variable('params', KERNEL).shape)
     return out
 
-  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  variables = initial_shapes(model, x)
   with nn.intercept_methods(interceptor):
     jax.eval_shape(model.apply, variables, x)
   return shapes

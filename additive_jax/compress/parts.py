@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -11,7 +10,7 @@ from additive_jax.compress.noise import KERNEL, linear_maps
 from additive_jax.compress.plans import INPUTS, PLANNERS, cut_wiring
 from additive_jax.errors import UserError
 from additive_jax.models import MLP, DenseStack
-from additive_jax.models.additive import Additive, gate_names, sites_of
+from additive_jax.models.additive import Additive, gate_names, initial_shapes, sites_of
 from additive_jax.models.costs import measure
 from additive_jax.models.kinds import LANE
 from additive_jax.transplant.wiring import READS, WRITES
@@ -46,7 +45,7 @@ def make_level(level: str, model: Additive, x: Batch, *, inputs: bool = False) -
 
 def _weights(model, x) -> Weights:
   kernels = {f'{name}/{KERNEL}': shape for name, shape in _maps(model, 'weight', x).items()}
-  pool = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), x)['params'], sep='/')
+  pool = flatten_dict(initial_shapes(model, x)['params'], sep='/')
   unmapped = [name for name in pool if name.endswith(KERNEL) and name not in kernels]
   if unmapped or not kernels:
     kernel = unmapped[0] if unmapped else 'no kernel'
@@ -62,7 +61,7 @@ def _units(model, x, inputs: bool) -> Units:
     known = ', '.join(kind.__name__ for kind in PLANNERS)
     raise UserError(f'noise per unit in {type(model).__name__}: expected one of {known}')
   maps, wiring = _maps(model, 'unit', x), cut_wiring(model)
-  shapes = wiring.shapes(jax.eval_shape(model.init, jax.random.key(0), x)['params'])
+  shapes = wiring.shapes(initial_shapes(model, x)['params'])
   sizes: dict[str, int] = {}
   counts: dict[str, int] = {}
   written_spaces: set[str] = set()

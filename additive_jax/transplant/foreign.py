@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, one_line, user_path
-from additive_jax.models.additive import Inputs, shape_of
+from additive_jax.models.additive import Inputs, initial_shapes
 from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.transplant.restore import Checkpoints
 
@@ -65,7 +65,7 @@ def restore_pool(
   path = user_path(path, 'checkpoint')
   if not path.exists():
     raise UserError(f'checkpoint {str(path)!r} is not there: expected {KINDS}')
-  wanted = jax.eval_shape(model.init, jax.random.key(0), shape_of(x))
+  wanted = initial_shapes(model, x)
   if path.is_file():
     return _fitting(_read_file(path), wanted, path)
   if (path / 'checkpoints').is_dir():

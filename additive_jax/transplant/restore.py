@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
 from additive_jax.errors import UserError
 from additive_jax.files.checkpoint import Checkpointer
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import gate_names, initial_shapes
 from additive_jax.models.identity import describe
 from additive_jax.train.rule import Averaging
 from additive_jax.train.state import StateOf
@@ -91,7 +91,7 @@ class Checkpoints:
     Raises:
       UserError: when there is no sound checkpoint, or it is of another model or without a mean.
     """
-    params = jax.eval_shape(self.model.init, jax.random.key(0), x)['params']
+    params = initial_shapes(self.model, x)['params']
     opt_state, fields = None, ('params',)
     if self.optimizer is not None:
       opt_state, fields = jax.eval_shape(self.optimizer.init, params), ('params', 'opt_state')
@@ -147,7 +147,7 @@ class Checkpoints:
       UserError: as `read`, or when the small model is not smaller.
     """
     saved = self.read(x)
-    small = jax.eval_shape(small_model.init, jax.random.key(0), x)
+    small = initial_shapes(small_model, x)
     shrunk = shrink(self.model, saved.variables, small_model, small, **options)
     return self._moved(saved, shrunk, small_model, x)
 
