@@ -205,6 +205,8 @@ def test_pools_that_cannot_be(net, arrays, tmp_path, random_pool, spoil, message
   pool = jax.tree.map(lambda leaf: spoil(np.asarray(leaf)), random_pool(net, arrays[0][:1]))
   with pytest.raises(UserError, match=message):
     aj.sweep(net, arrays, variables=pool, workdir=tmp_path / 'run', **QUICK)
+  with pytest.raises(UserError, match=message):
+    aj.prune(net, arrays, pool, budget=0.5, workdir=tmp_path / 'run', **QUICK)
   assert not (tmp_path / 'run').exists()
 
 

@@ -30,6 +30,7 @@ from additive_jax.experiments.prune_page import SHOWN, page
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import shared_arm
+from additive_jax.experiments.start import as_of_model
 from additive_jax.experiments.stored import PREFIX, stored_scores, stored_table
 from additive_jax.experiments.study import Arm, Result, Start, Study, Trained
 from additive_jax.files.journal import Journal
@@ -132,6 +133,7 @@ def prune(
   x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
   if variables is not None:
     check_pool(model, variables_with_statistics(model, variables, x), x)
+    variables = {**variables, 'params': as_of_model(variables['params'], model, x)}
   task = _Task(limit, float(heal_epochs), variables)
   opening.setdefault('name', f'prune-{task.digest}')
   study = Study('prune', task.stages, check=task.check, tables=task.tables, page=page)

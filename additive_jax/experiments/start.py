@@ -59,11 +59,15 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
   if given and (wrong := differences(given, shapes.get(BATCH_STATS, {}))):
     of_model = f'those of {type(model).__name__}, or none'
     raise UserError(f'variables of {BATCH_STATS} with {wrong}: expected {of_model}')
-  return _as_of(processes.to_host(pool), shapes['params'])
+  return as_of_model(pool, model, x)
 
 
-def _as_of(pool: PyTree, shapes: PyTree) -> PyTree:
-  """Returns a pool in the dtypes of a model's, whose numbers must be finite."""
+def as_of_model(pool: PyTree, model: Any, x: Any) -> PyTree:
+  """Returns a pool of a model on the host, in the dtypes that the model gives it.
+
+  Raises:
+    UserError: for numbers that are not finite, or integers in place of floats.
+  """
 
   def leaf(path: Any, array: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
     name, array = jax.tree_util.keystr(path, simple=True, separator='/'), np.asarray(array)
@@ -77,7 +81,8 @@ def _as_of(pool: PyTree, shapes: PyTree) -> PyTree:
       )
     return array.astype(shape.dtype)
 
-  return jax.tree_util.tree_map_with_path(leaf, pool, shapes)
+  pool = processes.to_host(flax.core.unfreeze(pool))
+  return jax.tree_util.tree_map_with_path(leaf, pool, initial_shapes(model, x)['params'])
 
 
 def given(pool: PyTree | None, optimizer: Any) -> dict[str, Any]:
