@@ -3,6 +3,7 @@ on many, and after a stop."""
 
 import functools
 
+import flax.serialization
 import jax
 import numpy as np
 import optax
@@ -33,6 +34,7 @@ from additive_jax.train.recipe import Recipe, Structures
 from additive_jax.train.rule import average_of
 from additive_jax.train.trainer import Trainer
 from additive_jax.transplant.foreign import restore_pool
+from additive_jax.transplant.restore import Checkpoints
 
 RANDOM = np.random.default_rng(0)
 ROWS = ArraySplit(RANDOM.normal(size=(48, 6)).astype(np.float32), np.arange(48, dtype=np.int32) % 3)
@@ -231,6 +233,11 @@ def test_means_are_judged_beside_pools_in_a_run(tmp_path):
   sweep.run(tiny.config('sweep', {'sweep.modes': ('shared',), 'num_seeds': 1}), tmp_path / 'none')
   with pytest.raises(UserError, match=r'expected a training with config\.train\.ema'):
     restore_pool(tmp_path / 'none', pools.model, x, ema=True)
+  (tmp_path / 'mine.msgpack').write_bytes(flax.serialization.to_bytes(taken[0]))
+  with pytest.raises(UserError, match=r'ema of checkpoint .*mine.msgpack.: expected a run with'):
+    restore_pool(tmp_path / 'mine.msgpack', pools.model, x, ema=True)
+  with pytest.raises(UserError, match='ema with an optimizer: expected one of them'):
+    Checkpoints(tmp_path / 'run', pools.model, optax.sgd(0.1), ema=True)
 
 
 def test_means_of_networks_alone_are_of_the_split_that_the_pool_is_of(tmp_path):

@@ -66,13 +66,15 @@ def restore_pool(
   if not path.exists():
     raise UserError(f'checkpoint {str(path)!r} is not there: expected {KINDS}')
   wanted = initial_shapes(model, x)
-  if path.is_file():
-    return _fitting(_read_file(path), wanted, path)
   if (path / 'checkpoints').is_dir():
     return _of_run(path / 'checkpoints', model, x, name, ema)
   steps = _steps(path)
   if steps and (steps[0] / 'meta').is_dir() and (steps[0] / 'state').is_dir():
     return jax.tree.map(np.asarray, Checkpoints(path, model, ema=ema).read(x).variables)
+  if ema:
+    raise UserError(f'ema of checkpoint {str(path)!r}: expected a run with config.train.ema')
+  if path.is_file():
+    return _fitting(_read_file(path), wanted, path)
   return _fitting(_read_orbax(steps[0] if steps else path), wanted, path)
 
 

@@ -85,6 +85,10 @@ class Checkpoints:
   identity: dict[str, Any] | None = None
   ema: bool = False
 
+  def __post_init__(self):
+    if self.ema and self.optimizer is not None:
+      raise UserError('ema with an optimizer: expected one of them, for it knows the pool alone')
+
   def read(self, x: Batch) -> Saved:
     """Returns the newest sound checkpoint; of `x` the shape matters.
 
@@ -95,7 +99,7 @@ class Checkpoints:
     opt_state, fields = None, ('params',)
     if self.optimizer is not None:
       opt_state, fields = jax.eval_shape(self.optimizer.init, params), ('params', 'opt_state')
-    elif self.ema:
+    if self.ema:
       opt_state, fields = Averaging(None, params), (MEAN,)
     gates = list(gate_names(self.model))
     identity = self.identity or {'model': describe(self.model), 'gates': gates}
