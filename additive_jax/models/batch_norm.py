@@ -139,7 +139,7 @@ def has_statistics(variables: Mapping[str, Any]) -> bool:
 
 @functools.cache
 def _tell_of_frozen(name: str) -> None:
-  """Warns once of a module that learns with stored statistics, which training leaves as they are."""
+  """Warns once of a module that learns with stored statistics, which nothing changes."""
   log.warning(
     '%s normalises by stored statistics in training too, for use_running_average is True, and '
     'nothing learns these; if that is not meant: %s',
