@@ -40,7 +40,8 @@ class Values:
 
   def gaps(self) -> Bool[np.ndarray, 'N']:
     """Returns in which rows a value is missing; NaN in an array of floats is one, too."""
-    gaps = is_missing(self.values).reshape(len(self.values), -1).any(axis=1)
+    gaps = is_missing(self.values).reshape(len(self.values), -1)
+    gaps = np.asarray(gaps.any(axis=1))
     return gaps if self.missing is None else gaps | self.missing
 
   def of_rows(self, rows: Bool[np.ndarray, 'N']) -> Values:
