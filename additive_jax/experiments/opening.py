@@ -312,6 +312,7 @@ def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
     valid=options.valid,
     target=options.target,
     columns=options.columns,
+    missing=options.missing,
     weight=options.weight,
     split=options.split,
     task=options.task,
