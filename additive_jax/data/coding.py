@@ -17,6 +17,7 @@ from additive_jax.errors import UserError
 
 Table = Mapping[str, Shaped[np.ndarray, 'N ...']]
 MOST_CATEGORIES = 100  # of a column of texts
+CHOOSE = 'config.data.columns names the columns to use'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,8 +68,7 @@ class Column:
       if len(categories) > MOST_CATEGORIES:
         raise UserError(
           f'column {name!r} has {len(categories)} different texts, such as {categories[0]!r}: '
-          f'expected numbers, or at most {MOST_CATEGORIES} categories; config.data.columns names '
-          'the columns to use'
+          f'expected numbers, or at most {MOST_CATEGORIES} categories; {CHOOSE}'
         )
       return cls(name, categories=categories, fills=fills)
     if values.ndim > 2:
@@ -77,7 +77,7 @@ class Column:
     if not there.any(axis=0).all():
       raise UserError(
         f'column {name!r} has no value in any of the {len(train)} training rows: expected some; '
-        'config.data.columns names the columns to use'
+        f'{CHOOSE}'
       )
     mean, deviation = seen.mean(axis=0, where=there), seen.std(axis=0, where=there)
     # What is constant up to rounding has a deviation of about 1e-17, which would blow noise up.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Shaped
 
-from additive_jax.data.coding import Coding, Column, coded_labels, first_row
+from additive_jax.data.coding import CHOOSE, Coding, Column, coded_labels, first_row
 from additive_jax.data.splits import ArraySplit, Data, Split, fit
 from additive_jax.data.table_files import Values, nearest, read_table
 from additive_jax.data.tabular import SHUFFLE_SEED, TEST_SHARE
@@ -28,7 +28,6 @@ TASKS = (CLASSES, NUMBERS, TOKENS)
 # Whole numbers with no more different values than this are taken for classes.
 MOST_CLASSES = 20
 MISSING = ('refuse', 'drop', 'fill')
-CHOOSE = 'config.data.columns names the columns to use'
 PARTS = {'train': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'test': 'test'}
 Rows = Int[np.ndarray, 'rows']
 
