@@ -53,9 +53,15 @@ def _pictures(request):
 
 
 @pytest.fixture(autouse=True)
-def _log_as_before():
-  """Commands take the package's log for themselves; other tests want it back."""
+def _log_untouched():
+  """Commands take the package's log for themselves, also in a module's fixtures; every test finds it
+  as an import leaves it."""
   log = logging.getLogger('additive_jax')
-  before = log.handlers[:], log.level, log.propagate
+
+  def untouch() -> None:
+    log.handlers[:], log.level, log.propagate = [], logging.NOTSET, True
+    log.manager._clear_cache()
+
+  untouch()
   yield
-  log.handlers[:], log.level, log.propagate = before
+  untouch()
