@@ -21,10 +21,10 @@ from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 if TYPE_CHECKING:
-  from additive_jax import export
+  export: Any  # a room above others, which import this one
+  export_run: Any
   from additive_jax.experiments.front import cotrain, stochastic, sweep
   from additive_jax.experiments.prune import prune
-  from additive_jax.export import export_run
 
 __all__ = [
   'Additive',
