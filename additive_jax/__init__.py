@@ -21,6 +21,8 @@ from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 if TYPE_CHECKING:
+  export: Any  # a room above others, which import this one
+  export_run: Any
   from additive_jax.experiments.front import cotrain, stochastic, sweep
   from additive_jax.experiments.prune import prune
 
@@ -41,6 +43,8 @@ __all__ = [
   'cotrain',
   'data',
   'evaluate_structures',
+  'export',
+  'export_run',
   'gates',
   'load_config',
   'masked',
@@ -60,7 +64,14 @@ __all__ = [
 ]
 
 # Experiments take seconds to import, which only those who run one should pay.
-_LATER = {'cotrain': 'front', 'stochastic': 'front', 'sweep': 'front', 'prune': 'prune'}
+_LATER = {
+  'cotrain': 'experiments.front',
+  'export': '',
+  'export_run': 'export',
+  'prune': 'experiments.prune',
+  'stochastic': 'experiments.front',
+  'sweep': 'experiments.front',
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -68,7 +79,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   from importlib import import_module
 
-  return getattr(import_module(f'additive_jax.experiments.{_LATER[name]}'), name)
+  if not _LATER[name]:
+    return import_module(f'additive_jax.{name}')
+  return getattr(import_module(f'additive_jax.{_LATER[name]}'), name)
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,9 @@ that a compression has pruned, which only zeros write or read, are cut out.
                          the config's model; of a compression, of variational dropout)
   --model=MODULE:CLASS   the network's class, if it is one of your own
   --ema                  the mean of the pool over the steps, of a run with config.train.ema
+  --alone                what the structure became that was trained alone, in place of a pool that
+                         all share: of Exp 2, and of Exp 1 with config.sweep.keep_alone
+  --seed=N               of which seed, with --alone (default: the first of the run)
 
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums (for plain
 Orbax in `orbax/0/state`), and `model.json`: config, gates, structure, shapes, costs, and the
@@ -37,7 +40,7 @@ from jaxtyping import PyTree
 
 from additive_jax.cli.arguments import parse_flags
 from additive_jax.cli.command import answered, run_command
-from additive_jax.compress.cutting import cost, cut, receipt, spaces, used
+from additive_jax.compress.cutting import Cut, cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import check_new, export, load
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.front import made
@@ -47,6 +50,7 @@ from additive_jax.files.quantities import bytes_text
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names
 from additive_jax.run.recalibration import recalibrate
+from additive_jax.transplant.growth import Receipt
 
 __all__ = ['export', 'export_run', 'load', 'main']
 
@@ -65,11 +69,14 @@ def export_run(
   model: Any = '',
   data: Any = None,
   ema: bool = False,
+  alone: bool = False,
+  seed: int | None = None,
 ) -> Path:
-  """Writes one structure of one pool of a run, logs its receipt and costs, and returns `to`.
+  """Writes one structure of one pool of a run, or of what it became alone, logs its receipt and
+  costs, and returns `to`.
 
-      export_run('runs/exp2-23dffc16', '110111', 'small')
-      model, variables = load('small')
+      aj.export_run('runs/exp2-23dffc16', '110111', 'small')
+      model, variables = aj.export.load('small')
 
   Args:
     run: the run directory.
@@ -80,34 +87,67 @@ def export_run(
       makes the library's that its config names.
     data: what the run was given in Python, as `sweep` takes it; None is what its config names.
     ema: whether it is of the mean of the pool over the steps, which `config.train.ema` keeps.
+    alone: whether it is the network that was trained alone, as `alone_loss` of Exp 2 and `loss` of
+      a sweep are; Exp 2 keeps these, and a sweep with `config.sweep.keep_alone`.
+    seed: of such a network; None is the first of the run.
 
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
+  _check_alone(checkpoint, ema, alone, seed)
   to = user_path(to, '--to')
   check_new(to)
   given = None if data is None else made(data, ignore_label=ignored_label(run))
-  pools = open_pools(run, network=model, data=given)
+  pools = open_pools(run, network=model, data=given, alone=alone)
   network, test = pools.model, pools.data.test
-  parse(structure, len(gate_names(network)))  # before anything is read
+  structure = parse(structure, len(gate_names(network)))  # before anything is read
   x = jax.tree.map(jnp.asarray, test[np.arange(min(BATCH, len(test)))][0])
-  name, saved = pools.read(x, checkpoint, ema=ema)
-  (variables,) = recalibrate(network, saved.variables, [structure], pools.data.train)
+  if alone:
+    number, pool, scores = pools.read_alone(x, structure, seed)
+    words, notes = f'alone, seed {number}', {'alone': True, 'seed': number, 'scores': scores}
+  else:
+    name, saved = pools.read(x, checkpoint, ema=ema)
+    words, pool = f'{name}, step {saved.step}', saved.variables
+    notes = {'checkpoint': name, 'step': saved.step, 'ema': ema}
+  (variables,) = recalibrate(network, pool, [structure], pools.data.train)
   smaller = cut(network, variables, structure, _used(network, variables), x)
-  difference = receipt(smaller, network, variables, x)
+  notes |= {'run': Path(run).resolve().name}
+  log.info('%s: %s', words, _noted(notes, smaller, network, variables, x))
+  directory = export(smaller, to, notes=notes)
+  if not alone and pools.has_both:
+    log.info('%s is what all structures share: --alone takes what was trained alone', words)
+  log.info('wrote %s', directory)
+  return directory
+
+
+def _noted(
+  notes: dict[str, Any], smaller: Cut, network: Additive, variables: PyTree, x: PyTree
+) -> Receipt:
+  """Adds receipt and costs of what was cut out to notes, logs these, and returns the receipt."""
+  found = receipt(smaller, network, variables, x)
   costs = {
     'pool': cost(network, variables, x)._asdict(),
     'exported': cost(smaller.model, smaller.variables, x)._asdict(),
   }
-  notes: dict[str, Any] = {'receipt': dataclasses.asdict(difference), 'cost': costs}
-  notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step, 'ema': ema}
-  directory = export(smaller, to, notes=notes)
-  log.info('%s, step %d: %s', name, saved.step, difference)
+  notes |= {'receipt': dataclasses.asdict(found), 'cost': costs}
   for unit, text in (('flops', '{:,}'.format), ('bytes', bytes_text)):
     before, after = (text(costs[side][unit]) for side in ('pool', 'exported'))
     log.info('%s: %s in the pool with all gates on, %s exported', unit, before, after)
-  log.info('wrote %s', directory)
-  return directory
+  return found
+
+
+def _check_alone(checkpoint: str, ema: bool, alone: bool, seed: int | None) -> None:
+  """Raises `UserError` for what does not go together."""
+  if alone and checkpoint:
+    raise UserError(f'checkpoint {checkpoint!r} with alone: expected one of the two')
+  if alone and ema:
+    raise UserError(
+      'ema with alone: expected one of the two, the mean of a network alone is judged and not kept'
+    )
+  if seed is not None and not alone:
+    raise UserError(
+      f'seed {seed} without alone: expected checkpoint, which names a pool and its seed'
+    )
 
 
 def _used(network: Additive, variables: PyTree) -> dict[str, np.ndarray] | None:
@@ -123,7 +163,9 @@ def main(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
   values, run = _parse(argv)
   setup_logging()
-  options: dict[str, Any] = {n: values[n].value for n in ('checkpoint', 'model', 'ema')}
+  options: dict[str, Any] = {
+    n: values[n].value for n in ('checkpoint', 'model', 'ema', 'alone', 'seed')
+  }
   export_run(run, values.structure, values.to, **options)
   return 0
 
@@ -133,7 +175,9 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
   values = flags.FlagValues()
   for name in FLAGS:
     flags.DEFINE_string(name, '', '', flag_values=values)
-  flags.DEFINE_bool('ema', False, '', flag_values=values)
+  for name in ('ema', 'alone'):
+    flags.DEFINE_bool(name, False, '', flag_values=values)
+  flags.DEFINE_integer('seed', None, '', lower_bound=0, flag_values=values)
   runs = parse_flags(values, argv)[1:]
   if len(runs) != 1:
     raise UserError(f'{" ".join(runs) or "no run"}: expected one run directory')

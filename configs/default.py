@@ -288,6 +288,9 @@ def get_config() -> ConfigDict:
   config.sweep.halving = 0
   # Rungs of successive halving, the last one of the full length. 1 to 10,000.
   config.sweep.rungs = 3
+  # Keeps every structure that is trained alone, a file of the size of the pool each, so that it can
+  # be exported (`additive-jax export RUN --alone`). The shared pools are kept always.
+  config.sweep.keep_alone = False
 
   # A searched set, for spaces too large to enumerate.
   config.search = ConfigDict()

@@ -327,6 +327,24 @@ def test_a_searched_sweep_has_scores_by_stored_statistics(data, tmp_path):
   assert table['shared_stored_loss']['11'] == pytest.approx(table['shared_loss']['11'], rel=1e-5)
 
 
+def test_a_receipt_has_the_flops_of_the_tables():
+  """What a batch takes once counts whole, whatever the batch of the receipt."""
+  x = np.zeros((16, 6), np.float32)
+
+  class Normed(aj.Additive):
+    def setup(self):
+      self.embed, self.readout = nn.Dense(8), nn.Dense(3)
+      self.sites = [nn.Sequential([BatchNorm(), nn.Dense(8)], name=f'site_{i}') for i in range(2)]
+
+  net = Normed()
+  variables, space = net.init(jax.random.key(0), x), aj.measure(net, x[:1])
+  for structure in ('11', '01'):
+    smaller = cutting.cut(net, variables, structure, x=x)
+    wanted = space.flops(space.parse(structure))
+    assert cutting.cost(smaller.model, smaller.variables, x).flops == wanted
+    assert cutting.cost(net, variables, x, structure).flops == wanted
+
+
 @pytest.mark.slow
 def test_a_run_is_pruned_and_exported(data, tmp_path):
   options = SMALL | {'workdir': tmp_path / 'run'}

@@ -23,9 +23,10 @@ from additive_jax import data as data_
 from additive_jax import run as run_
 from additive_jax.errors import UserError
 from additive_jax.experiments import cotrain, sweep
-from additive_jax.experiments.cotrain_alone import read_pool
+from additive_jax.experiments.lone_pools import read_pool
 from additive_jax.experiments.opening import open_session
 from additive_jax.experiments.session import Session
+from additive_jax.export import load, main
 from additive_jax.files.checkpoint import Checkpointer
 
 LISTED = studies.CASES['cotrain'].options
@@ -136,6 +137,21 @@ def test_losses_are_those_of_the_pools(trained, pools, model, iris):
 
 
 @pytest.mark.slow
+def test_alone_is_exported(trained, iris, tmp_path):
+  """By the command, of each seed; the mean of what they score is in the table."""
+  table, alone = trained[0].table.set_index('structure'), []
+  for seed in (0, 1):
+    target = tmp_path / f'net-{seed}'
+    arguments = [f'--structure={TEXTS[0]}', f'--to={target}', '--alone', f'--seed={seed}']
+    assert main(['export', str(trained[1]), *arguments]) == 0
+    module, variables = load(target)
+    log_p = jax.nn.log_softmax(module.apply(variables, iris.test.x))
+    alone.append(float(-log_p[np.arange(len(iris.test)), iris.test.y].mean()))
+  assert np.mean(alone) == pytest.approx(table['alone_loss'][TEXTS[0]], rel=1e-6)
+  assert alone[0] != alone[1]
+  assert main(['export', str(trained[1]), '--structure=000', *arguments[1:]]) == 2
+
+
 def test_alone_equals_exp_1(trained, tmp_path):
   config = tiny.config('sweep', {'sweep.modes': ('standalone',)})
   table = sweep.run(config, tmp_path / 'run', devices=2).table.set_index('structure')

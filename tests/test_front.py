@@ -16,6 +16,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import front
 from additive_jax.experiments.budget import Budget
 from additive_jax.files.functions import digest_of
+from additive_jax.files.journal import Journal
 
 QUICK = {'epochs': 1.0, 'batch_size': 16, 'structures_per_step': 2, 'devices': 1, 'progress': False}
 
@@ -275,7 +276,8 @@ def test_values_that_are_an_options(net, arrays):
 def test_a_run_on_arrays_is_exported(net, arrays, tmp_path):
   workdir = tmp_path / 'run'
   aj.sweep(net, arrays, workdir=workdir, **QUICK, seeds=1, modes=('shared',))
-  with pytest.raises(UserError, match=r"unknown data 'arrays'.* data=DATA"):
+  again = r"given its data, 'arrays', in Python, which no command has: .* data=\(x, y\)\)"
+  with pytest.raises(UserError, match=again):
     export.export_run(workdir, '110', tmp_path / 'small')
   with pytest.raises(UserError, match='data arrays of digest'):
     export.export_run(
@@ -285,3 +287,42 @@ def test_a_run_on_arrays_is_exported(net, arrays, tmp_path):
   export.export_run(workdir, '110', tmp_path / 'small', model=net, data=arrays)
   module, variables = export.load(tmp_path / 'small')
   assert module.apply(variables, arrays[0]).shape == (120, 3)
+  alone = functools.partial(aj.export_run, workdir, '110', tmp_path / 'alone', model=net)
+  for options, message in (
+    ({'seed': 1}, 'seed 1 without alone'),
+    ({'alone': True, 'ema': True}, 'ema with alone'),
+    ({'alone': True, 'checkpoint': 'shared-seed0'}, "checkpoint 'shared-seed0' with alone"),
+    ({'alone': True, 'seed': 1}, 'seed 1 of .*run: expected 0 to 0'),
+    ({'alone': True}, 'structure 110 alone, seed 0, in .*: expected one that the run has trained'),
+  ):
+    with pytest.raises(UserError, match=message):
+      alone(data=arrays, **options)
+  line = {'seed': 0, 'variant': '110', 'structure': '110', 'loss': 0.5}
+  Journal(workdir / 'journals' / 'sweep.jsonl').append(line)
+  with pytest.raises(UserError, match=r'not kept: expected a sweep with config.sweep.keep_alone'):
+    alone(data=arrays, alone=True)
+  assert not (tmp_path / 'alone').exists()
+
+
+def test_a_network_that_was_trained_alone_is_exported(net, arrays, tmp_path):
+  """It scores what `structures.csv` ranks it by."""
+  workdir, seeds = tmp_path / 'run', [0, 1]
+  options = QUICK | {'seeds': len(seeds), 'modes': ('standalone',), 'keep_alone': True}
+  best = aj.sweep(net, arrays, workdir=workdir, **options).table.iloc[0]
+  data, losses = front.made(arrays), []
+  for seed in seeds:
+    small = tmp_path / f'small-{seed}'
+    given = {'model': net, 'data': arrays, 'alone': True, 'seed': seed}
+    aj.export_run(workdir, best['structure'], small, **given)
+    module, variables = aj.export.load(small)
+    log_p = jax.nn.log_softmax(module.apply(variables, data.valid.x))
+    losses.append(float(-log_p[jnp.arange(len(data.valid)), data.valid.y].mean()))
+    described = json.loads((small / 'model.json').read_bytes())
+    assert (described['alone'], described['seed']) == (True, seed)
+    assert described['scores']['loss'] == pytest.approx(losses[-1], rel=1e-6)
+  assert np.mean(losses) == pytest.approx(best['loss'], rel=1e-6)
+  assert losses[0] != losses[1]
+  file = workdir / 'checkpoints' / 'alone-seed0' / f'{best["structure"]}.msgpack'
+  file.write_bytes(b'')
+  with pytest.raises(UserError, match='damaged or missing'):
+    aj.export_run(workdir, best['structure'], tmp_path / 'x', model=net, data=arrays, alone=True)

@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from additive_jax.batches import num_examples
+from additive_jax.batches import rows
 from additive_jax.compress.fixed import Fixed, make_fixed
 from additive_jax.compress.plans import INPUTS, PLANNERS, Selection, cut_wiring, has_routers
 from additive_jax.compress.steps import Steps, make_steps
@@ -257,6 +257,9 @@ def receipt(cut: Cut, model: Additive, variables: PyTree, x: Batch) -> Receipt:
 def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -> Cost:
   """Returns what a network costs, with gates or without.
 
+  FLOPs are those of one example by itself, as tables of structures have them: what a batch takes
+  once, such as the square roots of a BatchNorm's variances, counts whole.
+
   Args:
     model: with gates, in `structure` (None is all-on), or a plain module.
     variables: all of its parameters are counted, whether they are read or not.
@@ -266,9 +269,9 @@ def cost(model: nn.Module, variables: PyTree, x: Batch, structure: Any = None) -
   if structure is not None:
     structure = parse(structure, len(gate_names(model)))
   run = functools.partial(logits, model, structure=structure)
-  flops = count_flops(run, variables, x, of=type(model).__name__)
+  flops = count_flops(run, variables, rows(x, slice(1)), of=type(model).__name__)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-  return Cost(flops / num_examples(x), size)
+  return Cost(flops, size)
 
 
 def _parsed(structure: Any, num_gates: int) -> Structure:

@@ -26,9 +26,10 @@ from jaxtyping import Bool, Float, PyTree
 
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.cost import check_choice
-from additive_jax.experiments.cotrain_alone import alone_arms, pool_file, read_pool
+from additive_jax.experiments.cotrain_alone import alone_arms
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
+from additive_jax.experiments.lone_pools import pool_file, read_pool
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -199,7 +200,7 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   session, seed = trained.session, trained.seed
   bits = np.array([s.bits for s in structures])
   alone = [records.get(str(structure), seed) for structure in structures]
-  files = [pool_file(session, seed, structure) for structure in structures]
+  files = [pool_file(session.rundir, seed, structure) for structure in structures]
   lone_pools = [
     {'params': read_pool(file, record['crc32'], trained.variables['params'])}
     for file, record in zip(files, alone)

@@ -1,23 +1,20 @@
-"""The structures of Exp 2 trained by themselves, and the files that keep what each became."""
+"""The structures of Exp 2 trained by themselves."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import operator
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
-import flax.serialization
 from jaxtyping import PyTree
 
-from additive_jax.errors import UserError, one_line, user_errors
+from additive_jax.experiments.lone_pools import is_sound, keep_pool, pool_file
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.standalone import Crowd, Lone
 from additive_jax.experiments.study import Arm, Trained
-from additive_jax.files.journal import Record, replace_file
+from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.train.population import Member
@@ -42,12 +39,8 @@ def alone_arms(
   """
 
   def keep(seed: int, structure: Structure, params: PyTree) -> Record:
-    content = flax.serialization.to_bytes(processes.to_host(params))
-    if processes.is_primary() or in_memory:
-      path = pool_file(session, seed, structure)
-      path.parent.mkdir(exist_ok=True)
-      replace_file(path, content)
-    return {'structure': str(structure), 'crc32': zlib.crc32(content)}
+    write = processes.is_primary() or in_memory
+    return keep_pool(session.rundir, seed, structure, params, write=write)
 
   def describe(seed: int, arm: Lone, member: Member) -> Record:
     return keep(seed, arm.structure, member.state.params) | {'skipped': member.skipped}
@@ -83,34 +76,8 @@ def alone_arms(
 
 def _forget_damaged(session, records, seed, structure):
   """Drops the record of a structure whose network is damaged, so that it is trained again."""
-  record, path = records.get(str(structure), seed), pool_file(session, seed, structure)
-  if record is None or _crc(path) == record['crc32']:
+  record, path = records.get(str(structure), seed), pool_file(session.rundir, seed, structure)
+  if record is None or is_sound(path, record['crc32']):
     return
   log.warning('%s is damaged or missing: the structure is trained alone again', path)
   records.forget(str(structure), seed)
-
-
-def _crc(path):
-  with user_errors('read', path, 'a network that the run has written'):
-    return zlib.crc32(path.read_bytes()) if path.exists() else None
-
-
-def pool_file(session: Session, seed: int, structure: Structure) -> Path:
-  """Returns the file of what a structure became alone."""
-  return session.rundir.checkpoints / f'alone-seed{seed}' / f'{structure}.msgpack'
-
-
-def read_pool(path: Path, checksum: int, template: PyTree) -> PyTree:
-  """Returns a pool that was kept, of the form of a template.
-
-  Raises:
-    UserError: for a file that is damaged, missing, or something else.
-  """
-  if _crc(path) != checksum:
-    raise UserError(f'{path} is damaged or missing: the same command trains it again')
-  try:
-    return flax.serialization.from_bytes(template, path.read_bytes())
-  except Exception as error:
-    raise UserError(
-      f'{path} ({one_line(error)[:200]}): expected a network that the run has written'
-    ) from error

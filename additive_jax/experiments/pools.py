@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PyTree
+
 from additive_jax import data as data_
 from additive_jax.data.digests import digest
 from additive_jax.errors import UserError, user_path
+from additive_jax.experiments.lone_pools import read_alone
 from additive_jax.experiments.network import NETWORKS, check_fits, make_model
 from additive_jax.experiments.opening import load_data
 from additive_jax.experiments.options import (
@@ -20,10 +23,12 @@ from additive_jax.experiments.options import (
   read_section,
 )
 from additive_jax.files.seal import DamagedError, parsed
+from additive_jax.gates.structure import Structure
 from additive_jax.run.tasks import task_of
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 GIVEN = 'the data of Python, export.export_run(RUN, STRUCTURE, TO, data=DATA), of'
+AGAIN = 'expected them again in Python, additive_jax.export.export_run'
 # Of a run's pools, the beginning of the name of those that it is about.
 FOREMOST = {'compress': 'variational-tuned'}
 
@@ -36,13 +41,16 @@ class Pools:
     path: the run directory.
     data: its data.
     model: its additive model.
-    names: of the pools that have checkpoints, folders of `checkpoints`; at least one.
+    names: of the pools that have checkpoints, folders of `checkpoints`; at least one, unless only
+      structures that were trained alone are asked for.
+    config: of the run, as its directory has it.
   """
 
   path: Path
   data: data_.Data
   model: Any
   names: tuple[str, ...]
+  config: dict[str, Any] = dataclasses.field(repr=False)
 
   def read(self, x: Batch, name: str = '', *, ema: bool = False) -> tuple[str, Saved]:
     """Returns a pool's name and its newest sound checkpoint.
@@ -69,8 +77,23 @@ class Pools:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
 
+  def read_alone(
+    self, x: Batch, structure: Structure, seed: int | None
+  ) -> tuple[int, PyTree, dict[str, Any]]:
+    """Returns what a structure became alone: the seed, None being the first of the run, `{'params':
+    pool}`, and its scores; see `lone_pools.read_alone`."""
+    return read_alone(self.path, self.config, self.model, x, structure, seed)
 
-def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None = None) -> Pools:
+  @property
+  def has_both(self) -> bool:
+    """Whether the run is a sweep that trains structures alone, beside the pools that it keeps."""
+    modes = (self.config.get('sweep') or {}).get('modes') or ()
+    return self.config.get('experiment') == 'sweep' and 'standalone' in modes
+
+
+def open_pools(
+  path: str | Path, *, network: Any = '', data: data_.Data | None = None, alone: bool = False
+) -> Pools:
   """Returns the pools of the run in a directory.
 
   Args:
@@ -78,6 +101,7 @@ def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None =
     network: what the run was given in Python; or `module:Class` of it, where it is not one of the
       library's; '' makes what its config names.
     data: what the run was given in Python; None loads what its config names.
+    alone: only structures that were trained alone are asked for.
 
   Raises:
     UserError: for a directory that is not that of a run, a run without pools, data that is not
@@ -86,7 +110,8 @@ def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None =
   path = user_path(path, 'run')
   config = _read_config(path)
   foremost = FOREMOST.get(config.get('experiment', ''), '')
-  names = tuple(sorted(_pool_names(path), key=lambda name: not name.startswith(foremost)))
+  some = [] if alone else _pool_names(path)
+  names = tuple(sorted(some, key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
   if network == '' and kind.lower() not in known:
@@ -98,7 +123,7 @@ def open_pools(path: str | Path, *, network: Any = '', data: data_.Data | None =
     values = config['model'] | {'name': network or known[kind.lower()]}
     network = make_model(_section(ModelOptions, values, 'model', path), data)
   check_fits(network, data, task_of(data.task))
-  return Pools(path, data, network, names)
+  return Pools(path, data, network, names, config)
 
 
 def ignored_label(path: str | Path) -> str:
@@ -109,6 +134,12 @@ def ignored_label(path: str | Path) -> str:
 
 def _data_of(path, values):
   """Returns the data that a run's config names."""
+  name = str(values.get('name', ''))
+  if 'digest' in values and name.partition(':')[0] not in data_.KINDS:
+    raise UserError(
+      f'{path} was given its data, {name!r}, in Python, which no command has: {AGAIN}'
+      f'({str(path)!r}, STRUCTURE, TO, data=(x, y))'
+    )
   try:
     options = _section(DataOptions, values, 'data', path)
     # The run may be somebody else's: what it downloaded is not fetched again unless asked for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from additive_jax.experiments.averages import EMA
 from additive_jax.experiments.left_out import LeftOut, check_learning
+from additive_jax.experiments.lone_pools import keep_pool
 from additive_jax.experiments.records import Records, lone_name
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.speed import Clock, say
@@ -173,7 +175,8 @@ def rungs(
   num_steps = training.steps(session.config.train.epochs)
   columns = operator.attrgetter('columns')
   recipe = training.recipe(num_steps)
-  crowd = Crowd(session, recipe, _described, columns, keeps_states=halving)
+  described = functools.partial(_described, session)
+  crowd = Crowd(session, recipe, described, columns, keeps_states=halving)
   sizes = rung_sizes(session, len(structures))
   for rung, (stop, _) in enumerate(sizes):
     arms = [Lone(structure, stop, crowd, rung) for structure in structures]
@@ -185,7 +188,9 @@ def rungs(
       structures = [structures[i] for i in sorted(order[: sizes[rung + 1][1]])]
 
 
-def _described(seed: int, arm: Lone, member: Member) -> Record:
-  del seed
+def _described(session: Session, seed: int, arm: Lone, member: Member) -> Record:
+  kept: Record = {}
+  if session.config.sweep.keep_alone:
+    kept = keep_pool(session.rundir, seed, arm.structure, member.state.params)
   record = {'structure': str(arm.structure), 'rung': arm.rung, 'steps': arm.stop}
-  return record | {'train_loss': member.train_loss, 'skipped': member.skipped}
+  return kept | record | {'train_loss': member.train_loss, 'skipped': member.skipped}

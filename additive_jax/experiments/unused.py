@@ -140,9 +140,9 @@ WHEN: dict[str, tuple[Used, str]] = {
     f'{BERNOULLI} and config.sampler.ramp above 0',
   ),
   'sweep.shared_epochs': (_has_pool, "'shared' among config.sweep.modes"),
-  'sweep.halving': (
-    lambda o: 'standalone' in o.sweep.modes,
-    "'standalone' among config.sweep.modes",
+  **dict.fromkeys(
+    ('sweep.halving', 'sweep.keep_alone'),
+    (lambda o: 'standalone' in o.sweep.modes, "'standalone' among config.sweep.modes"),
   ),
   'sweep.rungs': (lambda o: o.sweep.halving > 0, 'config.sweep.halving above 0'),
   'search.method': (_has_pool, 'a pool of structures that are drawn'),

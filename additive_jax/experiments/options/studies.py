@@ -66,6 +66,9 @@ class SweepOptions:
   again once all have finished a rung."""
   rungs: Few = 3
   """Rungs of successive halving, the last one of the full length."""
+  keep_alone: Later[bool] = False
+  """Keeps every structure that is trained alone, a file of the size of the pool each, so that it
+  can be exported (`additive-jax export RUN --alone`). The shared pools are kept always."""
 
 
 @dataclasses.dataclass(frozen=True)
