@@ -59,8 +59,8 @@ def _log_untouched():
   log = logging.getLogger('additive_jax')
 
   def untouch() -> None:
-    log.handlers[:], log.level, log.propagate = [], logging.NOTSET, True
-    log.manager._clear_cache()
+    log.handlers[:], log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
   untouch()
   yield
