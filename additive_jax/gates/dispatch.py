@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 EIGHTHS = (2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
 BLOCKS = 8  # that all tokens fill
