@@ -35,17 +35,20 @@ class UserError(ValueError):
     return [f'{type(self).__name__}: {one_line(self)}']
 
 
-class Stopped(Exception):
+class Stopped(SystemExit, Exception):
   """The run was asked to stop; what it had done is saved, and the same command or call goes on.
 
-  The message is one line that says so, and how far the run has come.
+  The message is one line that says so, and how far the run has come. A script that does not catch
+  it ends as a command does, with exit code 75 and without a traceback; `except Exception` does.
 
-  >>> str(Stopped())
-  'stopped: everything that was done is saved; the same command goes on'
+  >>> stopped = Stopped()
+  >>> str(stopped), stopped.code
+  ('stopped: everything that was done is saved; the same command goes on', 75)
   """
 
   def __init__(self, saved: str = 'everything that was done is saved'):
     super().__init__(f'stopped: {saved}; {AGAIN}')
+    self.code = STOPPED
 
 
 def one_line(error: BaseException) -> str:

@@ -43,6 +43,7 @@ from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.front import made
 from additive_jax.experiments.pools import ignored_label, open_pools
 from additive_jax.files.progress import setup_logging
+from additive_jax.files.quantities import bytes_text
 from additive_jax.gates.structure import Structure, parse
 from additive_jax.models.additive import Additive, gate_names
 from additive_jax.run.recalibration import recalibrate
@@ -102,8 +103,8 @@ def export_run(
   notes |= {'run': Path(run).resolve().name, 'checkpoint': name, 'step': saved.step, 'ema': ema}
   directory = export(smaller, to, notes=notes)
   log.info('%s, step %d: %s', name, saved.step, difference)
-  for unit in ('flops', 'bytes'):
-    before, after = (f'{costs[side][unit]:,}' for side in ('pool', 'exported'))
+  for unit, text in (('flops', '{:,}'.format), ('bytes', bytes_text)):
+    before, after = (text(costs[side][unit]) for side in ('pool', 'exported'))
     log.info('%s: %s in the pool with all gates on, %s exported', unit, before, after)
   log.info('wrote %s', directory)
   return directory

@@ -67,8 +67,7 @@ def _run(argv: list[str]) -> int:
     with processes.distributed(*joining):
       opening = {'name': name, 'devices': values.devices, 'command': command_of(argv)}
       STUDIES[options.experiment].run(options, values.workdir or None, **opening)
-  except Stopped as stopped:
-    processes.log.info('%s', stopped)
+  except Stopped:
     return STOPPED
   return 0
 

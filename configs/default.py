@@ -64,6 +64,10 @@ def get_config() -> ConfigDict:
   config.data.target = ''
   # Of a table, the columns that it is learnt from, with commas; '' is all others.
   config.data.columns = ''
+  # Of a table, what becomes of values that are missing: they are refused, their rows are left out
+  # ('drop'), or those that are learnt from are filled ('fill'): numbers by the mean of the training
+  # rows, with an input more that says where, texts by no category. One of refuse, drop, fill.
+  config.data.missing = 'refuse'
   # Of a table, the column of the rows' weights; '' is none.
   config.data.weight = ''
   # Of a table, the column that says of each row 'train', 'valid' or 'test'; '' is none: a fifth of

@@ -94,6 +94,7 @@ VALUES = [
   ('data.task', 'ranking', "one of '', classification, regression, language"),
   ('data.channels', 2, '0, 1, 3 or 4'),
   ('data.image_size', -1, '0 to 10,000'),
+  ('data.missing', 'skip', 'one of refuse, drop, fill'),
   ('model.width', 0, '1 to 1,000,000'),
   ('model.hidden', 8, 'sizes of 1 to 1,000,000'),
   ('model.hidden', (8, 0), 'sizes of 1 to 1,000,000'),

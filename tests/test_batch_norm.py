@@ -202,6 +202,17 @@ def test_wrong_norms_end_in_one_line(model, words):
   assert '\n' not in str(error.value)
 
 
+def test_a_norm_that_learns_with_stored_statistics_is_told_of_once(data, caplog):
+  frozen = Net(last=functools.partial(nn.BatchNorm, use_running_average=True))
+  sampler = make_sampler('uniform', 2, 2)
+  with caplog.at_level(logging.WARNING, 'additive_jax'):
+    for _ in range(2):
+      Trainer(dataclasses.replace(RECIPE, model=frozen), data, sampler, batch_size=8, seed=0).run(1)
+  told = [record.getMessage() for record in caplog.records]
+  assert len(told) == 1
+  assert told[0].startswith('norm normalises by stored statistics in training too, for use_running')
+
+
 def test_variables_without_statistics_and_no_examples_are_refused(data, variables):
   for bits, missing in (('11', 'b0/BatchNorm_0/mean'), ('01', 'b1/BatchNorm_0/mean')):
     with pytest.raises(UserError, match=f'batch_stats of Net with no {missing} and'):

@@ -111,6 +111,58 @@ def test_arrays(tmp_path):
   assert loaded.train.y.shape == (8, 2)
 
 
+def test_missing_values_are_dropped_or_filled(table):
+  f = frame()
+  f.loc[[3, 7, 20], 'age'] = np.nan
+  f.loc[[7, 11], 'town'] = None
+  f.to_parquet(table) if table.suffix == '.parquet' else f.to_csv(table, index=False)
+  options = {'target': 'price', 'columns': 'age,town,income'}
+  with pytest.raises(
+    UserError, match=r"'age' has no .* in row 4, as in 2 other rows; nor has 'town'"
+  ):
+    load(f'file:{table}', **options)
+  kept = f.dropna(subset=['age', 'town'])
+  dropped = load(f'file:{table}', **options, missing='drop')
+  assert len(dropped.train) + len(dropped.test) == len(kept) == NUM - 4
+  prices = [dropped.coding.decoded(split.y)[:, 0] for split in (dropped.train, dropped.test)]
+  np.testing.assert_allclose(np.sort(np.concatenate(prices)), np.sort(kept['price']), rtol=1e-5)
+
+  filled = load(f'file:{table}', **options, missing='fill')
+  order = np.random.Generator(np.random.PCG64(0)).permutation(NUM)
+  train, test = order[:32], order[32:]
+  marked = ('age', 'age missing', 'town=Bonn', 'town=Köln', 'town=Ulm', 'income')
+  assert filled.coding.features == marked
+  ages = f['age'].to_numpy(float)
+  seen = ages[train][~np.isnan(ages[train])]
+  x = filled.coding(f)
+  np.testing.assert_allclose(
+    x[:, 0], np.nan_to_num((ages - seen.mean()) / seen.std()), rtol=1e-5, atol=1e-6
+  )
+  assert np.flatnonzero(x[:, 1]).tolist() == [3, 7, 20]
+  assert np.flatnonzero(x[:, 2:5].sum(1) == 0).tolist() == [7, 11]
+  np.testing.assert_array_equal(filled.train.x, x[train])
+  np.testing.assert_array_equal(filled.test.x, x[test])
+  # A town that no row had is none of the categories; where nothing is filled it is refused.
+  new = f.iloc[:1].assign(town='Rom')
+  assert filled.coding(new)[0, 2:5].tolist() == [0.0, 0.0, 0.0]
+  with pytest.raises(UserError, match="'Rom' in column 'town': expected one of"):
+    dropped.coding(new)
+  with pytest.raises(UserError, match="column 'age' has no value in row 4"):
+    dropped.coding(f)
+
+
+def test_missing_values_of_arrays(tmp_path):
+  path, x = tmp_path / 'a.npz', np.arange(20.0).reshape(10, 2)
+  x[4, 1] = np.nan
+  np.savez(path, x=x, y=np.arange(10.0) * 1.5)
+  with pytest.raises(UserError, match=r"'x' has no value \(.*\) in row 5: expected one in every"):
+    load(f'file:{path}', target='y')
+  assert len(load(f'file:{path}', target='y', missing='drop').train) == 7
+  filled = load(f'file:{path}', target='y', missing='fill')
+  assert filled.coding.features == ('x[0]', 'x[1]', 'x[0] missing', 'x[1] missing')
+  np.testing.assert_array_equal(filled.coding({'x': x})[:, 2:], np.isnan(x))
+
+
 def test_a_table_over_the_memory_limit(tmp_path):
   frame().to_csv(tmp_path / 'a.csv', index=False)
   whole, far = (
@@ -139,6 +191,22 @@ def changed(column, row, value):
     (frame, {'target': 'town', 'task': 'regression'}, "target 'town' of texts in a regression"),
     (frame, {'target': 'town', 'task': 'clasification'}, "task 'clasification' of"),
     (lambda: changed('age', 6, None), {'target': 'price'}, "'age' has no value"),
+    (
+      lambda: changed('price', 6, None),
+      {'target': 'price', 'missing': 'fill'},
+      "'price' has no va",
+    ),
+    (
+      lambda: frame().assign(age=np.nan),
+      {'target': 'price', 'missing': 'drop'},
+      '40 of 40 rows la',
+    ),
+    (
+      lambda: frame().assign(age=np.nan),
+      {'target': 'price', 'missing': 'fill'},
+      "'age' has no value in any",
+    ),
+    (frame, {'target': 'price', 'missing': 'skip'}, "missing 'skip' of"),
     (
       lambda: changed('age', 6, 'old'),
       {'target': 'price'},

@@ -5,12 +5,15 @@ import io
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 
 import jax.numpy as jnp
 import pytest
 
+from additive_jax.errors import STOPPED, Stopped
 from additive_jax.files.progress import LineHandler, Progress, duration, setup_logging
 from additive_jax.files.showing import shown
 
@@ -279,3 +282,20 @@ def test_a_notebook_shows_bars_as_one_output(monkeypatch, capsys):
   out, err = capsys.readouterr()
   assert re.fullmatch(r'\d\d:\d\d:\d\d a line\n', out)
   assert err == ''
+
+
+@pytest.mark.parametrize('progress', [True, False])
+def test_a_script_that_is_stopped_ends_as_a_command_does(progress):
+  """With code 75 and one line, without a traceback; who catches exceptions catches it."""
+  script = (
+    'from additive_jax.errors import Stopped\n'
+    'from additive_jax.files.showing import shown\n'
+    f'with shown({progress}):\n'
+    '  raise Stopped("saved up to step 3 of 9 of pool")\n'
+  )
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+  assert done.returncode == STOPPED, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.endswith('stopped: saved up to step 3 of 9 of pool; the same command goes on')
+  with pytest.raises(Exception, match='everything that was done is saved'):
+    raise Stopped

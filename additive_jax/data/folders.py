@@ -22,6 +22,7 @@ from additive_jax.data.table_files import nearest
 from additive_jax.data.tabular import SHUFFLE_SEED, TEST_SHARE
 from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.files.progress import Progress
+from additive_jax.files.quantities import bytes_text
 
 log = logging.getLogger('additive_jax')
 
@@ -209,6 +210,6 @@ def _split(reader: _Reader, paths: list[Path], labels: np.ndarray, memory_limit:
   def gather(indices: np.ndarray) -> Examples:
     return reader.many([paths[i] for i in indices.tolist()]), labels[indices]
 
-  message = '%s: %d images exceed the memory limit of %d bytes: decoded as needed'
-  log.info(message, reader.spec, len(paths), memory_limit)
+  message = '%s: %d images exceed the memory limit of %s: decoded as needed'
+  log.info(message, reader.spec, len(paths), bytes_text(memory_limit))
   return SourceSplit(len(paths), gather)

@@ -36,6 +36,7 @@ class Own(TypedDict, total=False):
   Attributes:
     target: of a table, the column that is learnt, or several of a regression.
     columns: of a table, those it is learnt from; '' is all others.
+    missing: of a table, what becomes of values that are missing: 'refuse', 'drop' or 'fill'.
     weight: of a table, the column of the rows' weights; '' is none.
     split: of a table, the column that says 'train', 'valid' or 'test'; '' is none.
     task: of a table, 'classification', 'regression' or 'language'; '' goes by the target.
@@ -46,6 +47,7 @@ class Own(TypedDict, total=False):
 
   target: str | Sequence[str]
   columns: str | Sequence[str]
+  missing: str
   weight: str
   split: str
   task: str

@@ -18,6 +18,7 @@ from additive_jax.data.coding import Coding
 from additive_jax.data.values import NUMBERS, TOKENS, Expected, check_inputs
 from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError
+from additive_jax.files.quantities import bytes_text
 
 log = logging.getLogger('additive_jax')
 
@@ -204,8 +205,8 @@ def fit(spec: str, num_examples: int, num_bytes: int, gather: Gather, memory_lim
   """Returns an `ArraySplit` when `num_bytes`, those of x, fit the limit, else a `SourceSplit`."""
   if num_bytes <= memory_limit:
     return ArraySplit(*gather(np.arange(num_examples)))
-  message = '%s: %d bytes exceed the memory limit of %d: read as needed'
-  log.info(message, spec, num_bytes, memory_limit)
+  message = '%s: %s exceed the memory limit of %s: read as needed'
+  log.info(message, spec, bytes_text(num_bytes), bytes_text(memory_limit))
   return SourceSplit(num_examples, gather)
 
 

@@ -19,6 +19,7 @@ from additive_jax.data.iterables import Source
 from additive_jax.data.iterator_state import Reading, decoded, digest, encoded
 from additive_jax.data.splits import Examples
 from additive_jax.errors import UserError, one_line
+from additive_jax.files.quantities import bytes_text
 
 TOGETHER = 32  # single examples that make a batch
 MOST_BYTES = 2 * 1024**3  # of a split that is read to its end
@@ -127,7 +128,8 @@ class Stream:
     while True:
       size += sum(leaf.nbytes for leaf in jax.tree.leaves(parts[-1]))
       if size > MOST_BYTES:
-        raise UserError(f'{self._source.name}: over 2 GiB of examples: expected fewer, to judge by')
+        most = f'over {bytes_text(MOST_BYTES)} of examples'
+        raise UserError(f'{self._source.name}: {most}: expected fewer, to judge by')
       if not (items := self._items(len(parts))):
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
       parts.append(self._source.examples(items, f'batch {len(parts)}'))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Shaped
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from additive_jax.data.coding import Coding, Column, coded_labels, first_row
 from additive_jax.data.splits import ArraySplit, Data, Split, fit
@@ -27,6 +27,8 @@ log = logging.getLogger('additive_jax')
 TASKS = (CLASSES, NUMBERS, TOKENS)
 # Whole numbers with no more different values than this are taken for classes.
 MOST_CLASSES = 20
+MISSING = ('refuse', 'drop', 'fill')
+CHOOSE = 'config.data.columns names the columns to use'
 PARTS = {'train': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'test': 'test'}
 Rows = Int[np.ndarray, 'rows']
 
@@ -42,6 +44,8 @@ class Columns:
     split: whose texts say of each row whether it is of 'train', 'valid' or 'test'; '' is none.
     task: 'classification', 'regression' or 'language'; '' goes by the target.
     ignore_label: of a language, the token of the target that does not count; None: all count.
+    missing: what becomes of values that are missing: they are refused ('refuse'), their rows are
+      left out ('drop'), or those of the input are filled ('fill'; see `coding.Column`).
   """
 
   target: str | Sequence[str] = ''
@@ -50,6 +54,7 @@ class Columns:
   split: str = ''
   task: str = ''
   ignore_label: int | None = None
+  missing: str = 'refuse'
 
 
 def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
@@ -68,11 +73,15 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
 
   Raises:
     UserError: for a file that cannot be read, columns that are not there, values that are missing
-      or not finite, a target that is constant, or splits without rows.
+      (unless `columns` says what becomes of them) or not finite, a target that is constant, or
+      splits without rows.
   """
   spec, table = f'file:{path}', read_table(path)
   targets, inputs = _targets(spec, table, columns), _inputs(spec, table, columns)
-  values = {name: table[name].checked(spec) for name in (*inputs, *targets)}
+  table = _with_all(spec, table, targets, inputs, columns)
+  fills = columns.missing == 'fill'
+  values = {name: table[name].checked(spec) for name in targets}
+  values |= {name: table[name].checked(spec, gaps=fills) for name in inputs}
   rows = _rows(spec, table, columns.split)
   task = columns.task or _task(spec, values, targets)
   if task not in TASKS:
@@ -148,6 +157,47 @@ def _inputs(spec: str, table: Mapping[str, Values], columns: Columns) -> list[st
   if not inputs:
     raise UserError(f'{spec} has no column but the target: expected some to learn from')
   return inputs
+
+
+def _with_all(
+  spec: str,
+  table: Mapping[str, Values],
+  targets: list[str],
+  inputs: list[str],
+  columns: Columns,
+) -> dict[str, Values]:
+  """Returns the columns that are used, with a value in every row but where they are filled."""
+  if columns.missing not in MISSING:
+    raise UserError(f'missing {columns.missing!r} of {spec}: expected one of {", ".join(MISSING)}')
+  others = [name for name in (columns.weight, columns.split) if name]
+  used = {name: table[name] for name in (*inputs, *targets, *others)}
+  filled = inputs if columns.missing == 'fill' else []
+  gaps = {name: column.gaps() for name, column in used.items() if name not in filled}
+  lacking = {name: some for name, some in gaps.items() if some.any()}
+  if not lacking:
+    return used
+  if columns.missing != 'drop':
+    raise UserError(_lacking(spec, lacking, inputs))
+  rows = ~np.any(list(lacking.values()), axis=0)
+  told = f'{spec}: {(~rows).sum():,} of {len(rows):,} rows'
+  if not rows.any():
+    raise UserError(f'{told} lack a value: expected some that have all; {CHOOSE}')
+  log.info('%s lack a value and are left out', told)
+  return {name: column.of_rows(rows) for name, column in used.items()}
+
+
+def _lacking(spec: str, lacking: Mapping[str, Bool[np.ndarray, 'N']], inputs: list[str]) -> str:
+  """Returns what is said of values that are missing."""
+  (name, gaps), *others = lacking.items()
+  rest = f', as in {gaps.sum() - 1} other rows' if gaps.sum() > 1 else ''
+  also = ', '.join(f'{other!r} in {some.sum()}' for other, some in others[:4])
+  more = f' and {len(others) - 4} more columns' if len(others) > 4 else ''
+  fill = ", 'fill' fills them" if name in inputs else ''
+  return (
+    f'{spec}: {name!r} has no value (it is empty, NA, nan or the like) in row {first_row(gaps)}'
+    f'{rest}{f"; nor has {also}{more}" if also else ""}: expected one in every row; '
+    f"config.data.missing='drop' leaves out such rows{fill}"
+  )
 
 
 def _task(spec: str, values: Mapping[str, np.ndarray], targets: list[str]) -> str:

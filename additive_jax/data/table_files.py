@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
-from additive_jax.data.coding import first_row
+from additive_jax.data.coding import first_row, is_missing, plain
 from additive_jax.errors import UserError, one_line, user_path
 
 ENDS = ('.csv', '.csv.gz', '.tsv', '.tsv.gz', '.parquet', '.npz')
@@ -29,7 +29,7 @@ class Values:
   Attributes:
     name: of the column.
     values: numbers, or texts as objects.
-    missing: in which rows nothing stands; None for nowhere.
+    missing: in which rows nothing stands, so far as the file says it; None for nowhere.
     parts: 'train', 'valid' or 'test' for each row, where the file has them apart.
   """
 
@@ -38,38 +38,53 @@ class Values:
   missing: Shaped[np.ndarray, 'N'] | None = None
   parts: Shaped[np.ndarray, 'N'] | None = None
 
-  def checked(self, spec: str) -> Shaped[np.ndarray, 'N ...']:
+  def gaps(self) -> Bool[np.ndarray, 'N']:
+    """Returns in which rows a value is missing; NaN in an array of floats is one, too."""
+    gaps = is_missing(self.values).reshape(len(self.values), -1)
+    gaps = np.asarray(gaps.any(axis=1))
+    return gaps if self.missing is None else gaps | self.missing
+
+  def of_rows(self, rows: Bool[np.ndarray, 'N']) -> Values:
+    """Returns the values of some rows."""
+    cut = lambda array: None if array is None else array[rows]
+    return Values(self.name, plain(self.values[rows]), cut(self.missing), cut(self.parts))
+
+  def checked(self, spec: str, *, gaps: bool = False) -> Shaped[np.ndarray, 'N ...']:
     """Returns the values: numbers, all of them finite, or texts.
 
     >>> Values('age', np.array([1.0, np.inf])).checked('file:a.csv')
     Traceback (most recent call last):
     additive_jax.errors.UserError: file:a.csv: 'age' is inf in row 2: expected finite numbers
 
+    Args:
+      spec: what the file is called in messages.
+      gaps: whether values may be missing: NaN, or of texts None.
+
     Raises:
       UserError: with the number of the first row that is neither, from 1.
     """
     values, told = self.values, f'{spec}: {self.name!r}'
-    if self.missing is not None and self.missing.any():
-      rest = f', as in {self.missing.sum() - 1} other rows' if self.missing.sum() > 1 else ''
-      raise UserError(
-        f'{told} has no value (it is empty, NA, nan or the like) in row {first_row(self.missing)}'
-        f'{rest}: expected one in every row'
-      )
     if values.dtype.kind in 'US':
       return values.astype(str).astype(object)
     if values.dtype.kind == 'O':
-      return _texts(told, values)
+      return _texts(told, values, gaps)
     if values.dtype.kind not in 'iufb':
       raise UserError(f'{told} is of type {values.dtype}: expected numbers or texts')
-    if values.dtype.kind == 'f' and not (sound := np.isfinite(values)).all():
+    sound = np.isfinite(values) | (is_missing(values) if gaps else False)
+    if not sound.all():
       place = np.argwhere(~sound)[0]
       told = f'{told} is {values[tuple(place)]} in row {place[0] + 1}'
       raise UserError(f'{told}: expected finite numbers')
     return values
 
 
-def _texts(told: str, values: Shaped[np.ndarray, 'N']) -> Shaped[np.ndarray, 'N']:
-  """Returns a column of texts, unless most of them are numbers."""
+def _texts(told: str, values: Shaped[np.ndarray, 'N'], gaps: bool) -> Shaped[np.ndarray, 'N']:
+  """Returns a column of texts, unless most of them are numbers; None for those that are missing."""
+  missing = is_missing(values)
+  if gaps and missing.any():
+    texts = np.full(values.shape, None, object)
+    texts[~missing] = _texts(told, values[~missing], False)
+    return texts
   wrong = np.array([not isinstance(value, str) for value in values.tolist()])
   if wrong.any():
     row = first_row(wrong)
@@ -157,10 +172,7 @@ def _column(name: str, series: Any) -> Values:
   missing = series.isna().to_numpy()
   if isinstance(series.dtype, np.dtype) and series.dtype.kind != 'O':
     return Values(name, series.to_numpy(), missing)
-  values = series.to_numpy(object)
-  if not missing.any() and len(values) and all(isinstance(value, bool) for value in values):
-    values = values.astype(bool)
-  return Values(name, values, missing)
+  return Values(name, plain(series.to_numpy(object)), missing)
 
 
 def _parquet(spec: str, path: Path) -> Any:

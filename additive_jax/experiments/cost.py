@@ -9,6 +9,7 @@ import time
 from additive_jax.errors import UserError
 from additive_jax.experiments.session import Session
 from additive_jax.files.progress import duration
+from additive_jax.files.quantities import flops_text
 from additive_jax.gates.networks import num_networks
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes, workers
@@ -70,6 +71,9 @@ def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> N
     UserError: where it is estimated to take longer than `config.limit`.
   """
   sweep, words = not words, words or describe(session, work)
+  if steps := (work.alone_steps + work.pool_steps) * len(session.seeds):
+    of_one = 3.0 * session.config.train.batch_size * session.space.flops(session.space.all_on())
+    words = f'{words}, {amounts(steps, work.network_steps(session) * of_one)}'
   seconds, limit = estimate(session, work, words), session.config.limit
   if processes.agree(0 < 3600 * limit < seconds):
     raise UserError(
@@ -144,6 +148,15 @@ def _timed(session, structure) -> tuple[float, float]:
   )
   second = min(times) / sum(passes)
   return second * passes[0] / TIMED_STEPS, second * passes[1]
+
+
+def amounts(steps: float, flops: float) -> str:
+  """Returns in words how many steps trainings take, and how many operations at most.
+
+  >>> amounts(3000, 4.3e12)
+  '3,000 steps, up to 4.3 TFLOP'
+  """
+  return f'{counted(round(steps), "step")}, up to {flops_text(flops)}'
 
 
 def about(seconds: float) -> str:

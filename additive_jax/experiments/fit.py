@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from rich import filesize
 
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
@@ -21,6 +20,7 @@ from additive_jax.experiments.speed import Clock, say_speed
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
+from additive_jax.files.quantities import bytes_text
 from additive_jax.parallel import processes
 from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Loss
@@ -166,7 +166,7 @@ def log_bytes(name: str, trainer: Trainer) -> None:
   rows = pd.DataFrame(bytes_rows(state)).set_index('device')
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
   if rows[['parameters', 'optimizer']].sum(axis=1).max() < whole:
-    sizes = [f'{filesize.decimal(size)} of {part}' for part, size in rows.max().items() if size]
+    sizes = [f'{bytes_text(size)} of {part}' for part, size in rows.max().items() if size]
     log.info('%s: a device keeps %s', name, ', '.join(sizes).replace('_', ' '))
 
 

@@ -11,7 +11,6 @@ from typing import Any, TypedDict, Unpack
 
 import jax
 from ml_collections import ConfigDict
-from rich import filesize
 
 from additive_jax import data as data_
 from additive_jax import models
@@ -38,6 +37,7 @@ from additive_jax.files.journal import to_plain
 from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.programs import kept_programs
+from additive_jax.files.quantities import bytes_text
 from additive_jax.files.rundir import RunDir, default_workdir
 from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.files.signals import Stopper
@@ -192,7 +192,7 @@ def _check_fits(session):
   count = session.space.params(session.space.all_on())
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   if 4 * count > memory:
-    sizes = [filesize.decimal(size) for size in (4 * count, memory)]
+    sizes = [bytes_text(size) for size in (4 * count, memory)]
     raise UserError(
       f'config.model of {count:,} parameters, {sizes[0]}: expected a network that fits into the '
       f'{sizes[1]} of this machine'
@@ -312,6 +312,7 @@ def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
     valid=options.valid,
     target=options.target,
     columns=options.columns,
+    missing=options.missing,
     weight=options.weight,
     split=options.split,
     task=options.task,

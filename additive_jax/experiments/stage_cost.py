@@ -22,7 +22,6 @@ from additive_jax.report.wording import counted
 log = logging.getLogger('additive_jax')
 
 SHORTER = 'config.train.epochs shortens the trainings, config.num_seeds makes them fewer'
-PREFIXES = ('', 'k', 'M', 'G', 'T', 'P', 'E')
 
 
 def check_stage(session: Session, units: Sequence[tuple[int, Any]]) -> None:
@@ -41,7 +40,7 @@ def check_stage(session: Session, units: Sequence[tuple[int, Any]]) -> None:
     return
   steps = sum(_steps(arm) for _, arm in units)
   flops = [_flops(session, arm) for _, arm in units]
-  words = f'{counted(len(units), "training")}, {counted(steps, "step")}, up to {amount(sum(flops))}'
+  words = f'{counted(len(units), "training")}, {cost.amounts(steps, sum(flops))}'
   seconds = _seconds(session, units, flops) if steps else 0.0
   if processes.agree(0 < 3600 * session.config.limit < seconds):
     raise UserError(
@@ -50,19 +49,6 @@ def check_stage(session: Session, units: Sequence[tuple[int, Any]]) -> None:
     )
   if steps and processes.is_primary():
     log.info('%s: %s', words, cost.about(seconds))
-
-
-def amount(flops: float) -> str:
-  """Returns a number of operations as a person says it.
-
-  >>> amount(43.2e9), amount(950)
-  ('43 GFLOP', '950 FLOP')
-  """
-  power = min(int(np.log10(max(flops, 1)) // 3), len(PREFIXES) - 1)
-  value = flops / 1000**power
-  return (
-    f'{value:.0f} {PREFIXES[power]}FLOP' if value >= 10 else f'{value:.2g} {PREFIXES[power]}FLOP'
-  )
 
 
 def _steps(arm):

@@ -27,10 +27,10 @@ from typing import Any
 import jax
 import platformdirs
 from jax.experimental.compilation_cache import compilation_cache
-from rich import filesize
 
 from additive_jax.errors import UserError, user_path
 from additive_jax.files.kept import keeping
+from additive_jax.files.quantities import bytes_text
 
 log = logging.getLogger('additive_jax')
 
@@ -149,7 +149,7 @@ def tidy(folder: Path, most: int = MOST) -> None:
     path.unlink(missing_ok=True)
     removed += bytes_
   if removed:
-    log.info('%s: removed %s of old programs', folder, filesize.decimal(removed))
+    log.info('%s: removed %s of old programs', folder, bytes_text(removed))
 
 
 def _whole(path):

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from additive_jax.errors import Stopped
 from additive_jax.files.notebook import in_notebook
 from additive_jax.files.progress import LineHandler, Progress
 
@@ -40,11 +41,22 @@ def shown(progress: bool = True) -> Iterator[None]:
   """Shows bars and lines of the work inside, as the command does; afterwards nothing is changed.
 
   Bars are drawn on a terminal and in a notebook, lines go to standard error, in a notebook to
-  standard output. A program that has set up logging of `additive_jax` itself keeps that.
+  standard output. A program that has set up logging of `additive_jax` itself keeps that. A stop is
+  told of as a warning, since Python ends a script on it without a word.
 
   Args:
     progress: False shows no progress; warnings go where they went before.
   """
+  with _lines(progress):
+    try:
+      yield
+    except Stopped as stopped:
+      log.warning('%s', stopped)
+      raise
+
+
+@contextlib.contextmanager
+def _lines(progress: bool) -> Iterator[None]:
   if not progress:
     before, Progress.silent = Progress.silent, True
     try:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ import flax.linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
+log = logging.getLogger('additive_jax')
 BATCH_STATS = 'batch_stats'  # the collection's name in Flax
 ADVICE = (
   'additive_jax.models.BatchNorm, or nn.BatchNorm(use_running_average='
@@ -134,6 +137,17 @@ def has_statistics(variables: Mapping[str, Any]) -> bool:
   return bool(variables.get(BATCH_STATS))
 
 
+@functools.cache
+def _tell_of_frozen(name: str) -> None:
+  """Warns once of a module that learns with stored statistics, which nothing changes."""
+  log.warning(
+    '%s normalises by stored statistics in training too, for use_running_average is True, and '
+    'nothing learns these; if that is not meant: %s',
+    name,
+    ADVICE,
+  )
+
+
 def _interceptor(
   call: Callable[..., Any],
   args: tuple[Any, ...],
@@ -143,6 +157,8 @@ def _interceptor(
   module, batch = context.module, _BATCH.get()
   if batch is None or context.method_name != '__call__' or not isinstance(module, nn.BatchNorm):
     return call(*args, **kwargs)
+  if kwargs.get('use_running_average', (*args[1:2], module.use_running_average)[0]):
+    _tell_of_frozen('/'.join(module.path))
   # Over all devices that share the batch, and no average with older statistics.
   fields = {'axis_name': module.axis_name, 'momentum': module.momentum}
   object.__setattr__(module, 'axis_name', module.axis_name or batch.over or None)

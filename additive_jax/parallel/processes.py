@@ -112,7 +112,11 @@ def distributed(
     raise UserError(f'--coordinator={coordinator}: expected host:port, or auto')
   if not 0 <= rank < count:
     raise UserError(f'--process_id={rank}: expected less than --num_processes={count}')
-  peers = _State.peers = meet(address, rank, count, wait)
+  try:
+    peers = _State.peers = meet(address, rank, count, wait)
+  except Stopped as stopped:
+    log.warning('%s', stopped)
+    raise
   code = 1
   try:
     _initialize(address if rank == 0 else relayed(address), rank, count, wait)

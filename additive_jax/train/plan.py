@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from additive_jax.batches import num_examples
+from additive_jax.files.quantities import bytes_text, flops_text
 from additive_jax.models import flops as flops_
 from additive_jax.models.additive import shape_of
 from additive_jax.parallel import mesh as mesh_
@@ -40,9 +41,9 @@ from additive_jax.train.trainer import (
   row_spec,
 )
 
+OPERATIONS = 'a step, all devices'
 # The code that XLA writes for the host is never run; how arrays are laid out does not depend on it.
 QUICKLY = {'xla_backend_optimization_level': 0}
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Plan:
   seconds: float
 
   def rows(self) -> list[tuple[str, float | None, float | None]]:
-    """Returns the rows of the table: what it is, by the formula, by XLA."""
+    """Returns the rows of the table: what it is, by the formula, by XLA; bytes, and last FLOPs."""
     found, held = self.forecast, self.held
     of = lambda name: None if found is None else getattr(found, name)
     state = None if found is None else found.parameters + found.optimizer
-    bytes_: list[tuple[str, Any, Any]] = [
+    rows: list[tuple[str, Any, Any]] = [
       ('parameters', of('parameters'), None),
       ('optimizer', of('optimizer'), None),
       ('arguments: state and examples', state, held.arguments),
@@ -90,16 +91,13 @@ class Plan:
       ('in all', of('total'), held.total),
     ]
     if found is not None and found.host:
-      bytes_.append(("optimizer, in the host's memory", found.host, None))
-    gib = lambda value: None if value is None else value / GIB
-    rows = [(f'{name}, GiB', gib(guess), gib(count)) for name, guess, count in bytes_]
+      rows.append(("optimizer, in the host's memory", found.host, None))
     guesses = {} if found is None else found.moved
     for kind in sorted({*guesses, *self.moved}):
       guess, count = guesses.get(kind), self.moved.get(kind, 0.0)
       if max(guess or 0, count) >= 1e-3 * max(self.moved.values()):
-        rows.append((f'received by {kind}, GiB a step', gib(guess), gib(count)))
-    trillion = lambda value: None if value is None else value / 1e12
-    rows.append(('10¹² FLOPs a step, all devices', trillion(of('flops')), trillion(self.flops)))
+        rows.append((f'received by {kind} in a step', guess, count))
+    rows.append((OPERATIONS, of('flops'), self.flops))
     return rows
 
   def __str__(self) -> str:
@@ -116,7 +114,8 @@ class Plan:
     ]
     for name, guess, count in self.rows():
       ratio = f'{guess / count:.2f}' if guess is not None and count else ''
-      cells = ['' if value is None else f'{value:.4g}' for value in (guess, count)]
+      text = flops_text if name == OPERATIONS else bytes_text
+      cells = ['' if value is None else text(value) for value in (guess, count)]
       lines.append(f'| {name} | {cells[0]} | {cells[1]} | {ratio} |')
     return '\n'.join(lines)
 

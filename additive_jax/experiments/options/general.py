@@ -82,6 +82,10 @@ class DataOptions:
   """Of a table, the column that is learnt; of a regression also several, with commas."""
   columns: Later[str] = ''
   """Of a table, the columns that it is learnt from, with commas; '' is all others."""
+  missing: Later[Annotated[str, one_of('refuse', 'drop', 'fill')]] = 'refuse'
+  """Of a table, what becomes of values that are missing: they are refused, their rows are left out
+  ('drop'), or those that are learnt from are filled ('fill'): numbers by the mean of the training
+  rows, with an input more that says where, texts by no category."""
   weight: Later[str] = ''
   """Of a table, the column of the rows' weights; '' is none."""
   split: Later[str] = ''
