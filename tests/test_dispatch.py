@@ -93,7 +93,7 @@ def test_the_smallest_size_that_holds_the_fullest_row_runs():
   for most in range(LENGTH + 1):
     program(X, choices(most)).block_until_ready()
   jax.effects_barrier()
-  assert ran == [2, 2, 3, 4, 6, 6, 8, 8]
+  assert ran == [1, 2, 3, 4, 6, 6, 8, 8]
   assert program._cache_size() == 1
 
 
@@ -117,4 +117,4 @@ def test_the_function_is_compiled_twice_for_each_size():
 
 def test_sizes():
   assert sizes_of(3) == (1, 2, 3)
-  assert sizes_of(LENGTH) == (2, 3, 4, 6, 8)
+  assert sizes_of(LENGTH) == (1, 2, 3, 4, 6, 8)

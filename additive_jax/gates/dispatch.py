@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-EIGHTHS = (2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
+EIGHTHS = (1, 2, 3, 4, 6, 8)  # of a row, the sizes that it is gathered into
 BLOCKS = 8  # that all tokens fill
 
 # From parameters, some tokens, their positions and whether they are chosen.
@@ -95,7 +95,7 @@ def sizes_of(length: int) -> tuple[int, ...]:
   all of it.
 
   >>> sizes_of(16)
-  (4, 6, 8, 12, 16)
+  (2, 4, 6, 8, 12, 16)
   """
   return tuple(sorted({-(-length * eighths // 8) for eighths in EIGHTHS}))
 

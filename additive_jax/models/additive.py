@@ -27,8 +27,6 @@ from additive_jax.gates import networks
 from additive_jax.gates.structure import Gate, Space, StructureLike, parse
 from additive_jax.gates.sums import GateValue
 from additive_jax.models.applying import apply_part, apply_whole
-from additive_jax.models.initial import initial as initial
-from additive_jax.models.initial import initial_shapes as initial_shapes
 from additive_jax.models.side import call_part, stream_of
 from additive_jax.models.sites import Site, Stream, read_sites, refuse_nnx
 from additive_jax.models.surrounding import (
@@ -335,3 +333,18 @@ def canonical(model: nn.Module, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarra
 def shape_of(x: Inputs | Shapes) -> Shapes:
   """Returns the shape of inputs and their dtype as JAX takes it."""
   return shapes_of(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial(model: nn.Module, key: PRNGKeyArray, x: Inputs) -> PyTree:
+  """Returns what `model.init(key, x)` gives, in one program that leaves out all but the pool."""
+  return model.init(key, x)
+
+
+def initial_shapes(model: nn.Module, x: Inputs | Shapes) -> PyTree:
+  """Returns the shapes of what `model.init` gives, which is traced once for a model and inputs.
+
+  >>> initial_shapes(nn.Dense(4), np.ones((5, 6)))['params']['kernel'].shape
+  (6, 4)
+  """
+  return initial.eval_shape(model, jax.random.key(0), shape_of(x))
