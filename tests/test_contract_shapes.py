@@ -9,6 +9,7 @@ from contract_net import BATCH, Branch, Gated, Net, only
 
 from additive_jax import Structure
 from additive_jax.gates.structure import Gate, Space, parse
+from additive_jax.models.contract import check_network
 from additive_jax.testing.check import check_model
 
 # The pool.
@@ -231,3 +232,23 @@ def test_a_space_with_other_names():
       return Space((Gate('second/residual'), Gate('first/residual')))
 
   only(Renamed(), "space names the gates ('second/residual'", 'leave space')
+
+
+def test_a_network_is_traced_once_for_batches_of_all_sizes_and_sites_that_are_alike():
+  calls = []
+
+  class Noting(Branch):
+    def change(self, h):
+      calls.append(len(h))
+      return h
+
+  class Alike(Net):
+    alike = range(3)
+
+    def setup(self):
+      self.stem, self.head = nn.Dense(5), nn.Dense(3)
+      self.sites = [Noting(name=f'site_{i}') for i in range(3)]
+
+  for size in (6, 7):
+    assert check_network(Alike(), jnp.ones((size, 4))).shape == (size, 3)
+  assert calls == [1, 1, 1, 6, 7]

@@ -18,11 +18,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from additive_jax.batches import Shapes, cached, named_leaves, num_examples
+from additive_jax.batches import Shapes, cached, named_leaves, num_examples, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.files.kept import kept
 from additive_jax.gates.structure import Structure
-from additive_jax.models.additive import Inputs, check_variables, shape_of, sites_of
+from additive_jax.models.additive import Inputs, check_variables, initial_shapes, shape_of, sites_of
 from additive_jax.models.batch_norm import ADVICE, BATCH_STATS, is_of_batch, of_stored
 from additive_jax.models.reads import read_by, statistics_read_by
 from additive_jax.models.side import WithSide, call_part, stream_of, with_stream
@@ -214,12 +214,10 @@ def _described(variables, collection='params'):
 def _pool(model, inputs, floats):
   """Returns the shapes of `{'params': pool}` that init gives."""
   key = jax.random.key(0)
-
-  def create(method, value):
-    return jax.eval_shape(lambda k, v: model.init_with_output(k, v, method=method)[0], key, value)
-
+  made = lambda method: lambda k, v: model.init_with_output(k, v, method=method)[0]
+  create = lambda method, value: jax.eval_shape(made(method), key, value)
   try:
-    variables = jax.eval_shape(model.init, key, inputs)
+    variables = initial_shapes(model, shapes_of(inputs, 1))  # traced once for batches of all sizes
   except Exception as error:
     if 'use_running_average' in str(error):
       raise UserError(
@@ -227,7 +225,7 @@ def _pool(model, inputs, floats):
         f'expected {ADVICE}'
       ) from error
     _outputs(model, inputs, create)  # says which part does not fit, if that is why
-    raise
+    variables = jax.eval_shape(model.init, key, inputs)  # may take this batch alone
   for collection in sorted(set(variables) - {'params', BATCH_STATS}):
     raise UserError(
       f'{type(model).__name__} has a collection {collection!r} beside its parameters: expected '
@@ -262,9 +260,11 @@ def _outputs(model, inputs, run):
   Args:
     run: from a method of the module and a shape to a shape.
   """
-  name = type(model).__name__
+  name, alike = type(model).__name__, getattr(model, 'alike', range(0))
   h = _embedded(name, inputs, run)
   for i, site in enumerate(sites_of(model)):
+    if i in alike[1:]:  # gives what the first of these gave, see `models.alike`
+      continue
     inner = () if site.adds else ((True,) * site.num_inner,)
     method = lambda module, h, i=i, inner=inner: call_part(module.sites[i], h, *inner)
     after = _result(f'{name}: site {site.label!r}', lambda m=method, h=h: run(m, h))

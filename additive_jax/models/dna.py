@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.gates import routers
-from additive_jax.gates.dispatch import in_blocks, packed
+from additive_jax.gates.dispatch import Tokens, in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import KEPT, sum_of_experts, sum_of_units
 from additive_jax.gates.sums import GateValue
@@ -82,22 +82,23 @@ class Pool(nn.Module):
     for name, count, apply in kinds:
       if not count:
         continue
-      parameters = self._parameters(name, count, h.shape[-1])
+      modules = self._parameters(name, count, h.shape[-1])
+      of_module = index == first + jnp.arange(count)[:, None, None, None]
+      weight = jnp.where(of_module, weights, 0).sum(-1)
+      # For all modules at once: what is in their loop is compiled for each kind, and runs twice.
+      tokens = Tokens.chosen(of_module.any(-1), by_row=name != 'mlp')
 
       def run_module(
-        module: Parameters,
+        module: tuple[Parameters, Float[Array, 'B T'], Tokens],
         number: Int[Array, ''],
         h: Float[Array, 'B T D'],
-        index: Int[Array, 'B T k'],
-        weights: Float[Array, 'B T k'],
         *,
         apply: Callable[..., Array] = apply,
       ) -> Float[Array, 'B T D']:
-        of_module = index == number
-        weight = jnp.where(of_module, weights, 0).sum(-1)
-        return apply(module, h, weight, of_module.any(-1))
+        parameters, weight, tokens = module
+        return apply(parameters, h, weight, tokens)
 
-      total += sum_of_experts(run_module, parameters, h, index, weights, first=first)
+      total += sum_of_experts(run_module, (modules, weight, tokens), h)
       first += count
     return total
 
@@ -133,27 +134,27 @@ class Pool(nn.Module):
     module: Parameters,
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
-    chosen: Bool[Array, 'B T'],
+    tokens: Tokens,
   ) -> Float[Array, 'B T D']:
     """Returns what attention gives among the chosen tokens of each sequence, at their positions,
     times the weight of each."""
     norm, layers = module['attention']
     layers = in_branch_dtype(layers)
     heads, axes = (*layers.qkv, layers.out.kernel), (-2, -2, -3)
-    y = sum_of_units(self._of_heads, heads, axes, norm, h, weight, chosen)
+    y = sum_of_units(self._of_heads, heads, axes, norm, h, weight, tokens)
     bias = layers.out.bias
     return (y if bias is None else y + weight[..., None] * bias).astype(h.dtype)
 
-  def _of_heads(self, heads, norm, h, weight, chosen):
+  def _of_heads(self, heads, norm, h, weight, tokens):
     """Returns what some heads add up to. Only attention itself, of the steps that it takes, mixes
     tokens."""
     kernel, bias, out = heads
     project = functools.partial(self._projected, h.shape[1])
-    qkv = checkpoint_name(in_blocks(project, (norm, kernel, bias), *_flat(h, chosen)), KEPT)
-    z = packed(self._attended, (), qkv.reshape(*h.shape[:2], *kernel.shape[1:]), chosen)
+    qkv = checkpoint_name(in_blocks(project, (norm, kernel, bias), *_flat(h), tokens.order), KEPT)
+    z = packed(self._attended, (), qkv.reshape(*h.shape[:2], *kernel.shape[1:]), tokens.by_row)
     z = checkpoint_name(z, KEPT)
-    z, weight, chosen = _flat(z, weight.astype(z.dtype), chosen)
-    return in_blocks(_weighted, out.reshape(-1, h.shape[-1]), (z, weight), chosen).reshape(h.shape)
+    kernel, values = out.reshape(-1, h.shape[-1]), tuple(_flat(z, weight.astype(z.dtype)))
+    return in_blocks(_weighted, kernel, values, tokens.order).reshape(h.shape)
 
   def _projected(self, length, parameters, h, positions, valid):
     """Returns queries, keys and values of some tokens, [c, 3·N·U]; tokens of all sequences are
@@ -187,11 +188,11 @@ class Pool(nn.Module):
     module: Parameters,
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
-    chosen: Bool[Array, 'B T'],
+    tokens: Tokens,
   ) -> Float[Array, 'B T D']:
     """Returns what the feed-forward module gives for each chosen token, times its weight."""
-    h_of_all, weight, chosen = _flat(h, weight, chosen)
-    return in_blocks(self._fed_forward, module['mlp'], (h_of_all, weight), chosen).reshape(h.shape)
+    values = tuple(_flat(h, weight))
+    return in_blocks(self._fed_forward, module['mlp'], values, tokens.order).reshape(h.shape)
 
   def _fed_forward(self, parameters, tokens, *_):
     (norm, layers), (h, weight) = parameters, tokens
@@ -204,12 +205,12 @@ class Pool(nn.Module):
     module: Parameters,
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
-    chosen: Bool[Array, 'B T'],
+    tokens: Tokens,
   ) -> Float[Array, 'B T D']:
     """Returns what a transformer layer adds to its input, times the weight of each token."""
     rescaled = self.modules.rescale_inside
-    after = self._attention(module, h, weight if rescaled else jnp.ones_like(weight), chosen)
-    y = self._mlp(module, h + after, weight, chosen)
+    after = self._attention(module, h, weight if rescaled else jnp.ones_like(weight), tokens)
+    y = self._mlp(module, h + after, weight, tokens)
     return y + (after if rescaled else weight[..., None] * after)
 
 

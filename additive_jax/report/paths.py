@@ -15,9 +15,9 @@ import string
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from scipy import special
 
 from additive_jax.errors import UserError, checked_seed
 from additive_jax.report.power_law import places
@@ -218,7 +218,7 @@ def _joint(first, second, rows, columns):
 def _mutual_information(table):
   joint = _divided(table, table.sum())
   rows, columns = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
-  return special.rel_entr(joint, rows * columns).sum() / np.log(2)
+  return scipy.special.rel_entr(joint, rows * columns).sum() / np.log(2)
 
 
 def _divided(numerator, denominator):

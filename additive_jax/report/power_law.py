@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from jaxtyping import Int
 from numpy.typing import ArrayLike
-from scipy import optimize, special
 
 from additive_jax.errors import UserError, checked_seed
 
@@ -129,11 +129,11 @@ def _plausibility(shares, exponent, size, resamples, rng) -> float:
   """Returns the share of samples of a law that are as far from the law fitted to them as `shares`
   are from theirs."""
   logs = np.log(np.arange(1, len(shares) + 1))
-  law = special.softmax(-exponent * logs)
+  law = scipy.special.softmax(-exponent * logs)
   distance = np.abs(np.cumsum(shares - law)).max()
   samples = np.sort(rng.multinomial(size, law, size=resamples))[:, ::-1] / size
   distances = [
-    np.abs(np.cumsum(sample - special.softmax(-_exponent(sample @ logs, logs) * logs))).max()
+    np.abs(np.cumsum(sample - scipy.special.softmax(-_exponent(sample @ logs, logs) * logs))).max()
     for sample in samples
   ]
   return float(np.mean(np.array(distances) >= distance))
@@ -146,9 +146,9 @@ def places(counts: ArrayLike) -> Int[np.ndarray, ' ranks']:
 
 def _exponent(mean, logs):
   """Returns the s at which the law's mean of `logs` is `mean`, as far as it is within ±50."""
-  excess = lambda s: special.softmax(-s * logs) @ logs - mean
+  excess = lambda s: scipy.special.softmax(-s * logs) @ logs - mean
   if excess(-_LARGEST_EXPONENT) <= 0:
     return -_LARGEST_EXPONENT
   if excess(_LARGEST_EXPONENT) >= 0:
     return _LARGEST_EXPONENT
-  return float(optimize.brentq(excess, -_LARGEST_EXPONENT, _LARGEST_EXPONENT, xtol=1e-9))
+  return float(scipy.optimize.brentq(excess, -_LARGEST_EXPONENT, _LARGEST_EXPONENT, xtol=1e-9))

@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy  # loads its parts when they are used
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 

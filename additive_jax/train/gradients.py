@@ -4,13 +4,13 @@ devices.
 
 from __future__ import annotations
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from additive_jax.batches import Shapes
@@ -33,6 +33,7 @@ class Averaged(NamedTuple):
     finite: False for slots that were left out.
     facts: of the loss, averaged over all slots that are finite.
     num_finite: the finite slots of all devices.
+    norm: of the gradient, where it is that of a slot and therefore known; None where it is not.
   """
 
   gradient: PyTree
@@ -40,6 +41,7 @@ class Averaged(NamedTuple):
   finite: Bool[Array, 'slots']
   facts: Facts
   num_finite: Int[Array, '']
+  norm: Float[Array, ''] | None = None
 
 
 class Slots(NamedTuple):
@@ -103,6 +105,7 @@ def averaged_gradient(
   reads: PyTree | None = None,
   specs: PyTree | None = None,
   leaves: PyTree | None = None,
+  one_device: bool = True,
 ) -> Averaged:
   """Returns the gradient of one step, averaged over its K slots, which P devices may share.
 
@@ -115,6 +118,7 @@ def averaged_gradient(
       model that joins what they give by `psum`, and for a pool in stages, a `staging.Staged`; None:
       every device has the whole pool.
     leaves: how the pool is split over `fsdp`, a pytree of `layout.Leaf`; None where it is not.
+    one_device: as for `gradient_norm`.
 
   A slot whose loss or gradient is not finite on any device is left out.
 
@@ -125,6 +129,7 @@ def averaged_gradient(
 
   Two slots, of which the second has its last block off:
 
+  >>> import optax
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
   >>> x, y = jnp.ones((2, 5, 6)), jnp.zeros((2, 5), int)
@@ -134,7 +139,9 @@ def averaged_gradient(
   >>> averaged.loss.shape, int(averaged.num_finite)
   ((2,), 2)
   """
-  total, (loss, finite, facts) = _sum_over_slots(recipe, params, slots, axes, leaves, specs)
+  norm_of = functools.partial(gradient_norm, one_device=one_device)
+  options = axes, leaves, specs, norm_of
+  total, (loss, finite, facts, norm) = _sum_over_slots(recipe, params, slots, *options)
   # Clipped gradients were added up over the devices that share a slot already.
   over = tuple(axis for axis in axes if axis == mesh.STRUCTURE) if recipe.slot_clip_norm else axes
   total = collectives.all_reduce_sum(total, over, recipe.collective, specs)
@@ -142,6 +149,8 @@ def averaged_gradient(
   of_finite = lambda leaf: jnp.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
   count, facts = over_slots((finite.sum(), jax.tree.map(of_finite, facts)))
   facts = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), facts)
+  if len(finite) == 1 and not axes:  # a count is 0 or 1, and divides by 1
+    return Averaged(total, loss, finite, facts, count, norm)
   if recipe.average == 'mean':
     gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1), total)
   else:
@@ -152,9 +161,25 @@ def averaged_gradient(
   return Averaged(gradient, loss, finite, facts, count)
 
 
-def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
+def gradient_norm(gradient: PyTree, *, one_device: bool = True) -> Float[Array, '']:
+  """Returns the global norm of a gradient.
+
+  >>> print(gradient_norm({'a': jnp.full(2, 2.0), 'b': jnp.full(2, -1.0), 'c': jnp.sqrt(6.0)}))
+  4.0
+
+  Args:
+    one_device: whether all arrays are on one device. Leaves of one shape are then added up
+      together: a kernel for each shape compiles much faster than one for each leaf.
+  """
+  squares: dict[Any, list[Array]] = collections.defaultdict(list)
+  for i, leaf in enumerate(jax.tree.leaves(gradient)):
+    squares[(leaf.shape, leaf.dtype) if one_device else i].append(jnp.square(jnp.abs(leaf)))
+  return jnp.sqrt(sum(functools.reduce(jnp.add, group).sum() for group in squares.values()))
+
+
+def _sum_over_slots(recipe, params, slots, axes, leaves, specs, norm_of):
   """Returns this device's summed gradient, and of each of its slots the loss, whether it is finite,
-  and the facts."""
+  the facts, and the norm of the gradient, which is None where it may be another in the end."""
   split = tuple(axis for axis in axes if axis in mesh.BATCH)
   sharing = tuple(axis for axis in axes if axis != mesh.STRUCTURE)
   share = jax.lax.axis_index(split) if split else 0
@@ -169,7 +194,8 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
     )
     with of_batch(split):
       (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    norm = norm_of(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if sharing:  # these devices run the same structure, so they arrive here together
       finite = jax.lax.pmin(finite.astype(jnp.int32), sharing) > 0
       gradient = jax.tree.map(lambda g: g / jax.lax.axis_size(sharing), gradient)
@@ -179,9 +205,9 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
     if split:
       loss, facts = jax.lax.pmean((loss, facts), split)
     if total is None:
-      return gradient, (loss, finite, facts)
+      return gradient, (loss, finite, facts, None if recipe.slot_clip_norm or axes else norm)
     add = lambda t, g: t + jnp.where(finite, g, 0)
-    return jax.tree.map(add, total, gradient), (loss, finite, facts)
+    return jax.tree.map(add, total, gradient), (loss, finite, facts, None)
 
   by_slot = slots.bits, slots.x, slots.y, slots.keys, slots.dropout
   if len(slots.bits) > 1:
@@ -189,7 +215,8 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs):
   total, values = add_slot(None, jax.tree.map(lambda a: a[0], by_slot))
   if axes:  # without others to add to, the caller drops the whole step instead
     total = jax.tree.map(lambda g: jnp.where(values[1], g, 0), total)
-  return total, jax.tree.map(lambda a: a[None], values)
+  *values, norm = values
+  return total, (*jax.tree.map(lambda a: a[None], values), norm)
 
 
 def _clipped(gradient, limit, sharing, specs):
@@ -235,6 +262,7 @@ def cosines(
   Where a parameter is read by one of two structures only, it counts as zero in the other's
   gradient.
 
+  >>> import optax
   >>> model = aj.models.MLP(num_blocks=2, width=4, hidden=8, num_classes=3)
   >>> recipe = Recipe(model, 'classification', optax.sgd(0.1))
   >>> x, y = jnp.ones((5, 6)), jnp.zeros(5, int)

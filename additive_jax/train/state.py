@@ -23,7 +23,7 @@ from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel.placement import Placement
 from additive_jax.parallel.zero import HOST, Storage
 from additive_jax.train import rule
-from additive_jax.train.gradients import Averaged, Slots, averaged_gradient
+from additive_jax.train.gradients import Averaged, Slots, averaged_gradient, gradient_norm
 from additive_jax.train.optimizers import check_optimizer
 from additive_jax.train.recipe import Recipe, reads_by_parts
 
@@ -118,15 +118,16 @@ def apply_gradient(
   params = recipe.loss.adjust(params, state.params, averaged.facts)
   params = rule.kept_frozen(params, state.params, recipe.frozen)
   opt_state = rule.averaged(opt_state, params, state.step, recipe.ema)
-  norm = optax.tree.norm(averaged.gradient)
+  norm = averaged.norm
+  if norm is None:
+    norm = gradient_norm(averaged.gradient, one_device=one_device)
   before = (state.params, state.opt_state)
   # Gradients that are each finite may overflow in their sum.
   finite = jnp.stack([jnp.isfinite(norm), *_stay_finite((params, opt_state), before, one_device)])
   # A branch, for XLA would copy the sum of all of these into the update of every leaf.
   any_finite = averaged.num_finite > 0
   sound = jax.lax.cond(any_finite, jnp.all, lambda finite: jnp.zeros((), bool), finite)
-  keep = lambda new, old: jnp.where(sound, new, old)
-  params, opt_state = jax.tree.map(keep, (params, opt_state), before)
+  params, opt_state = _kept(sound, (params, opt_state), before, one_device)
   skipped = state.skipped + averaged.finite.size - jnp.where(sound, averaged.num_finite, 0)
   metrics = {
     'loss': averaged.loss,
@@ -135,6 +136,14 @@ def apply_gradient(
     'facts': averaged.facts,
   }
   return State(params, opt_state, state.step + 1, skipped.astype(jnp.int32)), metrics
+
+
+def _kept(sound: Bool[Array, ''], new: PyTree, old: PyTree, one_device: bool) -> PyTree:
+  """Returns what is new where it is sound, else what was before. On one device this is a branch,
+  which copies memory: to choose takes a kernel for each leaf, which compile long."""
+  if one_device:
+    return jax.lax.cond(sound, lambda new, old: new, lambda new, old: old, new, old)
+  return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
 
 
 def _stay_finite(new: PyTree, old: PyTree, one_device: bool) -> list[Bool[Array, '']]:

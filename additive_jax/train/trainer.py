@@ -78,6 +78,7 @@ def gradient_on_mesh(
       batch = jax.tree.map(lambda a: a[batch], data)
     slots = device_slots(mesh, sampler, key, step, batch, shared_batch)
     options = {'axes': axes, 'reads': reads, 'specs': layout.pool, 'leaves': layout.leaves}
+    options['one_device'] = mesh.size == 1
     with surrounding(layout.around), shares.summing(layout.sums):
       return averaged_gradient(recipe, params, slots, **options)
 
@@ -85,7 +86,7 @@ def gradient_on_mesh(
     gradient,
     mesh=mesh,
     in_specs=(layout.pool, *[EVERYWHERE] * 4, row_spec(mesh, shared_batch), EVERYWHERE),
-    out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, EVERYWHERE, EVERYWHERE),
+    out_specs=AveragedOf(layout.pool, BY_SLOT, BY_SLOT, *[EVERYWHERE] * 3),
     axis_names=set(names),
     check_vma=False,  # the one reduction is written out in averaged_gradient, after differentiation
   )

@@ -15,7 +15,6 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
-from sklearn.decomposition import PCA
 
 from additive_jax.errors import UserError
 from additive_jax.report.figures import style
@@ -115,6 +114,8 @@ def _projected(features, sample):
   points, shares = np.zeros((len(features), 2)), np.zeros(2)
   count = min(2, features.shape[1], len(sample))
   if np.ptp(features[sample], axis=0).any():
+    from sklearn.decomposition import PCA  # takes long to load, and starts wait for nothing of it
+
     pca = PCA(count, random_state=0).fit(features[sample])
     points[:, :count] = pca.transform(features)
     shares[:count] = pca.explained_variance_ratio_
