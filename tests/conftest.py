@@ -54,8 +54,8 @@ def _pictures(request):
 
 @pytest.fixture(autouse=True)
 def _log_untouched():
-  """Commands take the package's log for themselves, also in a module's fixtures; every test finds it
-  as an import leaves it."""
+  """Commands take the package's log, also in fixtures of a module; each test finds it as an
+  import leaves it."""
   log = logging.getLogger('additive_jax')
 
   def untouch() -> None:
