@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -21,6 +22,7 @@ from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.files.quantities import bytes_text
+from additive_jax.files.waiting import waiting_for
 from additive_jax.parallel import processes
 from additive_jax.parallel.zero import bytes_rows
 from additive_jax.train.recipe import Loss
@@ -104,8 +106,10 @@ def _fit(session, trainer, num_steps, name, curves):
     if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
       log_bytes(name, trainer)
       trainer.last_step = num_steps
+    compiling = _said_once(f'{name}: compiling, and taking its first steps')
     if curves.clock is not None:
-      trainer.warm_up()
+      with next(compiling):
+        trainer.warm_up()
     with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
       while (step := trainer.step) < num_steps:
         if processes.agree(session.stopper.stop_requested):
@@ -113,7 +117,8 @@ def _fit(session, trainer, num_steps, name, curves):
           raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
         count = min(options.log_every - step % options.log_every, num_steps - step)
         started = time.perf_counter()
-        values = trainer.run(count)
+        with next(compiling):
+          values = trainer.run(count)
         seconds = time.perf_counter() - started
         clock.add(count, seconds)
         step += count
@@ -128,6 +133,14 @@ def _fit(session, trainer, num_steps, name, curves):
           checkpoints.save(step, trainer.state, meta=_notes(trainer))
     checkpoints.save(num_steps, trainer.state, meta=_notes(trainer), wait=True)
   say_speed(session, trainer, name, clock)
+
+
+def _said_once(what):
+  """Yields contexts, of which the first says what it waits for where that takes long."""
+  if processes.is_primary():
+    yield waiting_for(what)
+  while True:
+    yield contextlib.nullcontext()
 
 
 def _notes(trainer):

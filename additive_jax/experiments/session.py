@@ -40,7 +40,7 @@ from additive_jax.train.trainer import Trainer
 
 log = logging.getLogger('additive_jax')
 
-PORTION = 2**14  # structures that are ranked at once; between portions a run may be stopped
+PORTION = 2**14  # structures that are ranked at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +199,8 @@ class Session:
         none by those of all-on, in place of statistics of each structure's own.
 
     Raises:
-      Stopped: when the run was asked to stop while it ranked very many.
+      Stopped: when the run was asked to stop meanwhile; of several processes they all go on to the
+        end, since they may judge different sets.
     """
     if stored and not variables.get(BATCH_STATS):
       (variables,) = self.with_own_statistics([variables], [self.space.all_on()])
@@ -212,19 +213,35 @@ class Session:
       devices=self.machine.workers,
       recalibrate=self.data.train if self.has_statistics and not stored else False,
     )
+    if not isinstance(structures, np.ndarray):
+      structures = list(structures)
     if not isinstance(structures, np.ndarray) or len(structures) <= PORTION:
-      return scores(structures)
+      with Progress(len(structures), 'judging', unit='structure', brief=True) as progress:
+        return scores(structures, progress=self._advancing(progress))
     parts: list[Evaluation] = []
     order = np.lexsort(structures.T[::-1])  # those that share their first gates next to each other
     with Progress(len(order), 'ranking', unit='structure') as progress:
       for start in range(0, len(order), PORTION):
-        parts.append(scores(structures[order[start : start + PORTION]]))
-        progress.advance(len(parts[-1].loss))
-        if processes.process()[1] == 1:  # several may rank different sets
-          self.check_stop()
+        advance = self._advancing(progress, start, min(PORTION, len(order) - start))
+        parts.append(scores(structures[order[start : start + PORTION]], progress=advance))
     back = np.argsort(order)
     joined = {name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores}
     return Evaluation.of({name: values[back] for name, values in joined.items()})
+
+  def _advancing(self, progress: Progress, start: int = 0, size: int | None = None) -> Any:
+    """Returns what moves a bar by the share that is done of `size` of its units, and stops there
+    when the run was asked to."""
+    count, done = progress.total or 0 if size is None else size, start
+
+    def advance(share: float) -> None:
+      nonlocal done
+      now = start + int(share * count)
+      progress.advance(now - done)
+      done = now
+      if processes.process()[1] == 1:
+        self.check_stop()
+
+    return advance
 
   def with_own_statistics(
     self, pools: Sequence[PyTree], structures: Iterable[StructureLike]

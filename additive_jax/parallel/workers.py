@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import queue
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TypeVar
 
 import jax
@@ -38,9 +38,9 @@ def workers(devices: Sequence[jax.Device] | None = None) -> list[jax.Device]:
 
 def spread(
   jobs: Iterable[Job], run: Callable[[Job, jax.Device], Result], devices: Sequence[jax.Device]
-) -> Iterator[tuple[Job, Result]]:
+) -> Generator[tuple[Job, Result], None, None]:
   """Runs `run(job, device)` for every job on a pool of worker threads; yields (job, result) as they
-  end.
+  end. When the generator is closed, jobs that have not begun are dropped.
 
   >>> sorted(spread([1, 2, 3], lambda job, device: 10 * job, workers()))
   [(1, 10), (2, 20), (3, 30)]

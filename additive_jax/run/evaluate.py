@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from additive_jax import run
 from additive_jax.batches import num_examples, rows, shapes_of
 from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError, checked_size
+from additive_jax.files.waiting import waiting_for
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
 from additive_jax.models.additive import canonical, gate_names, sites_of
 from additive_jax.models.contract import check_pool, statistics_of
@@ -38,6 +40,8 @@ DEFAULT_TILE_ROWS = 16384
 SLOT_BYTES = {'cpu': 24 * 2**20}
 DEFAULT_SLOT_BYTES = 2**30
 MOST_ROUNDS = 64
+
+Progress: TypeAlias = Callable[[float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,7 @@ def evaluate_structures(
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
   recalibrate: Any = None,
+  progress: Progress | None = None,
 ) -> Evaluation:
   """Returns loss and metrics of structures by shared-prefix evaluation: structures that agree on
   their first gates share that work.
@@ -114,6 +119,8 @@ def evaluate_structures(
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
     recalibrate: for BatchNorms, training examples that give each structure statistics of its own,
       as `recalibrate` does; None judges by those stored, and warns; False does not warn.
+    progress: called with the share of the work that is done, 0 to 1, after each piece of it; what
+      it raises ends the evaluation.
 
   Raises:
     UserError: for too many structures, and where pool, examples, task and model do not suit.
@@ -135,12 +142,15 @@ def evaluate_structures(
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
   given = chosen, (x, y), workers.workers(devices), batch_size, memory_limit
+  tell = progress or (lambda share: None)
   judge = functools.partial(_judge, model, *given)
   if is_stored:
-    sums = judge(bits, variables)
+    sums = judge(bits, variables, tell)
   else:
-    each = zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate))
-    sums = [np.concatenate(parts) for parts in zip(*(judge(row[None], own) for row, own in each))]
+    each: list[list[Any]] = []
+    for row, own in zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate)):
+      each.append(judge(row[None], own, lambda share: tell((len(each) + share) / len(bits))))
+    sums = [np.concatenate(parts) for parts in zip(*each)]
   return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
 
 
@@ -149,11 +159,11 @@ def _bits(model, structures):
   return all_bits(num_gates) if structures is None else bits_of(structures, num_gates)
 
 
-def _judge(model, task, batch, devices, batch_size, memory_limit, bits, variables):
+def _judge(model, task, batch, devices, batch_size, memory_limit, bits, variables, tell):
   """Returns the sums over all examples of what `Task.statistics` gives, of structures."""
   tile, plans = _plans(model, shapes_of(batch[0], batch_size), bits, devices, memory_limit)
   program = _program(model, task, tile, devices[0].platform)
-  return _sums(program, variables, batch, batch_size, plans, devices)
+  return _sums(program, variables, batch, batch_size, plans, devices, tell)
 
 
 def _examples(batch):
@@ -202,7 +212,7 @@ def _plans(model, x, bits, devices, memory_limit):
   return tile, [prefix.plan(bits[i : i + size], rounds, width, sites, keep=keep) for i in starts]
 
 
-def _sums(program, variables, batch, batch_size, plans, devices):
+def _sums(program, variables, batch, batch_size, plans, devices, tell):
   """Returns the sums of `Task.statistics` of each structure over all examples, each [S, K]."""
   placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
@@ -216,13 +226,18 @@ def _sums(program, variables, batch, batch_size, plans, devices):
     )
     with compiling[device]:  # else every thread would compile the same program
       if device not in compiled:
-        call(jax.tree.map(np.zeros_like, plans[0]))
+        with waiting_for('compiling the judging of structures'):
+          call(jax.tree.map(np.zeros_like, plans[0]))
         compiled.add(device)
     return call(plans[number])
 
   starts = range(0, num_examples(batch), batch_size)
   jobs = [(start, number) for start in starts for number in range(len(plans))]
-  results = dict(workers.spread(jobs, work, devices))
+  results = {}
+  with contextlib.closing(workers.spread(jobs, work, devices)) as finished:
+    for job, result in finished:
+      results[job] = result
+      tell(len(results) / len(jobs))
   # Added up in this order whoever was first, so that the sum is the same each time.
   sums: list[list[Any]] = [[0.0] * len(results[jobs[0]]) for _ in plans]
   for start, number in jobs:

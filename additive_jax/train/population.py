@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from additive_jax.data import Data, Order, checked
 from additive_jax.errors import UserError, checked_seed
+from additive_jax.files.waiting import waiting_for
 from additive_jax.gates.networks import canonical
 from additive_jax.gates.structure import Structure, StructureLike
 from additive_jax.models.additive import initial, space_of
@@ -202,7 +203,8 @@ class Population:
       if (device, len(indices)) in self._compiled:
         return self._member(structure, program(*arguments))
       with self._locks[device]:  # else every thread would compile the same program
-        member = self._member(structure, program(*arguments))
+        with waiting_for('compiling, and training the first network alone'):
+          member = self._member(structure, program(*arguments))
         self._compiled.add((device, len(indices)))
         return member
 
