@@ -36,6 +36,7 @@ def get_config():
   config.data.sequence_length = 32
   config.data.train_examples = 256
   config.data.test_examples = 512
+  config.data.valid_examples = 512
   config.model.name = 'transformer'
   config.model.num_blocks = 4
   config.model.width = 32
