@@ -38,7 +38,10 @@ class LastLayer(NamedTuple):
 
 
 def has_last_layer(model: nn.Module) -> bool:
-  """Returns whether a network gives its last layer apart."""
+  """Returns whether a network, or the one that it is around, gives its last layer apart."""
+  inner = getattr(getattr(model, 'network', None), 'module', None)
+  if isinstance(inner, nn.Module):
+    return has_last_layer(inner)
   return callable(getattr(type(model), 'last_layer', None))
 
 
