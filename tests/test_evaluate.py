@@ -1,5 +1,7 @@
 """Evaluation of many structures against a plain loop over static ones."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,14 @@ import optax
 import pytest
 import tiny
 
+import additive_jax as aj
 from additive_jax import Additive, UserError, evaluate_structures, static
+from additive_jax.batches import shapes_of
 from additive_jax.gates.structure import all_bits, all_structures
 from additive_jax.models import MLP
+from additive_jax.models.last_layer import LastLayer
+from additive_jax.parallel import processes
+from additive_jax.run import sizing, summary
 from additive_jax.run.evaluate import evaluate_one
 from additive_jax.run.objectives import CrossEntropy
 from additive_jax.run.tasks import Task
@@ -111,9 +118,9 @@ def test_bounded_memory(variables, batch, table, memory_limit, monkeypatch):
   held = []
   run_plan = prefix.run_plan
 
-  def watched(model, variables, x, plan, finish, *, tile):
+  def watched(model, variables, x, plan, finish, *, tile, read):
     held.append(plan.slots + 1)
-    return run_plan(model, variables, x, plan, finish, tile=tile)
+    return run_plan(model, variables, x, plan, finish, tile=tile, read=read)
 
   monkeypatch.setattr(prefix, 'run_plan', watched)
   got = evaluate_structures(
@@ -273,3 +280,95 @@ def test_evaluate_one(variables, batch, table, batch_size):
     scores = TASK.finish(sums, TASK.facts(batch[1]))
     np.testing.assert_allclose(list(scores.values()), [table[0][value], table[1][value]], **CLOSE)
   assert evaluate._cache_size() == 1
+
+
+LARGE = aj.models.Transformer(2, 8, 2, 16, num_classes=9000, num_tokens=9000, causal=True)
+
+
+@pytest.fixture(scope='module')
+def text():
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 9000, (6, 8))
+  y = np.where(rng.random((6, 8)) < 0.7, np.roll(x, -1, 1), -100)
+  variables = jax.jit(LARGE.init)(jax.random.key(0), x[:1])
+  return jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape), variables), (x, y)
+
+
+def test_the_loss_over_a_large_vocabulary_goes_through_it_in_pieces(text, monkeypatch):
+  """What it gives is what all logits give, of tokens that count alone; and there are none."""
+  variables, (x, y) = text
+  task = Task('language', metrics=('accuracy', 'perplexity'), ignore_label=-100)
+  structures, seen = ['1111', '0101', '1000'], []
+  summarised = summary.summarised
+  monkeypatch.setattr(
+    summary, 'summarised', lambda *given: seen.append(given[0].x.shape) or summarised(*given)
+  )
+  got = evaluate_structures(LARGE, variables, (x, y), structures, task=task, batch_size=4)
+  assert seen
+  logits = [np.asarray(aj.static(LARGE, variables, x, s), np.float64) for s in structures]
+  counts = y != -100
+  for k, values in enumerate(logits):
+    chosen = np.take_along_axis(values, np.maximum(y, 0)[..., None], -1)[..., 0]
+    losses = np.log(np.exp(values).sum(-1)) - chosen
+    np.testing.assert_allclose(got.loss[k], losses[counts].mean(), rtol=2e-6)
+    right = (values.argmax(-1) == y)[counts].mean()
+    np.testing.assert_allclose(got.accuracy[k], right, rtol=1e-6)
+  np.testing.assert_allclose(got.metrics['perplexity'], np.exp(got.loss), rtol=1e-6)
+  seen.clear()
+  ranked = dataclasses.replace(task, metrics=('top5',))
+  whole = evaluate_structures(LARGE, variables, (x, y), structures, task=ranked, batch_size=4)
+  assert not seen
+  np.testing.assert_allclose(whole.loss, got.loss, rtol=2e-6)
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_summaries_of_pieces_that_overlap(tied):
+  rng = np.random.default_rng(0)
+  x, kernel, bias = (rng.normal(size=shape).astype('f4') for shape in ((7, 3), (3, 11), (11,)))
+  labels = rng.integers(0, 11, 7)
+  last = LastLayer(jnp.asarray(x), jnp.asarray(kernel.T if tied else kernel), bias, tied)
+  logits = x.astype(float) @ kernel + bias
+  label = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+  logits[np.arange(7), labels] = -np.inf
+  for piece in (1, 4, 11, 20):
+    found = summary.summarised(last, jnp.asarray(labels), piece)
+    log_sum = np.logaddexp.reduce(np.c_[logits, label], axis=1)
+    for got, want in zip(found, (log_sum, label, logits.max(1))):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_long_examples_are_walked_one_by_one_and_shared_out(text):
+  """Leave-one-out runs each site as often as its arithmetic says, in a few slots; no worker idles,
+  and what streams and logits take says how many examples are together."""
+  x = np.zeros((8, 512), int)
+  model = aj.models.Transformer(
+    20, 8, 2, 16, num_classes=9000, num_tokens=9000, causal=True, max_tokens=512
+  )
+  devices = jax.devices()[:1] * 2
+  task = Task('language')
+  assert sizing.batch_size(model, task, x, x, devices) == 4
+  assert sizing.batch_size(model, task, x[:1], x[:1], devices) == 1
+  in_full = Task('language', metrics=('top5',))  # 18 MB of logits an example
+  assert sizing.batch_size(model, in_full, x, x, devices) == 2
+  assert sizing.batch_size(LARGE, in_full, *text[1], devices) == 64
+  count = 40
+  bits = np.unique(np.r_[~np.eye(count, dtype=bool), np.ones((1, count), bool)], axis=0)
+  tile, walks = sizing.plans(model, shapes_of(x, 4), bits, devices, None, jobs=2)
+  assert (tile, len(walks), walks[0].slots) == (1, 1, 4)
+  assert walks[0].count.sum() == count + sum(range(count))  # and i others for the one without i
+  _, walks = sizing.plans(model, shapes_of(x, 8), bits, devices, None, jobs=1)
+  assert len(walks) == 4
+  # Where no path has room, as before.
+  tight = sizing.plans(model, shapes_of(x, 4), bits, devices, 3 * 4 * 512 * 8 * 4, jobs=2)[1]
+  assert tight[0].slots <= 3
+
+
+def test_a_pool_that_is_on_the_device_is_not_copied(variables, batch, monkeypatch):
+  fetched = []
+  monkeypatch.setattr(processes, 'to_host', lambda tree: fetched.append(1) or tree)
+  device = jax.devices()[0]
+  there = jax.device_put(variables, device)
+  evaluate_structures(MODEL, there, batch, [3], devices=[device])
+  assert not fetched
+  evaluate_structures(MODEL, jax.device_get(variables), batch, [3], devices=[device])
+  assert fetched

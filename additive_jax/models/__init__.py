@@ -10,6 +10,7 @@ from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.dropout import Dropout
 from additive_jax.models.mlp import MLP
 from additive_jax.models.moe import Experts
+from additive_jax.models.parallel_pairs import ParallelPairs
 from additive_jax.models.plain import VGG, LeNet
 from additive_jax.models.projected import Projected
 from additive_jax.models.routing import Routing
@@ -28,6 +29,7 @@ __all__ = [
   'Experts',
   'LeNet',
   'Modules',
+  'ParallelPairs',
   'Projected',
   'Routing',
   'Transformer',

@@ -21,6 +21,7 @@ from additive_jax.models.kinds import (
   check_kinds,
   check_sizes,
 )
+from additive_jax.models.last_layer import LastLayer, of_dense
 
 
 class Head(nn.Module):
@@ -28,9 +29,15 @@ class Head(nn.Module):
 
   num_classes: int
 
-  @nn.compact
+  def setup(self) -> None:
+    self.norm, self.out = nn.LayerNorm(), nn.Dense(self.num_classes)
+
   def __call__(self, h: Float[Array, 'B *axes D']) -> Float[Array, 'B *axes C']:
-    return nn.Dense(self.num_classes, name='out')(nn.LayerNorm(name='norm')(h))
+    return self.out(self.norm(h))
+
+  def last_layer(self, h: Float[Array, 'B *axes D']) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
+    return of_dense(self.norm(h), self.out)
 
 
 class MLP(Additive):

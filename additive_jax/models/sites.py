@@ -27,7 +27,7 @@ class Site:
   """Which gates a site owns.
 
   Attributes:
-    label: the first part of its gates' names: the module's name, with / for __.
+    label: the first part of its gates' names: the module's `label`, or its name, with / for __.
     names: of its gates, in order.
     start: number of its first gate in the structure.
     adds: True for the simple form, whose module returns the value to add.
@@ -107,7 +107,7 @@ def read_sites(modules: Sequence[nn.Module]) -> tuple[Site, ...]:
     names = getattr(module, 'gates', None)
     if expected := wrong_gates(names):
       raise UserError(f'site {module.name!r} with gates {names!r}: {expected}')
-    label = str(module.name).replace('__', '/')
+    label = getattr(module, 'label', None) or str(module.name).replace('__', '/')
     casts = names is not None and getattr(module, 'casts', False) is True
     names, adds = (RESIDUAL,) if names is None else tuple(names), names is None
     site = Site(label, names, start, adds, casts)

@@ -27,6 +27,7 @@ from additive_jax.models.kinds import (
   check_kinds,
   check_sizes,
 )
+from additive_jax.models.last_layer import LastLayer
 from additive_jax.models.mlp import Head
 from additive_jax.models.moe import Experts, MixtureOfExperts
 from additive_jax.models.routing import Routing, linear_router
@@ -82,6 +83,10 @@ class TokenNetwork(Additive):
   def readout(self, h: Float[Array, 'B T D']) -> Logits:
     """Returns the logits: of each token, [B, T, C], or of an image, [B, C]."""
     return self.head(h if self.num_tokens else h.mean(1))
+
+  def last_layer(self, h: Float[Array, 'B T D']) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
+    return self.head.last_layer(h if self.num_tokens else h.mean(1))
 
 
 class Transformer(TokenNetwork):
@@ -197,9 +202,14 @@ class Transformer(TokenNetwork):
 
   def readout(self, h: Stream) -> Logits:
     """Returns the logits of a stream, of the mean over its lanes if it has some."""
-    if LANE in self.gates:
-      h = lane_mean(h, axis=1)
-    return super().readout(h)
+    return super().readout(self._joined(h))
+
+  def last_layer(self, h: Stream) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
+    return super().last_layer(self._joined(h))
+
+  def _joined(self, h: Stream) -> Float[Array, 'B T D']:
+    return lane_mean(h, axis=1) if LANE in self.gates else h
 
 
 def check_choices(positions: str, unit: str) -> None:

@@ -22,24 +22,16 @@ from additive_jax.data.weights import checked_weights
 from additive_jax.errors import UserError, checked_size
 from additive_jax.files.waiting import waiting_for
 from additive_jax.gates.structure import StructureLike, all_bits, bits_of
-from additive_jax.models.additive import canonical, gate_names, sites_of
+from additive_jax.models.additive import canonical, gate_names
 from additive_jax.models.contract import check_pool, statistics_of
+from additive_jax.models.last_layer import last_layer
 from additive_jax.parallel import processes, workers
-from additive_jax.run import prefix, recalibration
+from additive_jax.run import prefix, recalibration, sizing, summary
 from additive_jax.run.expected import check_task, expected_of
 from additive_jax.run.objectives import LossFunction
 from additive_jax.run.tasks import LOSS, Task, task_of
 
 log = logging.getLogger('additive_jax')
-
-# Rows of one matmul: enough to reach its full rate, few enough that activations stay in a core's
-# cache.
-TILE_ROWS = {'cpu': 512}
-DEFAULT_TILE_ROWS = 16384
-# A core's share of the last-level cache on CPU; room for a few thousand structures elsewhere.
-SLOT_BYTES = {'cpu': 24 * 2**20}
-DEFAULT_SLOT_BYTES = 2**30
-MOST_ROUNDS = 64
 
 Progress: TypeAlias = Callable[[float], None]
 
@@ -95,7 +87,7 @@ def evaluate_structures(
   task: str | Task | LossFunction = 'classification',
   loss: str | LossFunction = '',
   metrics: Sequence[Any] | None = None,
-  batch_size: int = 256,
+  batch_size: int | None = None,
   memory_limit: int | None = None,
   devices: list[jax.Device] | None = None,
   recalibrate: Any = None,
@@ -114,7 +106,8 @@ def evaluate_structures(
     structures: anything `Space.parse` takes, or bool [S, n]; None is all 2^n in integer order.
     task: a name or a `Task`, see `tasks`, or a loss of your own.
     loss, metrics: in place of the task's.
-    batch_size: examples that are evaluated together.
+    batch_size: examples that are evaluated together; None is 256, or as many as streams and logits
+      suit the device's memory and all workers have a share of.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
     recalibrate: for BatchNorms, training examples that give each structure statistics of its own,
@@ -131,17 +124,19 @@ def evaluate_structures(
   (8,)
   """
   x, y, count = _examples(batch)
+  chosen, devices = task_of(task, loss, metrics), workers.workers(devices)
+  if batch_size is None:
+    batch_size = sizing.batch_size(model, chosen, x, y, devices)
   batch_size = min(checked_size(batch_size, 'batch_size'), count)
   bits = _bits(model, structures)
   if is_stored := (recalibrate is None or recalibrate is False):
     check_pool(model, variables, rows(x, slice(batch_size)))
     _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
-  chosen = task_of(task, loss, metrics)
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
-  given = chosen, (x, y), workers.workers(devices), batch_size, memory_limit
+  given = chosen, (x, y), devices, batch_size, memory_limit
   tell = progress or (lambda share: None)
   judge = functools.partial(_judge, model, *given)
   if is_stored:
@@ -161,8 +156,10 @@ def _bits(model, structures):
 
 def _judge(model, task, batch, devices, batch_size, memory_limit, bits, variables, tell):
   """Returns the sums over all examples of what `Task.statistics` gives, of structures."""
-  tile, plans = _plans(model, shapes_of(batch[0], batch_size), bits, devices, memory_limit)
-  program = _program(model, task, tile, devices[0].platform)
+  x, jobs = shapes_of(batch[0], batch_size), -(-num_examples(batch) // batch_size)
+  tile, plans = sizing.plans(model, x, bits, devices, memory_limit, jobs)
+  brief = sizing.is_brief(model, task, x, batch[1])
+  program = _program(model, task, tile, devices[0].platform, brief)
   return _sums(program, variables, batch, batch_size, plans, devices, tell)
 
 
@@ -196,25 +193,9 @@ def _warn_of_stored(model, x, bits):
     )
 
 
-def _plans(model, x, bits, devices, memory_limit):
-  """Returns the tile of `prefix.run_plan`, and plans of one shape that cover the structures: as
-  large as memory allows, and enough of them that all workers have some to do."""
-  platform = devices[0].platform
-  limit = memory_limit or SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES)
-  bytes_of_slot, positions = prefix.slot_size(model, x)
-  share = -(-len(bits) // len(set(devices)))
-  sites = sites_of(model)
-  rounds, width, keep = _rounds(max(1, limit // bytes_of_slot - 1), share, len(sites))
-  tile = max(1, TILE_ROWS.get(platform, DEFAULT_TILE_ROWS) // positions)
-  tile = min(_power(tile), width)  # divides the width, so that no slot is spent on padding
-  size = rounds * width
-  starts = range(0, len(bits), size)
-  return tile, [prefix.plan(bits[i : i + size], rounds, width, sites, keep=keep) for i in starts]
-
-
 def _sums(program, variables, batch, batch_size, plans, devices, tell):
   """Returns the sums of `Task.statistics` of each structure over all examples, each [S, K]."""
-  placed = {device: jax.device_put(processes.to_host(variables), device) for device in set(devices)}
+  placed = {device: _placed(variables, device) for device in set(devices)}
   compiling = {device: threading.Lock() for device in set(devices)}
   compiled = set()
 
@@ -245,6 +226,13 @@ def _sums(program, variables, batch, batch_size, plans, devices, tell):
     for k, part in enumerate(results[start, number]):
       sums[number][k] = sums[number][k] + part[:size].astype(np.float64)
   return [np.concatenate(parts) for parts in zip(*sums)]
+
+
+def _placed(variables, device):
+  """Returns a pool on a device; one that is there is not copied."""
+  there = lambda leaf: isinstance(leaf, jax.Array) and leaf.devices() == {device}
+  is_there = all(map(there, jax.tree.leaves(variables)))
+  return jax.device_put(variables if is_there else processes.to_host(variables), device)
 
 
 def as_batch(batch: Any) -> tuple[Any, Any]:
@@ -308,33 +296,13 @@ def evaluate_one(
   return tuple(jnp.split(sums, np.cumsum(sizes)[:-1]))
 
 
-def _rounds(slots, share, num_sites):
-  """Returns how to cut a worker's share of structures: rounds of a plan, their width, and the
-  levels of a path that may stay from one to the next.
-
-  One round where the slots hold the share, else the widest rounds whose slots leave room for a
-  path, and about four plans for each worker, so that none idles for long at the end.
-  """
-  width = _power(slots)
-  if width >= share:
-    return 1, _power(2 * share - 1), -1
-  room = 2 * num_sites + 1
-  if slots - width < room and width > 2 * room:
-    width //= 2
-  keep = min(num_sites, (slots - width - 1) // 2)
-  if keep < 0:
-    return 1, width, -1
-  return min(MOST_ROUNDS, _power(-(-share // (4 * width)))), width, keep
-
-
-def _power(number):
-  """Returns the largest power of two that is not above `number`."""
-  return 1 << (number.bit_length() - 1)
-
-
 @functools.lru_cache(maxsize=32)
-def _program(model, task, tile, platform):
+def _program(model, task, tile, platform, brief):
   judge = jax.vmap(task.statistics, in_axes=(0, None))
+
+  def summarise(variables, y, h):
+    labels = jnp.concatenate([task.clean(y).astype(jnp.int32)] * tile)
+    return summary.summarised(last_layer(model, variables, h), labels)
 
   def evaluate(variables, x, y, fresh, plan):
     sizes = []
@@ -345,7 +313,8 @@ def _program(model, task, tile, platform):
       values = jnp.concatenate(parts, axis=-1)  # [W, B, K]
       return jnp.where(fresh[:, None] > 0, values, 0).sum(1)
 
-    sums = prefix.run_plan(model, variables, x, plan, finish, tile=tile)
+    read = functools.partial(summarise, variables, y) if brief else None
+    sums = prefix.run_plan(model, variables, x, plan, finish, tile=tile, read=read)
     return tuple(jnp.split(sums, np.cumsum(sizes)[:-1], axis=-1))
 
   options = workers.SINGLE_THREAD if platform == 'cpu' else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from additive_jax.batches import is_array
 from additive_jax.errors import UserError, did_you_mean
 from additive_jax.run.metrics import (
   MeanMetric,
@@ -25,21 +26,26 @@ from additive_jax.run.metrics import (
 from additive_jax.run.objectives import (
   CrossEntropy,
   Losses,
+  LossFunction,
   Outputs,
   Targets,
   as_float,
   check_shapes,
+  is_soft,
   labels_of,
   one_output,
 )
+from additive_jax.run.summary import Summary
 
 
-def accuracy(outputs: Outputs, y: Targets) -> Losses:
+def accuracy(outputs: Outputs | Summary, y: Targets) -> Losses:
   """Returns 1 where the label's logit is larger than every other.
 
   >>> accuracy(jnp.array([[0.0, 0.0], [2.0, 1.0]]), jnp.array([0, 0])).tolist()
   [0.0, 1.0]
   """
+  if isinstance(outputs, Summary):
+    return outputs.right
   # An argmax takes ten times as long on CPU, where it is not vectorised.
   y = labels_of(y)
   labelled = jnp.take_along_axis(outputs, y[..., None], axis=-1)[..., 0]
@@ -241,6 +247,19 @@ METRICS: dict[str, tuple[Metric, ...]] = {
   ),
 }
 RANKED = ('classification', 'language')  # those that have top_k, of any k
+
+
+def takes_summary(loss: LossFunction, metrics: Sequence[Metric], y: Targets) -> bool:
+  """Returns whether a loss and metrics can be told from a `Summary` of the logits.
+
+  >>> takes_summary(CrossEntropy(), [Perplexity()], np.array([[1, 0]]))
+  True
+  >>> takes_summary(CrossEntropy(), [metric_of('top5', 'language')], np.array([[1, 0]]))
+  False
+  """
+  known = _ACCURACY, Perplexity()
+  is_labels = is_array(y) and not is_soft(y)
+  return is_labels and loss == CrossEntropy() and all(metric in known for metric in metrics)
 
 
 def metric_of(metric: str | Metric | Callable[[Any, Any], Any], task: str) -> Metric:

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float, Integer, Shaped
 
 from additive_jax.errors import UserError
+from additive_jax.run.summary import Summary
 
 Outputs = Float[Array | np.ndarray, '...']
 Targets = Shaped[Array | np.ndarray, '...']
@@ -59,8 +60,10 @@ class CrossEntropy:
     if not 0 <= self.label_smoothing < 1:
       raise UserError(f'label_smoothing {self.label_smoothing}: expected a share in [0, 1)')
 
-  def __call__(self, outputs: Outputs, y: Targets) -> Losses:
-    """Returns the loss of each example or token."""
+  def __call__(self, outputs: Any, y: Targets) -> Losses:
+    """Returns the loss of each example or token; of a `Summary`, that of labels."""
+    if isinstance(outputs, Summary):
+      return outputs.losses
     if is_soft(y):
       check_shapes(outputs, y, 'shares of classes')
       return optax.softmax_cross_entropy(outputs, optax.smooth_labels(y, self.label_smoothing))

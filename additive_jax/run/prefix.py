@@ -33,6 +33,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,6 +47,7 @@ from additive_jax.gates.structure import StructureLike, bits_of
 from additive_jax.models.additive import (
   Inputs,
   Site,
+  Stream,
   canonical,
   embed,
   gate_names,
@@ -95,6 +97,11 @@ class Plan:
     """How many structures a plan of this shape may have."""
     return self.leaf.size
 
+  @property
+  def used(self) -> int:
+    """How many of the slots are used."""
+    return 1 + max(int(self.target.max(initial=0)), int(self.leaf.max(initial=0)))
+
 
 def plan(
   bits: Bool[np.ndarray, 'S n'],
@@ -123,11 +130,13 @@ def plan(
   leaf = np.zeros((rounds, width), np.int32)
 
   common = _common_sites(bits, sites)
-  path, known = np.array([0]), 0  # slots of the first node after 0, 1, … sites; sites computed
+  # Slots of the first node after 0, 1, … sites; how many sites are computed; which nodes are kept.
+  path, known, kept = np.array([0]), 0, np.array([0])
   for r, start in enumerate(range(0, len(bits), width)):
     stop = min(start + width, len(bits))
-    num_staying = min(common[stop], keep) if stop < len(bits) else -1
-    free = np.setdiff1d(np.arange(slots), path[: known + 1])
+    # Nodes that others branch off from later; the deepest is where the next round begins.
+    staying = np.unique(np.minimum(np.minimum.accumulate(common[stop : len(bits)]), keep))
+    free = np.setdiff1d(np.arange(slots), path[kept])
     first, slot = np.array([start]), path[:1]  # of each node: its first structure, its slot
     next_path = slot
     for i, site in enumerate(sites):
@@ -138,7 +147,7 @@ def plan(
       runs[0] &= known <= i
       last = np.r_[parent[1:] != parent[:-1], True]
       shares = np.bincount(parent, weights=~on)[parent] > 0  # an off sibling needs that slot
-      is_staying = np.isin(slot[parent], next_path[: num_staying + 1])
+      is_staying = np.isin(slot[parent], next_path[staying[staying <= i]])
       inherits = runs & last & ~shares & ~is_staying
       child_slot = slot[parent]
       fresh = np.flatnonzero(runs & ~inherits)
@@ -154,7 +163,7 @@ def plan(
       first, slot = child, child_slot
       next_path = np.r_[next_path, slot[-1]]
     leaf[r, : len(slot)] = slot
-    path, known = next_path, num_staying
+    path, known, kept = next_path, max(staying, default=-1), staying
   return Plan(count, source, target, inner, leaf, np.array(len(bits), np.int32), slots)
 
 
@@ -172,6 +181,7 @@ def run_plan(
   finish: Callable[..., Shaped[Array, 'T ...']],
   *,
   tile: int,
+  read: Callable[[Stream], Any] | None = None,
 ) -> Shaped[Array, 'capacity ...']:
   """Walks a plan on the device and applies `finish` to each structure's logits.
 
@@ -181,6 +191,8 @@ def run_plan(
     tile: T, how many prefixes share one pass through a branch. Static; divides the width of a
       round. The last pass of a level may be partly idle, so a tile should be no wider than fills
       the machine.
+    read: what `finish` gets in place of logits, from the streams [T·B, ...] of T structures to
+      arrays [T·B, ...].
 
   Returns:
     What `finish` gave, in the order of the set; rows from its size on are undefined.
@@ -202,11 +214,14 @@ def run_plan(
   buffers = [jnp.zeros((plan.slots + 1, *stream.shape), stream.dtype) for stream in shapes]
   buffers[0] = buffers[0].at[0].set(stream_of(first))
 
+  def finish_streams(h):
+    split = lambda leaf: leaf.reshape(tile, -1, *leaf.shape[1:])
+    return finish(jax.tree.map(split, read(h) if read else readout(model, variables, h)))
+
   def finish_tile(r, last, t, out):
     reads = jax.lax.dynamic_slice_in_dim(plan.leaf[r], t * tile, tile)
     h = jnp.concatenate([last[reads[w]] for w in range(tile)])
-    logits = readout(model, variables, with_stream(sides, h))
-    result = finish(logits.reshape(tile, -1, *logits.shape[1:]))
+    result = finish_streams(with_stream(sides, h))
     return jax.lax.dynamic_update_slice_in_dim(out, result, r * width + t * tile, 0)
 
   def run_round(r, carry):
@@ -220,10 +235,14 @@ def run_plan(
     finish_last = functools.partial(finish_tile, r, buffers[-1])
     return buffers, jax.lax.fori_loop(0, -(-size // tile), finish_last, out)
 
-  logits = jax.eval_shape(lambda v, h: readout(model, v, h), variables, streams[-1])
-  result = jax.eval_shape(finish, jax.ShapeDtypeStruct((tile, *logits.shape), logits.dtype))
+  result = jax.eval_shape(finish_streams, jax.tree.map(_tiled(tile), streams[-1]))
   out = jnp.zeros((rounds * width, *result.shape[1:]), result.dtype)
   return jax.lax.fori_loop(0, -(-plan.size // width), run_round, (buffers, out))[1]
+
+
+def _tiled(tile):
+  """Returns a function that gives the shape of as many batches as a tile has prefixes."""
+  return lambda leaf: jax.ShapeDtypeStruct((tile * leaf.shape[0], *leaf.shape[1:]), leaf.dtype)
 
 
 def _step(model, variables, index, sides, h, inner):

@@ -38,6 +38,7 @@ from additive_jax.run.objectives import (
   check_values,
   is_soft,
 )
+from additive_jax.run.summary import Summary
 
 # By task the names of its losses, the first by default, and how many metrics it has by default.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -268,10 +269,11 @@ class Task:
     `scores`, each [B, K].
 
     Args:
-      outputs: of one structure.
+      outputs: of one structure; or their summary, of a task that takes it.
       y: targets [B, ...].
     """
-    outputs, targets, weight = as_float(outputs), self.clean(y), self.weights(y)
+    outputs = outputs if isinstance(outputs, Summary) else as_float(outputs)
+    targets, weight = self.clean(y), self.weights(y)
     losses = self._losses(outputs, targets)
     targets = targets.y if isinstance(targets, Taught) else targets
     if self.class_weights:
