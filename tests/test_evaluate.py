@@ -13,6 +13,7 @@ import tiny
 import additive_jax as aj
 from additive_jax import Additive, UserError, evaluate_structures, static
 from additive_jax.batches import shapes_of
+from additive_jax.errors import Stopped
 from additive_jax.gates.structure import all_bits, all_structures
 from additive_jax.models import MLP
 from additive_jax.models.last_layer import LastLayer
@@ -372,3 +373,19 @@ def test_a_pool_that_is_on_the_device_is_not_copied(variables, batch, monkeypatc
   assert not fetched
   evaluate_structures(MODEL, jax.device_get(variables), batch, [3], devices=[device])
   assert fetched
+
+
+def test_progress_is_told_up_to_the_end():
+  model = MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
+  x, y = np.ones((10, 6), np.float32), np.zeros(10, np.int32)
+  variables, shares = model.init(jax.random.key(0), x), []
+  evaluate_structures(model, variables, (x, y), batch_size=4, progress=shares.append)
+  assert shares == sorted(shares)
+  assert len(shares) >= 3
+  assert shares[-1] == 1.0
+
+  def stop(share):
+    raise Stopped(f'at {share}')
+
+  with pytest.raises(Stopped):
+    evaluate_structures(model, variables, (x, y), progress=stop)

@@ -1,5 +1,6 @@
 """What a run says of itself: what it costs, of which split a loss is, what one seed cannot tell."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 import tiny
 
 from additive_jax.errors import UserError
-from additive_jax.experiments import cost, cotrain, stochastic, sweep
+from additive_jax.experiments import cost, cotrain, stage_cost, stochastic, sweep
 from additive_jax.experiments.compress.page import _facts, _nothing_removed
 from additive_jax.experiments.compress.tables import nothing_removed
 from additive_jax.experiments.dna import _shallow_dearer
@@ -101,7 +102,7 @@ def test_tables_of_pages_leave_out_intervals_that_are_not_there():
 
 def test_a_sweep_says_what_it_costs_and_is_refused_above_the_limit(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, 'FEW_STEPS', 10)
-  monkeypatch.setattr(cost, '_timed', lambda session, structure: (2.0, 30.0))
+  monkeypatch.setattr(cost, '_timed', lambda session, structure: cost.Times(2.0, 30.0, 7.0))
   options = {'num_seeds': 2, 'sweep.modes': ('standalone',), 'limit': 0.01}
   with pytest.raises(UserError) as error:
     sweep.run(tiny.config('sweep', options), tmp_path / 'run', devices=1)
@@ -114,9 +115,9 @@ def test_a_sweep_says_what_it_costs_and_is_refused_above_the_limit(tmp_path, mon
 
   def opened():
     with open_session(config, tmp_path / 'run', check=sweep.STUDY.check) as session:
-      # 16 trainings of 15 steps of 2 s, and 30 s each to judge.
-      total = 16 * (15 * 2.0 + 30.0)
-      assert cost.estimate(session, sweep._work(session)) * len(cost.workers.workers()) == total
+      # 16 trainings of 15 steps of 2 s, and 30 s each to judge; one program is compiled in 7 s.
+      total = 16 * (15 * 2.0 + 30.0) / len(cost.workers.workers()) + 7.0
+      assert cost.estimate(session, sweep._work(session)) == total
       halved = session.with_options({'sweep.halving': 2, 'sweep.rungs': 3})
       assert rung_sizes(halved, 8) == [(4, 8), (8, 4), (15, 2)]
 
@@ -143,7 +144,7 @@ def test_a_default_refuses_no_small_network(tmp_path):
 
 def test_a_choice_among_very_many_is_refused_above_the_limit(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, 'FEW_STEPS', 10)
-  monkeypatch.setattr(cost, '_timed', lambda session, structure: (2.0, 30.0))
+  monkeypatch.setattr(cost, '_timed', lambda session, structure: cost.Times(2.0, 30.0, 7.0))
   config = tiny.config('cotrain', {'cotrain.top_k': 2, 'limit': 0.01})
   with pytest.raises(UserError, match='8 networks ranked by a pool, the best 2 trained together'):
     cotrain.run(config, tmp_path / 'run', devices=1)
@@ -210,3 +211,15 @@ def test_a_stage_is_timed_and_refused_above_the_limit(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, 'FEW_STEPS', 0)
   with pytest.raises(UserError, match=r'would take about .*: expected at most config.limit 1e-12'):
     stochastic.run(tiny.config('stochastic', {'limit': 1e-12}), tmp_path / 'run')
+
+
+def test_judging_counts_in_the_time_of_a_stage(tmp_path, monkeypatch):
+  monkeypatch.setattr(cost, 'FEW_STEPS', 0)
+  monkeypatch.setattr(cost, 'FEW_FLOPS', 1e9)
+  config = tiny.config('stochastic', {'train.epochs': 0.1, 'stochastic.num_structures': 8})
+  with open_session(config, tmp_path / 'run', check=lambda session: None) as session:
+    arm = stochastic.make_variants(session)[0]
+    few = stage_cost._seconds(session, [(0, arm)], [1e6])
+    many = dataclasses.replace(arm, judged=10**6)
+    assert arm.judged == 8
+    assert stage_cost._seconds(session, [(0, many)], [1e6]) > 60 + few

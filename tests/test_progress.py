@@ -16,6 +16,7 @@ import pytest
 from additive_jax.errors import STOPPED, Stopped
 from additive_jax.files.progress import LineHandler, Progress, duration, setup_logging
 from additive_jax.files.showing import shown
+from additive_jax.files.waiting import waiting_for
 
 log = logging.getLogger('additive_jax')
 
@@ -299,3 +300,13 @@ def test_a_script_that_is_stopped_ends_as_a_command_does(progress):
   assert line.endswith('stopped: saved up to step 3 of 9 of pool; the same command goes on')
   with pytest.raises(Exception, match='everything that was done is saved'):
     raise Stopped
+
+
+def test_what_is_waited_for_is_said_where_it_takes_long(caplog):
+  caplog.set_level(logging.INFO, 'additive_jax')
+  with waiting_for('compiling a step', patience=60):
+    pass
+  assert not caplog.messages
+  with waiting_for('compiling a step', patience=0.01):
+    time.sleep(0.3)
+  assert caplog.messages == ['compiling a step']

@@ -51,7 +51,7 @@ def test_session(tmp_path):
   assert (tmp_path / 'run' / 'config.json').exists()
 
 
-def test_very_many_are_ranked_in_portions_and_a_stop_is_heard_between_them(tmp_path, monkeypatch):
+def test_very_many_are_ranked_in_portions_and_a_stop_is_heard_meanwhile(tmp_path, monkeypatch):
   with opened(workdir=tmp_path / 'run') as session:
     variables = initial(session.model, jax.random.key(0), session.test[0])
     bits = all_bits(3)[[5, 0, 7, 2, 1, 3]]
@@ -61,8 +61,10 @@ def test_very_many_are_ranked_in_portions_and_a_stop_is_heard_between_them(tmp_p
     np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6)
     np.testing.assert_array_equal(parts.accuracy, whole.accuracy)
     monkeypatch.setattr(type(session.stopper), 'stop_requested', True)
-    with pytest.raises(Stopped):
-      session.evaluate(variables, bits)
+    for portion in (4, 100):
+      monkeypatch.setattr(session_, 'PORTION', portion)
+      with pytest.raises(Stopped):
+        session.evaluate(variables, bits)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from typing import NamedTuple
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.session import Session
@@ -52,12 +53,30 @@ class Work:
     return (self.alone_steps + slots) * len(session.seeds)
 
   def ranking_flops(self, session: Session) -> float:
-    """Returns the operations of ranking in all seeds: a network takes about two gates of its own,
-    since it shares what comes before with others, and the readout."""
-    space = session.space
-    of_one = (space.fixed_flops or 0) + 2 * max((g.flops or 0 for g in space), default=0)
-    split = session.data.test if session.data.valid is None else session.data.valid
-    return self.ranked * of_one * len(split) * len(session.seeds)
+    """Returns the operations of ranking in all seeds."""
+    return self.ranked * judging_flops(session) * len(session.seeds)
+
+
+class Times(NamedTuple):
+  """Seconds that were taken: by a step of one network, by judging one, by compiling."""
+
+  step: float
+  judging: float
+  compiling: float
+
+
+def judging_flops(session: Session) -> float:
+  """Returns the operations of judging one structure among many on all splits but the training one:
+  it takes about two gates of its own, since it shares what comes before with others, and the
+  readout."""
+  space = session.space
+  of_one = (space.fixed_flops or 0) + 2 * max((g.flops or 0 for g in space), default=0)
+  return of_one * num_judged_by(session)
+
+
+def num_judged_by(session: Session) -> int:
+  """Returns how many examples of all splits but the training one there are."""
+  return sum(len(split) for name, split in session.data.splits.items() if name != 'train')
 
 
 def check_cost(session: Session, work: Work, shorter: str, words: str = '') -> None:
@@ -127,27 +146,27 @@ def estimate(session: Session, work: Work, words: str = 'a run') -> float:
     return 0.0
   if processes.is_primary():
     log.info('%s; timing a few steps', words)
-  step, judging = _timed(session, structure)
-  seconds = steps * step + work.trainings * len(session.seeds) * judging
-  seconds += ranking * step / step_flops
-  return seconds / len(workers.workers(session.machine.workers))
+  times = _timed(session, structure)
+  seconds = steps * times.step + work.trainings * len(session.seeds) * times.judging
+  seconds += ranking * times.step / step_flops
+  programs = (work.trainings > 0) + (work.pools > 0)
+  return seconds / len(workers.workers(session.machine.workers)) + programs * times.compiling
 
 
-def _timed(session, structure) -> tuple[float, float]:
-  """Returns the seconds of a step of one network, and of judging it: those of a short training,
-  shared out by their operations, three of a forward pass for each example of a step."""
+def _timed(session, structure) -> Times:
+  """Returns the seconds of a short training, the first of which compiles; those of a step and of
+  judging are shared out by their operations, three of a forward pass for each example of a step.
+  """
   population = session.population(session.training.recipe(TIMED_STEPS), session.config.seed)
   times = []
   for _ in range(3):  # the first one compiles
     began = time.perf_counter()
     list(population.train([structure], TIMED_STEPS))
     times.append(time.perf_counter() - began)
-  passes = (
-    3 * TIMED_STEPS * session.config.train.batch_size,
-    sum(len(split) for name, split in session.data.splits.items() if name != 'train'),
-  )
-  second = min(times) / sum(passes)
-  return second * passes[0] / TIMED_STEPS, second * passes[1]
+  least = min(times)
+  passes = (3 * TIMED_STEPS * session.config.train.batch_size, num_judged_by(session))
+  second = least / sum(passes)
+  return Times(second * passes[0] / TIMED_STEPS, second * passes[1], times[0] - least)
 
 
 def amounts(steps: float, flops: float) -> str:
@@ -160,9 +179,11 @@ def amounts(steps: float, flops: float) -> str:
 
 
 def about(seconds: float) -> str:
-  """Returns an estimate in words, which knows nothing of compiling; 0 was too short to be timed.
+  """Returns an estimate in words; 0 was too short to be timed.
 
   >>> about(75.0), about(0.0)
-  ('about 1 min 15 s and compiling', 'some minutes at most')
+  ('about 1 min 15 s with compiling and judging', 'some minutes at most')
   """
-  return f'about {duration(seconds)} and compiling' if seconds else 'some minutes at most'
+  if not seconds:
+    return 'some minutes at most'
+  return f'about {duration(seconds)} with compiling and judging'

@@ -178,7 +178,9 @@ def _pool(session, records, structures, num_steps) -> Arm:
   sampler = listed(structures, session.space.num_gates)
   judge = functools.partial(_judge, records, recipe, structures)
   curves = Curves(labels=labels, probe=probe)
-  return Arm(POOL, session, recipe, sampler, num_steps, judge=judge, curves=curves)
+  return Arm(
+    POOL, session, recipe, sampler, num_steps, judge=judge, curves=curves, judged=2 * len(bits)
+  )
 
 
 def _cosines(

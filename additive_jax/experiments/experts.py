@@ -130,7 +130,9 @@ def _pool(session) -> Arm:
     train = pool_session.evaluate(trained.variables, bits, known)
     return {'train_loss': train.loss.tolist(), **judge_all(bits, trained)}
 
-  return shared_arm(pool_session, POOL, pool_session.config.train.epochs, judge=judge)
+  return shared_arm(
+    pool_session, POOL, pool_session.config.train.epochs, judge=judge, judged=2 * len(bits)
+  )
 
 
 def _static_structures(pool_session):

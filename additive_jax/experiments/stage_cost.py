@@ -25,8 +25,9 @@ SHORTER = 'config.train.epochs shortens the trainings, config.num_seeds makes th
 
 
 def check_stage(session: Session, units: Sequence[tuple[int, Any]]) -> None:
-  """Logs how many trainings, steps and FLOPs a stage takes, and about how long, from two timed
-  steps of its largest training; what certainly ends in minutes is not timed.
+  """Logs how many trainings, steps and FLOPs a stage takes, and about how long with compiling and
+  judging, from two timed steps of its largest training; what certainly ends in minutes is not
+  timed.
 
   FLOPs are those of all gates on, three forward passes for each example of a step, so at most.
 
@@ -66,9 +67,10 @@ def _flops(session, arm) -> float:
 
 
 def _seconds(session, units, flops) -> float:
-  """The time of a stage by two steps of its largest training; 0 where it is not worth timing."""
-  steps = sum(_steps(arm) for _, arm in units)
-  if steps <= cost.FEW_STEPS and sum(flops) <= cost.FEW_FLOPS:
+  """The time of a stage by two steps of its largest training, which compile first as each arm's
+  do; 0 where it is not worth timing. Judging goes at the rate of the steps."""
+  steps, judging = sum(_steps(arm) for _, arm in units), sum(_judging(arm) for _, arm in units)
+  if steps <= cost.FEW_STEPS and sum(flops) + judging <= cost.FEW_FLOPS:
     return 0.0
   if processes.is_primary():
     log.info('%s; timing two steps', counted(len(units), 'training'))
@@ -77,7 +79,15 @@ def _seconds(session, units, flops) -> float:
     work = cost.Work(len(units), len(units) / len(session.seeds), steps / len(session.seeds))
     return cost.estimate(session, work)
   trainer = arm.session.trainer(arm.recipe, arm.sampler, seed)
-  trainer.run(1)  # compiles; the training itself uses the same program
   began = time.perf_counter()
+  trainer.run(1)  # compiles; the training itself uses the same program
+  compiled = time.perf_counter()
   trainer.run(2)
-  return (time.perf_counter() - began) / 2 * arm.num_steps * sum(flops) / max(flops)
+  step = (time.perf_counter() - compiled) / 2
+  compiling = max(0.0, compiled - began - step) * len({other.name for _, other in units})
+  return step * arm.num_steps * (sum(flops) + judging) / max(flops) + compiling
+
+
+def _judging(arm) -> float:
+  """The operations of judging an arm's structures; a network alone is judged in its program."""
+  return 0.0 if isinstance(arm, Lone) else arm.judged * cost.judging_flops(arm.session)

@@ -118,7 +118,7 @@ def _draws(session, mode, num_steps, distill) -> Draws:
 
 
 def _variant(session, name, draws) -> Variant:
-  num_steps, space = len(draws.keep_rates), session.space
+  num_steps, space, bits = len(draws.keep_rates), session.space, _judged_structures(session)
   forward = float(np.mean(space.expected_flops(draws.keep_rates)))
   # A backward pass costs about twice a forward pass; the teacher has none.
   teacher = space.flops(space.all_on()) if getattr(draws.loss, 'distill', 0) else 0
@@ -129,7 +129,8 @@ def _variant(session, name, draws) -> Variant:
     dataclasses.replace(session.training.recipe(num_steps), loss=draws.loss),
     draws.sampler,
     num_steps,
-    judge=functools.partial(_judge, _judged_structures(session)),
+    judge=functools.partial(_judge, bits),
+    judged=len(bits),
     keep_rates=draws.keep_rates,
     forward_flops=forward,
     training_flops=(3 * forward + teacher) * examples,

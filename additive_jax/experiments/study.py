@@ -138,6 +138,7 @@ class Arm:
     judge: gives what the journal keeps of a trained pool: a dict of JSON values.
     tag: names curves and checkpoints, in place of `<name>-seed<seed>`.
     curves: what the curves show beside the training loss.
+    judged: how many structures `judge` looks at, for the estimate of its time.
     spread: whether several processes share the arms out, instead of training each together.
   """
 
@@ -150,6 +151,7 @@ class Arm:
   judge: Callable[[Trained], dict[str, Any]] = full_network
   tag: str = ''
   curves: Curves = PLAIN
+  judged: int = 1
   spread: ClassVar[bool] = False
 
   def described(self) -> dict[str, Any]:
