@@ -5,6 +5,7 @@ from additive_jax.models.batch_norm import BatchNorm
 from additive_jax.models.convnet import ConvNet
 from additive_jax.models.convolution import conv_general_dilated
 from additive_jax.models.costs import measure
+from additive_jax.models.decoder import Decoder
 from additive_jax.models.dense_stack import DenseStack
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.models.dropout import Dropout
@@ -23,6 +24,7 @@ __all__ = [
   'Additive',
   'BatchNorm',
   'ConvNet',
+  'Decoder',
   'DenseStack',
   'Dropout',
   'Experts',
