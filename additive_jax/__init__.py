@@ -21,6 +21,7 @@ from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 if TYPE_CHECKING:
+  from additive_jax import pretrained
   from additive_jax.experiments.front import cotrain, stochastic, sweep
   from additive_jax.experiments.prune import prune
 
@@ -47,6 +48,7 @@ __all__ = [
   'measure',
   'models',
   'plan',
+  'pretrained',
   'prune',
   'recalibrate',
   'restore_pool',
@@ -64,12 +66,14 @@ _LATER = {'cotrain': 'front', 'stochastic': 'front', 'sweep': 'front', 'prune': 
 
 
 def __getattr__(name: str) -> Any:
-  if name not in _LATER:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   from importlib import import_module
 
+  if name == 'pretrained':
+    return import_module('additive_jax.pretrained')
+  if name not in _LATER:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(import_module(f'additive_jax.experiments.{_LATER[name]}'), name)
 
 
 def __dir__() -> list[str]:
-  return sorted(set(globals()) | set(_LATER))
+  return sorted(set(globals()) | set(_LATER) | {'pretrained'})

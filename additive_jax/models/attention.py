@@ -244,8 +244,8 @@ def attention(
 def _heads_of(layers: AttentionLayers | GroupedLayers) -> tuple[PyTree, PyTree]:
   """Returns the parameters of heads or groups, and of each the axis that counts these."""
 
-  def axes(layer: Layer, axis: int) -> Layer:
-    return Layer(axis, None if layer.bias is None else axis)
+  def axes(layer: Layer, axis: int) -> PyTree:
+    return jax.tree.map(lambda _: axis, layer)
 
   if isinstance(layers, GroupedLayers):
     return (layers.q, layers.kv, layers.out.kernel), (axes(layers.q, -3), axes(layers.kv, -2), -4)

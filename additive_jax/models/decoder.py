@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from additive_jax.gates.layers import Layer
 from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive, Inputs, Logits, Stream
 from additive_jax.models.attention import Attention, Grouped
@@ -56,10 +57,8 @@ class TokenHead(nn.Module):
       bias = (self.num_tokens,) if self.bias else None
       layer = Linear((h.shape[-1], self.num_tokens), 0, bias, name='out')()
     else:
-      layer = None
-    kernel = embedding.T if layer is None else layer.kernel
-    logits = jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
-    return logits if layer is None else layer.add_bias(logits)
+      layer = Layer(embedding.T)
+    return layer.add_bias(jnp.matmul(h, layer.kernel, preferred_element_type=jnp.float32))
 
 
 class Decoder(Additive):

@@ -55,7 +55,8 @@ def layer_sites(
     attention, mlp: from the number of a layer, kinds of gates and options of a Flax module to it.
     kinds: of gates; inside of a whole layer there are none.
   """
-  digits, modules = max(2, len(str(num_layers - 1))), []
+  digits = max(2, len(str(num_layers - 1)))
+  modules: list[nn.Module] = []
   for i in range(num_layers):
     name = f'layer_{i:0{digits}}'
     if sites == LAYER:  # modules without a parent become the fields of the layer
