@@ -3,6 +3,7 @@ one for each layer."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -22,6 +23,26 @@ from additive_jax.models.kinds import (
 from additive_jax.models.side import side_of
 
 SUBLAYER, LAYER = SITES = ('sublayer', 'layer')
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'gelu': functools.partial(nn.gelu, approximate=False),
+  'gelu_new': nn.gelu,
+  'gelu_pytorch_tanh': nn.gelu,
+  'relu': nn.relu,
+  'silu': nn.silu,
+}
+
+
+def activation_of(name: str) -> Callable[[Array], Array]:
+  """Returns an activation by its name in configs of pretrained networks.
+
+  >>> float(activation_of('relu')(jnp.array(-1.0)))
+  0.0
+  """
+  if name not in ACTIVATIONS:
+    raise UserError(f'activation {name!r}: expected one of {", ".join(ACTIVATIONS)}')
+  return ACTIVATIONS[name]
 
 
 class WholeLayer(nn.Module):

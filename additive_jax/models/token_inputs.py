@@ -68,6 +68,21 @@ def with_side(h: Any, side: Side | None) -> Any:
   return h if side is None else WithSide(h, side)
 
 
+def positions_of(tokens: Int[Array, 'B T'], side: Side | None, longest: int) -> Int[Array, '#B T']:
+  """Returns the positions of tokens, for learned ones.
+
+  Args:
+    tokens, side: as `token_inputs` gives them.
+    longest: how many positions there are.
+
+  Raises:
+    UserError: for more tokens.
+  """
+  if tokens.shape[1] > longest:
+    raise UserError(f'{tokens.shape[1]} tokens: expected at most {longest}, max_tokens')
+  return jnp.arange(tokens.shape[1])[None] if side is None else side['positions']
+
+
 def _positions(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
   """Returns for each token how many tokens of its segment stand before it."""
   earlier = jnp.tril(segments[:, :, None] == segments[:, None, :], -1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from additive_jax.errors import UserError, did_you_mean
-from additive_jax.pretrained import llama
+from additive_jax.pretrained import bert, gpt2, llama, vit
 from additive_jax.pretrained.family import Config, Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in llama.FAMILIES}
+FAMILIES: dict[str, Family] = {
+  family.name: family for family in (*llama.FAMILIES, gpt2.FAMILY, bert.FAMILY, vit.FAMILY)
+}
 
 
 def family_of(config: Config, where: Any) -> Family:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
@@ -138,6 +140,12 @@ def layer_path(model: Any, layer: int, path: str) -> str:
   """
   digits = max(2, len(str(model.num_layers - 1)))
   return f'layer_{layer:0{digits}}{"/" if model.sites_by == LAYER else "__"}{path}'
+
+
+def tokens_example(model: Any) -> jax.ShapeDtypeStruct:
+  """Returns the shape of a small batch of tokens."""
+  del model
+  return jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
 
 def needed(config: Config, *names: str) -> list[Any]:

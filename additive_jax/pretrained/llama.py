@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from additive_jax.errors import UserError
 from additive_jax.models.decoder import Decoder
-from additive_jax.pretrained.family import LIST, Config, Family, expect, needed
+from additive_jax.pretrained.family import LIST, Config, Family, expect, needed, tokens_example
 from additive_jax.pretrained.leaves import leaf
 
 ENDS = (
@@ -168,12 +165,6 @@ def config_of(model: Decoder) -> Config:
 
 def _like_qwen2(model: Decoder) -> bool:
   return model.qkv_bias and not model.out_bias
-
-
-def tokens_example(model: Any) -> jax.ShapeDtypeStruct:
-  """Returns the shape of a small batch of tokens."""
-  del model
-  return jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
 
 def _family(name: str, architecture: str) -> Family:
