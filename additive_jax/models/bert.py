@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Additive, Inputs, Logits, Stream
@@ -148,7 +148,7 @@ class BERT(Additive):
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of tokens."""
     tokens, side, others = token_inputs(x, (TYPES,))
-    types: Int[Array, 'B T'] = jnp.asarray(others.get(TYPES, jnp.zeros_like(tokens)))
+    types: Integer[Array, 'B T'] = jnp.asarray(others.get(TYPES, jnp.zeros_like(tokens)))
     positions = positions_of(tokens, side, self.max_tokens)
     h = self.stem(tokens) + self.position(positions) + self.types(types)
     return with_side(self.first_norm(h.astype(jnp.float32)), side)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Shaped
+import numpy as np
+from jaxtyping import Array, Integer, PyTree, Shaped
 
 from additive_jax.batches import named_leaves
 from additive_jax.errors import UserError
@@ -22,7 +23,7 @@ Side = dict[str, Array]
 
 def token_inputs(
   x: PyTree[Shaped[Array, 'B T']], others: tuple[str, ...] = ()
-) -> tuple[Int[Array, 'B T'], Side | None, Mapping[str, Any]]:
+) -> tuple[Integer[Array, 'B T'], Side | None, Mapping[str, Any]]:
   """Returns tokens, the side of their stream, and other inputs by name.
 
   Tokens see each other within a segment alone, and their positions are counted within it, so that
@@ -52,7 +53,8 @@ def token_inputs(
   )
   fits = TOKENS in given and set(given) <= set(known) and not {MASK, SEGMENTS} <= set(given)
   if not (fits and whole and len(arrays) == len(given)) or len({a.shape for a in arrays}) != 1:
-    told = ', '.join(f'{n} {getattr(a, "dtype", "")} {a.shape}' for n, a in named_leaves(given, ''))
+    leaf = lambda name, a: f'{name} {getattr(a, "dtype", type(a).__name__)} {np.shape(a)}'.strip()
+    told = ', '.join(leaf(name, array) for name, array in named_leaves(x))
     raise UserError(f'inputs {told}: expected {EXPECTED}')
   segments = given.get(SEGMENTS, given.get(MASK))
   beside = {name: given[name] for name in others if name in given}
@@ -68,7 +70,9 @@ def with_side(h: Any, side: Side | None) -> Any:
   return h if side is None else WithSide(h, side)
 
 
-def positions_of(tokens: Int[Array, 'B T'], side: Side | None, longest: int) -> Int[Array, '#B T']:
+def positions_of(
+  tokens: Integer[Array, 'B T'], side: Side | None, longest: int
+) -> Integer[Array, '#B T']:
   """Returns the positions of tokens, for learned ones.
 
   Args:
@@ -83,7 +87,7 @@ def positions_of(tokens: Int[Array, 'B T'], side: Side | None, longest: int) -> 
   return jnp.arange(tokens.shape[1])[None] if side is None else side['positions']
 
 
-def _positions(segments: Int[Array, 'B T']) -> Int[Array, 'B T']:
+def _positions(segments: Integer[Array, 'B T']) -> Integer[Array, 'B T']:
   """Returns for each token how many tokens of its segment stand before it."""
   earlier = jnp.tril(segments[:, :, None] == segments[:, None, :], -1)
   return earlier.sum(-1, dtype=jnp.int32)

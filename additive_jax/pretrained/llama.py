@@ -74,8 +74,8 @@ def decoder(config: Config, **options: Any) -> Decoder:
     heads,
     hidden,
     tokens,
-    num_kv_heads=given.get('num_key_value_heads') or heads,
-    head_size=given.get('head_dim') or 0,
+    num_kv_heads=_unless(heads, given.get('num_key_value_heads')),
+    head_size=_unless(width // heads, given.get('head_dim')),
     theta=theta,
     scaling=scaling,
     epsilon=float(given['rms_norm_eps']),
@@ -87,6 +87,11 @@ def decoder(config: Config, **options: Any) -> Decoder:
     window=windows[0] if len(set(windows)) == 1 else windows,
     **options,
   )
+
+
+def _unless(usual: int, size: int | None) -> int:
+  """Returns a size, and 0, the default of a network, for the usual one."""
+  return 0 if size is None or size == usual else size
 
 
 def _rotary(config: Config) -> tuple[float, tuple[tuple[str, Any], ...]]:

@@ -11,7 +11,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-from jaxtyping import Shaped
 
 from additive_jax.errors import UserError, one_line, user_errors
 
@@ -29,7 +28,8 @@ DTYPES: dict[str, Any] = {
   'U8': np.uint8,
   'BOOL': np.bool_,
 }
-Tensors = Mapping[str, Shaped[np.ndarray, '...']]
+# Arrays by name, or what becomes one when it is asked for and knows its shape and dtype before.
+Tensors = Mapping[str, Any]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from additive_jax.models.contract import check_pool
 from additive_jax.pretrained.dropped import Kept, kept, smaller_config
 from additive_jax.pretrained.families import FAMILIES, family_of_model
 from additive_jax.pretrained.family import Family
-from additive_jax.pretrained.load import CONFIG, Pretrained, load
+from additive_jax.pretrained.loading import CONFIG, Pretrained, load
 from additive_jax.pretrained.reading import INDEX, ONE
 from additive_jax.pretrained.reference import logits_of_reference
 from additive_jax.pretrained.tokens import FILES, JSON
