@@ -76,6 +76,28 @@ def test_options_that_cannot_be(net, arrays, tmp_path, options, message):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  ('call', 'options', 'message'),
+  [
+    ('prune', {'seeds': 2}, 'config.num_seeds 2: expected 1, since one network is pruned'),
+    (
+      'prune',
+      {'modes': ('shared',)},
+      "option 'modes' of prune: expected none.*stochastic",
+    ),
+    ('prune', {'structures': ('110',)}, "option 'structures' of prune: expected none.* cotrain"),
+    ('prune', {'method': 'evolution'}, "option 'method' of prune: expected none.* sweep, cotrain"),
+    ('cotrain', {'halving': 2}, "option 'halving' of cotrain: expected none, it is one of sweep"),
+    ('sweep', {'cotrain.top_k': 3}, "option 'cotrain.top_k' of sweep: expected none.* cotrain"),
+    ('sweep', {'seeds': 1, 'num_seeds': 2}, "option 'num_seeds', 1 and 2: expected it once"),
+  ],
+)
+def test_options_of_another_call_are_refused_first(call, options, message):
+  """Before data are read: of this name there are none."""
+  with pytest.raises(UserError, match=message):
+    getattr(aj, call)(aj.models.MLP(2, 4, 4, 3), 'tfds:none', **options)
+
+
 def test_names_of_options():
   named = lambda experiment, **given: dict(front.named_options(experiment, given.items()))
   assert named('sweep', top_k=3) == {'sweep.top_k': 3}

@@ -64,7 +64,7 @@ def test_the_table_is_of_options_and_experiments():
 
 
 def test_packaged_configs_use_what_they_say(images):
-  text = aj.data.load('stdlib', valid=0.0)
+  text = aj.data.load('stdlib')
   for name in config_names():
     options = read_options(load_config(name))
     data = text if options.data.name == 'stdlib' else images

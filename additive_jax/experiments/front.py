@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from additive_jax.experiments.opening import Opening, load_data
 from additive_jax.experiments.options import DECLARED, DataOptions, Options, read_options, replaced
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.experiments.study import Result, Study
+from additive_jax.experiments.unused import OF
 from additive_jax.run.tasks import Task
 
 # Other names of options.
@@ -103,21 +104,34 @@ def run_study(
 
 
 def opened(
-  experiment: str, model: Any, data: Any, options: Mapping[str, Any]
+  experiment: str,
+  model: Any,
+  data: Any,
+  options: Mapping[str, Any],
+  check: Callable[[Options], None] = lambda config: None,
+  **defaults: Any,
 ) -> tuple[Options, dict[str, Any]]:
   """Returns the config and the opening of a study, from what a caller gave by name.
 
   Without `batch_size` a batch is at most as large as the training split.
+
+  Args:
+    check: raises `UserError` for options that the study refuses, before data are read.
+    defaults: of options, by their full names, where a study has others than the config.
   """
   opening = {
     name: value
     for name, value in options.items()
     if name in Opening.__annotations__ and not isinstance(value, AS_OPTIONS.get(name, ()))
   }
-  changes = dict(
-    named_options(experiment, [item for item in options.items() if item[0] not in opening])
-  )
-  config = read_options(replaced(Options(experiment=experiment), changes))
+  changes: dict[str, Any] = {}
+  given = [item for item in options.items() if item[0] not in opening]
+  for name, value in named_options(experiment, given):
+    if name in changes:
+      raise UserError(f'option {name!r}, {changes[name]!r} and {value!r}: expected it once')
+    changes[name] = value
+  config = read_options(replaced(Options(experiment=experiment), defaults | changes))
+  check(config)
   if isinstance(model, str):
     config = read_options(replaced(config, {'model.name': model}))
   else:
@@ -175,7 +189,7 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
     given: pairs of a name, full or the last part of it, and a value; of a section a dict.
 
   Raises:
-    UserError: for an option that is not there, with the nearest name.
+    UserError: for an option that is not there, with the nearest name, or of other experiments.
   """
   short = {name.rpartition('.')[2]: name for name in DECLARED if '.' not in name} | ALIASES
   for section in (experiment, *SECTIONS):
@@ -190,10 +204,21 @@ def named_options(experiment: str, given: Any) -> Iterator[tuple[str, Any]]:
       yield from named_options(experiment, nested)
       continue
     full = name if name in DECLARED else short.get(name)
+    _check_is_of(experiment, name, full)
     if full is None or full == 'experiment':
       hint = did_you_mean(name, [*short, *DECLARED])
       raise UserError(f'option {name!r}: expected one of configs/default.py{hint}')
     yield full, _as_option(full, value)
+
+
+def _check_is_of(experiment: str, name: str, full: str | None) -> None:
+  """Raises `UserError` for an option of other experiments than the one that is asked for."""
+  names = [full] if full else [other for other in DECLARED if other.endswith(f'.{name}')]
+  sections = [other.partition('.')[0] for other in names]
+  owners = [OF.get(section, (experiment,)) for section in sections]
+  if owners and not any(experiment in some for some in owners):
+    others = ', '.join(dict.fromkeys(owner for some in owners for owner in some))
+    raise UserError(f'option {name!r} of {experiment}: expected none, it is one of {others}')
 
 
 def _as_option(name: str, value: Any) -> Any:

@@ -25,7 +25,7 @@ from additive_jax.compress.exported import export
 from additive_jax.errors import UserError
 from additive_jax.experiments.budget import Budget
 from additive_jax.experiments.front import opened, run_study
-from additive_jax.experiments.options import refused
+from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.prune_page import SHOWN, page
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -124,11 +124,9 @@ def prune(
   limit = Budget(budget, cost)
   if not isinstance(heal_epochs, int | float) or not 0 <= heal_epochs < float('inf'):
     raise UserError(f'heal_epochs {heal_epochs!r}: expected passes over the training set, or 0')
-  config, opening = opened('prune', model, data, {'seeds': 1} | options)
-  if config.num_seeds != 1:
-    raise refused(config, 'num_seeds', expected='1: one network is pruned')
-  if 'model' not in opening:
+  if isinstance(model, str):
     raise UserError(f'model {model!r}: expected an additive network')
+  config, opening = opened('prune', model, data, options, _check_seeds, num_seeds=1)
   data = opening['data']
   x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
   if variables is not None:
@@ -146,6 +144,11 @@ def prune(
     healed = Checkpoints(folder, model).read(x).variables
   (healed,) = recalibrate(model, healed, [result.summary['structure']], data.train)
   return _cut_out(model, healed, result, x)
+
+
+def _check_seeds(config: Options) -> None:
+  if config.num_seeds != 1:
+    raise refused(config, 'num_seeds', expected='1, since one network is pruned')
 
 
 def _cut_out(model: Any, healed: PyTree, result: Result, x: Any) -> Pruned:
