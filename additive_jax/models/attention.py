@@ -203,7 +203,7 @@ def attention(
   mask: Bool[Array, '#B T T'] | None = None,
   positions: Int[Array, 'B T'] | None = None,
   rope: bool | Rotary = False,
-  scales: tuple[Array, Array, float] | None = None,
+  scales: tuple[Float[Array, 'U'], Float[Array, 'U'], float] | None = None,
 ) -> Float[Array, 'B T D']:
   """Returns `W_o softmax(q kᵀ/√U) v` with q, k, v linear in x.
 

@@ -49,7 +49,9 @@ class Norm:
     return make(epsilon=self.epsilon, name=name)
 
 
-def rms(x: Float[Array, '*axes U'], scale: Float[Array, 'U'], epsilon: float) -> Array:
+def rms(
+  x: Float[Array, '*axes U'], scale: Float[Array, 'U'], epsilon: float
+) -> Float[Array, '*axes U']:
   """Returns x divided by the root of its mean square, in float32, times the scales.
 
   >>> rms(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3).tolist()

@@ -4,6 +4,7 @@ zero because their layer stays."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Structure
@@ -28,7 +29,7 @@ class Kept:
   zeroed: tuple[tuple[int, str], ...]
 
 
-def kept(model, structure: Structure) -> Kept:
+def kept(model: Any, structure: Structure) -> Kept:
   """Returns what a structure leaves.
 
   >>> model = aj.models.Decoder(3, 8, 2, 8, 50)
