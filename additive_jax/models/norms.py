@@ -54,8 +54,8 @@ def rms(
 ) -> Float[Array, '*axes U']:
   """Returns x divided by the root of its mean square, in float32, times the scales.
 
-  >>> rms(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3).tolist()
-  [0.849, 1.131]
+  >>> print(rms(jnp.array([3.0, 4.0]), jnp.ones(2), 0.0).round(3))
+  [0.849 1.131]
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
