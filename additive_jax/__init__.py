@@ -21,6 +21,7 @@ from additive_jax.transplant.foreign import restore_pool
 from additive_jax.version import __version__
 
 if TYPE_CHECKING:
+  from additive_jax import pretrained
   export: Any  # a room above others, which import this one
   export_run: Any
   from additive_jax.experiments.front import cotrain, stochastic, sweep
@@ -51,6 +52,7 @@ __all__ = [
   'measure',
   'models',
   'plan',
+  'pretrained',
   'prune',
   'recalibrate',
   'restore_pool',
@@ -68,6 +70,7 @@ _LATER = {
   'cotrain': 'experiments.front',
   'export': '',
   'export_run': 'export',
+  'pretrained': '',
   'prune': 'experiments.prune',
   'stochastic': 'experiments.front',
   'sweep': 'experiments.front',

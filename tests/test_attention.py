@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from additive_jax.models.attention import Attention, attend, causal_mask, rotate
+from additive_jax.models.attention import Attention, attend, causal_mask
+from additive_jax.models.rotary import rotate
 
 BATCH, TOKENS, HEADS, SIZE = 2, 5, 4, 6
 WIDTH = HEADS * SIZE

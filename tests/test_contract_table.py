@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import tiny
 
-from additive_jax.models import MLP, VGG, ConvNet, DenseStack, LeNet, Transformer
+from additive_jax.models import (
+  BERT,
+  GPT2,
+  MLP,
+  VGG,
+  ConvNet,
+  Decoder,
+  DenseStack,
+  LeNet,
+  Transformer,
+  ViT,
+)
 from additive_jax.models.kinds import KINDS, LANE, RESIDUAL, SUB_ACTIVATION
 from additive_jax.models.moe import Experts
 from additive_jax.models.routing import Routing
@@ -102,6 +113,50 @@ ROWS = [
 def test_the_contract(make, mix, batch, task, num_gates):
   said = check_model(make(gates=mix, num_chunks=2), batch, task=task, max_structures=3)
   assert f'\n{num_gates} gates; {min(3, 1 << num_gates)} structures' in said
+
+
+PADDED = {'tokens': TOKENS[0], 'mask': np.array([[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 1, 1]])}
+SMALL = {'width': 4, 'num_heads': 2, 'hidden': 4, 'num_tokens': 5}
+ENCODER = {**SMALL, 'max_tokens': 3, 'head': 'masked'}
+# Pretrained families: a network, its batch, and the task.
+FAMILIES = {
+  'decoder': (
+    lambda: Decoder(1, 8, 4, 4, 5, num_kv_heads=2, gates=KINDS, num_chunks=2),
+    (PADDED, TOKENS[1]),
+    'language',
+  ),
+  'decoder, qwen': (
+    lambda: Decoder(1, head_size=6, qkv_bias=True, qk_norm=True, tied=False, window=2, **SMALL),
+    TOKENS,
+    'language',
+  ),
+  'decoder, whole layers': (lambda: Decoder(2, sites_by='layer', **SMALL), TOKENS, 'language'),
+  'gpt2': (
+    lambda: GPT2(1, max_tokens=3, gates=KINDS, num_chunks=2, **SMALL),
+    (PADDED, TOKENS[1]),
+    'language',
+  ),
+  'bert, skipped whole': (lambda: BERT(1, **ENCODER), (PADDED, TOKENS[1]), 'language'),
+  'bert, norm kept': (
+    lambda: BERT(1, gates='branch', **ENCODER),
+    (PADDED, TOKENS[1]),
+    'language',
+  ),
+  'vit with a class token': (
+    lambda: ViT(
+      1, 4, 2, 4, 3, image_size=4, patch_size=2, num_channels=1, gates=KINDS, num_chunks=2
+    ),
+    IMAGES,
+    'classification',
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', tiny.thorough_but(['decoder', 'bert, norm kept'], FAMILIES))
+def test_the_contract_of_pretrained_families(name):
+  make, batch, task = FAMILIES[name]
+  assert 'keeps the contract' in check_model(make(), batch, task=task, max_structures=3)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.gates import subsets
-from additive_jax.models import MLP, ConvNet, Transformer
+from additive_jax.models import MLP, ConvNet, Decoder, Transformer
 from additive_jax.models.additive import gate_names
 from additive_jax.models.dna import DNA, Modules
 from additive_jax.parallel import mesh as mesh_
@@ -100,6 +100,12 @@ ROWS_OF = {  # model, task, data, options of the recipe
     {'average': 'coverage', 'collective': 'ring'},
   ),
   'text': (Transformer(1, 4, unit='swiglu', causal=True, **TOKENS), 'language', TEXT, {}),
+  'grouped': (
+    Decoder(1, 4, 4, 6, 7, num_kv_heads=2, head_size=2, qk_norm=True),
+    'language',
+    TEXT,
+    {},
+  ),
   'images': (ConvNet((4,), 1, num_classes=4), 'classification', IMAGES, {}),
   'own': (Own(), 'classification', ROWS, {}),
   'per sample': (MLP_, 'classification', ROWS, {'loss': PerSample(subsets=SUBSETS)}),
@@ -175,6 +181,7 @@ def program_of(trainer):
     ('chunks', FSDP | TENSOR, 2, 1),
     ('text', FSDP | TENSOR, 2, 1),
     pytest.param('text', {'fsdp_devices': 4}, 2, 1, marks=pytest.mark.thorough),
+    ('grouped', FSDP | TENSOR, 2, 1),
     ('images', TENSOR, 2, 1),
     ('own', FSDP | TENSOR, 2, 1),
     ('per sample', FSDP, 2, 1),

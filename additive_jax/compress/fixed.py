@@ -14,12 +14,37 @@ from jaxtyping import Array, Float, Num
 from additive_jax.compress.steps import tupled
 from additive_jax.errors import UserError, one_line
 from additive_jax.gates.structure import Structure
-from additive_jax.models import DNA, MLP, VGG, ConvNet, DenseStack, LeNet, Transformer
+from additive_jax.models import (
+  BERT,
+  DNA,
+  GPT2,
+  MLP,
+  VGG,
+  ConvNet,
+  Decoder,
+  DenseStack,
+  LeNet,
+  Transformer,
+  ViT,
+)
 from additive_jax.models.additive import Additive
 
 # The networks that a file may name. Whatever else it names is neither imported nor called.
 LIBRARY: dict[str, Any] = {
-  kind.__name__: kind for kind in (ConvNet, DenseStack, DNA, LeNet, MLP, Transformer, VGG)
+  kind.__name__: kind
+  for kind in (
+    BERT,
+    ConvNet,
+    Decoder,
+    DenseStack,
+    DNA,
+    GPT2,
+    LeNet,
+    MLP,
+    Transformer,
+    VGG,
+    ViT,
+  )
 }
 
 

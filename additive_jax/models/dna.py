@@ -34,12 +34,12 @@ from additive_jax.models.attention import (
   AttentionLayers,
   attend,
   attention_layers,
-  rotate,
 )
 from additive_jax.models.axes import AxisNames
 from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.modules import Modules
+from additive_jax.models.rotary import rotate
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork

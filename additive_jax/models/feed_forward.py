@@ -1,4 +1,4 @@
-"""The pre-norm feed-forward branch, with any mix of the three gates."""
+"""The feed-forward branch, with any mix of the three gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import GateValue, lane
 from additive_jax.models.axes import AxisNames
-from additive_jax.models.kinds import LANE, RESIDUAL, SUB_ACTIVATION, gate_names
+from additive_jax.models.kinds import BRANCH, LANE, RESIDUAL, SUB_ACTIVATION, gate_names
+from additive_jax.models.norms import Norm, post_norm
 from additive_jax.models.surrounding import in_branch_dtype
 
 
@@ -71,22 +72,30 @@ def linear_pair(*shapes: tuple[int, ...], names: Sequence[str] = ('in', 'out')) 
 
 
 def feed_forward_layers(
-  width: int, hidden: int, gated: bool, *, copies: tuple[int, ...] = (), prefix: str = ''
+  width: int,
+  hidden: int,
+  gated: bool,
+  *,
+  bias: bool | None = None,
+  copies: tuple[int, ...] = (),
+  prefix: str = '',
 ) -> LayerPair:
   """Makes the layers of a feed-forward branch, as submodules `in`, `out` and, for a gated unit,
   `gate` of a compact module.
 
   Args:
     width, hidden: D and H.
-    gated: whether it is a gated unit, whose layers have no biases.
+    gated: whether it is a gated unit.
+    bias: whether the layers have biases; None is all but those of a gated unit.
     copies: () or the number of experts, a leading axis of all arrays.
     prefix: of the submodules' names.
   """
   experts = ('expert',) * len(copies)
+  has_bias = not gated if bias is None else bias
   wider, back = (*experts, 'embed', 'hidden'), (*experts, 'hidden', 'embed')
 
   def layer(name: str, inputs: int, outputs: int, axes: AxisNames) -> Layer:
-    bias = None if gated else (*copies, outputs)
+    bias = (*copies, outputs) if has_bias else None
     shape = (*copies, inputs, outputs)
     return Linear(shape, len(copies), bias, axes, name=f'{prefix}{name}')()
 
@@ -95,18 +104,19 @@ def feed_forward_layers(
 
 
 class FeedForward(nn.Module):
-  """`h + f(h)` with `f(h) = W_2 act(W_1 LayerNorm(h) + b_1) + b_2`, from [B, ..., D] through H
-  hidden units.
+  """`h + f(norm(h))` with `f(x) = W_2 act(W_1 x + b_1) + b_2`, or `norm(h + f(h))`, from
+  [B, ..., D] through H hidden units.
 
   Attributes:
     hidden: H.
-    kinds: which gates it has, see `models.kinds`.
+    kinds: which gates it has, see `models.kinds`; of a norm that comes after, residual or branch.
     num_chunks: m, of the sub-activation gates.
     num_lanes: P, of the lane gate; the stream is then [B, P, ..., D], and lane p owns H/P hidden
       units.
     activation: act.
-    gated: SwiGLU and its kin: `W_2 (act(W_g x) · W_1 x)`, without biases. Source: Shazeer 2020
-      (arXiv:2002.05202).
+    gated: SwiGLU and its kin: `W_2 (act(W_g x) · W_1 x)`. Source: Shazeer 2020 (arXiv:2002.05202).
+    norm: its kind and place.
+    bias: whether the layers have biases; None is all but those of a gated unit.
 
   >>> site, h = FeedForward(hidden=8), jnp.ones((1, 5, 4))
   >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
@@ -120,6 +130,8 @@ class FeedForward(nn.Module):
   num_lanes: int = 1
   activation: Callable[[Array], Array] = nn.gelu
   gated: bool = False
+  norm: Norm = Norm()
+  bias: bool | None = None
 
   casts: ClassVar[bool] = True
 
@@ -132,11 +144,16 @@ class FeedForward(nn.Module):
     self, h: Float[Array, 'B *axes D'], gates: Sequence[GateValue] = ()
   ) -> Float[Array, 'B *axes D']:
     joins, reduce = split_gates(self.kinds, gates)
-    x = nn.LayerNorm(name='norm')(h)
-    x, layers = in_branch_dtype((x, feed_forward_layers(h.shape[-1], self.hidden, self.gated)))
-    if LANE not in self.kinds:
-      return h + sub_activation(x, layers, joins, self.activation)
+    norm = self.norm.module('norm')
+    x = h if self.norm.after else norm(h)
+    layers = feed_forward_layers(h.shape[-1], self.hidden, self.gated, bias=self.bias)
+    x, layers = in_branch_dtype((x, layers))
     branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)
+    if self.norm.after:
+      gate = gates[0] if BRANCH in self.kinds and gates else True
+      return post_norm(h, lambda h: branch(in_branch_dtype(h), layers), norm, gate)
+    if LANE not in self.kinds:
+      return h + branch(x, layers)
     z = jax.vmap(branch, in_axes=(1, 0), out_axes=1)(x, layers_of_lanes(layers, self.num_lanes))
     return lane(h, add_share(z, layers.second.bias, self.num_lanes), reduce, axis=1)
 

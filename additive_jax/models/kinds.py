@@ -8,6 +8,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.layers import chunks
 
 RESIDUAL, SUB_ACTIVATION, LANE = KINDS = ('residual', 'sub_activation', 'lane')
+BRANCH = 'branch'  # of post-norm sites: off leaves the norm of the stream
 
 
 def check_kinds(model: str, chosen: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,13 +71,13 @@ def check_divides(name: str, value: int, by: str, count: int) -> None:
 
 
 def gate_names(kinds: tuple[str, ...], num_chunks: int) -> tuple[str, ...]:
-  """Returns the names of a branch's gates in order: `residual`, then `join_1` … of chunks, then
-  `lane`.
+  """Returns the names of a branch's gates in order: `residual` or `branch`, then `join_1` … of
+  chunks, then `lane`.
 
   >>> gate_names(KINDS, num_chunks=3)
   ('residual', 'join_1', 'join_2', 'lane')
   """
-  names = [RESIDUAL] if RESIDUAL in kinds else []
+  names = [kind for kind in (RESIDUAL, BRANCH) if kind in kinds]
   if SUB_ACTIVATION in kinds:
     names += [f'join_{k}' for k in range(1, num_chunks)]
   return (*names, LANE) if LANE in kinds else tuple(names)
