@@ -95,8 +95,7 @@ class Trained:
     trainer: holds the last state.
     variables: `{'params': pool}`, a copy on the host.
     facts: those of the start.
-    averaged: the mean of the pool over the steps in the same form, where `config.train.ema` keeps
-      one.
+    averaged: the mean of the pool over the steps, where `config.train.ema` keeps one.
   """
 
   arm: Arm
@@ -330,8 +329,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   One shard of several does every so many of them, and processes that share arms out likewise; what
   they leave to each other is read from the journals when all have done their part.
   """
-  units = [(seed, arm) for seed in session.seeds for arm in arms]
-  if not units:
+  if not (units := [(seed, arm) for seed in session.seeds for arm in arms]):
     return
   kind, part = arms[0], session.shard
   if kind.spread and part[1] == 1:
