@@ -91,7 +91,10 @@ class Latency:
       content = path.read_bytes()
     try:
       fields, _ = seal.parsed(content)
-      return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+      values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+      }
+      return cls(**values)
     except (seal.DamagedError, TypeError) as error:
       raise UserError(f'{path}: {error}; expected a file that measure_latency wrote') from error
 
@@ -127,8 +130,8 @@ class Verified:
   @property
   def rank_correlation(self) -> float:
     """Spearman's, between predicted and measured."""
-    ranks = [np.argsort(np.argsort(v)) for v in (self.predicted, self.measured)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(v)) for v in (self.predicted, self.measured))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def measure_latency(

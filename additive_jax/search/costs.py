@@ -106,8 +106,9 @@ class Costs:
     self, structures: Iterable[StructureLike] | Bool[np.ndarray, 'S n']
   ) -> Bool[np.ndarray, 'S n']:
     """Returns structures as bits, with the gates that have no effect off."""
-    is_bits = isinstance(structures, np.ndarray) and structures.dtype == bool
-    bits = structures if is_bits else bits_of(structures, self.space.num_gates)
+    bits = structures
+    if not isinstance(bits, np.ndarray) or bits.dtype != bool:  # else nothing is to be checked
+      bits = bits_of(structures, self.space.num_gates)
     return bits & bits[:, self.hosts]
 
   @functools.cached_property

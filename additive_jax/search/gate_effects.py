@@ -175,7 +175,7 @@ def effects(
     if losses is not None:
       raise UserError('losses beside a path: expected None, as the path has its own')
     gates = structures.costs.space if gates is None else gates
-    structures, losses = structures.bits, structures.losses
+    losses, structures = structures.losses, structures.bits
   if order not in (1, 2):
     raise UserError(f'order {order!r}: expected 1 or 2')
   bits, names = _bits(structures, gates)
