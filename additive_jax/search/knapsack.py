@@ -38,7 +38,7 @@ def best_within(
   Raises:
     UserError: where no structure is that cheap.
   """
-  from scipy import optimize, sparse
+  from scipy import optimize
 
   n = costs.space.num_gates
   first, second = np.nonzero(np.triu(pairs, 1)) if pairs is not None else (np.zeros(0, int),) * 2
@@ -63,10 +63,7 @@ def best_within(
       rows += [({k: 1.0, i: -1.0}, 0.0), ({k: 1.0, j: -1.0}, 0.0)]
     else:
       rows.append(({i: 1.0, j: 1.0, k: -1.0}, 1.0))
-  entries = [(r, c, value) for r, (row, _) in enumerate(rows) for c, value in row.items()]
-  where_row, where_column, values = zip(*entries)
-  matrix = sparse.csr_array((values, (where_row, where_column)), shape=(len(rows), size))
-  bounds = np.array([bound for _, bound in rows])
+  matrix, bounds = _matrix(rows, size)
   integers = np.zeros(size)
   integers[:n] = 1  # the others follow
   scale = np.abs(objective).max() or 1.0
@@ -82,3 +79,13 @@ def best_within(
       f'{costs.told(limit)}: expected at least those of the cheapest structure, {costs.cheapest()}'
     )
   return costs.canonical(result.x[None, :n] > 0.5)[0]
+
+
+def _matrix(rows: list[tuple[dict[int, float], float]], size: int) -> tuple[Any, Any]:
+  """Returns the coefficients of the constraints as a sparse matrix, and their bounds."""
+  from scipy import sparse
+
+  entries = [(r, c, value) for r, (row, _) in enumerate(rows) for c, value in row.items()]
+  where_row, where_column, values = zip(*entries)
+  matrix = sparse.csr_array((values, (where_row, where_column)), shape=(len(rows), size))
+  return matrix, np.array([bound for _, bound in rows])
