@@ -10,11 +10,13 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Gate, Space, Structure, all_structures
 from additive_jax.models import Additive, measure
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
+from additive_jax.run.latency import measure_latency
 from additive_jax.run.metrics import MeanMetric, Metric
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.tasks import Task
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
+from additive_jax.search import effects, leave_one_out, search
 from additive_jax.train import samplers
 from additive_jax.train.plan import plan
 from additive_jax.transplant.foreign import restore_pool
@@ -43,13 +45,16 @@ __all__ = [
   'conditional',
   'cotrain',
   'data',
+  'effects',
   'evaluate_structures',
   'export',
   'export_run',
   'gates',
+  'leave_one_out',
   'load_config',
   'masked',
   'measure',
+  'measure_latency',
   'models',
   'plan',
   'pretrained',
@@ -58,6 +63,7 @@ __all__ = [
   'restore_pool',
   'routed',
   'samplers',
+  'search',
   'shared_prefix',
   'static',
   'stochastic',
