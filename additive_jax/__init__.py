@@ -24,6 +24,7 @@ from additive_jax.version import __version__
 
 if TYPE_CHECKING:
   from additive_jax import pretrained
+
   export: Any  # a room above others, which import this one
   export_run: Any
   from additive_jax.experiments.front import cotrain, stochastic, sweep
