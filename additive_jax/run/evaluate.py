@@ -93,8 +93,7 @@ def evaluate_structures(
   recalibrate: Any = None,
   progress: Progress | None = None,
 ) -> Evaluation:
-  """Returns loss and metrics of structures by shared-prefix evaluation: structures that agree on
-  their first gates share that work.
+  """Returns loss and metrics of structures; those that agree on their first gates share that work.
 
   All 2^n cost 2^n − 1 branch evaluations a batch. The second call of the same shapes compiles
   nothing. A model must not mix examples: `testing.check_model` checks that, this does not.
@@ -106,47 +105,45 @@ def evaluate_structures(
     structures: anything `Space.parse` takes, or bool [S, n]; None is all 2^n in integer order.
     task: a name or a `Task`, see `tasks`, or a loss of your own.
     loss, metrics: in place of the task's.
-    batch_size: examples that are evaluated together; None is 256, or as many as streams and logits
-      suit the device's memory and all workers have a share of.
+    batch_size: examples that are evaluated together; None goes by memory, see `sizing.batch_size`.
     memory_limit: bytes of streams that each worker may hold; None chooses for the device.
     devices: one per worker thread; None takes every local accelerator, or every core of a CPU.
     recalibrate: for BatchNorms, training examples that give each structure statistics of its own,
       as `recalibrate` does; None judges by those stored, and warns; False does not warn.
-    progress: called with the share of the work that is done, 0 to 1, after each piece of it; what
-      it raises ends the evaluation.
+    progress: called with the share that is done, 0 to 1; what it raises ends the evaluation.
 
   Raises:
     UserError: for too many structures, and where pool, examples, task and model do not suit.
 
-  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
-  >>> x, y = np.ones((5, 6), np.float32), np.zeros(5, np.int32)
-  >>> evaluate_structures(model, model.init(jax.random.key(0), x), (x, y)).loss.shape
+  >>> model, x = aj.models.MLP(3, width=4, hidden=8, num_classes=2), np.ones((5, 6), np.float32)
+  >>> variables, y = model.init(jax.random.key(0), x), np.zeros(5, np.int32)
+  >>> evaluate_structures(model, variables, (x, y)).loss.shape
   (8,)
   """
-  x, y, count = _examples(batch)
+  (x, y, count), bits = _examples(batch), _bits(model, structures)
   chosen, devices = task_of(task, loss, metrics), workers.workers(devices)
-  if batch_size is None:
-    batch_size = sizing.batch_size(model, chosen, x, y, devices)
-  batch_size = min(checked_size(batch_size, 'batch_size'), count)
-  bits = _bits(model, structures)
-  if is_stored := (recalibrate is None or recalibrate is False):
+  size = sizing.batch_size(model, chosen, x, y, devices) if batch_size is None else batch_size
+  batch_size = min(checked_size(size, 'batch_size'), count)
+  if is_stored := recalibrate is None or recalibrate is False:
     check_pool(model, variables, rows(x, slice(batch_size)))
     _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})
   bits, inverse = np.unique(canonical(model, bits), axis=0, return_inverse=True)
-  given = chosen, (x, y), devices, batch_size, memory_limit
+  judge = functools.partial(_judge, model, chosen, (x, y), devices, batch_size, memory_limit)
   tell = progress or (lambda share: None)
-  judge = functools.partial(_judge, model, *given)
-  if is_stored:
-    sums = judge(bits, variables, tell)
-  else:
-    each: list[list[Any]] = []
-    for row, own in zip(bits, recalibration.recalibrate(model, variables, bits, recalibrate)):
-      each.append(judge(row[None], own, lambda share: tell((len(each) + share) / len(bits))))
-    sums = [np.concatenate(parts) for parts in zip(*each)]
+  own = lambda: recalibration.recalibrate(model, variables, bits, recalibrate)
+  sums = judge(bits, variables, tell) if is_stored else _in_own_pools(judge, bits, own(), tell)
   return Evaluation.of(chosen.finish([part[inverse.reshape(-1)] for part in sums], facts))
+
+
+def _in_own_pools(judge, bits, pools, tell):
+  """Returns the sums of structures that have a pool each, with statistics of their own."""
+  each: list[list[Any]] = []
+  for row, pool in zip(bits, pools):
+    each.append(judge(row[None], pool, lambda share: tell((len(each) + share) / len(bits))))
+  return [np.concatenate(parts) for parts in zip(*each)]
 
 
 def _bits(model, structures):

@@ -41,7 +41,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from additive_jax.batches import Shapes, cached, shapes_of
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import StructureLike, bits_of
 from additive_jax.models.additive import (
@@ -56,8 +55,8 @@ from additive_jax.models.additive import (
   update,
 )
 from additive_jax.models.contract import check_pool
-from additive_jax.models.reads import parts
 from additive_jax.models.side import stream_of, with_stream
+from additive_jax.run import slots
 
 ROUND = 64  # structures of a round of `shared_prefix`
 
@@ -120,10 +119,7 @@ def plan(
     keep: after how many sites a stream may stay for the next round, at most two slots each; −1 is
       none, for a single round. None is all of them.
   """
-  keep = len(sites) if keep is None else keep
-  if keep < 0 < rounds - 1:
-    raise ValueError(f'keep {keep} with {rounds} rounds: expected at least 0')
-  slots = width + max(0, 2 * keep + 1)  # the structures of a round, and two for each level kept
+  keep, num_slots = _kept(len(sites) if keep is None else keep, rounds, width)
   count = np.zeros((rounds, len(sites)), np.int32)
   source, target = np.zeros((2, rounds, len(sites), width), np.int32)
   inner = tuple(np.zeros((rounds, width, site.num_inner), np.float32) for site in sites)
@@ -136,7 +132,7 @@ def plan(
     stop = min(start + width, len(bits))
     # Nodes that others branch off from later; the deepest is where the next round begins.
     staying = np.unique(np.minimum(np.minimum.accumulate(common[stop : len(bits)]), keep))
-    free = np.setdiff1d(np.arange(slots), path[kept])
+    free = np.setdiff1d(np.arange(num_slots), path[kept])
     first, slot = np.array([start]), path[:1]  # of each node: its first structure, its slot
     next_path = slot
     for i, site in enumerate(sites):
@@ -164,7 +160,15 @@ def plan(
       next_path = np.r_[next_path, slot[-1]]
     leaf[r, : len(slot)] = slot
     path, known, kept = next_path, max(staying, default=-1), staying
-  return Plan(count, source, target, inner, leaf, np.array(len(bits), np.int32), slots)
+  return Plan(count, source, target, inner, leaf, np.array(len(bits), np.int32), num_slots)
+
+
+def _kept(keep, rounds, width):
+  """Returns it, and how many slots that takes: the structures of a round, and two for each level
+  that is kept."""
+  if keep < 0 < rounds - 1:
+    raise ValueError(f'keep {keep} with {rounds} rounds: expected at least 0')
+  return keep, width + max(0, 2 * keep + 1)
 
 
 def _common_sites(bits, sites):
@@ -188,11 +192,9 @@ def run_plan(
   Args:
     plan: traced.
     finish: from logits [T, B, ..., C] of T structures to [T, ...].
-    tile: T, how many prefixes share one pass through a branch. Static; divides the width of a
-      round. The last pass of a level may be partly idle, so a tile should be no wider than fills
-      the machine.
-    read: what `finish` gets in place of logits, from the streams [T·B, ...] of T structures to
-      arrays [T·B, ...].
+    tile: T, how many prefixes share one pass through a branch, best as many as fill the machine.
+      Static; divides the width of a round.
+    read: gives what `finish` gets in place of logits, of the streams [T·B, ...].
 
   Returns:
     What `finish` gave, in the order of the set; rows from its size on are undefined.
@@ -200,29 +202,26 @@ def run_plan(
   >>> model, bits = aj.models.MLP(1, width=4, hidden=8, num_classes=2), np.array([[False], [True]])
   >>> x, walk = jnp.ones((5, 6)), plan(bits, rounds=1, width=2, sites=sites_of(model))
   >>> pool = jax.jit(model.init)(jax.random.key(0), x)
-  >>> mean = lambda logits: logits.mean(1)
-  >>> jax.jit(lambda walk: run_plan(model, pool, x, walk, mean, tile=1))(walk).shape
+  >>> jax.jit(lambda walk: run_plan(model, pool, x, walk, lambda y: y.mean(1), tile=1))(walk).shape
   (2, 2)
   """
   check_pool(model, variables, x)  # slots hold streams: a site that is off must leave its shape
   (rounds, width), first = plan.leaf.shape, embed(model, variables, x)
-  streams = _streams(model, variables, first)
-  where, shapes = _buffers(streams)
+  streams = slots.streams_of(model, variables, first)
+  where, shapes = slots.buffers(streams)
   # Slots hold streams alone: all structures have the same side.
   sides = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * tile), first)
   # One slot more, which the idle part of a pass writes to.
   buffers = [jnp.zeros((plan.slots + 1, *stream.shape), stream.dtype) for stream in shapes]
   buffers[0] = buffers[0].at[0].set(stream_of(first))
 
-  def finish_streams(h):
-    split = lambda leaf: leaf.reshape(tile, -1, *leaf.shape[1:])
-    return finish(jax.tree.map(split, read(h) if read else readout(model, variables, h)))
+  read = read or functools.partial(readout, model, variables)
+  finish_streams = functools.partial(_finished, finish, read, tile)
 
   def finish_tile(r, last, t, out):
     reads = jax.lax.dynamic_slice_in_dim(plan.leaf[r], t * tile, tile)
-    h = jnp.concatenate([last[reads[w]] for w in range(tile)])
-    result = finish_streams(with_stream(sides, h))
-    return jax.lax.dynamic_update_slice_in_dim(out, result, r * width + t * tile, 0)
+    h = with_stream(sides, jnp.concatenate([last[reads[w]] for w in range(tile)]))
+    return jax.lax.dynamic_update_slice_in_dim(out, finish_streams(h), r * width + t * tile, 0)
 
   def run_round(r, carry):
     buffers, out = carry
@@ -238,6 +237,12 @@ def run_plan(
   result = jax.eval_shape(finish_streams, jax.tree.map(_tiled(tile), streams[-1]))
   out = jnp.zeros((rounds * width, *result.shape[1:]), result.dtype)
   return jax.lax.fori_loop(0, -(-plan.size // width), run_round, (buffers, out))[1]
+
+
+def _finished(finish, read, tile, h):
+  """Returns what a tile of streams comes to."""
+  split = lambda leaf: leaf.reshape(tile, -1, *leaf.shape[1:])
+  return finish(jax.tree.map(split, read(h)))
 
 
 def _tiled(tile):
@@ -274,40 +279,6 @@ def _run_site(step, plan, place, source, target, tile):
     return written
 
   return jax.lax.fori_loop(0, -(-plan.count[place] // tile), evaluate, target)
-
-
-def _buffers(streams):
-  """Returns the number of the buffer of each stream, and what the slots of each buffer hold: there
-  is one for each stretch of sites between which the stream keeps its shape."""
-  streams = [stream_of(stream) for stream in streams]
-  changes = [(a.shape, a.dtype) != (b.shape, b.dtype) for a, b in itertools.pairwise(streams)]
-  return np.cumsum([0, *changes]), [streams[0], *itertools.compress(streams[1:], changes)]
-
-
-def _streams(model, variables, h):
-  """Returns the shapes of the stream that each site takes and of the one that readout takes."""
-  streams = [shapes_of(h)]
-  for i in range(len(sites_of(model))):
-    after = jax.eval_shape(lambda v, h, i=i: update(model, v, i, h), variables, streams[-1])
-    streams.append(shapes_of(after))
-  return streams
-
-
-@cached(maxsize=256)
-def slot_size(model: nn.Module, x: Shapes) -> tuple[int, int]:
-  """Returns the bytes of one slot in all the buffers of `run_plan`, and the rows of the first
-  stream, its positions times its examples, for inputs of that shape and type.
-
-  A stream of width 4, float32, for each of 5 examples:
-
-  >>> model = aj.models.MLP(num_blocks=3, width=4, hidden=8, num_classes=2)
-  >>> slot_size(model, jax.ShapeDtypeStruct((5, 6), 'float32'))
-  (80, 5)
-  """
-  streams = parts(model, x).streams
-  bytes_ = [stream.size * stream.dtype.itemsize for stream in _buffers(streams)[1]]
-  first = stream_of(streams[0])
-  return sum(bytes_), first.size // first.shape[-1]
 
 
 def shared_prefix(

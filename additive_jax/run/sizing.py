@@ -17,7 +17,7 @@ from additive_jax.models.additive import sites_of
 from additive_jax.models.contract import check_network
 from additive_jax.models.last_layer import has_last_layer
 from additive_jax.models.sites import Site
-from additive_jax.run import prefix, summary
+from additive_jax.run import prefix, slots, summary
 from additive_jax.run.measures import takes_summary
 from additive_jax.run.tasks import Task
 
@@ -52,7 +52,7 @@ def batch_size(
   than leave a share for each worker.
   """
   platform, one = devices[0].platform, shapes_of(x, 1)
-  bytes_of_slot, positions = prefix.slot_size(model, one)
+  bytes_of_slot, positions = slots.slot_size(model, one)
   limit = SLOT_BYTES.get(platform, DEFAULT_SLOT_BYTES) // 4
   most = [MOST_EXAMPLES, limit // bytes_of_slot]
   if not is_brief(model, task, one, y):
@@ -95,7 +95,7 @@ def plans(
     jobs: how many batches there are.
   """
   platform = devices[0].platform
-  bytes_of_slot, positions = prefix.slot_size(model, x)
+  bytes_of_slot, positions = slots.slot_size(model, x)
   rows = TILE_ROWS.get(platform, DEFAULT_TILE_ROWS)
   if positions >= rows:
     limit = memory_limit or PATH_BYTES.get(platform, DEFAULT_PATH_BYTES)

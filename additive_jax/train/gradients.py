@@ -151,14 +151,17 @@ def averaged_gradient(
   facts = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), facts)
   if len(finite) == 1 and not axes:  # a count is 0 or 1, and divides by 1
     return Averaged(total, loss, finite, facts, count, norm)
-  if recipe.average == 'mean':
-    gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1), total)
-  else:
-    on = jnp.pad(slots.bits, ((0, 0), (0, 1)), constant_values=True)
-    used = lambda readers: (finite & (on & readers).any(-1)).sum()
-    counts = over_slots(jax.tree.map(used, reads))
-    gradient = jax.tree.map(lambda g, n: g / jnp.maximum(n, 1), total, counts)
+  counts = jax.tree.map(lambda _: count, total)
+  if recipe.average == 'coverage':
+    counts = over_slots(_readers(slots.bits, finite, reads))
+  gradient = jax.tree.map(lambda g, n: g / jnp.maximum(n, 1), total, counts)
   return Averaged(gradient, loss, finite, facts, count)
+
+
+def _readers(bits, finite, reads):
+  """Returns of each leaf how many finite slots have a structure that reads it."""
+  on = jnp.pad(bits, ((0, 0), (0, 1)), constant_values=True)
+  return jax.tree.map(lambda readers: (finite & (on & readers).any(-1)).sum(), reads)
 
 
 def gradient_norm(gradient: PyTree, *, one_device: bool = True) -> Float[Array, '']:
