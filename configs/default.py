@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
   # What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together),
   # 'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
   # structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
-  # from small ones) or 'compress' (what a network can do without, by variational dropout).
+  # from small ones), 'compress' (what a network can do without, by variational dropout) or 'prune'
+  # (the smaller network within one, under a budget).
   config.experiment = 'cotrain'
   # First seed. A seed names the initial pool, the order of the data and the draws of structures. An
   # integer from 0 to 2^32 − 1.
@@ -220,6 +221,9 @@ def get_config() -> ConfigDict:
   config.train.learning_rates = ConfigDict()
   # Parts that do not learn: regular expressions of their paths, ('embed', 'block_00').
   config.train.frozen = ()
+  # Rank of what matrices change by, for the memory of that; 0 is any, see `train.low_rank`. 0 to
+  # 10,000.
+  config.train.low_rank = 0
   # Steps between two points of the curves, at least; also the most that one device call takes. 1 to
   # 10,000.
   config.train.log_every = 50
@@ -231,6 +235,10 @@ def get_config() -> ConfigDict:
   # Exp 5, which compares beginning untrained with growing from small networks, takes none. Not part
   # of a run's identity.
   config.init_from = ''
+  # A network of others, in place of `model` and `init_from`: a Hugging Face directory (Llama,
+  # SmolLM, Mistral, Qwen2, Qwen3, GPT-2, BERT, ViT) or a GGUF file. Text is tokenised by its
+  # tokenizer. Not part of a run's identity.
+  config.pretrained = ''
   # Peak (or only) learning rate. A positive number up to 1,000.
   config.learning_rate = 0.001
 
@@ -502,6 +510,54 @@ def get_config() -> ConfigDict:
   # 'global' compares the magnitudes of all layers, 'layer' removes the same share of each; of units
   # always the latter. One of global, layer.
   config.compress.scope = 'global'
+
+  # Prune: a pool (trained, or `init_from` or `pretrained`) is searched under a budget, its best
+  # structures are healed together and ranked again, and the best one is cut out and exported.
+  config.prune = ConfigDict()
+  # Share of what the full network costs, up to 1; above 1 that many of the unit. A positive number
+  # up to 1,000,000.
+  config.prune.budget = 0.6
+  # The unit: 'flops' of an example's forward pass, 'params', or 'latency', seconds of an example's
+  # forward pass, measured on this device. One of params, flops, latency.
+  config.prune.cost = 'flops'
+  # What a share is of: all of the network, or what the gates switch: of a language model its body
+  # without the embedding. One of network, gates.
+  config.prune.of = 'network'
+  # How structures are searched; '' ranks all networks within the budget up to 4,096 of them, and is
+  # 'surrogate' of more. One of '', leave_one_out, greedy, lazy_greedy, beam, evolution, surrogate,
+  # cosine, random.
+  config.prune.method = ''
+  # Methods that are shown beside it, each on the same calibration sets. Some of leave_one_out,
+  # greedy, lazy_greedy, beam, evolution, surrogate, cosine, random, each once, or none.
+  config.prune.baselines = ()
+  # The most evaluations that each method may make on a calibration set; 0 is what it takes. 0 to
+  # 1,000,000,000.
+  config.prune.evaluations = 0
+  # Budgets in equal steps from all-on at which the methods are compared. 1 to 10,000.
+  config.prune.levels = 3
+  # Calibration sets, drawn from the split to choose by, which searches see one at a time; the
+  # intervals of methods are over them. 1 to 10,000.
+  config.prune.sets = 1
+  # Examples of each; 0 is all of the split, with one set. 0 to 1,000,000,000.
+  config.prune.calibration_examples = 0
+  # K: the best structures, which are healed together in one pool, and ranked again after that. 1 to
+  # 10,000.
+  config.prune.candidates = 1
+  # Whether the first of them is healed alone too, to compare; with several candidates.
+  config.prune.alone = False
+  # Passes over the training set of healing; 0 is none. 0 to 1,000,000.
+  config.prune.heal_epochs = 2.0
+  # Weight of what the full network before healing says, beside the labels; only with classes. Its
+  # last streams are kept for all training examples, and what reads them out stays as it is. 0 is no
+  # teacher. A share in [0, 1].
+  config.prune.teacher = 0.5
+  # What softens both. A positive number up to 1,000,000.
+  config.prune.temperature = 1.0
+  # Continuations of test texts that are shown side by side, of a causal language model. 0 to
+  # 10,000.
+  config.prune.samples = 2
+  # Tokens of each. 1 to 1,000,000.
+  config.prune.sample_tokens = 32
 
   # Hours that a sweep, or the trainings of another experiment's stage, may take by the estimate
   # that is logged before they start: what would take longer is refused. 0 is no limit. 0 to

@@ -29,7 +29,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import code_of, given, start_of
+from additive_jax.experiments.start import code_of, given, loaded_from, start_of
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -102,6 +102,9 @@ def open_session(
   if config.seed + config.num_seeds > SEEDS:
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
+  loaded = loaded_from(config, opening)
+  if loaded is not None:
+    opening = {**opening, 'model': loaded.model, 'variables': loaded.variables}
   config = as_begun(config, workdir, opening.get('data'))
   data, model, task = checked_parts(config, devices, opening)
   pool = start_of(config, opening.get('variables'), model, first_input(data))
@@ -118,7 +121,7 @@ def open_session(
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
   begun: dict[str, Any] = {'start': pool, 'optimizer': opening.get('optimizer'), 'part': part}
-  begun |= {'command': command, 'task': task}
+  begun |= {'command': command, 'task': task, 'pretrained': loaded}
   start = start_session(config, rundir, data, model, devices, **begun)
   with contextlib.ExitStack() as stack, start as session:
     session.training.augment = augment
@@ -257,13 +260,14 @@ def start_session(
   task: Task | None = None,
   start: Any = None,
   optimizer: Any = None,
+  pretrained: Any = None,
 ) -> Iterator[Session]:
   """Holds a session of a run; at the end its curves are closed and its signals let go.
 
   Args:
     config, data, model, devices, command: see `Session`.
     rundir: where the run's files go.
-    start, optimizer: see `Session` and `Training`.
+    start, optimizer, pretrained: see `Session` and `Training`.
     part: whose curves are written: the number of a part of the run, and how many there are.
     task: None is that of the config and the data.
   """
@@ -272,9 +276,8 @@ def start_session(
   training = Training(config, model, data, task or make_task(config, data), optimizer)
   machine = Machine(devices, config.train, shape_of(first_input(data)))
   with kept_programs(), Stopper() as stopper, metrics:
-    yield Session(
-      config, rundir, metrics, stopper, data, model, space, training, machine, command, start=start
-    )
+    given = config, rundir, metrics, stopper, data, model, space, training, machine, command
+    yield Session(*given, start=start, pretrained=pretrained)
 
 
 def resolve(config: Options, model: Any, data: data_.Data, task: Task) -> dict[str, Any]:

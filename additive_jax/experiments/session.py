@@ -60,6 +60,7 @@ class Session:
     command: the command line that started the run, '' for none.
     plan: what the run will do and cost, in words; logged when its directory is open.
     start: the pool that trainings start from; None for the one that each seed names.
+    pretrained: what `config.pretrained` names, a `pretrained.Pretrained`, or None.
   """
 
   config: Options
@@ -74,6 +75,7 @@ class Session:
   command: str = ''
   plan: list[str] = dataclasses.field(default_factory=list)
   start: PyTree | None = None
+  pretrained: Any = None
 
   @property
   def seeds(self) -> list[int]:

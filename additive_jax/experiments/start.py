@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.core
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from additive_jax.errors import UserError, user_path
+from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.experiments.options import Options, refused
 from additive_jax.files.functions import digest_of, is_of_library, is_same
 from additive_jax.models.additive import check_variables, initial_shapes
@@ -21,6 +21,9 @@ from additive_jax.parallel import processes
 from additive_jax.run.objectives import name_of
 from additive_jax.run.tasks import Task
 from additive_jax.transplant.foreign import digest, restore_pool
+
+if TYPE_CHECKING:
+  from additive_jax.pretrained import Pretrained
 
 
 def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> PyTree | None:
@@ -60,6 +63,31 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
     of_model = f'those of {type(model).__name__}, or none'
     raise UserError(f'variables of {BATCH_STATS} with {wrong}: expected {of_model}')
   return as_of_model(pool, model, x)
+
+
+def loaded_from(config: Options, opening: Mapping[str, Any]) -> Pretrained | None:
+  """Returns the network that `config.pretrained` names, in place of a model and its pool; None
+  where it names none.
+
+  Raises:
+    UserError: beside a model or a pool that is given otherwise, and as `pretrained.load`.
+  """
+  if not config.pretrained:
+    return None
+  for name in ('model', 'variables'):
+    if opening.get(name) is not None:
+      raise UserError(f'{name}= with config.pretrained {config.pretrained!r}: expected one of them')
+  if config.init_from:
+    raise refused(config, 'init_from', 'pretrained', expected='one of them')
+  from additive_jax.pretrained import load
+
+  try:
+    return load(user_path(config.pretrained, 'config.pretrained'), **config.model.kwargs)
+  except TypeError as error:
+    raise UserError(
+      f'config.model.kwargs {config.model.kwargs} with config.pretrained: expected arguments of '
+      f'pretrained.load ({one_line(error)})'
+    ) from error
 
 
 def as_of_model(pool: PyTree, model: Any, x: Any) -> PyTree:

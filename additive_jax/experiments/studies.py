@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from additive_jax.experiments.study import Study
 
-NAMES = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress')
+NAMES = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress', 'prune')
 
 
 class _Studies(Mapping[str, Study]):

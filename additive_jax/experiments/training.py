@@ -26,6 +26,7 @@ from additive_jax.run.tasks import Task
 from additive_jax.train import samplers
 from additive_jax.train.augment import Augment, augmented_shapes, make_augment
 from additive_jax.train.losses import Piped
+from additive_jax.train.low_rank import low_rank
 from additive_jax.train.optimizers import make_optimizer
 from additive_jax.train.recipe import Loss, Recipe, Structures
 from additive_jax.train.rule import check_pool
@@ -102,7 +103,15 @@ class Training:
 
   def make_optimizer(self, num_steps: int) -> Any:
     """Returns the optimizer of a training of `num_steps` steps."""
-    return self.optimizer or make_optimizer(self.config, num_steps)
+    optimizer, train = self.optimizer or make_optimizer(self.config, num_steps), self.config.train
+    if not train.low_rank:
+      return optimizer
+    for name in ('zero', 'fsdp_devices', 'tensor_devices', 'expert_devices', 'pipe_devices'):
+      if getattr(train, name) > 1 or getattr(train, name) is True:
+        raise refused(
+          self.config, 'train.low_rank', f'train.{name}', expected='a device with whole matrices'
+        )
+    return low_rank(optimizer, train.low_rank)
 
   def loss(self, distill: float = 0.0, rescale: str = 'none') -> Loss:
     """Returns the loss of structures, in stages where `config.train.pipe_devices` asks for them."""

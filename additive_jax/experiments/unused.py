@@ -26,6 +26,7 @@ OF = {
   'dna': ('dna',),
   'booster': ('booster',),
   'compress': ('compress',),
+  'prune': ('prune',),
 }
 EXPERIMENTS = ('sweep', 'cotrain', 'stochastic', 'experts', 'dna', 'booster', 'compress', 'prune')
 OF_TABLES = tuple(f'data.{name}' for name in ('target', 'columns', 'weight', 'split', 'task'))
@@ -199,6 +200,13 @@ WHEN: dict[str, tuple[Used, str]] = {
     "config.booster.features 'embedding'",
   ),
   'booster.quorum': (lambda o: o.booster.asynchronous, 'config.booster.asynchronous True'),
+  **dict.fromkeys(
+    ('prune.teacher', 'prune.temperature', 'prune.alone', 'prune.candidates', 'train.low_rank'),
+    (
+      lambda o: o.experiment != 'prune' or o.prune.heal_epochs > 0,
+      'config.prune.heal_epochs above 0',
+    ),
+  ),
   'compress.inputs': (lambda o: o.compress.level == 'unit', "config.compress.level 'unit'"),
   'compress.scope': (lambda o: o.compress.level != 'unit', 'other levels than units'),
   **dict.fromkeys(

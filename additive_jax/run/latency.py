@@ -230,14 +230,32 @@ def verify_latency(
     structures: each compiles.
     seconds: to time for, without compiling.
   """
-  variables, x = jax.device_put((variables, x), jax.local_devices()[0])
   bits = canonical(model, bits_of(structures, len(table.names)))
   texts = [Structure(tuple(row.tolist())) for row in bits]
-  calls = [_own_program(model, variables, x, structure) for structure in texts]
-  measured = _timed(calls, seconds)
+  measured = time_structures(model, variables, x, texts, seconds=seconds)
   return Verified(
     tuple(map(str, texts)), tuple(table.predict(bits).tolist()), tuple(measured.tolist())
   )
+
+
+def time_structures(
+  model: nn.Module,
+  variables: PyTree,
+  x: Any,
+  structures: Sequence[StructureLike],
+  *,
+  seconds: float = 5.0,
+) -> Float[np.ndarray, ' S']:
+  """Returns the median seconds of a forward pass of each structure, as a program of its own.
+
+  Args:
+    variables, x: of the network, on the host or a device.
+    structures: each compiles.
+    seconds: to time for all together, without compiling.
+  """
+  variables, x = jax.device_put((variables, x), jax.local_devices()[0])
+  calls = [_own_program(model, variables, x, structure) for structure in structures]
+  return _timed(calls, seconds)
 
 
 def _own_program(model, variables, x, structure) -> Callable[[], Array]:

@@ -1,9 +1,22 @@
-"""A search under a budget: of an evaluator (`find`), and of a pool (`search`)."""
+"""A search under a budget: of an evaluator (`find`), and of a pool (`search`).
+
+| method | evaluations, of r gates off of n | source |
+| --- | --- | --- |
+| leave_one_out | n + r | |
+| greedy | n·r | SLEB, BlockPruner |
+| lazy_greedy | n + 8·r | |
+| beam | 4·n·r, which share most of their sites | |
+| evolution | 40·6, mostly by few examples | EvoPress |
+| surrogate | 3·n + 48 | Walsh regression and an exact programme |
+| cosine | r, after one forward pass | ShortGPT |
+| random | 256 | the control |
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -135,47 +148,34 @@ def search(
   journal: str | FilePath | None = None,
   evaluations: float | None = None,
   task: str | Task = 'classification',
-  batch_size: int = 256,
+  batch_size: int | None = None,
   recalibrate: Any = None,
 ) -> Path:
   """Searches a pool for the structures of lowest loss under a budget.
 
-  Gives the best structure at every cost that the method came to. With the loss L(s) of structure s
-  in the pool, by `task`, and its costs C(s), `path.best` is argmin L(s) over the s with C(s) ≤
-  budget that were evaluated.
+  With the loss L(s) of structure s in the pool, by `task`, and its costs C(s), `path.best` is
+  argmin L(s) over the s with C(s) ≤ budget that were evaluated; the path has it at every cost.
 
-  | method | evaluations, of r gates off of n | source |
-  | --- | --- | --- |
-  | leave_one_out | n + r | |
-  | greedy | n·r | SLEB, BlockPruner |
-  | lazy_greedy | n + 8·r | |
-  | beam | 4·n·r, which share most of their sites | |
-  | evolution | 40·6, mostly by few examples | EvoPress |
-  | surrogate | 3·n + 48 | Walsh regression and an exact programme |
-  | cosine | r, after one forward pass | ShortGPT |
-  | random | 256 | the control |
-
-  Each also is a class with its options, such as `additive_jax.search.Beam(width=8)`.
+  Methods are those of `search.budgeted`; each also is a class with its options, such as
+  `additive_jax.search.Beam(width=8)`.
 
   >>> model = aj.models.MLP(num_blocks=5, width=4, hidden=8, num_classes=3)
   >>> x, y = np.random.default_rng(0).normal(size=(12, 6)).astype('f'), np.arange(12) % 3
   >>> path = search(model, model.init(jax.random.key(0), x), (x, y), method='greedy', budget=0.6)
-  >>> path.best.num_on, list(path.table.columns)
-  (2, ['structure', 'loss', 'params', 'share', 'off', 'within'])
+  >>> path.best.num_on
+  2
 
   Args:
     model: an additive network of n gates, of any kind.
     variables: `{'params': pool}`.
-    data: (x [N, ...], y [N, ...]), a split in memory, or a `data.Data`, whose validation split it
-      is then, or the test split where nothing was held out.
+    data: (x [N, ...], y [N, ...]), a split in memory, or a `data.Data`, of which see `batch_of`.
     method: a name of the table, or an object.
     budget: share of what all-on costs, up to 1, or above 1 that many of the unit; or a `Budget`.
     costs: 'params', 'flops' of an example, or 'latency', seconds of an example of x, measured now
       on this device; or a `Costs`, or a `Latency` that `measure_latency` gave.
     seed: of what is random.
-    journal: a file in which evaluations are kept, so that a search that was killed goes on and ends
-      as if it never had been. Several searches of one pool and data may share it. A latency table
-      lies beside it.
+    journal: a file in which evaluations are kept: a search that was killed goes on. Several of one
+      pool and data may share it. A latency table lies beside it.
     evaluations: the most that are made, on all examples; None is what the method takes.
     task, batch_size, recalibrate: as `evaluate_structures` takes them; lower is better, by
       `task.rank_by`.
@@ -188,22 +188,16 @@ def search(
   evaluate = PoolEvaluator(model, variables, batch, chosen, batch_size, recalibrate)
   table = _costs(model, variables, batch[0], costs, journal)
   cost_model = table if isinstance(table, Costs) else Costs.of_latency(table, space_of(model))
-  path = find(
-    evaluate,
-    cost_model,
-    method=method,
-    budget=budget,
-    seed=seed,
-    journal=journal,
-    identity=evaluate.identity() if journal is not None else None,
-    evaluations=evaluations,
-    probe=lambda kind: stream_changes(model, variables, batch[0], kind, batch_size=batch_size),
-  )
-  if isinstance(table, Latency):
-    one = rows(batch[0], slice(table.batch))
-    receipt = verify_latency(table, model, variables, one, [space_of(model).all_on(), path.best])
-    path = dataclasses.replace(path, latency=receipt)
-  return path
+  identity = evaluate.identity() if journal is not None else None
+  given: Any = {'budget': budget, 'seed': seed, 'journal': journal, 'evaluations': evaluations}
+  given |= {'identity': identity, 'method': method}
+  probe = functools.partial(stream_changes, model, variables, batch[0])
+  path = find(evaluate, cost_model, probe=probe, **given)
+  if not isinstance(table, Latency):
+    return path
+  one = rows(batch[0], slice(table.batch))
+  receipt = verify_latency(table, model, variables, one, [space_of(model).all_on(), path.best])
+  return dataclasses.replace(path, latency=receipt)
 
 
 def batch_of(data: Any) -> tuple[Any, Any]:

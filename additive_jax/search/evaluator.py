@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,7 +45,7 @@ class PoolEvaluator:
     variables: PyTree,
     batch: tuple[Any, Any],
     task: Task,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     recalibrate: Any = None,
   ):
     self._model, self._variables, self._task = model, variables, task
@@ -54,16 +55,20 @@ class PoolEvaluator:
   def __call__(self, bits: Bool[np.ndarray, 'S n'], share: float = 1.0) -> Float[np.ndarray, 'S']:
     """Returns the losses of structures, by a share of the examples: of a smaller share some of
     those of a larger one, drawn at random once."""
+    return np.asarray(self._task.cost(self.scores(bits, self._examples(share))), float)
+
+  def scores(self, bits: Bool[np.ndarray, 'S n'], batch: tuple[Any, Any]) -> Mapping[str, Any]:
+    """Returns loss and metrics of structures by some examples; for a run to override."""
     found = evaluate_structures(
       self._model,
       self._variables,
-      self._examples(share),
+      batch,
       bits,
       task=self._task,
       batch_size=self._batch_size,
       recalibrate=self._recalibrate,
     )
-    return np.asarray(self._task.cost(found.scores), float)
+    return found.scores
 
   def _examples(self, share):
     if share >= 1:

@@ -49,20 +49,7 @@ def best_within(
   objective[:n] = main
   if pairs is not None:
     objective[n + num_shared :] = pairs[first, second]
-  rows: list[tuple[dict[int, float], float]] = []  # each Σ coefficient·variable ≤ bound
-  unit = costs.full or 1.0  # so that a cost is a share, for the solver's tolerances
-  budget = {i: cost / unit for i, cost in enumerate(costs.gates)}
-  budget |= {n + k: cost / unit for k, (cost, _) in enumerate(costs.shared)}
-  rows.append((budget, (limit * (1 + 1e-9) - costs.fixed) / unit))
-  rows += [({i: 1.0, int(host): -1.0}, 0.0) for i, host in enumerate(costs.hosts) if host != i]
-  for k, (_, gates) in enumerate(costs.shared):
-    rows += [({gate: 1.0, n + k: -1.0}, 0.0) for gate in gates]
-  for k, (i, j) in enumerate(zip(first.tolist(), second.tolist()), start=n + num_shared):
-    # Both on gives k: k ≤ i, k ≤ j, k ≥ i + j − 1; what the sign of the pair calls for suffices.
-    if objective[k] < 0:
-      rows += [({k: 1.0, i: -1.0}, 0.0), ({k: 1.0, j: -1.0}, 0.0)]
-    else:
-      rows.append(({i: 1.0, j: 1.0, k: -1.0}, 1.0))
+  rows = _constraints(costs, limit, (first, second), objective)
   matrix, bounds = _matrix(rows, size)
   integers = np.zeros(size)
   integers[:n] = 1  # the others follow
@@ -79,6 +66,28 @@ def best_within(
       f'{costs.told(limit)}: expected at least those of the cheapest structure, {costs.cheapest()}'
     )
   return costs.canonical(result.x[None, :n] > 0.5)[0]
+
+
+def _constraints(
+  costs: Costs, limit: float, pairs: tuple[Any, Any], objective: Float[np.ndarray, ' size']
+) -> list[tuple[dict[int, float], float]]:
+  """Returns what is asked of the variables, each as Σ coefficient·variable ≤ bound."""
+  n = costs.space.num_gates
+  rows: list[tuple[dict[int, float], float]] = []
+  unit = costs.full or 1.0  # so that a cost is a share, for the solver's tolerances
+  budget = {i: cost / unit for i, cost in enumerate(costs.gates)}
+  budget |= {n + k: cost / unit for k, (cost, _) in enumerate(costs.shared)}
+  rows.append((budget, (limit * (1 + 1e-9) - costs.fixed) / unit))
+  rows += [({i: 1.0, int(host): -1.0}, 0.0) for i, host in enumerate(costs.hosts) if host != i]
+  for k, (_, gates) in enumerate(costs.shared):
+    rows += [({gate: 1.0, n + k: -1.0}, 0.0) for gate in gates]
+  for k, (i, j) in enumerate(zip(*(some.tolist() for some in pairs)), start=n + len(costs.shared)):
+    # Both on gives k: k ≤ i, k ≤ j, k ≥ i + j − 1; what the sign of the pair calls for suffices.
+    if objective[k] < 0:
+      rows += [({k: 1.0, i: -1.0}, 0.0), ({k: 1.0, j: -1.0}, 0.0)]
+    else:
+      rows.append(({i: 1.0, j: 1.0, k: -1.0}, 1.0))
+  return rows
 
 
 def _matrix(rows: list[tuple[dict[int, float], float]], size: int) -> tuple[Any, Any]:

@@ -17,9 +17,12 @@ from jaxtyping import PyTree
 
 from additive_jax import run
 from additive_jax.batches import num_examples
+from additive_jax.data.weights import Weighted, unweighted
 from additive_jax.errors import UserError
 from additive_jax.gates import subsets
-from additive_jax.models.additive import gate_names
+from additive_jax.models.additive import Inputs, embed, gate_names, readout
+from additive_jax.models.side import stream_of, with_stream
+from additive_jax.models.surrounding import without_dropout
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.parallel import pipeline as pipeline_
 from additive_jax.parallel import staging
@@ -126,6 +129,47 @@ class PerSample(Structures):
         f'{devices} devices{of_each} split a batch of {self.subsets.parts} parts with a subset '
         f'each: expected devices{and_pieces} that divide the parts'
       )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromStream(Structures):
+  """The loss of a task with a teacher, `objectives.Distilled`, of which the data has the last
+  streams [B, ..., D] in place of the logits [B, ..., C].
+
+  The readout makes logits of them: that of the pool, which is the teacher's where it is frozen.
+  Streams are far smaller than the logits of a large vocabulary.
+
+  >>> import optax
+  >>> from additive_jax.run.objectives import CrossEntropy, Distilled, Taught
+  >>> model, x = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), jnp.ones((2, 6))
+  >>> recipe = Recipe(model, Distilled(CrossEntropy(), 0.5), optax.sgd(0.1), FromStream())
+  >>> pool = jax.jit(model.init)(jax.random.key(0), x)['params']
+  >>> taught = Taught(jnp.array([0, 1]), jnp.ones((2, 4)))
+  >>> recipe.loss.targets(recipe, pool, x, taught).logits.shape
+  (2, 3)
+  """
+
+  by_parts: ClassVar[bool] = True
+
+  def __call__(self, recipe: Recipe, params: PyTree, slot: Slot) -> tuple[Scalar, Facts]:
+    """Returns the mean loss and no facts."""
+    y = self.targets(recipe, params, slot.x, slot.y)
+    return super().__call__(recipe, params, dataclasses.replace(slot, y=y))
+
+  def targets(self, recipe: Recipe, params: PyTree, x: Inputs, y: PyTree) -> PyTree:
+    """Returns targets that are `Taught`, or `data.Weighted` of such, with logits."""
+    taught = unweighted(y)
+    variables = {'params': jax.lax.stop_gradient(params)}
+    with without_dropout():
+      like = embed(recipe.model, variables, x)
+      stream = taught.logits.astype(stream_of(like).dtype)
+      logits = readout(recipe.model, variables, with_stream(like, stream))
+    taught = taught._replace(logits=jax.lax.stop_gradient(logits))
+    return y._replace(y=taught) if isinstance(y, Weighted) else taught
+
+  def alone(self) -> Loss:
+    """Returns itself: the teacher is in the data."""
+    return self
 
 
 @dataclasses.dataclass(frozen=True)

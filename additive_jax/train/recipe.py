@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from additive_jax import run
 from additive_jax.batches import num_examples
 from additive_jax.errors import UserError, checked_size
 from additive_jax.models import contract
-from additive_jax.models.additive import Inputs
+from additive_jax.models.additive import Inputs, initial_shapes
 from additive_jax.models.surrounding import Mode
 from additive_jax.parallel import collectives
 from additive_jax.parallel.pipeline_schedule import Pipeline
@@ -95,6 +96,11 @@ class Loss:
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
     leaves = jax.tree.leaves_with_path(facts)
     return {name(path): float(leaf) for path, leaf in leaves if leaf.ndim == 0}
+
+  def targets(self, recipe: Recipe, params: PyTree, x: Inputs, y: PyTree) -> PyTree:
+    """Returns targets as the task's loss takes them, of those that the data has."""
+    del recipe, params, x
+    return y
 
   def alone(self) -> Loss:
     """Returns the loss of a structure that is trained by itself, without others in its pool."""
@@ -288,7 +294,12 @@ class Recipe:
       _, shapes = augmented_shapes(self.augment, x, y, size)
       y = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), shapes)
     shaped = lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
-    check_task(self.model, self.task, jax.tree.map(shaped, x), y)
+    x = jax.tree.map(shaped, x)
+    if type(self.loss).targets is not Loss.targets:
+      pool = initial_shapes(self.model, x)['params']
+      read = functools.partial(self.loss.targets, self)
+      y = jax.eval_shape(read, pool, x, jax.tree.map(shaped, y))
+    check_task(self.model, self.task, x, y)
 
   def losses(self, outputs: Outputs, y: PyTree) -> Float[Array, '...']:
     """Returns the loss of each example, or of each token, of float32."""

@@ -254,6 +254,8 @@ class TrainOptions:
   {'embed': 0.1, 'block_0.*/kernel': 2.0}. Where several fit a leaf, it is their product."""
   frozen: Later[tuple[str, ...]] = ()
   """Parts that do not learn: regular expressions of their paths, ('embed', 'block_00')."""
+  low_rank: Later[FewOrNone] = 0
+  """Rank of what matrices change by, for the memory of that; 0 is any, see `train.low_rank`."""
   log_every: Few = 50
   """Steps between two points of the curves, at least; also the most that one device call takes."""
   checkpoint_every: Many = 500

@@ -18,6 +18,7 @@ from additive_jax.experiments.options.general import (
   TaskOptions,
   TrainOptions,
 )
+from additive_jax.experiments.options.pruning import PruneOptions
 from additive_jax.experiments.options.rules import (
   HALVING,
   SPARSITIES,
@@ -269,7 +270,8 @@ class Options:
   """What to run: 'sweep' (Exp 1: rank the structures), 'cotrain' (Exp 2: train the best together),
   'stochastic' (Exp 3: random structures as a regulariser), 'experts' (Exp 4: tokens choose
   structures), 'dna' (tokens choose modules in any order), 'booster' (Exp 5: start a large model
-  from small ones) or 'compress' (what a network can do without, by variational dropout)."""
+  from small ones), 'compress' (what a network can do without, by variational dropout) or 'prune'
+  (the smaller network within one, under a budget)."""
   seed: Seed = 0
   """First seed. A seed names the initial pool, the order of the data and the draws of
   structures."""
@@ -283,6 +285,10 @@ class Options:
   """Where the pool is from that all trainings start from: a run directory, a directory of its
   checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
   Exp 5, which compares beginning untrained with growing from small networks, takes none."""
+  pretrained: Later[Placement[str]] = ''
+  """A network of others, in place of `model` and `init_from`: a Hugging Face directory (Llama,
+  SmolLM, Mistral, Qwen2, Qwen3, GPT-2, BERT, ViT) or a GGUF file. Text is tokenised by its
+  tokenizer."""
   learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
@@ -304,6 +310,7 @@ class Options:
   dna: DnaOptions = dataclasses.field(default_factory=DnaOptions)
   booster: BoosterOptions = dataclasses.field(default_factory=BoosterOptions)
   compress: CompressOptions = dataclasses.field(default_factory=CompressOptions)
+  prune: PruneOptions = dataclasses.field(default_factory=PruneOptions)
   limit: Placement[NotNegative] = 12.0
   """Hours that a sweep, or the trainings of another experiment's stage, may take by the estimate
   that is logged before they start: what would take longer is refused. 0 is no limit."""

@@ -1,0 +1,135 @@
+"""`prune` as a call."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from additive_jax.compress import cutting
+from additive_jax.compress.exported import export
+from additive_jax.errors import UserError
+from additive_jax.experiments.front import opened, run_study
+from additive_jax.experiments.options import Options, refused
+from additive_jax.experiments.prune.study import STUDY
+from additive_jax.experiments.prune.tables import HEALED, POOL, RECEIPT, SHOWN
+from additive_jax.experiments.study import Result
+from additive_jax.gates.structure import Structure
+from additive_jax.run.recalibration import recalibrate
+from additive_jax.transplant.growth import Receipt
+from additive_jax.transplant.restore import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+  """A smaller network, and how it was found.
+
+  Attributes:
+    model: a plain Flax module without gates; `model.apply(variables, x)` gives the outputs.
+    variables: `{'params': its parameters}`.
+    structure: that it is of the network.
+    before, unhealed, after: test scores, FLOPs, parameters and seconds of an example: whole,
+      unhealed and healed.
+    receipt: how far its outputs are from those of the structure in the healed pool.
+    result: of the run; `result.candidates` has a row for each structure that was ranked, best
+      first, and see `experiments.prune`.
+    cut: what was cut out, see `compress.cutting.Cut`.
+  """
+
+  model: Any
+  variables: PyTree
+  structure: Structure
+  before: dict[str, float]
+  unhealed: dict[str, float]
+  after: dict[str, float]
+  receipt: Receipt
+  result: Result
+  cut: cutting.Cut = dataclasses.field(repr=False)
+
+  def export(self, directory: str | Path) -> Path:
+    """Writes the network as files that stand alone, see `additive_jax.export.load`.
+
+    Args:
+      directory: must not exist yet.
+    """
+    scores = {name: getattr(self, name) for name in SHOWN}
+    notes = {'receipt': dataclasses.asdict(self.receipt), 'scores': scores}
+    return export(self.cut, directory, notes=notes)
+
+
+def prune(
+  model: Any,
+  data: Any,
+  variables: PyTree | None = None,
+  *,
+  budget: float = 0.6,
+  cost: str = 'flops',
+  heal_epochs: float = 2.0,
+  workdir: str | Path | None = None,
+  **options: Any,
+) -> Pruned:
+  """Returns the best smaller network within a network, under a budget, healed and cut out.
+
+      pruned = aj.prune(Net(10), (x, y), budget=0.6)
+      pruned.model.apply(pruned.variables, x)
+      pruned.export('small')
+
+  The structures within the budget are ranked in the pool on the validation split, all of them up to
+  4,096 and those that `method` finds of more, by `task.rank_by`. The best `candidates` are trained
+  a little together, taught by the full network, and ranked again. Scores that are reported are of
+  the test split. For a pretrained network, `aj.prune(loaded.model, data, loaded.variables)`.
+
+  Args:
+    model, data: as of `sweep`.
+    variables: `{'params': pool}` to prune; None trains one on random structures for `epochs`.
+    budget: share of what the full network costs, up to 1; above 1 that many of the unit.
+    cost: the unit: 'flops' of an example's forward pass, 'params', or 'latency', seconds of an
+      example's forward pass, measured on this device.
+    heal_epochs: passes over the training set that the chosen structures are trained for.
+    workdir: the run directory; None is `runs/prune-<hash>`.
+    options: as of `sweep`; those of `config.prune`: `method`, `candidates`, `teacher`, ….
+
+  Raises:
+    UserError: for a budget that no structure meets, variables that are not the model's, and so on.
+  """
+  if isinstance(model, str):
+    raise UserError(f'model {model!r}: expected an additive network')
+  given = {'budget': budget, 'cost': cost, 'heal_epochs': heal_epochs} | options
+  if variables is not None:
+    given['variables'] = variables
+  config, opening = opened('prune', model, data, given, _check_seeds, num_seeds=1)
+  result = run_study(STUDY, config, workdir, opening)
+  data = opening['data']
+  x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
+  healed = {'params': variables['params']} if variables is not None else None
+  if config.prune.heal_epochs or healed is None:
+    name = f'{HEALED if config.prune.heal_epochs else POOL}-seed{config.seed}'
+    folder = Path(result.summary['workdir'], 'checkpoints', name)
+    healed = Checkpoints(folder, model).read(x).variables
+  (healed,) = recalibrate(model, healed, [result.summary['structure']], data.train)
+  return _cut_out(model, healed, result, x)
+
+
+def _check_seeds(config: Options) -> None:
+  if config.num_seeds != 1:
+    raise refused(config, 'num_seeds', expected='1, since one network is pruned')
+
+
+def _cut_out(model: Any, healed: PyTree, result: Result, x: Any) -> Pruned:
+  """Returns the chosen structure of a run without the rest."""
+  smaller = cutting.cut(model, healed, result.summary['structure'], x=x)
+  before, unhealed, after = (result.summary[name] for name in SHOWN)
+  return Pruned(
+    model=smaller.model,
+    variables=smaller.variables,
+    structure=smaller.structure,
+    before=before,
+    unhealed=unhealed,
+    after=after,
+    receipt=cutting.receipt(smaller, model, healed, x),
+    result=result,
+    cut=smaller,
+  )

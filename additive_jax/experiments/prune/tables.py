@@ -1,0 +1,144 @@
+"""The tables of a pruning, and the smaller network as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import PyTree
+
+from additive_jax.compress import cutting
+from additive_jax.compress.exported import export
+from additive_jax.experiments.prune import searching
+from additive_jax.experiments.records import Records
+from additive_jax.experiments.session import Session
+from additive_jax.experiments.stored import stored_table
+from additive_jax.experiments.study import Result
+from additive_jax.files.journal import Record
+from additive_jax.parallel import processes
+from additive_jax.report.statistics import mean_and_ci, rank
+from additive_jax.run.recalibration import recalibrate
+from additive_jax.transplant.restore import Checkpoints
+
+POOL, HEALED, ALONE = 'pool', 'healed', 'healed_alone'
+EXPORTED = 'exported'  # folder of the run directory
+RECEIPT = 64  # examples that the receipt is of
+SHOWN = ('before', 'unhealed', 'after')
+
+
+def tables(session: Session, records: Records) -> Result:
+  """Returns the candidates, the full network beside the chosen one, how it was found, and the
+  summary; and writes the chosen one as files."""
+  (record,), line = records[HEALED], searching.choose(session, {})
+  networks = _networks(session, records, record)
+  candidates = _candidates(session, line, record)
+  methods = _methods(session, line)
+  summary: dict[str, Any] = {'structure': record['structure'], 'chosen_on': line['split']}
+  summary |= {str(row.pop('network')): row for row in networks.to_dict('records')}
+  options = session.config.prune
+  summary |= {'budget': options.budget, 'cost': options.cost, 'limit': line['limit']}
+  summary |= {'method': searching.method_of(session), 'fit': line['fit']}
+  summary['evaluations'] = max(row['evaluations'] for row in line['methods'])
+  summary['workdir'] = str(session.rundir.path.absolute())
+  summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
+  frames = {
+    'candidates': candidates,
+    'networks': networks,
+    'methods': methods,
+    'paths': pd.DataFrame(line['paths']),
+    'gates': pd.DataFrame(line['gates']),
+  }
+  if record['samples']:
+    frames['samples'] = pd.DataFrame(record['samples'])
+  both = {POOL: {str(name): [values] for name, values in candidates.items()}}
+  return Result(frames | stored_table(session.task, both), summary)
+
+
+def _networks(session: Session, records: Records, record: Record) -> pd.DataFrame:
+  """A row for each network: the full one, the chosen structure in its pool, and healed."""
+  space, names = session.space, list(record['before'])
+  rows: list[dict[str, Any]] = []
+  after = {name: record[name] for name in names}
+  full, chosen = str(space.all_on()), record['structure']
+  known = [('before', full, record['before']), ('unhealed', chosen, record['unhealed'])]
+  known.append(('after', chosen, after))
+  if ALONE in records.arms:
+    (alone,) = records[ALONE]
+    known.append(('alone', alone['structure'], {name: alone[name] for name in names}))
+  seconds = record['seconds']
+  for name, text, values in known:
+    structure = space.parse(text)
+    costs = {'flops': space.flops(structure), 'params': space.params(structure)}
+    if name != 'alone' or text == chosen:
+      costs['seconds'] = seconds['before' if name == 'before' else 'after']
+    rows.append({'network': name, 'structure': text, **values, **costs})
+  return pd.DataFrame(rows)
+
+
+def _candidates(session: Session, line: Record, record: Record) -> pd.DataFrame:
+  """The structures within the budget that were ranked, and what healing made of the first ones."""
+  frame, scores = pd.DataFrame(line['best']), record['scores']
+  for name, values in scores.items():
+    of = dict(zip(record['structures'], values))
+    if not name.startswith('stored_'):
+      frame[f'healed_{name}'] = frame['structure'].map(of)
+  chosen = session.task.rank_by
+  known = scores.get(f'valid_{chosen}', scores[chosen])
+  places = dict(zip(record['structures'], rank(session.task.cost({chosen: np.array(known)}))))
+  frame['healed_rank'] = frame['structure'].map(places)
+  return frame
+
+
+def _methods(session: Session, line: Record) -> pd.DataFrame:
+  """A row for each method and level: means over the calibration sets."""
+  kind, rows = session.config.prune.cost, []
+  frame = pd.DataFrame(line['methods'])
+  scores = [s for s in map(str, frame) if s.removeprefix('valid_') in session.task.scores]
+  for (method, level), part in frame.groupby(['method', 'level'], sort=False):
+    row: dict[str, Any] = {'method': method, 'level': level, 'most': part['most'].iloc[0]}
+    row |= {kind: part[kind].mean(), 'removed': 1 - part[kind].mean() / line['full']}
+    for name in scores:
+      mean, half_width = mean_and_ci(part[name].to_numpy()[:, None])
+      row |= {name: mean[0], f'{name}_ci95': half_width[0]}
+    rows.append(row | {'evaluations': part['evaluations'].mean(), 'sets': len(part)})
+  return pd.DataFrame(rows)
+
+
+def healed_pool(session: Session, record: Record) -> PyTree:
+  """Returns the pool after healing, from its checkpoint, with the statistics of the structure."""
+  x = session.data.test[np.arange(min(RECEIPT, len(session.data.test)))][0]
+  name = f'{HEALED}-seed{session.config.seed}'
+  folder = Path(session.rundir.checkpoints) / name
+  if folder.exists():
+    variables = Checkpoints(folder, session.model).read(x).variables
+  elif session.start is not None:
+    variables = {'params': session.start}
+  else:
+    pool = Path(session.rundir.checkpoints) / f'{POOL}-seed{session.config.seed}'
+    variables = Checkpoints(pool, session.model).read(x).variables
+  (variables,) = recalibrate(session.model, variables, [record['structure']], session.data.train)
+  return variables
+
+
+def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
+  """Writes the chosen structure to the run directory: as a network that stands alone, or where it
+  was pretrained as others have it."""
+  folder = session.rundir.path / EXPORTED
+  if processes.is_primary():
+    shutil.rmtree(folder, ignore_errors=True)
+    variables = healed_pool(session, record)
+    if session.pretrained is not None:
+      from additive_jax.pretrained.exporting import export as export_pretrained
+
+      export_pretrained(session.pretrained, record['structure'], folder, variables)
+    else:
+      x = session.data.test[np.arange(min(RECEIPT, len(session.data.test)))][0]
+      cut = cutting.cut(session.model, variables, record['structure'], x=x)
+      receipt = cutting.receipt(cut, session.model, variables, x)
+      export(cut, folder, notes={'receipt': dataclasses.asdict(receipt), 'scores': scores})
+  processes.barrier('exported')
+  return folder
