@@ -14,7 +14,6 @@ import additive_jax as aj
 from additive_jax import export
 from additive_jax.errors import UserError
 from additive_jax.experiments import front
-from additive_jax.experiments.budget import Budget
 from additive_jax.files.functions import digest_of
 from additive_jax.files.journal import Journal
 
@@ -87,7 +86,7 @@ def test_options_that_cannot_be(net, arrays, tmp_path, options, message):
       "option 'modes' of prune: expected none.*stochastic",
     ),
     ('prune', {'structures': ('110',)}, "option 'structures' of prune: expected none.* cotrain"),
-    ('prune', {'method': 'evolution'}, "option 'method' of prune: expected none.* sweep, cotrain"),
+    ('prune', {'population': 8}, "option 'population' of prune: expected none.* sweep, cotrain"),
     ('cotrain', {'halving': 2}, "option 'halving' of cotrain: expected none, it is one of sweep"),
     ('sweep', {'cotrain.top_k': 3}, "option 'cotrain.top_k' of sweep: expected none.* cotrain"),
     ('sweep', {'seeds': 1, 'num_seeds': 2}, "option 'num_seeds', 1 and 2: expected it once"),
@@ -187,7 +186,7 @@ def test_prune(net, arrays, tmp_path):
   np.testing.assert_array_equal(model.apply(variables, arrays[0][:5]), logits)
   again = aj.prune(net, arrays, budget=0.6, heal_epochs=1.0, **options)
   assert again.after == pruned.after
-  with pytest.raises(UserError, match='is of another budget, healing or pool'):
+  with pytest.raises(UserError, match=r'prune\.budget'):
     aj.prune(net, arrays, budget=0.5, heal_epochs=1.0, **options)
 
 
@@ -203,9 +202,7 @@ def test_prune_of_a_pool_that_is_given(net, arrays, random_pool, tmp_path):
 
 
 def test_prune_searches_many(arrays, random_pool, tmp_path, monkeypatch):
-  monkeypatch.setattr('additive_jax.experiments.prune.ENUMERATED', 4)
-  monkeypatch.setattr('additive_jax.experiments.prune.SEARCHED', 16)
-  monkeypatch.setattr('additive_jax.experiments.prune.POPULATION', 8)
+  monkeypatch.setattr('additive_jax.experiments.prune.searching.ENUMERATED', 4)
   net = aj.models.MLP(num_blocks=6, width=8, hidden=4, num_classes=3)
   pool = random_pool(net, arrays[0][:1])
   options = QUICK | {'workdir': tmp_path / 'run', 'heal_epochs': 0}
@@ -242,20 +239,25 @@ def test_a_pool_of_bfloat16_is_trained_in_float32(net, arrays, tmp_path, random_
 
 
 @pytest.mark.parametrize(
-  ('budget', 'cost', 'message'),
+  ('given', 'message'),
   [
-    (0, 'flops', 'budget 0: expected a share of the flops'),
-    (True, 'flops', 'budget True: expected'),
-    (0.5, 'bytes', "cost 'bytes': expected one of flops, params"),
+    ({'budget': 0}, 'config.prune.budget 0'),
+    ({'budget': float('nan')}, 'config.prune.budget nan'),
+    ({'cost': 'bytes'}, "config.prune.cost 'bytes': expected one of params, flops, latency"),
+    ({'heal_epochs': -1}, 'config.prune.heal_epochs -1'),
+    ({'method': 'gready'}, "config.prune.method 'gready': expected .*did you mean 'greedy'"),
+    ({'calibration_examples': 10**6}, 'expected at most the 12 of the split to choose by'),
+    ({'alone': True}, 'config.prune.alone True .*: expected several candidates'),
   ],
 )
-def test_budgets_that_cannot_be(budget, cost, message):
+def test_what_cannot_be_pruned_is_refused(net, arrays, tmp_path, given, message):
   with pytest.raises(UserError, match=message):
-    Budget(budget, cost)
+    aj.prune(net, arrays, workdir=tmp_path / 'run', **(QUICK | given))
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_budget_below_all_off(net, arrays, tmp_path):
-  with pytest.raises(UserError, match=r'budget 0.01 of .* flops: expected at least 0\.\d+'):
+  with pytest.raises(UserError, match=r'budget 0.01, 16 FLOPs: expected at least 0\.14'):
     aj.prune(net, arrays, budget=0.01, workdir=tmp_path / 'run', **QUICK)
   assert not (tmp_path / 'run').exists()
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Bool, Integer, PyTree
 
 from additive_jax.gates.structure import StructureLike, bits_of
 from additive_jax.models.additive import canonical, gate_names
@@ -20,10 +20,10 @@ from additive_jax.run.ways import conditional
 def continued(
   model: nn.Module,
   variables: PyTree,
-  tokens: Int[np.ndarray, 'B T'],
+  tokens: Integer[np.ndarray, 'B T'],
   structure: StructureLike,
   count: int,
-) -> Int[np.ndarray, 'B count']:
+) -> Integer[np.ndarray, 'B count']:
   """Returns the tokens that a structure goes on with, each the most likely one.
 
   Every token takes a pass over all T + count positions, which suits a look at a few, not serving.

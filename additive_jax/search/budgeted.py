@@ -169,30 +169,28 @@ def search(
     model: an additive network of n gates, of any kind.
     variables: `{'params': pool}`.
     data: (x [N, ...], y [N, ...]), a split in memory, or a `data.Data`, of which see `batch_of`.
-    method: a name of the table, or an object.
+    method, seed: a name or an object, and what its random draws go by.
     budget: share of what all-on costs, up to 1, or above 1 that many of the unit; or a `Budget`.
     costs: 'params', 'flops' of an example, or 'latency', seconds of an example of x, measured now
       on this device; or a `Costs`, or a `Latency` that `measure_latency` gave.
-    seed: of what is random.
-    journal: a file in which evaluations are kept: a search that was killed goes on. Several of one
-      pool and data may share it. A latency table lies beside it.
+    journal: a file in which evaluations are kept, so that a search that was killed goes on;
+      searches of one pool and data may share it. A latency table lies beside it.
     evaluations: the most that are made, on all examples; None is what the method takes.
     task, batch_size, recalibrate: as `evaluate_structures` takes them; lower is better, by
       `task.rank_by`.
 
   Raises:
-    UserError: for a budget that no structure meets, with the cheapest structure; an unknown method;
-      a journal of another pool or data; and as `evaluate_structures`.
+    UserError: for a budget that no structure meets, an unknown method, a journal of another pool or
+      data; and as `evaluate_structures`.
   """
   batch, chosen = batch_of(data), task_of(task)
   evaluate = PoolEvaluator(model, variables, batch, chosen, batch_size, recalibrate)
   table = _costs(model, variables, batch[0], costs, journal)
   cost_model = table if isinstance(table, Costs) else Costs.of_latency(table, space_of(model))
-  identity = evaluate.identity() if journal is not None else None
   given: Any = {'budget': budget, 'seed': seed, 'journal': journal, 'evaluations': evaluations}
-  given |= {'identity': identity, 'method': method}
-  probe = functools.partial(stream_changes, model, variables, batch[0])
-  path = find(evaluate, cost_model, probe=probe, **given)
+  given |= {'identity': evaluate.identity() if journal else None, 'method': method}
+  given['probe'] = functools.partial(stream_changes, model, variables, batch[0])
+  path = find(evaluate, cost_model, **given)
   if not isinstance(table, Latency):
     return path
   one = rows(batch[0], slice(table.batch))

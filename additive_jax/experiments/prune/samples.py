@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Integer, PyTree
 
 from additive_jax.batches import is_array
 from additive_jax.data.weights import unweighted
@@ -49,7 +49,7 @@ def decoder_of(session: Session) -> Any:
   if tokenizer is None and session.pretrained is not None:
     tokenizer = session.pretrained.tokenizer
 
-  def decode(tokens: Int[np.ndarray, ' T']) -> str:
+  def decode(tokens: Integer[np.ndarray, ' T']) -> str:
     if tokenizer is not None:
       return str(tokenizer.decode([int(token) for token in tokens]))
     return bytes(np.asarray(tokens, np.uint8)).decode('utf-8', 'replace')
