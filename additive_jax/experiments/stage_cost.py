@@ -78,7 +78,7 @@ def _seconds(session, units, flops) -> float:
   if isinstance(arm, Lone):
     work = cost.Work(len(units), len(units) / len(session.seeds), steps / len(session.seeds))
     return cost.estimate(session, work)
-  trainer = arm.session.trainer(arm.recipe, arm.sampler, seed)
+  trainer, _ = arm.begin(seed)
   began = time.perf_counter()
   trainer.run(1)  # compiles; the training itself uses the same program
   compiled = time.perf_counter()

@@ -164,14 +164,18 @@ class Arm:
       'sampler': describe(self.sampler),
     }
 
-  def train(self, seed: int) -> Trained:
-    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
+  def begin(self, seed: int) -> tuple[Trainer, Start]:
+    """Returns the trainer of the arm before its first step, and what that begins with."""
     start = self.start(seed)
     session = start.session or self.session
     sampler = self.sampler if start.sampler is None else start.sampler
-    trainer = session.trainer(self.recipe, sampler, seed, start.state)
+    return session.trainer(self.recipe, sampler, seed, start.state), start
+
+  def train(self, seed: int) -> Trained:
+    """Returns the arm after its last step, trained now or restored from its last checkpoint."""
+    trainer, start = self.begin(seed)
     tag = self.tag or f'{self.name}-seed{{seed}}'
-    fit(session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
+    fit(start.session or self.session, trainer, self.num_steps, tag.format(seed=seed), self.curves)
     pools = processes.to_host((trainer.variables, trainer.averaged))
     return Trained(self, seed, trainer, pools[0], start.facts, pools[1])
 

@@ -61,7 +61,7 @@ def healing_arm(
   taught: Callable[[], Session | None] = lambda: None
   if steps and has_teacher(session):
     recipe = _taught_recipe(slots, recipe)
-    taught = functools.partial(_taught, slots, pool)
+    taught = functools.cache(functools.partial(_taught, slots, pool))
   sampler = samplers.listed(structures, session.space.num_gates)
 
   def start(seed: int) -> Start:
