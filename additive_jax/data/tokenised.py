@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,13 +70,14 @@ def from_texts(
     UserError: for a tokenizer or documents that are none, or splits without examples.
   """
   tokenizer, length = read_tokenizer(tokenizer), _checked_length(sequence_length)
-  given = {part: texts for part, texts in (('test', test), ('valid', valid)) if _is_texts(texts)}
+  both = {'test': test, 'valid': valid}
+  given = {part: texts for part, texts in both.items() if not isinstance(texts, numbers.Real)}
   whole, _ = tokenised(name, _numbered(name, documents), tokenizer)
   total, noun = (len(whole), 'documents') if len(whole) > 1 else (whole.num_tokens, 'tokens')
   counts = {
     part: _count(name, part, share, total, noun)
-    for part, share in (('test', test), ('valid', valid))
-    if part not in given
+    for part, share in both.items()
+    if isinstance(share, numbers.Real)
   }
   order = np.arange(total)[::-1]
   if seed is not None and noun == 'documents':
@@ -136,10 +138,6 @@ def _checked_length(length: int) -> int:
   return length
 
 
-def _is_texts(given: Any) -> bool:
-  return not isinstance(given, int | float)
-
-
 def _numbered(name: str, texts: Any) -> Iterable[tuple[str, str]]:
   """Returns documents with their numbers for names."""
   if isinstance(texts, str) or not isinstance(texts, Iterable):
@@ -149,7 +147,7 @@ def _numbered(name: str, texts: Any) -> Iterable[tuple[str, str]]:
   return ((str(number), text) for number, text in enumerate(texts))
 
 
-def _count(name: str, part: str, share: float, total: int, noun: str) -> int:
+def _count(name: str, part: str, share: Any, total: int, noun: str) -> int:
   """Returns how many documents, or tokens of a single one, are a share of them."""
   if not 0 <= share < 1 or (part == 'test' and not share):
     least = 'above 0' if part == 'test' else 'from 0'
