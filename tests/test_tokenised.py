@@ -11,12 +11,15 @@ import tiny
 
 import additive_jax as aj
 from additive_jax import UserError
+from additive_jax.compress.cutting import cut, logits, receipt
 from additive_jax.data.digests import digest
 from additive_jax.data.packing import Documents, Rows
 from additive_jax.experiments.network import make_model
 from additive_jax.experiments.options import ModelOptions
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.models import Decoder, Transformer
+from additive_jax.models.active import active_flops
+from additive_jax.models.moe import Experts
 
 tokenizers = pytest.importorskip('tokenizers')
 
@@ -132,6 +135,24 @@ def test_the_loss_is_that_of_documents_alone(name, texts, tokenizer):
   crossing = {'tokens': split.x['tokens'], 'segments': np.ones_like(split.x['segments'])}
   different = np.asarray(apply(pool, crossing)) - np.asarray(apply(pool, split.x))
   assert np.abs(different).max() > 1e-3
+
+
+def test_what_is_cut_out_takes_documents(texts, tokenizer):
+  """The smaller network gives what the one with gates does, and less is not the same."""
+  data = aj.data.from_texts(texts, tokenizer, sequence_length=16)
+  model, x = MODELS['transformer'].clone(gates=('residual',)), data.test.x
+  pool = jax.jit(model.init)(jax.random.key(0), x)
+  smaller = cut(model, pool, '10')
+  assert receipt(smaller, model, pool, x).max_difference < 1e-5
+  alone = logits(smaller.model, smaller.variables, x['tokens'])
+  assert np.abs(alone - logits(smaller.model, smaller.variables, x)).max() > 1e-3
+
+
+def test_tokens_that_choose_have_a_cost(texts, tokenizer):
+  data = aj.data.from_texts(texts, tokenizer, sequence_length=16)
+  x = {name: leaf[:1] for name, leaf in data.test.x.items()}
+  model = MODELS['transformer'].clone(gates=('residual',), routing=Experts(2, top_k=1))
+  assert active_flops(model, x) >= active_flops(model, x['tokens']) > 0
 
 
 def test_documents_are_in_one_split(words):
@@ -392,6 +413,15 @@ def test_without_the_package(monkeypatch, saved, tmp_path):
   wrote(tmp_path / 'a.txt', 'a b c')
   with pytest.raises(UserError, match=r"needs tokenizers: expected pip install 'additive_jax\["):
     aj.data.load(f'text:{tmp_path}', tokenizer=saved)
+
+
+def test_clusters_are_of_one_array(texts, tokenizer, tmp_path):
+  data = aj.data.from_texts(texts, tokenizer, sequence_length=16)
+  options = {'model.name': 'transformer', 'model.num_heads': 2, 'train.structures_per_step': 1}
+  config = tiny.config('booster', options)
+  with pytest.raises(UserError, match='expected others than clusters, which are of one array'):
+    STUDIES['booster'].run(config, tmp_path / 'run', devices=1, data=data)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_dna_takes_tokens_alone(texts, tokenizer):
