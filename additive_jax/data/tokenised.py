@@ -62,8 +62,7 @@ def from_texts(
     test: the share to judge by, or documents.
     seed: shuffles the documents before they are cut: first come those of test, then those of valid.
       None leaves them in their order, and cuts these from the end, as of a single one.
-    memory_limit: bytes that the x of a split may take to be kept on a device; a larger one stays on
-      the host. Tokens are in memory in any case.
+    memory_limit: bytes that the x of a split may take on a device; a larger one stays on the host.
     name: of the data, in messages and reports.
 
   Raises:
@@ -73,15 +72,12 @@ def from_texts(
   both = {'test': test, 'valid': valid}
   given = {part: texts for part, texts in both.items() if not isinstance(texts, numbers.Real)}
   whole, _ = tokenised(name, _numbered(name, documents), tokenizer)
-  total, noun = (len(whole), 'documents') if len(whole) > 1 else (whole.num_tokens, 'tokens')
+  order, noun = _order(whole, seed)
   counts = {
-    part: _count(name, part, share, total, noun)
+    part: _count(name, part, share, len(order), noun)
     for part, share in both.items()
     if isinstance(share, numbers.Real)
   }
-  order = np.arange(total)[::-1]
-  if seed is not None and noun == 'documents':
-    order = np.random.Generator(np.random.PCG64(checked_seed(seed))).permutation(total)
   parts = _cut(name, whole, counts, order)
   for part, texts in given.items():
     where = f'{name}, {part}'
@@ -112,13 +108,10 @@ def load_tokenised(
   size = sum(path.stat().st_size for path in files.paths)
   with Progress(size, f'tokenising {files.spec}', unit='byte', brief=True) as progress:
     whole, names = tokenised(files.spec, texts_of(files, progress.advance), tokenizer)
-  if len(whole) > 1:
-    order = np.array(sorted(range(len(names)), key=lambda i: hash_of(names[i])))
-    total, noun = len(whole), 'documents'
-  else:
-    total, noun = whole.num_tokens, 'tokens'
-    order = np.arange(total)[::-1]
-  least = 1 if noun == 'documents' else LEAST
+  order, noun = _order(whole, None)
+  if noun == 'documents':
+    order = np.array(sorted(range(len(names)), key=lambda i: hash_of(names[i])), int)
+  least, total = 1 if noun == 'documents' else LEAST, len(order)
   test = max(least, round(TEST_SHARE * total))
   if valid == BY_RULE:
     held_out = max(least, min(test, (total - test) // 5))
@@ -145,6 +138,17 @@ def _numbered(name: str, texts: Any) -> Iterable[tuple[str, str]]:
       f'{name}: documents of type {type(texts).__name__}: expected a list of texts, or an iterable'
     )
   return ((str(number), text) for number, text in enumerate(texts))
+
+
+def _order(whole: Documents, seed: int | None) -> tuple[Int[np.ndarray, 'total'], str]:
+  """Returns the order in which documents are held out, or tokens of a single one, and which of both
+  it is of: drawn with the seed for documents, else from the last to the first."""
+  if len(whole) == 1:
+    return np.arange(whole.num_tokens)[::-1], 'tokens'
+  if seed is None:
+    return np.arange(len(whole))[::-1], 'documents'
+  rng = np.random.Generator(np.random.PCG64(checked_seed(seed)))
+  return rng.permutation(len(whole)), 'documents'
 
 
 def _count(name: str, part: str, share: Any, total: int, noun: str) -> int:
