@@ -79,7 +79,7 @@ def load(
       `digits`: scikit-learn's 1,797 images of 8×8 pixels;
       `stdlib`: the source of the running Python's standard library, as bytes;
       `idx:DIR`: a folder in the MNIST file format;
-      `text:PATH`: a file or a folder, as bytes;
+      `text:PATH`: a file or a folder, as bytes, or with a `tokenizer` as tokens;
       `tabular:NAME`: one of scikit-learn's bundled tables;
       `tfds:NAME`: a TensorFlow Datasets set, prepared as ArrayRecord; NAME may be
         `set/config:version`;
