@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from additive_jax.data.gguf_tokens import open_gguf, tokenizer_of_metadata
-from additive_jax.errors import UserError, one_line, user_path
+from additive_jax.errors import UserError, one_line, user_errors, user_path
 from additive_jax.files.extras import needs
 
 JSON = 'tokenizer.json'
@@ -81,7 +81,7 @@ def _read(path: Path) -> Any:
 
 
 def _is_gguf(path: Path) -> bool:
-  with path.open('rb') as file:
+  with user_errors('read', path, EXPECTED), path.open('rb') as file:
     return file.read(4) == b'GGUF'
 
 
