@@ -43,6 +43,10 @@ def get_config() -> ConfigDict:
   config.data.name = 'digits'
   # Tokens of one example of text. 1 to 1,000,000.
   config.data.sequence_length = 128
+  # Of text, what makes tokens of it: a tokenizer.json, a directory with one, such as that of a
+  # pretrained network, or a GGUF file; '' is bytes. Documents, which are files, or lines of .jsonl
+  # files with a 'text', are packed into examples and do not see each other.
+  config.data.tokenizer = ''
   # Where TensorFlow Datasets keeps its sets; '' is its own default.
   config.data.data_dir = ''
   # Whether a TensorFlow Datasets set that is not there may be downloaded.
@@ -96,8 +100,9 @@ def get_config() -> ConfigDict:
   # The network.
   config.model = ConfigDict()
   # A transformer classifies image patches, or is a causal model of text; 'module:Class' is a
-  # network of your own, which is made with `kwargs` and num_classes alone. One of mlp, dense_stack,
-  # transformer, convnet, lenet, vgg, or module:Class.
+  # network of your own, which is made with `kwargs` and num_classes alone; of one that takes none,
+  # such as additive_jax.models:Decoder, num_tokens is the size of the vocabulary. One of mlp,
+  # dense_stack, transformer, convnet, lenet, vgg, or module:Class.
   config.model.name = 'mlp'
   # Kinds of gates that are chosen; those of other kinds stay on. Some of residual, sub_activation,
   # lane, each once.

@@ -204,6 +204,16 @@ ROWS = [
   ('sweep', {'data.name': 'tabular:irs'}, 'tabular:irs: unknown table; expected one of iris'),
   ('sweep', {'data.name': 'idx:/nowhere'}, "idx:/nowhere: '/nowhere' does not exist; expected"),
   ('sweep', {'data.name': 'text:/nowhere'}, "text:/nowhere: '/nowhere' does not exist; expected"),
+  (
+    'sweep',
+    {'data.tokenizer': 'a.json'},
+    "config.data.tokenizer 'a.json' of tabular:iris: expected",
+  ),
+  (
+    'sweep',
+    {'data.name': 'stdlib', 'data.tokenizer': '/no'},
+    "config.data.tokenizer '/no' does no",
+  ),
   ('sweep', {'data.name': 'idx:/proc'}, 'idx:/proc: no train-images file; expected'),
   ('sweep', {'data.name': 'stdlib'}, 'model mlp on stdlib, text: expected images or a table'),
   ('sweep', {'data.train_examples': 999}, 'config.data.train_examples of tabular:iris: 999 exam'),

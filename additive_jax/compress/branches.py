@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import lane as lane_gate
-from additive_jax.models.attention import AttentionLayers, attention, attention_layers, causal_mask
+from additive_jax.models.attention import AttentionLayers, attention, attention_layers, visible
 from additive_jax.models.conv import conv_sub_activation
 from additive_jax.models.feed_forward import feed_forward_layers, linear_pair
 from additive_jax.models.transformer import UNITS
@@ -39,15 +39,19 @@ class Attention(nn.Module):
   meet: bool = True
 
   @nn.compact
-  def __call__(self, h: Float[Array, 'B *lanes T D']) -> Float[Array, 'B *lanes T D']:
+  def __call__(
+    self, h: Float[Array, 'B *lanes T D'], side: PyTree | None = None
+  ) -> Float[Array, 'B *lanes T D']:
+    side = side or {}
     x = nn.LayerNorm(name='norm')(h)
     qkv, out = attention_layers(h.shape[-1], sum(self.heads), self.size)
-    mask = causal_mask(h.shape[-2]) if self.causal else None
+    mask = visible(h.shape[-2], self.causal, 0, side.get('segments'))
 
     def branch(x, part):
       heads = jax.tree.map(lambda a: a[..., part, :], qkv)
       layers = AttentionLayers(heads, Layer(out.kernel[part]))
-      return attention(x, layers, mask=mask, rope=self.rope)
+      positions = side.get('positions')
+      return attention(x, layers, mask=mask, positions=positions, rope=self.rope)
 
     return _add(h, x, self.heads, self.meet, branch, out.bias)
 

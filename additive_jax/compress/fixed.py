@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from additive_jax.compress.steps import tupled
 from additive_jax.errors import UserError, one_line
@@ -27,7 +27,7 @@ from additive_jax.models import (
   Transformer,
   ViT,
 )
-from additive_jax.models.additive import Additive
+from additive_jax.models.additive import Additive, Inputs
 
 # The networks that a file may name. Whatever else it names is neither imported nor called.
 LIBRARY: dict[str, Any] = {
@@ -65,7 +65,7 @@ class Fixed(nn.Module):
   def setup(self) -> None:
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: Num[Array | np.ndarray, 'B ...']) -> Float[Array | np.ndarray, 'B ...']:
+  def __call__(self, x: Inputs) -> Float[Array | np.ndarray, 'B ...']:
     return self.network(x, self.bits)
 
   @property

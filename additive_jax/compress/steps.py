@@ -14,15 +14,19 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Num, PyTree
 
 from additive_jax import gates as gates_
+from additive_jax.batches import is_array
 from additive_jax.compress.branches import Attention, ConvBlock, FeedForward, Shift, ends
 from additive_jax.errors import UserError
+from additive_jax.models.additive import Inputs
 from additive_jax.models.conv import Conv, as_images
 from additive_jax.models.convnet import Down, PooledHead
 from additive_jax.models.feed_forward import linear_pair
 from additive_jax.models.mlp import Head
+from additive_jax.models.side import side_of
+from additive_jax.models.token_inputs import token_inputs
 from additive_jax.models.transformer import patches
 
 ACTIVATIONS = {'none': lambda x: x, 'relu': nn.relu}
@@ -47,7 +51,8 @@ def step(kind: str, name: str | None = None, **fields: Any) -> Step:
 
 
 class Steps(nn.Module):
-  """`h ← step(h)` for each step in order, from inputs [B, ...] to logits [B, ..., C].
+  """`h ← step(h)` for each step in order, from inputs [B, ...] to logits [B, ..., C]. Tokens may
+  come with a mask or segments, see `models.token_inputs`.
 
   >>> network = Steps((step('flat'), step('dense', 'out', features=3)))
   >>> network.init_with_output(jax.random.key(0), jnp.ones((2, 4, 4)))[0].shape
@@ -57,9 +62,13 @@ class Steps(nn.Module):
   steps: tuple[Step, ...]
 
   @nn.compact
-  def __call__(self, x: Num[Array | np.ndarray, 'B ...']) -> Float[Array | np.ndarray, 'B ...']:
+  def __call__(self, x: Inputs) -> Float[Array | np.ndarray, 'B ...']:
+    side = None
+    if not is_array(x):
+      x, side, _ = token_inputs(x)
     for step in self.steps:
-      x = step.module()(x)
+      module = step.module()
+      x = module(x, **side_of(module, side))
     return x
 
   @property
@@ -182,17 +191,20 @@ class Embed(nn.Module):
 
 
 class Positions(nn.Module):
-  """Adds to token t of [B, T, D] the t-th of `max_tokens` learned vectors."""
+  """Adds to token t of [B, T, D] the t-th of `max_tokens` learned vectors, or of a side with
+  positions that at its position."""
 
   max_tokens: int
 
   @nn.compact
-  def __call__(self, h: Float[Array | np.ndarray, 'B T D']) -> Float[Array | np.ndarray, 'B T D']:
+  def __call__(
+    self, h: Float[Array | np.ndarray, 'B T D'], side: PyTree | None = None
+  ) -> Float[Array | np.ndarray, 'B T D']:
     init = nn.initializers.normal(0.02)
     table = self.param('embedding', init, (self.max_tokens, h.shape[-1]), jnp.float32)
     if h.shape[1] > self.max_tokens:
       raise UserError(f'{h.shape[1]} tokens: expected at most {self.max_tokens}, max_tokens')
-    return h + table[: h.shape[1]]
+    return h + (table[: h.shape[1]] if side is None else table[side['positions']])
 
 
 class Split(nn.Module):

@@ -12,6 +12,7 @@ from additive_jax.data.iterators import IteratorSplit, from_iterator
 from additive_jax.data.order import Order
 from additive_jax.data.sources import KINDS, load
 from additive_jax.data.splits import ArraySplit, Data, SourceSplit, Split, checked, take
+from additive_jax.data.tokenised import from_texts
 from additive_jax.data.values import Expected
 from additive_jax.data.weights import Weighted
 
@@ -29,6 +30,7 @@ __all__ = [
   'checked',
   'from_arrays',
   'from_iterator',
+  'from_texts',
   'hold_out',
   'load',
   'take',

@@ -13,8 +13,9 @@ from additive_jax.data.images import load_digits, load_idx
 from additive_jax.data.splits import Data
 from additive_jax.data.table import Columns, load_table
 from additive_jax.data.tabular import load_tabular
-from additive_jax.data.text import load_stdlib, load_text
+from additive_jax.data.text import Files, load_stdlib, load_text, stdlib_files, text_files
 from additive_jax.data.tfds import load_tfds
+from additive_jax.data.tokenised import load_tokenised
 from additive_jax.errors import UserError
 
 # The kinds of data, each with what must follow its colon (None: nothing).
@@ -60,6 +61,7 @@ def load(
   spec: str,
   *,
   sequence_length: int = 128,
+  tokenizer: Any = '',
   data_dir: str | None = None,
   download: bool = False,
   memory_limit: int = 2 * 1024**3,
@@ -77,13 +79,16 @@ def load(
       `digits`: scikit-learn's 1,797 images of 8×8 pixels;
       `stdlib`: the source of the running Python's standard library, as bytes;
       `idx:DIR`: a folder in the MNIST file format;
-      `text:PATH`: a file or a folder, as bytes;
+      `text:PATH`: a file or a folder, as bytes, or with a `tokenizer` as tokens;
       `tabular:NAME`: one of scikit-learn's bundled tables;
       `tfds:NAME`: a TensorFlow Datasets set, prepared as ArrayRecord; NAME may be
         `set/config:version`;
       `file:PATH`: a table of your own, CSV, Parquet or NPZ, see `table.load_table`;
       `images:DIR`: a folder of images of your own for each class, see `folders.load_folder`.
-    sequence_length: bytes per example, for text; at least 1.
+    sequence_length: bytes, or tokens, per example, for text; at least 1.
+    tokenizer: of text, what makes tokens of it, a `tokenizers.Tokenizer` or the path of one, see
+      `tokenizer.read_tokenizer`; documents, files or lines of `.jsonl` files, are then packed into
+      examples, see `tokenised.load_tokenised`. '' is bytes.
     data_dir: where prepared tfds sets are; None is the place that tfds uses.
     download: download and prepare a tfds set that isn't prepared. Nothing else uses the network.
     memory_limit: bytes that the x of a split (x and y, for text) may take; a larger one is read as
@@ -100,6 +105,9 @@ def load(
   if sequence_length < 1:
     raise UserError(f'sequence_length={sequence_length}; expected at least 1')
   try:
+    if tokenizer is not None and tokenizer != '':
+      files = _text_files(spec, kind, name, tokenizer)
+      return load_tokenised(files, tokenizer, sequence_length, memory_limit, valid)
     return hold_out(
       _loaded(kind, name, sequence_length, data_dir, download, memory_limit, valid, own), valid
     )
@@ -136,6 +144,14 @@ def _loaded(
     case _:
       own_valid = valid == BY_RULE
       return load_tfds(name, sequence_length, data_dir, download, memory_limit, own_valid)
+
+
+def _text_files(spec: str, kind: str, name: str, tokenizer: Any) -> Files:
+  """Returns the files that a tokenizer is for."""
+  if kind not in ('stdlib', 'text'):
+    shown = repr(tokenizer) if isinstance(tokenizer, str) else type(tokenizer).__name__
+    raise UserError(f'tokenizer {shown} of {spec}: expected none, or {_form("text")} or stdlib')
+  return stdlib_files() if kind == 'stdlib' else text_files(name)
 
 
 def _of(kind: Any, own: Any) -> Any:

@@ -241,12 +241,13 @@ class Data:
   Attributes:
     name: the text it was loaded by, such as `digits` or `text:book.txt`.
     task: `classification` (y int32, one class per example), `language` (x and y uint8, y the next
-      bytes), `regression` (y float32, one row of targets per example), `binary` (y 0 or 1) or
-      `multi_label` (a row of 0 and 1 per example); or a `Task` or a loss. Any other text is a task
-      of your own, whose targets may be anything.
+      bytes; or tokens, int32), `regression` (y float32, one row of targets per example), `binary`
+      (y 0 or 1) or `multi_label` (a row of 0 and 1 per example); or a `Task` or a loss. Any other
+      text is a task of your own, whose targets may be anything.
     train: examples to learn from.
     test: examples to judge by; none of them is in `train`.
-    num_outputs: classes, 256 for bytes, or the number of regression targets.
+    num_outputs: classes, 256 for bytes, the size of a vocabulary, or the number of targets of a
+      regression.
     class_names: the name of every class, where the source has them.
     valid: examples to choose by, none of them in `train` or `test`; None where nothing was held
       out, so that what is chosen is chosen on `test`.

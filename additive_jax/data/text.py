@@ -8,7 +8,8 @@ import logging
 import os
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -60,34 +61,78 @@ class ByteStream:
     return np.concatenate([np.empty(0, np.uint8), *parts])
 
 
+class Files(NamedTuple):
+  """Files of text.
+
+  Attributes:
+    spec: the text they were asked for by.
+    root: a folder that all are below.
+    paths: regular files, in the order of their paths from there.
+  """
+
+  spec: str
+  root: Path
+  paths: list[Path]
+
+  @classmethod
+  def of(cls, spec: str, root: Path, paths: list[Path]) -> Files:
+    """Returns those of some paths that are regular files, in order.
+
+    Raises:
+      UserError: where none is.
+    """
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+      raise UserError(
+        f'{spec}: the folder holds no readable file; expected at least one file of text, not '
+        'hidden, in it or below it'
+      )
+    return cls(spec, root, sorted(paths, key=lambda path: path.relative_to(root).parts))
+
+
 def load_stdlib(sequence_length: int, memory_limit: int) -> Data:
   """Loads the source text of the running Python's standard library without its tests, as bytes.
 
   About a tenth of the files, chosen by a hash of their path, is the test split.
   """
+  return _from_files(stdlib_files(), sequence_length, memory_limit)
+
+
+def stdlib_files() -> Files:
+  """Returns the source files of the running Python's standard library, without its tests."""
   root = Path(sysconfig.get_paths()['stdlib'])
   paths = []
   for folder, folders, names in os.walk(root):
     folders[:] = [name for name in folders if name not in SKIPPED_STDLIB_FOLDERS]
     paths += [Path(folder, name) for name in names if name.endswith('.py')]
-  return _from_files('stdlib', root, paths, sequence_length, memory_limit)
+  return Files.of('stdlib', root, paths)
 
 
 def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
   """Loads a file, or all regular files of a folder and those below it, as bytes.
 
-  Hidden files and folders (a leading dot) are skipped, and links to folders are not followed. A
-  file holds out its last tenth for the test split; a folder holds out whole files, about a tenth,
+  A file holds out its last tenth for the test split; a folder holds out whole files, about a tenth,
   chosen by a hash of their path.
 
   Raises:
     UserError: nothing there, or not enough bytes for one train and one test window.
   """
+  return _from_files(text_files(path), sequence_length, memory_limit)
+
+
+def text_files(path: str) -> Files:
+  """Returns a file, or all regular files of a folder and those below it.
+
+  Hidden files and folders (a leading dot) are skipped, and links to folders are not followed.
+
+  Raises:
+    UserError: where there is none.
+  """
   root, spec = user_path(path, 'text:'), f'text:{path}'
   if not root.exists():
     raise UserError(f'{spec}: {str(root)!r} does not exist; expected a file or a folder')
   if root.is_file():
-    return _from_files(spec, root.parent, [root], sequence_length, memory_limit)
+    return Files.of(spec, root.parent, [root])
   if not root.is_dir():
     raise UserError(f'{spec}: {str(root)!r} is neither a file nor a folder')
   paths, num_hidden = [], 0
@@ -103,7 +148,7 @@ def load_text(path: str, sequence_length: int, memory_limit: int) -> Data:
     paths += [Path(folder, name) for name in files]
   if num_hidden:
     log.info('%s: skipped %d hidden files and folders', spec, num_hidden)
-  return _from_files(spec, root, paths, sequence_length, memory_limit)
+  return Files.of(spec, root, paths)
 
 
 def language_data(
@@ -170,21 +215,14 @@ def _window_split(
   return SourceSplit(count, gather)
 
 
-def _from_files(
-  spec: str, root: Path, paths: list[Path], sequence_length: int, memory_limit: int
-) -> Data:
-  """Files below `root` in the order of their relative paths, split by whole files if possible."""
-  paths = [path for path in paths if path.is_file()]
-  if not paths:
-    raise UserError(
-      f'{spec}: the folder holds no readable file; expected at least one file of text, not hidden, '
-      'in it or below it'
-    )
-  paths = sorted(paths, key=lambda path: path.relative_to(root).parts)
+def _from_files(files: Files, sequence_length: int, memory_limit: int) -> Data:
+  """Files in their order, split by whole files if possible."""
+  spec, root, paths = files
   sizes = {path: size for path in paths if (size := path.stat().st_size)}
   train, test = [], []
   for path in sizes:
-    (test if _is_held_out(path.relative_to(root)) else train).append(path)
+    held_out = hash_of(path.relative_to(root).as_posix()) < TEST_SHARE * 2**64
+    (test if held_out else train).append(path)
   if min(sum(sizes[path] for path in part) for part in (train, test)) > sequence_length:
     streams = {'train': _file_stream(train, sizes), 'test': _file_stream(test, sizes)}
     return language_data(spec, streams, sequence_length, memory_limit)
@@ -194,9 +232,10 @@ def _from_files(
   return language_data(spec, streams, sequence_length, memory_limit)
 
 
-def _is_held_out(relative: PurePath) -> bool:
-  digest = hashlib.blake2b(os.fsencode(relative.as_posix()), digest_size=8).digest()
-  return int.from_bytes(digest, 'big') < TEST_SHARE * 2**64
+def hash_of(name: str) -> int:
+  """Returns the hash of the name of a file or document, below 2^64, by which some are held out."""
+  digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+  return int.from_bytes(digest, 'big')
 
 
 def _file_stream(paths: list[Path], sizes: dict[Path, int]) -> ByteStream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ class Expected:
     num_tokens: the size of the vocabulary that x is of; 0 where x is no tokens, or not known.
     target_shape: of one y; None is not known.
     ignore_label: the label that does not count, and may be any; None: all count.
+    tokens: of several inputs, the one that is of that vocabulary; '' where that is not known.
 
   >>> Expected('classification', num_outputs=10).check(np.zeros((3, 4)), np.array([0, -1, 9]))
   Traceback (most recent call last):
@@ -43,6 +44,7 @@ class Expected:
   num_tokens: int = 0
   target_shape: tuple[int, ...] | None = None
   ignore_label: int | None = None
+  tokens: str = ''
 
   def check(
     self, x: PyTree[Values], y: PyTree[Values], name: str = 'data', *, whole: bool = True
@@ -62,8 +64,11 @@ class Expected:
   ) -> None:
     """Raises `UserError` as `check` does, but for inputs that are not finite.
 
-    The vocabularies of several inputs are not known; their tokens are not looked at.
+    Of several inputs the one called `tokens` is looked at.
     """
+    if self.num_tokens and self.tokens and isinstance(x, Mapping):
+      where = f'{name}: x[{self.tokens!r}]'
+      _check_numbers(x[self.tokens], self.num_tokens, 'token', 'in the vocabulary', where)
     if is_array(x) and (self.num_tokens or (self.task == TOKENS and _is_integer(x))):
       _check_numbers(x, self.num_tokens, 'token', 'in the vocabulary', f'{name}: x')
     y = checked_weights(y, name, whole=whole)

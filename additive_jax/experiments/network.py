@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
 from additive_jax.models.additive import gate_names
 from additive_jax.models.contract import check_network
+from additive_jax.models.token_inputs import MASK, SEGMENTS, TOKENS
 from additive_jax.run.expected import check_task
 from additive_jax.run.measures import Determination, TopK
 from additive_jax.run.tasks import LABELLED, Task
@@ -68,7 +71,9 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
 
 def _kind(data):
   """What the examples of a data set are, in a word."""
-  if not is_array(data.train[np.zeros(1, np.int64)][0]):
+  x = data.train[np.zeros(1, np.int64)][0]
+  packed = isinstance(x, Mapping) and TOKENS in x and set(x) <= {TOKENS, MASK, SEGMENTS}
+  if not is_array(x) and not packed:
     return 'several inputs'
   if data.task_name == 'language':
     return 'text'
@@ -78,7 +83,8 @@ def _kind(data):
 def _tokens(data, patch_size):
   """The number of tokens of one example, as a transformer sees it."""
   if data.task_name == 'language':
-    return data.example_shape[0]
+    shape = data.example_shape
+    return shape[TOKENS][0] if isinstance(shape, Mapping) else shape[0]
   height, width = data.example_shape[:2]
   return max(1, (height // patch_size) * (width // patch_size))
 
@@ -95,7 +101,7 @@ def _own_model(options, data):
       'the current directory)'
     ) from error
   try:
-    model = make(**options.kwargs, num_classes=data.num_outputs)
+    model = make(**_sizes_of_outputs(make, options.kwargs, data))
     gate_names(model)
   except (Exception, SystemExit) as error:
     raise UserError(
@@ -103,6 +109,15 @@ def _own_model(options, data):
       'num_classes'
     ) from error
   return model
+
+
+def _sizes_of_outputs(make: Any, kwargs: Mapping[str, Any], data: Data) -> dict[str, Any]:
+  """Returns what a network of the user's is made with: a language model without num_classes has its
+  vocabulary, which may be larger than that of the data, as num_tokens."""
+  taken = inspect.signature(make).parameters
+  if data.task_name == 'language' and 'num_classes' not in taken and 'num_tokens' in taken:
+    return {'num_tokens': data.num_outputs, **kwargs}
+  return {**kwargs, 'num_classes': data.num_outputs}
 
 
 def _said(error: BaseException) -> str:
@@ -133,9 +148,12 @@ def check_fits(model: Any, data: Data, task: Task) -> None:
       )
   outputs = check_network(model, rows(x, slice(1))).shape
   if data.task_name != 'regression' and outputs[-1] < data.num_outputs:
+    tokens, is_text = getattr(model, 'num_tokens', 0), data.task_name == 'language'
+    of = f' with num_tokens {tokens}' if tokens and is_text else ''
+    what = 'size of the vocabulary' if is_text else 'classes'
     raise UserError(
-      f'{type(model).__name__} gives outputs {outputs} for one example: expected '
-      f'{data.num_outputs} on the last axis, the classes of {data.name}'
+      f'{type(model).__name__}{of} gives outputs {outputs} for one example: expected '
+      f'{data.num_outputs} on the last axis, the {what} of {data.name}'
     )
   if data.task_name in LABELLED and outputs[-1] > data.num_outputs:
     # A vocabulary may be padded to a size that devices like.

@@ -309,6 +309,7 @@ def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
+    tokenizer=options.tokenizer,
     data_dir=options.data_dir or None,
     download=options.download,
     memory_limit=options.memory_limit,

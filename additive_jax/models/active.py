@@ -26,6 +26,7 @@ from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
 from additive_jax.models.reads import parts
 from additive_jax.models.routing import Routing
+from additive_jax.models.side import stream_of
 from additive_jax.models.transformer import UNITS
 
 
@@ -78,7 +79,7 @@ def _counted(
   if isinstance(routing, Experts):
     wide = tuple(size * routing.top_k for size in model.sizes)
     dense = measure(model.clone(routing=None, hidden=wide), x)
-    tokens, width = parts(model, x).streams[0].shape[1:]
+    tokens, width = stream_of(parts(model, x).streams[0]).shape[1:]
     routers = 2 * tokens * width * routing.num_experts * model.num_layers
     return dense.flops(dense.all_on()) + routers
   if isinstance(routing, Routing):
@@ -95,7 +96,7 @@ def _of_structures(
   num_gates = model.num_chunks - 1
   dense = measure(model.clone(routing=None), x)
   total = dense.flops([i % 2 == 0 for i in range(2 * model.num_layers)])  # attention sites alone
-  tokens, width = parts(model, x).streams[0].shape[1:]
+  tokens, width = stream_of(parts(model, x).streams[0]).shape[1:]
   router = 2 * width * routing.num_logits(num_gates) * (routing.router != 'random')
   keep = 2 * width * (routing.keep < 1)
   activation, gated = UNITS[model.unit]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from additive_jax.batches import check_one_array
+from additive_jax.batches import check_one_array, is_array
 from additive_jax.errors import UserError
 from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive, Inputs, Logits, Stream
@@ -32,6 +32,7 @@ from additive_jax.models.mlp import Head
 from additive_jax.models.moe import Experts, MixtureOfExperts
 from additive_jax.models.routing import Routing, linear_router
 from additive_jax.models.surrounding import input_dtype
+from additive_jax.models.token_inputs import token_inputs, with_side
 
 POSITIONS = ('learned', 'rope')
 # The activation of a unit, and whether it is gated.
@@ -77,8 +78,12 @@ class TokenNetwork(Additive):
 
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of images or tokens."""
+    return self.embedded(x)
+
+  def embedded(self, x: Inputs, places: Int[Array, 'B T'] | None = None) -> Float[Array, 'B T D']:
+    """Returns images or tokens with their positions, those of tokens at `places`."""
     position = self.position if self.positions == 'learned' else None
-    return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size)
+    return embed_inputs(self.stem, position, x, self.num_tokens, self.patch_size, places)
 
   def readout(self, h: Float[Array, 'B T D']) -> Logits:
     """Returns the logits: of each token, [B, T, C], or of an image, [B, C]."""
@@ -94,7 +99,8 @@ class Transformer(TokenNetwork):
 
   Inputs: images float [B, height, width] or [B, height, width, channels], cut into square patches
   (ViT, Dosovitskiy et al. 2020, arXiv:2010.11929, with the mean over tokens in place of a class
-  token); or tokens int [B, T], one logit vector per token.
+  token); or tokens int [B, T], or a dict of `tokens` with `mask` or `segments` (see
+  `models.token_inputs`), one logit vector per token.
 
   Attributes:
     num_layers: layers; their sites are `block_00/attention`, `block_00/mlp` and so on.
@@ -197,8 +203,12 @@ class Transformer(TokenNetwork):
 
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of images or tokens, with lanes [B, P, T, D]."""
-    h = super().embed(x)
-    return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
+    side = None
+    if self.num_tokens and not is_array(x):
+      x, side, _ = token_inputs(x)
+    h = self.embedded(x, None if side is None else side['positions'])
+    h = lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
+    return with_side(h, side)
 
   def readout(self, h: Stream) -> Logits:
     """Returns the logits of a stream, of the mean over its lanes if it has some."""
@@ -228,6 +238,7 @@ def embed_inputs(
   x: Inputs,
   num_tokens: int,
   patch_size: int,
+  places: Int[Array, 'B T'] | None = None,
 ) -> Float[Array, 'B T D']:
   """Returns images, or tokens if `num_tokens` is not 0, as a stream.
 
@@ -237,6 +248,7 @@ def embed_inputs(
     x: images, as `patches` takes them, or tokens int [B, T].
     num_tokens: how many different tokens there are; 0 for images.
     patch_size: pixels of a patch's side, for images.
+    places: the position of each token; None is 0 to T − 1.
 
   Raises:
     UserError: for anything else, or more tokens than positions.
@@ -252,7 +264,7 @@ def embed_inputs(
   tokens, most = h.shape[1], len(position)
   if tokens > most:
     raise UserError(f'{tokens} tokens: expected at most {most}, max_tokens')
-  return h + position[:tokens]
+  return h + (position[:tokens] if places is None else jnp.asarray(position)[places])
 
 
 def patches(x: Float[Array, 'B ...'], size: int) -> Float[Array, 'B T inputs']:

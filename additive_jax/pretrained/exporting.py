@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree, Shaped
 from safetensors import numpy as safetensors
 
+from additive_jax.data.tokenizer import FILES, JSON
 from additive_jax.errors import UserError, user_errors, user_path
 from additive_jax.files import temporaries
 from additive_jax.files.rundir import WRITABLE
@@ -28,7 +29,6 @@ from additive_jax.pretrained.family import Family
 from additive_jax.pretrained.loading import CONFIG, Pretrained, load
 from additive_jax.pretrained.reading import INDEX, ONE
 from additive_jax.pretrained.reference import logits_of_reference
-from additive_jax.pretrained.tokens import FILES, JSON
 from additive_jax.run.ways import static
 
 RECEIPT = 'additive_jax.json'

@@ -12,10 +12,10 @@ import einops
 import numpy as np
 from jaxtyping import Float
 
-from additive_jax.errors import UserError, one_line
-from additive_jax.pretrained.extras import needs
+from additive_jax.data.gguf_tokens import open_gguf, tokenizer_of_metadata
+from additive_jax.errors import UserError
+from additive_jax.files.extras import needs
 from additive_jax.pretrained.family import Config
-from additive_jax.pretrained.gguf_tokens import tokenizer_of_metadata
 
 # Names of tensors there, and in a Hugging Face directory.
 ENDS = {
@@ -86,17 +86,8 @@ def read_gguf(path: Path) -> tuple[Config, dict[str, Any], Any]:
     UserError: for another file, a damaged one, an unknown architecture, or tensors and tokenizers
       that are unknown.
   """
-  gguf = needs('gguf', f'the GGUF file {path}')
-  with path.open('rb') as file:
-    if file.read(4) != b'GGUF':
-      raise UserError(f'{path}: expected a GGUF file, or a Hugging Face directory')
-  try:
-    reader = gguf.GGUFReader(path)
-  except Exception as error:
-    raise UserError(
-      f'{path} is damaged or cut off ({one_line(error)[:160]}): expected a whole GGUF file'
-    ) from error
-  fields = {name: field.contents() for name, field in reader.fields.items()}
+  reader, fields = open_gguf(path)
+  quants = needs('gguf', f'the GGUF file {path}').quants
   config = config_of_metadata(fields, path)
   heads = {
     'self_attn.q_proj': config['num_attention_heads'],
@@ -107,7 +98,7 @@ def read_gguf(path: Path) -> tuple[Config, dict[str, Any], Any]:
     name = _name(tensor.name)
     turned = next((part for part in TURNED if part in name), None)
     turns = heads[turned] if turned and config['model_type'] == 'llama' else 0
-    tensors[name] = Quantised(tensor, turns, gguf.quants)
+    tensors[name] = Quantised(tensor, turns, quants)
   embedding = tensors.get(ENDS['token_embd.weight'])
   config['tie_word_embeddings'] = ENDS['output.weight'] not in tensors
   config['vocab_size'] = embedding.shape[0] if embedding else None

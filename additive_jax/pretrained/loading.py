@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree, Shaped
 
+from additive_jax.data.tokenizer import tokenizer_of
 from additive_jax.errors import UserError, user_path
 from additive_jax.models.additive import Additive
 from additive_jax.models.layer_sites import SITES, SUBLAYER
@@ -21,7 +22,6 @@ from additive_jax.parallel import layout
 from additive_jax.pretrained.families import family_of
 from additive_jax.pretrained.family import Config, Family, Place
 from additive_jax.pretrained.reading import Tensors, read_json, tensors_of
-from additive_jax.pretrained.tokens import check_vocabulary, tokenizer_of
 
 CONFIG = 'config.json'
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -129,6 +129,20 @@ def _source(path: Path) -> Source:
   if not (path / CONFIG).exists():
     raise UserError(f'{path} without {CONFIG}: expected {EXPECTED}')
   return Source(read_json(path / CONFIG), tensors_of(path), tokenizer_of(path))
+
+
+def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
+  """Raises `UserError` for a tokenizer that gives tokens which the network does not have."""
+  size = config.get('vocab_size')
+  if tokenizer is None or size is None:
+    return
+  vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+  word, last = max(vocabulary.items(), key=lambda pair: pair[1], default=('', -1))
+  if last >= size:
+    raise UserError(
+      f'tokenizer of {path} with {len(vocabulary)} tokens, of which {word!r} is {last}: expected '
+      f'that of the network, whose vocab_size is {size}'
+    )
 
 
 def fitting(

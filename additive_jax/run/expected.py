@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from additive_jax.data import Expected
 from additive_jax.errors import UserError
 from additive_jax.models.additive import Inputs
 from additive_jax.models.contract import check_network
+from additive_jax.models.token_inputs import TOKENS
 from additive_jax.run.objectives import Distilled, Taught, name_of
 from additive_jax.run.tasks import Task, task_of
 
@@ -22,23 +24,26 @@ def expected_of(model: Any, task: str | Task, x: Inputs) -> Expected:
 
   >>> model = aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3)
   >>> expected_of(model, 'classification', np.ones((2, 6), np.float32))
-  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=(), ignore_label=None)
+  Expected(task='classification', num_outputs=3, num_tokens=0, target_shape=(), ignore_label=None,
+           tokens='')
 
   Args:
     x: a batch of inputs, of which the shape matters.
   """
   task = task_of(task)
-  is_tokens = is_array(x) and np.issubdtype(x.dtype, np.integer)
+  of = TOKENS if isinstance(x, Mapping) and TOKENS in x else ''
+  ids = x[TOKENS] if of else x
+  is_tokens = is_array(ids) and np.issubdtype(ids.dtype, np.integer)
   tokens = getattr(model, 'num_tokens', 0) if is_tokens else 0
   if isinstance(task.loss, Distilled):
-    return Expected(num_tokens=tokens)
+    return Expected(num_tokens=tokens, tokens=of)
   # In place of a module there may be something with parts alone.
   if not task.name or not hasattr(model, 'init_with_output'):
-    return Expected(task.name, num_tokens=tokens, ignore_label=task.ignore_label)
+    return Expected(task.name, num_tokens=tokens, ignore_label=task.ignore_label, tokens=of)
   _, *shape, outputs = check_network(model, x).shape
   whole = task.name in ('regression', 'multi_label')
   targets = (*shape, outputs) if whole else tuple(shape)
-  return Expected(task.name, outputs, tokens, targets, task.ignore_label)
+  return Expected(task.name, outputs, tokens, targets, task.ignore_label, of)
 
 
 def check_task(model: Any, task: Task, x: PyTree, y: PyTree) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from additive_jax import transplant
+from additive_jax.batches import described, is_array
 from additive_jax.data import assignment
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
@@ -57,6 +58,9 @@ def _check(session: Session) -> None:
   if session.config.train.frozen and options.optimizer_state:
     expected = 'none frozen, or false: of what is frozen nothing is kept'
     raise refused(session.config, 'train.frozen', 'booster.optimizer_state', expected=expected)
+  if 'clusters' in options.variants and not is_array(x := first_input(session.data)):
+    expected = f'others than clusters, which are of one array, for inputs {described(x, "x")}'
+    raise refused(session.config, 'booster.variants', expected=expected)
   session.in_memory()
   if options.balanced and any(METHODS.get(name) == 'kmeans' for name in options.variants):
     assignment.solver()

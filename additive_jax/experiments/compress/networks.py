@@ -257,9 +257,10 @@ class Compression:
       },
       labels,
     )
-    terms = len(data.train) * (data.example_shape[0] if data.task_name == 'language' else 1)
     if (total := self._task.total(session.in_memory().y)) is not None:
       terms = max(1, round(float(total)))
+    else:
+      terms = len(data.train) * (data.example_shape[0] if data.task_name == 'language' else 1)
     loss = VariationalLoss(terms, options.kl, options.ramp * num_steps)
     model = Variational(self.level, options.log_variance)
     recipe = session.training.recipe(num_steps)

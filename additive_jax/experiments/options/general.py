@@ -61,6 +61,10 @@ class DataOptions:
   Parquet or NPZ) | images:DIR (DIR/class/*.png, or DIR/train/class/*.png and DIR/test)"""
   sequence_length: Count = 128
   """Tokens of one example of text."""
+  tokenizer: Later[str] = ''
+  """Of text, what makes tokens of it: a tokenizer.json, a directory with one, such as that of a
+  pretrained network, or a GGUF file; '' is bytes. Documents, which are files, or lines of .jsonl
+  files with a 'text', are packed into examples and do not see each other."""
   data_dir: str = ''
   """Where TensorFlow Datasets keeps its sets; '' is its own default."""
   download: bool = False
@@ -155,7 +159,8 @@ class ModelOptions:
 
   name: Annotated[str, _NETWORK] = 'mlp'
   """A transformer classifies image patches, or is a causal model of text; 'module:Class'
-  is a network of your own, which is made with `kwargs` and num_classes alone."""
+  is a network of your own, which is made with `kwargs` and num_classes alone; of one that
+  takes none, such as additive_jax.models:Decoder, num_tokens is the size of the vocabulary."""
   gates: Annotated[tuple[str, ...], some_of(*KINDS)] = ('residual',)
   """Kinds of gates that are chosen; those of other kinds stay on."""
   num_chunks: Few = 4

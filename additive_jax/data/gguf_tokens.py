@@ -1,4 +1,4 @@
-"""Tokenizers from the metadata of GGUF files."""
+"""Metadata of GGUF files, and tokenizers from them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from additive_jax.errors import UserError
-from additive_jax.pretrained.extras import needs
+from additive_jax.errors import UserError, one_line
+from additive_jax.files.extras import needs
 
 PREFIX = 'tokenizer.ggml.'
 CONTROL, USER_DEFINED = 3, 4  # types of tokens that text is split at
@@ -19,6 +19,25 @@ LLAMA3 = (
 PATTERNS = {'llama-bpe': LLAMA3, 'qwen2': LLAMA3.replace('{1,3}', '')}
 DIGITS = ('smollm', 'refact', 'starcoder', 'command-r', 'codeshell')
 PLAIN = ('default', 'gpt-2', 'olmo')
+
+
+def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
+  """Returns the reader of a GGUF file, a `gguf.GGUFReader`, and its metadata by name.
+
+  Raises:
+    UserError: for another file, or a damaged one.
+  """
+  gguf = needs('gguf', f'the GGUF file {path}')
+  with path.open('rb') as file:
+    if file.read(4) != b'GGUF':
+      raise UserError(f'{path}: expected a GGUF file, or a Hugging Face directory')
+  try:
+    reader = gguf.GGUFReader(path)
+  except Exception as error:
+    raise UserError(
+      f'{path} is damaged or cut off ({one_line(error)[:160]}): expected a whole GGUF file'
+    ) from error
+  return reader, {name: field.contents() for name, field in reader.fields.items()}
 
 
 def tokenizer_of_metadata(fields: Mapping[str, Any], path: Path) -> Any:
