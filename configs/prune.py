@@ -1,6 +1,6 @@
 """Prune: the smaller network within a small language model that the run trains itself.
 
-  additive-jax --config=prune
+additive-jax --config=prune
 """
 
 from additive_jax.configs import default

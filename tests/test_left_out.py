@@ -8,10 +8,11 @@ import tiny
 
 from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data
+from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.left_out import LeftOut, check_scores, said
 from additive_jax.experiments.options import replaced
 from additive_jax.experiments.studies import STUDIES
-from additive_jax.experiments.study import Arm, Study
+from additive_jax.experiments.study import Study
 
 # Finite numbers, of which a sum in the first layer is not.
 LARGE = 3e38

@@ -13,8 +13,8 @@ import tiny
 
 from additive_jax import Additive, UserError, run
 from additive_jax.data import ArraySplit
+from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.opening import open_session
-from additive_jax.experiments.study import Arm
 from additive_jax.files.checkpoint import Checkpointer
 from additive_jax.models import MLP, ConvNet, Transformer
 from additive_jax.models.additive import gate_names

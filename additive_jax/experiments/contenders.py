@@ -15,10 +15,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused, selected
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.study import Arm, Result, Trained
+from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer

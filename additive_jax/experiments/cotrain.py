@@ -25,6 +25,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, PyTree
 
 from additive_jax.errors import UserError, user_path
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.cost import check_choice
 from additive_jax.experiments.cotrain_alone import alone_arms
 from additive_jax.experiments.cotrain_page import page
@@ -41,7 +42,7 @@ from additive_jax.experiments.shared import (
   shared_arm,
 )
 from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
-from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.study import Result, Study
 from additive_jax.files.journal import Journal, Record
 from additive_jax.files.rundir import RunDir
 from additive_jax.gates.networks import all_networks, different, distinct, num_networks

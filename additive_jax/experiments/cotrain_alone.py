@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from jaxtyping import PyTree
 
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.lone_pools import is_sound, keep_pool, pool_file
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.standalone import Crowd, Lone
-from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.contenders import (
   DENSE,
   Contender,
@@ -32,7 +33,7 @@ from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.shared import judge_all, shared_arm
-from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.tables import structure_table
 from additive_jax.gates.networks import sampled_networks
 from additive_jax.gates.structure import Structure

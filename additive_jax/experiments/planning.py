@@ -12,12 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from additive_jax.batches import shapes_of
+from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.opening import checked_parts, start_session
 from additive_jax.experiments.options import Options, read_options
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.studies import STUDIES
-from additive_jax.experiments.study import Arm
 from additive_jax.files.rundir import RunDir
 from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import selected
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.stored import stored_scores
-from additive_jax.experiments.study import Arm, Trained
 from additive_jax.files.journal import Journal
 from additive_jax.files.progress import Progress
 from additive_jax.gates.networks import all_networks, num_networks, places_of

@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import judge_all
 from additive_jax.experiments.stochastic_page import NONE, page
 from additive_jax.experiments.stored import scores_with_stored, stored_table
-from additive_jax.experiments.study import Arm, Result, Study, Trained
+from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.tables import structure_table
 from additive_jax.files.journal import Record
 from additive_jax.gates.networks import num_networks, sampled_networks

@@ -56,7 +56,7 @@ def plain_tables(
   session: Session, records: Records, baseline: str
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
   """Returns the tables `structures` and `variants`, and a summary, of arms that are judged by
-  `study.full_network`."""
+  `arms.full_network`."""
   frames = {name: pd.DataFrame(records[name]) for name in records.arms}
   baseline, scores, facts = baseline or next(iter(frames)), {}, {}
   for name, frame in frames.items():

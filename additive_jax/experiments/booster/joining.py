@@ -13,9 +13,9 @@ import numpy as np
 
 from additive_jax import transplant
 from additive_jax.batches import num_examples, rows
+from additive_jax.experiments.arms import Start
 from additive_jax.experiments.booster.narrow import BEST, PACK, Narrow, test_scores
 from additive_jax.experiments.session import first_input
-from additive_jax.experiments.study import Start
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes
 from additive_jax.train.recipe import Recipe

@@ -14,6 +14,7 @@ import numpy as np
 from additive_jax import transplant
 from additive_jax.batches import described, is_array
 from additive_jax.data import assignment
+from additive_jax.experiments.arms import Arm, Start, Trained, full_network
 from additive_jax.experiments.booster.groups import clusters_of
 from additive_jax.experiments.booster.joining import join
 from additive_jax.experiments.booster.narrow import AVERAGE, CLOCK, Narrow, test_scores
@@ -32,7 +33,7 @@ from additive_jax.experiments.options import refused
 from additive_jax.experiments.pages import read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.study import Arm, Start, Study, Trained, full_network
+from additive_jax.experiments.study import Study
 from additive_jax.files.journal import Journal
 from additive_jax.models.additive import initial
 from additive_jax.parallel import processes

@@ -16,9 +16,9 @@ from additive_jax.batches import rows
 from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Level, Weights
 from additive_jax.compress.noise import KERNEL
+from additive_jax.experiments.arms import Trained
 from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.study import Trained
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes

@@ -21,11 +21,11 @@ from additive_jax.compress.variational import (
   total_divergence,
 )
 from additive_jax.data import ArraySplit, Weighted
+from additive_jax.experiments.arms import Arm, Start, Trained
 from additive_jax.experiments.compress.judging import Network, judge
 from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.run.objectives import Distilled, Taught
 from additive_jax.run.tasks import Task

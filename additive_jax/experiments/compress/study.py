@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from additive_jax.experiments.arms import Arm
 from additive_jax.experiments.compress.networks import Compression
 from additive_jax.experiments.compress.page import page
 from additive_jax.experiments.compress.tables import DENSE, make_tables
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
-from additive_jax.experiments.study import Arm, Study
+from additive_jax.experiments.study import Study
 
 
 def _check(session):

@@ -21,8 +21,8 @@ from additive_jax.batches import num_examples, rows
 from additive_jax.data import ArraySplit
 from additive_jax.data.weights import Weighted, unweighted
 from additive_jax.errors import UserError
+from additive_jax.experiments.arms import Arm, Start, Trained
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.study import Arm, Start, Trained
 from additive_jax.gates.structure import Structure
 from additive_jax.models.additive import embed, sites_of, update
 from additive_jax.models.batch_norm import BATCH_STATS

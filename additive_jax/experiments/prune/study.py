@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.options import refused
 from additive_jax.experiments.prune import searching
 from additive_jax.experiments.prune.healing import check_healing, healing_arm
@@ -19,7 +20,7 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.experiments.shared import judge_all, shared_arm
 from additive_jax.experiments.stored import stored_scores
-from additive_jax.experiments.study import Arm, Study, Trained
+from additive_jax.experiments.study import Study
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.run.latency import time_structures
