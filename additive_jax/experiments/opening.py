@@ -29,7 +29,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import code_of, given, loaded_from, start_of
+from additive_jax.experiments.start import code_of, given, start_of, with_pretrained
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -102,9 +102,7 @@ def open_session(
   if config.seed + config.num_seeds > SEEDS:
     raise refused(config, 'seed', 'num_seeds', expected='seeds up to 2^32 − 1')
   devices = mesh.pick_devices(opening.get('devices', 0))
-  loaded = loaded_from(config, opening)
-  if loaded is not None:
-    opening = {**opening, 'model': loaded.model, 'variables': loaded.variables}
+  config, opening, loaded = with_pretrained(config, opening)
   config = as_begun(config, workdir, opening.get('data'))
   data, model, task = checked_parts(config, devices, opening)
   pool = start_of(config, opening.get('variables'), model, first_input(data))

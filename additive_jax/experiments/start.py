@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from additive_jax.errors import UserError, one_line, user_path
-from additive_jax.experiments.options import Options, refused
+from additive_jax.experiments.options import Options, refused, replaced
 from additive_jax.files.functions import digest_of, is_of_library, is_same
 from additive_jax.models.additive import check_variables, initial_shapes
 from additive_jax.models.batch_norm import BATCH_STATS
@@ -23,7 +23,10 @@ from additive_jax.run.tasks import Task
 from additive_jax.transplant.foreign import digest, restore_pool
 
 if TYPE_CHECKING:
+  from additive_jax.experiments.opening import Opening
   from additive_jax.pretrained import Pretrained
+
+TEXTS = ('text:', 'stdlib')  # the sources that a tokenizer is for
 
 
 def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> PyTree | None:
@@ -65,15 +68,17 @@ def start_of(config: Options, variables: PyTree | None, model: Any, x: Any) -> P
   return as_of_model(pool, model, x)
 
 
-def loaded_from(config: Options, opening: Mapping[str, Any]) -> Pretrained | None:
-  """Returns the network that `config.pretrained` names, in place of a model and its pool; None
-  where it names none.
+def with_pretrained(
+  config: Options, opening: Opening
+) -> tuple[Options, Opening, Pretrained | None]:
+  """Returns options and opening with the network that `config.pretrained` names in place of a model
+  and its pool, whose tokenizer is for text; and that network, None where it names none.
 
   Raises:
     UserError: beside a model or a pool that is given otherwise, and as `pretrained.load`.
   """
   if not config.pretrained:
-    return None
+    return config, opening, None
   for name in ('model', 'variables'):
     if opening.get(name) is not None:
       raise UserError(f'{name}= with config.pretrained {config.pretrained!r}: expected one of them')
@@ -82,12 +87,17 @@ def loaded_from(config: Options, opening: Mapping[str, Any]) -> Pretrained | Non
   from additive_jax.pretrained import load
 
   try:
-    return load(user_path(config.pretrained, 'config.pretrained'), **config.model.kwargs)
+    loaded = load(user_path(config.pretrained, 'config.pretrained'), **config.model.kwargs)
   except TypeError as error:
     raise UserError(
       f'config.model.kwargs {config.model.kwargs} with config.pretrained: expected arguments of '
       f'pretrained.load ({one_line(error)})'
     ) from error
+  given: Opening = {**opening, 'model': loaded.model, 'variables': loaded.variables}
+  is_text = opening.get('data') is None and config.data.name.startswith(TEXTS)
+  if is_text and loaded.tokenizer is not None and not config.data.tokenizer:
+    config = replaced(config, {'data.tokenizer': config.pretrained})
+  return config, given, loaded
 
 
 def as_of_model(pool: PyTree, model: Any, x: Any) -> PyTree:

@@ -9,12 +9,14 @@ import numpy as np
 from jaxtyping import Integer, PyTree
 
 from additive_jax.batches import is_array
+from additive_jax.data.tokenizer import read_tokenizer
 from additive_jax.data.weights import unweighted
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.run.generation import continued
 
+BYTES = 256
 PROMPT = 48  # tokens at most of a text that is gone on from
 
 
@@ -45,13 +47,15 @@ def continuations(session: Session, pools: Mapping[str, tuple[PyTree, Structure]
 
 def decoder_of(session: Session) -> Any:
   """Returns a function from tokens to text: that of the tokenizer, or of bytes."""
-  tokenizer = session.data.tokenizer if hasattr(session.data, 'tokenizer') else None
-  if tokenizer is None and session.pretrained is not None:
-    tokenizer = session.pretrained.tokenizer
+  tokenizer = None if session.pretrained is None else session.pretrained.tokenizer
+  if path := session.config.data.tokenizer:
+    tokenizer = read_tokenizer(path)
 
   def decode(tokens: Integer[np.ndarray, ' T']) -> str:
     if tokenizer is not None:
-      return str(tokenizer.decode([int(token) for token in tokens]))
+      return str(tokenizer.decode(tokens.tolist()))
+    if session.data.num_outputs > BYTES:  # of a tokenizer that the run does not know
+      return ' '.join(map(str, tokens.tolist()))
     return bytes(np.asarray(tokens, np.uint8)).decode('utf-8', 'replace')
 
   return decode

@@ -41,8 +41,9 @@ def tables(session: Session, records: Records) -> Result:
   summary |= {str(row.pop('network')): row for row in networks.to_dict('records')}
   options = session.config.prune
   summary |= {'budget': options.budget, 'cost': options.cost, 'limit': line['limit']}
-  summary |= {'method': searching.method_of(session), 'fit': line['fit']}
-  summary['evaluations'] = max(row['evaluations'] for row in line['methods'])
+  method = searching.method_of(session)
+  taken = [row['evaluations'] for row in line['methods'] if row['method'] == method]
+  summary |= {'method': method, 'fit': line['fit'], 'evaluations': max(taken, default=0)}
   summary['workdir'] = str(session.rundir.path.absolute())
   summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
   frames = {
