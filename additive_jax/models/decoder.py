@@ -23,6 +23,7 @@ from additive_jax.models.kinds import (
   check_kinds,
   check_sizes,
 )
+from additive_jax.models.last_layer import LastLayer
 from additive_jax.models.layer_sites import SUBLAYER, check_layer_sites, layer_sites
 from additive_jax.models.norms import Norm
 from additive_jax.models.rotary import BASE, Rotary
@@ -42,7 +43,6 @@ class TokenHead(nn.Module):
   norm: Norm = Norm()
   bias: bool = False
 
-  @nn.compact
   def __call__(
     self, h: Float[Array, 'B *axes D'], embedding: Float[Array, 'C D'] | None = None
   ) -> Float[Array, 'B *axes C']:
@@ -52,13 +52,21 @@ class TokenHead(nn.Module):
       h: the stream.
       embedding: of the tokens, where W is tied to it; None makes a W.
     """
+    last = self.last_layer(h, embedding)
+    layer = Layer(last.kernel.T if last.tied else last.kernel, last.bias)
+    return layer.add_bias(jnp.matmul(last.x, layer.kernel, preferred_element_type=jnp.float32))
+
+  @nn.compact
+  def last_layer(
+    self, h: Float[Array, 'B *axes D'], embedding: Float[Array, 'C D'] | None = None
+  ) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
     h = self.norm.module('norm')(h)
-    if embedding is None:
-      bias = (self.num_tokens,) if self.bias else None
-      layer = Linear((h.shape[-1], self.num_tokens), 0, bias, name='out')()
-    else:
-      layer = Layer(embedding.T)
-    return layer.add_bias(jnp.matmul(h, layer.kernel, preferred_element_type=jnp.float32))
+    if embedding is not None:
+      return LastLayer(h, embedding, tied=True)
+    bias = (self.num_tokens,) if self.bias else None
+    layer = Linear((h.shape[-1], self.num_tokens), 0, bias, name='out')()
+    return LastLayer(h, layer.kernel, layer.bias)
 
 
 class Decoder(Additive):
@@ -199,6 +207,10 @@ class Decoder(Additive):
 
   def readout(self, h: Stream) -> Logits:
     """Returns the logits of a stream, of the mean over its lanes if it has some."""
-    if LANE in self.gates:
-      h = lane_mean(h, axis=1)
+    h = lane_mean(h, axis=1) if LANE in self.gates else h
     return self.head(h, self.stem.embedding if self.tied else None)
+
+  def last_layer(self, h: Stream) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
+    h = lane_mean(h, axis=1) if LANE in self.gates else h
+    return self.head.last_layer(h, self.stem.embedding if self.tied else None)

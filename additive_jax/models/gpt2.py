@@ -21,6 +21,7 @@ from additive_jax.models.kinds import (
   check_kinds,
   check_sizes,
 )
+from additive_jax.models.last_layer import LastLayer
 from additive_jax.models.layer_sites import (
   SUBLAYER,
   activation_of,
@@ -106,6 +107,10 @@ class GPT2(Additive):
 
   def readout(self, h: Stream) -> Logits:
     """Returns the logits of a stream, of the mean over its lanes if it has some."""
-    if LANE in self.gates:
-      h = lane_mean(h, axis=1)
+    h = lane_mean(h, axis=1) if LANE in self.gates else h
     return self.head(h, self.stem.embedding if self.tied else None)
+
+  def last_layer(self, h: Stream) -> LastLayer:
+    """Returns the logits that are not multiplied out."""
+    h = lane_mean(h, axis=1) if LANE in self.gates else h
+    return self.head.last_layer(h, self.stem.embedding if self.tied else None)
