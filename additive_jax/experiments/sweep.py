@@ -42,13 +42,15 @@ from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_t
 from additive_jax.experiments.study import Result, Study
 from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.networks import all_networks, num_networks, places_of
-from additive_jax.gates.structure import Structure, all_bits
+from additive_jax.gates.structure import ENUMERABLE_GATES, Structure, all_bits
 from additive_jax.parallel import processes
 from additive_jax.report import rankings, statistics
 from additive_jax.report.comparison import structures_first
 from additive_jax.run.tasks import LOSS, Task
 
 STANDALONE, SHARED = 'standalone', 'shared'
+MANY = 4096  # networks, of which more are searched
+BY_ITSELF = 'evolution'
 SHORTER = (
   "config.search.method 'evolution' trains the best alone and no others, config.sweep.modes "
   "('shared',) none; config.sweep.halving and config.train.epochs shorten the trainings, "
@@ -56,8 +58,21 @@ SHORTER = (
 )
 
 
+def searched(session: Session) -> Session:
+  """Returns the run as it is, or with a search of its own where nobody asked for one: of more than
+  4,096 networks those to train alone are found in the shared pool, and of more than can be listed
+  all."""
+  config, networks = session.config, num_networks(session.space)
+  several = MANY if STANDALONE in config.sweep.modes else 1 << ENUMERABLE_GATES
+  alone = SHARED not in config.sweep.modes or session.shard[1] > 1
+  if config.search.method or alone or networks <= several:
+    return session
+  return session.with_options({'search.method': BY_ITSELF})
+
+
 def _check(session):
   """Everything that can be said before any training."""
+  session = searched(session)
   config, networks = session.config, num_networks(session.space)
   modes, sharded = config.sweep.modes, session.shard[1] > 1
   session.machine.check_networks([session.model])
@@ -117,6 +132,7 @@ def _shared_epochs(session):
 
 def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   """The shared pool, then structures alone, rung by rung."""
+  session = searched(session)
   modes, epochs = session.config.sweep.modes, _shared_epochs(session)
   if session.config.search.method:
     pool = shared_arm(session, SHARED, epochs, judge=lambda trained: {})
@@ -156,6 +172,7 @@ def _compared(session, bits, cost):
 
 def _tables(session: Session, records: Records) -> Result:
   """Returns the tables `structures`, `effects` and `interactions`, and the summary."""
+  session = searched(session)
   config, names, task = session.config, session.space.names, session.task
   by, columns = task.rank_by, task.scores
   bits, shared = _in_pool(session, records)
