@@ -16,7 +16,7 @@ from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
 from additive_jax.run.tasks import Task
 from additive_jax.run.ways import chosen, conditional, masked, routed, static
-from additive_jax.search import effects, leave_one_out, search
+from additive_jax.search import effects, leave_one_out, search_pool
 from additive_jax.train import samplers
 from additive_jax.train.plan import plan
 from additive_jax.transplant.foreign import restore_pool
@@ -64,7 +64,7 @@ __all__ = [
   'restore_pool',
   'routed',
   'samplers',
-  'search',
+  'search_pool',
   'shared_prefix',
   'static',
   'stochastic',

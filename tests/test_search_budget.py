@@ -180,7 +180,7 @@ def test_a_pool_is_searched_by_every_method(random_pool):
   x, y = rng.normal(size=(16, 6)).astype('f'), np.arange(16) % 3
   pool = random_pool(model, x)
   for method in BY_BUDGET:
-    path = aj.search(model, pool, (x, y), method=method, budget=0.7, costs='flops')
+    path = aj.search_pool(model, pool, (x, y), method=method, budget=0.7, costs='flops')
     evaluated = aj.evaluate_structures(model, pool, (x, y), [path.best]).loss
     np.testing.assert_allclose(path.loss(path.best), evaluated[0], rtol=1e-5)
   left = aj.leave_one_out(model, pool, (x, y))
@@ -194,7 +194,7 @@ def test_a_search_by_latency_keeps_its_table_and_says_how_far_it_is_off(random_p
   pool = random_pool(model, x)
   table = aj.measure_latency(model, pool, x, seconds=0.2)
   assert table.predict(['1111'])[0] > table.predict(['0000'])[0]
-  path = aj.search(model, pool, (x, y), method='greedy', budget=0.999, costs=table)
+  path = aj.search_pool(model, pool, (x, y), method='greedy', budget=0.999, costs=table)
   assert path.latency.structures == ('1111', str(path.best))
   assert np.isfinite(path.latency.error)
   table.write(tmp_path / 'table.json')

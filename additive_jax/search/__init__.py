@@ -1,6 +1,6 @@
 """Search for good structures where there are too many to evaluate all of them.
 
-Under a budget: `find` searches by any evaluator, `search` a pool. A method is an object of
+Under a budget: `find` searches by any evaluator, `search_pool` a pool. A method is an object of
 `BY_BUDGET`, or one of your own with `run(problem)`. It gives a `Path`, the best structure at every
 cost. `leave_one_out` and `effects` say what single gates do.
 
@@ -8,7 +8,7 @@ Without one: `Search` is the loop of Exp 1's older methods, generations of struc
 `methods.METHODS` propose.
 """
 
-from additive_jax.search.budgeted import BY_BUDGET, find, search
+from additive_jax.search.budgeted import BY_BUDGET, find, search_pool
 from additive_jax.search.costs import Budget, Costs
 from additive_jax.search.evolution import Evolution, Random
 from additive_jax.search.gate_effects import Contributions, Effects, effects, leave_one_out
@@ -42,5 +42,5 @@ __all__ = [
   'effects',
   'find',
   'leave_one_out',
-  'search',
+  'search_pool',
 ]

@@ -1,4 +1,4 @@
-"""A search under a budget: of an evaluator (`find`), and of a pool (`search`).
+"""A search under a budget: of an evaluator (`find`), and of a pool (`search_pool`).
 
 | method | evaluations, of r gates off of n | source |
 | --- | --- | --- |
@@ -81,7 +81,7 @@ def find(
   Args:
     evaluate: from networks, bool [S, n], and a share of the examples to losses [S]; lower is
       better.
-    costs, method, budget, seed, journal, evaluations: as `search` takes them.
+    costs, method, budget, seed, journal, evaluations: as `search_pool` takes them.
     identity: what the losses are of, for the journal.
     probe: for methods that look into the network, see `probe.stream_changes`.
   """
@@ -136,7 +136,7 @@ def budget_of(budget: float | Budget, kind: str) -> Budget:
   return budget if isinstance(budget, Budget) else Budget(kind, budget)
 
 
-def search(
+def search_pool(
   model: nn.Module,
   variables: PyTree,
   data: Any,
@@ -161,7 +161,7 @@ def search(
 
   >>> model = aj.models.MLP(num_blocks=5, width=4, hidden=8, num_classes=3)
   >>> x, y = np.random.default_rng(0).normal(size=(12, 6)).astype('f'), np.arange(12) % 3
-  >>> path = search(model, model.init(jax.random.key(0), x), (x, y), method='greedy', budget=0.6)
+  >>> path = search_pool(model, model.init(jax.random.key(0), x), (x, y), method='greedy', budget=0.6)
   >>> path.best.num_on
   2
 
