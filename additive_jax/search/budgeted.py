@@ -161,8 +161,8 @@ def search_pool(
 
   >>> model = aj.models.MLP(num_blocks=5, width=4, hidden=8, num_classes=3)
   >>> x, y = np.random.default_rng(0).normal(size=(12, 6)).astype('f'), np.arange(12) % 3
-  >>> path = search_pool(model, model.init(jax.random.key(0), x), (x, y), method='greedy', budget=0.6)
-  >>> path.best.num_on
+  >>> pool = model.init(jax.random.key(0), x)
+  >>> search_pool(model, pool, (x, y), method='greedy', budget=0.6).best.num_on
   2
 
   Args:
