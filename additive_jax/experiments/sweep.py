@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.cost import Work, check_cost
