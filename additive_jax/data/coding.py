@@ -104,7 +104,7 @@ class Column:
 
     Raises:
       UserError: for a value that is missing, or a text that is none of the categories, unless the
-        column fills.
+        column fills; or a number that is not finite.
     """
     missing = is_missing(values)
     if missing.any() and not self.fills:
@@ -115,7 +115,12 @@ class Column:
       return self._one_hot(values)
     if values.dtype.kind not in 'iufb':
       raise UserError(f'column {self.name!r} of texts, such as {values[0]!r}: expected numbers')
-    scaled = ((values - self.mean) / self.deviation).astype(np.float32)
+    with np.errstate(over='ignore'):
+      scaled = ((values - self.mean) / self.deviation).astype(np.float32)
+    wrong = ~np.isfinite(scaled) & ~missing
+    if wrong.any():
+      told = f'column {self.name!r} is {values[wrong][0]} in row {first_row(wrong)}'
+      raise UserError(f'{told}: expected finite numbers')
     scaled = np.where(missing, np.float32(0), scaled) if self.fills else scaled
     scaled = scaled if scaled.ndim > 1 else scaled[:, None]
     marks = missing.reshape(scaled.shape).astype(np.float32)

@@ -32,10 +32,8 @@ class Alone:
     arms = [arm for arm in records.arms.values() if isinstance(arm, Lone)]  # rung by rung
     self.last = {str(arm.structure): arm for arm in arms}
     self.first = {str(arm.structure): arm for arm in reversed(arms)}
-    finite = {
-      s: np.isfinite([line[LOSS] for line in records[self.last[s].name]]) for s in self.last
-    }
-    self.diverged = {structure for structure, seeds in finite.items() if not seeds.all()}
+    losses = {text: [line[LOSS] for line in records[arm.name]] for text, arm in self.last.items()}
+    self.diverged = {text for text, seeds in losses.items() if not np.isfinite(seeds).all()}
     if len(self.diverged) == len(self.last):
       raise UserError(
         f'the loss of each of {counted(len(self.last), "structure")} alone is not finite in some '
