@@ -84,6 +84,22 @@ class Column:
     constant = deviation <= 1e-12 * np.abs(seen).max(axis=0, initial=0.0, where=there)
     return cls(name, mean, np.where(constant, 1.0, deviation), fills=fills)
 
+  def described(self) -> dict[str, Any]:
+    """Returns the column as JSON values, of which `of_description` makes it again."""
+    numbers = {name: np.asarray(getattr(self, name)).tolist() for name in ('mean', 'deviation')}
+    return {'name': self.name, **numbers, 'categories': self.categories, 'fills': self.fills}
+
+  @classmethod
+  def of_description(cls, values: Mapping[str, Any]) -> Column:
+    """Returns the column that `described` gave.
+
+    >>> Column.of_description(Column('age', 40.0, 10.0).described())(np.array([50])).tolist()
+    [[1.0]]
+    """
+    mean, deviation = (np.array(values[name], np.float64) for name in ('mean', 'deviation'))
+    categories = tuple(map(str, values['categories']))
+    return cls(str(values['name']), mean, deviation, categories, bool(values['fills']))
+
   @property
   def features(self) -> tuple[str, ...]:
     """The names of what the column becomes.
@@ -157,6 +173,21 @@ class Coding:
   columns: tuple[Column, ...]
   targets: tuple[Column, ...] = ()
   classes: tuple[Any, ...] = ()
+
+  def described(self) -> dict[str, Any]:
+    """Returns the coding as JSON values, of which `of_description` makes it again."""
+    parts = {name: [c.described() for c in getattr(self, name)] for name in ('columns', 'targets')}
+    return {**parts, 'classes': self.classes}
+
+  @classmethod
+  def of_description(cls, values: Mapping[str, Any]) -> Coding:
+    """Returns the coding that `described` gave.
+
+    >>> Coding.of_description(Coding((Column('age'),), classes=('no', 'yes')).described()).classes
+    ('no', 'yes')
+    """
+    parts = [tuple(map(Column.of_description, values[name])) for name in ('columns', 'targets')]
+    return cls(*parts, classes=tuple(values['classes']))
 
   @property
   def features(self) -> tuple[str, ...]:
