@@ -176,6 +176,10 @@ def test_a_network_of_ones_own(tmp_path):
       "config.model.name 'test_export:None'",
     ),
     (['RUN', '--to=NEW', '--structure=11', '--model=test_export:Own'], 'of another model: '),
+    (
+      ['RUN', '--to=NEW', '--structure=11', '--model=test_export.Own'],
+      "model 'test_export.Own': expected MODULE:CLASS, or one of mlp",
+    ),
   ],
 )
 def test_bad_input(arguments, message, run, tmp_path, capsys):

@@ -299,7 +299,7 @@ def test_directories_that_cannot_be_used(tmp_path):
 
 
 def test_more_devices_than_there_are():
-  with pytest.raises(UserError, match='--devices=9: expected at most 8, the cpu devices here'):
+  with pytest.raises(UserError, match='devices 9: expected at most 8, the cpu devices here'):
     mesh.pick_devices(9)
 
 

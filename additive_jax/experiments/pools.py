@@ -114,6 +114,9 @@ def open_pools(
   names = tuple(sorted(some, key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
+  if isinstance(network, str) and network and ':' not in network and network not in NETWORKS:
+    expected = f'MODULE:CLASS, or one of {", ".join(NETWORKS)}'
+    raise UserError(f'model {network!r}: expected {expected}')
   if network == '' and kind.lower() not in known:
     # Only said: the run may be somebody else's, and to import what it names would run their code.
     source = config['model'].get('source')

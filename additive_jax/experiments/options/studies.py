@@ -76,7 +76,7 @@ class CotrainOptions:
   """Exp 2."""
 
   top_k: FewOrNone = 4
-  """K. 0 with listed structures is all of them."""
+  """K. With listed structures 0, or the default, is all of them."""
   sweep_epochs: Positive = 10.0
   """Passes over the training set of the short shared sweep that finds the structures, if none are
   given below."""
@@ -282,7 +282,8 @@ class Options:
   init_from: Later[Placement[str]] = ''
   """Where the pool is from that all trainings start from: a run directory, a directory of its
   checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
-  Exp 5, which compares beginning untrained with growing from small networks, takes none."""
+  Exp 5, which compares beginning untrained with growing from small networks, takes none. A run's
+  identity has the numbers of the pool, not the path: another pool is another directory."""
   learning_rate: Rate = 1e-3
   """Peak (or only) learning rate."""
   optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
