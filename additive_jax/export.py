@@ -43,6 +43,7 @@ from additive_jax.cli.arguments import parse_flags
 from additive_jax.cli.command import answered, run_command
 from additive_jax.compress.cutting import Cut, cost, cut, receipt, spaces, used
 from additive_jax.compress.exported import CODING, check_new, coding, export, load
+from additive_jax.data import Data
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.front import made
 from additive_jax.experiments.pools import ignored_label, open_pools
@@ -114,9 +115,7 @@ def export_run(
     notes = {'checkpoint': name, 'step': saved.step, 'ema': ema}
   (variables,) = recalibrate(network, pool, [structure], pools.data.train)
   smaller = cut(network, variables, structure, _used(network, variables), x)
-  notes |= {'run': Path(run).resolve().name}
-  if pools.data.coding is not None:
-    notes[CODING] = pools.data.coding.described()
+  notes |= {'run': Path(run).resolve().name} | _coding(pools.data)
   log.info('%s: %s', words, _noted(notes, smaller, network, variables, x))
   directory = export(smaller, to, notes=notes, overwrite=overwrite)
   if not alone and pools.has_both:
@@ -139,6 +138,11 @@ def _noted(
     before, after = (text(costs[side][unit]) for side in ('pool', 'exported'))
     log.info('%s: %s in the pool with all gates on, %s exported', unit, before, after)
   return found
+
+
+def _coding(data: Data) -> dict[str, Any]:
+  """Returns what notes say of how a table became the inputs of the network."""
+  return {} if data.coding is None else {CODING: data.coding.described()}
 
 
 def _check_alone(checkpoint: str, ema: bool, alone: bool, seed: int | None) -> None:

@@ -77,8 +77,7 @@ def from_arrays(
     task: 'classification', 'regression', 'language' and so on, a `Task`, or a task of your own;
       'auto' goes by y.
     class_names: of the classes, in order.
-    num_outputs: classes, tokens of the vocabulary, or outputs of a task of your own; 0 counts them.
-      Of a language it holds for y alone: tokens of x may be others, as where each is given a tag.
+    num_outputs: classes, tokens of y (x may have others), or outputs of your own; 0 counts them.
     standardise: whether a regression's targets are.
     name: of the data, in messages and reports.
 
@@ -89,18 +88,15 @@ def from_arrays(
   if isinstance(y, Weighted) and weights is None:
     y, weights = y
   whole = _arrays(x, 'x'), _weighted(_arrays(y, 'y'), weights)
-  _check_name(task, name)
-  if isinstance(task, str) and task == AUTO:
-    task = kind_of(unweighted(whole[1]), name)
+  task = _task(task, unweighted(whole[1]), name)
   shares = {'test': test, 'valid': valid}
   given = _given(name, whole, shares, task, num_outputs or len(class_names or ()))
   parts, coding = _coded(name, _cut(name, given, shares, seed), name_of(task), standardise)
   names = tuple(class_names or (map(str, coding.classes) if coding else ())) or None
   num_outputs = num_outputs or len(names or ()) or _num_outputs(name, given, task)
   of = {part: ArraySplit(*examples, f'{name}, {part}') for part, examples in parts.items()}
-  tokens = max(num_outputs, _num_tokens(given)) if name_of(task) == TOKENS else 0
-  more: dict[str, Any] = {'class_names': names, 'coding': coding, 'num_tokens': tokens, **of}
-  return Data(name, task, num_outputs=num_outputs, **more)
+  more: dict[str, Any] = {'num_tokens': _vocabulary(given, task, num_outputs), **of}
+  return Data(name, task, num_outputs=num_outputs, class_names=names, coding=coding, **more)
 
 
 def _given(
@@ -135,15 +131,19 @@ def _array(values: Any, what: str) -> Shaped[np.ndarray, '...']:
     ) from None
 
 
-def _check_name(task: Any, name: str) -> None:
-  """Raises `UserError` for a text that is nearly the name of a task."""
+def _task(task: Any, y: PyTree, name: str) -> Any:
+  """Returns the task, by targets where it is to go by these.
+
+  Raises:
+    UserError: for a text that is nearly the name of one, or targets of another kind.
+  """
   known = (AUTO, CLASSES, NUMBERS, TOKENS, YES_NO, LABELS)
   if isinstance(task, str) and task not in known:
     near = difflib.get_close_matches(task, known, n=1, cutoff=0.8)
     if near:
-      raise UserError(
-        f'task {task!r} of {name}: expected {", ".join(known)}; did you mean {near[0]!r}?'
-      )
+      expected = f'{", ".join(known)}; did you mean {near[0]!r}?'
+      raise UserError(f'task {task!r} of {name}: expected {expected}')
+  return kind_of(y, name) if isinstance(task, str) and task == AUTO else task
 
 
 def _narrow(leaf: Shaped[np.ndarray, 'N ...']) -> Shaped[np.ndarray, 'N ...']:
@@ -305,6 +305,11 @@ def _num_outputs(name: str, parts: Parts, task: Any) -> int:
     return max(_num_tokens(parts), *(int(tokens.max()) + 1 for tokens in targets))
   first = jax.tree.leaves(targets[0])[0]
   return first.shape[-1] if first.ndim > 1 else 1
+
+
+def _vocabulary(parts: Parts, task: Any, num_outputs: int) -> int:
+  """Returns `Data.num_tokens`: at least as many as outputs."""
+  return max(num_outputs, _num_tokens(parts)) if name_of(task) == TOKENS else 0
 
 
 def _num_tokens(parts: Parts) -> int:

@@ -186,8 +186,8 @@ class Coding:
     >>> Coding.of_description(Coding((Column('age'),), classes=('no', 'yes')).described()).classes
     ('no', 'yes')
     """
-    parts = [tuple(map(Column.of_description, values[name])) for name in ('columns', 'targets')]
-    return cls(*parts, classes=tuple(values['classes']))
+    of = lambda name: tuple(map(Column.of_description, values[name]))
+    return cls(of('columns'), of('targets'), tuple(values['classes']))
 
   @property
   def features(self) -> tuple[str, ...]:

@@ -65,5 +65,6 @@ def part(split: Split, start: int, stop: int, name: str = '') -> Split:
   """
   if split.in_memory:
     whole: Any = split  # with its arrays
-    return ArraySplit(*rows((whole.x, whole.y), slice(start, stop)), name)
+    x, y = rows((whole.x, whole.y), slice(start, stop))
+    return ArraySplit(x, y, name)
   return SourceSplit(stop - start, lambda indices: split[indices.astype(np.int64) + start])

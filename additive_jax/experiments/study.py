@@ -139,7 +139,6 @@ class Arm:
     curves: what the curves show beside the training loss.
     judged: how many structures `judge` looks at, for the estimate of its time.
     spread: whether several processes share the arms out, instead of training each together.
-    may_diverge: whether a loss that is not finite is a result, as of one structure of many.
   """
 
   name: str
@@ -153,7 +152,6 @@ class Arm:
   curves: Curves = PLAIN
   judged: int = 1
   spread: ClassVar[bool] = False
-  may_diverge: ClassVar[bool] = False
 
   def described(self) -> dict[str, Any]:
     """Returns what makes the arm: its options, but where it is computed, its steps, loss and
@@ -340,7 +338,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
   check_stage(session, missing)
   for seed, arm, values in kind.train_all(missing, len(share)):
-    check_scores(arm.name, seed, values, arm.may_diverge)
+    check_scores(arm.name, seed, values, getattr(arm, 'may_diverge', False))
     write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
   if kind.spread:
