@@ -8,6 +8,7 @@ that a compression has pruned, which only zeros write or read, are cut out.
 
   --structure=BITS       one bit a gate, gate 0 first; the run's config.json names the gates
   --to=DIR               must not exist yet; the directory it lies in must
+  --overwrite            DIR may hold a network that was exported before, which is replaced
   --checkpoint=NAME      which pool, a folder of RUN/checkpoints (default: the first of
                          the config's model; of a compression, of variational dropout)
   --model=MODULE:CLASS   the network's class, if it is one of your own
@@ -19,7 +20,7 @@ that a compression has pruned, which only zeros write or read, are cut out.
 DIR then holds `model.safetensors`, `orbax/` with the same parameters and their checksums (for plain
 Orbax in `orbax/0/state`), and `model.json`: config, gates, structure, shapes, costs, and the
 largest difference of the outputs between the pool and what was exported, on a batch of the run's
-data.
+data; and of a table how its columns became inputs, which `coding(DIR)` gives back for new rows.
 
 Exit codes: 0 done; 2 a mistake in what was asked, told in one line, with nothing written.
 """
@@ -41,7 +42,8 @@ from jaxtyping import PyTree
 from additive_jax.cli.arguments import parse_flags
 from additive_jax.cli.command import answered, run_command
 from additive_jax.compress.cutting import Cut, cost, cut, receipt, spaces, used
-from additive_jax.compress.exported import check_new, export, load
+from additive_jax.compress.exported import CODING, check_new, coding, export, load
+from additive_jax.data import Data
 from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.front import made
 from additive_jax.experiments.pools import ignored_label, open_pools
@@ -52,7 +54,7 @@ from additive_jax.models.additive import Additive, gate_names
 from additive_jax.run.recalibration import recalibrate
 from additive_jax.transplant.growth import Receipt
 
-__all__ = ['export', 'export_run', 'load', 'main']
+__all__ = ['coding', 'export', 'export_run', 'load', 'main']
 
 log = logging.getLogger('additive_jax')
 
@@ -71,6 +73,7 @@ def export_run(
   ema: bool = False,
   alone: bool = False,
   seed: int | None = None,
+  overwrite: bool = False,
 ) -> Path:
   """Writes one structure of one pool of a run, or of what it became alone, logs its receipt and
   costs, and returns `to`.
@@ -90,13 +93,14 @@ def export_run(
     alone: whether it is the network that was trained alone, as `alone_loss` of Exp 2 and `loss` of
       a sweep are; Exp 2 keeps these, and a sweep with `config.sweep.keep_alone`.
     seed: of such a network; None is the first of the run.
+    overwrite: whether `to` may hold a network that was exported before, which is replaced.
 
   Raises:
     UserError: for anything that does not fit; nothing is written then.
   """
   _check_alone(checkpoint, ema, alone, seed)
   to = user_path(to, '--to')
-  check_new(to)
+  check_new(to, overwrite)
   given = None if data is None else made(data, ignore_label=ignored_label(run))
   pools = open_pools(run, network=model, data=given, alone=alone)
   network, test = pools.model, pools.data.test
@@ -111,9 +115,9 @@ def export_run(
     notes = {'checkpoint': name, 'step': saved.step, 'ema': ema}
   (variables,) = recalibrate(network, pool, [structure], pools.data.train)
   smaller = cut(network, variables, structure, _used(network, variables), x)
-  notes |= {'run': Path(run).resolve().name}
+  notes |= {'run': Path(run).resolve().name} | _coding(pools.data)
   log.info('%s: %s', words, _noted(notes, smaller, network, variables, x))
-  directory = export(smaller, to, notes=notes)
+  directory = export(smaller, to, notes=notes, overwrite=overwrite)
   if not alone and pools.has_both:
     log.info('%s is what all structures share: --alone takes what was trained alone', words)
   log.info('wrote %s', directory)
@@ -134,6 +138,11 @@ def _noted(
     before, after = (text(costs[side][unit]) for side in ('pool', 'exported'))
     log.info('%s: %s in the pool with all gates on, %s exported', unit, before, after)
   return found
+
+
+def _coding(data: Data) -> dict[str, Any]:
+  """Returns what notes say of how a table became the inputs of the network."""
+  return {} if data.coding is None else {CODING: data.coding.described()}
 
 
 def _check_alone(checkpoint: str, ema: bool, alone: bool, seed: int | None) -> None:
@@ -164,7 +173,7 @@ def _run(argv: list[str]) -> int:
   values, run = _parse(argv)
   setup_logging()
   options: dict[str, Any] = {
-    n: values[n].value for n in ('checkpoint', 'model', 'ema', 'alone', 'seed')
+    n: values[n].value for n in ('checkpoint', 'model', 'ema', 'alone', 'seed', 'overwrite')
   }
   export_run(run, values.structure, values.to, **options)
   return 0
@@ -175,7 +184,7 @@ def _parse(argv: list[str]) -> tuple[flags.FlagValues, str]:
   values = flags.FlagValues()
   for name in FLAGS:
     flags.DEFINE_string(name, '', '', flag_values=values)
-  for name in ('ema', 'alone'):
+  for name in ('ema', 'alone', 'overwrite'):
     flags.DEFINE_bool(name, False, '', flag_values=values)
   flags.DEFINE_integer('seed', None, '', lower_bound=0, flag_values=values)
   runs = parse_flags(values, argv)[1:]

@@ -1,7 +1,8 @@
 """Starts an experiment: `additive-jax --config=exp2`, or `python -m additive_jax.launch`.
 
   --config=NAME          an experiment's options: a name below, or a Python file (configs/exp2.py)
-  --config.KEY=VALUE     overrides one of them
+  --config.KEY=VALUE     overrides one of them; every KEY, its meaning and what is allowed is in the
+                         file configs/default.py, named at the end
   --workdir=DIR          the run directory (default: runs/<config>-<hash of the options>)
   --devices=N            on CPU, N host devices (default: one per core, at most 8);
                          elsewhere, the first N
@@ -29,7 +30,7 @@ import sys
 
 from additive_jax.cli.arguments import command_of, parse
 from additive_jax.cli.command import answered, run_command
-from additive_jax.cli.configs import config_names
+from additive_jax.cli.configs import config_file, config_names
 from additive_jax.cli.devices import set_up_devices
 from additive_jax.errors import STOPPED, Stopped, UserError
 
@@ -38,7 +39,8 @@ CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
 
 def main(argv: list[str]) -> int:
   """Runs the experiment that the command line `argv` names, and returns the exit code."""
-  return answered(_run, argv, f'{__doc__}\nConfigs: {", ".join(config_names())}')
+  keys = f'Every config.KEY: {config_file("default")}'
+  return answered(_run, argv, f'{__doc__}\nConfigs: {", ".join(config_names())}\n{keys}')
 
 
 def _run(argv: list[str]) -> int:

@@ -237,8 +237,8 @@ def get_config() -> ConfigDict:
 
   # Where the pool is from that all trainings start from: a run directory, a directory of its
   # checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
-  # Exp 5, which compares beginning untrained with growing from small networks, takes none. Not part
-  # of a run's identity.
+  # Exp 5, which compares beginning untrained with growing from small networks, takes none. A run's
+  # identity has the numbers of the pool, not the path: another pool is another directory.
   config.init_from = ''
   # A network of others, in place of `model` and `init_from`: a Hugging Face directory (Llama,
   # SmolLM, Mistral, Qwen2, Qwen3, GPT-2, BERT, ViT) or a GGUF file. Text is tokenised by its
@@ -318,7 +318,7 @@ def get_config() -> ConfigDict:
 
   # Exp 2.
   config.cotrain = ConfigDict()
-  # K. 0 with listed structures is all of them. 0 to 10,000.
+  # K. With listed structures 0, or the default, is all of them. 0 to 10,000.
   config.cotrain.top_k = 4
   # Passes over the training set of the short shared sweep that finds the structures, if none are
   # given below. A positive number up to 1,000,000.

@@ -83,7 +83,7 @@ def _option(target, option, text, value):
   """The comment and the line of one option."""
   if option.rule:
     text = f'{text.removesuffix(".")}. {option.rule.expected[0].upper()}{option.rule.expected[1:]}.'
-  if option.same_run:
+  if option.same_run and 'identity' not in text:
     text += " Not part of a run's identity."
   if option.kind is dict:
     value = f'ConfigDict({value}, type_safe=False)' if value else 'ConfigDict()'

@@ -405,3 +405,12 @@ def test_a_network_file_of_a_stranger(tmp_path):
     ) as error:
       read_pool(path, zlib.crc32(content), {'x': np.zeros(2)})
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('top_k', 'count'), [(4, 3), (0, 3), (2, 2)])
+def test_listed_structures_say_how_many(top_k, count, tmp_path):
+  """The default of `top_k`, which nobody asked for, does not."""
+  options = {'structures': ('011', '110', '111'), 'cotrain.top_k': top_k}
+  config = tiny.config('cotrain', options)
+  with open_session(config, tmp_path / 'run', check=cotrain.STUDY.check) as session:
+    assert len(cotrain.chosen_structures(session)) == count

@@ -103,12 +103,21 @@ def test_arrays(tmp_path):
   tokens = rng.integers(0, 7, (10, 6))
   weight = (rng.random((10, 6)) < 0.8) * 1.0
   np.savez(path, x=tokens, y=np.roll(tokens, -1, 1), mask=weight)
-  text = load(f'file:{path}', target='y', weight='mask', task='language')
+  text = load(f'file:{path}', target='y', weight='mask')
+  assert text.task == data.from_arrays(tokens, tokens).task == 'language'
   assert (text.num_outputs, text.train.y.weight.shape) == (7, (8, 6))
   np.savez(path, a=rng.random((10, 3)), b=rng.random(10), y=rng.random((10, 2)))
   loaded = load(f'file:{path}', target='y')
   assert loaded.coding.features == ('a[0]', 'a[1]', 'a[2]', 'b')
   assert loaded.train.y.shape == (8, 2)
+
+
+def test_new_rows_are_finite(table):
+  coding = load(f'file:{table}', target='price', columns='age,income').coding
+  for value, told in ((np.inf, 'inf'), (-1e300, '-1e+300')):
+    with pytest.raises(UserError) as caught:
+      coding({'age': [30, 40], 'income': [1.0, value]})
+    assert str(caught.value) == f"column 'income' is {told} in row 2: expected finite numbers"
 
 
 def test_missing_values_are_dropped_or_filled(table):

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 import pytest
 import safetensors.numpy
 import tiny
 from flax.traverse_util import flatten_dict
 
 from additive_jax import Additive, UserError
+from additive_jax import export as export_
 from additive_jax.compress.cutting import cut
 from additive_jax.experiments.fit import fit
 from additive_jax.experiments.opening import open_session
@@ -132,8 +134,14 @@ def test_a_network_of_ones_own(tmp_path):
   run, target = tmp_path / 'run', tmp_path / 'net'
   options = {'model.name': 'test_export:Own', 'sampler.name': 'uniform'}
   make_run(run, 1, (0,), options)
-  with pytest.raises(UserError, match=r'is a run of Own: expected --model=MODULE:Own, where it is'):
+  with pytest.raises(UserError, match='run of Own: expected --model=test_export:Own, as it was be'):
     open_pools(run)
+  config = json.loads((run / 'config.json').read_bytes())
+  del config['model']['source'], config['crc']  # of a version before, which goes on
+  (run / 'config.json').write_text(json.dumps(seal.sealed(config)))
+  with pytest.raises(UserError, match='run of Own: expected --model=MODULE:Own, where it is'):
+    open_pools(run)
+  make_run(run, 1, (0,), options)
   own = ['--model=test_export:Own']
   assert main(['export', str(run), '--structure=01', f'--to={target}', *own]) == 0
   with pytest.raises(UserError, match="network 'test_export:Own': expected one of the library"):
@@ -168,6 +176,10 @@ def test_a_network_of_ones_own(tmp_path):
       "config.model.name 'test_export:None'",
     ),
     (['RUN', '--to=NEW', '--structure=11', '--model=test_export:Own'], 'of another model: '),
+    (
+      ['RUN', '--to=NEW', '--structure=11', '--model=test_export.Own'],
+      "model 'test_export.Own': expected MODULE:CLASS, or one of mlp",
+    ),
   ],
 )
 def test_bad_input(arguments, message, run, tmp_path, capsys):
@@ -211,6 +223,45 @@ def test_what_was_cut_out(found, tmp_path):
   with pytest.raises(UserError, match='net exists: expected a directory that is yet to be made'):
     export(found, target)
   assert tiny.contents(target) == before
+
+
+def test_an_exported_network_is_replaced(found, random_pool, tmp_path):
+  """All of it or nothing of it, and nothing else is."""
+  target = export(found, tmp_path / 'net')
+  before = tiny.contents(target)
+  other = cut(MLP(1, 4, 6, 3), random_pool(MLP(1, 4, 6, 3), ROWS))
+  with pytest.raises(TypeError):
+    export(other, target, notes={'model': found.model}, overwrite=True)
+  assert tiny.contents(target) == before
+  export(other, target, overwrite=True)
+  assert load(target)[0] == other.model
+  (target / 'notes.txt').touch()
+  (tmp_path / 'empty').mkdir()
+  for directory, told in ((target, 'holds notes.txt'), (tmp_path / 'empty', 'has no model.json')):
+    with pytest.raises(UserError, match=f'{told}: expected an exported network alone'):
+      export(found, directory, overwrite=True)
+  assert {path.name for path in tmp_path.iterdir()} == {'net', 'empty'}
+
+
+def test_the_coding_of_a_table_is_exported(tmp_path):
+  """Numbers with gaps, texts, and a target in its units: new rows are as the run had them."""
+  rng = np.random.default_rng(0)
+  table = {'age': rng.normal(size=60) + 40, 'town': np.resize(['a', 'b', 'c'], 60)}
+  rows = pd.DataFrame(table | {'price': 7 + 3 * table['age']})
+  rows.loc[::7, 'age'] = np.nan
+  rows.to_csv(tmp_path / 'a.csv', index=False)
+  named = {'name': f'file:{tmp_path / "a.csv"}', 'target': 'price', 'missing': 'fill'}
+  options = {f'data.{key}': value for key, value in named.items()} | {'sampler.name': 'uniform'}
+  make_run(tmp_path / 'run', 1, (0,), options)
+  arguments = ['export', str(tmp_path / 'run'), '--structure=101', f'--to={tmp_path / "net"}']
+  assert main(arguments) == 0
+  assert main(arguments) == 2
+  assert main([*arguments, '--overwrite']) == 0
+  coding, expected = export_.coding(tmp_path / 'net'), open_pools(tmp_path / 'run').data.coding
+  np.testing.assert_array_equal(coding(rows), expected(rows))
+  outputs = rng.normal(size=(5, 1))
+  np.testing.assert_array_equal(coding.decoded(outputs), expected.decoded(outputs))
+  assert (coding.features, coding.units) == (expected.features, expected.units)
 
 
 def test_a_failure_leaves_nothing(found, tmp_path):

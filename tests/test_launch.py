@@ -16,7 +16,7 @@ import tiny
 
 from additive_jax import __main__, launch
 from additive_jax.cli import arguments
-from additive_jax.cli.configs import config_names, load_config
+from additive_jax.cli.configs import config_file, config_names, load_config
 from additive_jax.errors import UserError
 from additive_jax.experiments.options import read_options, value_of
 from additive_jax.parallel import mesh
@@ -299,7 +299,7 @@ def test_directories_that_cannot_be_used(tmp_path):
 
 
 def test_more_devices_than_there_are():
-  with pytest.raises(UserError, match='--devices=9: expected at most 8, the cpu devices here'):
+  with pytest.raises(UserError, match='devices 9: expected at most 8, the cpu devices here'):
     mesh.pick_devices(9)
 
 
@@ -307,6 +307,7 @@ def test_help(capsys):
   assert launch.main(['launch', '--help']) == 0
   out = capsys.readouterr().out
   assert '--workdir=DIR' in out
+  assert str(config_file('default')) in out
   assert ', '.join(config_names()) in out
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -31,6 +32,30 @@ def main(argv):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 sys.exit(run_command(main, sys.argv, resumes=True))
+"""
+
+
+# A command that ends by itself when it is interrupted, and takes a while for it.
+INTERRUPTED = """
+import signal, sys, time
+from additive_jax.cli.command import answered, run_command
+from additive_jax.files import signals
+
+def run(argv):
+  with signals.Stopper():
+    print('ready', flush=True)
+    while True:
+      time.sleep(0.01)
+
+def main(argv):
+  code = answered(run, argv, '')
+  print('ended', flush=True)
+  return code
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+code = run_command(main, sys.argv, resumes=True)
+print('out', flush=True)
+time.sleep(60)
 """
 
 
@@ -84,6 +109,22 @@ def test_a_second_interrupt_ends_what_compiles():
   process.send_signal(signal.SIGTERM)
   assert process.poll() is None
   process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=10)
+  assert (process.returncode, err) == (signals.INTERRUPTED, '')
+
+
+def test_a_third_interrupt_ends_without_a_word():
+  """After the second one has ended the main thread: while the command ends, and after it."""
+  command = [sys.executable, '-c', INTERRUPTED]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  process = subprocess.Popen(command, **pipes)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  for word in ('ended', 'out'):
+    assert process.stdout.readline() == f'{word}\n'
+    process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=10)
   assert (process.returncode, err) == (signals.INTERRUPTED, '')
 

@@ -13,6 +13,8 @@ from additive_jax import UserError
 from additive_jax.data import ArraySplit, Data, SourceSplit, Weighted, from_arrays, hold_out
 from additive_jax.data.digests import digest
 from additive_jax.experiments import cotrain, sweep
+from additive_jax.experiments.network import make_model
+from additive_jax.experiments.options import ModelOptions
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
@@ -257,3 +259,49 @@ def test_a_task_of_python_has_the_same_digest_in_every_process():
   }
   assert '86c7804bf4873d45' in digests  # of another process
   assert len(digests) == 2
+
+
+def test_tags_of_tokens():
+  """The vocabulary of x is not that of y, and messages name the caller's rows."""
+  x = np.arange(240).reshape(40, 6) % 100
+  data = from_arrays(x, x % 5, num_outputs=5)
+  assert (data.num_outputs, data.num_tokens) == (5, 100)
+  assert from_arrays(x, x % 5).num_outputs == 100
+  model = make_model(ModelOptions(name='transformer', num_blocks=1, hidden=(8,)), data)
+  assert (model.num_tokens, model.num_classes) == (100, 5)
+  with pytest.raises(UserError, match=r'token 5 in 1 of 40 .* at \[7, 3\]: expected 0 to 4'):
+    from_arrays(x, spoilt(x % 5, (7, 3), 5), num_outputs=5)
+  with pytest.raises(UserError, match=r'x: token -1 in 1 of 40 .* at \[7, 3\]'):
+    from_arrays(spoilt(x, (7, 3), -1), x % 5, num_outputs=5)
+
+
+RAGGED = [[1, 2], [3]] * 40
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'message'),
+  [
+    ((RAGGED, Y), {}, 'x: lists of different lengths, of 1 to 2: expected one length; pad'),
+    ((X, RAGGED), {}, 'y: lists of different lengths, of 1 to 2: expected one length; pad'),
+    ((X, Y), {'weights': RAGGED}, 'weights: lists of different lengths, of 1 to 2'),
+    (([np.ones(1 + i % 3) for i in range(80)], Y), {}, 'of each; a list of arrays is several in'),
+    ((X, Y), {'task': 'clasification'}, "multi_label; did you mean 'classification'?"),
+    ((X + 1j, Y), {}, ': expected real numbers'),
+    ((X, Y[:, None]), {}, ' [80, 1]: expected labels [N], as in y[:, 0], floats'),
+    (
+      (X, Y[:, None]),
+      {'task': 'classification'},
+      'arrays: targets of shape [80, 1]: expected [examples]; y[:, 0] has them',
+    ),
+    (
+      (X, Y),
+      {'weights': np.abs(np.arange(80) - 60) > 4, 'seed': None},
+      'arrays, valid: weights that are all 0',
+    ),
+  ],
+)
+def test_what_is_told_at_once(arguments, options, message):
+  with pytest.raises(UserError) as caught:
+    from_arrays(*arguments, **options)
+  assert message in str(caught.value)
+  assert '\n' not in str(caught.value)

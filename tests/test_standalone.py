@@ -1,6 +1,8 @@
 """Training every structure alone: halved, sharded, killed and continued."""
 
+import dataclasses
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import tiny
 
 from additive_jax.experiments import sweep
+from additive_jax.experiments.standalone import Crowd
 
 # Forty steps, so that the last tenth of them is more than one.
 ALONE = {'sweep.modes': ('standalone',), 'train.epochs': 5.3}
@@ -133,3 +136,41 @@ def test_a_line_damaged_later_is_named_and_trained_again(whole, tmp_path, caplog
   sweep.run(tiny.config('sweep', ALONE), workdir, devices=1)
   assert 'line 1: damaged' in caplog.text
   assert (workdir / 'structures.csv').read_bytes() == (whole[1] / 'structures.csv').read_bytes()
+
+
+def test_a_structure_that_diverges(tmp_path, monkeypatch, caplog):
+  """It is told of once, ranked last, and compared with none; the journal stays JSON."""
+  member = Crowd._train_seed
+
+  def diverged(crowd, seed, arms):
+    for arm, one in member(crowd, seed, arms):
+      if (str(arm.structure), seed) == ('010', 1):
+        scores = dict.fromkeys(one.scores, 0.0) | {'loss': float('nan')}
+        one = dataclasses.replace(one, scores=scores)
+      yield arm, one
+
+  monkeypatch.setattr(Crowd, '_train_seed', diverged)
+  options = {'sweep.modes': ('standalone',), 'train.epochs': 1.0}
+  with caplog.at_level(logging.WARNING, 'additive_jax'):
+    result = sweep.run(tiny.config('sweep', options), tmp_path / 'run', devices=1)
+  (said,) = [text for text in caplog.messages if not text.startswith('not used')]
+  assert said.startswith(
+    '010 alone, seed 1: a test loss of nan, ranked last and compared with none'
+  )
+  last = result.table.iloc[-1]
+  assert (last['structure'], last['rank'], last['pareto']) == ('010', 8, False)
+  assert np.isnan(last['loss'])
+  assert np.isfinite(result.table['loss'][:-1]).all()
+  assert np.isfinite(result.effects['effect']).all()
+  assert np.isfinite(result.summary['noise_ceiling']['tau_between_seeds'])
+  assert result.summary['diverged'] == ['010']
+
+  def refuse(word):
+    raise AssertionError(word)
+
+  for line in (tmp_path / 'run' / 'journals' / JOURNAL).read_text().splitlines():
+    json.loads(line, parse_constant=refuse)
+  for name in ('structures.csv', 'summary.json', 'report.html'):
+    (tmp_path / 'run' / name).unlink()
+  again = sweep.run(tiny.config('sweep', options), tmp_path / 'run', devices=1)
+  assert again.table.equals(result.table)

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from safetensors import numpy as safetensors
 
 from additive_jax.compress.cutting import Cut, make
+from additive_jax.data.coding import Coding
 from additive_jax.errors import UserError, one_line, user_errors
 from additive_jax.files import temporaries
 from additive_jax.files.checkpoint import Checkpointer
@@ -33,16 +34,25 @@ from additive_jax.models.batch_norm import BATCH_STATS
 MODEL, TENSORS, ORBAX = 'model.json', 'model.safetensors', 'orbax'
 # Parts of `model.json` that describe leaves, and the collections of these.
 PARTS = {'parameters': 'params', 'statistics': BATCH_STATS}
+CODING = 'coding'  # of the data, in `model.json`; see `coding`
 DIGEST = 'sha256'  # of the tensors, in `model.json`
 
 
-def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
+def export(
+  cut: Cut,
+  directory: str | Path,
+  *,
+  notes: dict[str, Any] | None = None,
+  overwrite: bool = False,
+) -> Path:
   """Writes what was cut out, all of it or nothing.
 
   Args:
     cut: the result of `cutting.cut`.
     directory: must not exist; its parent must.
     notes: JSON values that go into `model.json` as well.
+    overwrite: whether the directory may hold a network that was exported before, which this one
+      replaces when all of it is written.
 
   Returns:
     The directory.
@@ -51,7 +61,7 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
     UserError: when it exists or cannot be written.
   """
   directory = Path(directory).absolute()
-  check_new(directory)
+  check_new(directory, overwrite)
   leaves = _leaves(cut.variables)
   described = {
     'config': cut.config,
@@ -76,7 +86,7 @@ def export(cut: Cut, directory: str | Path, *, notes: dict[str, Any] | None = No
       with _checkpoint(temporary, cut.config) as checkpoint:
         checkpoint.save(0, cut.variables, wait=True)
       (temporary / MODEL).write_text(json.dumps(described, indent=2) + '\n')
-      temporary.rename(directory)
+      _put(temporary, directory)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
@@ -110,6 +120,29 @@ def load(
   if restored is None:
     raise UserError(f'{directory} without {ORBAX}/: expected what additive_jax.export has written')
   return module, restored.state
+
+
+def coding(directory: str | Path) -> Coding | None:
+  """Returns how the columns of a table became the inputs of an exported network, and its outputs
+  are decoded; None where the data had no such coding.
+
+      x = additive_jax.export.coding('small')(new_rows)
+      additive_jax.export.coding('small').decoded(model.apply(variables, x))
+
+  Args:
+    directory: what `export_run` has written.
+
+  Raises:
+    UserError: when there is no exported network, or it is damaged.
+  """
+  path = Path(directory) / MODEL
+  values = _described(path).get(CODING)
+  try:
+    return None if values is None else Coding.of_description(values)
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path}, {CODING} ({one_line(error)}): expected what additive_jax.export has written'
+    ) from error
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -157,14 +190,39 @@ def tensor_name(path: str) -> str:
   return path.replace('__', '/')
 
 
-def check_new(directory: str | Path) -> None:
-  """Raises `UserError` unless `directory` can be made: it does not exist, its parent does."""
+def check_new(directory: str | Path, overwrite: bool = False) -> None:
+  """Raises `UserError` unless `directory` can be made: it does not exist, its parent does.
+
+  Args:
+    overwrite: whether it may be there too, with an exported network and nothing else.
+  """
   directory = Path(directory)
   with user_errors('write', directory, WRITABLE):
-    if directory.exists() or directory.is_symlink():
-      raise UserError(f'{directory} exists: expected a directory that is yet to be made')
+    if directory.is_dir() and not directory.is_symlink() and overwrite:
+      others = {path.name for path in directory.iterdir()} - {MODEL, TENSORS, ORBAX}
+      if others or not (directory / MODEL).is_file():
+        told = f'holds {min(others)}' if others else f'has no {MODEL}'
+        raise UserError(f'{directory} {told}: expected an exported network alone, to replace it')
+    elif directory.exists() or directory.is_symlink():
+      more = '' if overwrite else '; overwrite replaces a network that was exported there'
+      raise UserError(f'{directory} exists: expected a directory that is yet to be made{more}')
     if not directory.absolute().parent.is_dir():
       raise UserError(f'{directory}: expected {directory.absolute().parent} to be a directory')
+
+
+def _put(temporary: Path, directory: Path) -> None:
+  """Renames what was written into place; what was there is removed when the other is in place."""
+  if not directory.exists():
+    temporary.rename(directory)
+    return
+  before = temporaries.beside(directory.with_name(f'{directory.name}.before'))
+  directory.rename(before)
+  try:
+    temporary.rename(directory)
+  except BaseException:
+    before.rename(directory)
+    raise
+  shutil.rmtree(before, ignore_errors=True)
 
 
 def _checkpoint(directory: Path, config) -> Checkpointer:

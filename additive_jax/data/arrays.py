@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def from_arrays(
     task: 'classification', 'regression', 'language' and so on, a `Task`, or a task of your own;
       'auto' goes by y.
     class_names: of the classes, in order.
-    num_outputs: classes, tokens of the vocabulary, or outputs of a task of your own; 0 counts them.
+    num_outputs: classes, tokens of y (x may have others), or outputs of your own; 0 counts them.
     standardise: whether a regression's targets are.
     name: of the data, in messages and reports.
 
@@ -86,16 +87,16 @@ def from_arrays(
   """
   if isinstance(y, Weighted) and weights is None:
     y, weights = y
-  whole = _arrays(x), _weighted(_arrays(y), weights)
-  if isinstance(task, str) and task == AUTO:
-    task = kind_of(unweighted(whole[1]), name)
+  whole = _arrays(x, 'x'), _weighted(_arrays(y, 'y'), weights)
+  task = _task(task, unweighted(whole[1]), name)
   shares = {'test': test, 'valid': valid}
   given = _given(name, whole, shares, task, num_outputs or len(class_names or ()))
   parts, coding = _coded(name, _cut(name, given, shares, seed), name_of(task), standardise)
   names = tuple(class_names or (map(str, coding.classes) if coding else ())) or None
   num_outputs = num_outputs or len(names or ()) or _num_outputs(name, given, task)
-  of = {part: ArraySplit(*examples) for part, examples in parts.items()}
-  return Data(name, task, of['train'], of['test'], num_outputs, names, of.get('valid'), coding)
+  of = {part: ArraySplit(*examples, f'{name}, {part}') for part, examples in parts.items()}
+  more: dict[str, Any] = {'num_tokens': _vocabulary(given, task, num_outputs), **of}
+  return Data(name, task, num_outputs=num_outputs, class_names=names, coding=coding, **more)
 
 
 def _given(
@@ -110,11 +111,39 @@ def _given(
   return parts
 
 
-def _arrays(values: Any) -> PyTree:
+def _arrays(values: Any, what: str) -> PyTree:
   """Returns arrays of NumPy; a list of numbers is one array. What is float64 becomes float32."""
   if isinstance(values, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(values)):
-    values = np.asarray(values)
+    values = _array(values, what)
   return jax.tree.map(np.asarray, values)
+
+
+def _array(values: Any, what: str) -> Shaped[np.ndarray, '...']:
+  """Returns a list of lists as one array, which lists of different lengths are not."""
+  try:
+    return np.asarray(values)
+  except ValueError:
+    sizes = sorted({len(part) for part in values if isinstance(part, list)})
+    told = f', of {sizes[0]} to {sizes[-1]}' if len(sizes) > 1 else ''
+    raise UserError(
+      f'{what}: lists of different lengths{told}: expected one length; pad the shorter ones, and '
+      'say by weights= what is no padding'
+    ) from None
+
+
+def _task(task: Any, y: PyTree, name: str) -> Any:
+  """Returns the task, by targets where it is to go by these.
+
+  Raises:
+    UserError: for a text that is nearly the name of one, or targets of another kind.
+  """
+  known = (AUTO, CLASSES, NUMBERS, TOKENS, YES_NO, LABELS)
+  if isinstance(task, str) and task not in known:
+    near = difflib.get_close_matches(task, known, n=1, cutoff=0.8)
+    if near:
+      expected = f'{", ".join(known)}; did you mean {near[0]!r}?'
+      raise UserError(f'task {task!r} of {name}: expected {expected}')
+  return kind_of(y, name) if isinstance(task, str) and task == AUTO else task
 
 
 def _narrow(leaf: Shaped[np.ndarray, 'N ...']) -> Shaped[np.ndarray, 'N ...']:
@@ -122,7 +151,7 @@ def _narrow(leaf: Shaped[np.ndarray, 'N ...']) -> Shaped[np.ndarray, 'N ...']:
 
 
 def _weighted(y: PyTree, weights: Any) -> PyTree:
-  return y if weights is None else Weighted(y, np.asarray(weights))
+  return y if weights is None else Weighted(y, _array(weights, 'weights'))
 
 
 def _checked(name: str, x: PyTree, y: PyTree, task: Any, num_outputs: int) -> tuple[PyTree, PyTree]:
@@ -132,7 +161,10 @@ def _checked(name: str, x: PyTree, y: PyTree, task: Any, num_outputs: int) -> tu
   empty = not jax.tree.leaves(x) or not jax.tree.leaves(y)
   if empty or len({leaf.shape[:1] for _, leaf in leaves}) > 1 or not leaves[0][1].shape:
     told = ' and '.join(f'{part} of shape {list(leaf.shape)}' for part, leaf in leaves[:4])
-    raise UserError(f'{name}: {told or "no arrays"}: expected as many examples of each')
+    more = ''
+    if isinstance(x, list) and len(leaves) > len(x) > 1 and len(x) == len(leaves[-1][1]):
+      more = '; a list of arrays is several inputs: pad and stack those of one, see weights='
+    raise UserError(f'{name}: {told or "no arrays"}: expected as many examples of each{more}')
   if not num_examples(x):
     raise UserError(f'{name}: no examples: expected at least one')
   x, targets = jax.tree.map(_narrow, (x, unweighted(y)))
@@ -163,13 +195,16 @@ def kind_of(y: PyTree, name: str = 'arrays') -> str:
     kind = y.dtype.kind
     if kind in 'biuUSO' and y.ndim == 1:
       return CLASSES
-    if kind in 'iu' and y.ndim == 2:
+    if kind in 'iu' and y.ndim == 2 and y.shape[1] > 1:
       return TOKENS
     if kind == 'f' and y.ndim <= 2:
       return NUMBERS
   told = ', '.join(f'{part} {leaf.dtype} {list(leaf.shape)}' for part, leaf in named_leaves(y, 'y'))
+  labels = 'labels [N]'
+  if is_array(y) and y.ndim == 2 and y.shape[1] == 1:
+    labels += ', as in y[:, 0]'
   raise UserError(
-    f'{name}: {told}: expected labels [N], floats [N] or [N, targets], or tokens [N, T]; or a '
+    f'{name}: {told}: expected {labels}, floats [N] or [N, targets], or tokens [N, T]; or a '
     'task, which says what they are'
   )
 
@@ -189,8 +224,8 @@ def _pair(name: str, given: Any) -> tuple[PyTree, PyTree]:
     raise UserError(f'{name}: {len(given)} parts: expected a share, or a pair (x, y)')
   x, y = given
   if isinstance(y, Weighted):
-    return _arrays(x), _weighted(_arrays(y.y), y.weight)
-  return _arrays(x), _arrays(y)
+    return _arrays(x, f'{name}: x'), _weighted(_arrays(y.y, f'{name}: y'), y.weight)
+  return _arrays(x, f'{name}: x'), _arrays(y, f'{name}: y')
 
 
 def _cut(name: str, parts: Parts, given: dict[str, Given], seed: int | None) -> Parts:
@@ -267,7 +302,17 @@ def _num_outputs(name: str, parts: Parts, task: Any) -> int:
   if kind == CLASSES and targets[0].ndim == 1:
     return check_used(np.concatenate(targets), name, GAPS)
   if kind == TOKENS:
-    inputs = [x for x, _ in parts.values() if is_array(x) and x.dtype.kind in 'iu']
-    return int(max(tokens.max() for tokens in [*targets, *inputs])) + 1
+    return max(_num_tokens(parts), *(int(tokens.max()) + 1 for tokens in targets))
   first = jax.tree.leaves(targets[0])[0]
   return first.shape[-1] if first.ndim > 1 else 1
+
+
+def _vocabulary(parts: Parts, task: Any, num_outputs: int) -> int:
+  """Returns `Data.num_tokens`: at least as many as outputs."""
+  return max(num_outputs, _num_tokens(parts)) if name_of(task) == TOKENS else 0
+
+
+def _num_tokens(parts: Parts) -> int:
+  """Returns how many different tokens inputs may be; 0 where they are none."""
+  inputs = [x for x, _ in parts.values() if is_array(x) and x.dtype.kind in 'iu']
+  return max((int(x.max()) + 1 for x in inputs), default=0)

@@ -84,6 +84,22 @@ class Column:
     constant = deviation <= 1e-12 * np.abs(seen).max(axis=0, initial=0.0, where=there)
     return cls(name, mean, np.where(constant, 1.0, deviation), fills=fills)
 
+  def described(self) -> dict[str, Any]:
+    """Returns the column as JSON values, of which `of_description` makes it again."""
+    numbers = {name: np.asarray(getattr(self, name)).tolist() for name in ('mean', 'deviation')}
+    return {'name': self.name, **numbers, 'categories': self.categories, 'fills': self.fills}
+
+  @classmethod
+  def of_description(cls, values: Mapping[str, Any]) -> Column:
+    """Returns the column that `described` gave.
+
+    >>> Column.of_description(Column('age', 40.0, 10.0).described())(np.array([50])).tolist()
+    [[1.0]]
+    """
+    mean, deviation = (np.array(values[name], np.float64) for name in ('mean', 'deviation'))
+    categories = tuple(map(str, values['categories']))
+    return cls(str(values['name']), mean, deviation, categories, bool(values['fills']))
+
   @property
   def features(self) -> tuple[str, ...]:
     """The names of what the column becomes.
@@ -104,7 +120,7 @@ class Column:
 
     Raises:
       UserError: for a value that is missing, or a text that is none of the categories, unless the
-        column fills.
+        column fills; or a number that is not finite.
     """
     missing = is_missing(values)
     if missing.any() and not self.fills:
@@ -115,7 +131,12 @@ class Column:
       return self._one_hot(values)
     if values.dtype.kind not in 'iufb':
       raise UserError(f'column {self.name!r} of texts, such as {values[0]!r}: expected numbers')
-    scaled = ((values - self.mean) / self.deviation).astype(np.float32)
+    with np.errstate(over='ignore'):
+      scaled = ((values - self.mean) / self.deviation).astype(np.float32)
+    wrong = ~np.isfinite(scaled) & ~missing
+    if wrong.any():
+      told = f'column {self.name!r} is {values[wrong][0]} in row {first_row(wrong)}'
+      raise UserError(f'{told}: expected finite numbers')
     scaled = np.where(missing, np.float32(0), scaled) if self.fills else scaled
     scaled = scaled if scaled.ndim > 1 else scaled[:, None]
     marks = missing.reshape(scaled.shape).astype(np.float32)
@@ -152,6 +173,21 @@ class Coding:
   columns: tuple[Column, ...]
   targets: tuple[Column, ...] = ()
   classes: tuple[Any, ...] = ()
+
+  def described(self) -> dict[str, Any]:
+    """Returns the coding as JSON values, of which `of_description` makes it again."""
+    parts = {name: [c.described() for c in getattr(self, name)] for name in ('columns', 'targets')}
+    return {**parts, 'classes': self.classes}
+
+  @classmethod
+  def of_description(cls, values: Mapping[str, Any]) -> Coding:
+    """Returns the coding that `described` gave.
+
+    >>> Coding.of_description(Coding((Column('age'),), classes=('no', 'yes')).described()).classes
+    ('no', 'yes')
+    """
+    of = lambda name: tuple(map(Column.of_description, values[name]))
+    return cls(of('columns'), of('targets'), tuple(values['classes']))
 
   @property
   def features(self) -> tuple[str, ...]:

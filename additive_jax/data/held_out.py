@@ -52,17 +52,19 @@ def hold_out(data: Data, share: float = BY_RULE) -> Data:
       'expected some to choose by and some to learn from, or 0 to hold out none'
     )
   cut = total - count
-  train, valid = part(data.train, 0, cut), part(data.train, cut, total)
+  train = part(data.train, 0, cut, f'{data.name}, train')
+  valid = part(data.train, cut, total, f'{data.name}, valid')
   return dataclasses.replace(data, train=train, valid=valid)
 
 
-def part(split: Split, start: int, stop: int) -> Split:
-  """Returns the examples of a split from one to another, in their order.
+def part(split: Split, start: int, stop: int, name: str = '') -> Split:
+  """Returns the examples of a split from one to another, in their order, called `name`.
 
   >>> part(ArraySplit(np.arange(6.0), np.arange(6)), 2, 4).y
   array([2, 3])
   """
   if split.in_memory:
     whole: Any = split  # with its arrays
-    return ArraySplit(*rows((whole.x, whole.y), slice(start, stop)))
+    x, y = rows((whole.x, whole.y), slice(start, stop))
+    return ArraySplit(x, y, name)
   return SourceSplit(stop - start, lambda indices: split[indices.astype(np.int64) + start])

@@ -90,8 +90,8 @@ class ArraySplit(Split):
   """Examples in memory: `x` and `y`, arrays or pytrees of arrays with the example as leading axis.
 
   Raises `UserError` for arrays of different lengths, inputs that are no finite numbers, or weights
-  that make no sense (see `Weighted`). The arrays are checked once, so they are not to be changed
-  afterwards.
+  that make no sense (see `Weighted`); messages call these `name`. The arrays are checked once, so
+  they are not to be changed afterwards.
 
   >>> split = ArraySplit(np.zeros((6, 4)), np.arange(6))
   >>> x, y = split[np.array([4, 1])]
@@ -103,8 +103,8 @@ class ArraySplit(Split):
 
   in_memory = True
 
-  def __init__(self, x: PyTree, y: PyTree):
-    y = checked_weights(y, 'y')
+  def __init__(self, x: PyTree, y: PyTree, name: str = ''):
+    y = checked_weights(y, name or 'y')
     leaves = named_leaves(x, 'x'), named_leaves(y, 'y')
     shapes = [(name, np.shape(leaf)) for part in leaves for name, leaf in part]
     if not all(leaves) or not all(shape and shape[0] == shapes[0][1][0] for _, shape in shapes):
@@ -254,6 +254,8 @@ class Data:
     coding: how the columns of a table became x and y, to do the same with new rows, or how targets
       were standardised; None where neither was.
     ignore_label: one that labels may be, since the task that is made of the name leaves it out.
+    num_tokens: of a language, how many different tokens inputs may be, where those are others than
+      targets, as where each token is given a tag; 0 is `num_outputs`.
   """
 
   name: str
@@ -265,17 +267,15 @@ class Data:
   valid: Split | None = None
   coding: Coding | None = None
   ignore_label: int | None = None
+  num_tokens: int = 0
 
   def __post_init__(self):
     """Raises `UserError` for labels, tokens or targets that the task does not have, or inputs that
     are not finite; of a split that is read as needed they are checked when read."""
     task = self.task_name
-    expected = Expected(
-      task,
-      self.num_outputs,
-      self.num_outputs if task == TOKENS else 0,
-      ignore_label=getattr(self.task, 'ignore_label', self.ignore_label),
-    )
+    ignored = getattr(self.task, 'ignore_label', self.ignore_label)
+    num_tokens = self.num_tokens or self.num_outputs if task == TOKENS else 0
+    expected = Expected(task, self.num_outputs, num_tokens, ignore_label=ignored)
     for part, split in self.splits.items():
       object.__setattr__(self, part, checked(split, expected, f'{self.name}, {part}'))
       _check_alike(self, part)

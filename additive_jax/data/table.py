@@ -66,7 +66,8 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
   for a language, is the input as it is. Names that end in `_train` and `_test`, and maybe
   `_valid`, are one column each and say the split.
 
-  A target of texts, or of whole numbers with at most 20 different values, is a classification; the
+  A target of whole numbers [N, T] beside one input of such is a language. A target of texts, or of
+  whole numbers with at most 20 different values, is a classification; the
   classes are what is found in all rows, sorted. Other numbers are a regression, standardised too.
   `Data.coding` turns new rows into x, and outputs back into the table's units.
 
@@ -82,7 +83,7 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
   values = {name: table[name].checked(spec) for name in targets}
   values |= {name: table[name].checked(spec, gaps=fills) for name in inputs}
   rows = _rows(spec, table, columns.split)
-  task = columns.task or _task(spec, values, targets)
+  task = columns.task or _task(spec, values, targets, inputs)
   if task not in TASKS:
     raise UserError(f'task {task!r} of {spec}: expected one of {", ".join(TASKS)}')
   y, coding = _coded_targets(spec, values, targets, task, rows['train'])
@@ -96,7 +97,7 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
   if columns.weight:
     y = Weighted(y, _weights(spec, table, columns.weight))
   splits: dict[str, Any] = {
-    part: _split(spec, x, y, some, memory_limit) for part, some in rows.items()
+    part: _split(f'{spec}, {part}', x, y, some, memory_limit) for part, some in rows.items()
   }
   names = tuple(map(str, coding.classes)) or None
   more: dict[str, Any] = (
@@ -105,9 +106,9 @@ def load_table(path: str, columns: Columns, memory_limit: int) -> Data:
   return Data(spec, task, num_outputs=num_outputs, class_names=names, **more, **splits)
 
 
-def _split(spec: str, x: Any, y: Any, rows: Rows, memory_limit: int) -> Split:
-  some = ArraySplit(x[rows], _of_rows(y, rows))
-  return fit(spec, len(rows), some.x.nbytes, some.__getitem__, memory_limit)
+def _split(name: str, x: Any, y: Any, rows: Rows, memory_limit: int) -> Split:
+  some = ArraySplit(x[rows], _of_rows(y, rows), name)
+  return fit(name, len(rows), some.x.nbytes, some.__getitem__, memory_limit)
 
 
 def _of_rows(y, rows):
@@ -199,10 +200,15 @@ def _lacking(spec: str, lacking: Mapping[str, Bool[np.ndarray, 'N']], inputs: li
   )
 
 
-def _task(spec: str, values: Mapping[str, np.ndarray], targets: list[str]) -> str:
+def _task(
+  spec: str, values: Mapping[str, np.ndarray], targets: list[str], inputs: list[str]
+) -> str:
   """Returns the task that the targets are of."""
   first = values[targets[0]]
+  used = [values[name] for name in (*targets, *inputs)]
   task = NUMBERS
+  if len(used) == 2 and all(a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind in 'iu' for a in used):
+    task = TOKENS
   if len(targets) == 1 and first.ndim == 1:
     whole = first.dtype.kind in 'Oiub' or np.array_equal(first, np.rint(first))
     few = first.dtype.kind in 'Ob' or len(np.unique(first)) <= MOST_CLASSES

@@ -81,7 +81,8 @@ class Expected:
     shape = self._shape(y)
     if shape is not None and y.shape[1:] != shape:
       sizes = lambda shape: f'[{", ".join(["examples", *map(str, shape)])}]'
-      raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}')
+      more = '; y[:, 0] has them' if shape == () and y.shape[1:] == (1,) else ''
+      raise UserError(f'{name}: targets of shape {list(y.shape)}: expected {sizes(shape)}{more}')
     if whole and self.ignore_label is not None and len(y) and (y == self.ignore_label).all():
       raise UserError(
         f'{name}: every label is {self.ignore_label}, which is ignored: expected some'
@@ -132,7 +133,7 @@ def check_inputs(x: PyTree[Values], name: str = 'data') -> None:
 
 def _check_finite(values, word, name):
   kind = values.dtype.kind
-  if kind in 'biuc':
+  if kind in 'biu':
     return
   if kind == 'f':
     # NaN is what a minimum gives where there is one.
@@ -142,7 +143,8 @@ def _check_finite(values, word, name):
     wrong = lambda a: ~np.isfinite(a.astype(np.float32))
     sound = not wrong(values).any()
   else:
-    raise UserError(f'{name}: {word}s of type {values.dtype}: expected numbers')
+    of = 'real numbers' if kind == 'c' else 'numbers'
+    raise UserError(f'{name}: {word}s of type {values.dtype}: expected {of}')
   if not sound:
     raise _refused(values, wrong, word, 'finite numbers', name)
 

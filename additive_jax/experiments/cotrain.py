@@ -31,7 +31,7 @@ from additive_jax.experiments.cotrain_alone import alone_arms
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.lone_pools import pool_file, read_pool
-from additive_jax.experiments.options import refused
+from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
@@ -65,7 +65,7 @@ COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 def _check(session):
   """Everything about the structures that can be said before any training."""
   session.machine.check_networks([session.model])
-  config, k = session.config, session.config.cotrain.top_k
+  config, k = session.config, _top_k(session.config)
   if config.structures and config.structures_from:
     raise refused(config, 'structures', 'structures_from', expected='one of the two')
   if k > num_networks(session.space):
@@ -86,6 +86,12 @@ def _check(session):
   session.training.recipe(session.training.steps(config.train.epochs))
 
 
+def _top_k(config: Options) -> int:
+  """Returns K; 0 for all that are listed, also where it is the default, which nobody asked for."""
+  default = config.cotrain.top_k == Options().cotrain.top_k
+  return 0 if config.structures and default else config.cotrain.top_k
+
+
 def chosen_structures(session: Session) -> list[Structure]:
   """Returns the K structures, as chosen when the run began: K different networks."""
   journal = _journal(session)
@@ -97,7 +103,7 @@ def chosen_structures(session: Session) -> list[Structure]:
   if processes.is_primary():
     journal.append({'structures': texts})
   renamed = set(session.config.structures) - set(texts)
-  if renamed and not session.config.cotrain.top_k:
+  if renamed and not _top_k(session.config):
     log.info('%s: named without the gates that have no effect', ' '.join(sorted(renamed)))
   log.info('co-training %s: %s', counted(len(texts), 'structure'), ' '.join(texts))
   return structures
@@ -108,7 +114,7 @@ def _journal(session) -> Journal:
 
 
 def _choose(session):
-  config, k = session.config, session.config.cotrain.top_k
+  config, k = session.config, _top_k(session.config)
   if config.structures:
     return different(session.space, config.structures, 'config.structures')[: k or None]
   if config.structures_from:

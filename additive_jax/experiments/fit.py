@@ -16,6 +16,7 @@ import pandas as pd
 
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.left_out import LeftOut, NothingLearnt, check_learning, warn
+from additive_jax.experiments.pending import Pace, Pending
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.speed import Clock, say_speed
 from additive_jax.files.checkpoint import Checkpointer
@@ -86,14 +87,14 @@ def _left_out(trainer, name):
 
 def _fit(session, trainer, num_steps, name, curves):
   """Does what `fit` does, but for what is said at its end."""
-  options, clock = session.config.train, Clock()
   with Checkpointer(session.rundir.checkpoints / name, identity=session.identity) as checkpoints:
     at_most = None
     if curves.clock is not None and processes.is_primary():
       at_most = _whole_to(session, name, curves.clock, num_steps)
     restored = checkpoints.restore(trainer.state, at_most=at_most)
+    pending = Pending()
     if restored is not None:
-      trainer.state = restored.state
+      trainer.state, pending = restored.state, Pending(restored.meta.get('pending'))
       if isinstance(trainer, Trainer):
         trainer.go_on_from(restored.meta.get('data', {}))
     session.metrics.truncate(name, trainer.step)
@@ -106,33 +107,47 @@ def _fit(session, trainer, num_steps, name, curves):
     if isinstance(trainer, Trainer):  # of a fleet each network has a device of its own
       log_bytes(name, trainer)
       trainer.last_step = num_steps
-    compiling = _said_once(f'{name}: compiling, and taking its first steps')
-    if curves.clock is not None:
-      with next(compiling):
-        trainer.warm_up()
-    with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
-      while (step := trainer.step) < num_steps:
-        if processes.agree(session.stopper.stop_requested):
-          checkpoints.save(step, trainer.state, meta=_notes(trainer), wait=True)
-          raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
-        count = min(options.log_every - step % options.log_every, num_steps - step)
-        started = time.perf_counter()
-        with next(compiling):
-          values = trainer.run(count)
-        seconds = time.perf_counter() - started
-        clock.add(count, seconds)
-        step += count
-        shown = point(values, trainer.recipe.loss, curves.labels)
-        shown |= curves.probe(trainer) if curves.probe else {}
-        session.metrics.write(step, shown, name)
-        if curves.clock is not None and processes.is_primary():
-          curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
-        progress.advance(count, **{'training loss': shown['loss']})
-        check_learning(_left_out(trainer, name), step, num_steps)
-        if step % options.checkpoint_every < count and step < num_steps:
-          checkpoints.save(step, trainer.state, meta=_notes(trainer))
-    checkpoints.save(num_steps, trainer.state, meta=_notes(trainer), wait=True)
+    clock = _steps(session, trainer, num_steps, name, curves, checkpoints, pending)
+    checkpoints.save(num_steps, trainer.state, meta=_notes(trainer, pending), wait=True)
   say_speed(session, trainer, name, clock)
+
+
+def _steps(session, trainer, num_steps, name, curves, checkpoints, pending):
+  """Takes the steps up to `num_steps`, with points of the curves and checkpoints between them."""
+  options, clock, pace = session.config.train, Clock(), Pace()
+  compiling = _said_once(f'{name}: compiling, and taking its first steps')
+  if curves.clock is not None:
+    with next(compiling):
+      trainer.warm_up()
+  with Progress(num_steps, name, start=trainer.step, enabled=processes.is_primary()) as progress:
+    while (step := trainer.step) < num_steps:
+      if processes.agree(session.stopper.stop_requested):
+        checkpoints.save(step, trainer.state, meta=_notes(trainer, pending), wait=True)
+        raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
+      end = min(step - step % options.log_every + options.log_every, num_steps)
+      count = pace.steps(end - step)
+      started = time.perf_counter()
+      with next(compiling):
+        values = trainer.run(count)
+      seconds = time.perf_counter() - started
+      clock.add(count, seconds)
+      pace.measured(count, seconds)
+      pending.add(values, seconds)
+      step += count
+      if step < end:
+        progress.advance(count)
+        continue
+      since, seconds = pending.num_steps, pending.seconds
+      shown = point(pending.taken(), trainer.recipe.loss, curves.labels)
+      shown |= curves.probe(trainer) if curves.probe else {}
+      session.metrics.write(step, shown, name)
+      if curves.clock is not None and processes.is_primary():
+        curves.clock.append({'tag': name, 'step': step, 'seconds': seconds})
+      progress.advance(count, **{'training loss': shown['loss']})
+      check_learning(_left_out(trainer, name), step, num_steps)
+      if step % options.checkpoint_every < since and step < num_steps:
+        checkpoints.save(step, trainer.state, meta=_notes(trainer, pending))
+  return clock
 
 
 def _said_once(what):
@@ -143,10 +158,12 @@ def _said_once(what):
     yield contextlib.nullcontext()
 
 
-def _notes(trainer):
-  """Returns what a checkpoint says beside the state: the place in an iterator that is read."""
+def _notes(trainer, pending):
+  """Returns what a checkpoint says beside the state: the place in an iterator that is read, and
+  what was measured since the last point."""
   place = trainer.place_in_data() if isinstance(trainer, Trainer) else {}
-  return {'data': place} if place else {}
+  notes = {'data': place, 'pending': pending.notes()}
+  return {name: value for name, value in notes.items() if value}
 
 
 def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]:
@@ -165,12 +182,14 @@ def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]
 
 
 def _whole_to(session: Session, name: str, clock: Journal, num_steps: int) -> int:
-  """Returns the last step up to which a training has all points of its curve and its clock."""
+  """Returns the last step up to which a checkpoint has all points of its curve and its clock before
+  it; one between two points has what was measured since the first of them."""
   every, curves = session.config.train.log_every, session.metrics.read(session.rundir.path)
   steps = {line['step'] for line in clock.sound() if line.get('tag') == name}
   steps &= set(curves[curves['tag'] == name]['step']) if len(curves) else set()
   lost = lost_points(steps, num_steps, every)
-  return max((step for step in steps if not lost or step < lost[0]), default=0)
+  last = max((step for step in steps if not lost or step < lost[0]), default=0)
+  return last if last >= num_steps else min(last - last % every + every, num_steps) - 1
 
 
 def log_bytes(name: str, trainer: Trainer) -> None:

@@ -71,15 +71,27 @@ def warn(left_out: LeftOut) -> None:
     log.warning('%s were left out, for %s', left_out, REASON)
 
 
-def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
-  """Raises `UserError` for a network whose loss, once trained, is not finite. Of a pool that is
-  judged in many structures the log says how many are not, unless none is.
+def check_scores(
+  name: str, seed: int, values: Mapping[str, Any], may_diverge: bool = False
+) -> None:
+  """Raises `UserError` for a network whose loss, once trained, is not finite; of one of many that
+  may diverge the log says so. Of a pool that is judged in many structures the log says how many are
+  not, unless none is.
 
   >>> check_scores('dense', 0, {'loss': float('nan')})
   Traceback (most recent call last):
   additive_jax.errors.UserError: dense, seed 0: a test loss of nan: expected finite ones, as a lower
   config.learning_rate, config.clip_norm or config.train.slot_clip_norm may give
   """
+  # Beside the loss on the test split, the other one is that to choose by.
+  words = {'loss': 'validation' if 'test_loss' in values else 'test', 'test_loss': 'test'}
+  if may_diverge:
+    wrong = {words[key]: values[key] for key in words if not np.isfinite(values.get(key, 0.0))}
+    if wrong:
+      losses = ' and '.join(f'a {word} loss of {loss}' for word, loss in wrong.items())
+      text = '%s alone, seed %d: %s, ranked last and compared with none: expected %s'
+      log.warning(text, name, seed, losses, REMEDY)
+    return
   for key, value in values.items():
     if isinstance(value, Mapping):
       check_scores(f'{name}, {key}', seed, value)
@@ -88,10 +100,11 @@ def check_scores(name: str, seed: int, values: Mapping[str, Any]) -> None:
     losses = np.atleast_1d(np.asarray(value, float)).reshape(-1)
     count = int((~np.isfinite(losses)).sum())
     if count == len(losses) > 0:
-      raise UserError(f'{name}, seed {seed}: a test loss of {losses[0]}: expected {REMEDY}')
+      text = f'{name}, seed {seed}: a {words[key]} loss of {losses[0]}'
+      raise UserError(f'{text}: expected {REMEDY}')
     if count:
-      text = '%s, seed %d: the test loss of %d of %d structures is not finite'
-      log.warning(text, name, seed, count, len(losses))
+      text = '%s, seed %d: the %s loss of %d of %d structures is not finite'
+      log.warning(text, name, seed, words[key], count, len(losses))
 
 
 def of_run(session: Session, records: Records) -> list[LeftOut]:

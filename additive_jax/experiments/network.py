@@ -64,7 +64,7 @@ def make_model(options: ModelOptions, data: Data) -> Additive:
   if kind is models.Transformer:
     text = data.task_name == 'language'
     values |= {'num_layers': options.num_blocks, 'causal': text}
-    values |= {'num_tokens': data.num_outputs if text else 0}
+    values |= {'num_tokens': (data.num_tokens or data.num_outputs) if text else 0}
     values |= {'max_tokens': _tokens(data, options.patch_size)}
   return kind(num_classes=data.num_outputs, **values)
 

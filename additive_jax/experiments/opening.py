@@ -46,6 +46,9 @@ from additive_jax.models.identity import describe
 from additive_jax.parallel import mesh, processes
 from additive_jax.run.tasks import Task
 
+# What may differ from one start of a run to the next: options, and where the network's class is.
+SAME_RUN = (*PLACEMENT, 'model.source')
+
 
 class Opening(TypedDict, total=False):
   """What a study may be given beside its config and run directory.
@@ -114,7 +117,7 @@ def open_session(
   if code := code_of(task, opening, _stored_config(workdir)):
     resolved['code'] = code
   name = opening.get('name') or config.experiment
-  workdir = user_path(workdir or default_workdir(name, resolved, exclude=PLACEMENT), 'workdir')
+  workdir = user_path(workdir or default_workdir(name, resolved, exclude=SAME_RUN), 'workdir')
   rundir = RunDir(workdir, primary=processes.is_primary())
   part, command = parse_shard(config.shard), opening.get('command', '')
   processes.tell_saved(rundir.saved)
@@ -280,10 +283,13 @@ def start_session(
 
 def resolve(config: Options, model: Any, data: data_.Data, task: Task) -> dict[str, Any]:
   """Returns the options of a run as JSON values, with what they came to: the network's gates and
-  fields, the name of the data, and the task where it is not as the data has it by default."""
+  fields, and where its class is if it is none of the library's (no part of what makes the run), the
+  name of the data, and the task where it is not as the data has it by default."""
   resolved = to_plain(identity(config)) | {'gates': list(gate_names(model))}
   resolved['data']['name'], resolved['model']['name'] = data.name, type(model).__name__
   resolved['model']['fields'] = describe(model)
+  if ':' in config.model.name and config.model.name.endswith(f':{type(model).__name__}'):
+    resolved['model']['source'] = config.model.name
   if not task.name or task != Task(task.name):
     resolved.setdefault('task', {})['is'] = described(task)
   return resolved
@@ -295,7 +301,7 @@ def _open(workdir, resolved, hold):
   for turn in (True, False):
     if primary == turn:
       try:
-        RunDir.open(workdir, resolved, exclude=PLACEMENT, primary=primary, hold=hold)
+        RunDir.open(workdir, resolved, exclude=SAME_RUN, primary=primary, hold=hold)
       except UserError as error:
         problem = error
     if processes.agree(problem is not None):

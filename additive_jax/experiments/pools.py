@@ -114,8 +114,14 @@ def open_pools(
   names = tuple(sorted(some, key=lambda name: not name.startswith(foremost)))
   known = {name.replace('_', ''): name for name in NETWORKS}
   kind = config['model'].get('name', '')
+  if isinstance(network, str) and network and ':' not in network and network not in NETWORKS:
+    expected = f'MODULE:CLASS, or one of {", ".join(NETWORKS)}'
+    raise UserError(f'model {network!r}: expected {expected}')
   if network == '' and kind.lower() not in known:
-    raise UserError(f'{path} is a run of {kind}: expected --model=MODULE:{kind}, where it is')
+    # Only said: the run may be somebody else's, and to import what it names would run their code.
+    source = config['model'].get('source')
+    where = f'{source}, as it was begun' if source else f'MODULE:{kind}, where it is'
+    raise UserError(f'{path} is a run of {kind}: expected --model={where}')
   data = _data_of(path, config['data']) if data is None else data
   if (wanted := config['data'].get('digest')) and wanted != digest(data):
     raise UserError(f'data {data.name} of digest {digest(data)}: expected {wanted}, {GIVEN} {path}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ log = logging.getLogger('additive_jax')
 
 # Journals that earlier versions wrote beside `<study>.jsonl`.
 EARLIER = {'sweep': ('shared', 'standalone'), 'cotrain': ('alone',), 'experts': ('pool',)}
+
+NOT_FINITE = 'not_finite'  # of a line: where it has null for NaN or an infinity
 
 
 class Incomplete(Exception):
@@ -57,7 +60,7 @@ class Records:
     for name in (*EARLIER.get(self._study, ()), self._study):
       paths = self._rundir.journals.glob(f'{name}*.jsonl')
       for path in sorted(path for path in paths if _is_journal(path, name)):
-        for line in Journal(path).sound():
+        for line in map(_from_json, Journal(path).sound()):
           self._add(path, _arm(line, name), of_earlier(line, self._scores))
 
   def _add(self, path: Path, arm: str, line: Record) -> None:
@@ -65,7 +68,7 @@ class Records:
       raise UserError(f'{path}: a line without seed, {str(line)[:60]}; expected those of a run')
     key = arm, line['seed']
     first = self._lines.setdefault(key, line)
-    if to_plain(first) != line and key not in self._warned:
+    if _as_json(first) != _as_json(line) and key not in self._warned:
       self._warned.add(key)
       log.warning('%s: a second line for %s, seed %d; the first one counts', path, *key)
 
@@ -105,7 +108,42 @@ class Records:
     self._lines[arm, seed] = line
     if write:
       ending = '' if part[1] == 1 else f'-{part[0]}-of-{part[1]}'
-      Journal(self._rundir.journals / f'{self._study}{ending}.jsonl').append(line)
+      Journal(self._rundir.journals / f'{self._study}{ending}.jsonl').append(_as_json(line))
+
+
+def _as_json(line: Record) -> Record:
+  """Returns a record without the numbers that JSON has no word for: they are null, and listed.
+
+  >>> line = {'seed': 0, 'loss': float('nan'), 'ema': {'loss': [0.5, float('-inf')]}}
+  >>> _as_json(line)['not_finite']
+  [[['loss'], 'nan'], [['ema', 'loss', 1], '-inf']]
+  >>> _from_json(_as_json(line))['ema']
+  {'loss': [0.5, -inf]}
+  """
+  found: list[list[Any]] = []
+
+  def plain(value: Any, path: list[Any]) -> Any:
+    if isinstance(value, dict):
+      return {key: plain(item, [*path, key]) for key, item in value.items()}
+    if isinstance(value, list):
+      return [plain(item, [*path, i]) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+      found.append([path, str(value)])
+      return None
+    return value
+
+  record = plain(to_plain(line), [])
+  return record | {NOT_FINITE: found} if found else record
+
+
+def _from_json(line: Record) -> Record:
+  """Returns a record that `_as_json` gave as it was."""
+  for path, word in line.pop(NOT_FINITE, []):
+    place: Any = line
+    for key in path[:-1]:
+      place = place[key]
+    place[path[-1]] = float(word)
+  return line
 
 
 def _is_journal(path: Path, name: str) -> bool:

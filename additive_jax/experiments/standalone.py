@@ -22,6 +22,7 @@ from additive_jax.files.progress import Progress
 from additive_jax.gates.structure import Structure
 from additive_jax.parallel import processes
 from additive_jax.report import statistics
+from additive_jax.run.tasks import LOSS
 from additive_jax.train.population import Member, Population, Scored
 from additive_jax.train.recipe import Recipe
 
@@ -35,6 +36,7 @@ class Lone:
     stop: the step at which its training ends.
     crowd: trains it.
     rung: number of the rung of successive halving that ends there.
+    may_diverge: whether a loss that is not finite is a result.
     spread: processes share such arms out.
   """
 
@@ -42,6 +44,7 @@ class Lone:
   stop: int
   crowd: Crowd = dataclasses.field(repr=False)
   rung: int = 0
+  may_diverge: bool = False
   spread: ClassVar[bool] = True
 
   @property
@@ -179,10 +182,10 @@ def rungs(
   crowd = Crowd(session, recipe, described, columns, keeps_states=halving)
   sizes = rung_sizes(session, len(structures))
   for rung, (stop, _) in enumerate(sizes):
-    arms = [Lone(structure, stop, crowd, rung) for structure in structures]
+    arms = [Lone(structure, stop, crowd, rung, may_diverge=True) for structure in structures]
     yield arms
     if rung + 1 < len(sizes):
-      cost = lambda record: float(session.task.cost(record))
+      cost = lambda record: float(session.task.cost(record)) + 0.0 * record[LOSS]  # NaN is last
       by_arm = [[cost(record) for record in records[arm.name]] for arm in arms]
       order = np.argsort(statistics.rank(np.array(by_arm).T.mean(0)))
       structures = [structures[i] for i in sorted(order[: sizes[rung + 1][1]])]

@@ -204,7 +204,7 @@ def train_missing(session: Session, arms: Sequence[Any], records: Records) -> No
   missing = [(seed, arm) for seed, arm in share if not records.get(arm.name, seed)]
   check_stage(session, missing)
   for seed, arm, values in kind.train_all(missing, len(share)):
-    check_scores(arm.name, seed, values)
+    check_scores(arm.name, seed, values, getattr(arm, 'may_diverge', False))
     write = kind.spread or processes.is_primary()
     records.append(arm.name, seed, values, part=part, write=write)
   if kind.spread:

@@ -13,12 +13,12 @@ See the sections `sweep`, `sampler` and `search` of the options.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from additive_jax.errors import UserError
 from additive_jax.experiments.cost import Work, check_cost
@@ -40,6 +40,7 @@ from additive_jax.experiments.shared import (
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
 from additive_jax.experiments.study import Result, Study
+from additive_jax.experiments.sweep_alone import Alone
 from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import ENUMERABLE_GATES, Structure, all_bits
@@ -178,7 +179,7 @@ def _tables(session: Session, records: Records) -> Result:
   bits, shared = _in_pool(session, records)
   texts = [str(Structure(tuple(row))) for row in bits]
   alone = Alone(records) if any(isinstance(arm, Lone) for arm in records.arms.values()) else None
-  table, agreement = pd.DataFrame({'structure': texts}), {}
+  table, agreement, diverged = pd.DataFrame({'structure': texts}), {}, []
   if shared is not None:
     table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared[LOSS])
     for name, values in shared.items():
@@ -186,9 +187,11 @@ def _tables(session: Session, records: Records) -> Result:
     table['shared_rank'] = statistics.rank(task.cost({by: table[f'shared_{by}']}))
   if alone is not None:
     table = table.merge(alone.table(columns), how='left', on='structure')
+    diverged = [text for text in texts if text in alone.diverged]
     # Structures are compared after the same training: that of successive halving's first rung.
     loss = alone.values(texts, LOSS, alone.first)
     truth = task.cost({by: alone.values(texts, by, alone.first)})
+    truth = np.where(np.isfinite(loss), truth, np.nan)
     if shared is not None:
       agreement = _agreement(task, table, truth, config.sweep.top_k)
   else:
@@ -197,7 +200,7 @@ def _tables(session: Session, records: Records) -> Result:
       table[column] = table[f'shared_{column}']
     table = _with_test_scores(session, records, table)
   table['flops'], table['params'] = session.space.costs(bits)
-  table['rank'] = _ranks(table, task)
+  table['rank'] = _ranks(table, task, diverged)
   table['pareto'] = _on_front(table, task)
   # Of a searched set only few are trained alone.
   effects, pairs = _effects(session.space, bits, shared[LOSS] if config.search.method else loss)
@@ -215,7 +218,7 @@ def _tables(session: Session, records: Records) -> Result:
     'pareto': table.loc[table['pareto'], 'structure'].tolist(),
     'noise_ceiling': ceiling._asdict(),
     'shared_against_standalone': agreement,
-  }
+  } | ({'diverged': diverged} if diverged else {})
   tables = {'structures': table, 'effects': effects, 'interactions': interactions}
   return Result(tables | stored_table(task, {SHARED: shared or {}}), summary)
 
@@ -260,49 +263,6 @@ def _in_pool(session, records):
   return bits, {key: of_networks(session.space, values) for key, values in by_seed.items()}
 
 
-class Alone:
-  """What training structures alone gave.
-
-  Attributes:
-    first: by structure, the arm of its first rung, which all of them reach.
-    last: by structure, the arm of the last rung that it reached.
-  """
-
-  def __init__(self, records: Records):
-    self._records = records
-    arms = [arm for arm in records.arms.values() if isinstance(arm, Lone)]  # rung by rung
-    self.last = {str(arm.structure): arm for arm in arms}
-    self.first = {str(arm.structure): arm for arm in reversed(arms)}
-
-  def values(
-    self, structures: Sequence[str], key: str, arms: Mapping[str, Lone]
-  ) -> Float[np.ndarray, 'seeds structures']:
-    """Returns a value of each structure's arm; NaN where there is none."""
-    missing = [{key: np.nan}] * len(self._records.seeds)
-    by_structure = [self._records[arms[s].name] if s in arms else missing for s in structures]
-    values = [[record[key] for record in seeds] for seeds in by_structure]
-    return np.ascontiguousarray(np.array(values, float).T)
-
-  def records(self) -> Iterator[Mapping[str, Any]]:
-    """Yields the records of the last rungs."""
-    for arm in self.last.values():
-      yield from self._records[arm.name]
-
-  def table(self, scores: Sequence[str]) -> pd.DataFrame:
-    """Returns a row for each trained structure: means over seeds at its last rung."""
-    structures = sorted(self.last)
-    values = lambda key: self.values(structures, key, self.last)
-    table = pd.DataFrame({'structure': structures})
-    first = next(iter(self.records()))
-    tested = [f'test_{key}' for key in scores if f'test_{key}' in first]
-    for key in (*scores, *tested):
-      table[key], table[f'{key}_ci95'] = statistics.mean_and_ci(values(key))
-    table['train_loss'] = statistics.mean_and_ci(values('train_loss'))[0]
-    table['steps'] = values('steps')[0].astype(int)
-    table['skipped'] = values('skipped').sum(0).astype(int)
-    return table
-
-
 def _agreement(task, table, truth, top_k):
   both = np.isfinite(truth).all(0)
   k = min(top_k, max(1, int(both.sum()) // 4))
@@ -315,15 +275,18 @@ def _agreement(task, table, truth, top_k):
   return agreement
 
 
-def _ranks(table: pd.DataFrame, task: Task) -> Int[np.ndarray, ' structures']:
+def _ranks(
+  table: pd.DataFrame, task: Task, diverged: Sequence[str]
+) -> Int[np.ndarray, ' structures']:
   """Ranks by loss, or by the task's metric; what was not trained alone is ranked by what it has in
   the shared pool, behind the others. After successive halving, structures that were trained longer
-  come first.
+  come first. What diverged alone is last.
   """
   by = task.rank_by
   keys = [task.cost({by: table[key]}) for key in (f'shared_{by}', by) if key in table]
   if 'steps' in table:
     keys.append(-table['steps'].to_numpy())
+  keys.append(table['structure'].isin(diverged).to_numpy())
   ranks = np.empty(len(table), np.int64)
   ranks[np.lexsort(keys)] = np.arange(1, len(table) + 1)
   return ranks
@@ -333,7 +296,7 @@ def _on_front(table: pd.DataFrame, task: Task) -> Bool[np.ndarray, ' structures'
   """Whether each is on the Pareto front; those that successive halving dropped stand apart."""
   steps = table.get('steps', pd.Series(0, table.index))
   longest = (steps == steps.max()).to_numpy()
-  cost = np.where(longest, task.cost(table), np.nan)
+  cost = np.where(longest & np.isfinite(table[LOSS]), task.cost(table), np.nan)
   return statistics.pareto_front(table['flops'].to_numpy(), cost)
 
 

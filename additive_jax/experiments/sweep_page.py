@@ -21,6 +21,8 @@ from additive_jax.report.figures.style import BLUE, VERMILION
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, score_name
 
+MOST_NAMED = 8  # structures that diverged
+
 
 def page(session: Session, result: Result, records: Records) -> Page:
   """Returns the page of Exp 1."""
@@ -29,6 +31,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
   mean, word = over_seeds(session, ', mean over the seeds'), session.chosen_word
   said = _of_splits(session)
   top = structures.head(session.config.sweep.top_k)
+  if diverged := summary.get('diverged'):
+    named = ', '.join(diverged[:MOST_NAMED]) + (', …' if len(diverged) > MOST_NAMED else '')
+    said = '; '.join(filter(None, (said, f'diverged alone, ranked last: {named}')))
   return Page(
     f'Which + matter: {networks(summary)} of {type(session.model).__name__} on {session.data.name}',
     tiles(_facts(summary, session.task.scores[1:])),

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, ClassVar
@@ -112,20 +111,27 @@ def answering() -> Iterator[None]:
   wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
   if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=lambda: _release(sender, before))
-  thread = threading.Thread(target=_answer, args=[receiver], daemon=True)
+  ended, interrupted = threading.Event(), threading.Event()
+  thread = threading.Thread(target=_answer, args=[receiver, ended, interrupted], daemon=True)
   thread.start()
   try:
     yield
   finally:
-    for number, handler in before.items():
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    # Until the thread is gone the handlers are its own: another Ctrl-C raises nothing here.
+    for number in before:
+      signal.signal(number, _left_to_thread)
     signal.set_wakeup_fd(wakeup)
     sender.close()
+    ended.set()
     thread.join()
     receiver.close()
+    for number, handler in before.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if interrupted.is_set() and signal.SIGINT in before:
+      signal.signal(signal.SIGINT, lambda *_: end(INTERRUPTED))
 
 
-def _answer(receiver: socket.socket) -> None:
+def _answer(receiver: socket.socket, ended: threading.Event, interrupted: threading.Event) -> None:
   """Reads the numbers of signals as they come, and does what the main thread is too slow for."""
   asked = False
   while byte := receiver.recv(1):
@@ -138,8 +144,9 @@ def _answer(receiver: socket.socket) -> None:
     if stopper is not None:
       stopper.announce(number)
     if asked and number == signal.SIGINT:
-      time.sleep(GRACE)
-      end(INTERRUPTED)
+      interrupted.set()
+      if not ended.wait(GRACE):
+        end(INTERRUPTED)
     asked = True
 
 

@@ -224,7 +224,7 @@ def pick_devices(count: int) -> list[jax.Device]:
   devices = jax.devices()
   if count > len(devices):
     raise UserError(
-      f'--devices={count}: expected at most {len(devices)}, the {devices[0].platform} devices here'
+      f'devices {count}: expected at most {len(devices)}, the {devices[0].platform} devices here'
     )
   return devices[:count] if count and jax.process_count() == 1 else devices
 

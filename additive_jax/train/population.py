@@ -226,7 +226,8 @@ class Population:
     )
 
   def _finished(self, sums, facts):
-    scores = self.recipe.task.finish(sums, facts)
+    # As those of pools are finished, so that equal counts give equal accuracies.
+    scores = self.recipe.task.finish([np.asarray(part, np.float64) for part in sums], facts)
     return {name: float(value) for name, value in scores.items()}
 
 

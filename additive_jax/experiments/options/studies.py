@@ -77,7 +77,7 @@ class CotrainOptions:
   """Exp 2."""
 
   top_k: FewOrNone = 4
-  """K. 0 with listed structures is all of them."""
+  """K. With listed structures 0, or the default, is all of them."""
   sweep_epochs: Positive = 10.0
   """Passes over the training set of the short shared sweep that finds the structures, if none are
   given below."""
@@ -284,7 +284,8 @@ class Options:
   init_from: Later[Placement[str]] = ''
   """Where the pool is from that all trainings start from: a run directory, a directory of its
   checkpoints, or what Flax (msgpack, safetensors) or Orbax has written; '' is that of each seed.
-  Exp 5, which compares beginning untrained with growing from small networks, takes none."""
+  Exp 5, which compares beginning untrained with growing from small networks, takes none. A run's
+  identity has the numbers of the pool, not the path: another pool is another directory."""
   pretrained: Later[Placement[str]] = ''
   """A network of others, in place of `model` and `init_from`: a Hugging Face directory (Llama,
   SmolLM, Mistral, Qwen2, Qwen3, GPT-2, BERT, ViT) or a GGUF file. Text is tokenised by its
