@@ -15,7 +15,7 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.front import opened, run_study
 from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.prune.study import STUDY
-from additive_jax.experiments.prune.tables import HEALED, POOL, RECEIPT, SHOWN
+from additive_jax.experiments.prune.tables import HEALED, POOL, RECEIPT, SHOWN, coded
 from additive_jax.experiments.study import Result
 from additive_jax.gates.structure import Structure
 from additive_jax.run.recalibration import recalibrate
@@ -37,6 +37,7 @@ class Pruned:
     result: of the run; `result.candidates` has a row for each structure that was ranked, best
       first, and see `experiments.prune`.
     cut: what was cut out, see `compress.cutting.Cut`.
+    coding: of the data, which the files have too; None where it has none.
   """
 
   model: Any
@@ -48,16 +49,18 @@ class Pruned:
   receipt: Receipt
   result: Result
   cut: cutting.Cut = dataclasses.field(repr=False)
+  coding: Any = dataclasses.field(default=None, repr=False)
 
-  def export(self, directory: str | Path) -> Path:
+  def export(self, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Writes the network as files that stand alone, see `additive_jax.export.load`.
 
     Args:
-      directory: must not exist yet.
+      directory: must not exist yet, or with `overwrite` may hold a network that was exported.
+      overwrite: whether that is replaced.
     """
     scores = {name: getattr(self, name) for name in SHOWN}
     notes = {'receipt': dataclasses.asdict(self.receipt), 'scores': scores}
-    return export(self.cut, directory, notes=notes)
+    return export(self.cut, directory, notes=notes | coded(self.coding), overwrite=overwrite)
 
 
 def prune(
@@ -110,7 +113,7 @@ def prune(
     folder = Path(result.summary['workdir'], 'checkpoints', name)
     healed = Checkpoints(folder, model).read(x).variables
   (healed,) = recalibrate(model, healed, [result.summary['structure']], data.train)
-  return _cut_out(model, healed, result, x)
+  return dataclasses.replace(_cut_out(model, healed, result, x), coding=data.coding)
 
 
 def _check_seeds(config: Options) -> None:

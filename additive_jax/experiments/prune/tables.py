@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from additive_jax.compress import cutting
-from additive_jax.compress.exported import export
+from additive_jax.compress.exported import CODING, export
 from additive_jax.experiments.prune import searching
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -125,6 +125,11 @@ def healed_pool(session: Session, record: Record) -> PyTree:
   return variables
 
 
+def coded(coding: Any) -> dict[str, Any]:
+  """Returns what an export says of how a table became inputs, where it was one."""
+  return {} if coding is None else {CODING: coding.described()}
+
+
 def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
   """Writes the chosen structure to the run directory: as a network that stands alone, or where it
   was pretrained as others have it."""
@@ -140,6 +145,7 @@ def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
       x = session.data.test[np.arange(min(RECEIPT, len(session.data.test)))][0]
       cut = cutting.cut(session.model, variables, record['structure'], x=x)
       receipt = cutting.receipt(cut, session.model, variables, x)
-      export(cut, folder, notes={'receipt': dataclasses.asdict(receipt), 'scores': scores})
+      notes = {'receipt': dataclasses.asdict(receipt), 'scores': scores}
+      export(cut, folder, notes=notes | coded(session.data.coding))
   processes.barrier('exported')
   return folder
