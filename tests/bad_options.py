@@ -177,6 +177,10 @@ VALUES = [
   ('booster.quorum', 0.0, 'a share in (0, 1]'),
   ('booster.quorum', 1.5, 'a share in (0, 1]'),
   ('compress.level', 'layer', 'one of weight, unit, gate'),
+  ('prune.cost', 'bytes', 'one of params, flops, latency'),
+  ('prune.of', 'body', 'one of network, gates'),
+  ('prune.method', 'gready', "one of '', leave_one_out, greedy"),
+  ('prune.baselines', ('greedy', 'greedy'), 'some of leave_one_out, greedy'),
   ('compress.epochs', 0.0, 'a positive number up to 1,000,000'),
   ('compress.tune_epochs', -1.0, '0 to 1,000,000'),
   ('compress.kl', -1.0, '0 to 1,000,000'),
@@ -268,7 +272,11 @@ ROWS = [
   ('sweep', {'sampler.name': 'listed', 'sampler.structures': ('11',)}, 'structure 11 has 2'),
   ('sweep', {'sampler.name': 'fixed', 'sampler.structures': ('1011',)}, 'structure 1011 has 4'),
   ('sweep', {'sweep.top_k': 9}, 'config.sweep.top_k 9: expected at most 2^3 = 8 structures'),
-  ('sweep', {'model.num_blocks': 30}, '30 gates have 2^30 structures, too many to enumerate'),
+  (
+    'sweep',
+    {'model.num_blocks': 30, 'sweep.modes': ('standalone',)},
+    '30 gates have 2^30 structures, too many to enumerate',
+  ),
   (
     'sweep',
     {'sweep.halving': 4},

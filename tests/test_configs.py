@@ -74,6 +74,7 @@ def test_every_default_is_allowed(option):
 def test_where_a_run_is_computed_is_no_part_of_it():
   assert set(PLACEMENT) == {
     'init_from',  # config.json has a digest of what is there
+    'pretrained',  # likewise
     'limit',
     'shard',
     'train.expert_devices',
