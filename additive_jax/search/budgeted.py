@@ -7,7 +7,7 @@
 | lazy_greedy | n + 8·r | |
 | beam | 4·n·r, which share most of their sites | |
 | evolution | 40·6, mostly by few examples | EvoPress |
-| surrogate | 3·n + 48 | Walsh regression and an exact programme |
+| surrogate | n + 8·r + 48 | lazy greedy, then a Walsh regression and an exact programme |
 | cosine | r, after one forward pass | ShortGPT |
 | random | 256 | the control |
 """

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from additive_jax.errors import UserError
-from additive_jax.search.greedy import by_harm, chain
+from additive_jax.search.costs import within
+from additive_jax.search.greedy import LazyGreedy, by_harm, chain
 from additive_jax.search.knapsack import best_within
-from additive_jax.search.problem import Problem, Row
+from additive_jax.search.problem import Bits, Problem, Row
 from additive_jax.search.sparse import fit
 
 SCORES = ('walsh', 'leave_one_out', 'blockwise')
+DESIGNS = ('greedy', 'random')
+FAR = 2.0  # how many times the harm of the worst structure of the way others may do that are fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +26,8 @@ class Surrogate:
 
   By `scores`:
 
-  - 'walsh': a sparse Walsh regression (`sparse.fit`) on a leave-one-out and on random structures,
-    mostly without the gates that leave-one-out calls harmless. Then, `rounds` times, its best
-    structure at every level is evaluated and it is fitted again.
+  - 'walsh': a sparse Walsh regression (`sparse.fit`) on structures that a `design` gives. Then,
+    `rounds` times, its best structure at every level is evaluated and it is fitted again.
   - 'leave_one_out': the sum of what each gate costs when it alone is off; n + 1 evaluations.
   - 'blockwise': the sum of how far off the stream is after each site that is off, relative to the
     stream: a block-wise distillation in one forward pass, as the scores of Puzzle (Bercovich et
@@ -35,7 +37,12 @@ class Surrogate:
 
   Attributes:
     scores: one of `SCORES`.
-    samples: random structures that the regression begins with; None is 2n.
+    design: what the regression begins with: 'greedy', a lazy greedy search, so that what is found
+      is no worse than that, and the regression is of the region where good structures are; or
+      'random', a leave-one-out and random structures, mostly without the gates that it calls
+      harmless.
+    fresh: of the greedy design, see `LazyGreedy`.
+    samples: of the random one, how many; None is 2n.
     rounds: of evaluation and refit.
     levels: limits in equal steps down to the budget.
     most_pairs: interactions that the programme takes, the largest ones.
@@ -43,6 +50,8 @@ class Surrogate:
   """
 
   scores: str = 'walsh'
+  design: str = 'greedy'
+  fresh: int = 8
   samples: int | None = None
   rounds: int = 4
   levels: int = 12
@@ -52,6 +61,8 @@ class Surrogate:
   def __post_init__(self) -> None:
     if self.scores not in SCORES:
       raise UserError(f'scores {self.scores!r}: expected one of {", ".join(SCORES)}')
+    if self.design not in DESIGNS:
+      raise UserError(f'design {self.design!r}: expected one of {", ".join(DESIGNS)}')
 
   def run(self, problem: Problem) -> None:
     if self.scores == 'walsh':
@@ -73,19 +84,32 @@ class Surrogate:
     problem.judge(np.unique(np.array(found), axis=0))
 
   def _by_regression(self, problem: Problem) -> None:
+    limits = problem.levels(self.levels)
+    if self.design == 'greedy':
+      LazyGreedy(fresh=self.fresh).run(problem)
+    else:
+      self._evaluate_samples(problem, limits)
+    for _ in range(self.rounds):
+      bits, losses = problem.judge.evaluated()
+      if self.design == 'greedy':
+        bits, losses = _near(problem, bits, losses)
+      model = fit(bits, losses).strongest(self.most_pairs)
+      main, pairs = model.in_gates()
+      # What is off in no structure that is near has no effect that is known: it stays on.
+      main = np.where(
+        bits.all(0), -2.0 * np.abs(model.pairs).sum() - np.abs(main).sum() - 1.0, main
+      )
+      found = [best_within(problem.costs, main, limit, pairs) for limit in limits]
+      problem.judge(np.unique(np.array(found), axis=0))
+
+  def _evaluate_samples(self, problem: Problem, limits: Float[np.ndarray, ' levels']) -> None:
+    """Evaluates random structures."""
     rng = np.random.default_rng([problem.seed, 0])
     order = by_harm(problem)
     count = 2 * len(order) if self.samples is None else self.samples
-    limits = problem.levels(self.levels)
     rows = [self._sample(rng, problem, order, limits[i % len(limits)]) for i in range(count)]
     if rows:
       problem.judge(np.unique(np.array(rows), axis=0))
-    for _ in range(self.rounds):
-      bits, losses = problem.judge.evaluated()
-      model = fit(bits, losses).strongest(self.most_pairs)
-      main, pairs = model.in_gates()
-      found = [best_within(problem.costs, main, limit, pairs) for limit in limits]
-      problem.judge(np.unique(np.array(found), axis=0))
 
   def _sample(self, rng, problem: Problem, order: Int[np.ndarray, ' n'], limit: float) -> Row:
     """Returns a random structure that meets a limit: gates go off in an order drawn without
@@ -95,6 +119,19 @@ class Surrogate:
     noise = rng.gumbel(size=len(order))
     drawn = np.argsort(4.0 * place - self.temperature * noise, kind='stable')
     return problem.shrunk(problem.all_on(), drawn, limit)
+
+
+def _near(
+  problem: Problem, bits: Bits, losses: Float[np.ndarray, ' S']
+) -> tuple[Bits, Float[np.ndarray, ' S']]:
+  """Returns the structures that do no more harm than `FAR` times the best within the budget."""
+  all_on = losses[bits.all(1)].min(initial=np.inf)
+  inside = within(problem.costs, bits, problem.limit) & np.isfinite(losses)
+  if not inside.any() or not np.isfinite(all_on):
+    return bits, losses
+  most = all_on + FAR * max(losses[inside].min() - all_on, 1e-9)
+  near = losses <= most
+  return bits[near], losses[near]
 
 
 @dataclasses.dataclass(frozen=True)
