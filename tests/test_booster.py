@@ -194,12 +194,15 @@ def test_receipts_and_clusters(boosted):
     )
 
 
-def signalled(monkeypatch, kind, number):
-  """From now on the `number`-th call of `kind.run` is followed by SIGTERM to this process."""
-  original, calls = kind.run, []
+def signalled(monkeypatch, kind, number, after=0):
+  """From now on the `number`-th call of `kind.run` is followed by SIGTERM to this process; of those
+  that come when `after` steps have been taken."""
+  original, steps, calls = kind.run, [], []
 
   def run(self, count):
-    calls.append(count)
+    if sum(steps) >= after:
+      calls.append(count)
+    steps.append(count)
     if len(calls) == number:
       os.kill(os.getpid(), signal.SIGTERM)
     return original(self, count)
@@ -423,7 +426,7 @@ def test_processes_that_die_delay_nobody(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(subprocess, 'Popen', watched)
   monkeypatch.setattr(tiny.os, 'environ', tiny.environment(tmp_path.parent / 'programs'))
   with pytest.MonkeyPatch.context() as patched:
-    signalled(patched, Trainer, 4)  # the first call after those of training from scratch
+    signalled(patched, Trainer, 1, after=15)  # of training from scratch
     with pytest.raises(Stopped):
       start(workdir, APART)
   assert [process.returncode for process in started] == [0, -9, -9, -9]

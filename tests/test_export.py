@@ -299,7 +299,7 @@ def fixed(model, **fields):
 OURS = 'additive_jax.models.mlp:MLP'
 POPEN = fixed('subprocess:Popen', args=['touch', 'ran'])
 HOSTILE = {
-  'a program': (POPEN, "network 'subprocess:Popen': expected one of the library (ConvNet, Den"),
+  'a program': (POPEN, "network 'subprocess:Popen': expected one of the library (BERT, ConvNet"),
   'a module': (fixed('evil:MLP'), "network 'evil:MLP': expected one of the library"),
   'a module of ours': (
     fixed('additive_jax.experiments.booster.process:main'),

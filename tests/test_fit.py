@@ -9,8 +9,9 @@ import tiny
 
 from additive_jax.errors import Stopped
 from additive_jax.experiments import pending
+from additive_jax.experiments.arms import Arm, full_network
 from additive_jax.experiments.fit import Curves, lost_points
-from additive_jax.experiments.study import Arm, Study, full_network
+from additive_jax.experiments.study import Study
 from additive_jax.files.journal import Journal
 from additive_jax.files.signals import Stopper
 

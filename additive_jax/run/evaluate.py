@@ -122,11 +122,11 @@ def evaluate_structures(
   """
   (x, y, count), bits = _examples(batch), _bits(model, structures)
   chosen, devices = task_of(task, loss, metrics), workers.workers(devices)
+  if is_stored := recalibrate is None or recalibrate is False:
+    check_pool(model, variables, rows(x, slice(batch_size or sizing.MOST_EXAMPLES)))
+    _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   size = sizing.batch_size(model, chosen, x, y, devices) if batch_size is None else batch_size
   batch_size = min(checked_size(size, 'batch_size'), count)
-  if is_stored := recalibrate is None or recalibrate is False:
-    check_pool(model, variables, rows(x, slice(batch_size)))
-    _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   facts = _facts(model, chosen, (x, y), batch_size)
   if not len(bits):
     return Evaluation.of({score: np.zeros(0) for score in chosen.scores})

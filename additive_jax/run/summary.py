@@ -53,8 +53,8 @@ def summarised(last: LastLayer, labels: Int[Array, 'B ...'], piece: int = PIECE)
 
   >>> last = LastLayer(jnp.eye(2), jnp.array([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]]))
   >>> found = summarised(last, jnp.array([2, 1]), piece=2)
-  >>> found.losses.round(1).tolist(), found.right.tolist()
-  ([0.2, 2.2], [1.0, 0.0])
+  >>> print(found.losses.round(1), found.right)
+  [0.2 2.2] [1. 0.]
 
   Args:
     last: of float32, or what is computed in.
