@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 import additive_jax as aj
 from additive_jax.gates.structure import all_structures
@@ -83,7 +84,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', tiny.thorough_but(['projected', 'text'], NETWORKS))
 def test_all_ways_to_run_agree(name):
   network, batch, task = NETWORKS[name]
   model = aj.models.ParallelPairs(network)

@@ -164,7 +164,7 @@ def test_pruning_a_text_shows_samples_and_what_layers_do(tmp_path):
     'model.width': 8,
     'model.hidden': (16,),
     'model.num_heads': 2,
-    'model.num_blocks': 2,
+    'model.num_blocks': 1,
     'num_seeds': 1,
     'prune.budget': 0.8,
     'prune.sample_tokens': 5,

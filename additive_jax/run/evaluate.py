@@ -123,7 +123,8 @@ def evaluate_structures(
   (x, y, count), bits = _examples(batch), _bits(model, structures)
   chosen, devices = task_of(task, loss, metrics), workers.workers(devices)
   if is_stored := recalibrate is None or recalibrate is False:
-    check_pool(model, variables, rows(x, slice(batch_size or sizing.MOST_EXAMPLES)))
+    most = checked_size(batch_size or sizing.MOST_EXAMPLES, 'batch_size')
+    check_pool(model, variables, rows(x, slice(most)))
     _warn_of_stored(model, rows(x, slice(1)), bits[: None if recalibrate is None else 0])
   size = sizing.batch_size(model, chosen, x, y, devices) if batch_size is None else batch_size
   batch_size = min(checked_size(size, 'batch_size'), count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.search.costs import within
@@ -123,7 +123,7 @@ class Surrogate:
 
 def _near(
   problem: Problem, bits: Bits, losses: Float[np.ndarray, ' S']
-) -> tuple[Bits, Float[np.ndarray, ' S']]:
+) -> tuple[Bool[np.ndarray, 'near n'], Float[np.ndarray, ' near']]:
   """Returns the structures that do no more harm than `FAR` times the best within the budget."""
   all_on = losses[bits.all(1)].min(initial=np.inf)
   inside = within(problem.costs, bits, problem.limit) & np.isfinite(losses)
