@@ -1,6 +1,27 @@
 """Prune: the smaller network within a small language model that the run trains itself.
 
-additive-jax --config=prune
+  additive-jax --config=prune
+
+8 layers (16 gates), D=64, on bytes of the standard library: trained, searched on three calibration
+sets of 64 sequences for 0.7 of what gates switch, the best three healed together for half an epoch.
+
+Time: 4 min 20 s on one core, compile included.
+Result (one seed, 512 test sequences, nats a byte; the chosen one has 0.69 of the parameters):
+
+  network    parameters  test loss  perplexity  seconds of a sequence
+  before     433,024     1.678      5.35        0.0014
+  unhealed   299,840     1.969      7.16        0.0010
+  after      299,840     1.690      5.42        0.0010
+
+Healing takes back 96 % of what was lost, and changes the ranks: the third of the three is best. Test
+loss of what each method finds, unhealed, at 12, 19 and 31 % removed (means over the sets; ± is half
+the 95 % interval; in brackets the evaluations, and the share removed where it is another):
+
+  surrogate       1.752  1.827 ± 0.031  1.942 ± 0.015  (54)
+  greedy          1.752  1.835 ± 0.013  1.942 ± 0.015  (71)
+  leave one out   1.804  1.949 ± 0.066  2.147          (20; 15, 23 and 31 %)
+  cosine          1.771  1.883          2.215          (6; the last 35 %)
+  random          1.791  1.878          1.995          (189; 15, 23 and 31 %)
 """
 
 from additive_jax.configs import default
