@@ -13,7 +13,7 @@ Result (one seed, 512 test sequences, nats a byte; the chosen one has 0.69 of th
   unhealed   299,840     1.969      7.16        0.0010
   after      299,840     1.690      5.42        0.0010
 
-Healing takes back 96 % of what was lost, and changes the ranks: the third of the three is best. Test
+Healing takes back 96 % of what was lost and changes the ranks: the third of the three is best. Test
 loss of what each method finds, unhealed, at 12, 19 and 31 % removed (means over the sets; ± is half
 the 95 % interval; in brackets the evaluations, and the share removed where it is another):
 
