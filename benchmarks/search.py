@@ -110,6 +110,9 @@ def methods():
     # Few rows have no sixteenth; 18 generations of 12 evaluations.
     'evolution': search.Evolution(generations=15, offspring=16, shares=(0.5,), keep=(4,), levels=3),
     'lazy_greedy': search.LazyGreedy(),
+    'lazy_greedy, 16': search.LazyGreedy(fresh=16),
+    'beam': search.Beam(width=2, fresh=8),
+    'surrogate, random': search.Surrogate(design='random'),
     'greedy': search.Greedy(),
     'greedy, by loss alone': search.Greedy(by_cost=False),
     'leave_one_out': search.LeaveOneOut(),
