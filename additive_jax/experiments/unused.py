@@ -237,7 +237,7 @@ def unused(options: Options, data: Data, given: Collection[str] = ()) -> Iterato
   default = Options()
   for name in DECLARED:
     changed = value_of(options, name) != value_of(default, name)
-    if not changed:
+    if not changed or (name == 'model.kwargs' and options.pretrained):
       continue
     instead = [key for key in given if key in IN_PLACE and IN_PLACE[key](name)]
     what = f'runs without {instead[0]}=' if instead else _purpose(name, options, data)

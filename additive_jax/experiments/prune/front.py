@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import PyTree
 
 from additive_jax.compress import cutting
@@ -15,12 +14,10 @@ from additive_jax.errors import UserError
 from additive_jax.experiments.front import opened, run_study
 from additive_jax.experiments.options import Options, refused
 from additive_jax.experiments.prune.study import STUDY
-from additive_jax.experiments.prune.tables import HEALED, POOL, RECEIPT, SHOWN, coded
+from additive_jax.experiments.prune.tables import SHOWN, coded, healed_pool, receipt_input
 from additive_jax.experiments.study import Result
 from additive_jax.gates.structure import Structure
-from additive_jax.run.recalibration import recalibrate
 from additive_jax.transplant.growth import Receipt
-from additive_jax.transplant.restore import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +97,17 @@ def prune(
   """
   if isinstance(model, str):
     raise UserError(f'model {model!r}: expected an additive network')
-  given = {'budget': budget, 'cost': cost, 'heal_epochs': heal_epochs} | options
+  chosen = {'budget': budget, 'cost': cost, 'heal_epochs': heal_epochs} | options
   if variables is not None:
-    given['variables'] = variables
-  config, opening = opened('prune', model, data, given, _check_seeds, num_seeds=1)
+    chosen['variables'] = variables
+  config, opening = opened('prune', model, data, chosen, _check_seeds, num_seeds=1)
   result = run_study(STUDY, config, workdir, opening)
   data = opening['data']
-  x = data.test[np.arange(min(RECEIPT, len(data.test)))][0]
-  healed = {'params': variables['params']} if variables is not None else None
-  if config.prune.heal_epochs or healed is None:
-    name = f'{HEALED if config.prune.heal_epochs else POOL}-seed{config.seed}'
-    folder = Path(result.summary['workdir'], 'checkpoints', name)
-    healed = Checkpoints(folder, model).read(x).variables
-  (healed,) = recalibrate(model, healed, [result.summary['structure']], data.train)
-  return dataclasses.replace(_cut_out(model, healed, result, x), coding=data.coding)
+  folder, structure = Path(result.summary['workdir'], 'checkpoints'), result.summary['structure']
+  given = None if variables is None else {'params': variables['params']}
+  healed = healed_pool(folder, model, data, config.seed, structure, given)
+  cut_out = _cut_out(model, healed, result, receipt_input(data))
+  return dataclasses.replace(cut_out, coding=data.coding)
 
 
 def _check_seeds(config: Options) -> None:

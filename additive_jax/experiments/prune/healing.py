@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ from additive_jax.train import samplers
 from additive_jax.train.losses import FromStream
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state
+
+log = logging.getLogger('additive_jax')
 
 TEACHER = 'teacher'  # what a data set with a teacher's streams is of
 TEACHER_BATCH = 64
@@ -82,7 +85,11 @@ def has_teacher(session: Session) -> bool:
 def check_healing(session: Session) -> None:
   """Raises `UserError` for a training that cannot be."""
   options = session.config
-  if not options.prune.heal_epochs or not has_teacher(session):
+  if not options.prune.heal_epochs:
+    return
+  if not has_teacher(session):
+    if options.prune.teacher and session.task.name in LABELLED:
+      log.warning('%s is not in memory: healing has no teacher', session.data.name)
     return
   if options.train.distill:
     raise UserError(

@@ -228,8 +228,8 @@ def _of_gates(session, variables, paths) -> dict[str, Any]:
   n = space.num_gates
   alone = ~np.eye(n + 1, n, -1, dtype=bool)  # all on, then each off
   losses = session.task.cost(session.evaluate(variables, alone, session.valid).scores)
-  seen = pd.DataFrame([(path.bits, path.losses) for path in paths], columns=['bits', 'losses'])
-  found = effects(np.concatenate([*seen['bits']]), np.concatenate([*seen['losses']]), gates=space)
+  bits = np.concatenate([path.bits for path in paths])
+  found = effects(bits, np.concatenate([path.losses for path in paths]), gates=space)
   flops, params = space.costs(alone)
   gates = pd.DataFrame({'gate': list(space.names), 'alone': losses[1:] - losses[0]})
   gates['effect'] = found.main

@@ -74,7 +74,7 @@ def judge_scores(structures: Sequence[Structure], trained: Trained) -> Record:
 def judge_healed(variables: PyTree, structures: Sequence[Structure], trained: Trained) -> Record:
   """Returns that, and beside it what the full network scores, and the structure before healing;
   how long they take, and how they go on with some texts."""
-  session = trained.session.with_options({})
+  session = trained.session
   record = judge_scores(structures, trained)
   chosen, full = session.space.parse(record['structure']), session.space.all_on()
   record['before'] = _scores(session, variables, full)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ from jaxtyping import PyTree
 
 from additive_jax.compress import cutting
 from additive_jax.compress.exported import CODING, export
+from additive_jax.data import Data
 from additive_jax.experiments.prune import searching
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.stored import stored_table
 from additive_jax.experiments.study import Result
 from additive_jax.files.journal import Record
+from additive_jax.gates.structure import StructureLike
 from additive_jax.parallel import processes
 from additive_jax.report.statistics import mean_and_ci, rank
 from additive_jax.run.recalibration import recalibrate
@@ -109,20 +110,28 @@ def _methods(session: Session, line: Record) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def healed_pool(session: Session, record: Record) -> PyTree:
-  """Returns the pool after healing, from its checkpoint, with the statistics of the structure."""
-  x = session.data.test[np.arange(min(RECEIPT, len(session.data.test)))][0]
-  name = f'{HEALED}-seed{session.config.seed}'
-  folder = Path(session.rundir.checkpoints) / name
-  if folder.exists():
-    variables = Checkpoints(folder, session.model).read(x).variables
-  elif session.start is not None:
-    variables = {'params': session.start}
-  else:
-    pool = Path(session.rundir.checkpoints) / f'{POOL}-seed{session.config.seed}'
-    variables = Checkpoints(pool, session.model).read(x).variables
-  (variables,) = recalibrate(session.model, variables, [record['structure']], session.data.train)
-  return variables
+def healed_pool(
+  checkpoints: Path, model: Any, data: Data, seed: int, structure: StructureLike, given: Any
+) -> PyTree:
+  """Returns the pool after healing, from its checkpoint, or as it was where nothing was healed,
+  with the statistics of the structure.
+
+  Args:
+    checkpoints: those of the run.
+    given: the pool `{'params': …}` that the run was given, or None.
+  """
+  x = receipt_input(data)
+  for name in (HEALED, POOL):
+    if (folder := checkpoints / f'{name}-seed{seed}').exists():
+      given = Checkpoints(folder, model).read(x).variables
+      break
+  (own,) = recalibrate(model, given, [structure], data.train)
+  return own
+
+
+def receipt_input(data: Data) -> PyTree:
+  """Returns the inputs that receipts are of."""
+  return data.test[np.arange(min(RECEIPT, len(data.test)))][0]
 
 
 def coded(coding: Any) -> dict[str, Any]:
@@ -133,19 +142,21 @@ def coded(coding: Any) -> dict[str, Any]:
 def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
   """Writes the chosen structure to the run directory: as a network that stands alone, or where it
   was pretrained as others have it."""
-  folder = session.rundir.path / EXPORTED
+  folder, structure = session.rundir.path / EXPORTED, record['structure']
   if processes.is_primary():
-    shutil.rmtree(folder, ignore_errors=True)
-    variables = healed_pool(session, record)
+    model, data = session.model, session.data
+    given = None if session.start is None else {'params': session.start}
+    options = (session.config.seed, structure, given)
+    variables = healed_pool(session.rundir.checkpoints, model, data, *options)
     if session.pretrained is not None:
       from additive_jax.pretrained.exporting import export as export_pretrained
 
-      export_pretrained(session.pretrained, record['structure'], folder, variables)
+      export_pretrained(session.pretrained, structure, folder, variables, overwrite=True)
     else:
-      x = session.data.test[np.arange(min(RECEIPT, len(session.data.test)))][0]
-      cut = cutting.cut(session.model, variables, record['structure'], x=x)
-      receipt = cutting.receipt(cut, session.model, variables, x)
+      x = receipt_input(data)
+      cut = cutting.cut(model, variables, structure, x=x)
+      receipt = cutting.receipt(cut, model, variables, x)
       notes = {'receipt': dataclasses.asdict(receipt), 'scores': scores}
-      export(cut, folder, notes=notes | coded(session.data.coding))
+      export(cut, folder, notes=notes | coded(data.coding), overwrite=True)
   processes.barrier('exported')
   return folder
