@@ -1,7 +1,8 @@
 """Searches under a budget, of a pretrained language model: the loss of what each finds on held-out
 English and code, and what it took.
 
-  python benchmarks/search.py --model=PATH [--folder=DIR] [--sets=3] [--rows=2]
+  python benchmarks/search.py --model=PATH [--folder=DIR] [--sets=3] [--rows=4]
+      [--methods=greedy,surrogate]
 
 Each method searches on each calibration set (rows of 128 tokens of English documents) for 10, 20
 and 30 % of the body's parameters removed, in one search to 30 %. ShortGPT drops whole layers, so it
@@ -32,7 +33,8 @@ MODEL = flags.DEFINE_string(
 )
 FOLDER = flags.DEFINE_string('folder', 'search_journals', 'Where evaluations are kept.')
 SETS = flags.DEFINE_integer('sets', 3, 'Calibration sets.')
-ROWS = flags.DEFINE_integer('rows', 2, 'Rows of 128 tokens of each.')
+ROWS = flags.DEFINE_integer('rows', 4, 'Rows of 128 tokens of each.')
+METHODS = flags.DEFINE_list('methods', None, 'Some of the methods, by name; all of them if unset.')
 REMOVED = (0.1, 0.2, 0.3)
 TEST_ROWS = 16
 
@@ -71,6 +73,8 @@ def main(argv):
     }
     taken = None
     for name, method in methods().items():
+      if METHODS.value and name not in METHODS.value:
+        continue
       most = taken if name == 'evolution' else None
       try:
         path = search.find(evaluate, costs, method=method, evaluations=most, **common)
@@ -110,11 +114,11 @@ def methods():
     # Few rows have no sixteenth; 18 generations of 12 evaluations.
     'evolution': search.Evolution(generations=15, offspring=16, shares=(0.5,), keep=(4,), levels=3),
     'lazy_greedy': search.LazyGreedy(),
-    'lazy_greedy, 16': search.LazyGreedy(fresh=16),
+    'lazy_greedy of 16': search.LazyGreedy(fresh=16),
     'beam': search.Beam(width=2, fresh=8),
-    'surrogate, random': search.Surrogate(design='random'),
+    'surrogate of random': search.Surrogate(design='random'),
     'greedy': search.Greedy(),
-    'greedy, by loss alone': search.Greedy(by_cost=False),
+    'greedy by loss': search.Greedy(by_cost=False),
     'leave_one_out': search.LeaveOneOut(),
     'cosine': search.Cosine(),
     'cosine of layers': search.Cosine(sites='layer'),

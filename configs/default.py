@@ -531,11 +531,11 @@ def get_config() -> ConfigDict:
   # without the embedding. One of network, gates.
   config.prune.of = 'network'
   # How structures are searched; '' ranks all networks within the budget up to 4,096 of them, and is
-  # 'surrogate' of more. One of '', leave_one_out, greedy, lazy_greedy, beam, evolution, surrogate,
-  # cosine, random.
+  # 'bayesian' of more. One of '', leave_one_out, greedy, lazy_greedy, beam, evolution, bayesian,
+  # surrogate, cosine, random.
   config.prune.method = ''
   # Methods that are shown beside it, each on the same calibration sets. Some of leave_one_out,
-  # greedy, lazy_greedy, beam, evolution, surrogate, cosine, random, each once, or none.
+  # greedy, lazy_greedy, beam, evolution, bayesian, surrogate, cosine, random, each once, or none.
   config.prune.baselines = ()
   # The most evaluations that each method may make on a calibration set; 0 is what it takes. 0 to
   # 1,000,000,000.
@@ -547,6 +547,8 @@ def get_config() -> ConfigDict:
   config.prune.sets = 1
   # Examples of each; 0 is all of the split, with one set. 0 to 1,000,000,000.
   config.prune.calibration_examples = 0
+  # Of what each of several sets has found, so many are ranked on the whole split. 1 to 10,000.
+  config.prune.ranked = 64
   # K: the best structures, which are healed together in one pool, and ranked again after that. 1 to
   # 10,000.
   config.prune.candidates = 1

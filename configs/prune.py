@@ -53,7 +53,7 @@ def get_config():
   config.prune.budget = 0.7
   config.prune.cost = 'params'
   config.prune.of = 'gates'
-  config.prune.method = 'surrogate'
+  config.prune.method = 'bayesian'
   config.prune.baselines = ('greedy', 'leave_one_out', 'cosine', 'random')
   config.prune.sets = 3
   config.prune.calibration_examples = 64

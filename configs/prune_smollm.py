@@ -17,10 +17,10 @@ def get_config():
   config.num_seeds = 1
   config.data.name = 'stdlib'
   config.data.sequence_length = 128
-  config.data.train_examples = 512
+  config.data.train_examples = 1024
   config.data.valid_examples = 48
   config.data.test_examples = 48
-  config.learning_rate = 3e-4
+  config.learning_rate = 2e-4
   config.clip_norm = 1.0
   config.train.batch_size = 4
   config.train.structures_per_step = 1
@@ -30,8 +30,9 @@ def get_config():
   config.prune.cost = 'params'
   config.prune.of = 'gates'
   config.prune.baselines = ('cosine',)
-  config.prune.sets = 3
-  config.prune.calibration_examples = 4
-  config.prune.candidates = 1
+  config.prune.sets = 2
+  config.prune.calibration_examples = 16
+  config.prune.ranked = 8
+  config.prune.candidates = 2
   config.prune.heal_epochs = 1.0
   return config

@@ -11,6 +11,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.structure import Shared, all_bits
 from additive_jax.search import BY_BUDGET, Budget, Costs, find
 from additive_jax.search.knapsack import best_within
+from additive_jax.search.pair_process import NOISE, Prior
 from additive_jax.search.sparse import fit
 
 N = 12
@@ -51,7 +52,14 @@ def test_methods_against_the_enumerated_optimum(method):
   assert model.of([path.best])[0] <= path.limit * (1 + 1e-9)
   # Of what the optimum costs above all-on. A leave-one-out alone stops at the first structure
   # within the budget, wherever that is.
-  near = {'surrogate': 0.02, 'beam': 0.02, 'evolution': 0.05, 'random': 0.6, 'leave_one_out': 0.5}
+  near = {
+    'bayesian': 0.02,
+    'surrogate': 0.1,
+    'beam': 0.02,
+    'evolution': 0.05,
+    'random': 0.6,
+    'leave_one_out': 0.5,
+  }
   slack = near.get(method, 0.15)
   assert path.loss(path.best) - best <= slack * (best - 1.0) + 1e-9
   assert len(set(loss.asked)) == len(loss.asked)
@@ -74,7 +82,7 @@ def test_the_seed_decides(method):
   np.testing.assert_array_equal(runs[0].bits, runs[1].bits)
 
 
-@pytest.mark.parametrize('method', ['beam', 'evolution', 'surrogate'])
+@pytest.mark.parametrize('method', ['bayesian', 'beam', 'evolution', 'surrogate'])
 def test_killed_and_started_again_ends_as_if_never_killed(method, tmp_path):
   whole = find(Loss(), costs(), method=method, budget=0.7, journal=tmp_path / 'whole.jsonl')
   calls = itertools.count()
@@ -97,6 +105,51 @@ def test_killed_and_started_again_ends_as_if_never_killed(method, tmp_path):
   assert not done.asked
 
 
+def test_the_process_is_a_regression_on_pairs():
+  rng = np.random.default_rng(0)
+  alone, places = rng.normal(size=7), np.array([0, 0, 1, 1, 2, 6, 6.0])
+  prior = Prior(2.0, alone, places)
+  bits = all_bits(7)[rng.permutation(128)[:30]]
+  losses = rng.normal(size=30) + 3.0
+  posterior = prior.given(bits[:20], losses[:20])
+  mean, deviation = posterior.predict(bits[20:])
+  # The same with a column for each pair, and one for what is common to them.
+  size, near = prior.sizes, np.array([[1.0, 0.775, 0.55, 0.325, 0.1, 0.1, 0.1]])
+  i, j = np.triu_indices(7, 1)
+  distance = np.abs(places[i] - places[j]).astype(int)
+  scale = np.sqrt(size[i] * size[j])
+  columns = lambda off: np.concatenate(
+    [
+      off[:, i] * off[:, j] * scale * np.sqrt(near[0][distance]),
+      (off[:, i] * off[:, j] * scale).sum(1, keepdims=True),
+    ],
+    axis=1,
+  )
+  off = (~bits).astype(float)
+  features, rest = columns(off[:20]), losses[:20] - 2.0 - off[:20] @ alone
+  noise = NOISE * np.square(off[:20] @ size)
+  covariance = features @ features.T + np.diag(noise)
+  weights = np.linalg.solve(covariance, rest)
+  new = columns(off[20:])
+  np.testing.assert_allclose(mean, 2.0 + off[20:] @ alone + new @ features.T @ weights, rtol=1e-4)
+  left = np.eye(len(i) + 1) - features.T @ np.linalg.solve(covariance, features)
+  variance = np.einsum('sa,ab,sb->s', new, left, new) * (rest @ weights) / 20
+  np.testing.assert_allclose(deviation, np.sqrt(variance), rtol=1e-3)
+
+
+def test_a_bayesian_search_of_gates_within_gates():
+  gates = tuple(Gate(f'l{i}/r', within=f'l{i - 1}/r' if i % 3 == 1 else None) for i in range(9))
+  model = Costs('params', Space(gates), (3.0, 2.0, 2.0) * 3, fixed=4.0, shared=((3.0, (2, 5)),))
+  gain = np.random.default_rng(1).gamma(1.0, 0.3, 9)
+  losses = lambda bits, share=1.0: 1.0 + (~bits) @ gain
+  for evaluations in (None, 45):
+    path = find(losses, model, budget=0.6, evaluations=evaluations)
+    bits = model.canonical(all_bits(9))
+    best = losses(bits)[model.of(bits) <= path.limit * (1 + 1e-9)].min()
+    assert path.loss(path.best) == pytest.approx(best)
+    assert path.evaluations <= (evaluations or 74)
+
+
 def test_a_journal_of_another_pool_is_refused(tmp_path):
   path = tmp_path / 'search.jsonl'
   find(Loss(), costs(), method='greedy', journal=path, identity={'pool': 'a'})
@@ -116,7 +169,16 @@ def test_the_knapsack_is_exact(seed):
   for limit in np.linspace(model.of([model.cheapest()])[0], model.full, 5):
     row = best_within(model, main, limit, pairs)
     found = row @ main + row @ pairs @ row
-    assert found == pytest.approx(value[model.of(bits) <= limit * (1 + 1e-9)].min())
+    inside = model.of(bits) <= limit * (1 + 1e-9)
+    assert found == pytest.approx(value[inside].min())
+    known = np.unique(bits[inside], axis=0)[:3] | row  # the best one among them
+    others = inside & ~(bits[:, None] == known[None]).all(2).any(1)
+    if others.any():
+      row = best_within(model, main, limit, pairs, without=known)
+      assert row @ main + row @ pairs @ row == pytest.approx(value[others].min())
+    else:
+      with pytest.raises(UserError, match='other than'):
+        best_within(model, main, limit, pairs, without=known)
 
 
 @pytest.mark.parametrize('seed', range(3))

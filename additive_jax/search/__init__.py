@@ -8,6 +8,7 @@ Without one: `Search` is the loop of Exp 1's older methods, generations of struc
 `methods.METHODS` propose.
 """
 
+from additive_jax.search.bayesian import Bayesian
 from additive_jax.search.budgeted import BY_BUDGET, find, search_pool
 from additive_jax.search.costs import Budget, Costs
 from additive_jax.search.evolution import Evolution, Random
@@ -22,6 +23,7 @@ from additive_jax.search.surrogate import Cosine, Surrogate
 __all__ = [
   'BY_BUDGET',
   'METHODS',
+  'Bayesian',
   'Beam',
   'Budget',
   'Contributions',

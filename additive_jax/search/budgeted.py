@@ -7,7 +7,8 @@
 | lazy_greedy | n + 8·r | |
 | beam | 4·n·r, which share most of their sites | |
 | evolution | 40·6, mostly by few examples | EvoPress |
-| surrogate | n + 8·r + 48 | lazy greedy, then a Walsh regression and an exact programme |
+| bayesian | 5·n | BOCS, level by level |
+| surrogate | 3·n + 48 | a Walsh regression and an exact programme |
 | cosine | r, after one forward pass | ShortGPT |
 | random | 256 | the control |
 """
@@ -34,6 +35,7 @@ from additive_jax.models.costs import measure
 from additive_jax.run.evaluate import as_batch
 from additive_jax.run.latency import Latency, latency_table, measure_latency, verify_latency
 from additive_jax.run.tasks import Task, task_of
+from additive_jax.search.bayesian import Bayesian
 from additive_jax.search.costs import Budget, Costs
 from additive_jax.search.evaluations import Evaluations, Evaluator, SpentError
 from additive_jax.search.evaluator import PoolEvaluator
@@ -51,6 +53,7 @@ BY_BUDGET: Mapping[str, Method] = types.MappingProxyType(
     'lazy_greedy': LazyGreedy(),
     'beam': Beam(),
     'evolution': Evolution(),
+    'bayesian': Bayesian(),
     'surrogate': Surrogate(),
     'cosine': Cosine(),
     'random': Random(),
@@ -62,7 +65,7 @@ def find(
   evaluate: Evaluator,
   costs: Costs,
   *,
-  method: str | Method = 'surrogate',
+  method: str | Method = 'bayesian',
   budget: float | Budget = 0.8,
   seed: int = 0,
   journal: str | FilePath | Journal | None = None,
@@ -141,7 +144,7 @@ def search_pool(
   variables: PyTree,
   data: Any,
   *,
-  method: str | Method = 'surrogate',
+  method: str | Method = 'bayesian',
   budget: float | Budget = 0.8,
   costs: str | Costs | Latency = 'params',
   seed: int = 0,

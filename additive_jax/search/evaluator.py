@@ -37,6 +37,9 @@ class PoolEvaluator:
     batch: x [N, ...] and y [N, ...].
     task: lower is better by what it ranks by.
     batch_size, recalibrate: as of `evaluate_structures`.
+
+  Attributes:
+    batch: the examples, in memory.
   """
 
   def __init__(
@@ -49,7 +52,7 @@ class PoolEvaluator:
     recalibrate: Any = None,
   ):
     self._model, self._variables, self._task = model, variables, task
-    self._batch = jax.tree.map(np.asarray, batch)
+    self.batch = jax.tree.map(np.asarray, batch)
     self._batch_size, self._recalibrate = batch_size, recalibrate
 
   def __call__(self, bits: Bool[np.ndarray, 'S n'], share: float = 1.0) -> Float[np.ndarray, 'S']:
@@ -72,17 +75,17 @@ class PoolEvaluator:
 
   def _examples(self, share):
     if share >= 1:
-      return self._batch
-    count = num_examples(self._batch)
+      return self.batch
+    count = num_examples(self.batch)
     order = np.random.default_rng(SUBSET).permutation(count)
-    return rows(self._batch, np.sort(order[: math.ceil(share * count)]))
+    return rows(self.batch, np.sort(order[: math.ceil(share * count)]))
 
   def identity(self) -> dict[str, Any]:
     """Returns what the losses are of, for a journal."""
     return {
       'model': describe(self._model),
       'pool': _digest(processes.to_host(self._variables)),
-      'data': _digest(self._batch),
+      'data': _digest(self.batch),
       'task': digest_of(self._task).partition(':')[2],
       'recalibrate': self._recalibrate is not None and self._recalibrate is not False,
     }

@@ -21,6 +21,7 @@ def best_within(
   main: Float[np.ndarray, ' n'],
   limit: float,
   pairs: Float[np.ndarray, 'n n'] | None = None,
+  without: Bool[np.ndarray, 'S n'] | None = None,
 ) -> Bool[np.ndarray, ' n']:
   """Returns the structure of lowest modelled loss that costs at most `limit`, in canonical form.
 
@@ -34,9 +35,10 @@ def best_within(
     main: what each gate adds to the loss when it is on.
     limit: in the unit of the costs.
     pairs: what two gates add when both are on; above the diagonal. Zeros cost nothing.
+    without: structures that it must not be, such as those that are known.
 
   Raises:
-    UserError: where no structure is that cheap.
+    UserError: where no structure is that cheap, or no other one.
   """
   from scipy import optimize
 
@@ -50,6 +52,7 @@ def best_within(
   if pairs is not None:
     objective[n + num_shared :] = pairs[first, second]
   rows = _constraints(costs, limit, (first, second), objective)
+  rows += [_differs(row) for row in (() if without is None else without)]
   matrix, bounds = _matrix(rows, size)
   integers = np.zeros(size)
   integers[:n] = 1  # the others follow
@@ -62,8 +65,10 @@ def best_within(
     options={'mip_rel_gap': 0.0},
   )
   if result.x is None:
+    other = '' if without is None else f', other than {len(without)} of them'
     raise UserError(
-      f'{costs.told(limit)}: expected at least those of the cheapest structure, {costs.cheapest()}'
+      f'{costs.told(limit)}: expected at least those of the cheapest structure, '
+      f'{costs.cheapest()}{other}'
     )
   return costs.canonical(result.x[None, :n] > 0.5)[0]
 
@@ -88,6 +93,12 @@ def _constraints(
     else:
       rows.append(({i: 1.0, j: 1.0, k: -1.0}, 1.0))
   return rows
+
+
+def _differs(row: Bool[np.ndarray, ' n']) -> tuple[dict[int, float], float]:
+  """Returns that a structure differs from another in at least one gate:
+  Σ over those on of g_i − Σ over those off of g_i ≤ number on − 1."""
+  return {i: 1.0 if on else -1.0 for i, on in enumerate(row)}, float(row.sum()) - 1.0
 
 
 def _matrix(rows: list[tuple[dict[int, float], float]], size: int) -> tuple[Any, Any]:

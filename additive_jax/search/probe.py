@@ -15,7 +15,7 @@ from additive_jax.batches import num_examples, rows
 from additive_jax.models.additive import embed, gate_names, sites_of, update
 from additive_jax.models.contract import check_pool
 from additive_jax.models.side import stream_of
-from additive_jax.search.surrogate import layers
+from additive_jax.search.problem import layers
 
 
 def stream_changes(

@@ -116,3 +116,12 @@ class Method(Protocol):
 
   def run(self, problem: Problem) -> None:
     """Evaluates structures, among them some within the budget."""
+
+
+def layers(names: tuple[str, ...]) -> list[str]:
+  """Returns the layer of each gate: the first part of its name.
+
+  >>> layers(('layer_00/attention/residual', 'layer_00/mlp/residual', 'block_01/residual'))
+  ['layer_00', 'layer_00', 'block_01']
+  """
+  return [name.partition('/')[0] for name in names]

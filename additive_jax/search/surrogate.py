@@ -9,14 +9,12 @@ from jaxtyping import Bool, Float, Int
 
 from additive_jax.errors import UserError
 from additive_jax.search.costs import within
-from additive_jax.search.greedy import LazyGreedy, by_harm, chain
+from additive_jax.search.greedy import by_harm, chain
 from additive_jax.search.knapsack import best_within
-from additive_jax.search.problem import Bits, Problem, Row
+from additive_jax.search.problem import Bits, Problem, Row, layers
 from additive_jax.search.sparse import fit
 
 SCORES = ('walsh', 'leave_one_out', 'blockwise')
-DESIGNS = ('greedy', 'random')
-FAR = 2.0  # how many times the harm of the worst structure of the way others may do that are fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +24,9 @@ class Surrogate:
 
   By `scores`:
 
-  - 'walsh': a sparse Walsh regression (`sparse.fit`) on structures that a `design` gives. Then,
-    `rounds` times, its best structure at every level is evaluated and it is fitted again.
+  - 'walsh': a sparse Walsh regression (`sparse.fit`) on a leave-one-out and random structures,
+    mostly without the gates that it calls harmless. Then, `rounds` times, the best structure of
+    every level that is not known is evaluated and the regression is fitted again.
   - 'leave_one_out': the sum of what each gate costs when it alone is off; n + 1 evaluations.
   - 'blockwise': the sum of how far off the stream is after each site that is off, relative to the
     stream: a block-wise distillation in one forward pass, as the scores of Puzzle (Bercovich et
@@ -37,12 +36,7 @@ class Surrogate:
 
   Attributes:
     scores: one of `SCORES`.
-    design: what the regression begins with: 'greedy', a lazy greedy search, so that what is found
-      is no worse than that, and the regression is of the region where good structures are; or
-      'random', a leave-one-out and random structures, mostly without the gates that it calls
-      harmless.
-    fresh: of the greedy design, see `LazyGreedy`.
-    samples: of the random one, how many; None is 2n.
+    samples: random structures; None is 2n.
     rounds: of evaluation and refit.
     levels: limits in equal steps down to the budget.
     most_pairs: interactions that the programme takes, the largest ones.
@@ -50,8 +44,6 @@ class Surrogate:
   """
 
   scores: str = 'walsh'
-  design: str = 'greedy'
-  fresh: int = 8
   samples: int | None = None
   rounds: int = 4
   levels: int = 12
@@ -61,8 +53,6 @@ class Surrogate:
   def __post_init__(self) -> None:
     if self.scores not in SCORES:
       raise UserError(f'scores {self.scores!r}: expected one of {", ".join(SCORES)}')
-    if self.design not in DESIGNS:
-      raise UserError(f'design {self.design!r}: expected one of {", ".join(DESIGNS)}')
 
   def run(self, problem: Problem) -> None:
     if self.scores == 'walsh':
@@ -85,22 +75,15 @@ class Surrogate:
 
   def _by_regression(self, problem: Problem) -> None:
     limits = problem.levels(self.levels)
-    if self.design == 'greedy':
-      LazyGreedy(fresh=self.fresh).run(problem)
-    else:
-      self._evaluate_samples(problem, limits)
+    self._evaluate_samples(problem, limits)
     for _ in range(self.rounds):
       bits, losses = problem.judge.evaluated()
-      if self.design == 'greedy':
-        bits, losses = _near(problem, bits, losses)
       model = fit(bits, losses).strongest(self.most_pairs)
       main, pairs = model.in_gates()
-      # What is off in no structure that is near has no effect that is known: it stays on.
-      main = np.where(
-        bits.all(0), -2.0 * np.abs(model.pairs).sum() - np.abs(main).sum() - 1.0, main
-      )
-      found = [best_within(problem.costs, main, limit, pairs) for limit in limits]
-      problem.judge(np.unique(np.array(found), axis=0))
+      found = _unknown(problem, main, pairs, limits)
+      if not len(found):
+        return
+      problem.judge(found)
 
   def _evaluate_samples(self, problem: Problem, limits: Float[np.ndarray, ' levels']) -> None:
     """Evaluates random structures."""
@@ -121,17 +104,18 @@ class Surrogate:
     return problem.shrunk(problem.all_on(), drawn, limit)
 
 
-def _near(
-  problem: Problem, bits: Bits, losses: Float[np.ndarray, ' S']
-) -> tuple[Bool[np.ndarray, 'near n'], Float[np.ndarray, ' near']]:
-  """Returns the structures that do no more harm than `FAR` times the best within the budget."""
-  all_on = losses[bits.all(1)].min(initial=np.inf)
-  inside = within(problem.costs, bits, problem.limit) & np.isfinite(losses)
-  if not inside.any() or not np.isfinite(all_on):
-    return bits, losses
-  most = all_on + FAR * max(losses[inside].min() - all_on, 1e-9)
-  near = losses <= most
-  return bits[near], losses[near]
+def _unknown(problem: Problem, main, pairs, limits) -> Bits:
+  """Returns of every limit the structure of lowest modelled loss that was not evaluated, and is
+  none of another limit."""
+  known = problem.judge.evaluated().bits
+  for limit in limits:
+    inside = known[within(problem.costs, known, limit)]
+    try:
+      row = best_within(problem.costs, main, limit, pairs, without=inside)
+    except UserError:  # all that are so cheap are known
+      continue
+    known = np.concatenate([known, row[None]])
+  return known[len(problem.judge.evaluated().bits) :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +150,3 @@ class Cosine:
     hosts = problem.costs.hosts == np.arange(len(row))
     off = {name for name, on, is_host in zip(layer, row, hosts) if is_host and not on}
     return row & np.array([name not in off for name in layer])
-
-
-def layers(names: tuple[str, ...]) -> list[str]:
-  """Returns the layer of each gate: the first part of its name.
-
-  >>> layers(('layer_00/attention/residual', 'layer_00/mlp/residual', 'block_01/residual'))
-  ['layer_00', 'layer_00', 'block_01']
-  """
-  return [name.partition('/')[0] for name in names]

@@ -42,7 +42,7 @@ class PruneOptions:
   without the embedding."""
   method: Later[Annotated[str, one_of('', *_METHODS)]] = ''
   """How structures are searched; '' ranks all networks within the budget up to 4,096 of them, and
-  is 'surrogate' of more."""
+  is 'bayesian' of more."""
   baselines: Later[Annotated[tuple[str, ...], _BASELINES]] = ()
   """Methods that are shown beside it, each on the same calibration sets."""
   evaluations: Later[Whole] = 0
@@ -54,6 +54,8 @@ class PruneOptions:
   intervals of methods are over them."""
   calibration_examples: Later[Whole] = 0
   """Examples of each; 0 is all of the split, with one set."""
+  ranked: Later[Few] = 64
+  """Of what each of several sets has found, so many are ranked on the whole split."""
   candidates: Later[Few] = 1
   """K: the best structures, which are healed together in one pool, and ranked again after that."""
   alone: Later[bool] = False

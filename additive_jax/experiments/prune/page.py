@@ -48,7 +48,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
 
 def _gates(result: Result, summary: dict[str, Any]) -> list[Piece | None]:
   gates, fit = result.gates, summary['fit']
-  told = 'Each part alone: by how much the loss on the split to choose by grows without it.'
+  told = 'Each part alone: by how much the loss of calibration examples grows without it.'
   picture_ = picture(figures.contributions(gates), told) if len(gates) <= 400 else None
   if fit is None or not np.isfinite(fit['r2']):
     return [picture_]

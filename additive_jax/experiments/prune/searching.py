@@ -20,17 +20,17 @@ from additive_jax.files.journal import Journal, Record
 from additive_jax.gates.networks import all_networks, num_networks
 from additive_jax.gates.structure import Space, Structure
 from additive_jax.parallel import processes
-from additive_jax.report.statistics import rank
+from additive_jax.report.statistics import mean_and_ci, rank
 from additive_jax.run.latency import latency_table
 from additive_jax.search import Budget, Costs, Path, effects, find
 from additive_jax.search.costs import within
+from additive_jax.search.evaluations import Evaluations
 from additive_jax.search.evaluator import PoolEvaluator
 from additive_jax.search.probe import stream_changes
 from additive_jax.search.problem import Problem
 
 ENUMERATED = 4096  # up to so many networks all within the budget are ranked
-ALL, MANY = 'all', 'surrogate'
-RANKED = 64  # of those that were found, so many are ranked on the whole split
+ALL, MANY = 'all', 'bayesian'
 LATENCIES = 'latency.json'
 
 
@@ -148,27 +148,32 @@ def calibration_sets(session: Session) -> Iterator[tuple[Any, Any]]:
     yield rows(batch, np.sort(np.take(order, np.arange(size) + number * size, mode='wrap')))
 
 
+def evaluators(session: Session, variables: PyTree) -> Iterator[dict[str, Any]]:
+  """Yields for each calibration set what gives losses on it, and where they are kept."""
+  for number, batch in enumerate(calibration_sets(session)):
+    evaluate = SetEvaluator(session, variables, batch)
+    journal = Journal(session.rundir.journals / f'search-{number}.jsonl')
+    yield {'evaluate': evaluate, 'journal': journal, 'identity': evaluate.identity()}
+
+
 def _searched(session, variables, costs) -> Iterator[tuple[tuple[str, int], Path]]:
   """Every method on every calibration set; those of a set share what they evaluate."""
   options, method = session.config.prune, method_of(session)
   budget = budget_of(session)
-  for number, batch in enumerate(calibration_sets(session)):
-    evaluate = SetEvaluator(session, variables, batch)
-    journal = session.rundir.journals / f'search-{number}.jsonl'
-    changes = lambda kind, x=batch[0]: stream_changes(session.model, variables, x, kind)
+  for number, judged in enumerate(evaluators(session, variables)):
+    x = judged['evaluate'].batch[0]
+    changes = lambda kind, x=x: stream_changes(session.model, variables, x, kind)
     for name in dict.fromkeys((method, *options.baselines)):
       yield (
         (name, number),
         find(
-          evaluate,
-          costs,
+          costs=costs,
           method=Every() if name == ALL else name,
           budget=budget,
           seed=session.config.seed,
-          journal=journal,
-          identity=evaluate.identity(),
           evaluations=options.evaluations or None,
           probe=changes,
+          **judged,
         ),
       )
 
@@ -180,7 +185,8 @@ def _ranked(session, variables, costs, limit, paths) -> pd.DataFrame:
     inside = np.flatnonzero(within(costs, path.bits, limit) & np.isfinite(path.losses))
     first = inside[np.argsort(path.losses[inside], kind='stable')]
     # Where the set is the whole split, they are ranked already.
-    bits.append(path.bits[first if len(paths) == 1 else first[:RANKED]])
+    most = None if len(paths) == 1 else session.config.prune.ranked
+    bits.append(path.bits[first[:most]])
   found = np.unique(np.concatenate(bits), axis=0)
   scores = session.evaluate(variables, found, session.valid).scores
   cost, score = session.task.cost(scores), session.task.rank_by
@@ -223,15 +229,21 @@ def _compared(session, variables, costs, limit, paths) -> list[Record]:
 
 
 def _of_gates(session, variables, paths) -> dict[str, Any]:
-  """What each gate does alone, on the whole split, and on average in what the searches saw."""
+  """What each gate does alone, with the interval over calibration sets, and on average in what the
+  searches saw. Most of what it asks for they have evaluated."""
   space = session.space
   n = space.num_gates
   alone = ~np.eye(n + 1, n, -1, dtype=bool)  # all on, then each off
-  losses = session.task.cost(session.evaluate(variables, alone, session.valid).scores)
+  asked = [
+    Evaluations(each['evaluate'], space, each['journal'], each['identity'])
+    for each in evaluators(session, variables)
+  ]
+  losses = np.array([judge(alone) for judge in asked])
+  mean, half_width = mean_and_ci(losses[:, 1:] - losses[:, :1])
   bits = np.concatenate([path.bits for path in paths])
   found = effects(bits, np.concatenate([path.losses for path in paths]), gates=space)
   flops, params = space.costs(alone)
-  gates = pd.DataFrame({'gate': list(space.names), 'alone': losses[1:] - losses[0]})
+  gates = pd.DataFrame({'gate': list(space.names), 'alone': mean, 'alone_ci95': half_width})
   gates['effect'] = found.main
   gates['flops'], gates['params'] = flops[0] - flops[1:], params[0] - params[1:]
   fit = None if found.held_out is None else dataclasses.asdict(found.held_out)

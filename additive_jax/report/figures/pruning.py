@@ -21,7 +21,8 @@ def contributions(gates: pd.DataFrame) -> Figure:
   ['attention', 'mlp']
 
   Args:
-    gates: columns `gate`, a name that begins with its layer and number, and `alone`.
+    gates: columns `gate`, a name that begins with its layer and number, `alone`, and for error
+      bars `alone_ci95`.
   """
   marks.require(gates, 'gate', 'alone')
   names = [re.sub('/residual$', '', name) for name in gates['gate']]
@@ -32,10 +33,20 @@ def contributions(gates: pd.DataFrame) -> Figure:
     rows,
   ):
     for (axes,), kind in zip(rows, different):
-      values = gates['alone'].to_numpy(float)[[other == kind for other in kinds]]
+      chosen = gates[[other == kind for other in kinds]]
+      values = chosen['alone'].to_numpy(float)
+      half = chosen['alone_ci95'].to_numpy(float) if 'alone_ci95' in chosen else np.array([np.nan])
       depth = np.arange(len(values))
       colours = np.where(values < 0, style.VERMILION, style.BLUE)
-      axes.bar(depth, np.nan_to_num(values), width=0.7, color=colours, alpha=0.85)
+      axes.bar(
+        depth,
+        np.nan_to_num(values),
+        yerr=np.nan_to_num(half) if np.isfinite(half).any() else None,
+        width=0.7,
+        color=colours,
+        alpha=0.85,
+        error_kw={'lw': 0.8, 'ecolor': style.GREY},
+      )
       axes.axhline(0, color=style.GREY, lw=0.8)
       axes.set_title(kind, loc='left')
       axes.set_ylabel('loss without − with')
