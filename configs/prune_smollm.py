@@ -31,7 +31,7 @@ def get_config():
   config.prune.of = 'gates'
   config.prune.baselines = ('cosine',)
   config.prune.sets = 2
-  config.prune.calibration_examples = 16
+  config.prune.calibration_examples = 8
   config.prune.ranked = 8
   config.prune.candidates = 2
   config.prune.heal_epochs = 1.0

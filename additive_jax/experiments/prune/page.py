@@ -26,6 +26,10 @@ def page(session: Session, result: Result, records: Records) -> Page:
     f'share of the {name}': after[name] / before[name] for name in ('flops', 'params')
   }
   facts['times faster'] = before['seconds'] / after['seconds']
+  for name, speed in summary.get('tokens_per_second', {}).items():
+    facts[f'tokens a second, {name}'] = round(speed)
+  for name, size in summary['bytes'].items():
+    facts[f'megabytes, {name}'] = size / 1e6
   facts |= {f'test {LOSS}, {name}': summary[name][LOSS] for name in ('before', 'unhealed', 'after')}
   return Page(
     f'The smaller network within, on {session.data.name}',

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -82,7 +83,10 @@ def judge_healed(variables: PyTree, structures: Sequence[Structure], trained: Tr
   x = first_input(session.data)
   seconds = time_structures(session.model, variables, x, [full, chosen], seconds=TIMED)
   record['seconds'] = dict(zip(('before', 'after'), seconds.tolist()))
+  if session.task.name == 'language':
+    record['tokens'] = jax.tree.leaves(session.test[1])[0][:1].size
   pools = {'before': (variables, full), 'after': (trained.variables, chosen)}
+  record['bytes'] = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))
   record['samples'] = continuations(session, pools)
   return record | {'skipped': trained.skipped}
 

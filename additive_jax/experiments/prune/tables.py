@@ -47,6 +47,14 @@ def tables(session: Session, records: Records) -> Result:
   summary |= {'method': method, 'fit': line['fit'], 'evaluations': max(taken, default=0)}
   summary['workdir'] = str(session.rundir.path.absolute())
   summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
+  files = Path(summary['exported']).rglob('*')
+  summary['bytes'] = {
+    'before': record['bytes'],
+    'after': sum(file.stat().st_size for file in files if file.is_file()),
+  }
+  if 'tokens' in record:
+    seconds = record['seconds'].items()
+    summary['tokens_per_second'] = {name: record['tokens'] / time for name, time in seconds}
   frames = {
     'candidates': candidates,
     'networks': networks,
