@@ -17,6 +17,8 @@ PARENTS = 3  # of a level, and of the one before
 SWAPS = 8  # gates of a parent that are tried on again
 BRANCHES = 3  # of the children of a start that are followed down to the limit
 CANDIDATE_GATES = 64  # the most gates of a structure that are tried off
+ROWS = 128  # the most structures whose children are looked at together
+KNOWN = 512  # the most evaluations that the process is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,11 @@ class Bayesian:
     known = [loss - prior.constant for loss in reached if np.isfinite(loss)]
     most = FAR * max(*known, 2 * float(np.median(prior.sizes)))
     near = losses - prior.constant <= most
-    posterior = prior.given(bits[near], losses[near])
+    # Those nearest in cost tell most; of one gate off alone there is no pair to be told of.
+    apart = np.abs(problem.costs.of(bits) - limits[1])
+    told = np.flatnonzero(near & ((~bits).sum(1) != 1))
+    told = np.sort(told[np.argsort(apart[told], kind='stable')[:KNOWN]])
+    posterior = prior.given(bits[told], losses[told])
     start = Neighbours(problem, posterior, limits[1], self.doubt, prior.alone <= most)
     parents = []
     for some in inside:
@@ -173,6 +179,7 @@ class Neighbours:
         if row.tobytes() not in self._known:
           self._found[row.tobytes()] = float(score)
       rows, ways = _first_of_each(children[~inside], scores[~inside], ways[~inside])
+      rows, ways = rows[:ROWS], ways[:ROWS]
 
   def _children(self, row: Row) -> Bits:
     """Returns a structure with one gate off, of those that are worth it and do least harm alone."""
@@ -196,6 +203,7 @@ def _first_of_each(
   order = np.lexsort((scores, ways))
   place = np.arange(len(order)) - np.searchsorted(ways[order], ways[order])
   kept = order[place < BRANCHES]
+  kept = kept[np.argsort(place[place < BRANCHES], kind='stable')]  # the first of all ways first
   _, first = np.unique(rows[kept], axis=0, return_index=True)
   kept = kept[np.sort(first)]
   return rows[kept], ways[kept]
