@@ -42,6 +42,7 @@ FEWEST = 10  # structures that predictions of others can be checked on
 FITTED = 20_000  # structures that they are fitted to, of more so many at random
 PAIRED = 64  # gates up to which pairs are fitted
 LATENCIES = 'latency.json'  # of a pruning under a budget of latency
+NONE = Export()
 ALONE = 'networks that were trained alone are kept with config.sweep.keep_alone'
 
 
@@ -62,7 +63,7 @@ class Way:
   prefix: str = ''
   split: str = 'test'
   also: tuple[tuple[str, str], ...] = ()
-  export: Export = Export()
+  export: Export = NONE
   variant: str = ''
 
 
@@ -166,7 +167,7 @@ def _gates(space: Space, latency: Latency | None) -> tuple[Gate, ...]:
 
 
 def _sites(space: Space, sites: Sequence[tuple[str, int]]) -> tuple[Site, ...]:
-  """The sites with the numbers of their gates, which follow each other in the order of the sites."""
+  """The sites with the numbers of their gates, which stand in the order of the sites."""
   if not sites:
     labels = [gate.name.rpartition('/')[0] or gate.name for gate in space]
     sites = [(label, labels.count(label)) for label in dict.fromkeys(labels)]

@@ -1,8 +1,8 @@
 """Scripts and styles of pages. They stand inside of the page, which so needs no other file.
 
-Scripts are plain ES modules, which browsers, editors and Node read as they are. A page has several of
-them as one: their imports of each other and the word `export` go, and they follow each other in an
-order in which each comes after those that it needs. So names at the top of a module are unique.
+Scripts are plain ES modules, which browsers, editors and Node read as they are. A page has several
+of them as one: their imports of each other and the word `export` go, and they follow each other in
+an order in which each comes after those that it needs. So names at the top of a module are unique.
 """
 
 from __future__ import annotations

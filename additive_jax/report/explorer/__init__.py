@@ -1,5 +1,5 @@
-"""The explorer of a page: the network drawn as its `+`, every gate a switch, and what is known of the
-structure that they make.
+"""The explorer of a page: the network drawn as its `+`, every gate a switch, and what is known of
+the structure that they make.
 
 data         what the explorer shows, as arrays
 piece        the same as a part of a page: text as JSON, numbers as bytes
