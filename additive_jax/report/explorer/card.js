@@ -1,7 +1,7 @@
 // What is known of the structure that the switches make.
 
 import { copyButton, element, setText } from './elements.js';
-import { counted, formatInterval, formatNumber, formatShare, formatSigned } from './format.js';
+import { counted, formatInterval, formatShare, formatSigned } from './format.js';
 
 const STATES = { evaluated: 'Evaluated', predicted: 'Predicted', unknown: 'Not evaluated' };
 
@@ -26,7 +26,7 @@ export class Card {
     this.off = element('p', { class: 'off-gates' });
     this.command = element('code', { class: 'command' });
     this.commandCopy = copyButton('Copy', 'Copy the command that exports this structure', () => this.command.textContent);
-    this.exports = element('div', { class: 'export' }, this.command, this.commandCopy);
+    this.exports = element('div', { class: 'export below' }, this.command, this.commandCopy);
     this.reason = element('p', { class: 'told' });
     this.status = element('p', { class: 'unseen', role: 'status' });
     this.node = element(
@@ -96,4 +96,3 @@ export class Card {
 }
 
 export const compared = (value, full) => (Number.isNaN(full) ? '' : `, ${formatSigned(value - full)} against all-on`);
-export const shortValue = (value) => formatNumber(value);

@@ -99,8 +99,9 @@ class Judged:
     label: what it is called.
     scores: the first is what is predicted and drawn.
     prediction: of the first score; None where too few structures are known.
-    effects: main effect of each gate on the first score, lower is better; None where not known.
+    effects: what each gate does to the first score, lower is better; None where not known.
     effect_half_widths: of their 95 % intervals.
+    effect_meaning: in words, such as mean over all structures.
     export: how such a structure becomes files.
   """
 
@@ -109,6 +110,7 @@ class Judged:
   prediction: Prediction | None = None
   effects: Float[np.ndarray, ' n'] | None = None
   effect_half_widths: Float[np.ndarray, ' n'] | None = None
+  effect_meaning: str = ''
   export: Export = Export()
 
 
@@ -136,6 +138,7 @@ class Explorer:
     ranks: of the structures; None is their order.
     comparable: which structures may be on the Pareto front, such as those that were trained
       longest; None is all.
+    cost: what the page shows first: 'flops', 'params' or 'seconds'.
     note: what else is to be said, in a sentence or two.
   """
 
@@ -147,6 +150,7 @@ class Explorer:
   shared: tuple[tuple[float, tuple[int, ...]], ...] = ()
   ranks: Int[np.ndarray, ' S'] | None = None
   comparable: Bool[np.ndarray, ' S'] | None = None
+  cost: str = 'flops'
   note: str = ''
 
   def __post_init__(self) -> None:

@@ -14,9 +14,11 @@ export class Judged {
       halfWidths: score.halfWidths === null ? null : floats(score.halfWidths),
     }));
     this.fronts = new Map();
-    let judged = 0;
-    for (const value of this.scores[0].values) if (!Number.isNaN(value)) judged += 1;
-    this.count = judged;
+    const { values } = this.scores[0];
+    const known = new Uint32Array(values.length);
+    this.count = 0;
+    for (let row = 0; row < values.length; row += 1) if (!Number.isNaN(values[row])) known[this.count++] = row;
+    this.known = this.count < values.length ? known.subarray(0, this.count) : null;
   }
 
   // The Pareto front of a score against a cost, found once.
@@ -40,13 +42,17 @@ export class Judged {
       const few = `${counted(this.count, 'structure')} ${this.count === 1 ? 'is' : 'are'} too few to predict others from.`;
       return { state: 'unknown', value: NaN, halfWidth: NaN, told: `Not evaluated; ${few}` };
     }
+    if (!(model.r2 > 0)) {
+      const told = `Not evaluated. Predictions from ${counted(this.count, 'structure')} are no better than the mean of all: ${this.receipt()}`;
+      return { state: 'unknown', value: NaN, halfWidth: NaN, told };
+    }
     const isUnseen = (gate, i) => model.only[i] !== null && model.only[i] !== bits[i] && !gate.hidden(bits);
     const unseen = this.gates.filter(isUnseen);
     if (unseen.length) {
       const names = unseen.slice(0, 3).map((gate) => gate.name).join(', ') + (unseen.length > 3 ? ', …' : '');
       return { state: 'unknown', value: NaN, halfWidth: NaN, told: `Not evaluated, and not predicted: no structure that was evaluated tells what ${names} does.` };
     }
-    return { state: 'predicted', value: this.predict(bits), halfWidth: 1.96 * model.rmse, told: this.receipt() };
+    return { state: 'predicted', value: this.predict(bits), halfWidth: 1.96 * model.rmse, told: `Not evaluated: predicted from ${model.pairs[0].length ? 'main effects and interactions' : 'main effects'} of the gates. ${this.receipt()}` };
   }
 
   predict(bits) {
@@ -63,11 +69,9 @@ export class Judged {
   // How well it predicts what it was not fitted to.
   receipt() {
     const { structures, rmse, r2, tau } = this.prediction;
-    const worth = r2 > 0 ? '' : ' That is no better than the mean of all: take it as unknown.';
     return (
-      'Not evaluated: predicted from main effects and interactions of the gates. Checked on ' +
-      `${counted(structures, 'structure')}, each predicted from the others: ` +
-      `R² ${formatNumber(r2, 2)}, Kendall τ ${formatNumber(tau, 2)}, typical error ${formatNumber(rmse, 2)}.${worth}`
+      `Checked on ${counted(structures, 'structure')}, each predicted from others: R² ${formatNumber(r2, 2)}, ` +
+      `Kendall τ ${formatNumber(tau, 2)}, typical error ${formatNumber(rmse, 2)}.`
     );
   }
 

@@ -22,12 +22,15 @@ class Explorer {
     this.ranks = words.ranks === null ? null : new Int32Array(bytes(words.ranks).buffer);
     this.usable = words.comparable === null ? null : bytes(words.comparable);
     this.judged = words.judged.map((one) => new Judged(one, floats, words.gates));
-    for (const one of this.judged) one.effectOf = one.scores[0].lowerIsBetter ? one.scores[0].label : 'its cost';
     this.costs = knownCosts(words, this.structures);
     for (const script of scripts) script.remove();
     this.bits = new Uint8Array(words.gates.length).fill(1);
     this.parts(root);
-    this.choose(0, 0, 0);
+    const cost = Math.max(0, this.costs.findIndex((one) => one.key === words.cost));
+    this.selects[1].value = cost;
+    this.choose(0, cost, 0);
+    // At the full network, unless nothing is known of it.
+    if (this.now.look(this.bits, this.structures.find(this.bits)).state === 'unknown') this.setRow(this.best());
   }
 
   parts(root) {
@@ -59,8 +62,14 @@ class Explorer {
       part('controls', fields[0], fields[1], buttons),
       part(
         'board',
-        part('left', part('panel', this.network.node, this.legend.node), part('panel', part('controls', fields[2]), this.chart.node, part('budget', field('Budget', this.slider, 'field wide'), this.budget))),
+        part('panel', this.network.node, this.legend.node),
         this.card.node,
+        part(
+          'panel',
+          part('controls', fields[2]),
+          this.chart.node,
+          part('budget', field('Budget', this.slider, 'field wide'), this.budget),
+        ),
       ),
       part('panel', this.rows.node),
     );
@@ -75,7 +84,9 @@ class Explorer {
     this.score = this.now.scores[this.chosen[2]];
     if (isNew) {
       this.selects[2].replaceChildren(...this.now.scores.map((one, i) => element('option', { value: i }, one.label)));
-      this.rows.set(columnsOf(this.now, this.costs, this.ranks));
+      // Ranks are those of the first way of judging, in which the rows come.
+      const ranks = judged === 0 ? this.ranks : null;
+      this.rows.set(columnsOf(this.now, this.costs, ranks), this.now.known, ranks ? '' : this.now.scores[0].label);
     }
     this.front = this.now.front(this.cost, this.score, this.usable);
     this.network.paint(this.cost, this.now);
@@ -146,7 +157,7 @@ class Explorer {
     const row = this.structures.find(bits);
     const allOn = new Uint8Array(bits.length).fill(1);
     const full = this.now.look(allOn, this.structures.find(allOn));
-    const place = row < 0 ? null : this.ranks ? this.ranks[row] : row + 1;
+    const place = row >= 0 && this.ranks && this.chosen[0] === 0 ? this.ranks[row] : null;
     this.network.show(this.bits, bits, this.now);
     this.card.show({ bits, row, judged: this.now, costs: this.costs, place, full: full.state === 'evaluated' ? full.value : NaN });
     this.rows.mark(row);

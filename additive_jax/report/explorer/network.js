@@ -38,7 +38,7 @@ export class Network {
     const branch = element(
       'div',
       { class: 'branch' },
-      element('span', { class: 'label', title: label }, label),
+      element('span', { class: 'label', title: label }, ...label.split('/').map((word) => element('span', {}, word))),
       parts.length ? element('span', { class: 'parts' }, ...parts) : null,
     );
     const kind = main === undefined ? 'site through' : 'site';
@@ -92,7 +92,8 @@ export class Network {
     if (effect !== null) {
       const width = judged.effectHalfWidths?.[gate] ?? null;
       const margin = width === null ? '' : ` ± ${formatNumber(width, 2)}`;
-      lines.push(`on: ${judged.effectOf} ${formatSigned(effect)}${margin}`);
+      const meaning = judged.effectMeaning ? ` (${judged.effectMeaning})` : '';
+      lines.push(`on: ${judged.scores[0].label} ${formatSigned(effect)}${margin}${meaning}`);
     }
     const share = this.cost.gates[gate] / this.cost.full;
     lines.push(`${this.cost.format(this.cost.gates[gate])} ${this.cost.name}, ${formatShare(share)} of all`);
@@ -136,7 +137,7 @@ export class Legend {
   paint(cost, judged, strongest) {
     setText(this.size, `size: its share of the ${cost.name}`);
     this.scale.hidden = !strongest;
-    setText(this.low, `helps: ${judged.effectOf} −${formatNumber(strongest, 2)}`);
+    setText(this.low, `helps: ${judged.scores[0].label} −${formatNumber(strongest, 2)}`);
     setText(this.high, `+${formatNumber(strongest, 2)}: harms`);
   }
 }

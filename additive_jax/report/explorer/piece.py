@@ -44,6 +44,7 @@ def explorer(shown: Explorer) -> Piece:
     'sites': [dataclasses.asdict(site) for site in shown.sites],
     'fixed': dataclasses.asdict(shown.fixed),
     'shared': [{'params': params, 'gates': list(gates)} for params, gates in shown.shared],
+    'cost': shown.cost,
     'count': shown.num_structures,
     'bits': block(np.packbits(shown.bits, axis=1, bitorder='little')),
     'ranks': None if shown.ranks is None else block(shown.ranks.astype('<i4')),
@@ -75,6 +76,7 @@ def _judged(judged: Judged, block) -> dict[str, Any]:
     'prediction': None if prediction is None else _prediction(prediction),
     'effects': _listed(judged.effects),
     'effectHalfWidths': _listed(judged.effect_half_widths),
+    'effectMeaning': judged.effect_meaning,
     'export': dataclasses.asdict(judged.export),
   }
 

@@ -36,10 +36,13 @@ export class Rows {
     );
   }
 
-  // Columns: {label, value(row), text(row), values, full}; sorted by none of them at first.
-  set(columns) {
+  // Columns: {label, value(row), text(row), values, full}; sorted at first by the one of that label, or
+  // as they come. `known` are the places of what is shown, all if it is null.
+  set(columns, known, first) {
     this.columns = columns;
-    this.sorted = null;
+    this.known = known;
+    const column = columns.find((one) => one.label === first);
+    this.sorted = column ? { column, descending: !column.lowerIsBetter } : null;
     this.head.replaceChildren(
       element('th', { scope: 'col' }, 'structure'),
       ...columns.map((column) => {
@@ -64,11 +67,12 @@ export class Rows {
 
   reorder() {
     const { tests, wrong } = readFilter(this.filter, this.structures, this.gates, this.columns);
-    let chosen = null;
+    let chosen = this.known;
     if (tests.length) {
-      const found = new Uint32Array(this.structures.count);
+      const found = new Uint32Array(this.total);
       let used = 0;
-      for (let row = 0; row < found.length; row += 1) {
+      for (let i = 0; i < found.length; i += 1) {
+        const row = this.known ? this.known[i] : i;
         if (tests.every((test) => test(row))) found[used++] = row;
       }
       chosen = found.subarray(0, used);
@@ -83,6 +87,10 @@ export class Rows {
     });
     this.start = 0;
     this.draw();
+  }
+
+  get total() {
+    return this.known ? this.known.length : this.structures.count;
   }
 
   get count() {
@@ -106,7 +114,7 @@ export class Rows {
     for (let at = this.start; at < end; at += 1) lines.push(this.line(this.order ? this.order[at] : at));
     this.body.replaceChildren(...lines);
     const range = this.count ? `${formatWhole(this.start + 1)} to ${formatWhole(end)} of ${formatWhole(this.count)}` : 'none';
-    const of = this.count < this.structures.count ? `, of ${formatWhole(this.structures.count)} in all` : '';
+    const of = this.count < this.total ? `, of ${formatWhole(this.total)} in all` : '';
     const wrong = this.wrong.length ? ` Not understood: ${this.wrong.join(' ')}.` : '';
     setText(this.said, `Structures ${range}${of}.${wrong}`);
     this.turn.forEach((button, i) => (button.disabled = i < 2 ? this.start === 0 : end >= this.count));
@@ -128,9 +136,10 @@ export class Rows {
 // The columns of what was judged, and of what structures cost.
 export const columnsOf = (judged, costs, ranks) => [
   ...(ranks ? [{ label: 'rank', values: ranks, value: (row) => ranks[row], text: (row) => formatWhole(ranks[row]) }] : []),
-  ...judged.scores.map(({ label, values, halfWidths }) => ({
+  ...judged.scores.map(({ label, values, halfWidths, lowerIsBetter }) => ({
     label,
     values,
+    lowerIsBetter,
     value: (row) => values[row],
     text: (row) => formatInterval(values[row], halfWidths ? halfWidths[row] : NaN),
   })),
