@@ -37,10 +37,11 @@ export class Chart {
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.draw());
   }
 
-  // What is drawn: a cost, a score and the front of the two.
+  // What is drawn, with the next frame: a cost, a score and the front of the two.
   set(cost, score, front) {
     Object.assign(this, { cost, score, front });
-    this.draw();
+    cancelAnimationFrame(this.drawing);
+    this.drawing = requestAnimationFrame(() => this.draw());
   }
 
   mark(x, y, state) {
@@ -113,18 +114,26 @@ export class Chart {
   // Where each point is, and a grid: points of a cell follow each other in `members`.
   place() {
     const { values } = this.score;
+    const costs = this.cost.rows;
     const count = values.length;
+    const [bottom, top] = [this.height - MARGIN.bottom, MARGIN.top];
+    const across = (this.width - MARGIN.left - MARGIN.right) / (this.right - this.left);
+    const down = (bottom - top) / (this.high - this.low);
+    const { left, high, low } = this;
     [this.px, this.py] = [new Float32Array(count), new Float32Array(count)];
     this.columns = Math.ceil(this.width / CELL);
     const cells = new Int32Array(count).fill(-1);
     const starts = new Uint32Array(this.columns * Math.ceil(this.height / CELL) + 1);
     let beyond = 0;
     for (let i = 0; i < count; i += 1) {
-      if (!Number.isFinite(values[i])) continue;
-      this.px[i] = this.x(this.cost.rows[i]);
-      this.py[i] = this.y(values[i]);
-      if (values[i] > this.high || values[i] < this.low) beyond += 1;
-      cells[i] = this.columns * Math.floor(this.py[i] / CELL) + Math.floor(this.px[i] / CELL);
+      const value = values[i];
+      if (!Number.isFinite(value)) continue;
+      if (value > high || value < low) beyond += 1;
+      const x = MARGIN.left + (costs[i] - left) * across;
+      const y = Math.min(Math.max(top + (high - value) * down, top), bottom);
+      this.px[i] = x;
+      this.py[i] = y;
+      cells[i] = this.columns * Math.floor(y / CELL) + Math.floor(x / CELL);
       starts[cells[i] + 1] += 1;
     }
     for (let i = 1; i < starts.length; i += 1) starts[i] += starts[i - 1];
@@ -153,8 +162,10 @@ export class Chart {
     const { width, height } = this.base;
     const counts = new Uint32Array(width * height);
     let most = 1;
-    for (const row of this.members) {
-      const at = Math.floor(this.py[row] * this.ratio) * width + Math.floor(this.px[row] * this.ratio);
+    const { px, py, ratio } = this;
+    for (let row = 0; row < px.length; row += 1) {
+      if (px[row] === 0) continue; // not judged
+      const at = Math.floor(py[row] * ratio) * width + Math.floor(px[row] * ratio);
       counts[at] += 1;
       if (counts[at] > most) most = counts[at];
     }
@@ -232,7 +243,7 @@ export class Chart {
     const context = this.marks.getContext('2d');
     context.setTransform(this.ratio || 1, 0, 0, this.ratio || 1, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
-    if (!this.px || !this.current) return;
+    if (!this.px || !this.current || this.px.length !== this.score.values.length) return;
     const { x, y, state } = this.current;
     context.lineWidth = 2.4;
     context.strokeStyle = this.colours.harm;

@@ -27,7 +27,8 @@ export const readFilter = (text, structures, gates, columns) => {
       });
     } else if (bound) {
       const name = plainName(bound[1]);
-      const column = columns.find((one) => plainName(one.label) === name) ?? columns.find((one) => plainName(one.label).includes(name));
+      const isNamed = (one) => plainName(one.label) === name || one.key === name;
+      const column = columns.find(isNamed) ?? columns.find((one) => plainName(one.label).includes(name));
       if (!column || (bound[4] && !column.full)) wrong.push(word);
       else {
         const limit = bound[4] ? (Number(bound[3]) / 100) * column.full : Number(bound[3]);

@@ -144,6 +144,7 @@ export const columnsOf = (judged, costs, ranks) => [
     text: (row) => formatInterval(values[row], halfWidths ? halfWidths[row] : NaN),
   })),
   ...costs.map((cost) => ({
+    key: cost.key,
     label: cost.label,
     values: cost.rows,
     full: cost.full,

@@ -8,23 +8,30 @@ export const decodeBase64 = (text) => {
   return bytes;
 };
 
+const DIRECT = 22; // gates up to which a structure is its own place in a table
+
 export class Structures {
   constructor(count, numGates, packed) {
     this.count = count;
     this.numGates = numGates;
     this.width = Math.ceil(numGates / 8);
     this.packed = packed;
-    // Open addressing: a slot has the number of a row plus one, 0 is empty.
-    this.mask = 2 ** Math.ceil(Math.log2(2 * count + 2)) - 1;
-    this.slots = new Int32Array(this.mask + 1);
+    // A slot has the number of a row plus one, 0 is empty. With many gates slots are found by a hash,
+    // the next free one for rows that meet (open addressing).
+    const slots = numGates <= DIRECT ? 2 ** numGates : 2 ** Math.ceil(Math.log2(2 * count + 2));
+    this.mask = slots - 1;
+    this.slots = new Int32Array(slots);
     for (let row = 0; row < count; row += 1) {
-      let slot = this.hash(packed, row * this.width);
+      let slot = this.slot(packed, row * this.width);
       while (this.slots[slot]) slot = (slot + 1) & this.mask;
       this.slots[slot] = row + 1;
     }
   }
 
-  hash(bytes, start) {
+  slot(bytes, start) {
+    if (this.numGates <= DIRECT) {
+      return bytes[start] | (this.width > 1 ? bytes[start + 1] << 8 : 0) | (this.width > 2 ? bytes[start + 2] << 16 : 0);
+    }
     let hash = 0x811c9dc5;
     for (let i = start; i < start + this.width; i += 1) hash = Math.imul(hash ^ bytes[i], 0x01000193);
     hash ^= hash >>> 15;
@@ -41,11 +48,13 @@ export class Structures {
   // The row of a structure, −1 for one that is not there.
   find(bits) {
     const bytes = this.pack(bits);
-    for (let slot = this.hash(bytes, 0); this.slots[slot]; slot = (slot + 1) & this.mask) {
+    let slot = this.slot(bytes, 0);
+    for (let tries = 0; this.slots[slot] && tries < this.slots.length; tries += 1) {
       const row = this.slots[slot] - 1;
       let same = true;
       for (let i = 0; same && i < this.width; i += 1) same = this.packed[row * this.width + i] === bytes[i];
       if (same) return row;
+      slot = (slot + 1) & this.mask;
     }
     return -1;
   }
