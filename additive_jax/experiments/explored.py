@@ -21,7 +21,7 @@ from additive_jax.experiments.network import NETWORKS
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
 from additive_jax.gates.networks import canonical, num_networks
-from additive_jax.gates.structure import Structure
+from additive_jax.gates.structure import Space, Structure
 from additive_jax.models.additive import sites_of
 from additive_jax.report.explorer import Export, explorer
 from additive_jax.report.page import Piece
@@ -35,22 +35,22 @@ ALONE = 'Networks that were trained alone are kept with config.sweep.keep_alone.
 
 
 def explored(session: Session, result: Any) -> Piece | None:
-  """Returns the explorer of a run; None where it judged fewer than two structures, or its space
-  says nothing of costs.
+  """Returns the explorer of a run; None where it judged fewer than two structures of its space.
 
   Args:
-    result: the tables of the run, a `study.Result`.
+    result: the tables of the run, a `study.Result`. Where its structures are those of another
+      session's network, `extras['explored']` is that session.
   """
   table, ways = structures_of(session, result)
-  space = session.space
-  if table is None or space.fixed_flops is None or table['structure'].nunique() < 2:
+  other = result.extras.get('explored', session)
+  if table is None or (table := _of_space(other.space, table)) is None:
     return None
   shown = of_table(
-    space,
+    other.space,
     table,
     ways,
     session.task,
-    sites=[(site.label, len(site.names)) for site in sites_of(session.model)],
+    sites=[(site.label, len(site.names)) for site in sites_of(other.model)],
     latency=_latency(session),
     known=_effects_of(session, result),
   )
@@ -58,6 +58,19 @@ def explored(session: Session, result: Any) -> Piece | None:
     cost = session.config.prune.cost
     shown = dataclasses.replace(shown, cost='seconds' if cost == 'latency' else cost)
   return explorer(shown)
+
+
+def _of_space(space: Space, table: pd.DataFrame) -> pd.DataFrame | None:
+  """Returns the rows of structures of a space: of those that compare networks of several sizes,
+  the ones that cost what the space says. None for fewer than two structures, or without costs."""
+  if space.fixed_flops is None:
+    return None
+  table = table[table['structure'].str.len() == len(space)]
+  if {'structure', 'flops', 'params'} <= set(table) and len(table):
+    flops, params = space.costs(table['structure'])
+    known = table['flops'].isna() | np.isclose(table['flops'], flops, rtol=1e-3)
+    table = table[known & (table['params'].isna() | np.isclose(table['params'], params, rtol=1e-3))]
+  return table if table['structure'].nunique() > 1 else None
 
 
 def _latency(session: Session) -> Latency | None:

@@ -24,6 +24,7 @@ export class Card {
     this.told = element('p', { class: 'told' });
     this.list = element('dl', { class: 'facts' });
     this.off = element('p', { class: 'off-gates' });
+    this.heading = element('h3', {}, 'Export it');
     this.command = element('code', { class: 'command' });
     this.commandCopy = copyButton('Copy', 'Copy the command that exports this structure', () => this.command.textContent);
     this.exports = element('div', { class: 'export below' }, this.command, this.commandCopy);
@@ -38,7 +39,7 @@ export class Card {
       this.told,
       this.list,
       this.off,
-      element('h3', {}, 'Export it'),
+      this.heading,
       this.exports,
       this.reason,
       this.status,
@@ -54,8 +55,8 @@ export class Card {
     setText(this.badge, STATES[found.state]);
     this.badge.dataset.state = found.state;
     setText(this.value, formatInterval(found.value, found.halfWidth));
-    const margin = { evaluated: ' (95 % interval over the seeds)', predicted: ' (95 % of predictions)', unknown: '' }[found.state];
-    setText(this.name, judged.scores[0].label + (Number.isFinite(found.halfWidth) ? margin : ''));
+    const margin = found.meaning && Number.isFinite(found.halfWidth) ? ` (${found.meaning})` : '';
+    setText(this.name, judged.scores[0].label + margin);
     setText(this.told, found.told);
     const facts = [];
     if (found.state !== 'unknown' && !Number.isNaN(full)) facts.push(['against all-on', formatSigned(found.value - full)]);
@@ -89,6 +90,7 @@ export class Card {
   tellExport({ command, reason }) {
     const folder = runDirectory();
     setText(this.command, command.replaceAll('{run}', () => folder).replaceAll('{path}', () => JSON.stringify(rawDirectory())).replaceAll('{structure}', () => this.text));
+    this.heading.hidden = !command && !reason;
     this.exports.hidden = !command;
     setText(this.reason, reason);
     this.reason.hidden = !reason;

@@ -30,12 +30,13 @@ export class Judged {
     return this.fronts.get(key);
   }
 
-  // {state, value, halfWidth, told} of the first score of a structure in canonical form.
+  // {state, value, halfWidth, meaning, told} of the first score of a structure in canonical form.
   look(bits, row) {
     const first = this.scores[0];
     if (row >= 0 && !Number.isNaN(first.values[row])) {
       const halfWidth = first.halfWidths ? first.halfWidths[row] : NaN;
-      return { state: 'evaluated', value: first.values[row], halfWidth, told: 'From the table: this structure was evaluated.' };
+      const told = 'From the table: this structure was evaluated.';
+      return { state: 'evaluated', value: first.values[row], halfWidth, meaning: this.intervals, told };
     }
     const model = this.prediction;
     if (!model) {
@@ -52,7 +53,9 @@ export class Judged {
       const names = unseen.slice(0, 3).map((gate) => gate.name).join(', ') + (unseen.length > 3 ? ', …' : '');
       return { state: 'unknown', value: NaN, halfWidth: NaN, told: `Not evaluated, and not predicted: no structure that was evaluated tells what ${names} does.` };
     }
-    return { state: 'predicted', value: this.predict(bits), halfWidth: 1.96 * model.rmse, told: `Not evaluated: predicted from ${model.pairs[0].length ? 'main effects and interactions' : 'main effects'} of the gates. ${this.receipt()}` };
+    const from = model.pairs[0].length ? 'main effects and interactions' : 'main effects';
+    const told = `Not evaluated: predicted from ${from} of the gates. ${this.receipt()}`;
+    return { state: 'predicted', value: this.predict(bits), halfWidth: 1.96 * model.rmse, meaning: model.intervals, told };
   }
 
   predict(bits) {

@@ -21,6 +21,8 @@ from additive_jax.report.explorer.data import Explorer, Judged, Prediction, Scor
 from additive_jax.report.page import Piece
 
 HEADING = 'Every + is a switch'
+# What ± is, beside a number.
+INTERVALS, PREDICTED = '95 % interval over the seeds', '95 % of predictions'
 MOST = 2**20  # structures of one page: some 16 MB with a loss, its interval and a metric
 
 
@@ -70,9 +72,11 @@ def script_json(value: Any) -> str:
 
 def _judged(judged: Judged, block) -> dict[str, Any]:
   prediction = judged.prediction
+  scores = [_score(score, block) for score in judged.scores]
   return {
     'label': judged.label,
-    'scores': [_score(score, block) for score in judged.scores],
+    'scores': scores,
+    'intervals': INTERVALS if scores and scores[0]['halfWidths'] is not None else '',
     'prediction': None if prediction is None else _prediction(prediction),
     'effects': _listed(judged.effects),
     'effectHalfWidths': _listed(judged.effect_half_widths),
@@ -97,6 +101,7 @@ def _prediction(found: Prediction) -> dict[str, Any]:
   first, second = np.nonzero(upper)
   words = {key: getattr(found, key) for key in ('constant', 'structures', 'rmse', 'r2', 'tau')}
   return words | {
+    'intervals': PREDICTED,
     'alone': found.alone.tolist(),
     'only': [None if value < 0 else value for value in found.only.tolist()],
     'pairs': [first.tolist(), second.tolist(), upper[first, second].tolist()],
