@@ -12,15 +12,18 @@ import os
 import re
 import shutil
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import tiny
 
 import additive_jax as aj
 from additive_jax.errors import UserError
+from additive_jax.experiments.explored import exporting, of_space
 from additive_jax.experiments.explored_table import Way, of_table
 from additive_jax.experiments.studies import STUDIES
 from additive_jax.gates.networks import all_networks, canonical
@@ -164,6 +167,42 @@ def test_what_does_not_fit_is_refused():
     shown.Explorer(gates, sites, np.zeros((1, 1), bool), (shown.Judged('pool', (loss,)),))
   with pytest.raises(UserError, match=r'gates \[\]: expected each of 1 once'):
     shown.Explorer(gates, (), np.zeros((1, 1), bool), ())
+
+
+def test_an_explorer_is_read_from_a_page(tmp_path):
+  html = page_of(tmp_path / 'report.html', explored(frame())).read_text()
+  piece = shown.read_explorer(html, 'Run A')
+  assert Page('Exp 1', tiles({'best': 1}), piece).html() == html.replace(
+    '>Every + is a switch</h2>', '>Run A</h2>'
+  )
+  assert shown.read_explorer(html.replace('"gates"', '"gates', 1)) is None
+  assert shown.read_explorer(html.replace('octet-stream">', 'octet-stream"><', 1)) is None
+
+
+@pytest.mark.parametrize(
+  ('config', 'command'),
+  [
+    ({'model': {'name': 'mlp'}, 'data': {'name': 'digits'}}, 'additive-jax export {run} '),
+    ({'model': {'name': 'Own'}, 'data': {'name': 'digits'}}, '--model=MODULE:CLASS'),
+    ({'model': {'name': 'Own', 'source': 'a:B; c'}, 'data': {}}, "--model='a:B; c'"),
+    ({'model': {'name': 'MLP'}, 'data': {'name': 'arrays', 'digest': '1'}}, ', data=data, alone=T'),
+    ({'model': {'name': 'Own'}, 'data': {'name': 'x', 'digest': '1'}}, ', model=model, data=data'),
+  ],
+)
+def test_how_a_structure_is_exported(config, command):
+  rundir = types.SimpleNamespace(read_json=lambda name: config)
+  session = types.SimpleNamespace(pretrained=None, rundir=rundir)
+  assert command in exporting(session, '--alone').command
+  assert exporting(types.SimpleNamespace(pretrained=1)).reason
+
+
+def test_rows_of_other_networks_are_left_out():
+  """Of a table that compares networks of several sizes."""
+  rows = frame()
+  other = rows.assign(params=rows['params'] + 7)
+  assert of_space(SPACE, other) is None
+  both = pd.concat([rows, other, pd.DataFrame({'structure': ['1', '0']})])
+  assert len(of_space(SPACE, both)) == len(rows)
 
 
 def test_modules_are_joined_in_an_order_in_which_each_comes_after_what_it_needs():
@@ -505,6 +544,12 @@ def million():
   return shown.Explorer(gates, sites, bits, (judged,), shown.Gate('fixed', 10.0, 10.0)), loss, bits
 
 
+def processor_seconds():
+  """What all processes of the browser have had."""
+  children = psutil.Process().children(recursive=True)
+  return sum(sum(child.cpu_times()[:2]) for child in children)
+
+
 TOGGLES = """async () => {
   const times = [];
   for (let i = 0; i < 21; i += 1) {
@@ -522,18 +567,17 @@ TOGGLES = """async () => {
 def test_a_million_structures_stay_fluid(visit, tmp_path):
   data, loss, bits = million()
   path = page_of(tmp_path / 'report.html', data)
-  opened = np.inf
-  for _ in range(3):  # other tests may have the machine
-    start = time.perf_counter()
-    page = visit(path)
-    assert page.locator('.badge').inner_text() == 'Evaluated'
-    page.wait_for_selector('canvas[aria-label*="1,048,576 structures"]')
-    opened = min(opened, time.perf_counter() - start)
-    if opened < 3:
-      break
+  start, spent = time.perf_counter(), processor_seconds()
+  page = visit(path)
+  assert page.locator('.badge').inner_text() == 'Evaluated'
+  page.wait_for_selector('canvas[aria-label*="1,048,576 structures"]')
+  # Where others have the processor too, what the browser had of it.
+  opened = time.perf_counter() - start, processor_seconds() - spent
   times = page.evaluate(TOGGLES)
-  print(f'{path.stat().st_size / 1e6:.0f} MB, opened in {opened:.2f} s, toggles {times[10]:.1f} ms')
-  assert opened < 3
+  size = path.stat().st_size / 1e6
+  print(f'{size:.0f} MB opened in {opened[0]:.2f} s ({opened[1]:.2f} s of a processor)')
+  print(f'a toggle takes {times[10]:.1f} ms, at most {times[-1]:.1f} ms')
+  assert min(opened) < 3
   assert times[10] < 50
   row = int((bits == [int(bit) for bit in structure(page)]).all(1).argmax())
   assert float(value(page).split(' ± ')[0]) == pytest.approx(loss[row], abs=6e-4)

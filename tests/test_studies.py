@@ -27,7 +27,7 @@ TABLES = {
   'booster': {'structures', 'variants', 'curves', 'receipts', 'clusters', 'memory'},
   'compress': {'structures', 'variants', 'layers'},
 }
-# Whose structures are several of one space: of the others the networks are of several sizes, or one.
+# Whose structures are several of one space; others compare networks of several sizes, or one.
 EXPLORED = {'sweep', 'cotrain', 'stochastic', 'experts'}
 FILES = {
   'config.json',

@@ -43,7 +43,7 @@ def explored(session: Session, result: Any) -> Piece | None:
   """
   table, ways = structures_of(session, result)
   other = result.extras.get('explored', session)
-  if table is None or (table := _of_space(other.space, table)) is None:
+  if table is None or (table := of_space(other.space, table)) is None:
     return None
   shown = of_table(
     other.space,
@@ -60,7 +60,7 @@ def explored(session: Session, result: Any) -> Piece | None:
   return explorer(shown)
 
 
-def _of_space(space: Space, table: pd.DataFrame) -> pd.DataFrame | None:
+def of_space(space: Space, table: pd.DataFrame) -> pd.DataFrame | None:
   """Returns the rows of structures of a space: of those that compare networks of several sizes,
   the ones that cost what the space says. None for fewer than two structures, or without costs."""
   if space.fixed_flops is None:
@@ -146,7 +146,7 @@ def _of_prune(session: Session, result: Any) -> tuple[pd.DataFrame, list[Way]]:
   table = table.replace(np.inf, np.nan)
   table = table.sort_values(['rank', LOSS, 'searched_loss'], kind='stable', ignore_index=True)
   split = session.chosen_word
-  pool, healed = (exporting(session, f'--checkpoint={n}-seed{seed}') for n in ('pool', 'healed'))
+  pool, healed = (_from_checkpoint(session, f'{name}-seed{seed}') for name in ('pool', 'healed'))
   ways = [Way('in the pool, before healing', '', split, export=pool)]
   ways.append(Way('healed', 'healed_', also=(('healed_valid_', 'validation'),), export=healed))
   if not whole and is_loss:
@@ -154,6 +154,12 @@ def _of_prune(session: Session, result: Any) -> tuple[pd.DataFrame, list[Way]]:
     # By far the most structures, so that others can be predicted.
     ways.insert(0, Way(label, 'searched_', 'calibration', export=pool))
   return table, ways
+
+
+def _from_checkpoint(session: Session, name: str) -> Export:
+  if not (session.rundir.checkpoints / name).exists():
+    return Export(reason='The chosen structure is in RUN/exported.')
+  return exporting(session, f'--checkpoint={name}')
 
 
 def _around_all_on(session: Session, result: Any) -> pd.DataFrame:

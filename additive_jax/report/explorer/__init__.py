@@ -15,7 +15,7 @@ from additive_jax.report.explorer.data import (
   Score,
   Site,
 )
-from additive_jax.report.explorer.piece import MOST, explorer
+from additive_jax.report.explorer.piece import MOST, explorer, read_explorer
 
 __all__ = [
   'MOST',
@@ -27,4 +27,5 @@ __all__ = [
   'Score',
   'Site',
   'explorer',
+  'read_explorer',
 ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from additive_jax.report.explorer.data import Explorer, Judged, Prediction, Scor
 from additive_jax.report.page import Piece
 
 HEADING = 'Every + is a switch'
+_SCRIPT = '<script type="application/{}">(.*?)</script>'
 # What ± is, beside a number.
 INTERVALS, PREDICTED = '95 % interval over the seeds', '95 % of predictions'
 MOST = 2**20  # structures of one page: some 16 MB with a loss, its interval and a metric
@@ -47,6 +49,7 @@ def explorer(shown: Explorer) -> Piece:
     'fixed': dataclasses.asdict(shown.fixed),
     'shared': [{'params': params, 'gates': list(gates)} for params, gates in shown.shared],
     'cost': shown.cost,
+    'note': note,
     'count': shown.num_structures,
     'bits': block(np.packbits(shown.bits, axis=1, bitorder='little')),
     'ranks': None if shown.ranks is None else block(shown.ranks.astype('<i4')),
@@ -54,6 +57,25 @@ def explorer(shown: Explorer) -> Piece:
     'judged': [_judged(judged, block) for judged in shown.judged],
   }
   content = {'heading': HEADING, 'note': note, 'words': Markup(script_json(words))}
+  return Piece('explorer', content | {'blocks': [Markup(one) for one in blocks]})
+
+
+def read_explorer(html: str, heading: str = HEADING) -> Piece | None:
+  """Returns the explorer of a page as a part of another one, under a heading of its own; None for
+  a page without one, or with one that is damaged.
+
+  >>> read_explorer('<p>Nothing to switch</p>') is None
+  True
+  """
+  words = re.search(_SCRIPT.format('json'), html, re.DOTALL)
+  blocks = [one.strip() for one in re.findall(_SCRIPT.format('octet-stream'), html, re.DOTALL)]
+  if words is None or not all(re.fullmatch(r'[A-Za-z0-9+/]*=*', one) for one in blocks):
+    return None
+  try:
+    told = json.loads(words[1])
+  except ValueError:
+    return None
+  content = {'heading': heading, 'note': told.get('note', ''), 'words': Markup(script_json(told))}
   return Piece('explorer', content | {'blocks': [Markup(one) for one in blocks]})
 
 
