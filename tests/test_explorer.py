@@ -169,6 +169,15 @@ def test_what_does_not_fit_is_refused():
     shown.Explorer(gates, (), np.zeros((1, 1), bool), ())
 
 
+def test_the_example_of_the_documentation_runs():
+  (code,) = re.findall(
+    '```python\n(.*?)```', (tiny.ROOT / 'docs' / 'explorer.md').read_text(), re.DOTALL
+  )
+  names = {}
+  exec(code, names)
+  assert 'class="explorer"' in names['html']
+
+
 def test_an_explorer_is_read_from_a_page(tmp_path):
   html = page_of(tmp_path / 'report.html', explored(frame())).read_text()
   piece = shown.read_explorer(html, 'Run A')
@@ -610,11 +619,16 @@ def test_the_pictures_of_the_documentation(visit, tmp_path):
   STUDIES['sweep'].run(config, tmp_path / 'run')
   folder = Path(os.environ['ADDITIVE_JAX_SCREENSHOTS'])
   folder.mkdir(parents=True, exist_ok=True)
+  html = (tmp_path / 'run' / 'report.html').read_text()
   for scheme in ('light', 'dark'):
-    size = {'width': 1240, 'height': 900}
+    size = {'width': 1240, 'height': 1000}
     page = visit(tmp_path / 'run' / 'report.html', color_scheme=scheme, viewport=size)
+    page.set_content(html)  # which is in no directory to be shown
     page.get_by_label('Judged').select_option('in the shared pool')
-    page.get_by_label('Budget').fill('60')
+    page.get_by_label('Budget').fill('70')
     page.get_by_label('Budget').blur()
+    page.locator('.explorer').evaluate('node => node.scrollIntoView()')
     page.wait_for_timeout(300)
-    page.locator('.explorer').screenshot(path=folder / f'explorer-{scheme}.png')
+    box, board = (page.locator(name).bounding_box() for name in ('.explorer', '.board'))
+    clip = box | {'height': board['y'] + board['height'] - box['y']}
+    page.screenshot(path=folder / f'explorer-{scheme}.png', clip=clip)

@@ -16,8 +16,10 @@ export class Network {
     this.sites = [];
     this.node = element('div', { class: 'network', role: 'group', 'aria-label': 'The network: every + is a switch' });
     this.node.append(element('div', { class: 'end' }, element('span', {}, 'embed')));
-    for (const site of words.sites) this.node.append(this.site(site, toggle));
-    this.node.append(element('div', { class: 'end' }, element('span', {}, 'readout')));
+    const sites = words.sites.map((site) => this.site(site, toggle));
+    const end = element('div', { class: 'end' }, element('span', {}, 'readout'));
+    // The readout stays in the line of the last site.
+    this.node.append(...sites.slice(0, -1), element('div', { class: 'tail' }, ...sites.slice(-1), end));
     this.node.addEventListener('keydown', (event) => this.move(event));
   }
 
