@@ -73,8 +73,8 @@ export class Judged {
   receipt() {
     const { structures, rmse, r2, tau } = this.prediction;
     return (
-      `Checked on ${counted(structures, 'structure')}, each predicted from others: R² ${formatNumber(r2, 2)}, ` +
-      `Kendall τ ${formatNumber(tau, 2)}, typical error ${formatNumber(rmse, 2)}.`
+      `Checked on ${counted(structures, 'structure')}, each predicted from others: R² ${formatNumber(r2, 3)}, ` +
+      `Kendall τ ${formatNumber(tau, 3)}, typical error ${formatNumber(rmse, 2)}.`
     );
   }
 
