@@ -16,7 +16,14 @@ import numpy as np
 import pandas as pd
 
 from additive_jax.data import KINDS
-from additive_jax.experiments.explored_table import FITTED_MEAN, MEAN, Known, Way, of_table
+from additive_jax.experiments.explored_table import (
+  FITTED_MEAN,
+  MEAN,
+  Known,
+  Way,
+  bits_of_texts,
+  of_table,
+)
 from additive_jax.experiments.network import NETWORKS
 from additive_jax.experiments.session import Session
 from additive_jax.files.journal import Journal
@@ -67,7 +74,7 @@ def of_space(space: Space, table: pd.DataFrame) -> pd.DataFrame | None:
     return None
   table = table[table['structure'].str.len() == len(space)]
   if {'structure', 'flops', 'params'} <= set(table) and len(table):
-    flops, params = space.costs(table['structure'])
+    flops, params = space.costs(bits_of_texts(table['structure'], len(space)))
     known = table['flops'].isna() | np.isclose(table['flops'], flops, rtol=1e-3)
     table = table[known & (table['params'].isna() | np.isclose(table['params'], params, rtol=1e-3))]
   return table if table['structure'].nunique() > 1 else None
