@@ -180,6 +180,7 @@ def test_pruning_a_text_shows_samples_and_what_layers_do(tmp_path):
   page = (tmp_path / 'run' / 'report.html').read_text()
   assert 'attention' in page
   assert 'How it goes on' in page
+  assert page.index('<div class="explorer">') < page.index('<img')
 
 
 def test_a_pretrained_network_is_pruned_to_a_directory_of_its_kind(tmp_path, random_pool):

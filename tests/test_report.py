@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import hashlib
 import html.parser
 import re
 import xml.etree.ElementTree
@@ -252,7 +253,9 @@ def test_the_page_stands_alone_and_is_well_formed():
   assert len(page.ids) == len(set(page.ids))
   assert html.count('src="data:image/svg+xml;base64,') == page.tags.count('img') == 12
   assert 'alt="Picture 3"' in html  # its caption's first sentence
-  assert 'script' not in page.tags
+  (script,) = re.findall('<script[^>]*>(.*?)</script>', html, re.DOTALL)
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  assert f"script-src 'sha256-{digest}';" in html  # no other one runs
   assert 'link' not in page.tags
   for reference in page.references:
     assert reference.startswith('#') or reference.startswith('data:image/svg+xml;base64,')

@@ -27,6 +27,8 @@ TABLES = {
   'booster': {'structures', 'variants', 'curves', 'receipts', 'clusters', 'memory'},
   'compress': {'structures', 'variants', 'layers'},
 }
+# Whose structures are several of one space; others compare networks of several sizes, or one.
+EXPLORED = {'sweep', 'cotrain', 'stochastic', 'experts'}
 FILES = {
   'config.json',
   'environment.json',
@@ -101,6 +103,7 @@ def test_what_a_run_leaves(name, finished):
   page = (workdir / 'report.html').read_text()
   assert page.index('<img') < page.index('<table')
   assert '<script src' not in page
+  assert ('<div class="explorer">' in page) == (name in EXPLORED)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(name, finished, caplog, monkeypatch):

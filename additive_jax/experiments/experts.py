@@ -167,13 +167,14 @@ def _tables(session: Session, records: Records) -> Result:
     structures = structure_table(
       pool_session, _static_structures(pool_session), {'': records[POOL]}, keys
     )
+  extras: dict[str, Any] = {} if single is None else {'explored': pool_session}
   paths = _paths(session, contenders)
   summary = compared.summary | {'single_structure': single}
   for name, path in paths.items():
     if 'fit' in path:
       summary['variants'][name]['first_seed'] = path['fit'].figures()
   tables = {'structures': structures, **compared.tables}
-  return Result(tables, summary, extras={'paths': paths})
+  return Result(tables, summary, extras=extras | {'paths': paths})
 
 
 def _paths(session, contenders) -> dict[str, dict[str, Any]]:

@@ -36,10 +36,15 @@ ONE_SEED = ' (one seed: no intervals)'
 
 
 def finished_page(
-  session: Session, page: Page, note: str = '', last: Sequence[Piece | None] = ()
+  session: Session,
+  page: Page,
+  note: str = '',
+  last: Sequence[Piece | None] = (),
+  explored: Piece | None = None,
 ) -> str:
-  """Returns the page as HTML, with what was run under its title, a note where there is one,
-  last sections, how fast trainings were, and the command and the options of the run at its foot.
+  """Returns the page as HTML, with what was run under its title, a note where there is one, the
+  explorer behind its first tiles, last sections, how fast trainings were, and the command and the
+  options of the run at its foot.
   Under the title stands of which split numbers are: what the page says of it, else what is so of
   most experiments.
   """
@@ -48,11 +53,14 @@ def finished_page(
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
+  tiled = sum(piece.kind == 'tiles' for piece in page.pieces[:1])
   texts = {'Command, which also continues the run': session.command} if session.command else {}
   return Page(
     page.title,
     text(note) if note else None,
-    *page.pieces,
+    *page.pieces[:tiled],
+    explored,
+    *page.pieces[tiled:],
     *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),

@@ -30,6 +30,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from additive_jax.experiments import averages, stored
+from additive_jax.experiments.explored import explored
 from additive_jax.experiments.left_out import check_scores, of_run, said
 from additive_jax.experiments.noted import check_same
 from additive_jax.experiments.opening import Opening, open_session
@@ -178,7 +179,8 @@ class Study:
     summary, tables = result.summary | of_stored | figures, result.tables | tables
     result = dataclasses.replace(result, summary=summary, tables=tables)
     note = said(of_run(session, records))
-    page = finished_page(session, self.page(session, result, records), note, (last, of_means))
+    page = self.page(session, result, records)
+    page = finished_page(session, page, note, (last, of_means), explored(session, result))
     for name, table in result.tables.items():
       rundir.write_table(f'{name}.csv', table)
     rundir.write_text(PAGE, page)

@@ -14,8 +14,9 @@
 
 Pieces stand in the order in which they are given. A piece that is None is left out, and so is a
 section without pieces, so that a page with parts that may be missing is one expression. The page
-needs no network, no script and no other file; the same pieces give the same bytes; all text is
-escaped.
+needs no network and no other file, and says all but what an explorer shows without scripts; the
+same pieces give the same bytes; all text is escaped, and a content security policy lets no script
+run but the page's own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from additive_jax.report import assets
 from additive_jax.report.figures.style import look
 from additive_jax.report.wording import format_value
 
@@ -75,13 +78,19 @@ class Page:
     contents = [
       (number, piece.content['heading'])
       for number, piece in enumerate(self.pieces, start=1)
-      if piece.kind == 'section'
+      if piece.kind in ('section', 'explorer')
     ]
+    has_explorer = any(piece.kind == 'explorer' for piece in self.pieces)
+    script = assets.script(assets.EXPLORER if has_explorer else assets.TABLES)
+    styles = ('page.css', 'explorer.css') if has_explorer else ('page.css',)
     return _TEMPLATES.get_template('page.html.j2').render(
       title=self.title,
       subtitle=self.subtitle,
       pieces=self.pieces,
       contents=contents if len(contents) > _TOC_SECTIONS else [],
+      style=Markup(''.join(map(assets.text, styles))),
+      policy=Markup(assets.policy([script])),
+      scripts=[Markup(script)],
     )
 
 

@@ -1,0 +1,170 @@
+"""An explorer as a part of a page: words as JSON, which no text can break out of, and numbers as
+little-endian bytes in base64, which a browser reads into typed arrays.
+
+      <script type="application/json">            gates, sites, labels, coefficients
+      <script type="application/octet-stream">    structures, 8 gates a byte, gate 0 the lowest bit
+      <script type="application/octet-stream">    float32, one for each score and interval
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from markupsafe import Markup
+
+from additive_jax.report.explorer.data import Explorer, Judged, Prediction, Score
+from additive_jax.report.page import Piece
+
+HEADING = 'Every + is a switch'
+_SCRIPT = '<script type="application/{}">(.*?)</script>'
+# What ± is, beside a number.
+INTERVALS, PREDICTED = '95 % interval over the seeds', '95 % of predictions'
+MOST = 2**20  # structures of one page: some 16 MB with a loss, its interval and a metric
+
+
+def explorer(shown: Explorer) -> Piece:
+  """Returns the part of a page in which a network's gates are switches.
+
+  Of more than 2^20 structures it has the first ones, which are the best, and says so.
+  """
+  note, count = shown.note, shown.num_structures
+  if count > MOST:
+    shown = _first(shown, MOST)
+    note = f'{note} Of {count:,} structures the best {MOST:,} are in this page.'.strip()
+  blocks: list[str] = []
+
+  def block(values: Shaped[np.ndarray, '...']) -> int:
+    blocks.append(base64.b64encode(np.ascontiguousarray(values).tobytes()).decode('ascii'))
+    return len(blocks) - 1
+
+  words = {
+    'gates': [dataclasses.asdict(gate) for gate in shown.gates],
+    'sites': [dataclasses.asdict(site) for site in shown.sites],
+    'fixed': dataclasses.asdict(shown.fixed),
+    'shared': [{'params': params, 'gates': list(gates)} for params, gates in shown.shared],
+    'cost': shown.cost,
+    'note': note,
+    'count': shown.num_structures,
+    'bits': block(np.packbits(shown.bits, axis=1, bitorder='little')),
+    'ranks': None if shown.ranks is None else block(shown.ranks.astype('<i4')),
+    'comparable': None if shown.comparable is None else block(shown.comparable.astype('u1')),
+    'judged': [_judged(judged, block) for judged in shown.judged],
+  }
+  content = {'heading': HEADING, 'note': note, 'words': Markup(script_json(words))}
+  return Piece('explorer', content | {'blocks': [Markup(one) for one in blocks]})
+
+
+def read_explorer(html: str, heading: str = HEADING) -> Piece | None:
+  """Returns the explorer of a page as a part of another one, under a heading of its own; None for
+  a page without one, or with one that is damaged.
+
+  >>> read_explorer('<p>Nothing to switch</p>') is None
+  True
+  """
+  words = re.search(_SCRIPT.format('json'), html, re.DOTALL)
+  blocks = [one.strip() for one in re.findall(_SCRIPT.format('octet-stream'), html, re.DOTALL)]
+  if words is None or not all(re.fullmatch(r'[A-Za-z0-9+/]*=*', one) for one in blocks):
+    return None
+  try:
+    told = json.loads(words[1])
+  except ValueError:
+    return None
+  content = {'heading': heading, 'note': told.get('note', ''), 'words': Markup(script_json(told))}
+  return Piece('explorer', content | {'blocks': [Markup(one) for one in blocks]})
+
+
+def script_json(value: Any) -> str:
+  """Returns a value as JSON that may stand inside of a script element: without <, > and &, and null
+  for what is not finite.
+
+  >>> script_json({'</script>': float('nan')})
+  '{"\\\\u003c/script\\\\u003e":null}'
+  """
+  text = json.dumps(_finite(value), separators=(',', ':'), allow_nan=False)
+  for character in '<>&':
+    text = text.replace(character, f'\\u{ord(character):04x}')
+  return text
+
+
+def _judged(judged: Judged, block) -> dict[str, Any]:
+  prediction = judged.prediction
+  scores = [_score(score, block) for score in judged.scores]
+  return {
+    'label': judged.label,
+    'scores': scores,
+    'intervals': INTERVALS if scores and scores[0]['halfWidths'] is not None else '',
+    'prediction': None if prediction is None else _prediction(prediction),
+    'effects': _listed(judged.effects),
+    'effectHalfWidths': _listed(judged.effect_half_widths),
+    'effectMeaning': judged.effect_meaning,
+    'export': dataclasses.asdict(judged.export),
+  }
+
+
+def _score(score: Score, block) -> dict[str, Any]:
+  widths = score.half_widths
+  known = widths is not None and bool(np.isfinite(widths).any())
+  return {
+    'label': score.label,
+    'values': block(score.values.astype('<f4')),
+    'halfWidths': block(widths.astype('<f4')) if known and widths is not None else None,
+    'lowerIsBetter': score.lower_is_better,
+  }
+
+
+def _prediction(found: Prediction) -> dict[str, Any]:
+  upper = np.triu(found.pairs, 1)
+  first, second = np.nonzero(upper)
+  words = {key: getattr(found, key) for key in ('constant', 'structures', 'rmse', 'r2', 'tau')}
+  return words | {
+    'intervals': PREDICTED,
+    'alone': found.alone.tolist(),
+    'only': [None if value < 0 else value for value in found.only.tolist()],
+    'pairs': [first.tolist(), second.tolist(), upper[first, second].tolist()],
+  }
+
+
+def _listed(values: Float[np.ndarray, ' n'] | None) -> list[float] | None:
+  return None if values is None else values.tolist()
+
+
+def _first(shown: Explorer, count: int) -> Explorer:
+  """Returns the explorer of the first structures alone."""
+
+  def cut(values):
+    return None if values is None else values[:count]
+
+  judged = tuple(
+    dataclasses.replace(
+      one,
+      scores=tuple(
+        dataclasses.replace(s, values=s.values[:count], half_widths=cut(s.half_widths))
+        for s in one.scores
+      ),
+    )
+    for one in shown.judged
+  )
+  return dataclasses.replace(
+    shown,
+    bits=shown.bits[:count],
+    judged=judged,
+    ranks=cut(shown.ranks),
+    comparable=cut(shown.comparable),
+  )
+
+
+def _finite(value: Any) -> Any:
+  """Returns a value of JSON with None for what is not finite."""
+  if isinstance(value, dict):
+    return {key: _finite(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(one) for one in value]
+  if isinstance(value, float | np.floating):
+    return float(value) if np.isfinite(value) else None
+  return value.item() if isinstance(value, np.generic) else value
