@@ -2,12 +2,12 @@
 English and code, and what it took.
 
   python benchmarks/search.py --model=PATH [--folder=DIR] [--sets=3] [--rows=4]
-      [--methods=greedy,surrogate]
+      [--methods=greedy,bayesian]
 
 Each method searches on each calibration set (rows of 128 tokens of English documents) for 10, 20
 and 30 % of the body's parameters removed, in one search to 30 %. ShortGPT drops whole layers, so it
-is compared at the size that it reaches. Evolution is given as many evaluations as the surrogate
-took. Evaluations are journalled in the folder: a second start goes on.
+is compared at the size that it reaches. Evolution is given as many evaluations as the Bayesian
+search took. Evaluations are journalled in the folder: a second start goes on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(argv):
       except aj.UserError as error:
         print(f'{name}, set {number}: {error}', file=sys.stderr, flush=True)
         continue
-      taken = path.evaluations if name == 'surrogate' else taken
+      taken = path.evaluations if name == 'bayesian' else taken
       for share in REMOVED:
         best = path.at(costs.full - share * body)
         found[str(best)] = best
@@ -108,15 +108,15 @@ def main(argv):
 
 
 def methods():
-  """Returns the searches by name; the surrogate before evolution, which gets what it took."""
+  """Returns the searches by name; the Bayesian one before evolution, which gets what it took."""
   return {
-    'surrogate': search.Surrogate(),
-    # Few rows have no sixteenth; 18 generations of 12 evaluations.
-    'evolution': search.Evolution(generations=15, offspring=16, shares=(0.5,), keep=(4,), levels=3),
+    'bayesian': search.Bayesian(),
+    # Few rows have no sixteenth; 26 generations of 12 evaluations.
+    'evolution': search.Evolution(generations=23, offspring=16, shares=(0.5,), keep=(4,), levels=3),
     'lazy_greedy': search.LazyGreedy(),
     'lazy_greedy of 16': search.LazyGreedy(fresh=16),
     'beam': search.Beam(width=2, fresh=8),
-    'surrogate of random': search.Surrogate(design='random'),
+    'surrogate': search.Surrogate(),
     'greedy': search.Greedy(),
     'greedy by loss': search.Greedy(by_cost=False),
     'leave_one_out': search.LeaveOneOut(),
