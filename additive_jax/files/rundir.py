@@ -21,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -329,6 +328,8 @@ def _without_nan(value: Any) -> Any:
 
 def _environment() -> dict[str, Any]:
   """Versions, platform and devices, without names of users, machines or folders."""
+  import jax  # not by who reads a directory alone
+
   devices = jax.devices()
   # Some flags name a folder.
   flags = re.sub(r'=\S*[/\\]\S*', '=<path>', os.environ.get('XLA_FLAGS', ''))
