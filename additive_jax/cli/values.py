@@ -77,7 +77,7 @@ def set_named(config: ConfigDict, named: list[Named]) -> None:
       section = section[name]
     before = section[last].to_dict() if beside else {}
     with section.ignore_type(), section.unlocked():
-      section[last] = ConfigDict(before | values, type_safe=False)
+      section[last] = ConfigDict(before | values, type_safe=False, allow_dotted_keys=True)
 
 
 def _option(name: str) -> tuple[Option | None, str]:
