@@ -339,7 +339,7 @@ def test_help(capsys):
   [
     (
       ['exprt', 'runs/a'],
-      "command 'exprt': expected one of launch, configs, plan, runs, watch, compare, export, or --conf",
+      "command 'exprt': expected one of launch, configs, plan, runs, watch, compare, export, or --",
     ),
     (['exprt', 'runs/a'], '; did you mean export?\n'),
     (['launch', '--config=nowhere.py'], '--config=nowhere.py: expected a Python file'),

@@ -34,10 +34,10 @@ COMMANDS = {
 
 
 class Setting(NamedTuple):
-  """An option: its dotted name, its default as one types it, and its meaning."""
+  """An option: its dotted name, its default, and its meaning."""
 
   name: str
-  default: str
+  default: Any
   meaning: str
 
 
@@ -63,7 +63,7 @@ def settings() -> list[Setting]:
   """Returns every option, from the page that is written of their declarations.
 
   >>> next(one for one in settings() if one.name == 'seed').default
-  '0'
+  0
   """
   found, comment = [], []
   for line in (FOLDER / 'default.py').read_text().splitlines():
@@ -72,7 +72,7 @@ def settings() -> list[Setting]:
       continue
     option = re.fullmatch(r'  config\.([\w.]+) = (.*)', line)
     if option:
-      found.append(Setting(option[1], typed(_value(option[2])), ' '.join(comment)))
+      found.append(Setting(option[1], _value(option[2]), ' '.join(comment)))
     comment = []
   names = [one.name for one in found]
   return [one for one in found if not any(name.startswith(f'{one.name}.') for name in names)]
@@ -126,7 +126,7 @@ def options_text(words: list[str]) -> str:
   every = settings()
   some = [one for one in every if any(word in one.name for word in words)]
   blocks = [
-    f'  --config.{one.name}={one.default}\n'
+    f'  --config.{one.name}={typed(one.default)}\n'
     + textwrap.fill(one.meaning, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
     for one in some or every
   ]

@@ -45,7 +45,7 @@ def read_words(
     values[name] = _value(name, flags[name], text if equals else None, rest)
   if len(words) < least or (most is not None and len(words) > most):
     at_most = least if most is None else most
-    some = f'at least {least}' if most is None else f'{least} to {most}'
+    some = f'at least {least}' if most is None else f'at most {"one" if most == 1 else most}'
     count = some if most is None or least != most else {1: 'one'}.get(most, str(most))
     plural = noun if at_most == 1 else f'{noun[:-1]}ies' if noun.endswith('y') else f'{noun}s'
     raise UserError(f'{" ".join(words) or f"no {noun}"}: expected {count} {plural}')

@@ -26,7 +26,7 @@ from additive_jax.cli.command import answered, run_command
 from additive_jax.cli.manual import settings
 from additive_jax.cli.words import read_words
 from additive_jax.errors import UserError, one_line, user_errors, user_path
-from additive_jax.files.journal import replace_file
+from additive_jax.files.journal import replace_file, to_plain
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import setup_logging
 from additive_jax.files.rundir import RunDir, flatten
@@ -37,6 +37,8 @@ log = logging.getLogger('additive_jax')
 
 DEFAULT = 'compare.html'
 MARK = 'compared</h1>'  # of a page that this command has written
+# Options that were something else than their default before they were there.
+BEFORE = {'data.valid': 0.0}
 PLACEMENT = "Not part of a run's identity."  # at the end of what an option means
 
 
@@ -70,7 +72,8 @@ def compare(paths: list[str], page: Path) -> None:
     if run.path.resolve() in [other.path.resolve() for other in runs[:number]]:
       raise UserError(f'{run.path}: given twice; expected different runs')
   facts = [facts_of(run, name) for run, name in zip(runs, names_of(runs))]
-  html = comparison_page(facts).html()
+  defaults = {one.name: to_plain(one.default) for one in settings()} | BEFORE
+  html = comparison_page(facts, defaults).html()
   with user_errors('write', page, 'a file that may be written'):
     replace_file(page, html.encode())
 

@@ -3,13 +3,13 @@
   additive-jax watch RUN
 
 shows each training of the run, what it has reached of its steps and its last training loss, which
-of its networks are judged, and at the end the best network and the report. Ctrl-C ends the watching,
-not the run. Where the output is no terminal, a line is written now and then.
+of its networks are judged, and at the end the best network and the report. Ctrl-C ends this
+command, not the run. Where the output is no terminal, a line is written now and then.
 
   --every=SECONDS        how often to look (default: 1)
 
-Exit codes: those of the run: 0 it is finished, 75 it has stopped, and the same command goes on; 1 it
-has failed; 2 a mistake in what was asked, told in one line; 130 Ctrl-C.
+Exit codes: those of the run: 0 it is finished, 75 it has stopped, and the same command goes on; 1
+it has failed; 2 a mistake in what was asked, told in one line; 130 Ctrl-C.
 """
 
 from __future__ import annotations

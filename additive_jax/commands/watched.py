@@ -40,7 +40,7 @@ class Training:
   begun: tuple[int, float] = (0, 0.0)
 
   def left(self) -> float:
-    """Returns the seconds to its last step, at the pace since it was first seen; NaN for unknown."""
+    """Returns the seconds to its last step, at the pace since it was first seen, or NaN."""
     steps, seconds = self.step - self.begun[0], self.seen - self.begun[1]
     known = self.steps and steps > 0 and seconds > 0
     return (self.steps - self.step) * seconds / steps if known else math.nan

@@ -22,11 +22,12 @@ from additive_jax.report.figures.style import palette
 from additive_jax.report.headline import headline
 from additive_jax.report.page import Page, Piece, picture, section, table, text
 from additive_jax.report.side_by_side import gates, others, structures, variants
-from additive_jax.report.wording import counted, plain, score_name
+from additive_jax.report.wording import counted, format_value, plain, score_name
 
 MAX_LINES = 12  # curves of one picture
 MAX_OPTIONS = 200  # rows of differing options
-FACTS = ('budget', 'num_gates', 'num_networks', 'num_structures')  # of a summary, for the overview
+MAX_TEXT = 40  # characters of an option's value
+FACTS = ('budget', 'num_gates', 'num_structures')  # of a summary, for the overview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,16 @@ class RunFacts:
     return str(self.summary.get('data', self.options.get('data.name', '?')))
 
 
-def comparison_page(runs: Sequence[RunFacts], explorer: Piece | None = None) -> Page:
+def comparison_page(
+  runs: Sequence[RunFacts],
+  defaults: Mapping[str, Any] | None = None,
+  explorer: Piece | None = None,
+) -> Page:
   """Returns the page about several runs.
 
   Args:
     runs: at least two, the one that others are compared with first.
+    defaults: of options, which a run has that does not name them.
     explorer: a piece that stands after the overview, where one is there.
   """
   names = [run.name for run in runs]
@@ -77,7 +83,7 @@ def comparison_page(runs: Sequence[RunFacts], explorer: Piece | None = None) -> 
     *map(text, notes(runs)),
     section('Overview', table(overview(runs), _overview_caption(runs), max_rows=100)),
     section('Explorer', explorer),
-    section('What their options differ in', _options(runs)),
+    section('What their options differ in', _options(runs, defaults or {})),
     section('Training', *_curves(runs, colours)),
     section('Structures', *structures(tables, colours)),
     section('Arms', *variants(tables, colours)),
@@ -100,8 +106,8 @@ def notes(runs: Sequence[RunFacts]) -> list[str]:
   sets = list(dict.fromkeys(run.data for run in runs))
   if len(sets) > 1:
     found.append(
-      f'They are of different data ({", ".join(sets)}): a difference between losses or metrics says '
-      'nothing of networks.'
+      f'They are of different data ({", ".join(sets)}): a difference between losses or metrics '
+      'says nothing of networks.'
     )
   for run in runs:
     if run.state != 'finished':
@@ -116,13 +122,14 @@ def overview(runs: Sequence[RunFacts]) -> pd.DataFrame:
   rows = []
   for run in runs:
     best = headline(run.summary)
-    row = {'run': run.name, 'experiment': plain(run.experiment), 'data': run.data}
+    row: dict[str, Any] = {'run': run.name, 'experiment': plain(run.experiment), 'data': run.data}
     row |= {'seeds': run.options.get('num_seeds'), 'state': run.state}
     row['best network'] = best.network if best else None
     row['test loss'] = best.loss if best else None
     if best and best.metric:
       row[f'test {score_name(best.metric)}'] = best.score
-    rows.append(row | {plain(key): run.summary[key] for key in FACTS if key in run.summary})
+    facts = {plain(key): run.summary.get(key) for key in FACTS}
+    rows.append(row | {key: format_value(v) for key, v in facts.items() if v is not None})
   return pd.DataFrame(rows).dropna(axis='columns', how='all')
 
 
@@ -133,22 +140,44 @@ def _overview_caption(runs):
   return ''.join(of) + '.'
 
 
-def differing(runs: Sequence[RunFacts]) -> pd.DataFrame:
-  """Returns a row for each option in which runs differ, and a column for each run."""
+def differing(runs: Sequence[RunFacts], defaults: Mapping[str, Any] | None = None) -> pd.DataFrame:
+  """Returns a row for each option in which runs differ, and a column for each run.
+
+  >>> none = pd.DataFrame()
+  >>> a = RunFacts('a', 'finished', {}, {'seed': 0}, none, {})
+  >>> differing([a, dataclasses.replace(a, name='b', options={'seed': 1})])
+    option  a  b
+  0   seed  0  1
+
+  Args:
+    runs: those to compare.
+    defaults: of options, which a run has that does not name them.
+  """
   names = list(dict.fromkeys(name for run in runs for name in run.options))
+  known = {name: [value] for name, value in (defaults or {}).items()}
   rows = []
   for name in names:
-    shown = [json.dumps(run.options[name]) if name in run.options else None for run in runs]
-    if len(set(shown)) > 1:
+    values = [[run.options[name]] if name in run.options else known.get(name) for run in runs]
+    shown = [_option_text(*value) if value else None for value in values]
+    if len({json.dumps(value) for value in values}) > 1:
       rows.append({'option': name, **{run.name: one for run, one in zip(runs, shown)}})
   return pd.DataFrame(rows)
 
 
-def _options(runs):
-  found = differing(runs)
+def _option_text(value):
+  """Returns a value as one reads it in a table: without quotes, and not too long."""
+  if isinstance(value, list) and value:
+    text = ', '.join(map(str, value))
+  else:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+  return text if len(text) <= MAX_TEXT else f'{text[: MAX_TEXT - 1]}…'
+
+
+def _options(runs, defaults):
+  found = differing(runs, defaults)
   if not len(found):
     return text('All options are the same.')
-  caption = 'Options that are not the same in all runs; – is an option that a run does not have.'
+  caption = 'Options that are not the same in all runs; – is one that a run does not have.'
   return table(found, caption, max_rows=MAX_OPTIONS)
 
 

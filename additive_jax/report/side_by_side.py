@@ -23,38 +23,30 @@ HAVE_THEIR_OWN = ('structures', 'variants', 'effects', 'interactions', 'cosines'
 
 def structures(tables: Tables, colours: Colours) -> Iterator[Piece | None]:
   """Yields the pieces about structures: fronts, agreement of rankings, and losses side by side."""
-  found = {name: _on_test(own['structures']) for name, own in tables.items() if 'structures' in own}
-  found = {name: one for name, one in found.items() if 'loss' in one[0] and len(one[0])}
-  if not found:
-    return
-  splits = {split for _, split in found.values()}
-  axis = f'{splits.pop()} loss' if len(splits) == 1 else 'loss'
-  frames = {name: frame for name, (frame, _) in found.items()}
-  with_flops = {name: frame for name, frame in frames.items() if 'flops' in frame}
+  frames = {n: _on_test(own['structures']) for n, own in tables.items() if 'structures' in own}
+  frames = {n: frame for n, frame in frames.items() if 'loss' in frame and len(frame)}
+  with_flops = {n: frame for n, frame in frames.items() if 'flops' in frame}
   caption = (
-    'Loss of every structure against its FLOPs, lower is better; each line is the Pareto front of a '
-    f'run.{_of_splits(found)}'
+    'Test loss of every structure against its FLOPs, lower is better; each line is the Pareto '
+    'front of a run.'
   )
   if with_flops:
-    yield picture(figures.fronts(with_flops, colours, axis), caption)
+    yield picture(figures.fronts(with_flops, colours), caption)
   for group in _same_gates(frames):
     yield _ranked_alike(group)
     words = 'Structures that two runs have, in the order of the first one that has them.'
     yield _table(group, 'structure', words)
 
 
-def _on_test(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-  """Returns a table of structures whose loss is that on the test split, and of which split it is."""
-  if 'test_loss' not in frame:
-    return frame, 'test'
-  own = [str(c) for c in frame if str(c).startswith('test_')]
-  renamed = frame.drop(columns=[c.removeprefix('test_') for c in own], errors='ignore')
-  renamed = renamed.rename(columns={c: c.removeprefix('test_') for c in own})
-  return renamed[renamed['loss'].notna()], 'test'
-
-
-def _of_splits(found):
-  return '' if all(split == 'test' for _, split in found.values()) else ' Splits differ.'
+def _on_test(frame: pd.DataFrame) -> pd.DataFrame:
+  """Returns a table of structures whose scores are those on the test split, as in a sweep, which
+  ranks by another one, only `test_loss` and so on are."""
+  own = [str(name) for name in frame if str(name).startswith('test_')]
+  if 'test_loss' not in own:
+    return frame
+  scores = [name.removeprefix('test_') for name in own]
+  frame = frame.drop(columns=scores, errors='ignore').rename(columns=dict(zip(own, scores)))
+  return frame[frame['loss'].notna()]
 
 
 def _same_gates(frames: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
@@ -118,26 +110,31 @@ def others(tables: Tables) -> Iterator[Piece | None]:
 def joined(
   frames: Mapping[str, pd.DataFrame], key: str, measures: Sequence[str] = MEASURES
 ) -> pd.DataFrame:
-  """Returns the rows that at least two runs have, and for each measure a column of each run.
+  """Returns the rows that at least two runs have, and for each measure a column of each run; of the
+  first measure also how far each other run is from the first one.
 
   >>> a = pd.DataFrame({'gate': ['x', 'y'], 'loss': [1.0, 2.0]})
   >>> joined({'one': a, 'two': a.head(1)}, 'gate')
-    gate  loss, one  loss, two
-  0    x        1.0        1.0
+    gate  loss, one  loss, two  loss, two − one
+  0    x        1.0        1.0              0.0
   """
   indexed = {name: frame.set_index(key) for name, frame in frames.items()}
   order = list(dict.fromkeys(row for frame in indexed.values() for row in frame.index))
   rows = [row for row in order if sum(row in frame.index for frame in indexed.values()) > 1]
-  columns = {}
+  columns: dict[str, pd.Series] = {}
   for measure in measures:
     having = [name for name, frame in indexed.items() if measure in frame]
     if len(having) < 2:
       continue
+    word = score_name(measure)
     for name in having:
       values = indexed[name].reindex(rows)
-      columns[f'{score_name(measure)}, {name}'] = values[measure]
+      columns[f'{word}, {name}'] = values[measure]
       if f'{measure}_ci95' in values:
-        columns[f'{score_name(measure)}, {name}, ci95'] = values[f'{measure}_ci95']
+        columns[f'{word}, {name}, ci95'] = values[f'{measure}_ci95']
+    for name in having[1:] if measure == measures[0] else ():
+      base = columns[f'{word}, {having[0]}']
+      columns[f'{word}, {name} − {having[0]}'] = columns[f'{word}, {name}'] - base
   return pd.DataFrame(columns, index=rows).rename_axis(key).reset_index()
 
 
