@@ -148,5 +148,6 @@ def manual(flags: str, argv: list[str]) -> str:
     'Options, with their defaults (--help WORD: those with the word in their names)': (
       options_text(words)
     ),
+    'The file of all options': f'  {config_file("default")}',
   }
   return '\n\n'.join(f'{title}:\n{text}' if title else text for title, text in parts.items())
