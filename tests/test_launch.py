@@ -331,7 +331,7 @@ def test_help(capsys):
   out = capsys.readouterr().out
   assert '--workdir=DIR' in out
   assert str(config_file('default')) in out
-  assert ', '.join(config_names()) in out
+  assert all(f'  {name} ' in out for name in config_names())
 
 
 @pytest.mark.parametrize(
