@@ -32,7 +32,10 @@ class Block(NamedTuple):
 def pages() -> list[Path]:
   """The pages whose code runs as it stands, in order, as one session."""
   folders = ('tutorials', 'guides', 'concepts')
-  return [DOCS / 'start.md', *(page for name in folders for page in sorted((DOCS / name).glob('*')))]
+  return [
+    DOCS / 'start.md',
+    *(page for name in folders for page in sorted((DOCS / name).glob('*'))),
+  ]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -53,7 +56,7 @@ def run(page: Path) -> list[str]:
   for block in blocks(page):
     with contextlib.redirect_stdout(io.StringIO()) as out:
       exec(compile(block.code, page.name, 'exec'), names)
-    printed.append(out.getvalue())
+    printed.append(out.getvalue().replace(f'{os.getcwd()}/', ''))
   return printed
 
 

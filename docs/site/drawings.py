@@ -181,7 +181,9 @@ def _lanes(c, x, first, second, bit):
 def gates_attention() -> Canvas:
   """Draws where the gates of a transformer's layer are."""
   c = Canvas(900, 300, 'The plus signs of a transformer layer')
-  c.text(24, 26, 'A layer with two lanes: four heads, two for each lane', INK, 16, 'start', bold=True)
+  c.text(
+    24, 26, 'A layer with two lanes: four heads, two for each lane', INK, 16, 'start', bold=True
+  )
   c.text(20, 200, 'x', anchor='start')
   c.line((36, 200), (880, 200))
   _branch(c, 60, ('heads 1, 2', 'heads 3, 4'), 'attention', inner='')
@@ -294,7 +296,14 @@ def transplant() -> Canvas:
       c.text(x + 124, 116, '0', ABOUT, 15, bold=True)
   c.text(715, 220, 'its last matrix is zero, or its gate is off:', INK, 13)
   c.text(715, 240, 'the outputs are those of before, to rounding', INK, 13)
-  c.text(450, 280, 'the receipt is the largest difference of the outputs on a batch', ABOUT, 13, bold=True)
+  c.text(
+    450,
+    280,
+    'the receipt is the largest difference of the outputs on a batch',
+    ABOUT,
+    13,
+    bold=True,
+  )
   return c
 
 
