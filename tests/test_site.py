@@ -17,6 +17,9 @@ from additive_jax.experiments.options import read_options
 PAGES = docs_pages.pages()
 NAMES = [str(page.relative_to(docs_pages.DOCS).with_suffix('')) for page in PAGES]
 WITH_CODE = [page for page in PAGES if docs_pages.blocks(page)]
+LINES = sorted(
+  {line for page in docs_pages.DOCS.rglob('*.md') for line in docs_pages.commands(page)}
+)
 # In place of words that stand for a reader's own.
 OWN = {'PATH': '/models/own', 'DOCUMENTS': 'own.txt'}
 
@@ -31,11 +34,9 @@ def test_page_runs(page, tmp_path, tmp_path_factory, monkeypatch):
   for block, said in zip(docs_pages.blocks(page), printed):
     if block.shown is None:
       continue
-    first = [
-      re.sub(r'[\W\d]+', ' ', text.strip().partition('\n')[0]) for text in (block.shown, said)
-    ]
-    assert first[0].split() == first[1].split()
-    assert len(block.shown.strip().splitlines()) == len(said.strip().splitlines())
+    shown, said = (text.strip().splitlines() for text in (block.shown, said))
+    assert len(shown) == len(said)
+    assert re.sub(r'[\W\d]+', ' ', shown[0]).split() == re.sub(r'[\W\d]+', ' ', said[0]).split()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=NAMES)
@@ -46,10 +47,7 @@ def test_output_stands_on_the_page(page):
     assert block.shown is not None or 'print(' not in block.code
 
 
-@pytest.mark.parametrize(
-  'line',
-  sorted({line for page in docs_pages.DOCS.rglob('*.md') for line in docs_pages.commands(page)}),
-)
+@pytest.mark.parametrize('line', LINES)
 def test_commands_are_understood(line):
   words = shlex.split(re.sub(r'\b(PATH|DOCUMENTS)\b', lambda word: OWN[word[0]], line))
   name = words[1] if len(words) > 1 and not words[1].startswith('-') else 'launch'

@@ -1,7 +1,7 @@
 """Draws the pictures of the concepts as SVG: `python docs/site/drawings.py` writes them all.
 
-A drawing is a function of a canvas. Everything that is on is blue, off is grey, and what a picture is
-about is orange.
+A drawing is a function of a canvas. What is on is blue, what is off grey, and what a picture is about
+orange.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def gates_mlp() -> Canvas:
   c.line((510, 235), (560, 235), (560, 205), (618, 205))
   c.line((560, 235), (560, 265), (618, 265))
   c.line((510, 325), (618, 325))
-  c.text(450, 368, 'joined chunks are one group before the activation; each output chunk reads its group',
-         INK, 12)  # fmt: skip
+  words = 'joined chunks are one group before the activation; each output chunk reads its group'
+  c.text(450, 368, words, INK, 12)
 
   c.text(24, 408, 'Lane: P = 2 lanes, each with its own half of the hidden units', INK, 16, 'start',
          bold=True)  # fmt: skip
@@ -261,8 +261,11 @@ def spans() -> Canvas:
       c.line((530, y), (718, 90 + 70 * (int(chunk) - 1)), colour=OFF, width=1, arrow=False)
   for chunk in (1, 2, 3):
     c.box(720, 90 + 70 * (chunk - 1) - 18, 80, 36, f'y_{chunk}')
-  c.text(450, 298, 'the weight of a span is the sum of the weights of the structures that have it as a '
-         'group; B is linear, so it is applied once', INK, 12)  # fmt: skip
+  words = (
+    'the weight of a span is the sum of the weights of the structures that have it as a group; B is '
+    'linear, so it is applied once'
+  )
+  c.text(450, 298, words, INK, 12)
   return c
 
 

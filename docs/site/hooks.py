@@ -34,7 +34,8 @@ PAGES = {
     'Gates',
     'The three kinds of `+` as pure functions of arrays, mixtures of structures, and routers.',
     'gates gates.mixtures.spans gates.mixtures.span_weights gates.mixtures.span_mixture '
-    'gates.mixtures.structure_mixture gates.routers.Choice gates.routers.top_k gates.routers.k_best '
+    'gates.mixtures.structure_mixture gates.routers.Choice gates.routers.top_k '
+    'gates.routers.k_best '
     'gates.networks.canonical gates.networks.all_networks gates.networks.num_networks '
     'gates.shares.sum_of_units',
   ),
@@ -48,7 +49,7 @@ PAGES = {
   ),
   'train': (
     'Training',
-    'A recipe says how a step is taken, a sampler which structures it draws, a trainer takes steps.',
+    'A recipe says how a step is taken, a sampler draws its structures, a trainer takes steps.',
     'train.recipe.Recipe train.trainer.Trainer train.recipe.Loss train.recipe.Structures '
     'train.losses.PerSample train.losses.Routed train.losses.Piped train.samplers.Sampler '
     'train.samplers.Uniform train.samplers.Listed train.samplers.Bernoulli train.samplers.Sandwich '
@@ -105,7 +106,7 @@ def _page(title, intro, entries):
 
 
 def _names(entry):
-  """Returns an entry, or the names in `__all__` of the module that it is, where they are defined."""
+  """Returns an entry, or, of a module, the names in its `__all__`, where they are defined."""
   path = ROOT / 'additive_jax' / entry.replace('.', '/')
   file = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
   if not file.exists():
