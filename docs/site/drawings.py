@@ -1,7 +1,7 @@
 """Draws the pictures of the concepts as SVG: `python docs/site/drawings.py` writes them all.
 
-A drawing is a function of a canvas. What is on is blue, what is off grey, and what a picture is about
-orange.
+A drawing is a function of a canvas. What is on is blue, what is off grey, and what a picture is
+about orange.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ def spans() -> Canvas:
   for chunk in (1, 2, 3):
     c.box(720, 90 + 70 * (chunk - 1) - 18, 80, 36, f'y_{chunk}')
   words = (
-    'the weight of a span is the sum of the weights of the structures that have it as a group; B is '
-    'linear, so it is applied once'
+    'the weight of a span is the sum of the weights of the structures that have it as a group; '
+    'B is linear, so it is applied once'
   )
   c.text(450, 298, words, INK, 12)
   return c

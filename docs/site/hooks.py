@@ -107,8 +107,7 @@ def _page(title, intro, entries):
 
 def _names(entry):
   """Returns an entry, or, of a module, the names in its `__all__`, where they are defined."""
-  path = ROOT / 'additive_jax' / entry.replace('.', '/')
-  file = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+  file = _file(entry)
   if not file.exists():
     return [entry]
   tree = ast.parse(file.read_text())
@@ -156,40 +155,53 @@ def _index():
 def _first_line(place):
   """Returns the first sentence of what a name says of itself."""
   module, _, name = place.rpartition('.')
-  path = ROOT / 'additive_jax' / module.replace('.', '/')
-  file = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
-  for node in ast.parse(file.read_text()).body:
+  for node in ast.parse(_file(module).read_text()).body:
+    if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+      return _first_line(f'{node.module.removeprefix("additive_jax.")}.{name}')
     if getattr(node, 'name', '') == name:
       text = ' '.join((ast.get_docstring(node) or '').split('\n\n')[0].split())
-      return re.split(r'(?<=[.;:]) ', text)[0].rstrip(';:').replace('|', '\\|')
+      return re.split(r'(?<=\.) |; |: (?=[^`]*(?:`[^`]*`[^`]*)*$)', text)[0].replace('|', '\\|')
   return ''
+
+
+def _file(module):
+  path = ROOT / 'additive_jax' / module.replace('.', '/')
+  return path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
 
 
 def _options():
   """Returns the page of every option, of the page that is written of their declarations."""
-  lines, section, meaning = [], None, []
   text = (ROOT / 'configs' / 'default.py').read_text()
-  head = (
-    '# Options\n\nEvery option of a run, with its default. On the command line: '
-    '`--config.NAME=VALUE`; in Python: by name, or by its last part. [How values are typed]'
-    '(guides/options.md).\n'
-  )
+  sections, meaning = {'': ('', [])}, []
   for line in text.splitlines():
     if comment := re.fullmatch(r'  # (.*)', line):
       meaning.append(comment[1])
       continue
-    option = re.fullmatch(r'  config\.([\w.]+) = (.*)', line)
-    if option and option[2] == 'ConfigDict()' and f'config.{option[1]}.' in text:
-      lines += ['', f'## {option[1]}', '', ' '.join(meaning), '']
-      section = None
-    elif option:
-      if section is None or ('.' in section) != ('.' in option[1]):
-        if '.' not in option[1] and section is not None:
-          lines += ['', '## More of a run', '']
-        lines += ['| option | default | meaning |', '| --- | --- | --- |']
-      section = option[1]
-      words = ' '.join(meaning).replace('|', '\\|').replace('<', '&lt;').replace('*', '\\*')
-      value = re.sub(r'ConfigDict\(((.*), type_safe=False)?\)', r'\2', option[2]) or '{}'
-      lines.append(f'| `{option[1]}` | `{value}` | {words} |')
+    if option := re.fullmatch(r'  config\.([\w.]+) = (.*)', line):
+      name, value, words = option[1], option[2], ' '.join(meaning)
+      if value == 'ConfigDict()' and f'  config.{name}.' in text:
+        sections[name] = words, []
+      else:
+        value = re.sub(r'ConfigDict\(((.*), type_safe=False)?\)', r'\2', value) or '{}'
+        section, _, last = name.rpartition('.')
+        sections[section][1].append((last, value, words))
     meaning = []
-  return head + '\n'.join(lines)
+  lines = [
+    '# Options',
+    '',
+    'Every option of a run, with its default. On the command line `--config.NAME=VALUE`, in Python '
+    'by name or its last part. [How values are typed](guides/options.md).',
+  ]
+  for section, (words, rows) in sections.items():
+    lines += ['', f'## config{section and "."}{section}', '', words or 'The run as a whole.', '']
+    lines += ['| option | default | meaning |', '| --- | --- | --- |']
+    for name, value, meant in rows:
+      lines.append(f'| `{name}` | `{value}` | {_safe(meant)} |')
+  return '\n'.join(lines)
+
+
+def _safe(text):
+  """Returns a text with what Markdown would take for its own, outside of code, as it stands."""
+  pieces = text.replace('|', '\\|').split('`')
+  pieces[::2] = [re.sub(r'([*<_])', r'\\\1', piece) for piece in pieces[::2]]
+  return '`'.join(pieces)
