@@ -51,7 +51,7 @@ def commands(page: Path) -> list[str]:
 
 def run(page: Path) -> list[str]:
   """Runs a page in the current directory, and returns what each block printed."""
-  names: dict[str, Any] = {'__name__': 'page'}
+  names: dict[str, Any] = {'__name__': '__main__'}
   printed = []
   for block in blocks(page):
     with contextlib.redirect_stdout(io.StringIO()) as out:
