@@ -40,7 +40,7 @@ def pages() -> list[Path]:
 
 def blocks(page: Path) -> list[Block]:
   """The blocks of a page, in order."""
-  return [Block(*match) for match in BLOCK.findall(page.read_text())]
+  return [Block(*match.groups()) for match in BLOCK.finditer(page.read_text())]
 
 
 def commands(page: Path) -> list[str]:
