@@ -245,14 +245,14 @@ def test_watch_on_a_terminal_ends_by_an_interrupt(tmp_path):
   path = made_run(tmp_path / 'run', finished=False)
   ours, theirs = pty.openpty()
   with at_work(path):
-    command = [sys.executable, '-m', 'additive_jax', 'watch', str(path), '--every=0.1']
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b''
-    while b'training loss' not in shown:
-      shown += os.read(ours, 4096)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    command = [sys.executable, '-m', 'additive_jax', 'watch', str(path), '--every=9']
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+      os.close(theirs)
+      shown = b''
+      while b'training loss' not in shown:
+        shown += os.read(ours, 4096)
+      process.send_signal(signal.SIGINT)
+      assert process.wait(120) == 130  # a second on an idle machine
   with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
     while more := os.read(ours, 4096):
       shown += more
