@@ -244,18 +244,27 @@ def test_watch_on_a_terminal_ends_by_an_interrupt(tmp_path):
   """It leaves the terminal as it was, says nothing of the interrupt, and the run goes on."""
   path = made_run(tmp_path / 'run', finished=False)
   ours, theirs = pty.openpty()
-  with at_work(path):
-    command = [sys.executable, '-m', 'additive_jax', 'watch', str(path), '--every=9']
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
-      os.close(theirs)
-      shown = b''
-      while b'training loss' not in shown:
-        shown += os.read(ours, 4096)
-      process.send_signal(signal.SIGINT)
-      assert process.wait(120) == 130  # a second on an idle machine
-  with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
-    while more := os.read(ours, 4096):
-      shown += more
+  parts, seen = [], threading.Event()
+
+  def read():
+    """A terminal that nobody reads stops who writes to it."""
+    with contextlib.suppress(OSError):  # what Linux says at its end
+      while part := os.read(ours, 4096):
+        parts.append(part)
+        if b'training loss' in b''.join(parts):
+          seen.set()
+
+  command = [sys.executable, '-m', 'additive_jax', 'watch', str(path), '--every=0.1']
+  reader = threading.Thread(target=read)
+  with at_work(path), subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+    os.close(theirs)
+    reader.start()
+    assert seen.wait(120)  # a second on an idle machine
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+  reader.join()
+  os.close(ours)
+  shown = b''.join(parts)
   assert b'Traceback' not in shown
   assert shown.rfind(b'\x1b[?25h') > shown.rfind(b'\x1b[?25l')  # the cursor is shown again
 
