@@ -1,8 +1,7 @@
 """The command `additive-jax`, which is also `python -m additive_jax`.
 
 `additive-jax --config=exp2` starts an experiment, as `python -m additive_jax.launch` does; a first
-word names another command: `additive-jax export` is `python -m additive_jax.export`, and
-`additive-jax plan` is `python -m additive_jax.planned`.
+word names another command, which stands in the table `COMMANDS` of `cli.manual`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import importlib
 import sys
 
 from additive_jax.cli.command import run_command
-
-# Commands, and the modules that they are.
-COMMANDS = {'launch': 'launch', 'export': 'export', 'plan': 'planned'}
+from additive_jax.cli.manual import COMMANDS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment'
     print(f'error: command {name!r}: expected one of {known}{hint}', file=sys.stderr)
     return 2
-  command = importlib.import_module(f'additive_jax.{COMMANDS[name]}').main
+  command = importlib.import_module(f'additive_jax.{COMMANDS[name].module}').main
   return run_command(command, [program, *words], resumes=name == 'launch')
 
 

@@ -1,8 +1,8 @@
 """Starts an experiment: `additive-jax --config=exp2`, or `python -m additive_jax.launch`.
 
   --config=NAME          an experiment's options: a name below, or a Python file (configs/exp2.py)
-  --config.KEY=VALUE     overrides one of them; every KEY, its meaning and what is allowed is in the
-                         file configs/default.py, named at the end
+  --config.KEY=VALUE     overrides one of them: see the options below; several values with commas
+                         (structures=101,011), names with values as kwargs.width=8
   --workdir=DIR          the run directory (default: runs/<config>-<hash of the options>)
   --devices=N            on CPU, N host devices (default: one per core, at most 8);
                          elsewhere, the first N
@@ -18,9 +18,6 @@
 Exit codes: 0 done, or done before; 2 a mistake in what was asked, told in one line; 75 stopped
 before the end, by a signal (TERM, INT, HUP, USR1, USR2) or because another process is gone, with
 everything saved: the same command goes on; 130 ended by a second Ctrl-C.
-
-Other commands, with their own --help: `additive-jax plan --config=exp2` says what a step takes,
-`additive-jax export RUN --structure=1101 --to=DIR` writes a structure as a network of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +25,9 @@ from __future__ import annotations
 import os
 import sys
 
-from additive_jax.cli.arguments import command_of, parse
 from additive_jax.cli.command import answered, run_command
-from additive_jax.cli.configs import config_file, config_names
 from additive_jax.cli.devices import set_up_devices
+from additive_jax.cli.manual import manual
 from additive_jax.errors import STOPPED, Stopped, UserError
 
 CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
@@ -39,11 +35,12 @@ CACHE = 'ADDITIVE_JAX_CACHE'  # see files/programs.py, which needs JAX
 
 def main(argv: list[str]) -> int:
   """Runs the experiment that the command line `argv` names, and returns the exit code."""
-  keys = f'Every config.KEY: {config_file("default")}'
-  return answered(_run, argv, f'{__doc__}\nConfigs: {", ".join(config_names())}\n{keys}')
+  return answered(_run, argv, lambda: manual(__doc__, argv))
 
 
 def _run(argv: list[str]) -> int:
+  from additive_jax.cli.arguments import command_of, parse  # JAX: not for --help
+
   values, config, name = parse(argv)
   set_up_devices(values.devices)
   if values.cache:  # in the environment, for processes of this one

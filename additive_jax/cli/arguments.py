@@ -10,8 +10,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from additive_jax.cli.configs import config_file, explanation, load_config
+from additive_jax.cli.values import as_declared, set_named
 from additive_jax.errors import UserError, one_line
-from additive_jax.experiments.options import DECLARED, Option
+from additive_jax.experiments.options import DECLARED
 
 MOST = 65_536  # devices, processes or seconds
 NUMBERS = {'devices': 0, 'num_processes': 1, 'process_id': 0, 'wait': 3}  # each flag's least
@@ -37,7 +38,8 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   flags.DEFINE_integer('num_processes', 1, 'Processes in all.', **(bounds | {'lower_bound': 1}))
   flags.DEFINE_integer('process_id', 0, 'This process, from 0.', **bounds)
   flags.DEFINE_integer('wait', 30, 'Seconds.', **(bounds | {'lower_bound': 3}))
-  options = parse_flags(values, _with_tuples(argv), known_only=True)
+  words, named = as_declared(argv)
+  options = parse_flags(values, words, known_only=True)
   names, alone = values.config, [word for word in options[1:] if not word.startswith('-')]
   if not names:  # `launch exp2` is `launch --config=exp2`
     names, options = alone, [word for word in options if word not in alone]
@@ -45,61 +47,19 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
     raise UserError(f'{", ".join(names) or "no config"}: expected one, say --config=exp2')
   config = load_config(names[0])
   try:
+    set_named(config, named)
     # From here on the flag `config` holds the options, and --config.KEY=VALUE sets one.
     config_flags.DEFINE_config_dict(
       'config', config, flag_values=values, sys_argv=options, allow_override=True
     )
   except (AttributeError, KeyError) as error:
-    raise UserError(explanation(error, options)) from error
+    raise UserError(explanation(error, argv)) from error
   except flags.Error as error:
     raise UserError(one_line(error)) from error
   words = parse_flags(values, options)
   if len(words) > 1:
     raise UserError(f'argument {words[1]!r}: expected --name=value')
   return values, config, config_file(names[0]).stem
-
-
-def _with_tuples(argv: list[str]) -> list[str]:
-  """Returns the command line with options of several values in the one form that is understood, and
-  of one that is given twice the last, as of all options.
-
-  >>> _with_tuples(['launch', '--config.structures=101,011', '--config.model.hidden=8'])
-  ['launch', "--config.structures=('101', '011')", '--config.model.hidden=(8,)']
-  """
-  words: list[str] = []
-  places: dict[str, int] = {}
-  rest = iter(argv)
-  for word in rest:
-    name, equals, text = word.partition('=')
-    option = DECLARED.get(name.lstrip('-').removeprefix('config.'))
-    if not name.lstrip('-').startswith('config.') or option is None or option.kind is not tuple:
-      words.append(word)
-      continue
-    if not equals:
-      text = next(rest, '')
-    word = f'{name}={_as_tuple(text, option)}'
-    if option.name in places:
-      words[places[option.name]] = word
-    else:
-      places[option.name] = len(words)
-      words.append(word)
-  return words
-
-
-def _as_tuple(text: str, option: Option) -> str:
-  """Returns the text of a tuple as Python writes it; as it is where a value is not of its type."""
-  inner = text.strip()
-  if inner[:1] + inner[-1:] in ('()', '[]'):
-    inner = inner[1:-1]
-  pieces = [piece.strip() for piece in inner.split(',')]
-  if not pieces[-1]:  # (8,) or nothing
-    pieces.pop()
-  try:
-    assert option.item is not None
-    read = (lambda piece: piece.strip('\'"')) if option.item is str else option.item
-    return repr(tuple(map(read, pieces)))
-  except ValueError:
-    return text
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str], known_only: bool = False) -> list[str]:

@@ -35,7 +35,9 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], *, resumes: b
     sys.stdout, sys.stderr = streams
 
 
-def answered(run: Callable[[list[str]], int], argv: list[str], manual: str | None) -> int:
+def answered(
+  run: Callable[[list[str]], int], argv: list[str], manual: str | Callable[[], str] | None
+) -> int:
   """Returns the exit code of what a command line asks for: a mistake in it is one line on standard
   error and 2, an interrupt 130, and `--help` prints the manual.
 
@@ -46,10 +48,10 @@ def answered(run: Callable[[list[str]], int], argv: list[str], manual: str | Non
   Args:
     run: takes the command line and returns the exit code.
     argv: the command line, the program first.
-    manual: what `--help` says.
+    manual: what `--help` says, or a function that returns it.
   """
   if {'--help', '-h'} & set(argv):
-    print(manual)
+    print(manual() if callable(manual) else manual)
     return 0
   try:
     return run(argv)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 import additive_jax
 from additive_jax.errors import UserError, one_line, user_path
-from additive_jax.experiments.options import WORDS
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 PACKAGE = 'additive_jax.configs'
 
@@ -104,6 +105,8 @@ def load_config(name: str) -> ConfigDict:
     raise UserError(f'{_place(error, file)}: {explanation(error)}') from error
   finally:
     sys.path.pop(0)
+  from ml_collections import ConfigDict
+
   if not isinstance(config, ConfigDict):
     given = type(config).__name__
     raise UserError(f'{file}: get_config() gives {given}: expected a ConfigDict of the options')
@@ -133,6 +136,8 @@ def explanation(error: BaseException, argv: Sequence[str] = ()) -> str:
     one_line(error),
   )
   if types:
+    from additive_jax.experiments.options import WORDS
+
     return f'option {types[1]!r} {types[2]}: expected {WORDS[getattr(builtins, types[3])]}'
   return _unknown_option(error, argv) or one_line(error)
 
@@ -150,7 +155,4 @@ def _unknown_option(error, argv):
     return None
   near = re.search(r'Did you mean "(\w+)"', text)
   hint = f'; did you mean {near[1]!r}?' if near else ''
-  parent, _, key = option.rpartition('.')
-  if parent.endswith('.kwargs'):
-    hint += f'; set a new one together with the rest: --{parent}=\'{{"{key}": VALUE, …}}\''
   return f'unknown option {option!r}: expected one that the config has{hint}'

@@ -49,6 +49,7 @@ from additive_jax.experiments.stage_cost import check_stage
 from additive_jax.experiments.tables import plain_tables
 from additive_jax.files.programs import kept_programs
 from additive_jax.files.rundir import RunDir
+from additive_jax.files.runs import noting_failure
 from additive_jax.files.showing import shown
 from additive_jax.parallel import processes
 from additive_jax.report.page import Page
@@ -149,19 +150,24 @@ class Study:
       if session.rundir.finished:
         log.info('%s is finished: %s', session.rundir.path, session.rundir.path / PAGE)
         return Result.read(session.rundir)
-      records = Records(session.rundir, self.name, session.seeds, session.task.scores)
-      try:
-        for arms in self.stages(session, records):
-          records.arms |= {arm.name: arm for arm in arms}
-          check_same(session, self.name, arms)
-          train_missing(session, arms, records)
-      except Incomplete:
-        if session.shard[1] == 1:
-          raise
-      if session.shard[1] > 1:
-        log.info('shard %s is done; run again without config.shard to merge', options.shard)
-        return Result({}, {}, complete=False)
-      return self._write(session, records)
+      with noting_failure(session.rundir.path, session.rundir.primary), named(options):
+        return self._train(session, options.shard)
+
+  def _train(self, session: Session, shard: str) -> Result:
+    """Trains what is missing, and writes the results unless other shards have to go on."""
+    records = Records(session.rundir, self.name, session.seeds, session.task.scores)
+    try:
+      for arms in self.stages(session, records):
+        records.arms |= {arm.name: arm for arm in arms}
+        check_same(session, self.name, arms)
+        train_missing(session, arms, records)
+    except Incomplete:
+      if session.shard[1] == 1:
+        raise
+    if session.shard[1] > 1:
+      log.info('shard %s is done; run again without config.shard to merge', shard)
+      return Result({}, {}, complete=False)
+    return self._write(session, records)
 
   def _write(self, session: Session, records: Records) -> Result:
     """Writes the tables, the page, and last the summary: the run is finished."""

@@ -13,7 +13,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from additive_jax.errors import UserError, user_errors
@@ -44,6 +43,8 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value]
   if isinstance(value, int | float):
     return float(value) if isinstance(value, float) else int(value)
+  import jax  # not by who reads a journal alone
+
   if isinstance(value, jax.Array | np.ndarray | np.generic):
     array = np.asarray(value)
     # bfloat16 and its like are no NumPy kind of their own, and `tolist` would keep their scalars.

@@ -67,7 +67,7 @@ def locked(folder: Path, shard: int = 0, num_shards: int = 1) -> Iterator[None]:
         file.flush()
       for other in sorted(folder.glob('*.lock')):
         is_sister = re.fullmatch(rf'shard-\d+-of-{num_shards}\.lock', other.name)
-        if other != path and not is_sister and _is_locked(other):
+        if other != path and not is_sister and is_locked(other):
           raise _in_use(folder, other)
     yield
 
@@ -81,7 +81,10 @@ def _lock(file: TextIO, kind: int) -> OSError | None:
   return None
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+  """Tells whether a process holds a lock; False where the system has none."""
+  if fcntl is None:
+    return False
   with open(path) as file:
     problem = _lock(file, fcntl.LOCK_SH)
   return problem is not None and problem.errno in BUSY

@@ -6,7 +6,6 @@ leaves a directory that the same command can go on with.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -21,12 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
 from additive_jax.errors import UserError, one_line, user_errors
-from additive_jax.files import seal, temporaries
+from additive_jax.files import runs, seal, temporaries
 from additive_jax.files.journal import replace_file, to_plain
 from additive_jax.version import __version__
 
@@ -236,12 +234,7 @@ class RunDir:
 
   def saved(self) -> str:
     """Returns how far the training is saved that saved last, in words; '' for none."""
-    steps = [path for path in self.checkpoints.glob('*/[0-9]*') if path.name.isdigit()]
-    with contextlib.suppress(OSError):
-      if newest := max(steps, key=lambda path: path.stat().st_mtime, default=None):
-        training = newest.parent.relative_to(self.checkpoints)
-        return f'saved up to step {newest.name} of {training}'
-    return ''
+    return runs.saved(self.path)
 
   @property
   def finished(self) -> bool:
@@ -329,6 +322,8 @@ def _without_nan(value: Any) -> Any:
 
 def _environment() -> dict[str, Any]:
   """Versions, platform and devices, without names of users, machines or folders."""
+  import jax  # not by who reads a directory alone
+
   devices = jax.devices()
   # Some flags name a folder.
   flags = re.sub(r'=\S*[/\\]\S*', '=<path>', os.environ.get('XLA_FLAGS', ''))

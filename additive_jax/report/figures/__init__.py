@@ -27,6 +27,7 @@ from additive_jax.report.figures.modules import (
 from additive_jax.report.figures.pipeline import pipeline_timeline
 from additive_jax.report.figures.pruning import contributions, search_paths
 from additive_jax.report.figures.routing import compute_shares, rank_frequency, utilisation
+from additive_jax.report.figures.several import fronts
 from additive_jax.report.figures.sparsity import compression, layers_left, log_alpha
 from additive_jax.report.figures.sweep import (
   agreement,

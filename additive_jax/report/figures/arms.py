@@ -66,7 +66,12 @@ def _points(frame, measures, colours, is_difference):
   return figure
 
 
-def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
+def comparison(
+  frame: pd.DataFrame,
+  measure: str = 'loss',
+  colours: style.Colours | None = None,
+  axis: str = '',
+) -> Figure:
   """Draws variants side by side for each label, with intervals: co-trained against alone.
 
   >>> frame = pd.DataFrame({'label': ['110', '110'], 'variant': ['alone', 'co-trained']})
@@ -79,11 +84,14 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
       width `<measure>_ci95` where there is one. Labels are drawn from top to bottom in order of
       first appearance.
     measure: the column to draw.
+    colours: of variants; by default those of the palette in order of appearance.
+    axis: what the values are; '' is the measure on the test split.
   """
   marks.require(frame, 'label', 'variant', measure)
   labels, variants = list(frame['label'].unique()), list(frame['variant'].unique())
   if not labels:
     return style.empty('nothing to compare')
+  tints = style.palette(variants, colours)
   height = max(1.6, 0.9 + (0.2 + 0.14 * len(variants)) * len(labels))
   with style.drawing(6.8, height) as (figure, [[axes]]):
     for number, variant in enumerate(variants):
@@ -91,12 +99,12 @@ def comparison(frame: pd.DataFrame, measure: str = 'loss') -> Figure:
       offset = 0.6 * ((number + 0.5) / len(variants) - 0.5)
       value, half_width = marks.with_interval(rows, measure)
       height = [labels.index(label) + offset for label in rows['label']]
-      look = {'fmt': style.marker(number), 'ms': 5, 'lw': 1.2, 'color': style.colour(number)}
+      look = {'fmt': style.marker(number), 'ms': 5, 'lw': 1.2, 'color': tints[variant]}
       axes.errorbar(value, height, xerr=half_width, label=str(variant), **look)
     marks.name_rows(axes, [str(label) for label in labels], family=style.MONO)
     for row in range(1, len(labels)):
       axes.axhline(row - 0.5, color=style.PALE, lw=0.8)
-    axes.set_xlabel(f'test {measure}')
+    axes.set_xlabel(axis or f'test {measure}')
     marks.legend_beside(axes)
   return figure
 

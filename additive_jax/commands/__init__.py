@@ -1,0 +1,1 @@
+"""The commands that look at runs and configs: they read files, and start without JAX."""
