@@ -108,7 +108,9 @@ def test_candidates_are_healed_together_and_ranked_again(net, arrays, tmp_path):
   assert (result.methods['sets'] == 2).all()
   assert (result.gates['alone_ci95'] > 0).all()
   sizes = result.summary['bytes']
-  assert sizes['before'] == sum(leaf.nbytes for leaf in jax.tree.leaves(net.init(jax.random.key(0), arrays[0])))
+  assert sizes['before'] == sum(
+    leaf.nbytes for leaf in jax.tree.leaves(net.init(jax.random.key(0), arrays[0]))
+  )
   files = [file for file in (tmp_path / 'run' / 'exported').rglob('*') if file.is_file()]
   assert sizes['after'] == sum(file.stat().st_size for file in files)
   inside = result.methods['flops'] <= result.methods['most'] * (1 + 1e-9)

@@ -6,12 +6,12 @@ what pairs cost together beyond that:
 
     loss(u) = c + Σ_i a_i·u_i + Σ_{i<j} b_ij·u_i·u_j,    b_ij ~ N(√(w_i·w_j)·m, s²·w_i·w_j·ρ_ij)
 
-c and the a_i are known from one evaluation each. w_i is the size of a_i: gates that matter more have
-larger interactions. ρ_ij falls from 1 with the distance of their layers: near ones interact
-more. m ~ N(0, s²) is
-common to all pairs, since a loss grows faster the more is off; s² is that of largest likelihood. This
-is the second-order model of BOCS (Baptista and Poloczek 2018, arXiv:1806.08838), with this prior in
-place of a sparse one, so that a posterior is one Cholesky factor of the number of evaluations.
+c and the a_i are known from one evaluation each. w_i is the size of a_i: gates that matter more
+have larger interactions. ρ_ij falls from 1 with the distance of their layers: near ones interact
+more. m ~ N(0, s²) is common to all pairs, since a loss grows faster the more is off; s² is that of
+largest likelihood. This is the second-order model of BOCS (Baptista and Poloczek 2018,
+arXiv:1806.08838), with this prior in place of a sparse one, so that a posterior is one Cholesky
+factor of the number of evaluations.
 """
 
 from __future__ import annotations
