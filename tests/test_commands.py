@@ -298,7 +298,8 @@ def test_runs_on_one_page(tmp_path):
   assert 'Kendall τ 1.000' in page
   assert '<script>' not in page
   assert page.count('src="data:image/') == 3
-  assert 'http:' not in page and 'https:' not in page
+  assert 'http:' not in page
+  assert 'https:' not in page
 
 
 def test_runs_of_other_experiments_on_one_page(tmp_path):
