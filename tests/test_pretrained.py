@@ -226,6 +226,14 @@ BAD = {
     "rope_type 'dynamic': expected one of default, linear, llama3, yarn",
   ),
   'no size': (lambda d: edited(d, hidden_size=None), 'llama config without hidden_size: expected'),
+  'no number': (
+    lambda d: edited(d, hidden_size='8'),
+    r'with a config that makes no llama \(.*\): expected the numbers of its config.json',
+  ),
+  'no index': (
+    lambda d: (d / 'model.safetensors').rename(d / 'model-00001-of-00002.safetensors'),
+    'with model-00001-of-00002.safetensors without model.safetensors.index.json: expected',
+  ),
   'another size': (
     lambda d: edited(d, intermediate_size=13),
     r'in other shapes model.layers.0.mlp.gate_proj.weight \[12, 8\], not \[13, 8\], .* and 3 more',
@@ -284,6 +292,8 @@ def test_bad_exports(tiny, monkeypatch):
     export(found, '0000', out)
   with pytest.raises(UserError, match='exists: expected a new directory, or overwrite=True'):
     export(found, '1111', tiny)
+  with pytest.raises(UserError, match='is what the network was loaded from: expected another'):
+    export(found, '1111', tiny, overwrite=True)
   with pytest.raises(UserError, match=r'expected .*/none to be a directory'):
     export(found, '1111', tiny.parent / 'none' / 'out')
   (tiny.parent / 'mine').mkdir()
@@ -316,6 +326,7 @@ def test_an_interrupted_export_leaves_what_was_there(tiny, monkeypatch):
   found, out = load(tiny), tiny.parent / 'out'
   export(found, '1111', out, reference=False)
   before = (out / 'model.safetensors').read_bytes()
+  assert (out / 'model.safetensors').stat().st_mode == (out / 'config.json').stat().st_mode
 
   def interrupted(*args, **kwargs):
     raise KeyboardInterrupt

@@ -19,7 +19,9 @@ from additive_jax import export
 from additive_jax.data.weights import Weighted
 from additive_jax.errors import UserError
 from additive_jax.experiments import prune
+from additive_jax.experiments.options import read_options
 from additive_jax.experiments.prune.healing import last_streams
+from additive_jax.experiments.start import with_pretrained
 from additive_jax.run import static
 from additive_jax.run.generation import continued
 from additive_jax.run.objectives import CrossEntropy, Distilled, Taught
@@ -211,6 +213,48 @@ def test_a_pretrained_network_is_pruned_to_a_directory_of_its_kind(tmp_path, ran
   assert receipt['structure'] == result.summary['structure']
   assert receipt['difference'] <= 1e-3 * receipt['scale']
   assert small.model.num_layers <= 3
+  size = lambda variables: sum(leaf.size for leaf in jax.tree.leaves(variables))
+  assert receipt['written'] == result.summary['written'] == size(small.variables)
+  assert len(result.samples) == 2
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert ('The exported files hold' in page) == bool(receipt['zeroed'])
+  # Nothing that others cannot run is found, and that is said before anything is trained.
+  nothing = tiny.config('prune', options | {'prune.budget': 1e-6})
+  with pytest.raises(UserError, match=r'no structure within .* that was evaluated has a finite'):
+    prune.run(nothing, tmp_path / 'nothing', devices=1)
+  assert not list((tmp_path / 'nothing' / 'checkpoints').glob('healed*'))
+
+
+def test_what_was_loaded_is_pruned_in_python(tmp_path, random_pool):
+  model = aj.models.Decoder(2, 8, 2, 16, 20)
+  pool = random_pool(model, np.zeros((1, 4), np.int32))
+  aj.pretrained.export(model, '1111', tmp_path / 'full', pool)
+  loaded = aj.pretrained.load(tmp_path / 'full')
+  tokens = np.random.default_rng(0).integers(1, 20, (60, 9))
+  data = aj.data.from_arrays(tokens[:, :-1], tokens[:, 1:], num_outputs=20)
+  options = QUICK | {'workdir': tmp_path / 'run', 'budget': 0.8, 'heal_epochs': 0.5}
+  pruned = aj.prune(loaded, data, **options)
+  pruned.export(tmp_path / 'small')
+  small = aj.pretrained.load(tmp_path / 'small')
+  logits = small.model.apply(small.variables, tokens[:3])
+  np.testing.assert_allclose(logits, pruned.model.apply(pruned.variables, tokens[:3]), atol=1e-5)
+  assert len(repr(pruned)) < 2000
+  bert = aj.models.BERT(2, 8, 2, 16, 20, head='masked')
+  with pytest.raises(
+    UserError, match=r'BERT, whose tokens see those that follow, for .*: expected a'
+  ):
+    aj.prune(bert, data, random_pool(bert, tokens[:1]), **options | {'workdir': tmp_path / 'no'})
+
+
+def test_what_a_pretrained_network_is_made_to_suit(tmp_path, random_pool):
+  bert, x = aj.models.BERT(2, 8, 2, 16, 20), np.zeros((1, 4), np.int32)
+  aj.pretrained.export(bert, '1111', tmp_path / 'bert', random_pool(bert, x), reference=False)
+  config = tiny.config('prune', {'pretrained': str(tmp_path / 'bert')})
+  _, opening, _ = with_pretrained(read_options(config), {'data': 'given'})
+  assert opening['model'].space.names == ('layer_00/residual', 'layer_01/residual')
+  text = tiny.config('prune', {'pretrained': str(tmp_path / 'bert'), 'data.name': 'stdlib'})
+  with pytest.raises(UserError, match=r'of 20 tokens without a tokenizer, for stdlib: expected'):
+    with_pretrained(read_options(text), {})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import additive_jax as aj
-from additive_jax import Gate, Space
+from additive_jax import Gate, Space, search
 from additive_jax.errors import UserError
 from additive_jax.gates.structure import Shared, all_bits
 from additive_jax.search import BY_BUDGET, Budget, Costs, find
@@ -206,6 +206,12 @@ def test_costs_of_a_space():
     (lambda: find(Loss(), costs(), method='beem'), "'beem': expected .*did you mean 'beam'"),
     (lambda: find(Loss(), costs(), method='cosine'), 'looks into the network'),
     (lambda: find(Loss(), costs(), method='greedy', evaluations=5), 'evaluations 5, greedy: no'),
+    (
+      lambda: find(lambda b, s: np.full(len(b), np.nan), costs()),
+      'all gates on have a loss of nan',
+    ),
+    (lambda: search.Bayesian(levels=0), 'levels 0: expected a whole number of at least 1'),
+    (lambda: search.Bayesian(doubt=-1.0), 'doubt -1.0: expected at least 0'),
     (lambda: Budget('gates', 0.5), "cost 'gates': expected one of params, flops, latency"),
     (lambda: aj.effects(all_bits(3), [0.0]), 'expected one for each'),
   ],

@@ -35,7 +35,11 @@ ALIASES = {'seeds': 'num_seeds', 'optimizer': 'optimizer.name', 'schedule': 'sch
 # Sections whose options need no section's name; an experiment's own come before them.
 SECTIONS = ('train', 'task', 'search', 'sampler', 'data')
 # Values that are those options themselves; others are objects and functions, see `Opening`.
-AS_OPTIONS: dict[str, Any] = {'augment': (str, tuple, list), 'optimizer': (str, Mapping)}
+AS_OPTIONS: dict[str, Any] = {
+  'augment': (str, tuple, list),
+  'optimizer': (str, Mapping),
+  'pretrained': (str,),
+}
 
 
 def sweep(model: Any, data: Any, *, workdir: str | Path | None = None, **options: Any) -> Result:

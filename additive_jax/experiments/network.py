@@ -15,6 +15,7 @@ from additive_jax import models
 from additive_jax.batches import is_array, rows
 from additive_jax.data import ArraySplit, Data
 from additive_jax.data.values import constant_target
+from additive_jax.data.weights import unweighted
 from additive_jax.errors import UserError, one_line
 from additive_jax.experiments.options import ModelOptions
 from additive_jax.models import Additive
@@ -167,8 +168,22 @@ def check_fits(model: Any, data: Data, task: Task) -> None:
       data.num_outputs,
       outputs[-1] - data.num_outputs,
     )
+  if data.task_name == 'language' and not getattr(model, 'causal', True) and _is_next(x, y):
+    raise UserError(
+      f'{type(model).__name__}, whose tokens see those that follow, for {data.name}, whose targets '
+      'are these: expected a causal network, or targets of another kind'
+    )
   if data.task_name == 'regression':
     _check_targets(data, task)
+
+
+def _is_next(x: Any, y: Any) -> bool:
+  """Whether the targets of a language are the tokens that follow, but at the ends of documents."""
+  tokens, following = (x if is_array(x) else x.get(TOKENS)), unweighted(y)
+  if np.shape(tokens) != np.shape(following) or np.shape(tokens)[1] < 3:
+    return False
+  same = np.asarray(tokens)[:, 1:] == np.asarray(following)[:, :-1]
+  return bool(same.mean() > 0.8)
 
 
 def _check_targets(data, task):

@@ -65,6 +65,7 @@ class Opening(TypedDict, total=False):
     variables: `{'params': pool}` that every training starts from, in place of `config.init_from`.
     optimizer: an Optax transformation in place of `config.optimizer`, its schedule and clipping.
     progress: whether bars and lines show how far the run is; True by default.
+    pretrained: what the model and variables are of, see `pretrained.load`.
   """
 
   model: Any
@@ -78,6 +79,7 @@ class Opening(TypedDict, total=False):
   variables: Any
   optimizer: Any
   progress: bool
+  pretrained: Any
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
   from additive_jax.experiments.opening import Opening
   from additive_jax.pretrained import Pretrained
 
+log = logging.getLogger('additive_jax')
+
+BYTES = 256  # tokens of a network of bytes
 TEXTS = ('text:', 'stdlib')  # the sources that a tokenizer is for
 
 
@@ -78,7 +82,7 @@ def with_pretrained(
     UserError: beside a model or a pool that is given otherwise, and as `pretrained.load`.
   """
   if not config.pretrained:
-    return config, opening, None
+    return config, opening, opening.get('pretrained')
   for name in ('model', 'variables'):
     if opening.get(name) is not None:
       raise UserError(f'{name}= with config.pretrained {config.pretrained!r}: expected one of them')
@@ -87,7 +91,12 @@ def with_pretrained(
   from additive_jax.pretrained import load
 
   try:
-    loaded = load(user_path(config.pretrained, 'config.pretrained'), **config.model.kwargs)
+    path, options = user_path(config.pretrained, 'config.pretrained'), dict(config.model.kwargs)
+    loaded = load(path, **options)
+    if config.experiment == 'prune' and not options and getattr(loaded.model, 'post_norm', False):
+      # Its other gates alone have no form that the reference implementation runs.
+      loaded = load(path, sites='layer')
+      log.info('%s has its norms after its branches: gates are of whole layers', path)
   except TypeError as error:
     raise UserError(
       f'config.model.kwargs {config.model.kwargs} with config.pretrained: expected arguments of '
@@ -95,8 +104,14 @@ def with_pretrained(
     ) from error
   given: Opening = {**opening, 'model': loaded.model, 'variables': loaded.variables}
   is_text = opening.get('data') is None and config.data.name.startswith(TEXTS)
-  if is_text and loaded.tokenizer is not None and not config.data.tokenizer:
-    config = replaced(config, {'data.tokenizer': config.pretrained})
+  if is_text and not config.data.tokenizer:
+    if loaded.tokenizer is None and (tokens := getattr(loaded.model, 'num_tokens', 0)) != BYTES:
+      raise UserError(
+        f'config.pretrained {config.pretrained!r} of {tokens} tokens without a tokenizer, for '
+        f'{config.data.name}: expected config.data.tokenizer'
+      )
+    if loaded.tokenizer is not None:
+      config = replaced(config, {'data.tokenizer': config.pretrained})
   return config, given, loaded
 
 

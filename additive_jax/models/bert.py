@@ -105,6 +105,7 @@ class BERT(Additive):
   gates: Sequence[str] = (RESIDUAL,)
 
   post_norm = True
+  causal = False
 
   def __post_init__(self):
     self.gates = check_kinds('bert', self.gates, (RESIDUAL, BRANCH))

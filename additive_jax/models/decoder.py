@@ -129,6 +129,8 @@ class Decoder(Additive):
   num_chunks: int = 4
   num_lanes: int = 2
 
+  causal = True
+
   def __post_init__(self):
     if not isinstance(self.window, int):
       self.window = tuple(self.window)  # a module's fields must be hashable

@@ -73,6 +73,8 @@ class GPT2(Additive):
   num_chunks: int = 4
   num_lanes: int = 2
 
+  causal = True
+
   def __post_init__(self):
     self.gates = check_kinds('gpt2', self.gates, KINDS)
     super().__post_init__()

@@ -46,7 +46,8 @@ class Receipt:
     structure: which gates were on.
     layers: the numbers, in the network it came from, of the layers that stay.
     zeroed: branches of layers that stay which give zero, by name: exact, but no faster.
-    params, params_before: numbers of parameters, without those of `zeroed`'s output matrices.
+    params, params_before: numbers of parameters, without those of `zeroed` branches.
+    written: numbers in the files, with these.
     bytes: of the tensors that were written.
     difference: the largest |Δlogit| between the structure and what is read from the directory.
     reference: the same of the reference implementation, and which that is; None where it is not
@@ -61,6 +62,7 @@ class Receipt:
   zeroed: tuple[str, ...]
   params: int
   params_before: int
+  written: int
   bytes: int
   difference: float
   reference: float | None
@@ -69,10 +71,13 @@ class Receipt:
   agreement: float
 
   def __str__(self) -> str:
+    more = ''
+    if self.zeroed:
+      more = f', {self.written:,} in the files, for {len(self.zeroed)} branches are zeros there'
     told = 'not installed' if self.reference is None else f'{self.reference:.2g}'
     return (
       f'{self.directory}: {len(self.layers)} layers, {self.params:,} of {self.params_before:,} '
-      f'parameters, {len(self.zeroed)} branches zeroed; max |Δlogit| {self.difference:.2g}, '
+      f'parameters{more}; max |Δlogit| {self.difference:.2g}, '
       f'{self.reference_name or "reference"} {told}, at a scale of {self.scale:.3g}; the same '
       f'largest logit in {self.agreement:.1%}'
     )
@@ -113,6 +118,8 @@ def export(
   check_pool(source.model, source.variables, family.example(source.model))
   directory = user_path(directory, 'directory').absolute()
   _check_place(directory, overwrite)
+  if source.path and directory.resolve() == source.path.resolve():
+    raise UserError(f'{directory} is what the network was loaded from: expected another directory')
   temporaries.remove_stale(directory.parent.glob(f'.{directory.name}.*.tmp'))
   temporary = temporaries.beside(directory)
   try:
@@ -187,6 +194,7 @@ def _shards(
   def flush() -> None:
     path = directory / f'{len(files)}.part'
     safetensors.save_file(pending, path, metadata={'format': 'pt'})
+    path.chmod((directory / CONFIG).stat().st_mode)  # it writes files that nobody else may read
     files.append(list(pending))
     pending.clear()
 
@@ -263,6 +271,7 @@ def _receipt(
     zeroed=tuple(f'layer_{i:02}/{branch}' for i, branch in stays.zeroed),
     params=size(again.variables) - spared,
     params_before=size(source.variables),
+    written=size(again.variables),
     bytes=sum(file.stat().st_size for file in written.glob('*.safetensors')),
     difference=float(np.abs(want - got).max()),
     reference=None if asked is None else float(np.abs(want - asked.logits).max()),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree, Shaped
 
 from additive_jax.data.tokenizer import tokenizer_of
-from additive_jax.errors import UserError, user_path
+from additive_jax.errors import UserError, one_line, user_path
 from additive_jax.models.additive import Additive
 from additive_jax.models.layer_sites import SITES, SUBLAYER
 from additive_jax.parallel import layout
@@ -109,7 +109,13 @@ def load(
   source = _source(path)
   family = family_of(source.config, path)
   options: dict[str, Any] = {'sites_by': sites} | ({} if gates is None else {'gates': gates})
-  model = family.model(source.config, **options)
+  try:
+    model = family.model(source.config, **options)
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise UserError(
+      f'{path} with a config that makes no {family.name} ({one_line(error)}): expected the '
+      'numbers of its config.json as transformers writes them'
+    ) from error
   places, carried = fitting(family, model, source, path)
   check_vocabulary(source.tokenizer, source.config, path)
   pool = _placed(family, model, places, source.tensors, dtype, mesh)

@@ -56,9 +56,11 @@ def tensors_of(directory: Path) -> Tensors:
     return _of_shards(directory, read_json(index).get('weight_map'))
   if (directory / ONE).exists():
     return tensors_of_file(directory / ONE)
-  others = sorted(path.name for path in directory.glob('*.bin'))
+  shards = sorted(path.name for path in directory.glob('*.safetensors'))
+  others = shards or sorted(path.name for path in directory.glob('*.bin'))
   told = f' with {", ".join(others[:2])}' if others else ''
-  raise UserError(f'{directory}{told} without {ONE}: expected {EXPECTED}')
+  missing = INDEX if shards else ONE
+  raise UserError(f'{directory}{told} without {missing}: expected {EXPECTED}')
 
 
 def _of_shards(directory: Path, files: Any) -> Tensors:

@@ -113,8 +113,6 @@ def _prior(problem: Problem) -> Prior:
   _, bits, _ = problem.children(row)
   losses = problem.judge(np.concatenate([row[None], bits]))
   finite = np.isfinite(losses[1:])
-  if not np.isfinite(losses[0]):
-    raise UserError(f'all gates on have a loss of {losses[0]}: expected a number')
   # A gate that is off with those within it costs what they do not explain.
   off = (~bits[finite]).astype(float)
   alone = np.linalg.lstsq(off, losses[1:][finite] - losses[0])[0]

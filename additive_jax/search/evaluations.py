@@ -105,6 +105,7 @@ class Evaluations:
       share: of the examples to judge by, in (0, 1].
 
     Raises:
+      UserError: where the loss of all-on is no number.
       SpentError: when they are more than may still be made; as many as may be are made first.
     """
     bits = canonical(self._space, bits)
@@ -120,6 +121,11 @@ class Evaluations:
     if room < len(new):
       raise SpentError
     losses = np.array([self._known[key] for key in keys], float)
+    if not np.isfinite(losses[bits.all(1)]).all():
+      raise UserError(
+        f'all gates on have a loss of {losses[bits.all(1)][0]}: expected a number; is each one of '
+        'the pool finite?'
+      )
     return np.where(np.isfinite(losses), losses, np.inf)
 
   def _make(self, missing: list[Key], rows: Mapping[Key, Any], share: float) -> None:

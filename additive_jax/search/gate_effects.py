@@ -123,7 +123,7 @@ class Effects:
   names: tuple[str, ...]
   main: Float[np.ndarray, ' n']
   alone: Float[np.ndarray, ' n']
-  interactions: Float[np.ndarray, 'n n']
+  interactions: Float[np.ndarray, 'n n'] = dataclasses.field(repr=False)
   held_out: HeldOut | None
   model: Fit = dataclasses.field(repr=False)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from jaxtyping import PyTree
 
 from additive_jax.compress import cutting
@@ -35,26 +36,34 @@ class Pruned:
       first, and see `experiments.prune`.
     cut: what was cut out, see `compress.cutting.Cut`.
     coding: of the data, which the files have too; None where it has none.
+    pretrained: the network that it is of, with the healed pool; None of one's own.
   """
 
   model: Any
-  variables: PyTree
+  variables: PyTree = dataclasses.field(repr=False)
   structure: Structure
   before: dict[str, float]
   unhealed: dict[str, float]
   after: dict[str, float]
   receipt: Receipt
-  result: Result
+  result: Result = dataclasses.field(repr=False)
   cut: cutting.Cut = dataclasses.field(repr=False)
   coding: Any = dataclasses.field(default=None, repr=False)
+  pretrained: Any = dataclasses.field(default=None, repr=False)
 
   def export(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-    """Writes the network as files that stand alone, see `additive_jax.export.load`.
+    """Writes the network as files that stand alone, see `additive_jax.export.load`; of a pretrained
+    one as a directory that transformers opens, see `pretrained.export`.
 
     Args:
       directory: must not exist yet, or with `overwrite` may hold a network that was exported.
       overwrite: whether that is replaced.
     """
+    if self.pretrained is not None:
+      from additive_jax.pretrained import export as export_pretrained
+
+      export_pretrained(self.pretrained, self.structure, directory, overwrite=overwrite)
+      return Path(directory)
     scores = {name: getattr(self, name) for name in SHOWN}
     notes = {'receipt': dataclasses.asdict(self.receipt), 'scores': scores}
     return export(self.cut, directory, notes=notes | coded(self.coding), overwrite=overwrite)
@@ -80,10 +89,10 @@ def prune(
   The structures within the budget are ranked in the pool on the validation split, all of them up to
   4,096 and those that `method` finds of more, by `task.rank_by`. The best `candidates` are trained
   a little together, taught by the full network, and ranked again. Scores that are reported are of
-  the test split. For a pretrained network, `aj.prune(loaded.model, data, loaded.variables)`.
+  the test split.
 
   Args:
-    model, data: as of `sweep`.
+    model, data: as of `sweep`; or in place of a model what `pretrained.load` gives.
     variables: `{'params': pool}` to prune; None trains one on random structures for `epochs`.
     budget: share of what the full network costs, up to 1; above 1 that many of the unit.
     cost: the unit: 'flops' of an example's forward pass, 'params', or 'latency', seconds of an
@@ -97,9 +106,15 @@ def prune(
   """
   if isinstance(model, str):
     raise UserError(f'model {model!r}: expected an additive network')
+  pretrained = _pretrained(model)
+  if pretrained is not None:
+    variables = pretrained.variables if variables is None else variables
+    model = pretrained.model
   chosen = {'budget': budget, 'cost': cost, 'heal_epochs': heal_epochs} | options
   if variables is not None:
     chosen['variables'] = variables
+  if pretrained is not None:
+    chosen['pretrained'] = pretrained
   config, opening = opened('prune', model, data, chosen, _check_seeds, num_seeds=1)
   result = run_study(STUDY, config, workdir, opening)
   data = opening['data']
@@ -107,7 +122,18 @@ def prune(
   given = None if variables is None else {'params': variables['params']}
   healed = healed_pool(folder, model, data, config.seed, structure, given)
   cut_out = _cut_out(model, healed, result, receipt_input(data))
-  return dataclasses.replace(cut_out, coding=data.coding)
+  if pretrained is not None:
+    pretrained = dataclasses.replace(pretrained, variables=healed)
+  return dataclasses.replace(cut_out, coding=data.coding, pretrained=pretrained)
+
+
+def _pretrained(model: Any) -> Any:
+  """Returns what was given, where it is a pretrained network and no module."""
+  if isinstance(model, nn.Module):
+    return None
+  from additive_jax.pretrained import Pretrained
+
+  return model if isinstance(model, Pretrained) else None
 
 
 def _check_seeds(config: Options) -> None:

@@ -34,6 +34,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   return Page(
     f'The smaller network within, on {session.data.name}',
     tiles(facts),
+    _written(summary),
     section('What each part does', *_gates(result, summary)),
     section('How it was found', *_methods(result, kind)),
     section('Healing', *_healing(session, result, records)),
@@ -47,6 +48,18 @@ def page(session: Session, result: Result, records: Records) -> Page:
       ),
       table(result.paths, 'The best structure at every cost, of each search.'),
     ),
+  )
+
+
+def _written(summary: dict[str, Any]) -> Piece | None:
+  written, params = summary.get('written', 0), summary['after']['params']
+  if written <= params:
+    return None
+  return text(
+    f'The exported files hold {written:,.0f} parameters: other libraries have no layer with one of '
+    f'its branches alone, so zeros stand for {written - params:,.0f} of them. '
+    'With --config.model.kwargs.sites=layer whole layers are chosen, and the files are as small as '
+    'the network.'
   )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, Float, PyTree
 
 from additive_jax.batches import num_examples, rows
 from additive_jax.errors import UserError
@@ -45,15 +45,38 @@ class Every:
 
 
 class SetEvaluator(PoolEvaluator):
-  """The losses of structures by a calibration set, which a stop is heard of."""
+  """The losses of structures by a calibration set, which a stop is heard of. They are infinite for
+  those of a pretrained network that nobody else can run, so that these are not found."""
 
   def __init__(self, session: Session, variables: PyTree, batch: tuple[Any, Any]):
     super().__init__(session.model, variables, batch, session.task)
     self._session = session
 
+  def __call__(self, bits: Bool[np.ndarray, 'S n'], share: float = 1.0) -> Float[np.ndarray, 'S']:
+    """Returns the losses."""
+    losses, runs = np.full(len(bits), np.inf), exportable(self._session, bits)
+    if runs.any():
+      losses[runs] = super().__call__(bits[runs], share)
+    return losses
+
   def scores(self, bits: Bool[np.ndarray, 'S n'], batch: tuple[Any, Any]) -> Mapping[str, Any]:
     """Returns the scores of structures by some examples."""
     return self._session.evaluate(self._variables, bits, batch).scores
+
+
+def exportable(session: Session, bits: Bool[np.ndarray, 'S n']) -> Bool[np.ndarray, ' S']:
+  """Returns which structures can be written as others read them; all of a network of one's own."""
+  if session.pretrained is None:
+    return np.ones(len(bits), bool)
+  from additive_jax.pretrained.dropped import kept
+
+  found = np.ones(len(bits), bool)
+  for number, row in enumerate(bits):
+    try:
+      kept(session.model, Structure(tuple(row.tolist())))
+    except UserError:
+      found[number] = False
+  return found
 
 
 def budget_of(session: Session) -> Budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def tables(session: Session, records: Records) -> Result:
   summary |= {'method': method, 'fit': line['fit'], 'evaluations': max(taken, default=0)}
   summary['workdir'] = str(session.rundir.path.absolute())
   summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
+  if session.pretrained is not None:
+    summary['written'] = _written(Path(summary['exported']))
   files = Path(summary['exported']).rglob('*')
   summary['bytes'] = {
     'before': record['bytes'],
@@ -168,3 +171,10 @@ def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
       export(cut, folder, notes=notes | coded(data.coding), overwrite=True)
   processes.barrier('exported')
   return folder
+
+
+def _written(folder: Path) -> int:
+  """Returns how many parameters the files of an exported pretrained network hold."""
+  from additive_jax.pretrained.exporting import RECEIPT as NAME
+
+  return int(json.loads((folder / NAME).read_text())['written'])
