@@ -240,7 +240,8 @@ def test_watch_follows_a_run_to_its_end(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no pseudo-terminals')
-def test_watch_on_a_terminal_ends_by_an_interrupt(tmp_path):
+@pytest.mark.parametrize('term', ['xterm', 'dumb'])
+def test_watch_on_a_terminal_ends_by_an_interrupt(term, tmp_path):
   """It leaves the terminal as it was, says nothing of the interrupt, and the run goes on."""
   path = made_run(tmp_path / 'run', finished=False)
   ours, theirs = pty.openpty()
@@ -256,17 +257,23 @@ def test_watch_on_a_terminal_ends_by_an_interrupt(tmp_path):
 
   command = [sys.executable, '-m', 'additive_jax', 'watch', str(path), '--every=0.1']
   reader = threading.Thread(target=read)
-  with at_work(path), subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+  options = {'stdout': theirs, 'stderr': theirs, 'env': os.environ | {'TERM': term}}
+  with at_work(path), subprocess.Popen(command, **options) as process:
     os.close(theirs)
     reader.start()
-    assert seen.wait(120)  # a second on an idle machine
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    try:
+      assert seen.wait(120)  # a second on an idle machine
+      process.send_signal(signal.SIGINT)
+      assert process.wait(120) == 130
+    finally:
+      process.kill()
   reader.join()
   os.close(ours)
   shown = b''.join(parts)
   assert b'Traceback' not in shown
-  assert shown.rfind(b'\x1b[?25h') > shown.rfind(b'\x1b[?25l')  # the cursor is shown again
+  # The cursor is shown again, where it was hidden.
+  assert shown.rfind(b'\x1b[?25h') >= shown.rfind(b'\x1b[?25l')
+  assert (b'\x1b[?25l' in shown) == (term == 'xterm')
 
 
 def page_of(*words):

@@ -449,13 +449,22 @@ def test_tables_of_the_page_sort_and_filter(visit, run):
   assert shown_rows.count() == rows['structure'].eq('00000').sum()
 
 
+def until(page, condition):
+  """Waits for what is so soon; Playwright's own way evaluates texts in the page, which forbids it."""
+  for _ in range(100):
+    if page.evaluate(condition):
+      return
+    page.wait_for_timeout(50)
+  raise AssertionError(f'{condition}: not so after 5 s')
+
+
 def test_copying_the_structure_and_the_command_that_exports_it(visit, run):
   page = visit(run / 'report.html')
   clipboard = lambda: page.evaluate('navigator.clipboard.readText()')
   page.get_by_role('button', name='Best').click()
   page.get_by_role('button', name='Copy the structure').click()
   best = frame()['structure'][0]
-  page.wait_for_function("document.querySelector('.copy').textContent === 'Copied'")
+  until(page, "document.querySelector('.copy').textContent === 'Copied'")
   assert clipboard() == best
   page.get_by_role('button', name='Copy the command').click()
   command = f"additive-jax export '{run}' --structure={best} --to=small"
@@ -490,7 +499,7 @@ def test_everything_by_keyboard(visit, run):
   assert re.match(
     r'block_02/mlp/residual; on: test loss .*FLOPs', button.get_attribute('aria-label')
   )
-  page.wait_for_function("document.querySelector('.card [role=status]').textContent !== ''")
+  until(page, "document.querySelector('.card [role=status]').textContent !== ''")
   tab_to('input[type=range]')
   before = structure(page)
   for _ in range(60):

@@ -4,7 +4,8 @@
 
 shows each training of the run, what it has reached of its steps and its last training loss, which
 of its networks are judged, and at the end the best network and the report. Ctrl-C ends this
-command, not the run. Where the output is no terminal, a line is written now and then.
+command, not the run. Where the output is no terminal, or a dumb one, a line is written now and
+then.
 
   --every=SECONDS        how often to look (default: 1)
 
@@ -43,15 +44,16 @@ def _run(argv: list[str]) -> int:
   if not 0.05 <= every <= 3600:
     raise UserError(f'--every={every:g}: expected 0.05 to 3,600 seconds')
   watched = Watched(read_run(path))
-  on_terminal = sys.stdout.isatty()
-  run = _live(watched, every) if on_terminal else _in_lines(watched, every)
+  console = rich.console.Console()
+  # A terminal that cannot move its cursor is written to as a file is.
+  moves = console.is_terminal and not console.is_dumb_terminal
+  run = _live(watched, every, console) if moves else _in_lines(watched, every)
   print(ending(run))
   return CODES.get(run.state, 1)
 
 
-def _live(watched: Watched, every: float) -> Run:
+def _live(watched: Watched, every: float, console: rich.console.Console) -> Run:
   """Shows the run until it ends, and leaves the last picture."""
-  console = rich.console.Console()
   with rich.live.Live(console=console, auto_refresh=False, transient=False) as live:
     while True:
       watched.look()
