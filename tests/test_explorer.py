@@ -450,7 +450,7 @@ def test_tables_of_the_page_sort_and_filter(visit, run):
 
 
 def until(page, condition):
-  """Waits for what is so soon; Playwright's own way evaluates texts in the page, which forbids it."""
+  """Waits for what is so soon; Playwright's own way makes the page evaluate a text."""
   for _ in range(100):
     if page.evaluate(condition):
       return
