@@ -50,10 +50,10 @@ def tables(session: Session, records: Records) -> Result:
   summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
   if session.pretrained is not None:
     summary['written'] = _written(Path(summary['exported']))
-  files = Path(summary['exported']).rglob('*')
+  files = Path(summary['exported']).rglob('*.safetensors')
   summary['bytes'] = {
     'before': record['bytes'],
-    'after': sum(file.stat().st_size for file in files if file.is_file()),
+    'after': sum(file.stat().st_size for file in files),
   }
   if 'tokens' in record:
     seconds = record['seconds'].items()
