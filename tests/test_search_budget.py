@@ -150,6 +150,17 @@ def test_a_bayesian_search_of_gates_within_gates():
     assert path.evaluations <= (evaluations or 74)
 
 
+def test_a_bayesian_search_that_finds_nothing_says_so():
+  """Of gates that can go off in pairs alone no single one tells anything."""
+
+  def losses(bits, share=1.0):
+    lone = (bits.reshape(len(bits), -1, 2).sum(2) == 1).any(1)
+    return np.where(lone, np.inf, 1.0)
+
+  with pytest.raises(UserError, match='no structure within .* that was evaluated has a finite'):
+    find(losses, costs(), budget=0.7)
+
+
 def test_a_journal_of_another_pool_is_refused(tmp_path):
   path = tmp_path / 'search.jsonl'
   find(Loss(), costs(), method='greedy', journal=path, identity={'pool': 'a'})

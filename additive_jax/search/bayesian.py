@@ -64,14 +64,15 @@ class Bayesian:
     prior = _prior(problem)
     batch = self._affordable(problem)
     limits = problem.levels(self.levels)
-    for last, limit in zip([problem.costs.full, *limits[:-1]], limits):
+    last = problem.costs.full  # the lowest limit that a structure with a finite loss was within
+    for limit in limits:
       for _ in range(self.rounds):
         rows = self._proposals(problem, prior, (last, limit), batch)
         if not len(rows):
           break
         problem.judge(rows)
-    bits, losses = problem.judge.evaluated()
-    if not (within(problem.costs, bits, problem.limit) & np.isfinite(losses)).any():
+      last = limit if _is_reached(problem, limit) else last
+    if not _is_reached(problem, problem.limit):
       order = np.argsort(prior.alone, kind='stable')
       problem.judge(problem.shrunk(problem.all_on(), order, problem.limit)[None])
 
@@ -91,7 +92,7 @@ class Bayesian:
     inside = [within(problem.costs, bits, limit) for limit in limits]
     reached = [losses[some].min(initial=np.inf) for some in inside]
     known = [loss - prior.constant for loss in reached if np.isfinite(loss)]
-    most = FAR * max(*known, 2 * float(np.median(prior.sizes)))
+    most = FAR * max([*known, 2 * float(np.median(prior.sizes))])
     near = losses - prior.constant <= most
     # Those nearest in cost tell most; of one gate off alone there is no pair to be told of.
     apart = np.abs(problem.costs.of(bits) - limits[1])
@@ -105,6 +106,12 @@ class Bayesian:
       parents += [*bits[places[np.argsort(losses[places], kind='stable')[:PARENTS]]]]
     start.add_of(np.unique(np.array(parents), axis=0))
     return start.best(count)
+
+
+def _is_reached(problem: Problem, limit: float) -> bool:
+  """Whether a structure within a limit was evaluated, and has a finite loss."""
+  bits, losses = problem.judge.evaluated()
+  return bool((within(problem.costs, bits, limit) & np.isfinite(losses)).any())
 
 
 def _prior(problem: Problem) -> Prior:

@@ -84,9 +84,9 @@ def judge_healed(variables: PyTree, structures: Sequence[Structure], trained: Tr
   seconds = time_structures(session.model, variables, x, [full, chosen], seconds=TIMED)
   record['seconds'] = dict(zip(('before', 'after'), seconds.tolist()))
   if session.task.name == 'language':
-    record['tokens'] = jax.tree.leaves(session.test[1])[0][:1].size
+    record['tokens'] = jax.tree.leaves(session.data.test[np.zeros(1, np.int64)][1])[0].size
   pools = {'before': (variables, full), 'after': (trained.variables, chosen)}
-  record['bytes'] = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))
+  record['bytes'] = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
   record['samples'] = continuations(session, pools)
   return record | {'skipped': trained.skipped}
 
