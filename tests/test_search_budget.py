@@ -157,7 +157,7 @@ def test_a_bayesian_search_that_finds_nothing_says_so():
     lone = (bits.reshape(len(bits), -1, 2).sum(2) == 1).any(1)
     return np.where(lone, np.inf, 1.0)
 
-  with pytest.raises(UserError, match='no structure within .* that was evaluated has a finite'):
+  with pytest.raises(UserError, match=r'no structure within .* that was evaluated has a finite'):
     find(losses, costs(), budget=0.7)
 
 
