@@ -17,7 +17,7 @@ def get_config():
   config.num_seeds = 1
   config.data.name = 'stdlib'
   config.data.sequence_length = 128
-  config.data.train_examples = 1024
+  config.data.train_examples = 768
   config.data.valid_examples = 48
   config.data.test_examples = 48
   config.learning_rate = 2e-4
