@@ -121,7 +121,7 @@ VALUES = [
   ('task.loss', 'hinge', "one of '', cross_entropy, sigmoid, squared, absolute, huber"),
   ('task.ignore_label', 'pad', "an integer as text, such as '-100', or ''"),
   ('train.distill', 2.0, 'a share in [0, 1]'),
-  ('train.log_every', 0, '1 to 10,000'),
+  ('train.log_every', -1, '0 to 10,000'),
   ('train.checkpoint_every', 0, '1 to 1,000,000,000'),
   ('train.expert_devices', 0, '1 to 1,000,000'),
   ('train.pipe_devices', 0, '1 to 1,000,000'),

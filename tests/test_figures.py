@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 
 from additive_jax.report import figures
-from additive_jax.report.figures.style import PALETTE, drawing
+from additive_jax.report.figures.style import PALETTE, depths, drawing
 
 MEASURES = {'loss': 'test loss', 'accuracy': 'test accuracy'}
 
@@ -138,6 +138,10 @@ def test_one_arm_has_one_colour_in_all_pictures():
       for axes in figures.compute_shares(shares, colours=colours).axes[::2]
     ],
     'ranks': of_lines(figures.rank_frequency(counts, colours=colours)),
+    'loads': [
+      to_hex(axes.lines[0].get_color())
+      for axes in figures.utilisation({'softmax': [0.5, 1.5], 'moe': [1.0, 1.0]}, colours).axes
+    ],
   }
   assert found == {
     'scores': ['#111111', '#222222', '#333333'],
@@ -146,6 +150,7 @@ def test_one_arm_has_one_colour_in_all_pictures():
     'curves': ['#333333', '#222222'],
     'shares': ['#333333', '#222222'],
     'ranks': ['#333333', '#222222'],
+    'loads': ['#333333', '#222222'],
   }
 
 
@@ -154,6 +159,36 @@ def test_lines_of_one_arm_differ_in_their_dashes():
   drawn = figures.training_curves(lines, colours={'a': 'red', 'b': 'blue'}).axes[0].lines
   looks = [(line.get_color(), line.get_linestyle()) for line in drawn]
   assert looks == [('red', '-'), ('red', '--'), ('blue', '-')]
+
+
+def test_sites_of_one_router_have_shades_of_its_colour():
+  (axes,) = figures.utilisation(
+    {'dna': [[0.5, 1.5]] * 2}, {'dna': '#0072b2'}, 'modules', 'step'
+  ).axes
+  assert [to_hex(line.get_color()) for line in axes.lines[:2]] == list(depths('#0072b2'))
+  assert [text.get_text() for text in axes.get_legend().get_texts()] == ['step 0', 'step 1']
+  assert axes.figure.get_supxlabel() == 'modules, most used first'
+
+
+@pytest.mark.parametrize(
+  ('tags', 'named'),
+  [
+    (('pool-seed0', 'choice'), ['pool', 'choice']),
+    (('pool-seed0', 'pool-seed1'), ['pool, seed 0', 'pool, seed 1']),
+  ],
+)
+def test_one_seed_is_not_named(tags, named):
+  lines = pd.DataFrame({'tag': tags, 'step': [1, 3], 'loss': 0.5})
+  (axes,) = figures.training_curves(lines).axes
+  assert [text.get_text() for text in axes.get_legend().get_texts()] == named
+  assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_few_ranks_are_named_by_whole_numbers():
+  (axes,) = figures.rank_frequency({'dna': [50, 30, 20]}).axes
+  axes.figure.draw_without_rendering()
+  shown = [text.get_text() for text in axes.get_xticklabels(which='both') if text.get_text()]
+  assert {'1', '2', '5'} <= set(shown) <= {'0', '1', '2', '5', '10', '20'}
 
 
 def test_neither_interval_of_a_rank_hides_the_other():

@@ -42,6 +42,33 @@ def sweep(num_gates, size=None, seeds=3, gaps=False):
   return table, bits, values, [f'block_{i:02d}/mlp/residual' for i in range(num_gates)]
 
 
+def test_a_table_says_a_number_with_its_interval():
+  frame = pd.DataFrame(
+    {
+      'variant': ['per_sample', 'none'],
+      'training_flops': [1200.0, 34567.0],
+      'loss': [1.25, 1.5],
+      'loss_ci95': [0.125, np.nan],
+      'share': [0.5, 2.0],
+      'lost': [np.nan, np.nan],
+      'alone_ci95': [np.nan, np.nan],
+    }
+  )
+  content = table(frame, 'Two.').content
+  assert [column['name'] for column in content['columns']] == [
+    'variant',
+    'training FLOPs',
+    'loss',
+    'share',
+    'lost',
+  ]
+  assert [row[:4] for row in content['rows']] == [
+    ['per sample', '1,200', '1.250 ± 0.12', '0.5000'],
+    ['none', '34,567', '1.500', '2.000'],
+  ]
+  assert [row[4] for row in content['rows']] == ['–', '–']
+
+
 def pictures(table, bits, values, names):
   best = table.dropna().sort_values('loss').head(4)
   chosen = list(best['structure'])

@@ -14,7 +14,8 @@ from additive_jax.data import ArraySplit, Data, SourceSplit, Weighted, from_arra
 from additive_jax.data.digests import digest
 from additive_jax.experiments import cotrain, sweep
 from additive_jax.experiments.network import make_model
-from additive_jax.experiments.options import ModelOptions
+from additive_jax.experiments.opening import as_begun
+from additive_jax.experiments.options import ModelOptions, Options
 from additive_jax.experiments.pools import open_pools
 from additive_jax.files.journal import Journal
 from additive_jax.models import MLP
@@ -305,3 +306,11 @@ def test_what_is_told_at_once(arguments, options, message):
     from_arrays(*arguments, **options)
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('stored', 'every'), [(50, 50), (10, 0), (None, 0)])
+def test_curves_of_earlier_versions_go_on_with_as_many_points(tmp_path, stored, every):
+  """One that was begun with other steps is another run, which the directory refuses."""
+  text = json.dumps({'data': {'valid': -1.0}, 'train': {'log_every': stored}})
+  (tmp_path / 'config.json').write_text(text)
+  assert as_begun(Options(), tmp_path).train.log_every == every

@@ -25,7 +25,7 @@ MEASURES = {
 MEANING = {'max_violation': ': by how much the largest load is above the ideal one, as a share'}
 
 
-def facts(variants: pd.DataFrame, **more: float) -> Piece:
+def facts(variants: pd.DataFrame, **more: float | str) -> Piece:
   """Returns tiles with the dense network's loss, what others differ by from it, and more."""
   rows = variants.set_index('variant')
   differences = {
@@ -75,6 +75,7 @@ def comparison(session: Session, variants: pd.DataFrame, note: str) -> Piece | N
 def training(
   curves: pd.DataFrame,
   groups: Mapping[str, Sequence[str]],
+  seeds: int,
   more: Mapping[str, tuple[str, float | None]],
   tints: Colours,
 ) -> Piece | None:
@@ -83,27 +84,28 @@ def training(
   Args:
     curves: the run's metrics.
     groups: the networks that share a picture, by what is said of them.
+    seeds: how many there are.
     more: further measures: by the ending of their columns, a label and the target or None.
     tints: see `colours`.
   """
   losses = [
     curves_picture(
       figures.mean_curves(curves, 'loss', names),
-      f'Training loss{group}, with the penalties of routers where there are any, mean over the '
-      'seeds.',
+      f'Training loss{group}, with the penalties of routers where there are any'
+      f'{", mean over the seeds" if seeds > 1 else ""}.',
       colours=tints,
     )
     for group, names in groups.items()
   ]
   routers = [
-    _over_time(curves, group, names, tints, ending, *measure)
+    _over_time(curves, group, names, seeds, tints, ending, *measure)
     for ending, measure in (MEASURES | dict(more)).items()
     for group, names in groups.items()
   ]
   return section('Training', *losses, *routers)
 
 
-def _over_time(curves, group, names, tints, ending, label, ideal):
+def _over_time(curves, group, names, seeds, tints, ending, label, ideal):
   """A measure of the routers over training, mean over sites and seeds; None where there is none."""
   columns = [column for column in curves if column.endswith(f'/{ending}')]
   frame = figures.mean_curves(curves, label, names, columns=columns)
@@ -111,8 +113,8 @@ def _over_time(curves, group, names, tints, ending, label, ideal):
     return None
   return curves_picture(
     frame,
-    f'{label[0].upper()}{label[1:]} over training{group}, mean over sites and seeds'
-    f'{MEANING.get(ending, "")}.',
+    f'{label[0].upper()}{label[1:]} over training{group}, mean over sites'
+    f'{" and seeds" if seeds > 1 else ""}{MEANING.get(ending, "")}.',
     label,
     ideal,
     tints,

@@ -15,7 +15,7 @@ from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.figures.style import BLUE, GREEN, INK
 from additive_jax.report.page import Page, Piece, picture, section, table, tiles
-from additive_jax.report.wording import counted, score_name, with_margin
+from additive_jax.report.wording import counted, format_value, score_name, with_margin
 from additive_jax.run.ensemble import what_is_averaged
 
 FACTS = {
@@ -36,6 +36,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
   del records
   structures, summary, curves = result.table, result.summary, read_curves(session)
   cosines = result.cosines.drop(columns='structure').to_numpy(float)
+  spent = summary['training_flops_of_each_side']
   facts = {label: summary[key] for label, key in FACTS.items()}
   return Page(
     f'{counted(len(structures), "structure")} of {type(session.model).__name__} in one pool, '
@@ -45,10 +46,10 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'Together against alone',
       _differences(session, result),
       picture(
-        figures.comparison(result.comparison),
+        figures.comparison(_in_words(result.comparison)),
         'Test loss of each structure, trained in one pool and trained alone for as many steps on '
         f'as many examples{intervals(session)}. Both '
-        f'sides spend the same FLOPs: {summary["training_flops_of_each_side"]:.3g} a seed. '
+        f'sides spend the same FLOPs: {format_value(spent)} a seed. '
         f'Ensembles average {what_is_averaged(session.task)}.',
       ),
       picture(
@@ -82,7 +83,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       'Tables',
       table(structures, 'Each structure, co-trained and alone.'),
       table(result.differences, 'Co-trained minus alone, paired by seed.'),
-      table(result.comparison, 'With the ensembles.'),
+      table(_in_words(result.comparison), 'With the ensembles.'),
     ),
   )
 
@@ -97,6 +98,10 @@ def _differences(session, result) -> Piece:
     'What co-training changes, structure by structure and for the ensembles: '
     f'{differences_note(session)} Left of zero the loss is lower together.',
   )
+
+
+def _in_words(comparison):
+  return comparison.replace({'variant': {'cotrained': 'co-trained'}})
 
 
 def _gain(summary):

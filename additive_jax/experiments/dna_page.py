@@ -29,7 +29,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     contenders_page.facts(
       result.variants,
       **{
-        f'{plain(dna)}, share of choices that compute': scores[dna]['routers']['kept']
+        f'{plain(dna)}, choices that compute': f'{scores[dna]["routers"]["kept"]:.1%}'
         for dna in analyses
       },
     ),
@@ -46,6 +46,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     contenders_page.training(
       read_curves(session),
       {'': [contender.name for contender in contenders_of(records)]},
+      len(session.seeds),
       {'kept': ('share of choices that compute', 1 - skip if skip else None)},
       tints,
     ),
@@ -68,7 +69,12 @@ def _choices(skip, records, analyses, mean, tints):
   return section(
     'What tokens choose',
     picture(
-      figures.utilisation({plain(name): list(loads(records[name]).values()) for name in analyses}),
+      figures.utilisation(
+        {plain(name): list(loads(records[name]).values()) for name in analyses},
+        tints,
+        'modules',
+        'step',
+      ),
       'Load of every module over the ideal even load, most used first, a line for each '
       f'step{mean}.',
     ),

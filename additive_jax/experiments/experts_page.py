@@ -42,6 +42,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
         + [name for name in routed if name.endswith(f'equal_{budget}')]
         for budget in options.budgets
       },
+      len(session.seeds),
       target if options.keep < 1 else {},
       tints,
     ),
@@ -61,7 +62,7 @@ def _choices(records, routed, paths, mean, tints):
   return section(
     'What tokens choose',
     picture(
-      figures.utilisation({name: load for name, load in shares.items() if load[0].size}),
+      figures.utilisation({name: load for name, load in shares.items() if load[0].size}, tints),
       'Load of every structure or expert over the ideal even load, most used first, a line for '
       f'each layer{mean}. Mixtures of all structures choose nothing and have none.',
     ),

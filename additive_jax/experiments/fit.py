@@ -115,6 +115,7 @@ def _fit(session, trainer, num_steps, name, curves):
 def _steps(session, trainer, num_steps, name, curves, checkpoints, pending):
   """Takes the steps up to `num_steps`, with points of the curves and checkpoints between them."""
   options, clock, pace = session.config.train, Clock(), Pace()
+  every = options.steps_of_points(num_steps)
   compiling = _said_once(f'{name}: compiling, and taking its first steps')
   if curves.clock is not None:
     with next(compiling):
@@ -124,7 +125,7 @@ def _steps(session, trainer, num_steps, name, curves, checkpoints, pending):
       if processes.agree(session.stopper.stop_requested):
         checkpoints.save(step, trainer.state, meta=_notes(trainer, pending), wait=True)
         raise Stopped(f'saved up to step {step} of {num_steps} of {name}')
-      end = min(step - step % options.log_every + options.log_every, num_steps)
+      end = min(step - step % every + every, num_steps)
       count = pace.steps(end - step)
       started = time.perf_counter()
       with next(compiling):
@@ -184,7 +185,8 @@ def lost_points(steps: Collection[int], num_steps: int, every: int) -> list[int]
 def _whole_to(session: Session, name: str, clock: Journal, num_steps: int) -> int:
   """Returns the last step up to which a checkpoint has all points of its curve and its clock before
   it; one between two points has what was measured since the first of them."""
-  every, curves = session.config.train.log_every, session.metrics.read(session.rundir.path)
+  every = session.config.train.steps_of_points(num_steps)
+  curves = session.metrics.read(session.rundir.path)
   steps = {line['step'] for line in clock.sound() if line.get('tag') == name}
   steps &= set(curves[curves['tag'] == name]['step']) if len(curves) else set()
   lost = lost_points(steps, num_steps, every)

@@ -48,6 +48,7 @@ from additive_jax.run.tasks import Task
 
 # What may differ from one start of a run to the next: options, and where the network's class is.
 SAME_RUN = (*PLACEMENT, 'model.source')
+LOGGED_EVERY = 50  # the default of config.train.log_every in earlier versions
 
 
 class Opening(TypedDict, total=False):
@@ -207,13 +208,17 @@ def _check_fits(session):
 
 def as_begun(config: Options, workdir: str | Path | None, data: Any = None) -> Options:
   """Returns the options of a run that goes on in a directory. One that was begun before a split was
-  held out to choose by goes on without.
+  held out to choose by goes on without, and one with curves of fewer points goes on with those.
 
   Args:
     config: what is asked for.
     workdir: the run directory; None for one that is named by the config.
     data: what the caller gave in place of `config.data`.
   """
+  begun = (_stored_config(workdir) or {}).get('train')
+  every = begun.get('log_every') if isinstance(begun, dict) else None
+  if config.train.log_every == 0 and every == LOGGED_EVERY:
+    config = replaced(config, {'train.log_every': LOGGED_EVERY})
   if data is not None or config.data.valid != DataOptions().valid or not _is_earlier(workdir):
     return config
   processes.log.info(

@@ -43,24 +43,28 @@ def finished_page(
   explored: Piece | None = None,
 ) -> str:
   """Returns the page as HTML, with what was run under its title, a note where there is one, the
-  explorer behind its first tiles, last sections, how fast trainings were, and the command and the
-  options of the run at its foot.
-  Under the title stands of which split numbers are: what the page says of it, else what is so of
-  most experiments.
+  explorer, last sections, how fast trainings were, and the command and the options of the run at
+  its foot.
+
+  The explorer stands behind the first tiles of a page that asks what gates do; of others behind the
+  first section, which answers what was asked. Under the title stands of which split numbers are:
+  what the page says of it, else what is so of most experiments.
   """
   gates, seeds = counted(session.space.num_gates, 'gate'), counted(len(session.seeds), 'seed')
   seeds += '' if len(session.seeds) > 1 else ', no intervals'
   options = flatten(session.rundir.read_json('config.json'), PLACEMENT)
   width = max(map(len, options))
   lines = [f'{name:{width}}  {json.dumps(value)}' for name, value in options.items()]
-  tiled = sum(piece.kind == 'tiles' for piece in page.pieces[:1])
+  kinds = [piece.kind for piece in page.pieces]
+  tiled = sum(kind == 'tiles' for kind in kinds[:1])
+  place = tiled if page.asks_of_gates or 'section' not in kinds else kinds.index('section') + 1
   texts = {'Command, which also continues the run': session.command} if session.command else {}
   return Page(
     page.title,
     text(note) if note else None,
-    *page.pieces[:tiled],
+    *page.pieces[:place],
     explored,
-    *page.pieces[tiled:],
+    *page.pieces[place:],
     *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
@@ -103,11 +107,12 @@ def read_curves(session: Session) -> pd.DataFrame:
 
 def warn_of_lost_points(session: Session, records: Records) -> None:
   """Warns of points that the pictures of a run's arms lack."""
-  curves, every = read_curves(session), session.config.train.log_every
+  curves = read_curves(session)
   for arm in records.arms.values():
     for seed in () if arm.spread else session.seeds:
       name = (arm.tag or f'{arm.name}-seed{{seed}}').format(seed=seed)
       steps = set(curves[curves['tag'] == name]['step'])
+      every = session.config.train.steps_of_points(arm.num_steps)
       if steps and (lost := lost_points(steps, arm.num_steps, every)):
         text = '%s lacks step %d of %s; the curves show what is left'
         log.warning(text, session.rundir.path / 'metrics.jsonl', lost[0], name)

@@ -16,7 +16,7 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, picture, section, table, tiles
-from additive_jax.report.wording import plain, score_name, with_margin
+from additive_jax.report.wording import difference, plain, score_name, with_margin
 
 NONE = 'none'
 
@@ -94,10 +94,10 @@ def _facts(scores, variants, headline):
     'all gates on, test loss': scores[NONE]['loss'],
     f'{plain(first.name)}, test loss': row['loss'],
     'difference, paired by seed': with_margin(row['loss_minus_none'], row['loss_minus_none_ci95']),
-    f'difference in {score_name(headline)}': with_margin(
-      row[f'{headline}_minus_none'], row[f'{headline}_minus_none_ci95']
+    f'difference in {score_name(headline)}': difference(
+      headline, row[f'{headline}_minus_none'], row[f'{headline}_minus_none_ci95']
     ),
-    'FLOPs of a step, of all-on': first.forward_flops / base.forward_flops,
+    'FLOPs of a step, of all-on': f'{first.forward_flops / base.forward_flops:.1%}',
   } | {f'{plain(other.name)}, test loss': scores[other.name]['loss'] for other in others}
 
 

@@ -74,6 +74,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
       ),
     ),
     subtitle=said,
+    asks_of_gates=True,
   )
 
 

@@ -192,7 +192,7 @@ class Machine:
     """Returns where a pool of the model is trained."""
     spread = self._spread(model)
     mesh = default_mesh(recipe, sampler, self.options.batch_size, self.devices, **spread)
-    return selected(Placement, self.options, mesh=mesh, chunk_steps=self.options.log_every)
+    return selected(Placement, self.options, mesh=mesh)
 
   def _spread(self, model: Any) -> dict[str, int]:
     """Returns over how many devices a model is spread, by the options' names."""

@@ -35,9 +35,10 @@ from matplotlib.figure import Figure
 
 from additive_jax.report import assets
 from additive_jax.report.figures.style import look
-from additive_jax.report.wording import format_value
+from additive_jax.report.wording import format_margin, format_value, heading, plain
 
 _MAX_VECTOR_BYTES = 150_000  # a picture with a larger SVG is smaller and quicker as pixels
+_IN_FULL = 1e9  # whole numbers below are written in full
 _LARGE = 8  # characters of a tile that fit in large type
 _TOC_SECTIONS = 4  # a page with more sections opens with a table of contents
 _TEMPLATES = jinja2.Environment(
@@ -47,6 +48,8 @@ _TEMPLATES = jinja2.Environment(
   lstrip_blocks=True,
   undefined=jinja2.StrictUndefined,
 )
+
+NAMED = ('variant', 'family')  # columns of names of the code
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,18 @@ class Page:
     title: the heading.
     pieces: what `section`, `text`, `tiles`, `picture`, `table` and `details` return, or None.
     subtitle: one line under the title.
+    asks_of_gates: whether gates are what the page is about, so that an explorer comes first.
 
   >>> page = Page('Exp 1', tiles({'best loss': 0.1234567}), None, subtitle='3 gates')
   >>> '0.1235' in page.html()
   True
   """
 
-  def __init__(self, title: str, *pieces: Piece | None, subtitle: str = ''):
+  def __init__(
+    self, title: str, *pieces: Piece | None, subtitle: str = '', asks_of_gates: bool = False
+  ):
     self.title, self.pieces, self.subtitle = title, _present(pieces), subtitle
+    self.asks_of_gates = asks_of_gates
 
   def html(self) -> str:
     """Returns the page; one with more than four sections opens with a table of contents."""
@@ -134,19 +141,24 @@ def picture(figure: Figure, caption: str) -> Piece:
 def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
   """Returns the first rows of a frame, without its index; a note says how many there are.
 
-  Columns of intervals, `…ci95`, in which there is none, as of one seed, are left out.
+  An interval `x_ci95` stands behind its number `x`, as `0.12 ± 0.03`, and columns without any, as
+  of one seed, are left out. Names of columns and of variants are words; numbers that are whole in
+  all of a column are written in full.
+
+  >>> frame = pd.DataFrame({'alone_loss': [0.5, 0.25], 'alone_loss_ci95': [0.13, 0.01]})
+  >>> content = table(frame, 'Two networks.').content
+  >>> content['columns'][0]['name'], [row[0].split() for row in content['rows']]
+  ('alone loss', [['0.5000', '±', '0.13'], ['0.2500', '±', '0.010']])
   """
-  empty = [str(name).endswith('ci95') and frame[name].isna().all() for name in frame]
-  frame = frame.loc[:, ~np.array(empty, bool)] if len(frame) else frame
+  margins = {name: f'{name}_ci95' for name in map(str, frame) if f'{name}_ci95' in frame}
+  names = [name for name in map(str, frame) if name not in margins.values()]
+  empty = {name for name in names if name.endswith('ci95') and frame[name].isna().all()}
+  names = [name for name in names if name not in empty] if len(frame) else names
+  columns = [{'name': heading(name), 'align': _alignment(frame[name])} for name in names]
   visible = frame.head(max_rows)
-  columns = [
-    {'name': str(name), 'align': _alignment(frame.iloc[:, place])}
-    for place, name in enumerate(frame.columns)
-  ]
-  rows = [
-    [format_value(value) for value in row] for row in visible.itertuples(index=False, name=None)
-  ]
+  cells = [_cells(visible, name, margins.get(name)) for name in names]
   note = f'First {len(visible):,} of {len(frame):,} rows.' if len(visible) < len(frame) else ''
+  rows = [list(row) for row in zip(*cells)]
   return Piece('table', {'columns': columns, 'rows': rows, 'caption': caption, 'note': note})
 
 
@@ -170,6 +182,20 @@ def _tile(name, value):
   size = 'long' if len(text) > _LARGE else 'short'
   whole = ' whole' if isinstance(value, numbers.Real) else ''
   return {'name': name, 'text': text, 'style': size + whole}
+
+
+def _cells(frame, name, margin):
+  """Returns the texts of a column."""
+  column = frame[name]
+  if name in NAMED:
+    return [plain(value) for value in column]
+  if column.dtype.kind == 'f' and (column.dropna() % 1 == 0).all() and column.max() < _IN_FULL:
+    column = column.astype('Int64') if np.isfinite(column.dropna()).all() else column
+  values = [format_value(None if value is pd.NA else value) for value in column]
+  if margin is None:
+    return values
+  margins = [format_margin(value) for value in frame[margin]]
+  return [f'{value} ± {half}' if half else value for value, half in zip(values, margins)]
 
 
 def _alignment(column):

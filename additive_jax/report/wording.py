@@ -35,6 +35,23 @@ def format_value(value: Any) -> str:
   return text.rstrip('.').replace('-', '−')
 
 
+def format_margin(half_width: Any) -> str:
+  """Returns the half width of an interval to two significant digits; '' where there is none.
+
+  >>> format_margin(0.18763), format_margin(float('nan'))
+  ('0.19', '')
+  """
+  if half_width is None or math.isnan(half_width):
+    return ''
+  if not half_width or math.isinf(half_width):
+    return format_value(half_width) if half_width else '0'
+  rounded = float(f'{half_width:.2g}')
+  if not 1e-4 <= rounded < 1e4:
+    digits, exponent = f'{half_width:.1e}'.split('e')
+    return f'{digits}×{power_of_ten(int(exponent))}'
+  return f'{rounded:#.2g}'.rstrip('.') if rounded < 100 else f'{rounded:,.0f}'
+
+
 def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str = '') -> str:
   """Returns a number with the half width of its interval, which is left out where it is NaN.
 
@@ -46,6 +63,7 @@ def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str =
   (['−0.0123', '±', '0.0040'], '12.3 %')
   """
   margin = '' if math.isnan(half_width) else f' ±\N{NO-BREAK SPACE}{half_width:{spec.strip("+")}}'
+  spec = spec if 'z' in spec else f'+z{spec[1:]}' if spec.startswith('+') else f'z{spec}'
   return f'{value:{spec}}{margin}{unit}'.replace('-', '−')
 
 
@@ -65,6 +83,18 @@ def plain(name: str) -> str:
   'equal flops'
   """
   return str(name).replace('_', ' ')
+
+
+WORDS = {'flops': 'FLOPs', 'params': 'parameters'}
+
+
+def heading(name: str) -> str:
+  """Returns what a column of a table is called.
+
+  >>> heading('training_flops'), heading('alone_r2')
+  ('training FLOPs', 'alone R²')
+  """
+  return ' '.join(WORDS.get(word, SCORES.get(word, word)) for word in str(name).split('_'))
 
 
 SCORES = {

@@ -128,7 +128,7 @@ class Narrow:
       same_start=self.large.config.booster.join == AVERAGE or sync_every > 0,
       sync_every=sync_every,
       devices=self.large.machine.devices if devices is None else devices,
-      chunk_steps=self.large.config.train.log_every,
+      chunk_steps=self.large.config.train.chunk_steps,
     )
 
   def untrained(self, seed: int) -> State:
@@ -161,7 +161,7 @@ class Narrow:
       batch_size=config.train.batch_size,
       seed=seed,
       devices=self.large.machine.devices[:1],
-      chunk_steps=config.train.log_every,
+      chunk_steps=config.train.chunk_steps,
     )
     curves = Curves(clock=self.clock())
     fit(self.session, fleet, num_steps, f'embedding-seed{seed}', curves)

@@ -126,8 +126,9 @@ def lost(
   apart = session.config.booster.asynchronous and way.name in METHODS
   if way.narrow and way.name != UNTRAINED and not apart:
     trainings[f'{way.name}-narrow-seed{seed}'] = way.narrow.num_steps
-  every, rundir = session.config.train.log_every, session.rundir
+  rundir = session.rundir
   for tag, num_steps in trainings.items():
+    every = session.config.train.steps_of_points(num_steps)
     points = set(curves[curves['tag'] == tag]['step'])
     for path, steps in (
       (rundir.path / 'metrics.jsonl', points),

@@ -47,6 +47,9 @@ from additive_jax.train.augment import NAMES as AUGMENT
 from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
+POINTS = 40  # of a curve
+MOST_STEPS = 50  # from one point to the next
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -261,10 +264,24 @@ class TrainOptions:
   """Parts that do not learn: regular expressions of their paths, ('embed', 'block_00')."""
   low_rank: Later[FewOrNone] = 0
   """Rank of what matrices change by, for the memory of that; 0 is any, see `train.low_rank`."""
-  log_every: Few = 50
-  """Steps between two points of the curves, at least; also the most that one device call takes."""
+  log_every: FewOrNone = 0
+  """Steps between two points of the curves; also the most that one device call takes. 0 gives a
+  curve forty points, of long trainings one in 50 steps."""
   checkpoint_every: Many = 500
   """Steps between two checkpoints."""
+
+  @property
+  def chunk_steps(self) -> int:
+    """The most steps that one device call takes."""
+    return self.log_every or MOST_STEPS
+
+  def steps_of_points(self, num_steps: int) -> int:
+    """Returns how many steps lie between two points of the curve of a training.
+
+    >>> [TrainOptions().steps_of_points(num_steps) for num_steps in (30, 400, 10**6)]
+    [1, 10, 50]
+    """
+    return self.log_every or min(max(num_steps // POINTS, 1), MOST_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
 from additive_jax.report import figures
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
-from additive_jax.report.wording import counted
+from additive_jax.report.wording import WORDS, counted
 from additive_jax.run.tasks import LOSS
 
 
@@ -23,9 +23,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
   summary, kind = result.summary, session.config.prune.cost
   before, after = summary['before'], summary['after']
   facts: dict[str, Any] = {
-    f'share of the {name}': after[name] / before[name] for name in ('flops', 'params')
+    f'{WORDS[name]} left': f'{after[name] / before[name]:.1%}' for name in ('flops', 'params')
   }
-  facts['times faster'] = before['seconds'] / after['seconds']
+  facts['faster'] = f'{before["seconds"] / after["seconds"]:.2f}×'
   for name, speed in summary.get('tokens_per_second', {}).items():
     facts[f'tokens a second, {name}'] = round(speed)
   for name, size in summary['bytes'].items():
@@ -44,10 +44,12 @@ def page(session: Session, result: Result, records: Records) -> Page:
       table(result.networks, 'The full network, the chosen structure in its pool, and healed.'),
       table(
         result.candidates,
-        f'Structures within the budget, best first by the {summary["chosen_on"]} split.',
+        f'Structures within the budget, best first by {session.chosen_word} loss.',
+        max_rows=20,
       ),
       table(result.paths, 'The best structure at every cost, of each search.'),
     ),
+    asks_of_gates=True,
   )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 
 from additive_jax.errors import UserError
@@ -117,6 +118,15 @@ def scaled(values: ArrayLike, *others: ArrayLike) -> tuple[Any, ...]:
   exponent = 3 * math.floor(math.log10(largest) / 3) if largest > 0 else 0
   power = f' (×{power_of_ten(exponent)})' if exponent else ''
   return *(array / 10.0**exponent for array in arrays), power
+
+
+def count_on_log_scale(axis: Any) -> None:
+  """Labels a logarithmic axis of whole numbers with 1, 2, 5, 10, …; long ones with powers of ten
+  alone."""
+  low, high = axis.get_view_interval()
+  axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+  axis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+  axis.set_minor_formatter(NullFormatter())
 
 
 def log_scale_if_wide(axes: Any, values: ArrayLike) -> None:

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
   from additive_jax.report.power_law import PowerLaw
 
 _MAX_COLUMNS = 3
-_DEPTHS = ('#08306b', '#73b3e6')  # of the first site and of the last
 
 
-def utilisation(loads: Mapping[str, ArrayLike]) -> Figure:
+def utilisation(
+  loads: Mapping[str, ArrayLike],
+  colours: style.Colours | None = None,
+  noun: str = 'experts',
+  site: str = 'site',
+) -> Figure:
   """Draws the load of every expert over the ideal even one: a panel for each router.
 
   Experts stand in order, most used first; a line for each site, early ones dark. Experts that were
@@ -34,6 +38,9 @@ def utilisation(loads: Mapping[str, ArrayLike]) -> Figure:
   Args:
     loads: by router `[L, S]` or `[S]`: for each of L sites the load of S experts (structures,
       modules), as `paths.utilisation` makes it. A site whose loads are not finite is left out.
+    colours: of routers; by default all have one.
+    noun: what the experts are called.
+    site: what a site is called.
   """
   if not loads:
     return style.empty('nothing to compare')
@@ -48,23 +55,23 @@ def utilisation(loads: Mapping[str, ArrayLike]) -> Figure:
       axes.set_title(str(name))
       axes.set_ylim(-0.04 * top, 1.08 * top)
       if load.size:
-        _draw_loads(axes, load)
+        _draw_loads(axes, load, (colours or {}).get(name, style.BLUE), site)
       else:
         style.say_empty(axes, 'nothing was chosen')
     for axes in grid.flat[len(tables) :]:
       axes.set_axis_off()
     figure.supylabel('load over ideal', fontsize=9.5)
-    figure.supxlabel('experts, most used first', fontsize=9.5)
+    figure.supxlabel(f'{noun}, most used first', fontsize=9.5)
   return figure
 
 
-def _draw_loads(axes, load):
+def _draw_loads(axes, load, tint, noun):
   sites, count = load.shape
   place = np.arange(1, count + 1)
   mark = {'marker': 'o', 'ms': 3.5} if count <= 24 else {}
-  tints = style.shades(sites, _DEPTHS) if sites > 1 else [style.BLUE]
+  tints = style.shades(sites, style.depths(tint)) if sites > 1 else [tint]
   for number, (site, tint) in enumerate(zip(np.sort(load)[:, ::-1], tints)):
-    label = f'site {number}' if number in (0, sites - 1) and sites > 1 else None
+    label = f'{noun} {number}' if number in (0, sites - 1) and sites > 1 else None
     is_used = site > 0
     axes.plot(place[is_used], site[is_used], color=tint, lw=1.2, label=label, **mark)
     if not is_used.all():
@@ -115,6 +122,7 @@ def rank_frequency(
     for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
       margin = max(np.sqrt(10 * limits[0] / limits[1]), 1)  # at least a decade
       set_limits(limits[0] / margin, limits[1] * margin)
+    marks.count_on_log_scale(axes.xaxis)
     title = {'title': 'dashed: share ∝ rank⁻ˢ', 'alignment': 'left', 'title_fontsize': 8.5}
     marks.legend_beside(axes, labelspacing=0.9, **(title if len(axes.lines) > len(tables) else {}))
   return figure

@@ -10,7 +10,7 @@ import matplotlib.style
 import numpy as np
 from jaxtyping import Float, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -107,6 +107,17 @@ def marker(number: int) -> str:
 def shades(count: int, ends: Sequence[str] = BLUES) -> Float[np.ndarray, 'count 4']:
   """Returns `count` colours from one to another, evenly spaced; the first alone for one."""
   return LinearSegmentedColormap.from_list('shades', list(ends))(np.linspace(0, 1, count))
+
+
+def depths(tint: str) -> tuple[str, str]:
+  """Returns a dark and a light shade of a colour.
+
+  >>> depths('#0072b2')
+  ('#003f62', '#80b8d8')
+  """
+  red, green, blue = to_rgb(tint)
+  dark = 0.55 * red, 0.55 * green, 0.55 * blue
+  return to_hex(dark), to_hex((0.5 + 0.5 * red, 0.5 + 0.5 * green, 0.5 + 0.5 * blue))
 
 
 def ink_on(background: Sequence[float]) -> str:

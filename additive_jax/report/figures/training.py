@@ -44,22 +44,33 @@ def training_curves(
   groups = list(curves.groupby('tag', sort=False))
   if not groups:
     return style.empty('nothing was logged')
+  alone = not any(re.search(r'-seed[1-9]', str(tag)) for tag, _ in groups)
   looks = _line_looks([str(tag) for tag, _ in groups], colours)
   with style.drawing(7.2, 3.6) as (figure, [[axes]]):
     for (tag, rows), look in zip(groups, looks):
       step, value = _binned(marks.column(rows, 'step'), marks.column(rows, measure))
       look['marker'] = look['marker'] if len(step) == 1 else None
-      axes.plot(step, value, label=str(tag), **look)
+      axes.plot(step, value, label=seed_in_words(tag, alone), **look)
     marks.log_scale_if_wide(axes, curves[measure])
     if target is not None:
       axes.axhline(target, color=style.INK, lw=1.2, ls='--', zorder=3, label='target')
     axes.margins(x=0.02)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel='step', ylabel='training loss' if measure == 'loss' else measure)
     if len(groups) <= _MAX_LEGEND:
       marks.legend_beside(axes)
     else:
       axes.set_title(f'{len(groups)} runs, from {groups[0][0]} (dark) to {groups[-1][0]} (light)')
   return figure
+
+
+def seed_in_words(tag: str, alone: bool = False) -> str:
+  """Returns what the curve of a training is called; without its seed where that is `alone`.
+
+  >>> seed_in_words('pool-seed0'), seed_in_words('pool-seed0', alone=True)
+  ('pool, seed 0', 'pool')
+  """
+  return re.sub(r'-seed(\d+)$', '' if alone else r', seed \1', str(tag))
 
 
 def _line_looks(tags, colours):
