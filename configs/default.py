@@ -414,6 +414,9 @@ def get_config() -> ConfigDict:
   config.dna.renormalise = False
   # Whether the weight of a block scales each of its two branches instead of their sum.
   config.dna.rescale_inside = False
+  # Whether one layer makes keys and values of all tokens for all modules, which tokens choose for
+  # queries and outputs; else a module attends among those that chose it.
+  config.dna.shared_keys = False
   # Target share of choices that fall on identities, for a second DNA and a shallow dense network; 0
   # trains neither. `balance.bias_rate` must be above 0 for it. A share in [0, 1).
   config.dna.skip = 0.3

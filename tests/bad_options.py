@@ -339,6 +339,7 @@ ROWS = [
   ('dna', {'dna.attention': 0, 'dna.mlp': 0, 'dna.identity': 2}, 'expected a share from 1 to 1'),
   ('dna', {'model.num_blocks': 1}, 'config.model.num_blocks 1: expected at least 2'),
   ('dna', {'dna.rescale_inside': True}, 'rescale_inside without block modules'),
+  ('dna', {'dna.attention': 0, 'dna.shared_keys': True}, 'shared_keys without attention or block'),
   # Exp 5.
   ('booster', {'train.structures_per_step': 4}, 'config.train.structures_per_step 4: expected 1'),
   ('booster', {'booster.num_models': 121}, 'num_models 121: expected at most 120, the training'),

@@ -1,5 +1,6 @@
 """FLOPs of what tokens chose, against XLA's count of networks that do no more."""
 
+import dataclasses
 import functools
 
 import jax
@@ -78,6 +79,18 @@ def test_a_dna_whose_tokens_all_choose_alike_costs_the_dense_network():
   assert alike == pytest.approx(whole(transformer().clone(num_layers=1)) + router, rel=1e-3)
   nothing = active_flops(dna(modules), X, facts([[0, 0, 1], [0, 0, 1]]))
   assert nothing == pytest.approx(measure(transformer(), X).fixed_flops + router, rel=1e-6)
+
+
+def test_shared_keys_cost_the_same_however_many_choose_attention():
+  modules = Modules(1, 0, 0, 1, 1, shared_keys=True)
+  costs = [active_flops(dna(modules), X, facts([[s, 1 - s]] * 2)) for s in (0.0, 0.5, 1.0)]
+  own = dataclasses.replace(modules, shared_keys=False)
+  assert costs[2] == pytest.approx(
+    active_flops(dna(own), X, facts([[1, 0]] * 2)), rel=0.05
+  )  # and a norm
+  keys = costs[0] - active_flops(dna(own), X, facts([[0, 1]] * 2))
+  assert keys == pytest.approx(2 * TOKENS * 2 * WIDTH * 2 * WIDTH, rel=0.2)  # and norm and biases
+  assert costs[1] == pytest.approx((costs[0] + costs[2]) / 2)
 
 
 def test_attention_among_fewer_tokens_costs_less_than_its_share():

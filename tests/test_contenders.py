@@ -173,10 +173,12 @@ def test_a_model_of_your_own_must_be_a_transformer(tmp_path):
 @pytest.mark.slow
 def test_dnas_are_made_of_the_options(tmp_path):
   options = {'dna.block': 1, 'dna.rescale_inside': True, 'dna.renormalise': True, 'dna.skip': 0.0}
+  options |= {'dna.shared_keys': True}
   with session_of('dna', DNAS | options, tmp_path) as session:
     (found,) = dna.make_dnas(session)
     model = found.model
     assert isinstance(model, DNA)
     assert (model.modules.block, model.modules.rescale_inside, model.modules.skip) == (1, True, 0.0)
     assert model.modules.renormalise
+    assert model.modules.shared_keys
     assert [c.name for c in dna.make_baselines(session, {'dna': 1e5})] == ['dense']

@@ -35,6 +35,13 @@ CASES = {
     unit='swiglu',
     **TEXT,
   ),
+  'shared keys': DNA(
+    2,
+    8,
+    modules=Modules(2, 1, 1, 1, 2, shared_keys=True),
+    positions='rope',
+    **TEXT,
+  ),
   'one module': DNA(2, 8, modules=Modules(2, 2, 0, 0, 1), num_backbone=2, **TEXT),
 }
 
@@ -59,10 +66,15 @@ def turned(x):
 
 
 def attention(model, p, name, i, h, chosen):
-  """Of all tokens, over the keys of those that chose the module."""
+  """Of all tokens, over the keys of those that chose the module, or over those that it shares."""
+  project = lambda x, kernel, bias: jnp.einsum('btd,dshk->sbthk', x, kernel) + bias[:, None, None]
   x = norm(h, p[f'{name}_norm_scale'][i], p[f'{name}_norm_bias'][i])
-  qkv = jnp.einsum('btd,dshk->sbthk', x, p[f'{name}_qkv']['kernel'][i])
-  q, k, v = qkv + p[f'{name}_qkv']['bias'][i][:, None, None]
+  own = project(x, p[f'{name}_qkv']['kernel'][i], p[f'{name}_qkv']['bias'][i])
+  if model.modules.shared_keys:
+    shared, chosen = p['keys'], jnp.ones_like(chosen)
+    x = norm(h, shared['norm']['scale'], shared['norm']['bias'])
+    own = jnp.concatenate([own, project(x, shared['kv']['kernel'], shared['kv']['bias'])])
+  q, k, v = own
   if model.positions == 'rope':
     q, k = turned(q), turned(k)
   scores = jnp.einsum('bqhk,bthk->bhqt', q, k) / np.sqrt(q.shape[-1])

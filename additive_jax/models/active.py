@@ -20,7 +20,7 @@ from additive_jax.gates.routers import Facts
 from additive_jax.models.additive import Inputs, shape_of
 from additive_jax.models.attention import Attention
 from additive_jax.models.costs import ends_flops, measure, module_flops
-from additive_jax.models.dna import DNA
+from additive_jax.models.dna import DNA, Keys
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
@@ -131,6 +131,11 @@ def _of_dna(
   total += whole * -(-model.num_backbone // 2) + mlp * tokens * (model.num_backbone // 2)
   number = np.arange(modules.count - modules.identity)
   has_attention = (number < modules.attention) | (number >= modules.attention + modules.mlp)
+  keys = 0.0
+  if modules.shared_keys:  # all tokens are attended to, whoever chose the module
+    keys = module_flops(Keys(model.num_heads, bool(attention.rope)), tokens, width)
+    a += b * tokens - keys / tokens + module_flops(nn.LayerNorm(), 1, width)
+    b = 0.0
   for i in range(model.num_steps):
     load = np.full(modules.count, 1 / modules.count)
     if facts is not None:
@@ -140,7 +145,7 @@ def _of_dna(
       counts = (chosen[:, :, i, :, None] == number).sum((1, 2)).astype(float)
     mixing = has_attention * (a * counts.mean(0) + b * (counts**2).mean(0))
     total += (mixing + (number >= modules.attention) * mlp * counts.mean(0)).sum()
-    total += 2 * tokens * width * modules.count  # the router
+    total += 2 * tokens * width * modules.count + keys  # the router, and what modules share
   return float(total)
 
 

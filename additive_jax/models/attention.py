@@ -131,7 +131,13 @@ class AttentionLayers(NamedTuple):
 
 
 def attention_layers(
-  width: int, heads: int, size: int, *, copies: tuple[int, ...] = (), prefix: str = ''
+  width: int,
+  heads: int,
+  size: int,
+  *,
+  copies: tuple[int, ...] = (),
+  prefix: str = '',
+  parts: int = 3,
 ) -> AttentionLayers:
   """Makes the layers of attention, as submodules `qkv` and `out` of a compact module.
 
@@ -139,8 +145,9 @@ def attention_layers(
     width, heads, size: D, N and U.
     copies: () or the number of modules, a leading axis of all arrays.
     prefix: of the submodules' names.
+    parts: 3, or 1 where `qkv` makes queries alone.
   """
-  lead, shape, experts = len(copies), (*copies, 3, heads, size), ('expert',) * len(copies)
+  lead, shape, experts = len(copies), (*copies, parts, heads, size), ('expert',) * len(copies)
   axes = (*experts, 'embed', None, 'heads', None)
   qkv = Linear((*copies, width, *shape[lead:]), lead, shape, axes, name=f'{prefix}qkv')
   shape, axes = (*copies, heads, size, width), (*experts, 'heads', None, 'embed')
@@ -253,11 +260,11 @@ def _heads_of(layers: AttentionLayers | GroupedLayers) -> tuple[PyTree, PyTree]:
 
 
 def attend(
-  q: Float[Array, 'B T N *G U'],
+  q: Float[Array, 'B Q N *G U'],
   k: Float[Array, 'B T N U'],
   v: Float[Array, 'B T N U'],
-  mask: Bool[Array, '#B T T'] | None = None,
-) -> Float[Array, 'B T N *G U']:
+  mask: Bool[Array, '#B Q T'] | None = None,
+) -> Float[Array, 'B Q N *G U']:
   """Returns the values' mean for each query, weighted by the softmax of its products with the keys
   that the mask lets it see. Queries with an axis more share keys and values along it.
 

@@ -8,7 +8,9 @@ for each step and `ρ = softmax(R(h))`, a step is
 
 Modules are attention, feed-forward, whole transformer blocks, and identities, which compute
 nothing. Attention goes among the tokens of a sequence that chose that module at that step, with
-their positions kept. No token is dropped, see `dispatch`.
+their positions kept; or, with shared keys, from these to all tokens of the sequence, whose keys and
+values one layer makes for all modules, as in mixtures of attention heads (Zhang et al. 2022,
+arXiv:2210.05144). No token is dropped, see `dispatch`.
 """
 
 from __future__ import annotations
@@ -36,13 +38,34 @@ from additive_jax.models.attention import (
   attention_layers,
 )
 from additive_jax.models.axes import AxisNames
-from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
+from additive_jax.models.feed_forward import FeedForward, Linear, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.modules import Modules
 from additive_jax.models.rotary import rotate
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
 from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork
+
+
+class Keys(nn.Module):
+  """The keys and values of all tokens, `[B, T, 2, N, U]`, that all modules of a pool share.
+
+  Attributes:
+    num_heads, rope: as in `Attention`.
+  """
+
+  num_heads: int
+  rope: bool = False
+
+  @nn.compact
+  def __call__(self, h: Float[Array, 'B T D']) -> Float[Array, 'B T 2 N U']:
+    width = h.shape[-1]
+    shape = (2, self.num_heads, width // self.num_heads)
+    layer = Linear((width, *shape), 0, shape, ('embed', None, 'heads', None), name='kv')()
+    x, layer = in_branch_dtype((nn.LayerNorm(name='norm')(h), layer))
+    keys, values = jnp.moveaxis(jnp.einsum('btd,dpnu->btpnu', x, layer.kernel) + layer.bias, 2, 0)
+    return jnp.stack([rotate(keys) if self.rope else keys, values], axis=2)
+
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]
@@ -74,6 +97,7 @@ class Pool(nn.Module):
   ) -> Float[Array, 'B T D']:
     how = self.modules
     total, first = jnp.zeros_like(h), 0
+    keys = (Keys(self.num_heads, self.rope, name='keys')(h),) if how.shared_keys else ()
     kinds = (
       ('attention', how.attention, self._attention),
       ('mlp', how.mlp, self._mlp),
@@ -92,13 +116,13 @@ class Pool(nn.Module):
         module: tuple[Parameters, Float[Array, 'B T'], Tokens],
         number: Int[Array, ''],
         h: Float[Array, 'B T D'],
-        *,
+        *keys: Float[Array, 'B T 2 N U'],
         apply: Callable[..., Array] = apply,
       ) -> Float[Array, 'B T D']:
         parameters, weight, tokens = module
-        return apply(parameters, h, weight, tokens)
+        return apply(parameters, h, weight, tokens, *keys)
 
-      total += sum_of_experts(run_module, (modules, weight, tokens), h)
+      total += sum_of_experts(run_module, (modules, weight, tokens), h, *keys)
       first += count
     return total
 
@@ -122,7 +146,8 @@ class Pool(nn.Module):
       layers: AttentionLayers | LayerPair
       if part == 'attention':
         size, heads = width // self.num_heads, self.num_heads
-        layers = attention_layers(width, heads, size, copies=(count,), prefix=name)
+        parts = 1 if self.modules.shared_keys else 3
+        layers = attention_layers(width, heads, size, copies=(count,), prefix=name, parts=parts)
       else:
         gated = UNITS[self.unit][1]
         layers = feed_forward_layers(width, self.hidden, gated, copies=(count,), prefix=name)
@@ -135,12 +160,13 @@ class Pool(nn.Module):
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
     tokens: Tokens,
+    *keys: Float[Array, 'B T 2 N U'],
   ) -> Float[Array, 'B T D']:
-    """Returns what attention gives among the chosen tokens of each sequence, at their positions,
-    times the weight of each."""
+    """Returns what attention gives the chosen tokens of each sequence, at their positions, times
+    the weight of each."""
     norm, layers = module['attention']
     layers = in_branch_dtype(layers)
-    heads, axes = (*layers.qkv, layers.out.kernel), (-2, -2, -3)
+    heads, axes = (*layers.qkv, layers.out.kernel, *keys), (-2, -2, -3, *[-2] * len(keys))
     y = sum_of_units(self._of_heads, heads, axes, norm, h, weight, tokens)
     bias = layers.out.bias
     return (y if bias is None else y + weight[..., None] * bias).astype(h.dtype)
@@ -148,38 +174,46 @@ class Pool(nn.Module):
   def _of_heads(self, heads, norm, h, weight, tokens):
     """Returns what some heads add up to. Only attention itself, of the steps that it takes, mixes
     tokens."""
-    kernel, bias, out = heads
+    kernel, bias, out, *keys = heads
     project = functools.partial(self._projected, h.shape[1])
     qkv = checkpoint_name(in_blocks(project, (norm, kernel, bias), *_flat(h), tokens.order), KEPT)
-    z = packed(self._attended, (), qkv.reshape(*h.shape[:2], *kernel.shape[1:]), tokens.by_row)
+    qkv = qkv.reshape(*h.shape[:2], *kernel.shape[1:])
+    z = packed(self._attended, tuple(keys), qkv, tokens.by_row)
     z = checkpoint_name(z, KEPT)
     kernel, values = out.reshape(-1, h.shape[-1]), tuple(_flat(z, weight.astype(z.dtype)))
     return in_blocks(_weighted, kernel, values, tokens.order).reshape(h.shape)
 
   def _projected(self, length, parameters, h, positions, valid):
-    """Returns queries, keys and values of some tokens, [c, 3·N·U]; tokens of all sequences are
-    numbered one after the other."""
+    """Returns queries, keys and values of some tokens, [c, 3·N·U], or queries alone; tokens of all
+    sequences are numbered one after the other."""
     norm, kernel, bias = parameters
     x = in_branch_dtype(_norm(h, norm))
     qkv = x @ kernel.reshape(x.shape[-1], -1) + bias.reshape(-1)
     if not self.rope:
       return qkv
-    heads, values = qkv[None].reshape(1, len(x), -1, kernel.shape[-1]), qkv[:, -bias[0].size :]
-    turned = rotate(heads[:, :, : 2 * kernel.shape[-2]], positions[None] % length)
-    return jnp.concatenate([turned.reshape(len(x), -1), values], axis=-1)
+    heads = qkv[None].reshape(1, len(x), -1, kernel.shape[-1])
+    turned, values = jnp.split(heads, [min(len(bias), 2) * kernel.shape[-2]], axis=2)
+    turned = rotate(turned, positions[None] % length)
+    return jnp.concatenate([turned, values], axis=2).reshape(len(x), -1)
 
   def _attended(
     self,
-    parameters: tuple[()],
-    qkv: Float[Array, 'B c 3 N U'],
+    keys: tuple[Float[Array, 'B T 2 N U'], ...],
+    qkv: Float[Array, 'B c parts N U'],
     positions: Int[Array, 'B c'],
     valid: Bool[Array, 'B c'],
   ) -> Float[Array, 'B c NU']:
-    """Returns what the heads give for the valid tokens of each sequence, side by side."""
-    mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
+    """Returns what the heads give for the valid tokens of each sequence, side by side: among them,
+    or from all tokens where their keys are given."""
+    if keys:
+      q, (k, v) = qkv[:, :, 0], jnp.moveaxis(keys[0], 2, 0)
+      seen = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
+      mask = jnp.ones((len(q), q.shape[1], k.shape[1]), bool)
+    else:
+      q, k, v = jnp.moveaxis(qkv, 2, 0)
+      seen, mask = positions, jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
     if self.causal:
-      mask &= positions[:, :, None] >= positions[:, None, :]
-    q, k, v = jnp.moveaxis(qkv, 2, 0)
+      mask &= positions[:, :, None] >= seen[:, None, :]
     z = attend(q, k, v, mask)
     return z.reshape(*z.shape[:-2], -1)
 
@@ -189,6 +223,7 @@ class Pool(nn.Module):
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
     tokens: Tokens,
+    *keys: Float[Array, 'B T 2 N U'],
   ) -> Float[Array, 'B T D']:
     """Returns what the feed-forward module gives for each chosen token, times its weight."""
     values = tuple(_flat(h, weight))
@@ -206,10 +241,11 @@ class Pool(nn.Module):
     h: Float[Array, 'B T D'],
     weight: Float[Array, 'B T'],
     tokens: Tokens,
+    *keys: Float[Array, 'B T 2 N U'],
   ) -> Float[Array, 'B T D']:
     """Returns what a transformer layer adds to its input, times the weight of each token."""
     rescaled = self.modules.rescale_inside
-    after = self._attention(module, h, weight if rescaled else jnp.ones_like(weight), tokens)
+    after = self._attention(module, h, weight if rescaled else jnp.ones_like(weight), tokens, *keys)
     y = self._mlp(module, h + after, weight, tokens)
     return y + (after if rescaled else weight[..., None] * after)
 

@@ -27,6 +27,9 @@ class Modules:
     rescale_inside: of a block, whether its weight scales both of its residual branches where they
       are added, `h' = h + ρ·attention(h)`, `h' + ρ·mlp(h')`, instead of their sum at the end; the
       feed-forward branch then reads what the tokens get.
+    shared_keys: whether one layer makes keys and values of all tokens for all modules with
+      attention, which tokens choose for their queries and outputs; else a module attends among
+      those that chose it.
   """
 
   attention: int = 4
@@ -37,6 +40,7 @@ class Modules:
   renormalise: bool = False
   skip: float = 0.0
   rescale_inside: bool = False
+  shared_keys: bool = False
 
   @property
   def count(self) -> int:
@@ -54,6 +58,8 @@ class Modules:
       raise UserError(f'skip {self.skip}: expected a share in [0, 1)')
     if self.rescale_inside and not self.block:
       raise UserError('rescale_inside without block modules: expected at least one')
+    if self.shared_keys and not self.attention + self.block:
+      raise UserError('shared_keys without attention or block modules: expected at least one')
     if self.skip and not self.identity:
       raise UserError(f'skip {self.skip} without identity modules: expected at least one')
     working = min(self.top_k, self.count - self.identity)

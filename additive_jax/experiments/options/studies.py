@@ -154,6 +154,9 @@ class DnaOptions:
   """Whether the weights of a token's modules sum to 1, or are the router's probabilities."""
   rescale_inside: bool = False
   """Whether the weight of a block scales each of its two branches instead of their sum."""
+  shared_keys: Later[bool] = False
+  """Whether one layer makes keys and values of all tokens for all modules, which tokens choose for
+  queries and outputs; else a module attends among those that chose it."""
   skip: ShareBelowOne = 0.3
   """Target share of choices that fall on identities, for a second DNA and a shallow dense network;
   0 trains neither. `balance.bias_rate` must be above 0 for it."""
