@@ -332,6 +332,25 @@ def test_switches_give_the_numbers_of_the_table(visit, run):
   assert len(seen) > 5
 
 
+def test_one_large_effect_leaves_the_others_their_colours(visit, tmp_path):
+  """And FLOPs of a large network fit on a line."""
+  names = [f'layer_{i:02d}' for i in range(12)]
+  effects = -np.linspace(0.1, 0.2, 12)
+  effects[0] = -9.0
+  judged = shown.Judged('pool', (shown.Score('test loss', np.zeros(1)),), effects=effects)
+  gates = tuple(shown.Gate(name, 1e9, 1e6) for name in names)
+  sites = tuple(shown.Site(name, (i,)) for i, name in enumerate(names))
+  bits, fixed = np.ones((1, 12), bool), shown.Gate('', 35.647e9)
+  explorer = shown.Explorer(gates, sites, bits, (judged,), fixed)
+  page = visit(page_of(tmp_path / 'report.html', explorer))
+  shares = page.locator('button.gate').evaluate_all(
+    "all => all.map(one => parseFloat(one.style.getPropertyValue('--share')))"
+  )
+  assert shares == pytest.approx(100 * np.sqrt(np.minimum(1, -effects / 0.2)), abs=3)
+  assert '−0.20 or more' in page.locator('.scale').inner_text()
+  assert fact(page, 'FLOPs of one example') == '47.647 G'
+
+
 def test_what_was_not_evaluated_is_predicted_and_says_how_well(visit, run):
   page = visit(run / 'report.html')
   toggle(page, 4)
@@ -440,8 +459,9 @@ def test_the_table_sorts_filters_and_sets_the_switches(visit, run):
 def test_tables_of_the_page_sort_and_filter(visit, run):
   page, rows = visit(run / 'report.html'), frame()
   figure = page.locator('figure.table')
-  figure.get_by_role('button', name='params').click()
-  place = list(rows).index('params') + 1
+  figure.get_by_role('button', name='parameters').click()
+  heads = figure.locator('thead th').all_inner_texts()
+  place = next(i for i, head in enumerate(heads, 1) if head.startswith('parameters'))
   texts = figure.locator(f'tbody td:nth-child({place})').all_inner_texts()
   assert [number(text) for text in texts] == sorted(rows['params'])
   figure.get_by_label('Filter').fill('00000 1.360')

@@ -16,8 +16,12 @@ export const formatNumber = (value, digits = 4) => {
   return minus(value.toFixed(Math.max(0, digits - 1 - power)));
 };
 
-export const formatWhole = (value) =>
-  value === null || Number.isNaN(value) ? '–' : minus(Math.round(value).toLocaleString('en-US'));
+// Whole numbers in full; from 10⁹ on five digits of them, as 35.647 G.
+export const formatWhole = (value) => {
+  if (value === null || Number.isNaN(value)) return '–';
+  if (Math.abs(value) >= 1e9) return formatShort(value, 5).replace(/(?=[A-Z]$)/, ' ');
+  return minus(Math.round(value).toLocaleString('en-US'));
+};
 
 export const formatSigned = (value, digits = 3) => (value > 0 ? '+' : '') + formatNumber(value, digits);
 
@@ -39,10 +43,10 @@ const units = [
   [1e6, 'M'],
   [1e3, 'k'],
 ];
-export const formatShort = (value) => {
+export const formatShort = (value, digits = 3) => {
   const [size, letter] = units.find(([size]) => Math.abs(value) >= size) ?? [1, ''];
   const scaled = value / size;
-  return minus(`${Number(scaled.toPrecision(3))}${letter}`);
+  return minus(`${Number(scaled.toPrecision(digits))}${letter}`);
 };
 
 export const formatSeconds = (seconds) => {

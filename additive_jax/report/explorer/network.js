@@ -73,11 +73,11 @@ export class Network {
     this.cost = cost;
     const most = Math.max(...cost.gates.map(Math.abs), 1e-30);
     const effects = judged.effects ?? [];
-    this.strongest = Math.max(...effects.map((one) => Math.abs(one ?? 0)), 0);
+    this.strongest = strongEffect(effects);
     this.buttons.forEach((button, gate) => {
       const size = SMALLEST + (LARGEST - SMALLEST) * Math.sqrt(Math.max(0, cost.gates[gate]) / most);
       const effect = effects[gate] ?? null;
-      const share = effect === null || !this.strongest ? 0 : Math.abs(effect) / this.strongest;
+      const share = effect === null || !this.strongest ? 0 : Math.min(1, Math.abs(effect) / this.strongest);
       button.style.setProperty('--size', `${size.toFixed(1)}px`);
       button.style.setProperty('--share', `${(100 * Math.sqrt(share)).toFixed(0)}%`);
       button.classList.toggle('helps', effect < 0);
@@ -117,6 +117,13 @@ export class Network {
   }
 }
 
+// The effect that has the full colour: of ten gates or more one in ten may go beyond, or a single one
+// would leave all others grey.
+const strongEffect = (effects) => {
+  const sizes = effects.map((one) => Math.abs(one ?? 0)).sort((a, b) => a - b);
+  return sizes[Math.ceil(0.9 * sizes.length) - 1] || (sizes.at(-1) ?? 0);
+};
+
 // What size, colour and shape of a gate mean.
 export class Legend {
   constructor() {
@@ -139,7 +146,8 @@ export class Legend {
   paint(cost, judged, strongest) {
     setText(this.size, `size: its share of the ${cost.name}`);
     this.scale.hidden = !strongest;
-    setText(this.low, `helps: ${judged.scores[0].label} −${formatNumber(strongest, 2)}`);
-    setText(this.high, `+${formatNumber(strongest, 2)}: harms`);
+    const beyond = (judged.effects ?? []).some((one) => Math.abs(one ?? 0) > strongest) ? ' or more' : '';
+    setText(this.low, `helps: ${judged.scores[0].label} −${formatNumber(strongest, 2)}${beyond}`);
+    setText(this.high, `+${formatNumber(strongest, 2)}${beyond}: harms`);
   }
 }
