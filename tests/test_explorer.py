@@ -1,8 +1,8 @@
 """The explorer of a page: its data, and the page itself in a browser without a screen.
 
-    ADDITIVE_JAX_SCREENSHOTS=docs/pictures pytest tests/test_explorer.py
+    ADDITIVE_JAX_SCREENSHOTS=docs/images pytest tests/test_explorer.py -k pictures
 
-also runs Exp 1 and takes the pictures of the documentation. What needs a browser is skipped where
+runs Exp 1 twice and takes the pictures of the documentation. What needs a browser is skipped where
 there is none (`apt-get install chromium`), or where it is not the one of `ADDITIVE_JAX_CHROMIUM`.
 """
 
@@ -760,22 +760,33 @@ def test_a_run_leaves_an_explorer_of_its_table(visit, tmp_path):
   'ADDITIVE_JAX_SCREENSHOTS' not in os.environ, reason='ADDITIVE_JAX_SCREENSHOTS=DIR takes pictures'
 )
 def test_the_pictures_of_the_documentation(visit, tmp_path):
-  config = aj.load_config('exp1')
-  config.num_seeds = 3
-  STUDIES['sweep'].run(config, tmp_path / 'run')
+  paths = {'five epochs': 5.0, 'two epochs': 2.0}
+  for name, epochs in paths.items():
+    config = aj.load_config('exp1')
+    config.num_seeds, config.train.epochs = 3, epochs
+    STUDIES['sweep'].run(config, tmp_path / name)
+  compare([str(tmp_path / name) for name in paths], tmp_path / 'compare.html')
   folder = Path(os.environ['ADDITIVE_JAX_SCREENSHOTS'])
   folder.mkdir(parents=True, exist_ok=True)
-  html = (tmp_path / 'run' / 'report.html').read_text()
-  for scheme in ('light', 'dark'):
+  pages = {
+    'explorer': tmp_path / 'five epochs' / 'report.html',
+    'compare': tmp_path / 'compare.html',
+  }
+  for name, scheme in [('explorer', 'light'), ('explorer', 'dark'), ('compare', 'light')]:
     size = {'width': 1240, 'height': 1000}
-    page = visit(tmp_path / 'run' / 'report.html', color_scheme=scheme, viewport=size)
+    page = visit(pages[name], color_scheme=scheme, viewport=size)
     page.goto('about:blank')  # in no directory that the picture would show
-    page.set_content(html)
-    page.get_by_label('Judged').select_option('in the shared pool')
-    page.get_by_label('Budget').fill('70')
-    page.get_by_label('Budget').blur()
-    page.locator('.explorer').evaluate('node => node.scrollIntoView()')
+    page.set_content(pages[name].read_text())
+    shown_ = panel(page)
+    shown_.get_by_label('Judged').select_option('in the shared pool')
+    shown_.get_by_label('Budget').fill('70')
+    shown_.get_by_label('Budget').blur()
+    whole = page.locator('.explorers') if name == 'compare' else shown_
+    whole.evaluate('node => node.scrollIntoView()')
     page.wait_for_timeout(300)
-    box, board = (page.locator(name).bounding_box() for name in ('.explorer', '.board'))
+    top = page.locator('.tabs') if name == 'compare' else shown_
+    box, board = (node.bounding_box() for node in (top, shown_.locator('.board')))
     clip = box | {'height': board['y'] + board['height'] - box['y']}
-    page.screenshot(path=folder / f'explorer-{scheme}.png', clip=clip)
+    picture = folder / f'{name}-{scheme}.png'
+    page.screenshot(path=picture, clip=clip)
+    assert picture.stat().st_size < 200_000
