@@ -2,8 +2,9 @@
 
     ADDITIVE_JAX_SCREENSHOTS=docs/images pytest tests/test_explorer.py -k pictures
 
-runs Exp 1 twice and takes the pictures of the documentation. What needs a browser is skipped where
-there is none (`apt-get install chromium`), or where it is not the one of `ADDITIVE_JAX_CHROMIUM`.
+runs Exp 1 twice and takes the pictures of the documentation; runs that are finished in
+`ADDITIVE_JAX_SCREENSHOT_RUNS` are read. What needs a browser is skipped where there is none
+(`apt-get install chromium`), or where it is not the one of `ADDITIVE_JAX_CHROMIUM`.
 """
 
 import base64
@@ -253,7 +254,7 @@ def visit(browser):
   def visit(path, **options):
     context = browser.new_context(**{'viewport': {'width': 1280, 'height': 900}, **options})
     context.grant_permissions(['clipboard-read', 'clipboard-write'])
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)  # a busy machine's
     contexts.append(context)
     page = context.new_page()
     page.on('console', lambda message: said.append(message.text))
@@ -625,7 +626,7 @@ def test_each_run_of_a_comparison_has_its_explorer(visit, comparison):
     table_ = panel(page).locator('.rows tbody tr td:nth-child(1)').all_inner_texts()
     assert table_ == list(rows['structure'].head(15))
   assert page.evaluate('window.hurt') is None
-  assert 'No table of structures to switch between: none.' in page.content()
+  assert 'Without one, or without a report yet: none.' in page.content()
 
 
 def test_runs_of_one_network_are_seen_together(visit, comparison):
@@ -761,15 +762,16 @@ def test_a_run_leaves_an_explorer_of_its_table(visit, tmp_path):
 )
 def test_the_pictures_of_the_documentation(visit, tmp_path):
   paths = {'five epochs': 5.0, 'two epochs': 2.0}
+  runs = Path(os.environ.get('ADDITIVE_JAX_SCREENSHOT_RUNS', tmp_path))
   for name, epochs in paths.items():
     config = aj.load_config('exp1')
     config.num_seeds, config.train.epochs = 3, epochs
-    STUDIES['sweep'].run(config, tmp_path / name)
-  compare([str(tmp_path / name) for name in paths], tmp_path / 'compare.html')
+    STUDIES['sweep'].run(config, runs / name)
+  compare([str(runs / name) for name in paths], tmp_path / 'compare.html')
   folder = Path(os.environ['ADDITIVE_JAX_SCREENSHOTS'])
   folder.mkdir(parents=True, exist_ok=True)
   pages = {
-    'explorer': tmp_path / 'five epochs' / 'report.html',
+    'explorer': runs / 'five epochs' / 'report.html',
     'compare': tmp_path / 'compare.html',
   }
   for name, scheme in [('explorer', 'light'), ('explorer', 'dark'), ('compare', 'light')]:

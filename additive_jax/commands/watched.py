@@ -19,6 +19,7 @@ from additive_jax.report.wording import counted, format_value
 
 BESIDE = 4  # lines of a terminal that are no trainings
 FEWEST = 4  # trainings that are shown on the lowest terminal
+NARROW = 90  # columns of a terminal below which there are no bars
 
 
 @dataclasses.dataclass
@@ -103,15 +104,18 @@ def head(watched: Watched) -> str:
   return ', '.join(texts)
 
 
-def screen(watched: Watched, height: int) -> rich.console.Group:
-  """Returns what the terminal shows: a line about the run, and a bar for each training; of more
-  than fit, the last ones."""
+def screen(watched: Watched, height: int, width: int) -> rich.console.Group:
+  """Returns what the terminal shows: a line about the run, and a line with a bar for each training;
+  of more than fit, the last ones, and no bars where there is no room for them."""
   rows = rich.table.Table.grid(padding=(0, 2))
+  for ratio in (1, None, None):
+    rows.add_column(no_wrap=True, overflow='ellipsis', ratio=ratio)
   shown = max(FEWEST, height - BESIDE)
   for name, training in list(watched.trainings.items())[-shown:]:
     total = training.steps or None
     bar = rich.progress_bar.ProgressBar(total, training.step, width=24, pulse=False)
-    rows.add_row(rich.text.Text(name), bar if total else '', rich.text.Text(str(training)))
+    drawn = bar if total and width >= NARROW else ''
+    rows.add_row(rich.text.Text(name), drawn, rich.text.Text(str(training)))
   hidden = len(watched.trainings) - shown
   more = [rich.text.Text(f'{counted(hidden, "earlier training")} not shown', 'dim')]
   return rich.console.Group(

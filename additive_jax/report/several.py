@@ -94,15 +94,15 @@ def comparison_page(runs: Sequence[RunFacts], defaults: Mapping[str, Any] | None
 
 
 def _explorers(runs: Sequence[RunFacts], colours: Colours) -> Piece | None:
-  """Returns the explorers of the runs that have one, with those that have none named."""
+  """Returns the explorers of the runs that have one, with those named that have none."""
   shown = [
     OfRun(run.name, colours[run.name], run.data, run.folder, run.explorer)
     for run in runs
     if run.explorer
   ]
   without = [run.name for run in runs if run.explorer is None]
-  some = f'No table of structures to switch between: {", ".join(without)}.'
-  return explorers(shown, some if without else '')
+  names = f'Without one, or without a report yet: {", ".join(without)}.'
+  return explorers(shown, names if without else '')
 
 
 def notes(runs: Sequence[RunFacts]) -> list[str]:
