@@ -111,6 +111,9 @@ def explorers(runs: Sequence[OfRun], note: str = '') -> Piece | None:
   Runs with the same gates, on the same data, are drawn in one scatter, and each tells what the
   others have of the structure that is set.
 
+  >>> explorers([]) is None
+  True
+
   Args:
     runs: in the order of the tabs.
     note: what else is to be said, in a sentence or two.
