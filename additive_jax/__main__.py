@@ -24,10 +24,12 @@ def main(argv: list[str] | None = None) -> int:
   name = 'launch'
   if words and not words[0].startswith('-'):
     name = words.pop(0)
+  if name == 'help':
+    name, words = 'launch', ['--help', *words]
   if name not in COMMANDS:
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
     hint = f'; did you mean {near[0]}?' if near else ''
-    known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment'
+    known = f'{", ".join(COMMANDS)}, or --config=NAME to start an experiment; --help lists all'
     print(f'error: command {name!r}: expected one of {known}{hint}', file=sys.stderr)
     return 2
   command = importlib.import_module(f'additive_jax.{COMMANDS[name].module}').main

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import rich.console
 import tiny
 
 from additive_jax import __main__
 from additive_jax.cli.configs import config_names
 from additive_jax.cli.manual import COMMANDS, settings, typed
 from additive_jax.commands.compare import BEFORE
+from additive_jax.commands.watched import Watched, screen
 from additive_jax.errors import Stopped, UserError
 from additive_jax.experiments.options import DECLARED, Options, value_of
 from additive_jax.files.metrics import Metrics
@@ -99,6 +101,41 @@ def test_states_of_runs(tmp_path):
   assert read_run(failed).state == 'stopped'
 
 
+def test_runs_on_a_narrow_terminal(tmp_path, monkeypatch):
+  """A line for each run, and one of what it came to, which for a damaged one is what is damaged."""
+  name = 'a_long_name_' * 3
+  made_run(tmp_path / name)
+  damaged = made_run(tmp_path / 'damaged')
+  (damaged / 'config.json').write_text('{')
+  monkeypatch.setenv('COLUMNS', '80')
+  code, out, _ = said('runs', tmp_path)
+  assert code == 0
+  assert max(map(len, out.splitlines())) <= 80
+  assert f'{name}  finished  sweep on digits, ' in out
+  assert '\n    10, loss 0.2500\n' in out
+  assert 'damaged  damaged  sweep on digits, ' in out
+  assert '\n    config.json is damaged (no JSON' in out
+  monkeypatch.setenv('COLUMNS', '160')
+  assert said('runs', tmp_path)[1].startswith('run  ')
+  (tmp_path / 'empty').mkdir()
+  assert said('runs', tmp_path / 'empty')[1].endswith('additive-jax configs has others\n')
+
+
+def test_watching_on_a_narrow_terminal(tmp_path):
+  """A training takes one line, so that the last ones are on the screen."""
+  path = made_run(tmp_path / 'run', finished=False)
+  with Metrics(RunDir(path)) as metrics:
+    metrics.write(10, {'loss': 0.125}, 'a_training_of_a_long_name' * 4)
+  watched = Watched(read_run(path))
+  watched.look()
+  shown = rich.console.Console(width=60, file=io.StringIO())
+  shown.print(screen(watched, 24, 60))
+  lines = shown.file.getvalue().splitlines()
+  assert len(lines[-3:]) == 3
+  assert all('training loss' in line for line in lines[-3:])
+  assert max(map(len, lines)) <= 60
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
   from additive_jax.experiments import study
@@ -125,6 +162,7 @@ def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
     (['runs', '--json=yes'], '--json=yes: expected true or false\n'),
     (['watch'], 'no run directory: expected one run directory\n'),
     (['watch', 'empty'], 'empty: expected a run directory, which has a config.json and journals\n'),
+    (['watch', '.'], 'a config.json and journals; it holds one, two\n'),
     (['watch', 'nowhere'], 'nowhere: no such directory; expected that of a run\n'),
     (['watch', 'one', '--every=soon'], '--every=soon: expected a number\n'),
     (['watch', 'one', '--every=-1'], '--every=-1: expected 0.05 to 3,600 seconds\n'),
@@ -185,8 +223,31 @@ def test_help_lists_commands_configs_and_options():
   some = said('--help', 'booster')[1]
   assert '--config.booster.' in some
   assert '--config.seed' not in some
+  assert 'Commands' not in some
   code, out, _ = said('configs')
   assert [line.split()[0] for line in out.splitlines()] == config_names()
+
+
+@pytest.mark.parametrize(
+  ('words', 'there', 'missing'),
+  [
+    (['exp1'], '  exp1_lenet  Exp 1', '--config.'),
+    (['compare'], '  additive-jax compare A B', '--config.'),
+    (['learning rate'], '--config.learning_rate=', '--config.data.flip_rate='),
+    (['learning', 'rate'], '--config.learning_rate=', '--config.data.flip_rate='),
+    (['num_seeds', 'shard'], '--config.shard=', '--config.seed='),
+    (['--config.num-seeds=3'], '--config.num_seeds=', '--config.seed='),
+    (['perplexity'], '--config.task.metrics=', '--config.seed='),
+    (['boostr'], "nothing about boostr; did you mean 'booster'?", '--config.'),
+  ],
+)
+def test_help_about_words(words, there, missing):
+  """In names; where no name has them, in what options mean."""
+  for begin in (['--help'], ['help'], ['launch', '--help']):
+    code, out, err = said(*begin, *words)
+    assert (code, err) == (0, '')
+    assert there in out
+    assert missing not in out
 
 
 def test_options_of_before_are_known():
@@ -307,6 +368,16 @@ def test_runs_on_one_page(tmp_path):
   assert page.count('src="data:image/') == 3
   assert 'http:' not in page
   assert 'https:' not in page
+
+
+def test_structures_of_several_networks_stand_in_no_table(tmp_path):
+  """Where a structure is there several times, it does not say which network it is of."""
+  twice = pd.DataFrame({'structure': ['10', '10'], 'loss': [0.5, 0.6], 'flops': [1.0, 2.0]})
+  one = made_run(tmp_path / 'one', structures=twice)
+  two, three = made_run(tmp_path / 'two'), made_run(tmp_path / 'three')
+  page = page_of(one, two, three, f'--to={tmp_path / "page.html"}')
+  assert 'loss, two' in page
+  assert 'loss, one' not in page
 
 
 def test_runs_of_other_experiments_on_one_page(tmp_path):

@@ -1,9 +1,10 @@
 """The explorer of a page: its data, and the page itself in a browser without a screen.
 
-    ADDITIVE_JAX_SCREENSHOTS=docs/pictures pytest tests/test_explorer.py
+    ADDITIVE_JAX_SCREENSHOTS=docs/images pytest tests/test_explorer.py -k pictures
 
-also runs Exp 1 and takes the pictures of the documentation. What needs a browser is skipped where
-there is none (`apt-get install chromium`), or where it is not the one of `ADDITIVE_JAX_CHROMIUM`.
+runs Exp 1 twice and takes the pictures of the documentation; runs that are finished in
+`ADDITIVE_JAX_SCREENSHOT_RUNS` are read. What needs a browser is skipped where there is none
+(`apt-get install chromium`), or where it is not the one of `ADDITIVE_JAX_CHROMIUM`.
 """
 
 import base64
@@ -22,10 +23,12 @@ import pytest
 import tiny
 
 import additive_jax as aj
+from additive_jax.commands.compare import compare
 from additive_jax.errors import UserError
 from additive_jax.experiments.explored import exporting, of_space
 from additive_jax.experiments.explored_table import Way, of_table
 from additive_jax.experiments.studies import STUDIES
+from additive_jax.files.rundir import RunDir
 from additive_jax.gates.networks import all_networks, canonical
 from additive_jax.gates.structure import Gate, Shared, Space, Structure, all_bits
 from additive_jax.report import assets
@@ -186,6 +189,7 @@ def test_an_explorer_is_read_from_a_page(tmp_path):
   )
   assert shown.read_explorer(html.replace('"gates"', '"gates', 1)) is None
   assert shown.read_explorer(html.replace('octet-stream">', 'octet-stream"><', 1)) is None
+  assert shown.read_explorer(html.replace('"gates":', '"doors":', 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -250,7 +254,7 @@ def visit(browser):
   def visit(path, **options):
     context = browser.new_context(**{'viewport': {'width': 1280, 'height': 900}, **options})
     context.grant_permissions(['clipboard-read', 'clipboard-write'])
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)  # a busy machine's
     contexts.append(context)
     page = context.new_page()
     page.on('console', lambda message: said.append(message.text))
@@ -563,6 +567,140 @@ def test_text_of_others_is_text(visit, tmp_path):
   assert page.locator('.site').first.get_attribute('aria-label') == HOSTILE[0]
 
 
+# Several runs
+
+
+def made_run(path, rows, data, note=''):
+  """A finished run with a table of structures and a page of its own."""
+  rundir = RunDir.open(path, {'experiment': 'sweep', 'data': {'name': 'digits'}, 'note': note})
+  rundir.write_table('structures.csv', rows)
+  rundir.write_text('report.html', Page('Exp 1', data and shown.explorer(data)).html())
+  best = rows.iloc[0]
+  summary = {'best_structure': best['structure'], 'best_loss': best['loss']}
+  rundir.mark_finished({'data': 'digits'} | summary, ['structures.csv', 'report.html'])
+  return path
+
+
+def smaller():
+  """A table of a network of three gates, and its explorer."""
+  space = Space(SPACE.gates[:1] + SPACE.gates[3:], 500.0, 50)
+  texts = [str(Structure(tuple(row.tolist()))) for row in all_bits(3)]
+  rows = pd.DataFrame({'structure': texts, 'loss': np.linspace(3, 2, 8)})
+  rows['flops'], rows['params'] = space.costs(all_bits(3))
+  rows = rows.sort_values('loss', ignore_index=True)
+  return rows, of_table(space, rows, [Way('alone')], TASK)
+
+
+@pytest.fixture(scope='module')
+def comparison(tmp_path_factory):
+  """The page about four runs: two of one network, one of another, and one without structures."""
+  folder = tmp_path_factory.mktemp('several runs')
+  rows = frame()
+  worse = rows.iloc[::-1].assign(loss=lambda t: 1.5 * t['loss'], shared_loss=7.0)
+  worse = worse.sort_values('loss', ignore_index=True)
+  small, data = smaller()
+  paths = [
+    made_run(folder / 'first', rows, explored(rows)),
+    made_run(folder / HOSTILE[1].replace('/', ''), worse, explored(worse)),
+    made_run(folder / 'small', small, data),
+    made_run(folder / 'none', small, None),
+  ]
+  page = folder / 'pages' / 'compare.html'
+  page.parent.mkdir()
+  compare([str(path) for path in paths], page)
+  return page, dict(zip([path.name for path in paths], (rows, worse, small)))
+
+
+def panel(page):
+  """The explorer that is shown."""
+  return page.locator('.explorer:visible')
+
+
+def shown_loss(page, structure):
+  """Of the run that is shown, with its switches set to a structure."""
+  for gate, bit in enumerate(structure):
+    button = panel(page).locator(f'button.gate[data-gate="{gate}"]')
+    if button.get_attribute('aria-pressed') != ('true' if bit == '1' else 'false'):
+      button.click()
+  assert panel(page).locator('.structure').inner_text() == structure
+  return float(panel(page).locator('.card .value').inner_text().split(' ± ')[0])
+
+
+def test_each_run_of_a_comparison_has_its_explorer(visit, comparison):
+  path, tables = comparison
+  page = visit(path)
+  tabs = page.get_by_role('tab')
+  assert tabs.all_inner_texts() == list(tables)
+  for name, rows in tables.items():
+    tabs.get_by_text(name, exact=True).click()
+    assert page.get_by_role('tab', selected=True).inner_text() == name
+    assert panel(page).count() == 1
+    assert panel(page).get_attribute('aria-labelledby') == (
+      page.get_by_role('tab', selected=True).get_attribute('id')
+    )
+    for row in rows.iloc[[0, 3, -1]].to_dict('records'):
+      assert shown_loss(page, row['structure']) == pytest.approx(row['loss'], abs=6e-4)
+      facts = panel(page).locator('.facts').inner_text()
+      assert f'{row["flops"]:,.0f}' in facts
+      assert f'{row["params"]:,.0f}' in facts
+    table_ = panel(page).locator('.rows tbody tr td:nth-child(1)').all_inner_texts()
+    assert table_ == list(rows['structure'].head(15))
+  assert page.evaluate('window.hurt') is None
+  assert 'Without one, or without a report yet: none.' in page.content()
+
+
+def test_runs_of_one_network_are_seen_together(visit, comparison):
+  """What a run has of a structure stands beside what another has, and both are in one scatter."""
+  path, tables = comparison
+  page = visit(path)
+  (first, other), text = list(tables)[:2], '10011'
+  here, there = (tables[name].set_index('structure').loc[text, 'loss'] for name in (first, other))
+  assert shown_loss(page, text) == pytest.approx(here, abs=6e-4)
+  facts = panel(page).locator('.facts div').filter(has_text=f'in {other}').locator('dd')
+  value, note = facts.evaluate('node => [...node.childNodes].map((one) => one.textContent)')
+  assert number(value) == pytest.approx(there, abs=6e-4)
+  assert number(note.strip().lstrip('+')) == pytest.approx(there - here, abs=6e-3)
+  page.wait_for_selector('canvas[aria-label*="36 structures of 2 runs"]')
+  assert panel(page).locator('.chart .legend > span').all_inner_texts() == [first, other]
+  page.get_by_role('tab').nth(1).click()
+  assert panel(page).locator('.structure').inner_text() == text
+  assert shown_loss(page, text) == pytest.approx(there, abs=6e-4)
+  # A point of another run tells whose it is, and sets the switches.
+  panel(page).locator('.frame').scroll_into_view_if_needed()
+  box, seen = panel(page).locator('.frame').bounding_box(), set()
+  for x in range(60, int(box['width']) - 10, 20):
+    for y in range(10, int(box['height']) - 40, 20):
+      page.mouse.move(box['x'] + x, box['y'] + y)
+      tip = panel(page).locator('.tip')
+      if tip.is_visible() and tip.locator('strong').inner_text() == first:
+        seen.add(tip.locator('code').inner_text())
+        page.mouse.click(box['x'] + x, box['y'] + y)
+        assert panel(page).locator('.structure').inner_text() == tip.locator('code').inner_text()
+    if len(seen) > 1:
+      break
+  assert len(seen) > 1
+  page.get_by_role('tab').nth(2).click()
+  assert panel(page).locator('.structure').inner_text() == '111'
+  assert not panel(page).locator('.chart .legend').is_visible()
+  assert 'in first' not in panel(page).locator('.facts').inner_text()
+
+
+def test_runs_are_chosen_by_keyboard_and_exported_from_where_they_are(visit, comparison):
+  path, tables = comparison
+  page = visit(path)
+  page.get_by_role('tab').first.focus()
+  for key, name in (('ArrowLeft', 'small'), ('Home', 'first'), ('ArrowRight', list(tables)[1])):
+    page.keyboard.press(key)
+    assert page.evaluate('document.activeElement.textContent') == name
+    assert page.get_by_role('tab', selected=True).inner_text() == name
+  page.keyboard.press('Tab')
+  assert panel(page).evaluate('node => node.contains(document.activeElement)')
+  page.keyboard.press('Shift+Tab')
+  page.keyboard.press('Home')
+  command = panel(page).locator('.command').inner_text()
+  assert command.startswith(f"additive-jax export '{path.parent.parent / 'first'}' --structure=")
+
+
 def million():
   """Of 20 gates all 2^20 structures, with a loss, its interval and a metric."""
   bits = all_bits(20)
@@ -643,22 +781,34 @@ def test_a_run_leaves_an_explorer_of_its_table(visit, tmp_path):
   'ADDITIVE_JAX_SCREENSHOTS' not in os.environ, reason='ADDITIVE_JAX_SCREENSHOTS=DIR takes pictures'
 )
 def test_the_pictures_of_the_documentation(visit, tmp_path):
-  config = aj.load_config('exp1')
-  config.num_seeds = 3
-  STUDIES['sweep'].run(config, tmp_path / 'run')
+  paths = {'five epochs': 5.0, 'two epochs': 2.0}
+  runs = Path(os.environ.get('ADDITIVE_JAX_SCREENSHOT_RUNS', tmp_path))
+  for name, epochs in paths.items():
+    config = aj.load_config('exp1')
+    config.num_seeds, config.train.epochs = 3, epochs
+    STUDIES['sweep'].run(config, runs / name)
+  compare([str(runs / name) for name in paths], tmp_path / 'compare.html')
   folder = Path(os.environ['ADDITIVE_JAX_SCREENSHOTS'])
   folder.mkdir(parents=True, exist_ok=True)
-  html = (tmp_path / 'run' / 'report.html').read_text()
-  for scheme in ('light', 'dark'):
+  pages = {
+    'explorer': runs / 'five epochs' / 'report.html',
+    'compare': tmp_path / 'compare.html',
+  }
+  for name, scheme in [('explorer', 'light'), ('explorer', 'dark'), ('compare', 'light')]:
     size = {'width': 1240, 'height': 1000}
-    page = visit(tmp_path / 'run' / 'report.html', color_scheme=scheme, viewport=size)
+    page = visit(pages[name], color_scheme=scheme, viewport=size)
     page.goto('about:blank')  # in no directory that the picture would show
-    page.set_content(html)
-    page.get_by_label('Judged').select_option('in the shared pool')
-    page.get_by_label('Budget').fill('70')
-    page.get_by_label('Budget').blur()
-    page.locator('.explorer').evaluate('node => node.scrollIntoView()')
+    page.set_content(pages[name].read_text())
+    shown_ = panel(page)
+    shown_.get_by_label('Judged').select_option('in the shared pool')
+    shown_.get_by_label('Budget').fill('70')
+    shown_.get_by_label('Budget').blur()
+    whole = page.locator('.explorers') if name == 'compare' else shown_
+    whole.evaluate('node => node.scrollIntoView()')
     page.wait_for_timeout(300)
-    box, board = (page.locator(name).bounding_box() for name in ('.explorer', '.board'))
+    top = page.locator('.tabs') if name == 'compare' else shown_
+    box, board = (node.bounding_box() for node in (top, shown_.locator('.board')))
     clip = box | {'height': board['y'] + board['height'] - box['y']}
-    page.screenshot(path=folder / f'explorer-{scheme}.png', clip=clip)
+    picture = folder / f'{name}-{scheme}.png'
+    page.screenshot(path=picture, clip=clip)
+    assert picture.stat().st_size < 200_000

@@ -90,7 +90,7 @@ def test_bad_input(tmp_path, experiment, options, message):
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    ([], 'no config: expected one, say --config=exp2\n'),
+    ([], 'no config: expected one, say --config=exp2; additive-jax --help lists them\n'),
     (['--config=nowhere.py'], '--config=nowhere.py: expected a Python file that is there'),
     (['exp1', 'exp2'], 'exp1, exp2: expected one, say --config=exp2\n'),
     (['nowhere.py'], '--config=nowhere.py: expected a Python file that is there'),

@@ -44,7 +44,8 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, ConfigDict, str]:
   if not names:  # `launch exp2` is `launch --config=exp2`
     names, options = alone, [word for word in options if word not in alone]
   if len(names) != 1:
-    raise UserError(f'{", ".join(names) or "no config"}: expected one, say --config=exp2')
+    more = '' if names else '; additive-jax --help lists them'
+    raise UserError(f'{", ".join(names) or "no config"}: expected one, say --config=exp2{more}')
   config = load_config(names[0])
   try:
     set_named(config, named)

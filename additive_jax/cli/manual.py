@@ -6,10 +6,11 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from additive_jax.cli.configs import FOLDER, config_file, config_names
+from additive_jax.errors import did_you_mean
 
 WIDTH = 100
 
@@ -98,39 +99,83 @@ def typed(value: Any) -> str:
   return str(value) or "''"
 
 
-def commands_text() -> str:
+def commands_text(names: Iterable[str] = tuple(COMMANDS)) -> str:
   """Returns a line for each command."""
   usages = {
-    name: f'additive-jax {"" if name == "launch" else f"{name} "}{command.usage}'
-    for name, command in COMMANDS.items()
+    name: f'additive-jax {"" if name == "launch" else f"{name} "}{COMMANDS[name].usage}'
+    for name in names
   }
   width = max(map(len, usages.values()))
-  return '\n'.join(f'  {usages[name]:{width}}  {COMMANDS[name].purpose}' for name in COMMANDS)
+  return '\n'.join(f'  {usages[name]:{width}}  {COMMANDS[name].purpose}' for name in usages)
 
 
-def configs_text() -> str:
-  """Returns a line for each config."""
-  lines = config_lines()
-  width = max(map(len, lines))
-  return '\n'.join(f'  {name:{width}}  {line}' for name, line in lines.items())
+def configs_text(names: Iterable[str] | None = None, columns: int | None = None) -> str:
+  """Returns a line for each config.
+
+  Args:
+    names: of configs; None is all.
+    columns: of the terminal, in which longer lines go on below themselves; None for no end.
+  """
+  lines = {name: config_lines()[name] for name in names or config_names()}
+  width = max(map(len, lines)) + 4
+  room = max(40, columns or 1000)
+  return '\n'.join(
+    textwrap.fill(
+      line, room, initial_indent=f'  {name}'.ljust(width), subsequent_indent=' ' * width
+    )
+    for name, line in lines.items()
+  )
 
 
-def options_text(words: list[str]) -> str:
-  """Returns every option with its default and meaning, or those with one of some words in the name;
-  all where there is none.
+def options_text(options: Iterable[Setting]) -> str:
+  """Returns options with their defaults and meanings."""
+  blocks = [
+    f'  --config.{one.name}={typed(one.default)}\n'
+    + textwrap.fill(one.meaning, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+    for one in options
+  ]
+  return '\n'.join(blocks)
 
-  >>> print(options_text(['num_seeds']))
+
+def about(words: Sequence[str]) -> str:
+  """Returns the commands, configs and options that have all words in their name, or else one of
+  them; where none has, the options that have them in their meaning.
+
+  >>> print(about(['num_seeds']))
+  Options, with their defaults:
     --config.num_seeds=3
         Seeds run: seed, seed + 1, … Intervals in tables and pictures are over them. 1 to 10,000.
   """
   every = settings()
-  some = [one for one in every if any(word in one.name for word in words)]
-  blocks = [
-    f'  --config.{one.name}={typed(one.default)}\n'
-    + textwrap.fill(one.meaning, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
-    for one in some or every
-  ]
-  return '\n'.join(blocks)
+  commands, configs = _having(words, COMMANDS), _having(words, config_names())
+  names, title = _having(words, [one.name for one in every]), 'Options, with their defaults'
+  options = [one for one in every if one.name in names]
+  if not (commands or configs or options):
+    meanings = _having(words, [one.meaning for one in every])
+    options = [one for one in every if one.meaning in meanings]
+    title = 'Options that say it, with their defaults'
+  parts = {
+    'Commands, each with its own --help': commands_text(commands) if commands else '',
+    'Configs': configs_text(configs) if configs else '',
+    title: options_text(options),
+  }
+  found = '\n\n'.join(f'{title}:\n{text}' for title, text in parts.items() if text)
+  known = [part for one in every for part in one.name.split('.')]
+  hint = did_you_mean(words[0], [*COMMANDS, *config_names(), *known])
+  return found or f'nothing about {" ".join(words)}{hint}; additive-jax --help lists all there is'
+
+
+def _having(words: Sequence[str], texts: Iterable[str]) -> list[str]:
+  """Returns the texts that have all words in them, or else one."""
+  wanted, every = [_name(word) for word in words], list(texts)
+  some = [[text for text in every if kind(w in _name(text) for w in wanted)] for kind in (all, any)]
+  return some[0] or some[1]
+
+
+def _name(text: str) -> str:
+  """Returns a word as it would stand in a name: `--config.Learning rate=1` is `learning_rate`."""
+  word = text.lower().removeprefix('--config.').partition('=')[0] if text[:2] == '--' else text
+  return re.sub(r'[\s-]+', '_', word.lower())
 
 
 def manual(flags: str, argv: list[str]) -> str:
@@ -138,15 +183,17 @@ def manual(flags: str, argv: list[str]) -> str:
 
   Args:
     flags: what the flags of an experiment are.
-    argv: the command line; words beside `--help` choose among the options.
+    argv: the command line; words beside `--help` choose what is said, see `about`.
   """
-  words = [word for word in argv[1:] if not word.startswith('-')]
+  words = [word for word in argv[1:] if not word.startswith('-') or word.startswith('--config.')]
+  if words:
+    return about(words)
   parts = {
     'Commands, each with its own --help': commands_text(),
     '': flags.strip(),
     'Configs': configs_text(),
-    'Options, with their defaults (--help WORD: those with the word in their names)': (
-      options_text(words)
+    'Options, with their defaults (--help WORD: what has the word in its name)': (
+      options_text(settings())
     ),
     'The file of all options': f'  {config_file("default")}',
   }

@@ -1,5 +1,5 @@
-"""Writes one page about several runs: their best networks, what their options differ in, curves
-overlaid, and tables side by side.
+"""Writes one page about several runs: their best networks, the explorer of each, what their options
+differ in, curves overlaid, and tables side by side.
 
   additive-jax compare A B … [--to=FILE]
 
@@ -31,11 +31,14 @@ from additive_jax.files.metrics import Metrics
 from additive_jax.files.progress import setup_logging
 from additive_jax.files.rundir import RunDir, flatten
 from additive_jax.files.runs import Run, read_run
+from additive_jax.report.explorer import read_explorer
+from additive_jax.report.page import Piece
 from additive_jax.report.several import RunFacts, comparison_page
 
 log = logging.getLogger('additive_jax')
 
 DEFAULT = 'compare.html'
+PAGE = 'report.html'  # of a run
 MARK = 'compared</h1>'  # of a page that this command has written
 # Options that were something else than their default before they were there.
 BEFORE = {'data.valid': 0.0}
@@ -71,7 +74,7 @@ def compare(paths: list[str], page: Path) -> None:
   for number, run in enumerate(runs):
     if run.path.resolve() in [other.path.resolve() for other in runs[:number]]:
       raise UserError(f'{run.path}: given twice; expected different runs')
-  facts = [facts_of(run, name) for run, name in zip(runs, names_of(runs))]
+  facts = [facts_of(run, name, page.parent) for run, name in zip(runs, names_of(runs))]
   defaults = {one.name: to_plain(one.default) for one in settings()} | BEFORE
   html = comparison_page(facts, defaults).html()
   with user_errors('write', page, 'a file that may be written'):
@@ -88,19 +91,31 @@ def names_of(runs: list[Run]) -> list[str]:
   return ['/'.join(part[-depth:]) for part in parts]
 
 
-def facts_of(run: Run, name: str) -> RunFacts:
-  """Returns what a page says of a run; what is damaged is left out, and named."""
+def facts_of(run: Run, name: str, place: Path) -> RunFacts:
+  """Returns what a page in a directory says of a run; what is damaged is left out, and named."""
   tables: dict[str, pd.DataFrame] = {}
+  explorer = None
   note = run.note if run.state in ('failed', 'damaged') else ''
   if run.state == 'finished':
     try:
       tables = RunDir(run.path).read_finished()[1]
+      explorer = _explorer_of(run.path / PAGE)
     except UserError as error:
       note = one_line(error).partition(';')[0]
   where = [option.name for option in settings() if option.meaning.endswith(PLACEMENT)]
   curves = Metrics.read(run.path)
   curves = curves if len(curves) else pd.DataFrame(columns=['tag', 'step'])
-  return RunFacts(name, run.state, run.summary, flatten(run.config, where), curves, tables, note)
+  options = flatten(run.config, where)
+  folder = Path(os.path.relpath(run.path.resolve(), place.resolve())).as_posix()
+  return RunFacts(name, run.state, run.summary, options, curves, tables, note, explorer, folder)
+
+
+def _explorer_of(report: Path) -> Piece | None:
+  """Returns the explorer of a run's own page."""
+  if not report.exists():
+    return None
+  with user_errors('read', report, 'a page that may be read'):
+    return read_explorer(report.read_text('utf-8'))
 
 
 def _check_page(page: Path) -> None:

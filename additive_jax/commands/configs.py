@@ -11,6 +11,7 @@ Exit codes: 0 done, 2 a mistake in what was asked, told in one line.
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from additive_jax.cli.command import answered, run_command
@@ -29,7 +30,8 @@ def _run(argv: list[str]) -> int:
   if names:
     print(f'{config_text(names[0])}\n\n{config_file(names[0])}')
   else:
-    print(configs_text())
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(configs_text(columns=columns))
   return 0
 
 

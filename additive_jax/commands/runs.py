@@ -5,7 +5,8 @@
 looks in DIR and in the folders below it, and prints a row for each run, the last written first:
 experiment, data, state, its best network with loss and first metric on the test split (of `cotrain`
 the mean of the structures), when it was begun, and how long that is before it was last written,
-pauses included. Where one column is too narrow for all, the rest of it goes on below.
+pauses included. On a terminal of less than 110 columns a run has a line, and below it its best
+network, or how far it came.
 
 States: finished; running, a process holds the directory; stopped, the same command goes on; failed,
 with the error; damaged, with the file that is.
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+import rich.padding
 import rich.table
 import rich.text
 
@@ -45,6 +47,7 @@ STATES = {
 }
 DEFAULT = 'runs'
 WIDE = 160  # columns of a table that is written to no terminal
+NARROW = 110  # columns of a terminal below which there is no table
 
 
 def main(argv: list[str]) -> int:
@@ -63,9 +66,14 @@ def _run(argv: list[str]) -> int:
     for run in runs:
       print(json.dumps(described(run)))
   elif not runs:
-    print(f'no {state or "run"}{" run" if state else ""} in {folder}')
+    more = (
+      '' if state else '; additive-jax --config=exp2 begins one, additive-jax configs has others'
+    )
+    print(f'no {state or "run"}{" run" if state else ""} in {folder}{more}')
   else:
-    _console().print(table(runs, Path(folder)))
+    console = _console()
+    shown = table if console.width >= NARROW else lines
+    console.print(shown(runs, Path(folder)))
   return 0
 
 
@@ -94,16 +102,36 @@ def table(runs: list[Run], folder: Path) -> rich.table.Table:
   for name in ('run', 'experiment', 'data', 'state', 'best, or how far', 'began', 'took'):
     shown.add_column(name, overflow='fold', no_wrap=name in ('began', 'took', 'state'))
   for run in runs:
-    best = headline(run.summary)
-    name = os.path.relpath(run.path, folder)
-    words = [run.path.name if name == '.' else name, run.experiment, run.data, run.state]
-    words += [str(best) if best else run.note]
-    words += [time.strftime('%m-%d %H:%M', time.localtime(run.began))]
-    words += [duration(max(0.0, run.written - run.began))]
-    cells = [rich.text.Text(word) for word in words]
+    name, came, began, took = _said(run, folder)
+    cells = [rich.text.Text(word) for word in (name, run.experiment, run.data, run.state)]
     cells[3].stylize(STATES[run.state])
-    shown.add_row(*cells)
+    shown.add_row(*cells, *map(rich.text.Text, (came, began, took)))
   return shown
+
+
+def lines(runs: list[Run], folder: Path) -> rich.console.Group:
+  """Returns what a table says of each run, one below another."""
+  parts: list[rich.console.RenderableType] = []
+  for run in runs:
+    name, came, began, took = _said(run, folder)
+    state = (run.state, STATES[run.state])
+    told = f'  {run.experiment} on {run.data}, {began}, {took}'
+    parts.append(rich.text.Text.assemble((name, 'bold'), '  ', state, told))
+    if came:
+      parts.append(rich.padding.Padding(rich.text.Text(came), (0, 0, 0, 4), expand=False))
+  return rich.console.Group(*parts)
+
+
+def _said(run: Run, folder: Path) -> tuple[str, str, str, str]:
+  """Returns the name of a run, its best network or how far it came, when it was begun, and how long
+  it took."""
+  name = os.path.relpath(run.path, folder)
+  best = None if run.state in ('failed', 'damaged') else headline(run.summary)
+  began = time.localtime(run.began)
+  form = '%m-%d %H:%M' if began.tm_year == time.localtime().tm_year else '%Y-%m-%d'
+  took = duration(max(0.0, run.written - run.began))
+  came = str(best) if best else run.note
+  return run.path.name if name == '.' else name, came, time.strftime(form, began), took
 
 
 def _console() -> rich.console.Console:

@@ -57,7 +57,7 @@ def _live(watched: Watched, every: float, console: rich.console.Console) -> Run:
   with rich.live.Live(console=console, auto_refresh=False, transient=False) as live:
     while True:
       watched.look()
-      live.update(screen(watched, console.height), refresh=True)
+      live.update(screen(watched, console.height, console.width), refresh=True)
       if watched.run.state != 'running':
         return watched.run
       time.sleep(every)

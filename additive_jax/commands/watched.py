@@ -19,6 +19,9 @@ from additive_jax.report.wording import counted, format_value
 
 BESIDE = 4  # lines of a terminal that are no trainings
 FEWEST = 4  # trainings that are shown on the lowest terminal
+BAR = 24  # columns of a bar
+SHORTEST = 12  # columns of a name that is cut
+NARROW = 90  # columns of a terminal below which there are no bars
 
 
 @dataclasses.dataclass
@@ -103,15 +106,22 @@ def head(watched: Watched) -> str:
   return ', '.join(texts)
 
 
-def screen(watched: Watched, height: int) -> rich.console.Group:
-  """Returns what the terminal shows: a line about the run, and a bar for each training; of more
-  than fit, the last ones."""
+def screen(watched: Watched, height: int, width: int) -> rich.console.Group:
+  """Returns what the terminal shows: a line about the run, and a line with a bar for each training;
+  of more than fit, the last ones, and no bars where there is no room for them."""
   rows = rich.table.Table.grid(padding=(0, 2))
   shown = max(FEWEST, height - BESIDE)
-  for name, training in list(watched.trainings.items())[-shown:]:
+  trainings = list(watched.trainings.items())[-shown:]
+  has_bars = width >= NARROW
+  longest = max((len(str(training)) for _, training in trainings), default=0)
+  room = max(SHORTEST, width - longest - 2 - (BAR + 2 if has_bars else 0))
+  for name, training in trainings:
     total = training.steps or None
-    bar = rich.progress_bar.ProgressBar(total, training.step, width=24, pulse=False)
-    rows.add_row(rich.text.Text(name), bar if total else '', rich.text.Text(str(training)))
+    bar = rich.progress_bar.ProgressBar(total, training.step, width=BAR, pulse=False)
+    label = rich.text.Text(name)
+    label.truncate(room, overflow='ellipsis')
+    cells = [label, bar if total else ''] if has_bars else [label]
+    rows.add_row(*cells, rich.text.Text(str(training), no_wrap=True, overflow='ellipsis'))
   hidden = len(watched.trainings) - shown
   more = [rich.text.Text(f'{counted(hidden, "earlier training")} not shown', 'dim')]
   return rich.console.Group(

@@ -54,7 +54,7 @@ class Run:
   @property
   def experiment(self) -> str:
     """The name of the experiment, or `?`."""
-    return str(self.config.get('experiment', '?'))
+    return str(self.config.get('experiment', self.summary.get('experiment', '?')))
 
   @property
   def data(self) -> str:
@@ -84,7 +84,9 @@ def read_run(path: str | Path) -> Run:
     raise UserError(f'{path}: no such directory; expected that of a run')
   with user_errors('read', folder, READABLE):
     if not is_run(folder):
-      raise UserError(f'{path}: expected a run directory, which has a {CONFIG} and journals')
+      inner = [one.name for one in _directories(folder, 1)]
+      hint = f'; it holds {", ".join(inner[:3])}{", …" if len(inner) > 3 else ""}' if inner else ''
+      raise UserError(f'{path}: expected a run directory, which has a {CONFIG} and journals{hint}')
     config, bad_config = _object(folder / CONFIG)
     summary, bad_summary = _object(folder / SUMMARY)
     state, note = _state(folder, summary, bad_config or bad_summary)

@@ -23,12 +23,15 @@ EXPLORER = (
   'structures',
   'costs',
   'judged',
+  'known',
   'network',
   'card',
+  'points',
   'chart',
   'filters',
   'rows',
   'tables',
+  'view',
   'main',
 )
 _IMPORT = re.compile(r"^import\s[^;]*?from '\./[a-z]+\.js';\n", re.MULTILINE)

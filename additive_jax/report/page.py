@@ -41,6 +41,7 @@ _MAX_VECTOR_BYTES = 150_000  # a picture with a larger SVG is smaller and quicke
 _IN_FULL = 1e9  # whole numbers below are written in full
 _LARGE = 8  # characters of a tile that fit in large type
 _TOC_SECTIONS = 4  # a page with more sections opens with a table of contents
+_EXPLORERS = ('explorer', 'explorers')  # pieces that have a heading and need its scripts
 _TEMPLATES = jinja2.Environment(
   loader=jinja2.PackageLoader('additive_jax', 'report'),
   autoescape=True,
@@ -85,9 +86,9 @@ class Page:
     contents = [
       (number, piece.content['heading'])
       for number, piece in enumerate(self.pieces, start=1)
-      if piece.kind in ('section', 'explorer')
+      if piece.kind in ('section', *_EXPLORERS)
     ]
-    has_explorer = any(piece.kind == 'explorer' for piece in self.pieces)
+    has_explorer = any(piece.kind in _EXPLORERS for piece in self.pieces)
     script = assets.script(assets.EXPLORER if has_explorer else assets.TABLES)
     styles = ('page.css', 'explorer.css') if has_explorer else ('page.css',)
     return _TEMPLATES.get_template('page.html.j2').render(

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from additive_jax.report import figures
-from additive_jax.report.figures.style import palette
+from additive_jax.report.explorer import OfRun, explorers
+from additive_jax.report.figures.style import Colours, palette
 from additive_jax.report.headline import headline
 from additive_jax.report.page import Page, Piece, picture, section, table, text
 from additive_jax.report.side_by_side import gates, others, structures, variants
@@ -42,6 +43,8 @@ class RunFacts:
     curves: columns `tag`, `step` and every value; no rows for none.
     tables: its tables by name, which a finished run has.
     note: what could not be read; '' for nothing.
+    explorer: of its own page; None where that has none.
+    folder: its directory from that of the page, for commands that export.
   """
 
   name: str
@@ -51,6 +54,8 @@ class RunFacts:
   curves: pd.DataFrame
   tables: Mapping[str, pd.DataFrame]
   note: str = ''
+  explorer: Piece | None = None
+  folder: str = ''
 
   @property
   def experiment(self) -> str:
@@ -63,17 +68,12 @@ class RunFacts:
     return str(self.summary.get('data', self.options.get('data.name', '?')))
 
 
-def comparison_page(
-  runs: Sequence[RunFacts],
-  defaults: Mapping[str, Any] | None = None,
-  explorer: Piece | None = None,
-) -> Page:
+def comparison_page(runs: Sequence[RunFacts], defaults: Mapping[str, Any] | None = None) -> Page:
   """Returns the page about several runs.
 
   Args:
     runs: at least two, the one that others are compared with first.
     defaults: of options, which a run has that does not name them.
-    explorer: a piece that stands after the overview, where one is there.
   """
   names = [run.name for run in runs]
   colours = palette(names)
@@ -82,7 +82,7 @@ def comparison_page(
     f'{counted(len(runs), "run")} compared',
     *map(text, notes(runs)),
     section('Overview', table(overview(runs), _overview_caption(runs), max_rows=100)),
-    section('Explorer', explorer),
+    _explorers(runs, colours),
     section('What their options differ in', _options(runs, defaults or {})),
     section('Training', *_curves(runs, colours)),
     section('Structures', *structures(tables, colours)),
@@ -91,6 +91,18 @@ def comparison_page(
     section('Other tables', *others(tables)),
     subtitle='; '.join(f'{run.name}: {run.experiment} on {run.data}' for run in runs),
   )
+
+
+def _explorers(runs: Sequence[RunFacts], colours: Colours) -> Piece | None:
+  """Returns the explorers of the runs that have one, with those named that have none."""
+  shown = [
+    OfRun(run.name, colours[run.name], run.data, run.folder, run.explorer)
+    for run in runs
+    if run.explorer
+  ]
+  without = [run.name for run in runs if run.explorer is None]
+  names = f'Without one, or without a report yet: {", ".join(without)}.'
+  return explorers(shown, names if without else '')
 
 
 def notes(runs: Sequence[RunFacts]) -> list[str]:

@@ -50,10 +50,12 @@ def _on_test(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _same_gates(frames: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
-  """Returns runs whose structures have as many gates together, where there are two."""
+  """Returns runs whose structures have as many gates together, where there are two; not those that
+  have a structure several times, of networks of several sizes."""
   groups: dict[int, dict[str, pd.DataFrame]] = {}
   for name, frame in frames.items():
-    groups.setdefault(len(str(frame['structure'].iloc[0])), {})[name] = frame
+    if frame['structure'].is_unique:
+      groups.setdefault(len(str(frame['structure'].iloc[0])), {})[name] = frame
   return [group for group in groups.values() if len(group) > 1]
 
 

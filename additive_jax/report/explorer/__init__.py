@@ -15,7 +15,7 @@ from additive_jax.report.explorer.data import (
   Score,
   Site,
 )
-from additive_jax.report.explorer.piece import MOST, explorer, read_explorer
+from additive_jax.report.explorer.piece import MOST, OfRun, explorer, explorers, read_explorer
 
 __all__ = [
   'MOST',
@@ -23,9 +23,11 @@ __all__ = [
   'Export',
   'Gate',
   'Judged',
+  'OfRun',
   'Prediction',
   'Score',
   'Site',
   'explorer',
+  'explorers',
   'read_explorer',
 ]

@@ -5,17 +5,26 @@ import { counted, formatInterval, formatShare, formatSigned } from './format.js'
 
 const STATES = { evaluated: 'Evaluated', predicted: 'Predicted', unknown: 'Not evaluated' };
 
-// The directory that the page lies in, where it was opened as a file of it.
-const rawDirectory = () =>
-  location.protocol === 'file:' ? decodeURIComponent(location.pathname).replace(/\/[^/]*$/, '') : 'RUN';
-const runDirectory = () => {
-  const folder = rawDirectory();
+// The directory of the run: the one that the page lies in, where it was opened as a file of it, or a
+// folder from there.
+const rawDirectory = ({ folder, name }) => {
+  if (location.protocol !== 'file:') return name ?? 'RUN';
+  const parts = decodeURIComponent(location.pathname).replace(/\/[^/]*$/, '').split('/');
+  for (const part of folder?.split('/') ?? []) {
+    if (part === '..') parts.pop();
+    else if (part !== '.') parts.push(part);
+  }
+  return parts.join('/');
+};
+const runDirectory = (run) => {
+  const folder = rawDirectory(run);
   return /^[\w@%+=:,./-]+$/.test(folder) ? folder : `'${folder.replaceAll("'", `'\\''`)}'`;
 };
 
 export class Card {
-  constructor(words) {
-    this.words = words;
+  // `run` has its name and its folder, of several on a page.
+  constructor(words, run) {
+    Object.assign(this, { words, run });
     this.text = '';
     this.badge = element('span', { class: 'badge' });
     this.structure = element('code', { class: 'structure' });
@@ -47,8 +56,9 @@ export class Card {
     this.facts = new Map();
   }
 
-  // {bits, row, judged, costs, place, full} of the structure; `full` is what is known of all-on.
-  show({ bits, row, judged, costs, place, full }) {
+  // {bits, row, judged, costs, place, others, full} of the structure; `full` is what is known of all-on,
+  // `others` what other runs have of the same score.
+  show({ bits, row, judged, costs, place, others, full }) {
     const found = judged.look(bits, row);
     this.text = bits.join('');
     setText(this.structure, this.text);
@@ -63,9 +73,10 @@ export class Card {
     for (const { label, text } of judged.others(row)) facts.push([label, text]);
     for (const cost of costs) {
       const value = cost.of(bits);
-      facts.push([cost.name, `${cost.format(value)}`, formatShare(value / cost.full)]);
+      facts.push([cost.name, `${cost.format(value)}`, `${formatShare(value / cost.full)} of all-on`]);
     }
     if (place !== null) facts.push(['rank', place]);
+    for (const other of others) facts.push(this.elsewhere(other, bits, found));
     this.list.replaceChildren(...facts.map(([name, ...values]) => this.fact(name, values)));
     this.tellOff(bits);
     this.tellExport(judged.export);
@@ -75,10 +86,21 @@ export class Card {
     this.timer = setTimeout(() => setText(this.status, words), 250);
   }
 
-  fact(name, [value, share]) {
+  fact(name, [value, note]) {
     const node = element('div', {}, element('dt', {}, name), element('dd', {}, String(value)));
-    if (share) node.lastChild.append(element('small', {}, ` ${share} of all-on`));
+    if (note) node.lastChild.append(element('small', {}, ` ${note}`));
     return node;
+  }
+
+  // A score of this structure in another run, and how far it is from the one here.
+  elsewhere({ name, structures, judged, score }, bits, here) {
+    const row = structures.find(bits);
+    const other = { state: 'evaluated', value: score.values[row] ?? NaN, halfWidth: score.halfWidths?.[row] ?? NaN };
+    const there = score === judged.scores[0] ? judged.look(bits, row) : other;
+    if (Number.isNaN(there.value)) return [`in ${name}`, 'not evaluated'];
+    const notes = Number.isNaN(here.value) ? [] : [`${formatSigned(there.value - here.value)} from here`];
+    if (there.state === 'predicted') notes.push('predicted');
+    return [`in ${name}`, formatInterval(there.value, there.halfWidth), notes.join(', ')];
   }
 
   tellOff(bits) {
@@ -88,8 +110,8 @@ export class Card {
   }
 
   tellExport({ command, reason }) {
-    const folder = runDirectory();
-    setText(this.command, command.replaceAll('{run}', () => folder).replaceAll('{path}', () => JSON.stringify(rawDirectory())).replaceAll('{structure}', () => this.text));
+    const folder = runDirectory(this.run);
+    setText(this.command, command.replaceAll('{run}', () => folder).replaceAll('{path}', () => JSON.stringify(rawDirectory(this.run))).replaceAll('{structure}', () => this.text));
     this.heading.hidden = !command && !reason;
     this.exports.hidden = !command;
     setText(this.reason, reason);

@@ -1,12 +1,11 @@
-// The scatter of a score against a cost on a canvas, with a grid over it that finds the point under the
-// pointer among a million.
+// The scatter of a score against a cost on a canvas: of one run, or of several whose network is the same,
+// each in a colour of its own.
 
 import { element, setText } from './elements.js';
-import { formatInterval, formatNumber, formatShort } from './format.js';
+import { formatInterval, formatNumber, formatShort, formatWhole } from './format.js';
+import { Points } from './points.js';
 
 const MARGIN = { left: 62, right: 16, top: 14, bottom: 44 };
-const CELL = 8; // pixels of the grid
-const NEAR = 20; // pixels within which a point is found
 const FEW = 3000; // points up to which each is drawn as a disc
 
 const niceTicks = (low, high, count) => {
@@ -19,27 +18,40 @@ const niceTicks = (low, high, count) => {
 };
 
 export class Chart {
-  constructor(structures, choose) {
-    this.structures = structures;
+  // `choose` is given the series and the row of a point that is clicked on.
+  constructor(choose) {
     this.base = element('canvas', { 'aria-hidden': 'true' });
     this.marks = element('canvas', { role: 'img' });
     this.tip = element('div', { class: 'tip', hidden: true });
     this.note = element('p', { class: 'told' });
     this.frame = element('div', { class: 'frame' }, this.base, this.marks, this.tip);
-    this.node = element('div', { class: 'chart' }, this.frame, this.note);
+    this.names = element('p', { class: 'legend', hidden: true });
+    this.node = element('div', { class: 'chart' }, this.frame, this.names, this.note);
     this.marks.addEventListener('pointermove', (event) => this.hover(event));
     this.marks.addEventListener('pointerleave', () => this.leave());
     this.marks.addEventListener('click', (event) => {
-      const row = this.nearest(event);
-      if (row >= 0) choose(row);
+      const point = this.nearest(event);
+      if (point >= 0) choose(...this.points.placeOf(point));
     });
     new ResizeObserver(() => this.resize()).observe(this.frame);
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.draw());
   }
 
-  // What is drawn, with the next frame: a cost, a score and the front of the two.
-  set(cost, score, front) {
-    Object.assign(this, { cost, score, front });
+  // What is drawn, with the next frame: series of a cost, a score and the front of the two. The first is
+  // that of the switches; others are of runs with the same network.
+  set(series) {
+    this.series = series;
+    this.over = -1;
+    this.tip.hidden = true;
+    const [{ judged }] = series;
+    this.names.hidden = series.length < 2;
+    this.names.replaceChildren(
+      ...series.map((one) => {
+        const way = one.judged.label === judged.label ? '' : `, ${one.judged.label}`;
+        const swatch = element('span', { class: 'swatch', 'aria-hidden': 'true', style: { '--colour': one.colour } });
+        return element('span', {}, swatch, `${one.name}${way}`);
+      }),
+    );
     cancelAnimationFrame(this.drawing);
     this.drawing = requestAnimationFrame(() => this.draw());
   }
@@ -57,7 +69,7 @@ export class Chart {
   draw() {
     this.width = this.frame.clientWidth;
     this.height = this.frame.clientHeight;
-    if (!this.width || !this.cost) return;
+    if (!this.width || !this.series) return;
     const style = getComputedStyle(this.node);
     this.colours = {};
     for (const name of ['ink', 'muted', 'line', 'help', 'harm', 'surface']) this.colours[name] = style.getPropertyValue(`--${name}`).trim();
@@ -68,172 +80,178 @@ export class Chart {
       canvas.height = Math.round(this.height * this.ratio);
     }
     this.scale();
-    this.place();
+    this.points = new Points(this.series, this.axes);
+    const { beyond } = this.points;
+    setText(this.note, beyond ? `${formatWhole(beyond)} far worse than most stand at the edge.` : '');
+    this.note.hidden = !beyond;
     const context = this.base.getContext('2d');
     this.drawPoints(context);
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     this.drawAxes(context);
-    this.drawFront(context);
+    this.series.toReversed().forEach((one) => this.drawFront(context, one));
     this.drawMarks();
   }
 
   // The ranges of the axes. What is far worse than most does not flatten the rest: it stands at the edge.
   scale() {
-    const { values, sign } = this.score;
-    const [xs, ys] = [this.cost.rows, []];
-    let [low, high] = [Infinity, -Infinity];
-    const step = Math.max(1, Math.floor(values.length / 20000));
-    let best = Infinity;
-    for (let i = 0; i < values.length; i += 1) {
-      const value = sign * values[i];
-      if (!Number.isFinite(value)) continue;
-      if (value < best) best = value;
-      if (xs[i] < low) low = xs[i];
-      if (xs[i] > high) high = xs[i];
-      if (i % step === 0) ys.push(value);
+    const { sign } = this.series[0].score;
+    const ys = [];
+    const total = this.series.reduce((sum, { score }) => sum + score.values.length, 0);
+    const step = Math.max(1, Math.floor(total / 20000));
+    let [low, high, best] = [Infinity, -Infinity, Infinity];
+    for (const { score, cost } of this.series) {
+      const { values } = score;
+      const xs = cost.rows;
+      for (let i = 0; i < values.length; i += 1) {
+        const value = sign * values[i];
+        if (!Number.isFinite(value)) continue;
+        if (value < best) best = value;
+        if (xs[i] < low) low = xs[i];
+        if (xs[i] > high) high = xs[i];
+        if (i % step === 0) ys.push(value);
+      }
     }
     ys.sort((a, b) => a - b);
     const [middle, most] = [ys[Math.floor(ys.length * 0.9)] ?? 1, ys.at(-1) ?? 1];
     const worst = Math.max(Math.min(most, middle + 1.5 * (middle - best)), best + 1e-9 + 1e-6 * Math.abs(best));
     const pad = (worst - best) * 0.06;
-    this.low = sign > 0 ? best - pad : -worst - pad;
-    this.high = sign > 0 ? worst + pad : -best + pad;
     const room = (high - low || Math.abs(high) || 1) * 0.04;
-    [this.left, this.right] = [low - room, high + room];
+    this.axes = {
+      width: this.width,
+      height: this.height,
+      left: MARGIN.left,
+      right: this.width - MARGIN.right,
+      top: MARGIN.top,
+      bottom: this.height - MARGIN.bottom,
+      from: low - room,
+      to: high + room,
+      low: sign > 0 ? best - pad : -worst - pad,
+      high: sign > 0 ? worst + pad : -best + pad,
+    };
   }
 
   x(value) {
-    return MARGIN.left + ((value - this.left) / (this.right - this.left)) * (this.width - MARGIN.left - MARGIN.right);
+    const { left, right, from, to } = this.axes;
+    return left + ((value - from) / (to - from)) * (right - left);
   }
 
   y(value) {
-    const at = MARGIN.top + ((this.high - value) / (this.high - this.low)) * (this.height - MARGIN.top - MARGIN.bottom);
-    return Math.min(Math.max(at, MARGIN.top), this.height - MARGIN.bottom);
+    const { top, bottom, low, high } = this.axes;
+    return Math.min(Math.max(top + ((high - value) / (high - low)) * (bottom - top), top), bottom);
   }
 
-  // Where each point is, and a grid: points of a cell follow each other in `members`.
-  place() {
-    const { values } = this.score;
-    const costs = this.cost.rows;
-    const count = values.length;
-    const [bottom, top] = [this.height - MARGIN.bottom, MARGIN.top];
-    const across = (this.width - MARGIN.left - MARGIN.right) / (this.right - this.left);
-    const down = (bottom - top) / (this.high - this.low);
-    const { left, high, low } = this;
-    [this.px, this.py] = [new Float32Array(count), new Float32Array(count)];
-    this.columns = Math.ceil(this.width / CELL);
-    const cells = new Int32Array(count).fill(-1);
-    const starts = new Uint32Array(this.columns * Math.ceil(this.height / CELL) + 1);
-    let beyond = 0;
-    for (let i = 0; i < count; i += 1) {
-      const value = values[i];
-      if (!Number.isFinite(value)) continue;
-      if (value > high || value < low) beyond += 1;
-      const x = MARGIN.left + (costs[i] - left) * across;
-      const y = Math.min(Math.max(top + (high - value) * down, top), bottom);
-      this.px[i] = x;
-      this.py[i] = y;
-      cells[i] = this.columns * Math.floor(y / CELL) + Math.floor(x / CELL);
-      starts[cells[i] + 1] += 1;
-    }
-    for (let i = 1; i < starts.length; i += 1) starts[i] += starts[i - 1];
-    const next = starts.slice();
-    this.members = new Uint32Array(starts.at(-1));
-    for (let i = 0; i < count; i += 1) if (cells[i] >= 0) this.members[next[cells[i]]++] = i;
-    this.starts = starts;
-    setText(this.note, beyond ? `${beyond.toLocaleString('en-US')} far worse than most stand at the edge.` : '');
-    this.note.hidden = !beyond;
+  // Of one run the points are grey and its front blue; of several each has its colour.
+  tint({ colour }, alone) {
+    return this.series.length > 1 ? colour : alone;
   }
 
   drawPoints(context) {
     context.clearRect(0, 0, this.base.width, this.base.height);
-    if (this.members.length <= FEW) {
-      context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-      context.fillStyle = this.colours.muted;
-      context.globalAlpha = this.members.length > 400 ? 0.45 : 0.7;
-      for (const row of this.members) {
+    if (this.points.count <= FEW) this.drawDiscs(context);
+    else this.drawPixels(context);
+  }
+
+  drawDiscs(context) {
+    const { x, y, count, firsts } = this.points;
+    const [alpha, size] = count > 400 ? [0.45, 2.2] : [0.7, 3.2];
+    context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    context.globalAlpha = alpha;
+    for (let number = this.series.length - 1; number >= 0; number -= 1) {
+      context.fillStyle = this.tint(this.series[number], this.colours.muted);
+      for (let point = firsts[number]; point < firsts[number + 1]; point += 1) {
+        if (x[point] === 0) continue; // not judged
         context.beginPath();
-        context.arc(this.px[row], this.py[row], this.members.length > 400 ? 2.2 : 3.2, 0, 2 * Math.PI);
+        context.arc(x[point], y[point], size, 0, 2 * Math.PI);
         context.fill();
       }
-      context.globalAlpha = 1;
-      return;
     }
+    context.globalAlpha = 1;
+  }
+
+  // Each pixel is as dense as it has points.
+  drawPixels(context) {
     const { width, height } = this.base;
-    const counts = new Uint32Array(width * height);
-    let most = 1;
-    const { px, py, ratio } = this;
-    for (let row = 0; row < px.length; row += 1) {
-      if (px[row] === 0) continue; // not judged
-      const at = Math.floor(py[row] * ratio) * width + Math.floor(px[row] * ratio);
-      counts[at] += 1;
-      if (counts[at] > most) most = counts[at];
-    }
+    const { x, y, firsts } = this.points;
+    const { ratio } = this;
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
-    context.fillStyle = this.colours.muted;
-    const hex = context.fillStyle;
-    const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-    const alphas = new Uint8Array(most + 1);
-    for (let k = 1; k <= most; k += 1) alphas[k] = 90 + (165 * Math.log(k)) / Math.log(most + 1);
-    for (let at = 0; at < counts.length; at += 1) {
-      if (counts[at]) pixels[at] = ((alphas[counts[at]] << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+    for (let number = this.series.length - 1; number >= 0; number -= 1) {
+      const counts = new Uint32Array(width * height);
+      let most = 1;
+      for (let point = firsts[number]; point < firsts[number + 1]; point += 1) {
+        if (x[point] === 0) continue; // not judged
+        const at = Math.floor(y[point] * ratio) * width + Math.floor(x[point] * ratio);
+        counts[at] += 1;
+        if (counts[at] > most) most = counts[at];
+      }
+      context.fillStyle = this.tint(this.series[number], this.colours.muted);
+      const hex = context.fillStyle;
+      const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+      const alphas = new Uint8Array(most + 1);
+      for (let k = 1; k <= most; k += 1) alphas[k] = 90 + (165 * Math.log(k)) / Math.log(most + 1);
+      for (let at = 0; at < counts.length; at += 1) {
+        if (counts[at]) pixels[at] = ((alphas[counts[at]] << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+      }
     }
     context.putImageData(image, 0, 0);
   }
 
   drawAxes(context) {
     const { colours } = this;
-    const [bottom, right] = [this.height - MARGIN.bottom, this.width - MARGIN.right];
+    const { left, right, top, bottom, from, to, low, high } = this.axes;
+    const [{ cost, score }] = this.series;
     context.font = this.font;
     context.strokeStyle = colours.line;
     context.fillStyle = colours.muted;
     context.lineWidth = 1;
     context.textBaseline = 'middle';
     context.textAlign = 'right';
-    for (const tick of niceTicks(this.low, this.high, 5)) {
+    for (const tick of niceTicks(low, high, 5)) {
       const y = Math.round(this.y(tick)) + 0.5;
       context.globalAlpha = 0.6;
       context.beginPath();
-      context.moveTo(MARGIN.left, y);
+      context.moveTo(left, y);
       context.lineTo(right, y);
       context.stroke();
       context.globalAlpha = 1;
-      context.fillText(formatNumber(Number(tick.toPrecision(12)), 3), MARGIN.left - 8, y);
+      context.fillText(formatNumber(Number(tick.toPrecision(12)), 3), left - 8, y);
     }
     context.textAlign = 'center';
     context.textBaseline = 'top';
-    for (const tick of niceTicks(this.left, this.right, Math.max(2, this.width / 120))) {
+    for (const tick of niceTicks(from, to, Math.max(2, this.width / 120))) {
       const x = this.x(tick);
-      const text = this.cost.key === 'seconds' ? this.cost.format(tick) : formatShort(tick);
+      const text = cost.key === 'seconds' ? cost.format(tick) : formatShort(tick);
       context.fillText(text, x, bottom + 8);
       context.fillRect(x, bottom, 1, 4);
     }
-    context.fillRect(MARGIN.left, bottom, right - MARGIN.left, 1);
+    context.fillRect(left, bottom, right - left, 1);
     context.fillStyle = colours.ink;
-    context.fillText(this.cost.name, (MARGIN.left + right) / 2, bottom + 25);
+    context.fillText(cost.name, (left + right) / 2, bottom + 25);
     context.save();
-    context.translate(12, (MARGIN.top + bottom) / 2);
+    context.translate(12, (top + bottom) / 2);
     context.rotate(-Math.PI / 2);
     context.textBaseline = 'middle';
-    context.fillText(this.score.label, 0, 0);
+    context.fillText(score.label, 0, 0);
     context.restore();
   }
 
-  drawFront(context) {
-    context.strokeStyle = this.colours.help;
-    context.fillStyle = this.colours.help;
+  drawFront(context, series) {
+    const { front } = series;
+    const { x, y, firsts } = this.points;
+    const first = firsts[this.series.indexOf(series)];
+    context.strokeStyle = this.tint(series, this.colours.help);
+    context.fillStyle = context.strokeStyle;
     context.lineWidth = 1.6;
     context.lineJoin = 'round';
     context.beginPath();
-    this.front.forEach((row, i) => {
-      if (i) context.lineTo(this.px[row], this.py[this.front[i - 1]]);
-      context.lineTo(this.px[row], this.py[row]);
+    front.forEach((row, i) => {
+      if (i) context.lineTo(x[first + row], y[first + front[i - 1]]);
+      context.lineTo(x[first + row], y[first + row]);
     });
     context.stroke();
-    for (const row of this.front) {
+    for (const row of front) {
       context.beginPath();
-      context.arc(this.px[row], this.py[row], this.front.length > 60 ? 2.4 : 3.6, 0, 2 * Math.PI);
+      context.arc(x[first + row], y[first + row], front.length > 60 ? 2.4 : 3.6, 0, 2 * Math.PI);
       context.fill();
     }
   }
@@ -243,70 +261,61 @@ export class Chart {
     const context = this.marks.getContext('2d');
     context.setTransform(this.ratio || 1, 0, 0, this.ratio || 1, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
-    if (!this.px || !this.current || this.px.length !== this.score.values.length) return;
+    // Until the next frame has drawn it there is nothing to mark.
+    if (!this.current || this.points?.series !== this.series) return;
     const { x, y, state } = this.current;
+    const { left, right, top, bottom } = this.axes;
     context.lineWidth = 2.4;
-    context.strokeStyle = this.colours.harm;
+    context.strokeStyle = this.series.length > 1 ? this.colours.ink : this.colours.harm;
     context.setLineDash(state === 'predicted' ? [4, 3] : []);
-    const at = Math.min(Math.max(this.x(x), MARGIN.left), this.width - MARGIN.right);
+    const at = Math.min(Math.max(this.x(x), left), right);
     context.beginPath();
     if (Number.isNaN(y)) {
       context.setLineDash([2, 5]);
-      context.moveTo(at, MARGIN.top);
-      context.lineTo(at, this.height - MARGIN.bottom);
+      context.moveTo(at, top);
+      context.lineTo(at, bottom);
     } else context.arc(at, this.y(y), 7.5, 0, 2 * Math.PI);
     context.stroke();
     context.setLineDash([]);
     if (this.over >= 0) {
       context.fillStyle = this.colours.ink;
       context.beginPath();
-      context.arc(this.px[this.over], this.py[this.over], 4.5, 0, 2 * Math.PI);
+      context.arc(this.points.x[this.over], this.points.y[this.over], 4.5, 0, 2 * Math.PI);
       context.fill();
     }
+    const [{ score, cost, front }] = this.series;
     const value = Number.isNaN(y) ? 'not known' : formatNumber(y);
+    const of = this.series.length > 1 ? ` of ${this.series.length} runs` : '';
     this.marks.setAttribute(
       'aria-label',
-      `${this.score.label} against ${this.cost.name}, ${this.members.length.toLocaleString('en-US')} structures, ` +
-        `${this.front.length} on the Pareto front. This structure: ${value} at ${this.cost.format(x)}.`,
+      `${score.label} against ${cost.name}, ${formatWhole(this.points.count)} structures${of}, ` +
+        `${front.length} on the Pareto front. This structure: ${value} at ${cost.format(x)}.`,
     );
   }
 
-  // The row of the point nearest to the pointer, −1 if none is near; of one place the first, the best.
   nearest(event) {
-    if (!this.starts) return -1;
+    if (this.points?.series !== this.series) return -1;
     const box = this.marks.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    const [column, line, reach] = [Math.floor(x / CELL), Math.floor(y / CELL), Math.ceil(NEAR / CELL)];
-    let [found, least] = [-1, NEAR * NEAR];
-    for (let j = Math.max(0, line - reach); j <= line + reach; j += 1) {
-      for (let i = Math.max(0, column - reach); i <= Math.min(this.columns - 1, column + reach); i += 1) {
-        const cell = j * this.columns + i;
-        if (cell + 1 >= this.starts.length) continue;
-        for (let k = this.starts[cell]; k < this.starts[cell + 1]; k += 1) {
-          const row = this.members[k];
-          const away = (this.px[row] - x) ** 2 + (this.py[row] - y) ** 2;
-          if (away < least || (away === least && row < found)) [found, least] = [row, away];
-        }
-      }
-    }
-    return found;
+    return this.points.nearest(event.clientX - box.left, event.clientY - box.top);
   }
 
   hover(event) {
-    const row = this.nearest(event);
-    if (row === this.over) return;
-    this.over = row;
-    this.tip.hidden = row < 0;
-    this.marks.style.cursor = row < 0 ? 'default' : 'pointer';
-    if (row >= 0) {
-      const { values, halfWidths, label } = this.score;
-      const text = this.structures.text(row);
+    const point = this.nearest(event);
+    if (point === this.over) return;
+    this.over = point;
+    this.tip.hidden = point < 0;
+    this.marks.style.cursor = point < 0 ? 'default' : 'pointer';
+    if (point >= 0) {
+      const [series, row] = this.points.placeOf(point);
+      const { values, halfWidths, label } = series.score;
+      const text = series.structures.text(row);
       this.tip.replaceChildren(
+        ...(this.series.length > 1 ? [element('strong', {}, series.name)] : []),
         element('code', {}, text.length > 40 ? `${text.slice(0, 39)}…` : text),
         element('div', {}, `${label} ${formatInterval(values[row], halfWidths ? halfWidths[row] : NaN)}`),
-        element('div', {}, `${this.cost.format(this.cost.rows[row])} ${this.cost.name}`),
+        element('div', {}, `${series.cost.format(series.cost.rows[row])} ${series.cost.name}`),
       );
-      const [x, y] = [this.px[row], this.py[row]];
+      const [x, y] = [this.points.x[point], this.points.y[point]];
       const isRight = x > this.width / 2;
       this.tip.style.left = isRight ? '' : `${x + 12}px`;
       this.tip.style.right = isRight ? `${this.width - x + 12}px` : '';

@@ -1,171 +1,70 @@
-// The explorer: reads what the page holds, and keeps its parts at one structure.
+// The explorers of a page: one, or one for each of several runs behind a row of tabs.
 
-import { Card, compared } from './card.js';
-import { Chart } from './chart.js';
-import { knownCosts } from './costs.js';
-import { choice, element, field, setText } from './elements.js';
-import { formatNumber, formatShare } from './format.js';
-import { Judged } from './judged.js';
-import { Legend, Network } from './network.js';
-import { Rows, columnsOf } from './rows.js';
-import { Structures, canonical, decodeBase64 } from './structures.js';
+import { element, newId } from './elements.js';
+import { Known } from './known.js';
+import { Explorer } from './view.js';
 
-class Explorer {
+class Runs {
   constructor(root) {
-    const words = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-    const scripts = [...root.querySelectorAll('script[type="application/octet-stream"]')];
-    const bytes = (index) => decodeBase64(scripts[index].textContent);
-    const floats = (index) => new Float32Array(bytes(index).buffer);
-    this.words = words;
-    for (const gate of words.gates) gate.hidden = (bits) => gate.within !== null && !bits[gate.within];
-    this.structures = new Structures(words.count, words.gates.length, bytes(words.bits));
-    this.ranks = words.ranks === null ? null : new Int32Array(bytes(words.ranks).buffer);
-    this.usable = words.comparable === null ? null : bytes(words.comparable);
-    this.judged = words.judged.map((one) => new Judged(one, floats, words.gates));
-    this.costs = knownCosts(words, this.structures);
-    for (const script of scripts) script.remove();
-    this.bits = new Uint8Array(words.gates.length).fill(1);
-    this.parts(root);
-    const cost = Math.max(0, this.costs.findIndex((one) => one.key === words.cost));
-    this.selects[1].value = cost;
-    this.choose(0, cost, 0);
-    // At the full network, unless nothing is known of it.
-    if (this.now.look(this.bits, this.structures.find(this.bits)).state === 'unknown') this.setRow(this.best());
+    this.panels = [...root.querySelectorAll('.explorer')];
+    this.found = [];
+    this.views = [];
+    this.tabs = this.panels.map((panel, number) => this.tab(panel, number));
+    const bar = { class: 'tabs', role: 'tablist', 'aria-label': 'Runs', onkeydown: (event) => this.move(event) };
+    root.prepend(element('div', bar, ...this.tabs));
+    this.choose(0);
   }
 
-  parts(root) {
-    this.network = new Network(this.words, (gate) => this.toggle(gate));
-    this.legend = new Legend();
-    this.card = new Card(this.words);
-    this.chart = new Chart(this.structures, (row) => this.setRow(row));
-    this.rows = new Rows(this.structures, this.words.gates, (row) => this.setRow(row));
-    this.slider = element('input', { type: 'range', step: '0.5', oninput: () => this.walk() });
-    this.budget = element('output', { class: 'told' });
-    const change = (place) => (index) => this.choose(...this.chosen.with(place, index));
-    this.selects = [
-      choice(this.judged.map((one) => one.label), change(0)),
-      choice(this.costs.map((one) => one.name), change(1)),
-      choice([], change(2)),
-    ];
-    const labels = ['Judged', 'Cost', 'Score of the scatter'];
-    const fields = this.selects.map((select, i) => field(labels[i], select));
-    fields[0].hidden = this.judged.length < 2;
-    const set = (label, act) => element('button', { type: 'button', onclick: act }, label);
-    const buttons = element(
-      'div',
-      { class: 'buttons' },
-      set('All on', () => this.set(new Uint8Array(this.bits.length).fill(1))),
-      set('Best', () => this.setRow(this.best())),
-    );
-    const part = (name, ...children) => element('div', { class: name }, ...children);
-    root.querySelector('.parts-here').replaceWith(
-      part('controls', fields[0], fields[1], buttons),
-      part(
-        'board',
-        part('panel', this.network.node, this.legend.node),
-        this.card.node,
-        part(
-          'panel',
-          part('controls', fields[2]),
-          this.chart.node,
-          part('budget', field('Budget', this.slider, 'field wide'), this.budget),
-        ),
-      ),
-      part('panel', this.rows.node),
-    );
+  tab(panel, number) {
+    const { name, colour } = panel.dataset;
+    panel.id = newId('run');
+    const properties = { type: 'button', role: 'tab', id: newId('tab'), 'aria-controls': panel.id };
+    const swatch = element('span', { class: 'swatch', 'aria-hidden': 'true', style: { '--colour': colour } });
+    const tab = element('button', { ...properties, onclick: () => this.choose(number) }, swatch, name);
+    panel.setAttribute('role', 'tabpanel');
+    panel.setAttribute('aria-labelledby', tab.id);
+    return tab;
   }
 
-  // Which way of judging, which cost and which score, by number.
-  choose(judged, cost, score) {
-    const isNew = !this.chosen || this.chosen[0] !== judged;
-    this.chosen = [judged, cost, isNew ? 0 : score];
-    this.now = this.judged[judged];
-    this.cost = this.costs[cost];
-    this.score = this.now.scores[this.chosen[2]];
-    if (isNew) {
-      this.selects[2].replaceChildren(...this.now.scores.map((one, i) => element('option', { value: i }, one.label)));
-      // Ranks are those of the first way of judging, in which the rows come.
-      const ranks = judged === 0 ? this.ranks : null;
-      this.rows.set(columnsOf(this.now, this.costs, ranks), this.now.known, ranks ? '' : this.now.scores[0].label);
-    }
-    this.front = this.now.front(this.cost, this.score, this.usable);
-    this.network.paint(this.cost, this.now);
-    this.legend.paint(this.cost, this.now, this.network.strongest);
-    this.chart.set(this.cost, this.score, this.front);
-    this.slider.disabled = !this.front.length;
-    if (this.front.length) {
-      const share = (row) => (100 * this.cost.rows[row]) / this.cost.full;
-      this.slider.min = Math.ceil(2 * share(this.front[0])) / 2;
-      this.slider.max = Math.max(100, Math.ceil(share(this.front.at(-1))));
-      this.slider.value = this.slider.max;
-    }
-    this.tellBudget();
-    this.show();
+  // Arrows go from tab to tab; Tab goes on into what the tab shows.
+  move(event) {
+    const last = this.tabs.length - 1;
+    const to = { ArrowRight: this.current + 1, ArrowLeft: this.current - 1, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    this.choose((to + this.tabs.length) % this.tabs.length);
+    this.tabs[this.current].focus();
   }
 
-  best() {
-    const { values, sign } = this.score;
-    let found = 0;
-    for (let row = 1; row < values.length; row += 1) {
-      if (sign * values[row] < sign * values[found] || Number.isNaN(values[found])) found = row;
-    }
-    return found;
+  // Takes a run's numbers out of the page when they are first needed.
+  known(number) {
+    this.found[number] ??= new Known(this.panels[number]);
+    return this.found[number];
   }
 
-  // The last structure of the front that the budget allows.
-  within() {
-    const limit = (Number(this.slider.value) / 100) * this.cost.full * (1 + 1e-9);
-    return this.front.findLast((row) => this.cost.rows[row] <= limit) ?? this.front[0];
+  choose(number) {
+    const [from, before] = [this.current, this.views[this.current]];
+    this.current = number;
+    this.tabs.forEach((tab, i) => {
+      tab.setAttribute('aria-selected', String(i === number));
+      tab.tabIndex = i === number ? 0 : -1;
+      this.panels[i].hidden = i !== number;
+    });
+    this.views[number] ??= this.view(number);
+    // Switches stay as they are from run to run of one network.
+    if (before && this.isAlike(from, number)) this.views[number].set(before.bits.slice());
   }
 
-  walk() {
-    this.setRow(this.within());
-    this.tellBudget();
+  // Tells whether two runs have the same gates.
+  isAlike(a, b) {
+    return this.panels[a].dataset.network === this.panels[b].dataset.network;
   }
 
-  tellBudget() {
-    if (!this.front.length) return;
-    const row = this.within();
-    const full = this.structures.find(new Uint8Array(this.bits.length).fill(1));
-    const value = this.score.values[row];
-    const than = full < 0 ? '' : compared(value, this.score.values[full]);
-    const words =
-      `At most ${formatNumber(Number(this.slider.value), 3)} % of the ${this.cost.name}: the best has ${this.score.label} ` +
-      `${formatNumber(value)}${than}, at ${formatShare(this.cost.rows[row] / this.cost.full)}.`;
-    setText(this.budget, words);
-    this.slider.setAttribute('aria-valuetext', words);
-  }
-
-  toggle(gate) {
-    const host = this.words.gates[gate].within;
-    if (host !== null && !this.bits[host]) return;
-    this.bits[gate] ^= 1;
-    this.show();
-  }
-
-  setRow(row) {
-    this.set(this.structures.bits(row));
-  }
-
-  set(bits) {
-    this.bits = bits;
-    this.show();
-  }
-
-  show() {
-    const bits = canonical(this.words.gates, this.bits);
-    const row = this.structures.find(bits);
-    const allOn = new Uint8Array(bits.length).fill(1);
-    const full = this.now.look(allOn, this.structures.find(allOn));
-    const place = row >= 0 && this.ranks && this.chosen[0] === 0 ? this.ranks[row] : null;
-    this.network.show(this.bits, bits, this.now);
-    this.card.show({ bits, row, judged: this.now, costs: this.costs, place, full: full.state === 'evaluated' ? full.value : NaN });
-    this.rows.mark(row);
-    const isFirst = this.chosen[2] === 0;
-    const found = this.now.look(bits, row);
-    const value = isFirst ? found.value : row < 0 ? NaN : this.score.values[row];
-    this.chart.mark(this.cost.of(bits), value, found.state);
+  view(number) {
+    const others = this.panels.map((_, i) => i).filter((i) => i !== number && this.isAlike(i, number));
+    return new Explorer(this.panels[number], this.known(number), others.map((i) => this.known(i)));
   }
 }
 
-for (const root of document.querySelectorAll('.explorer')) new Explorer(root);
+for (const root of document.querySelectorAll('.explorer')) if (!root.closest('.explorers')) new Explorer(root, new Known(root));
+for (const root of document.querySelectorAll('.explorers')) new Runs(root);

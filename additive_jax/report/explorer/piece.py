@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ from additive_jax.report.explorer.data import Explorer, Judged, Prediction, Scor
 from additive_jax.report.page import Piece
 
 HEADING = 'Every + is a switch'
+SEVERAL = 'Every + is a switch, in every run'
+# What a page's words have, in this version.
+PARTS = {'gates', 'sites', 'fixed', 'shared', 'cost', 'note', 'count', 'bits', 'judged'}
+PARTS |= {'ranks', 'comparable'}
 _SCRIPT = '<script type="application/{}">(.*?)</script>'
 # What ± is, beside a number.
 INTERVALS, PREDICTED = '95 % interval over the seeds', '95 % of predictions'
@@ -75,8 +80,59 @@ def read_explorer(html: str, heading: str = HEADING) -> Piece | None:
     told = json.loads(words[1])
   except ValueError:
     return None
-  content = {'heading': heading, 'note': told.get('note', ''), 'words': Markup(script_json(told))}
+  if not isinstance(told, dict) or not set(told) >= PARTS:
+    return None
+  content = {'heading': heading, 'note': told['note'], 'words': Markup(script_json(told))}
   return Piece('explorer', content | {'blocks': [Markup(one) for one in blocks]})
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRun:
+  """The explorer of one of several runs.
+
+  Attributes:
+    name: of the run; unique.
+    colour: of its points, such as #0072b2.
+    data: the name of its data; losses on other data are not drawn beside it.
+    folder: of the run, from the page, for commands that export; with slashes.
+    piece: what `explorer` or `read_explorer` returns.
+  """
+
+  name: str
+  colour: str
+  data: str
+  folder: str
+  piece: Piece
+
+
+def explorers(runs: Sequence[OfRun], note: str = '') -> Piece | None:
+  """Returns a part of a page with a tab for each run, which shows its explorer; None for no runs.
+
+  Runs with the same gates, on the same data, are drawn in one scatter, and each tells what the
+  others have of the structure that is set.
+
+  >>> explorers([]) is None
+  True
+
+  Args:
+    runs: in the order of the tabs.
+    note: what else is to be said, in a sentence or two.
+  """
+  networks: dict[tuple[str, str], int] = {}
+  shown = []
+  for run in runs:
+    network = networks.setdefault((run.data, _gates_of(run.piece)), len(networks))
+    shown.append({'network': network, 'run': run, 'part': run.piece.content})
+  alike = len(networks) < len(runs)
+  content = {'heading': SEVERAL, 'note': note, 'runs': shown, 'alike': alike}
+  return Piece('explorers', content) if runs else None
+
+
+def _gates_of(piece: Piece) -> str:
+  """Returns a text that is the same for explorers whose structures mean the same gates."""
+  told = json.loads(piece.content['words'])
+  gates = [(gate['name'], gate['within']) for gate in told['gates']]
+  return json.dumps([gates, told['sites']])
 
 
 def script_json(value: Any) -> str:
