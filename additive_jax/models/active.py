@@ -20,12 +20,13 @@ from additive_jax.gates.routers import Facts
 from additive_jax.models.additive import Inputs, shape_of
 from additive_jax.models.attention import Attention
 from additive_jax.models.costs import ends_flops, measure, module_flops
-from additive_jax.models.dna import DNA, Keys
+from additive_jax.models.dna import DNA
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.moe import Experts
 from additive_jax.models.reads import parts
 from additive_jax.models.routing import Routing
+from additive_jax.models.shared_keys import Keys
 from additive_jax.models.side import stream_of
 from additive_jax.models.transformer import UNITS
 

@@ -31,41 +31,16 @@ from additive_jax.gates.dispatch import Tokens, in_blocks, packed
 from additive_jax.gates.layers import LayerPair, sub_activation
 from additive_jax.gates.shares import KEPT, sum_of_experts, sum_of_units
 from additive_jax.gates.sums import GateValue
-from additive_jax.models.attention import (
-  Attention,
-  AttentionLayers,
-  attend,
-  attention_layers,
-)
+from additive_jax.models.attention import Attention, AttentionLayers, attend, attention_layers
 from additive_jax.models.axes import AxisNames
-from additive_jax.models.feed_forward import FeedForward, Linear, feed_forward_layers
+from additive_jax.models.feed_forward import FeedForward, feed_forward_layers
 from additive_jax.models.kinds import RESIDUAL, check_sizes
 from additive_jax.models.modules import Modules
 from additive_jax.models.rotary import rotate
 from additive_jax.models.routing import SELECTION_BIAS, Chosen, leave, linear_router
+from additive_jax.models.shared_keys import Keys
 from additive_jax.models.surrounding import in_branch_dtype
 from additive_jax.models.transformer import UNITS, TokenNetwork
-
-
-class Keys(nn.Module):
-  """The keys and values of all tokens, `[B, T, 2, N, U]`, that all modules of a pool share.
-
-  Attributes:
-    num_heads, rope: as in `Attention`.
-  """
-
-  num_heads: int
-  rope: bool = False
-
-  @nn.compact
-  def __call__(self, h: Float[Array, 'B T D']) -> Float[Array, 'B T 2 N U']:
-    width = h.shape[-1]
-    shape = (2, self.num_heads, width // self.num_heads)
-    layer = Linear((width, *shape), 0, shape, ('embed', None, 'heads', None), name='kv')()
-    x, layer = in_branch_dtype((nn.LayerNorm(name='norm')(h), layer))
-    keys, values = jnp.moveaxis(jnp.einsum('btd,dpnu->btpnu', x, layer.kernel) + layer.bias, 2, 0)
-    return jnp.stack([rotate(keys) if self.rope else keys, values], axis=2)
-
 
 # For each part of a module ('attention', 'mlp'): its norm and its layers.
 Parameters = dict[str, tuple[dict[str, Array], Any]]

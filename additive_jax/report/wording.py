@@ -28,7 +28,7 @@ def format_value(value: Any) -> str:
     return str(value)
   if math.isinf(value):
     return '∞' if float(value) > 0 else '−∞'
-  text = f'{float(value):z#.4g}'
+  text = f'{float(value):z#,.4g}'
   if 'e' in text:
     digits, exponent = text.split('e')
     text = f'{digits}×{power_of_ten(int(exponent))}'

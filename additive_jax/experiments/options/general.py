@@ -47,8 +47,7 @@ from additive_jax.train.augment import NAMES as AUGMENT
 from additive_jax.train.recipe import AVERAGES, DTYPES
 from additive_jax.train.samplers import RAMP_SHAPES, SAMPLERS
 
-POINTS = 40  # of a curve
-MOST_STEPS = 50  # from one point to the next
+POINTS, MOST_STEPS = 40, 50  # of a curve, and from one of them to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +276,6 @@ class TrainOptions:
 
   def steps_of_points(self, num_steps: int) -> int:
     """Returns how many steps lie between two points of the curve of a training.
-
     >>> [TrainOptions().steps_of_points(num_steps) for num_steps in (30, 400, 10**6)]
     [1, 10, 50]
     """
