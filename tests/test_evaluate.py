@@ -364,6 +364,21 @@ def test_long_examples_are_walked_one_by_one_and_shared_out(text):
   assert tight[0].slots <= 3
 
 
+def test_sets_of_many_sizes_need_few_programs():
+  """As a search asks for them: what is compiled goes by tile and shapes of a plan."""
+  model, bits = MLP(num_blocks=6, width=4, hidden=8, num_classes=3), all_bits(6)
+  devices, x = jax.devices()[:1], np.zeros((16, 5), np.float32)
+  shapes = set()
+  for size in range(1, 65):
+    tile, (walk,) = sizing.plans(model, shapes_of(x, 16), bits[:size], devices, None, jobs=1)
+    shapes.add((tile, walk.leaf.shape, walk.slots))
+  assert len(shapes) <= 3
+  # One alone has no idle rows, and memory is no more than it may be.
+  assert min(shapes)[:2] == (1, (1, 1))
+  tight = sizing.plans(model, shapes_of(x, 16), bits[:9], devices, 16 * 4 * 4 * 20, jobs=1)[1]
+  assert tight[0].slots == 16
+
+
 def test_a_pool_that_is_on_the_device_is_not_copied(variables, batch, monkeypatch):
   fetched = []
   monkeypatch.setattr(processes, 'to_host', lambda tree: fetched.append(1) or tree)

@@ -178,7 +178,7 @@ def test_an_export_has_the_dtype_of_its_source(stored, loaded, asked, written, t
   tensors = safetensors.numpy.load_file(out / 'model.safetensors')
   assert {str(tensor.dtype) for tensor in tensors.values()} == {written}
   assert json.loads((out / 'config.json').read_text())['dtype'] == receipt.dtype == written
-  assert f', {written}; max' in str(receipt)
+  assert f', in {written}; max' in str(receipt)
   assert receipt.difference <= ROUNDING[written] * receipt.scale
   if jnp.dtype(written).itemsize <= jnp.dtype(stored).itemsize:
     size = lambda folder: (folder / 'model.safetensors').stat().st_size

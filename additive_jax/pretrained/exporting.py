@@ -79,7 +79,7 @@ class Receipt:
     told = 'not installed' if self.reference is None else f'{self.reference:.2g}'
     return (
       f'{self.directory}: {len(self.layers)} layers, {self.params:,} of {self.params_before:,} '
-      f'parameters{more}, {self.dtype}; max |Δlogit| {self.difference:.2g}, '
+      f'parameters{more}, in {self.dtype}; max |Δlogit| {self.difference:.2g}, '
       f'{self.reference_name or "reference"} {told}, at a scale of {self.scale:.3g}; the same '
       f'largest logit in {self.agreement:.1%}'
     )
