@@ -1,5 +1,5 @@
-"""A beam search of width 4 over a language model: every set of structures that it asks for is judged
-by shared prefix, and by a loop over a compiled conditional pass; clock and CPU seconds of both.
+"""A beam search of width 4 over a language model: every set of structures that it asks for is
+judged by shared prefix, and by a loop over a compiled conditional pass; clock and CPU seconds.
 
   python benchmarks/beam.py [--model=PATH] [--rows=2] [--length=256] [--levels=3]
 

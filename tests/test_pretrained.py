@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.models import BERT, Decoder
+from additive_jax.models.identity import describe
 from additive_jax.parallel import layout
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.pretrained import export, load, reference
@@ -233,7 +234,9 @@ def test_rows_that_are_too_long_are_refused(name, changed, longest, tmp_path):
   assert shape(longest).shape[1] == longest
   with pytest.raises(UserError, match=f'^{longest + 1} tokens: expected at most {longest}, max_t'):
     shape(longest + 1)
-  assert found.model.clone(max_tokens=longest + 1).max_tokens == longest + 1
+  other = found.model.clone(max_tokens=longest + 1)
+  if isinstance(other, Decoder):  # runs and journals know a network by what it computes
+    assert describe(other) == describe(found.model)
 
 
 @pytest.mark.parametrize('axes', [{'fsdp_devices': 2}, {'fsdp_devices': 2, 'tensor_devices': 2}])

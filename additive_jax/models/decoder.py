@@ -133,6 +133,7 @@ class Decoder(Additive):
   num_lanes: int = 2
 
   causal = True
+  limits = ('max_tokens',)  # fields that are no part of what the network is
 
   def __post_init__(self):
     if not isinstance(self.window, int):
