@@ -311,11 +311,8 @@ def _open(workdir, resolved, hold):
 
 
 def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
-  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`.
-
-  Of text, of which nobody knows beforehand how many examples it makes, what is asked for beyond
-  these is all of them, which is logged; of other data it is refused.
-  """
+  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`. Of text, of
+  which nobody knows before how many examples it makes, more than there are is all, and logged."""
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
