@@ -68,7 +68,7 @@ class Pruned:
     if self.pretrained is not None:
       from additive_jax.pretrained import export as export_pretrained
 
-      dtype = dtype or self.result.summary['dtype']
+      dtype = dtype or self.result.summary.get('dtype')
       options: Any = {'overwrite': overwrite, 'dtype': dtype}
       export_pretrained(self.pretrained, self.structure, directory, **options)
       return Path(directory)
