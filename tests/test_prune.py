@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from additive_jax.data.weights import Weighted
 from additive_jax.errors import UserError
 from additive_jax.experiments import prune
 from additive_jax.experiments.options import read_options
+from additive_jax.experiments.prune import tables
 from additive_jax.experiments.prune.healing import last_streams
 from additive_jax.experiments.start import with_pretrained
 from additive_jax.pretrained import loading
@@ -237,6 +239,23 @@ def test_a_pretrained_network_is_pruned_to_a_directory_of_its_kind(tmp_path, ran
   with pytest.raises(UserError, match=r'no structure within .* that was evaluated has a finite'):
     prune.run(nothing, tmp_path / 'nothing', devices=1)
   assert not list((tmp_path / 'nothing' / 'checkpoints').glob('healed*'))
+
+
+def test_what_is_best_at_several_budgets_is_one_row():
+  structures = {'greedy': ('110', '110', '100'), 'random': ('110', '011', '100')}
+  lines = [
+    {'method': method, 'set': number, 'level': level, 'most': 9.0 - 2 * level}
+    | {'structure': text if number else '110', 'params': 5.0, 'loss': 1.0, 'evaluations': 7}
+    for method, texts in structures.items()
+    for number in range(2)
+    for level, text in enumerate(texts)
+  ]
+  options = read_options(tiny.config('prune', {'prune.cost': 'params'}))
+  session = types.SimpleNamespace(config=options, task=Task('language'))
+  table = tables._methods(session, {'methods': lines, 'full': 10.0})
+  assert table['budgets'].tolist() == ['0.9, 0.7', '0.5', '0.9', '0.7', '0.5']
+  assert table['most'].tolist() == [7.0, 5.0, 9.0, 7.0, 5.0]
+  assert (table['sets'] == 2).all()
 
 
 def test_what_was_loaded_is_pruned_in_python(tmp_path, random_pool):
