@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
   # but a fifth at most. 0 is none: then what is chosen is chosen on the test split. -1, or a share
   # in [0, 1).
   config.data.valid = -1.0
-  # Examples used of the training split, spaced evenly over it; 0 is all. 0 to 1,000,000,000.
+  # Examples used of the training split, spaced evenly over it; 0 is all, and so is more than there
+  # are of a text. 0 to 1,000,000,000.
   config.data.train_examples = 0
   # Examples used of the test split, likewise. 0 to 1,000,000,000.
   config.data.test_examples = 0
@@ -565,6 +566,9 @@ def get_config() -> ConfigDict:
   config.prune.teacher = 0.5
   # What softens both. A positive number up to 1,000,000.
   config.prune.temperature = 1.0
+  # Of the exported files of a pretrained network: 'float32', 'bfloat16' or 'float16'; '' is that of
+  # the files it was loaded from, float32 of quantised ones. One of '', float32, bfloat16, float16.
+  config.prune.dtype = ''
   # Continuations of test texts that are shown side by side, of a causal language model. 0 to
   # 10,000.
   config.prune.samples = 2

@@ -180,6 +180,7 @@ VALUES = [
   ('prune.cost', 'bytes', 'one of params, flops, latency'),
   ('prune.of', 'body', 'one of network, gates'),
   ('prune.method', 'gready', "one of '', leave_one_out, greedy"),
+  ('prune.dtype', 'int8', "one of '', float32, bfloat16, float16"),
   ('prune.baselines', ('greedy', 'greedy'), 'some of leave_one_out, greedy'),
   ('compress.epochs', 0.0, 'a positive number up to 1,000,000'),
   ('compress.tune_epochs', -1.0, '0 to 1,000,000'),

@@ -1,6 +1,7 @@
 """Evaluation of many structures against a plain loop over static ones."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -148,12 +149,14 @@ def test_explicit_devices(variables, batch, table):
 
 
 def test_second_call_compiles_nothing(variables, batch, table, compiles):
-  evaluate_structures(MODEL, variables, batch, [1, 2, 3])
+  judge = functools.partial(evaluate_structures, MODEL, batch=batch, batch_size=11)
+  judge(variables, structures=[1, 2, 3])
   assert len(compiles) > 0
   del compiles[:]
   changed = jax.tree.map(lambda leaf: leaf + 1, jax.device_get(variables))
-  got = evaluate_structures(MODEL, variables, batch, [9, 8, 15])
-  other = evaluate_structures(MODEL, changed, batch, [9, 8, 15])
+  got = judge(variables, structures=[9, 8, 15])
+  other = judge(changed, structures=[9, 8, 15])
+  judge(variables, structures=range(8))  # nor does a set of another size
   assert len(compiles) == 0
   assert_rows(got, table, [9, 8, 15])
   assert np.abs(other.loss - got.loss).min() > 1e-3
@@ -362,6 +365,21 @@ def test_long_examples_are_walked_one_by_one_and_shared_out(text):
   # Where no path has room, as before.
   tight = sizing.plans(model, shapes_of(x, 4), bits, devices, 3 * 4 * 512 * 8 * 4, jobs=2)[1]
   assert tight[0].slots <= 3
+
+
+def test_sets_of_many_sizes_need_few_programs():
+  """As a search asks for them: what is compiled goes by tile and shapes of a plan."""
+  model, bits = MLP(num_blocks=6, width=4, hidden=8, num_classes=3), all_bits(6)
+  devices, x = jax.devices()[:1], np.zeros((16, 5), np.float32)
+  shapes = set()
+  for size in range(1, 65):
+    tile, (walk,) = sizing.plans(model, shapes_of(x, 16), bits[:size], devices, None, jobs=1)
+    shapes.add((tile, walk.leaf.shape, walk.slots))
+  assert len(shapes) <= 3
+  # One alone has no idle rows, and memory is no more than it may be.
+  assert min(shapes)[:2] == (1, (1, 1))
+  tight = sizing.plans(model, shapes_of(x, 16), bits[:9], devices, 16 * 4 * 4 * 20, jobs=1)[1]
+  assert tight[0].slots == 16
 
 
 def test_a_pool_that_is_on_the_device_is_not_copied(variables, batch, monkeypatch):

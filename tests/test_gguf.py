@@ -41,7 +41,7 @@ def turned(rows, heads):
   return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def write(path, folder, kind, heads, groups, size, *, words=WORDS, extra=None, quantised=()):
+def write(path, folder, kind, heads, groups, size, *, words=WORDS, extra=None, dtype=None):
   """Writes the tensors of a directory as a GGUF file."""
   writer = gguf.GGUFWriter(path, kind)
   writer.add_block_count(2)
@@ -65,6 +65,8 @@ def write(path, folder, kind, heads, groups, size, *, words=WORDS, extra=None, q
       if kind == 'llama' and part in ('self_attn.q_proj', 'self_attn.k_proj'):
         tensor = turned(tensor, heads if 'q_proj' in part else groups)
       name = f'blk.{layer}.{PARTS[part]}.{end}'
+    if tensor.ndim == 2 and dtype:  # norms stay in float32 there
+      tensor = tensor.astype(dtype)
     writer.add_tensor(ENDS.get(name, name), tensor)
   for name, tensor in (extra or {}).items():
     writer.add_tensor(name, tensor)
@@ -110,6 +112,13 @@ def test_tokenizer_and_export(llama, tmp_path):
   again = load(tmp_path / 'out')
   assert again.tokenizer.encode('ab ac<s>').ids == encoded.ids
   assert again.model.num_layers == 1
+
+
+@pytest.mark.parametrize(('dtype', 'written'), [(None, 'float32'), (np.float16, 'float16')])
+def test_an_export_has_the_dtype_of_most_numbers(dtype, written, llama, tmp_path):
+  found = load(write(tmp_path / 'tiny.gguf', llama, 'llama', 4, 2, 2, dtype=dtype))
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(found.variables)} == {'float32'}
+  assert export(found, '1111', tmp_path / 'out', reference=False).dtype == written
 
 
 def test_bad_files(llama, tmp_path):

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 import additive_jax as aj
 from additive_jax import UserError
 from additive_jax.models import BERT, Decoder
+from additive_jax.models.identity import describe
 from additive_jax.parallel import layout
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.pretrained import export, load, reference
@@ -128,7 +129,7 @@ def test_a_network_of_ones_own(tmp_path):
   pool = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))
   export(model, '1111', tmp_path / 'mine', pool, reference=False)
   again = load(tmp_path / 'mine')
-  assert (again.family, again.model) == ('qwen2', model)
+  assert (again.family, again.model) == ('qwen2', model.clone(max_tokens=2048))
   jax.tree.map(np.testing.assert_array_equal, again.variables, pool)
   with pytest.raises(UserError, match='export of a Decoder without variables: expected its pool'):
     export(model, '1111', tmp_path / 'other')
@@ -153,6 +154,89 @@ def test_shards_and_dtypes(tiny, monkeypatch):
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(UserError, match=r'model\.norm\.weight: expected it in model\.safeten'):
     load(folder)
+
+
+# What rounding weights to a dtype does to logits of two layers, relative to the largest.
+ROUNDING = {'float32': PARITY, 'bfloat16': 0.03, 'float16': 0.003}
+
+
+@pytest.mark.parametrize(
+  ('stored', 'loaded', 'asked', 'written'),
+  [
+    ('bfloat16', 'float32', None, 'bfloat16'),
+    ('float16', 'float32', None, 'float16'),
+    ('float32', 'bfloat16', None, 'bfloat16'),
+    ('bfloat16', 'float32', 'float32', 'float32'),
+    ('float32', 'float32', 'float16', 'float16'),
+  ],
+)
+def test_an_export_has_the_dtype_of_its_source(stored, loaded, asked, written, tiny):
+  names = safetensors.numpy.load_file(tiny / 'model.safetensors')
+  retensored(tiny, **{name: tensor.astype(jnp.dtype(stored)) for name, tensor in names.items()})
+  found, out = load(tiny, dtype=loaded), tiny.parent / 'out'
+  healed = jax.tree.map(lambda leaf: 1.001 * leaf, found.variables)
+  receipt = export(found, '1111', out, healed, reference=False, dtype=asked)
+  tensors = safetensors.numpy.load_file(out / 'model.safetensors')
+  assert {str(tensor.dtype) for tensor in tensors.values()} == {written}
+  assert json.loads((out / 'config.json').read_text())['dtype'] == receipt.dtype == written
+  assert f', in {written}; max' in str(receipt)
+  assert receipt.difference <= ROUNDING[written] * receipt.scale
+  if jnp.dtype(written).itemsize <= jnp.dtype(stored).itemsize:
+    size = lambda folder: (folder / 'model.safetensors').stat().st_size
+    assert size(out) <= size(tiny) + 100  # the header's
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_transformers_opens_an_export_in_its_dtype(dtype, tiny):
+  if not reference.is_installed():
+    pytest.skip('torch and transformers are not installed: pip install .[oracles]')
+  import transformers
+
+  receipt = export(load(tiny), '0011', tiny.parent / 'out', dtype=dtype)
+  assert 0 < receipt.reference < ROUNDING[dtype] * receipt.scale
+  network = transformers.AutoModelForCausalLM.from_pretrained(tiny.parent / 'out', dtype='auto')
+  assert str(network.dtype) == f'torch.{dtype}'
+
+
+def test_carried_tensors_have_the_dtype_too(tmp_path):
+  folder = tmp_path / 'bert'
+  folder.mkdir()
+  oracle.read('bert', folder)
+  export(load(folder), '1111', tmp_path / 'out', reference=False, dtype='float16')
+  tensors = safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors')
+  assert 'pooler.dense.weight' in tensors
+  assert {str(tensor.dtype) for tensor in tensors.values()} == {'float16'}
+
+
+ROPE = 'rope_parameters'
+
+
+@pytest.mark.parametrize(
+  ('name', 'changed', 'longest'),
+  [
+    ('llama', {}, 16),
+    ('llama', {ROPE: {'rope_type': 'linear', 'factor': 2.0}}, 32),
+    ('llama, yarn', {}, 16),  # 4 times 4
+    ('llama3 with biases, tied', {}, 32),  # 8 times 4
+    ('gpt2, padded', {}, 8),
+    ('bert, masked', {}, 8),
+  ],
+)
+def test_rows_that_are_too_long_are_refused(name, changed, longest, tmp_path):
+  """By the network itself, so at every door alike."""
+  oracle.read(name, tmp_path)
+  edited(tmp_path, **changed)
+  found = load(tmp_path)
+  shape = lambda length: jax.eval_shape(
+    found.model.apply, found.variables, jax.ShapeDtypeStruct((1, length), jnp.int32)
+  )
+  assert shape(longest).shape[1] == longest
+  with pytest.raises(UserError, match=f'^{longest + 1} tokens: expected at most {longest}, max_t'):
+    shape(longest + 1)
+  other = found.model.clone(max_tokens=longest + 1)
+  if isinstance(other, Decoder):  # runs and journals know a network by what it computes
+    assert describe(other) == describe(found.model)
 
 
 @pytest.mark.parametrize('axes', [{'fsdp_devices': 2}, {'fsdp_devices': 2, 'tensor_devices': 2}])
@@ -206,8 +290,8 @@ BAD = {
   'a cut header': (lambda d: cut_off(d, 50), 'model.safetensors is damaged or cut off'),
   'an empty file': (lambda d: cut_off(d, 0), 'model.safetensors is damaged or cut off'),
   'family': (
-    lambda d: edited(d, model_type='lama'),
-    r"model_type 'lama' of .*: expected one of llama, .*; did you mean 'llama'\?",
+    lambda d: edited(d, model_type='mamba'),
+    r"model_type 'mamba' of .*: expected one of llama, mistral, qwen2, qwen3, gpt2, bert, vit$",
   ),
   'architecture': (
     lambda d: edited(d, architectures=['LlamaModel']),
@@ -308,6 +392,11 @@ def test_bad_exports(tiny, monkeypatch):
     export(aj.models.MLP(1, 4, 8, 3), '1', out, found.variables)
   with pytest.raises(UserError, match="dtype 'int8': expected one of float32, bfloat16, float16"):
     load(tiny, dtype='int8')
+  with pytest.raises(UserError, match=r"dtype 'int8': expected one of .*, float16, or None"):
+    export(found, '1111', out, dtype='int8')
+  large = jax.tree.map(lambda leaf: 1e6 * leaf, found.variables)
+  with pytest.raises(UserError, match=r"dtype 'float16' of .* with .*: expected bfloat16 or float"):
+    export(found, '1111', out, large, dtype='float16')
   with pytest.raises(UserError, match="sites 'block': expected one of sublayer, layer"):
     load(tiny, sites='block')
   assert sorted(path.name for path in tiny.parent.iterdir()) == ['mine', 'tiny']

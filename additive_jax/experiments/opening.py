@@ -29,7 +29,7 @@ from additive_jax.experiments.options import (
   value_of,
 )
 from additive_jax.experiments.session import Session, first_input
-from additive_jax.experiments.start import code_of, given, start_of, with_pretrained
+from additive_jax.experiments.start import TEXTS, code_of, given, start_of, with_pretrained
 from additive_jax.experiments.task import described, make_task
 from additive_jax.experiments.training import Machine, Training
 from additive_jax.experiments.unused import unused
@@ -316,7 +316,8 @@ def _open(workdir, resolved, hold):
 
 
 def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
-  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`."""
+  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`. Of text, of
+  which nobody knows before how many examples it makes, more than there are is all, and logged."""
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
@@ -336,10 +337,19 @@ def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
     channels=options.channels,
   )
 
+  few = []
+
   def some(name):
+    split, count = getattr(data, name), getattr(options, f'{name}_examples')
+    if count > len(split) and options.name.startswith(TEXTS):
+      few.append(f'config.data.{name}_examples {count:,} is all {len(split):,}')
+      return split
     try:
-      return data_.take(getattr(data, name), getattr(options, f'{name}_examples'))
+      return data_.take(split, count)
     except UserError as error:
       raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
 
-  return dataclasses.replace(data, **{name: some(name) for name in data.splits})
+  parts = {name: some(name) for name in data.splits}
+  if few:
+    processes.log.warning('%s has fewer examples: %s', data.name, ', '.join(few))
+  return dataclasses.replace(data, **parts)

@@ -18,6 +18,7 @@ from additive_jax.files.functions import digest_of, is_of_library, is_same
 from additive_jax.models.additive import check_variables, initial_shapes
 from additive_jax.models.batch_norm import BATCH_STATS
 from additive_jax.models.contract import differences
+from additive_jax.models.layer_sites import LAYER
 from additive_jax.parallel import processes
 from additive_jax.run.objectives import name_of
 from additive_jax.run.tasks import Task
@@ -88,15 +89,17 @@ def with_pretrained(
       raise UserError(f'{name}= with config.pretrained {config.pretrained!r}: expected one of them')
   if config.init_from:
     raise refused(config, 'init_from', 'pretrained', expected='one of them')
-  from additive_jax.pretrained import load
+  from additive_jax.pretrained.loading import load_source, source_of
 
+  path, options = user_path(config.pretrained, 'config.pretrained'), dict(config.model.kwargs)
+  source = source_of(path)
+  is_post_norm = getattr(source.family.network, 'post_norm', False)
+  if config.experiment == 'prune' and not options and is_post_norm:
+    # Its other gates alone have no form that the reference implementation runs.
+    options = {'sites': LAYER}
+    log.info('%s has its norms after its branches: gates are of whole layers', path)
   try:
-    path, options = user_path(config.pretrained, 'config.pretrained'), dict(config.model.kwargs)
-    loaded = load(path, **options)
-    if config.experiment == 'prune' and not options and getattr(loaded.model, 'post_norm', False):
-      # Its other gates alone have no form that the reference implementation runs.
-      loaded = load(path, sites='layer')
-      log.info('%s has its norms after its branches: gates are of whole layers', path)
+    loaded = load_source(source, **options)
   except TypeError as error:
     raise UserError(
       f'config.model.kwargs {config.model.kwargs} with config.pretrained: expected arguments of '
@@ -104,6 +107,10 @@ def with_pretrained(
     ) from error
   given: Opening = {**opening, 'model': loaded.model, 'variables': loaded.variables}
   is_text = opening.get('data') is None and config.data.name.startswith(TEXTS)
+  longest, length = getattr(loaded.model, 'max_tokens', 0), config.data.sequence_length
+  if is_text and longest and length > longest:
+    expected = f'at most {longest}, the positions of {path.name}'
+    raise refused(config, 'data.sequence_length', expected=expected)
   if is_text and not config.data.tokenizer:
     if loaded.tokenizer is None and (tokens := getattr(loaded.model, 'num_tokens', 0)) != BYTES:
       raise UserError(

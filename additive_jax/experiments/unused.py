@@ -207,6 +207,7 @@ WHEN: dict[str, tuple[Used, str]] = {
       'config.prune.heal_epochs above 0',
     ),
   ),
+  'prune.dtype': (lambda o: bool(o.pretrained), 'a pretrained network'),
   'compress.inputs': (lambda o: o.compress.level == 'unit', "config.compress.level 'unit'"),
   'compress.scope': (lambda o: o.compress.level != 'unit', 'other levels than units'),
   **dict.fromkeys(
@@ -238,6 +239,8 @@ def unused(options: Options, data: Data, given: Collection[str] = ()) -> Iterato
   for name in DECLARED:
     changed = value_of(options, name) != value_of(default, name)
     if not changed or (name == 'model.kwargs' and options.pretrained):
+      continue
+    if name == 'prune.dtype' and 'pretrained' in given:
       continue
     instead = [key for key in given if key in IN_PLACE and IN_PLACE[key](name)]
     what = f'runs without {instead[0]}=' if instead else _purpose(name, options, data)

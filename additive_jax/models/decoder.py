@@ -27,7 +27,7 @@ from additive_jax.models.last_layer import LastLayer
 from additive_jax.models.layer_sites import SUBLAYER, check_layer_sites, layer_sites
 from additive_jax.models.norms import Norm
 from additive_jax.models.rotary import BASE, Rotary
-from additive_jax.models.token_inputs import token_inputs, with_side
+from additive_jax.models.token_inputs import check_length, token_inputs, with_side
 
 
 class TokenHead(nn.Module):
@@ -92,6 +92,8 @@ class Decoder(Additive):
     qk_norm: whether queries and keys are normalised (Qwen3).
     window: how many tokens a token sees at most, itself included; one number, or one for each
       layer; 0 for no limit.
+    max_tokens: the longest T, for which the network was trained; 0 for no limit. `clone(max_tokens=
+      …)` gives another to one that was loaded.
     sites_by: 'sublayer', or 'layer' for one gate for each whole layer (`layer_00/residual`).
     gates: the kinds of gates: 'residual', 'sub_activation' (feed-forward sites only), 'lane'. Those
       not chosen stay on.
@@ -124,12 +126,14 @@ class Decoder(Additive):
   mlp_bias: bool = False
   qk_norm: bool = False
   window: int | Sequence[int] = 0
+  max_tokens: int = 0
   sites_by: str = SUBLAYER
   gates: Sequence[str] = (RESIDUAL,)
   num_chunks: int = 4
   num_lanes: int = 2
 
   causal = True
+  limits = ('max_tokens',)  # fields that are no part of what the network is
 
   def __post_init__(self):
     if not isinstance(self.window, int):
@@ -203,6 +207,8 @@ class Decoder(Additive):
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of tokens, with lanes [B, P, T, D]."""
     tokens, side, _ = token_inputs(x)
+    if self.max_tokens:
+      check_length(tokens, self.max_tokens)
     h = self.stem(tokens).astype(jnp.float32)
     h = lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
     return with_side(h, side)

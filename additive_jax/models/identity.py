@@ -22,7 +22,9 @@ def describe(model: Any) -> str:
   "MLP(num_blocks=2, width=4, hidden=(8, 6), num_classes=3, gates=('residual',), ...)"
   """
   names = [field.name for field in dataclasses.fields(model)]
-  fields = {name: getattr(model, name) for name in names if name not in ('parent', 'name')}
+  # What a network refuses changes nothing that it computes.
+  others = ('parent', 'name', *getattr(model, 'limits', ()))
+  fields = {name: getattr(model, name) for name in names if name not in others}
   fields |= _former(model)
   text = ', '.join(f'{name}={value!r}' for name, value in fields.items())
   # Functions among the fields show where in memory they are, and modules take several lines.

@@ -82,9 +82,21 @@ def positions_of(
   Raises:
     UserError: for more tokens.
   """
+  check_length(tokens, longest)
+  return jnp.arange(tokens.shape[1])[None] if side is None else side['positions']
+
+
+def check_length(tokens: Integer[Array, 'B T'], longest: int) -> None:
+  """Raises `UserError` for rows of more tokens than a network has positions for.
+
+  Rows are counted, not the documents in them: how long these are is not known by shapes.
+
+  >>> check_length(jnp.zeros((1, 9), int), 8)
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: 9 tokens: expected at most 8, max_tokens
+  """
   if tokens.shape[1] > longest:
     raise UserError(f'{tokens.shape[1]} tokens: expected at most {longest}, max_tokens')
-  return jnp.arange(tokens.shape[1])[None] if side is None else side['positions']
 
 
 def _positions(segments: Integer[Array, 'B T']) -> Integer[Array, 'B T']:

@@ -26,7 +26,7 @@ from additive_jax.models.contract import check_pool
 from additive_jax.pretrained.dropped import Kept, kept, smaller_config
 from additive_jax.pretrained.families import FAMILIES, family_of_model
 from additive_jax.pretrained.family import Family
-from additive_jax.pretrained.loading import CONFIG, Pretrained, load
+from additive_jax.pretrained.loading import CONFIG, DTYPES, Pretrained, load
 from additive_jax.pretrained.reading import INDEX, ONE
 from additive_jax.pretrained.reference import logits_of_reference
 from additive_jax.run.ways import static
@@ -49,6 +49,7 @@ class Receipt:
     params, params_before: numbers of parameters, without those of `zeroed` branches.
     written: numbers in the files, with these.
     bytes: of the tensors that were written.
+    dtype: that they have; `difference` and `reference` have its rounding in them.
     difference: the largest |Δlogit| between the structure and what is read from the directory.
     reference: the same of the reference implementation, and which that is; None where it is not
       installed.
@@ -64,6 +65,7 @@ class Receipt:
   params_before: int
   written: int
   bytes: int
+  dtype: str
   difference: float
   reference: float | None
   reference_name: str | None
@@ -77,7 +79,7 @@ class Receipt:
     told = 'not installed' if self.reference is None else f'{self.reference:.2g}'
     return (
       f'{self.directory}: {len(self.layers)} layers, {self.params:,} of {self.params_before:,} '
-      f'parameters{more}; max |Δlogit| {self.difference:.2g}, '
+      f'parameters{more}, in {self.dtype}; max |Δlogit| {self.difference:.2g}, '
       f'{self.reference_name or "reference"} {told}, at a scale of {self.scale:.3g}; the same '
       f'largest logit in {self.agreement:.1%}'
     )
@@ -91,6 +93,7 @@ def export(
   *,
   overwrite: bool = False,
   reference: bool | None = None,
+  dtype: str | None = None,
 ) -> Receipt:
   """Writes a structure as a Hugging Face directory, all of it or nothing: config, safetensors,
   tokenizer, and a receipt `additive_jax.json`.
@@ -106,16 +109,20 @@ def export(
     variables: `{'params': pool}`, such as a healed one; None is the pool that was loaded.
     overwrite: whether a directory of that name is replaced, if it holds a network.
     reference: whether the reference implementation is asked; None is where it is installed.
+    dtype: of what is written: 'float32', 'bfloat16' or 'float16'; None is what most numbers have
+      in the files that the network was loaded from (float32 of quantised ones), or the pool's where
+      that is smaller, and of a network of one's own the pool's.
 
   Raises:
     UserError: for a directory that exists, a structure that the reference implementation cannot
-      run, or a pool of another network.
+      run, a pool of another network, or numbers that the dtype does not have.
   """
   source = _pretrained(pretrained, variables)
   family = FAMILIES[source.family]
   wanted = source.model.space.parse(structure)
   stays = kept(source.model, wanted)
   check_pool(source.model, source.variables, family.example(source.model))
+  dtype = _dtype(source, dtype)
   directory = user_path(directory, 'directory').absolute()
   _check_place(directory, overwrite)
   if source.path and directory.resolve() == source.path.resolve():
@@ -125,8 +132,8 @@ def export(
   try:
     with user_errors('write', directory, WRITABLE):
       temporary.mkdir()
-      _write(source, family, stays, temporary)
-      receipt = _receipt(source, family, wanted, stays, temporary, directory, reference)
+      _write(source, family, stays, dtype, temporary)
+      receipt = _receipt(source, family, wanted, stays, dtype, temporary, directory, reference)
       text = json.dumps(dataclasses.asdict(receipt), indent=2)
       (temporary / RECEIPT).write_text(text + '\n')
       _replace(temporary, directory)
@@ -143,6 +150,15 @@ def _pretrained(given: Any, variables: PyTree | None) -> Pretrained:
   if variables is None:
     raise UserError(f'export of a {type(given).__name__} without variables: expected its pool')
   return Pretrained(given, variables, None, config, family.name)
+
+
+def _dtype(source: Pretrained, given: str | None) -> str:
+  """Returns the dtype of what is written."""
+  if given is not None and given not in DTYPES:
+    raise UserError(f'dtype {given!r}: expected one of {", ".join(DTYPES)}, or None')
+  pool = str(jax.tree.leaves(source.variables['params'])[0].dtype)
+  known = [source.dtype or pool, pool]
+  return given or min(known, key=lambda name: jnp.dtype(name).itemsize)
 
 
 def _check_place(directory: Path, overwrite: bool) -> None:
@@ -165,9 +181,8 @@ def _replace(temporary: Path, directory: Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(source: Pretrained, family: Family, stays: Kept, directory: Path) -> None:
+def _write(source: Pretrained, family: Family, stays: Kept, dtype: str, directory: Path) -> None:
   """Writes all files but the receipt."""
-  dtype = str(jax.tree.leaves(source.variables['params'])[0].dtype)
   config = smaller_config(family, source.config, stays.layers, dtype)
   (directory / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
   origin = source.path if source.path and source.path.is_dir() else None
@@ -176,11 +191,22 @@ def _write(source: Pretrained, family: Family, stays: Kept, directory: Path) -> 
       shutil.copyfile(origin / name, directory / name)
   if source.tokenizer is not None and not (directory / JSON).exists():
     source.tokenizer.save(str(directory / JSON))
-  files, total = _shards(_tensors(source, family, stays), directory)
+  tensors = ((name, _as(array, dtype, name)) for name, array in _tensors(source, family, stays))
+  files, total = _shards(tensors, directory)
   if len(files) > 1:
     names = {name: _shard(i, len(files)) for i, tensors in enumerate(files) for name in tensors}
     index = {'metadata': {'total_size': total}, 'weight_map': names}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _as(array: Shaped[np.ndarray, '...'], dtype: str, name: str) -> Shaped[np.ndarray, '...']:
+  """Returns a tensor in a dtype; raises `UserError` for numbers that it does not have."""
+  with np.errstate(over='ignore'):
+    cast = np.ascontiguousarray(array, jnp.dtype(dtype))
+  if not np.isfinite(cast).all() and np.isfinite(array).all():
+    largest = float(np.abs(array).max())
+    raise UserError(f'dtype {dtype!r} of {name} with {largest:.3g}: expected bfloat16 or float32')
+  return cast
 
 
 def _shards(
@@ -232,9 +258,8 @@ def _tensors(
       start = ''
       if place.layer is not None:
         start = family.layer_name.format(stays.layers.index(place.layer))
-      yield (start + name).replace('~', prefix), np.ascontiguousarray(tensor)
-  for name, tensor in source.carried.items():
-    yield name, np.ascontiguousarray(tensor)
+      yield (start + name).replace('~', prefix), tensor
+  yield from source.carried.items()
 
 
 def _receipt(
@@ -242,6 +267,7 @@ def _receipt(
   family: Family,
   structure: Structure,
   stays: Kept,
+  dtype: str,
   written: Path,
   directory: Path,
   reference: bool | None,
@@ -273,6 +299,7 @@ def _receipt(
     params_before=size(source.variables),
     written=size(again.variables),
     bytes=sum(file.stat().st_size for file in written.glob('*.safetensors')),
+    dtype=dtype,
     difference=float(np.abs(want - got).max()),
     reference=None if asked is None else float(np.abs(want - asked.logits).max()),
     reference_name=None if asked is None else asked.name,
@@ -285,6 +312,6 @@ def _batch(example: Any, model: Any) -> Any:
   """Returns two examples by which networks are compared."""
   random = np.random.default_rng(0)
   if jnp.issubdtype(example.dtype, jnp.integer):
-    tokens = min(TOKENS, getattr(model, 'max_tokens', TOKENS))
+    tokens = min(TOKENS, getattr(model, 'max_tokens', 0) or TOKENS)
     return random.integers(0, model.num_tokens, (2, tokens), np.int32)
   return random.normal(size=(2, *example.shape[1:])).astype(np.float32)

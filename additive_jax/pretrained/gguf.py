@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import einops
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float
 
@@ -53,6 +54,7 @@ FIELDS = {
   'context_length': 'max_position_embeddings',
   'rope.freq_base': 'rope_theta',
 }
+FLOATS = {'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 TURNED = ('self_attn.q_proj', 'self_attn.k_proj')  # by rows, in a Llama
 
 
@@ -60,13 +62,14 @@ class Quantised:
   """A tensor of a GGUF file, in floats when it is asked for.
 
   Attributes:
-    shape, dtype: of the floats.
+    shape: of the floats.
+    dtype: float16 or bfloat16 of a tensor that is stored so, and float32 of one that is quantised;
+      the floats are float32 either way.
   """
-
-  dtype = np.dtype(np.float32)
 
   def __init__(self, tensor: Any, heads: int, quants: Any):
     self._tensor, self._heads, self._quants = tensor, heads, quants
+    self.dtype = np.dtype(FLOATS.get(tensor.tensor_type.name, np.float32))
     self.shape = tuple(int(size) for size in reversed(tensor.shape))
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float[np.ndarray, '...']:

@@ -42,12 +42,23 @@ LAYERS = (
   leaf('mlp/out/kernel', 'mlp.down_proj.weight', pattern='d h -> h d'),
   leaf('mlp/out/bias', 'mlp.down_proj.bias'),
 )
+LONGEST = 'max_position_embeddings'
 # What the configs of a family mean by leaving something out.
 DEFAULTS: dict[str, Config] = {
-  'llama': {'rms_norm_eps': 1e-6},
-  'mistral': {'rms_norm_eps': 1e-6, 'num_key_value_heads': 8, 'sliding_window': 4096},
-  'qwen2': {'rms_norm_eps': 1e-6, 'num_key_value_heads': 32, 'attention_bias': True},
-  'qwen3': {'rms_norm_eps': 1e-6, 'num_key_value_heads': 32, 'head_dim': 128},
+  'llama': {'rms_norm_eps': 1e-6, LONGEST: 2048},
+  'mistral': {
+    'rms_norm_eps': 1e-6,
+    'num_key_value_heads': 8,
+    'sliding_window': 4096,
+    LONGEST: 131_072,
+  },
+  'qwen2': {
+    'rms_norm_eps': 1e-6,
+    'num_key_value_heads': 32,
+    'attention_bias': True,
+    LONGEST: 32_768,
+  },
+  'qwen3': {'rms_norm_eps': 1e-6, 'num_key_value_heads': 32, 'head_dim': 128, LONGEST: 32_768},
 }
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 
@@ -85,6 +96,7 @@ def decoder(config: Config, **options: Any) -> Decoder:
     mlp_bias=bool(given.get('mlp_bias', False)),
     qk_norm=kind == 'qwen3',
     window=windows[0] if len(set(windows)) == 1 else windows,
+    max_tokens=_longest(given, dict(scaling)),
     **options,
   )
 
@@ -107,8 +119,20 @@ def _rotary(config: Config) -> tuple[float, tuple[tuple[str, Any], ...]]:
   if kind == 'default':
     return float(theta), ()
   if kind == 'yarn' and given.get('original_max_position_embeddings') is None:
-    given['original_max_position_embeddings'] = config.get('max_position_embeddings')
+    given['original_max_position_embeddings'] = config.get(LONGEST)
   return float(theta), (('rope_type', kind), *sorted(given.items()))
+
+
+def _longest(config: Config, scaling: Config) -> int:
+  """Returns how many tokens a network takes: those that its config says, or those that its
+  positions are stretched to.
+
+  >>> _longest({'max_position_embeddings': 16}, {'rope_type': 'linear', 'factor': 4.0})
+  64
+  """
+  longest = int(config[LONGEST])
+  trained = scaling.get('original_max_position_embeddings') or longest
+  return max(longest, int(scaling.get('factor', 1.0) * trained))
 
 
 def _windows(config: Config, kind: str, layers: int) -> tuple[int, ...]:
@@ -157,7 +181,7 @@ def config_of(model: Decoder) -> Config:
     'rope_theta': model.theta,
     'rope_parameters': rope,
     'tie_word_embeddings': model.tied,
-    'max_position_embeddings': 2048,
+    LONGEST: model.max_tokens or 2048,
   }
   if kind == 'mistral':
     config['sliding_window'] = max(windows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class Pretrained:
     family: such as 'llama'.
     path: where it came from; None for one that was made.
     carried: tensors that no site reads, kept for an export.
+    dtype: that its tensors have there, see `Source.dtype`; '' for one that was made.
   """
 
   model: Additive
@@ -50,19 +52,34 @@ class Pretrained:
   family: str
   path: Path | None = None
   carried: Tensors = dataclasses.field(default_factory=dict)
+  dtype: str = ''
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-  """What stands in files.
+  """What stands in files, of which tensors are read when they are used.
 
   Attributes:
+    path: the directory or file.
+    family: of the network.
     config, tensors, tokenizer: of the network.
   """
 
+  path: Path
+  family: Family
   config: Config
   tensors: Tensors
   tokenizer: Any
+
+  @property
+  def dtype(self) -> str:
+    """The dtype that most numbers have: 'float32', 'bfloat16' or 'float16'. It is float32 of
+    quantised ones, which other dtypes would round again."""
+    sizes: collections.Counter[str] = collections.Counter()
+    for tensor in self.tensors.values():
+      sizes[str(np.dtype(tensor.dtype))] += int(np.prod(tensor.shape))
+    ((most, _),) = sizes.most_common(1) or (('', 0),)
+    return most if most in DTYPES else DTYPES[0]
 
 
 def load(
@@ -78,7 +95,8 @@ def load(
   Files are memory-mapped, and read one parameter at a time.
 
   >>> import pathlib, tempfile
-  >>> model = aj.models.Decoder(2, width=8, num_heads=2, hidden=16, num_tokens=50)
+  >>> sizes = {'width': 8, 'num_heads': 2, 'hidden': 16, 'num_tokens': 50, 'max_tokens': 64}
+  >>> model = aj.models.Decoder(2, **sizes)
   >>> pool = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))
   >>> directory = pathlib.Path(tempfile.mkdtemp()) / 'tiny'
   >>> receipt = aj.pretrained.export(model, '1111', directory, pool)
@@ -101,13 +119,23 @@ def load(
     UserError: for something else, an unknown family or architecture, files that are damaged,
       tensors that are missing, unknown or of other shapes, or a tokenizer of another network.
   """
-  path = user_path(path, 'pretrained network')
+  return load_source(source_of(path), dtype=dtype, sites=sites, gates=gates, mesh=mesh)
+
+
+def load_source(
+  source: Source,
+  *,
+  dtype: str = 'float32',
+  sites: str = SUBLAYER,
+  gates: str | Sequence[str] | None = None,
+  mesh: Mesh | None = None,
+) -> Pretrained:
+  """Returns the network that stands in some files; arguments and errors as of `load`."""
   if dtype not in DTYPES:
     raise UserError(f'dtype {dtype!r}: expected one of {", ".join(DTYPES)}')
   if sites not in SITES:
     raise UserError(f'sites {sites!r}: expected one of {", ".join(SITES)}')
-  source = _source(path)
-  family = family_of(source.config, path)
+  path, family = source.path, source.family
   options: dict[str, Any] = {'sites_by': sites} | ({} if gates is None else {'gates': gates})
   try:
     model = family.model(source.config, **options)
@@ -116,25 +144,36 @@ def load(
       f'{path} with a config that makes no {family.name} ({one_line(error)}): expected the '
       'numbers of its config.json as transformers writes them'
     ) from error
-  places, carried = fitting(family, model, source, path)
+  places, carried = fitting(model, source)
   check_vocabulary(source.tokenizer, source.config, path)
   pool = _placed(family, model, places, source.tensors, dtype, mesh)
   return Pretrained(
-    model, {'params': pool}, source.tokenizer, source.config, family.name, path, carried
+    model,
+    {'params': pool},
+    source.tokenizer,
+    source.config,
+    family.name,
+    path,
+    carried,
+    source.dtype,
   )
 
 
-def _source(path: Path) -> Source:
-  """Returns what the files of a network hold."""
+def source_of(path: str | Path) -> Source:
+  """Returns what the files of a network hold; raises `UserError` as `load`."""
+  path = user_path(path, 'pretrained network')
   if not path.exists():
     raise UserError(f'pretrained network {str(path)!r} is not there: expected {EXPECTED}')
   if path.is_file():
     from additive_jax.pretrained.gguf import read_gguf
 
-    return Source(*read_gguf(path))
+    config, tensors, tokenizer = read_gguf(path)
+    return Source(path, family_of(config, path), config, tensors, tokenizer)
   if not (path / CONFIG).exists():
     raise UserError(f'{path} without {CONFIG}: expected {EXPECTED}')
-  return Source(read_json(path / CONFIG), tensors_of(path), tokenizer_of(path))
+  config = read_json(path / CONFIG)
+  family = family_of(config, path)
+  return Source(path, family, config, tensors_of(path), tokenizer_of(path))
 
 
 def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
@@ -151,16 +190,14 @@ def check_vocabulary(tokenizer: Any, config: Config, path: Path) -> None:
     )
 
 
-def fitting(
-  family: Family, model: Additive, source: Source, path: Path
-) -> tuple[list[Place], Tensors]:
+def fitting(model: Additive, source: Source) -> tuple[list[Place], Tensors]:
   """Returns the leaves of a network with the names of their tensors, and the tensors that are kept
   for an export.
 
   Raises:
     UserError: for tensors that are missing, unknown or of other shapes.
   """
-  tensors = source.tensors
+  path, family, tensors = source.path, source.family, source.tensors
   places = list(family.places(model, family.prefix(source.config, list(tensors))))
   wanted = {
     name: place.leaf.tensor_shape(place.shape, family.sizes(model))
@@ -172,7 +209,7 @@ def fitting(
   known = [*carried, *(name for name in spare if family.matches(name, family.constants))]
   unknown = [name for name in spare if name not in known]
   if family.tied and family.tied[0] in unknown:
-    _check_tied(family, source, path)
+    _check_tied(source)
     unknown.remove(family.tied[0])
   shapes = [
     f'{name} {list(tensors[name].shape)}, not {list(shape)}'
@@ -192,8 +229,9 @@ def fitting(
   return places, carried
 
 
-def _check_tied(family: Family, source: Source, path: Path) -> None:
+def _check_tied(source: Source) -> None:
   """Raises `UserError` where a readout that is said to be tied is not the embedding."""
+  path, family = source.path, source.family
   assert family.tied is not None
   head, embedding = family.tied
   embedding = embedding.replace('~', family.prefix(source.config, list(source.tensors)))

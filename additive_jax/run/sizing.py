@@ -31,6 +31,9 @@ DEFAULT_SLOT_BYTES = 2**30
 PASS_ROWS = 64  # that the overhead of a pass through a branch is worth
 WORTH_ROWS = 2**16  # that compiling once more is worth
 MOST_ROUNDS = 64
+# A search evaluates sets of many sizes: a program has room for 1, 8, 64, … structures, so that few
+# are compiled. Room that is not used costs the memory of its slots.
+STEP = 8
 # Where one prefix fills a tile, structures are walked one by one, and slots are the streams of one
 # path, in one of these numbers, so that few programs are compiled.
 PATH_BYTES = {'cpu': 2**28}
@@ -144,7 +147,7 @@ def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
   """
   width = _power(slots)
   if width >= share:
-    return 1, _power(2 * share - 1), -1
+    return 1, min(width, _room(share)), -1
   room = 2 * num_sites + 1
   if slots - width < room and width > 2 * room:
     width //= 2
@@ -152,6 +155,18 @@ def _rounds(slots: int, share: int, num_sites: int) -> tuple[int, int, int]:
   if keep < 0:
     return 1, width, -1
   return min(MOST_ROUNDS, _power(-(-share // (4 * width)))), width, keep
+
+
+def _room(count: int) -> int:
+  """Returns the smallest power of `STEP` that is not below `count`.
+
+  >>> [_room(count) for count in (1, 2, 8, 9)]
+  [1, 8, 8, 64]
+  """
+  room = 1
+  while room < count:
+    room *= STEP
+  return room
 
 
 def _power(number: int) -> int:

@@ -27,6 +27,7 @@ NOISE = 1e-3  # variance of what no pair explains, as a share of Σ a_i squared
 LEAST = 0.3  # the smallest size of a gate, in medians of all
 ALL = 0.1  # ρ of gates that are far apart
 REACH = 4  # layers over which ρ falls to that
+BLOCK = 64  # rows of a covariance that are computed together
 WINDOWS = 32  # the most of them, about; of more layers each is longer
 
 
@@ -85,12 +86,22 @@ class Prior:
   ) -> Float[np.ndarray, 'S M']:
     """Returns the covariance of what pairs add, of structures with those gates off. With x the
     gates that are off in both it is Σ_{i<j} w_i·w_j·ρ_ij·x_i·x_j, and the growth of both."""
-    columns = self.components
-    out = -(first * (columns**2).sum(1)) @ second.T
-    for column in columns.T:
-      gates = column > 0  # few, in all but one
-      out += np.square((first[:, gates] * column[gates]) @ second[:, gates].T)
-    return 0.5 * out + np.outer(self.growth(first), self.growth(second))
+    out = np.empty((len(first), len(second)))
+    growth, columns = self.growth(second), self.components
+    own = (columns**2).sum(1)
+    windows = [(np.flatnonzero(column), column[column > 0]) for column in columns.T]
+    parts = [np.ascontiguousarray(second[:, gates].T) for gates, _ in windows]
+    for start in range(0, len(first), BLOCK):  # so many rows at once stay in a core's cache
+      rows, block = first[start : start + BLOCK], out[start : start + BLOCK]
+      np.matmul(rows * -own, second.T, out=block)
+      product = np.empty_like(block)
+      for (gates, column), part in zip(windows, parts):  # few gates, in all windows but one
+        np.matmul(rows[:, gates] * column, part, out=product)
+        np.square(product, out=product)
+        block += product
+      block *= 0.5
+      block += np.multiply.outer(self.growth(rows), growth, out=product)
+    return out
 
   def variance(self, off: Float[np.ndarray, 'S n']) -> Float[np.ndarray, ' S']:
     """Returns the same of each structure with itself."""

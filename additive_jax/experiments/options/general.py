@@ -79,7 +79,8 @@ class DataOptions:
   the source's own split, or else the last examples of the training part, as many as are tested but
   a fifth at most. 0 is none: then what is chosen is chosen on the test split."""
   train_examples: Whole = 0
-  """Examples used of the training split, spaced evenly over it; 0 is all."""
+  """Examples used of the training split, spaced evenly over it; 0 is all, and so is more than there
+  are of a text."""
   test_examples: Whole = 0
   """Examples used of the test split, likewise."""
   valid_examples: Later[Whole] = 0

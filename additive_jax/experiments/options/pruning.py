@@ -20,6 +20,7 @@ from additive_jax.experiments.options.rules import (
 from additive_jax.search import BY_BUDGET
 from additive_jax.search.costs import KINDS
 
+FLOATS = ('float32', 'bfloat16', 'float16')
 _METHODS = tuple(BY_BUDGET)
 _BASELINES = Rule(
   f'some of {", ".join(_METHODS)}, each once, or none',
@@ -68,6 +69,9 @@ class PruneOptions:
   teacher."""
   temperature: Later[Positive] = 1.0
   """What softens both."""
+  dtype: Later[Annotated[str, one_of('', *FLOATS)]] = ''
+  """Of the exported files of a pretrained network: 'float32', 'bfloat16' or 'float16'; '' is that
+  of the files it was loaded from, float32 of quantised ones."""
   samples: Later[FewOrNone] = 2
   """Continuations of test texts that are shown side by side, of a causal language model."""
   sample_tokens: Later[Count] = 32

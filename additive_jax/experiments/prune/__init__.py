@@ -7,7 +7,8 @@
 
   networks      networks.csv: test scores, FLOPs, parameters and seconds: before, unhealed, after
   candidates    candidates.csv: structures within the budget, and what healing made of some
-  methods       methods.csv: the best of each method at each budget, over the calibration sets
+  methods       methods.csv: the best of each method at each budget (a share of the full cost),
+                over the calibration sets; one row where it is the same at several
   paths         paths.csv: the best structure at every cost, of each search
   gates         gates.csv: what each part does alone and on average, and costs
   samples       samples.csv: how the networks go on with test texts, of causal language models

@@ -51,19 +51,29 @@ class Pruned:
   coding: Any = dataclasses.field(default=None, repr=False)
   pretrained: Any = dataclasses.field(default=None, repr=False)
 
-  def export(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+  def export(
+    self, directory: str | Path, *, overwrite: bool = False, dtype: str | None = None
+  ) -> Path:
     """Writes the network as files that stand alone, see `additive_jax.export.load`; of a pretrained
     one as a directory that transformers opens, see `pretrained.export`.
 
     Args:
       directory: must not exist yet, or with `overwrite` may hold a network that was exported.
       overwrite: whether that is replaced.
+      dtype: of a pretrained network, see `pretrained.export`; None is that of the run's own export.
+
+    Raises:
+      UserError: for a dtype of a network of one's own, whose files have that of its parameters.
     """
     if self.pretrained is not None:
       from additive_jax.pretrained import export as export_pretrained
 
-      export_pretrained(self.pretrained, self.structure, directory, overwrite=overwrite)
+      dtype = dtype or self.result.summary.get('dtype')
+      options: Any = {'overwrite': overwrite, 'dtype': dtype}
+      export_pretrained(self.pretrained, self.structure, directory, **options)
       return Path(directory)
+    if dtype is not None:
+      raise UserError(f'dtype {dtype!r} of a network of your own: expected None')
     scores = {name: getattr(self, name) for name in SHOWN}
     notes = {'receipt': dataclasses.asdict(self.receipt), 'scores': scores}
     return export(self.cut, directory, notes=notes | coded(self.coding), overwrite=overwrite)

@@ -87,7 +87,11 @@ def _methods(result: Result, kind: str) -> list[Piece | None]:
   shown = methods.drop(columns=[c for c in map(str, methods) if c.endswith('_ci95') and sets == 1])
   return [
     picture(figures.search_paths(methods, kind), told) if len(methods) > 1 else None,
-    table(shown, 'The best structure of each method at each budget.'),
+    table(
+      shown,
+      'The best structure of each method at each budget, a share of what the full network costs; '
+      'one row where it is the same at several.',
+    ),
   ]
 
 

@@ -49,11 +49,11 @@ def tables(session: Session, records: Records) -> Result:
   summary['workdir'] = str(session.rundir.path.absolute())
   summary['exported'] = str(_exported(session, record, {k: summary[k] for k in SHOWN}))
   if session.pretrained is not None:
-    summary['written'] = _written(Path(summary['exported']))
-  files = Path(summary['exported']).rglob('*.safetensors')
+    summary |= _written(Path(summary['exported']))
+  before = None if session.pretrained is None else session.pretrained.path
   summary['bytes'] = {
-    'before': record['bytes'],
-    'after': sum(file.stat().st_size for file in files),
+    'before': record['bytes'] if before is None else _size(before),
+    'after': _size(Path(summary['exported'])),
   }
   if 'tokens' in record:
     seconds = record['seconds'].items()
@@ -107,12 +107,18 @@ def _candidates(session: Session, line: Record, record: Record) -> pd.DataFrame:
 
 
 def _methods(session: Session, line: Record) -> pd.DataFrame:
-  """A row for each method and level: means over the calibration sets."""
+  """A row for each method and level: means over the calibration sets. Where all sets have the same
+  structures at several levels it is one row, with all these budgets."""
   kind, rows = session.config.prune.cost, []
   frame = pd.DataFrame(line['methods'])
   scores = [s for s in map(str, frame) if s.removeprefix('valid_') in session.task.scores]
-  for (method, level), part in frame.groupby(['method', 'level'], sort=False):
-    row: dict[str, Any] = {'method': method, 'level': level, 'most': part['most'].iloc[0]}
+  found: dict[Any, list[pd.DataFrame]] = {}
+  for (method, _), part in frame.groupby(['method', 'level'], sort=False):
+    found.setdefault((method, *part['set'], *part['structure']), []).append(part)
+  for (method, *_), parts in found.items():
+    part, mosts = parts[-1], [float(level['most'].iloc[0]) for level in parts]
+    row: dict[str, Any] = {'method': method, 'most': mosts[-1]}
+    row['budgets'] = ', '.join(f'{most / line["full"]:.3g}' for most in mosts)
     row |= {kind: part[kind].mean(), 'removed': 1 - part[kind].mean() / line['full']}
     for name in scores:
       mean, half_width = mean_and_ci(part[name].to_numpy()[:, None])
@@ -162,7 +168,14 @@ def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
     if session.pretrained is not None:
       from additive_jax.pretrained.exporting import export as export_pretrained
 
-      export_pretrained(session.pretrained, structure, folder, variables, overwrite=True)
+      export_pretrained(
+        session.pretrained,
+        structure,
+        folder,
+        variables,
+        overwrite=True,
+        dtype=session.config.prune.dtype or None,
+      )
     else:
       x = receipt_input(data)
       cut = cutting.cut(model, variables, structure, x=x)
@@ -173,8 +186,16 @@ def _exported(session: Session, record: Record, scores: dict[str, Any]) -> Path:
   return folder
 
 
-def _written(folder: Path) -> int:
-  """Returns how many parameters the files of an exported pretrained network hold."""
+def _size(path: Path) -> int:
+  """Returns the bytes of a network's file, or of those in a directory."""
+  files = path.rglob('*.safetensors') if path.is_dir() else [path]
+  return sum(file.stat().st_size for file in files)
+
+
+def _written(folder: Path) -> dict[str, Any]:
+  """Returns how many parameters the files of an exported pretrained network hold, and in which
+  dtype."""
   from additive_jax.pretrained.exporting import RECEIPT as NAME
 
-  return int(json.loads((folder / NAME).read_text())['written'])
+  receipt = json.loads((folder / NAME).read_text())
+  return {'written': int(receipt['written']), 'dtype': receipt['dtype']}
