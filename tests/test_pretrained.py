@@ -194,7 +194,9 @@ def test_transformers_opens_an_export_in_its_dtype(dtype, tiny):
   import transformers
 
   receipt = export(load(tiny), '0011', tiny.parent / 'out', dtype=dtype)
-  assert 0 < receipt.reference < ROUNDING[dtype] * receipt.scale
+  assert 0 < receipt.reference < 2 * ROUNDING[dtype] * receipt.scale
+  # What both libraries read from the files is the same, rounded as it is.
+  assert abs(receipt.reference - receipt.difference) <= PARITY * receipt.scale
   network = transformers.AutoModelForCausalLM.from_pretrained(tiny.parent / 'out', dtype='auto')
   assert str(network.dtype) == f'torch.{dtype}'
 
