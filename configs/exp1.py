@@ -26,5 +26,6 @@ def get_config():
   config.model.hidden = (256, 96, 32, 12, 4, 2)
   config.train.epochs = 5.0
   config.train.log_every = 10
+  config.sweep.keep_alone = True
   config.train.structures_per_step = 2
   return config

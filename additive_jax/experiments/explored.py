@@ -38,7 +38,10 @@ from additive_jax.run.tasks import LOSS
 
 LATENCIES = 'latency.json'  # of a pruning under a budget of latency
 OFF_ALONE = 'against it alone off'
-ALONE = 'Networks that were trained alone are kept with config.sweep.keep_alone.'
+ALONE = (
+  'Networks that were trained alone are not kept by this run: a new one keeps them, with '
+  '--config.sweep.keep_alone=true and another --workdir.'
+)
 
 
 def explored(session: Session, result: Any) -> Piece | None:

@@ -29,6 +29,7 @@ from additive_jax.search.sparse import fit
 FEWEST = 10  # structures that predictions of others can be checked on
 FITTED = 20_000  # structures that they are fitted to, of more so many at random
 PAIRED = 64  # gates up to which pairs are fitted
+DIFFERENCE = '_minus_all_on'  # of the column of a loss, paired by seed
 NONE = Export()
 MEAN = 'mean over all structures'
 FITTED_MEAN = 'mean over all structures, as fitted'
@@ -181,6 +182,11 @@ def _scores(table, way: Way, task: Task, inverse, count: int) -> tuple[Score, ..
       if widths is not None:
         widths = _by_structure(widths.to_numpy(float)[rows], inverse[rows], count)
       found.append(Score(f'{split} {score_name(score)}', values, widths, task.sign(score) > 0))
+    paired = f'{prefix}{LOSS}{DIFFERENCE}'
+    if paired in table and not table[f'{paired}_ci95'].isna().all():
+      both = (table[column].to_numpy(float) for column in (paired, f'{paired}_ci95'))
+      paired_values = [_by_structure(one[rows], inverse[rows], count) for one in both]
+      found.append(Score(f'{split} {LOSS} − all-on', paired_values[0], paired_values[1]))
   return tuple(found) if f'{way.prefix}{LOSS}' in table else ()
 
 

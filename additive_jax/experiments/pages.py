@@ -68,7 +68,8 @@ def finished_page(
     *last,
     varying(speed_piece(speeds(session))),
     details('How this run was made', texts | {'Options': '\n'.join(lines)}),
-    subtitle=f'{gates}, {seeds}; {page.subtitle or _of_splits(session)}{_of_units(session)}',
+    subtitle=f'{gates}, {seeds}; {_sizes(session)}; '
+    f'{page.subtitle or _of_splits(session)}{_of_units(session)}',
   ).html()
 
 
@@ -80,6 +81,14 @@ def _of_units(session: Session) -> str:
   told = [f'{format_value(unit)} of {name}' for name, unit in units.items()]
   several = '' if len(told) <= 4 else ', … (target_units in summary.json)'
   return f'; targets are standardised, an error of 1 is {", ".join(told[:4])}{several}'
+
+
+def _sizes(session: Session) -> str:
+  """Returns how many examples each split has."""
+  data = session.data
+  known = {'to learn from': data.train, 'to choose by': data.valid, 'to report on': data.test}
+  sizes = [f'{len(split):,} {what}' for what, split in known.items() if split is not None]
+  return f'examples: {", ".join(sizes)}'
 
 
 def _of_splits(session: Session) -> str:

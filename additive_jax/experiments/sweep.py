@@ -40,7 +40,7 @@ from additive_jax.experiments.shared import (
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
 from additive_jax.experiments.study import Result, Study
-from additive_jax.experiments.sweep_alone import Alone
+from additive_jax.experiments.sweep_alone import Alone, with_differences
 from additive_jax.experiments.sweep_page import page
 from additive_jax.gates.networks import all_networks, num_networks, places_of
 from additive_jax.gates.structure import ENUMERABLE_GATES, Structure, all_bits
@@ -184,6 +184,7 @@ def _tables(session: Session, records: Records) -> Result:
     table['shared_loss'], table['shared_loss_ci95'] = statistics.mean_and_ci(shared[LOSS])
     for name, values in shared.items():
       table[f'shared_{name}'] = statistics.mean_and_ci(values)[0]
+    table = with_differences(table, f'shared_{LOSS}', shared[LOSS])
     table['shared_rank'] = statistics.rank(task.cost({by: table[f'shared_{by}']}))
   if alone is not None:
     table = table.merge(alone.table(columns), how='left', on='structure')
@@ -196,7 +197,8 @@ def _tables(session: Session, records: Records) -> Result:
       agreement = _agreement(task, table, truth, config.sweep.top_k)
   else:
     loss, truth = shared[LOSS], task.cost(shared)
-    for column in (*columns, 'loss_ci95'):
+    of_loss = [name for name in map(str, table) if name.startswith(f'shared_{LOSS}_')]
+    for column in (*columns, *(name.removeprefix('shared_') for name in of_loss)):
       table[column] = table[f'shared_{column}']
     table = _with_test_scores(session, records, table)
   table['flops'], table['params'] = session.space.costs(bits)
@@ -248,6 +250,8 @@ def _with_test_scores(session, records, table) -> pd.DataFrame:
   columns = pd.DataFrame({'structure': texts})
   for key, values in by_seed.items():
     columns[key], columns[f'{key}_ci95'] = statistics.mean_and_ci(np.asarray(values, float))
+    if key == f'test_{LOSS}':
+      columns = with_differences(columns, key, np.asarray(values, float))
   intervals = [f'test_{key}_ci95' for key in names[1:]]
   return table.merge(columns.drop(columns=intervals), how='left', on='structure')
 

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from additive_jax.errors import UserError
+from additive_jax.experiments.explored_table import DIFFERENCE
 from additive_jax.experiments.left_out import REMEDY
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.standalone import Lone
@@ -66,8 +67,35 @@ class Alone:
       table[key], table[f'{key}_ci95'] = _means(values(key))
     table['train_loss'] = _means(values('train_loss'))[0]
     table['steps'] = values('steps')[0].astype(int)
+    for key in (LOSS, *(key for key in tested if key == f'test_{LOSS}')):
+      losses = np.where(table['steps'] == table['steps'].max(), values(key), np.nan)
+      table = with_differences(table, key, losses)
     table['skipped'] = values('skipped').sum(0).astype(int)
     return table
+
+
+def with_differences(
+  table: pd.DataFrame, key: str, values: Float[np.ndarray, 'seeds structures']
+) -> pd.DataFrame:
+  """Returns a table with what structures differ by from all-on, paired by seed, and the half widths
+  of 95 % intervals: `<key>_minus_all_on` and its `_ci95`. Without all-on it is as it was.
+
+  >>> table = pd.DataFrame({'structure': ['10', '11']})
+  >>> found = with_differences(table, 'loss', np.array([[0.5, 0.25], [0.75, 0.5]]))
+  >>> found['loss_minus_all_on'].tolist(), found['loss_minus_all_on_ci95'].tolist()
+  ([0.25, 0.0], [0.0, 0.0])
+
+  Args:
+    table: has a column `structure`.
+    key: the score.
+    values: of its rows by seed; NaN for what is not compared.
+  """
+  all_on = ~table['structure'].str.contains('0').to_numpy()
+  if not all_on.any():
+    return table
+  difference = _means(values - values[:, all_on][:, :1])
+  name = f'{key}{DIFFERENCE}'
+  return table.assign(**{name: difference[0], f'{name}_ci95': difference[1]})
 
 
 def _means(values: Float[np.ndarray, 'seeds structures']) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from additive_jax.experiments.explored_table import DIFFERENCE
 from additive_jax.experiments.pages import (
   curves_picture,
   intervals,
@@ -20,6 +21,7 @@ from additive_jax.report import figures
 from additive_jax.report.figures.style import BLUE, VERMILION
 from additive_jax.report.page import Page, Piece, picture, section, table, text, tiles
 from additive_jax.report.wording import counted, score_name
+from additive_jax.run.tasks import LOSS
 
 MOST_NAMED = 8  # structures that diverged
 
@@ -68,7 +70,7 @@ def page(session: Session, result: Result, records: Records) -> Page:
     section(
       'Table',
       table(
-        structures,
+        structures.drop(columns=[name for name in structures if DIFFERENCE in str(name)]),
         '; '.join(filter(None, ('The best structures; structures.csv has all', said))) + '.',
         max_rows=30,
       ),
@@ -141,7 +143,22 @@ def _effects(session, result) -> list[Piece]:
       figures.interaction_heatmap(matrix, names),
       'Pairwise interactions: positive where two gates can stand in for each other.',
     )
-  return [effects, pairs]
+  return [effects, _effects_table(session, result), pairs]
+
+
+def _effects_table(session, result) -> Piece:
+  """The main effects, and what all-on loses without each gate, where that was evaluated."""
+  rows, names = result.table.set_index('structure'), session.space.names
+  frame = result.effects.rename(columns={'ci95': 'effect_ci95'})
+  without = ['1' * i + '0' + '1' * (len(names) - 1 - i) for i in range(len(names))]
+  for end in ('', '_ci95'):
+    if (column := f'{LOSS}{DIFFERENCE}{end}') in rows:
+      frame[f'off_alone{end}'] = rows[column].reindex(without).to_numpy()
+  return table(
+    frame,
+    f'Each gate: its main effect on the {session.chosen_word} loss, and by how much the loss grows '
+    'where it alone is off. Where the two disagree, other gates stand in for it.',
+  )
 
 
 def _agreement(structures, agreement):

@@ -21,6 +21,12 @@ export class Judged {
     this.known = this.count < values.length ? known.subarray(0, this.count) : null;
   }
 
+  // The score that chooses where another is looked at: itself, or the first where it is of another split.
+  choosing(score) {
+    const split = (one) => one.label.split(' ')[0];
+    return split(score) === split(this.scores[0]) ? score : this.scores[0];
+  }
+
   // The Pareto front of a score against a cost, found once.
   front(cost, score, usable) {
     const key = `${cost.key}/${this.scores.indexOf(score)}`;

@@ -31,7 +31,7 @@ export class Known {
   // What a scatter draws of it.
   series(judged, score, cost) {
     const { structures, name, colour } = this;
-    return { structures, name, colour, judged, score, cost, front: judged.front(cost, score, this.usable) };
+    return { structures, name, colour, judged, score, cost, front: judged.front(cost, judged.choosing(score), this.usable) };
   }
 
   // The same score, by the same cost, as another run has; judged in the same way, or else in the first

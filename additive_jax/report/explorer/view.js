@@ -99,7 +99,7 @@ export class Explorer {
   }
 
   best() {
-    const { values, sign } = this.score;
+    const { values, sign } = this.now.choosing(this.score);
     let found = 0;
     for (let row = 1; row < values.length; row += 1) {
       if (sign * values[row] < sign * values[found] || Number.isNaN(values[found])) found = row;
@@ -123,9 +123,11 @@ export class Explorer {
     const row = this.within();
     const full = this.structures.find(this.known.allOn());
     const value = this.score.values[row];
+    const by = this.now.choosing(this.score);
+    const best = by === this.score ? 'the best has' : `the best by ${by.label} has`;
     const than = full < 0 ? '' : compared(value, this.score.values[full]);
     const words =
-      `At most ${formatNumber(Number(this.slider.value), 3)} % of the ${this.cost.name}: the best has ${this.score.label} ` +
+      `At most ${formatNumber(Number(this.slider.value), 3)} % of the ${this.cost.name}: ${best} ${this.score.label} ` +
       `${formatNumber(value)}${than}, at ${formatShare(this.cost.rows[row] / this.cost.full)}.`;
     setText(this.budget, words);
     this.slider.setAttribute('aria-valuetext', words);

@@ -94,9 +94,13 @@ def palette(names: Iterable[str], known: Colours | None = None) -> dict[str, str
   return {name: known.get(name, colour(number)) for number, name in enumerate(names)}
 
 
-def dashes(number: int) -> str:
+Dashes = str | tuple[float, tuple[float, ...]]
+
+
+def dashes(number: int) -> Dashes:
   """Returns the line style of a number, which tells lines of one colour apart."""
-  return ('-', '--', ':', '-.')[number % 4]
+  long = (0, (8, 2)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (10, 2, 2, 2))
+  return ('-', '--', ':', '-.', *long)[number % 8]
 
 
 def marker(number: int) -> str:
