@@ -400,6 +400,30 @@ def test_the_budget_walks_the_front(visit, run):
   assert len(set(seen)) > 3
 
 
+def test_what_chose_goes_on_choosing_where_another_split_is_shown(visit, tmp_path):
+  rows = frame()
+  rows['test_loss'] = 2 - rows['loss']  # what is best here is worst there
+  all_on = rows.loc[rows['structure'] == '11111', 'loss'].item()
+  rows['loss_minus_all_on'] = rows['loss'] - all_on
+  rows['loss_minus_all_on_ci95'] = 0.03
+  way = Way('trained alone', '', 'validation', (('test_', 'test'),))
+  page = visit(page_of(tmp_path / 'report.html', of_table(SPACE, rows, [way], TASK)))
+  page.get_by_label('Score of the scatter').select_option('test loss')
+  page.get_by_label('Budget').fill('75')
+  inside = rows[rows['flops'] <= 0.75 * SPACE.flops('11111')]
+  best = inside.loc[inside['loss'].idxmin()]
+  assert structure(page) == best['structure']
+  assert 'the best by validation loss has test loss' in page.locator('.budget').inner_text()
+  difference = fact(page, 'validation loss − all-on')
+  assert number(difference) == pytest.approx(best['loss'] - all_on, abs=1e-4)
+  assert difference.endswith('± 0.030')
+  assert page.get_by_text('against all-on', exact=True).count() == 0
+  heads = page.locator('.explorer thead th').all_inner_texts()
+  assert not any('all-on' in head for head in heads)
+  page.get_by_role('button', name='Best').click()
+  assert structure(page) == rows.loc[rows['loss'].idxmin(), 'structure']
+
+
 def test_a_point_tells_what_it_is_and_sets_the_switches(visit, run):
   page = visit(run / 'report.html')
   page.locator('.frame').scroll_into_view_if_needed()
