@@ -230,8 +230,8 @@ def get_config() -> ConfigDict:
   # Rank of what matrices change by, for the memory of that; 0 is any, see `train.low_rank`. 0 to
   # 10,000.
   config.train.low_rank = 0
-  # Steps between two points of the curves; also the most that one device call takes. 0 gives a
-  # curve forty points, of long trainings one in 50 steps. 0 to 10,000.
+  # Steps from point to point of curves, the most in a device call; 0: 40 points, 50 at most. 0 to
+  # 10,000.
   config.train.log_every = 0
   # Steps between two checkpoints. 1 to 1,000,000,000.
   config.train.checkpoint_every = 500

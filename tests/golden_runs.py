@@ -31,6 +31,7 @@ UNSTABLE = ('seconds', 'time', 'bytes', 'bubble', 'wall', 'crc', 'sha256')
 # What runs have come to say since the references were made, and what they say more rarely: an
 # exponent only where a power law fits.
 ADDED = (
+  'minus_all_on',
   'chosen_on',
   'reported_on',
   'num_networks',

@@ -25,8 +25,15 @@ from additive_jax.errors import UserError
 from additive_jax.experiments import sweep
 
 COLUMNS = ['structure', 'loss', 'accuracy', 'loss_ci95', 'flops', 'params', 'rank']
-SHARED = ['shared_loss', 'shared_loss_ci95', 'shared_accuracy', 'shared_rank']
-ALONE = ['accuracy_ci95', 'train_loss', 'steps', 'skipped']
+DIFFERENCE = ['loss_minus_all_on', 'loss_minus_all_on_ci95']
+SHARED = [
+  'shared_loss',
+  'shared_loss_ci95',
+  'shared_accuracy',
+  *(f'shared_{name}' for name in DIFFERENCE),
+  'shared_rank',
+]
+ALONE = ['accuracy_ci95', 'train_loss', 'steps', *DIFFERENCE, 'skipped']
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -239,7 +246,11 @@ def test_one_mode_gives_the_numbers_it_gives_beside_the_other(
   assert caplog.messages[-1] == f'report: {tmp_path / "run" / "report.html"}'
   assert not result.agreement
   table = result.table
-  assert list(table) == [*COLUMNS, *(SHARED if mode == 'shared' else ALONE), 'pareto']
+  assert list(table) == [
+    *COLUMNS,
+    *([*SHARED, *DIFFERENCE] if mode == 'shared' else ALONE),
+    'pareto',
+  ]
   table = table.set_index('structure').sort_index()
   prefix = 'shared_' if mode == 'shared' else ''
   for column in ('loss', 'accuracy', 'loss_ci95'):

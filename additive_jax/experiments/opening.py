@@ -38,7 +38,7 @@ from additive_jax.files.lock import locked
 from additive_jax.files.metrics import Metrics
 from additive_jax.files.programs import kept_programs
 from additive_jax.files.quantities import bytes_text
-from additive_jax.files.rundir import RunDir, default_workdir
+from additive_jax.files.rundir import RunDir, default_workdir, flatten
 from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.files.signals import Stopper
 from additive_jax.models.additive import gate_names, shape_of
@@ -48,7 +48,6 @@ from additive_jax.run.tasks import Task
 
 # What may differ from one start of a run to the next: options, and where the network's class is.
 SAME_RUN = (*PLACEMENT, 'model.source')
-LOGGED_EVERY = 50  # the default of config.train.log_every in earlier versions
 
 
 class Opening(TypedDict, total=False):
@@ -215,15 +214,12 @@ def as_begun(config: Options, workdir: str | Path | None, data: Any = None) -> O
     workdir: the run directory; None for one that is named by the config.
     data: what the caller gave in place of `config.data`.
   """
-  begun = (_stored_config(workdir) or {}).get('train')
-  every = begun.get('log_every') if isinstance(begun, dict) else None
-  if config.train.log_every == 0 and every == LOGGED_EVERY:
-    config = replaced(config, {'train.log_every': LOGGED_EVERY})
+  every = flatten(_stored_config(workdir) or {}).get('train.log_every')
+  if config.train.log_every == 0 and every == 50:  # once the default
+    config = replaced(config, {'train.log_every': 50})
   if data is not None or config.data.valid != DataOptions().valid or not _is_earlier(workdir):
     return config
-  processes.log.info(
-    '%s was begun without a split to choose by, and goes on so: config.data.valid 0.0', workdir
-  )
+  processes.log.info('%s goes on without a split to choose by (config.data.valid 0.0)', workdir)
   return replaced(config, {'data.valid': 0.0})
 
 
@@ -316,8 +312,7 @@ def _open(workdir, resolved, hold):
 
 
 def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
-  """Returns the data of `config.data`, whose labels may be `config.task.ignore_label`. Of text, of
-  which nobody knows before how many examples it makes, more than there are is all, and logged."""
+  """Returns the data of `config.data`; of text, more examples than there are is all of them."""
   data = data_.load(
     options.name,
     sequence_length=options.sequence_length,
@@ -340,16 +335,16 @@ def load_data(options: DataOptions, ignore_label: str = '') -> data_.Data:
   few = []
 
   def some(name):
-    split, count = getattr(data, name), getattr(options, f'{name}_examples')
+    split, count = getattr(data, name), getattr(options, option := f'{name}_examples')
     if count > len(split) and options.name.startswith(TEXTS):
-      few.append(f'config.data.{name}_examples {count:,} is all {len(split):,}')
+      few.append(f'config.data.{option} {count:,} is all {len(split):,}')
       return split
     try:
       return data_.take(split, count)
     except UserError as error:
-      raise UserError(f'config.data.{name}_examples of {data.name}: {error}') from error
+      raise UserError(f'config.data.{option} of {data.name}: {error}') from error
 
-  parts = {name: some(name) for name in data.splits}
+  data = dataclasses.replace(data, **{name: some(name) for name in data.splits})
   if few:
     processes.log.warning('%s has fewer examples: %s', data.name, ', '.join(few))
-  return dataclasses.replace(data, **parts)
+  return data

@@ -42,6 +42,13 @@ class Modules:
   rescale_inside: bool = False
   shared_keys: bool = False
 
+  def __repr__(self) -> str:
+    """What checkpoints know it by: without fields that came later and are at their defaults."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    if not self.shared_keys:
+      del values['shared_keys']
+    return f'Modules({", ".join(f"{name}={value!r}" for name, value in values.items())})'
+
   @property
   def count(self) -> int:
     """M."""

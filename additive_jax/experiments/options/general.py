@@ -265,8 +265,7 @@ class TrainOptions:
   low_rank: Later[FewOrNone] = 0
   """Rank of what matrices change by, for the memory of that; 0 is any, see `train.low_rank`."""
   log_every: FewOrNone = 0
-  """Steps between two points of the curves; also the most that one device call takes. 0 gives a
-  curve forty points, of long trainings one in 50 steps."""
+  """Steps from point to point of curves, the most in a device call; 0: 40 points, 50 at most."""
   checkpoint_every: Many = 500
   """Steps between two checkpoints."""
 
