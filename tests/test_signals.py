@@ -79,6 +79,17 @@ sys.exit(run_command(main, sys.argv, resumes=True))
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+  """Signals as Python handles them, also where a shell started the tests in the background, or
+  nohup, which have them ignored."""
+  usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+  before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 def stuck(word):
   """Such a process, ready for signals."""
   process = subprocess.Popen(
@@ -145,16 +156,8 @@ def test_nobody_has_to_read_what_a_command_says():
   assert process.returncode == 0
 
 
-@pytest.fixture
-def interruptible():
-  """SIGINT as Python handles it, also where a shell started the tests in the background."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize('number', signals.SIGNALS)
-def test_the_first_signal_is_a_request(number, caplog, interruptible):
+def test_the_first_signal_is_a_request(number, caplog):
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with caplog.at_level(logging.INFO, 'additive_jax'), Stopper() as stopper:
     assert not stopper.stop_requested
