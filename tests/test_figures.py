@@ -174,6 +174,7 @@ def test_sites_of_one_router_have_shades_of_its_colour():
   ('tags', 'named'),
   [
     (('pool-seed0', 'choice'), ['pool', 'choice']),
+    (('pool-seed7', 'other-seed7'), ['pool', 'other']),
     (('pool-seed0', 'pool-seed1'), ['pool, seed 0', 'pool, seed 1']),
   ],
 )

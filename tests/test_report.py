@@ -42,6 +42,12 @@ def sweep(num_gates, size=None, seeds=3, gaps=False):
   return table, bits, values, [f'block_{i:02d}/mlp/residual' for i in range(num_gates)]
 
 
+def test_columns_of_a_table_may_be_numbers():
+  content = table(pd.DataFrame({0: [0.5], 1: [2.0]}), 'Two.').content
+  assert [column['name'] for column in content['columns']] == ['0', '1']
+  assert content['rows'] == [['0.5000', '2']]
+
+
 def test_a_table_says_a_number_with_its_interval():
   frame = pd.DataFrame(
     {

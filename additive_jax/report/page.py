@@ -151,13 +151,13 @@ def table(frame: pd.DataFrame, caption: str, max_rows: int = 50) -> Piece:
   >>> content['columns'][0]['name'], [row[0].split() for row in content['rows']]
   ('alone loss', [['0.5000', '±', '0.13'], ['0.2500', '±', '0.010']])
   """
-  margins = {name: f'{name}_ci95' for name in map(str, frame) if f'{name}_ci95' in frame}
-  names = [name for name in map(str, frame) if name not in margins.values()]
-  empty = {name for name in names if name.endswith('ci95') and frame[name].isna().all()}
-  names = [name for name in names if name not in empty] if len(frame) else names
+  frame = frame.rename(columns=str)
+  margins = {f'{name}_ci95' for name in frame}
+  is_empty = lambda name: name.endswith('ci95') and len(frame) and frame[name].isna().all()
+  names = [name for name in map(str, frame) if name not in margins and not is_empty(name)]
   columns = [{'name': heading(name), 'align': _alignment(frame[name])} for name in names]
   visible = frame.head(max_rows)
-  cells = [_cells(visible, name, margins.get(name)) for name in names]
+  cells = [_cells(visible[name], visible.get(f'{name}_ci95')) for name in names]
   note = f'First {len(visible):,} of {len(frame):,} rows.' if len(visible) < len(frame) else ''
   rows = [list(row) for row in zip(*cells)]
   return Piece('table', {'columns': columns, 'rows': rows, 'caption': caption, 'note': note})
@@ -185,17 +185,16 @@ def _tile(name, value):
   return {'name': name, 'text': text, 'style': size + whole}
 
 
-def _cells(frame, name, margin):
-  """Returns the texts of a column."""
-  column = frame[name]
-  if name in NAMED:
+def _cells(column, half_widths):
+  """Returns the texts of a column, with the half widths of its intervals where it has some."""
+  if column.name in NAMED:
     return [plain(value) for value in column]
   if column.dtype.kind == 'f' and (column.dropna() % 1 == 0).all() and column.max() < _IN_FULL:
     column = column.astype('Int64') if np.isfinite(column.dropna()).all() else column
   values = [format_value(None if value is pd.NA else value) for value in column]
-  if margin is None:
+  if half_widths is None:
     return values
-  margins = [format_margin(value) for value in frame[margin]]
+  margins = map(format_margin, half_widths)
   return [f'{value} ± {half}' if half else value for value, half in zip(values, margins)]
 
 

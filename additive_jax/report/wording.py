@@ -28,11 +28,13 @@ def format_value(value: Any) -> str:
     return str(value)
   if math.isinf(value):
     return '∞' if float(value) > 0 else '−∞'
-  text = f'{float(value):z#,.4g}'
-  if 'e' in text:
-    digits, exponent = text.split('e')
-    text = f'{digits}×{power_of_ten(int(exponent))}'
-  return text.rstrip('.').replace('-', '−')
+  return _powers(f'{float(value):z#,.4g}').replace('-', '−')
+
+
+def _powers(text: str) -> str:
+  """Returns a number of Python with its exponent as a power of ten, and without a last point."""
+  digits, _, exponent = text.partition('e')
+  return f'{digits}×{power_of_ten(int(exponent))}' if exponent else digits.rstrip('.')
 
 
 def format_margin(half_width: Any) -> str:
@@ -43,16 +45,13 @@ def format_margin(half_width: Any) -> str:
   """
   if half_width is None or math.isnan(half_width):
     return ''
-  if not half_width or math.isinf(half_width):
+  if half_width == 0 or math.isinf(half_width):
     return format_value(half_width) if half_width else '0'
   rounded = float(f'{half_width:.2g}')
-  if not 1e-4 <= rounded < 1e4:
-    digits, exponent = f'{half_width:.1e}'.split('e')
-    return f'{digits}×{power_of_ten(int(exponent))}'
-  return f'{rounded:#.2g}'.rstrip('.') if rounded < 100 else f'{rounded:,.0f}'
+  return _powers(f'{rounded:,.0f}' if 100 <= rounded < 1e4 else f'{rounded:#.2g}')
 
 
-def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str = '') -> str:
+def with_margin(value: float, half_width: float, spec: str = '+z.4f', unit: str = '') -> str:
   """Returns a number with the half width of its interval, which is left out where it is NaN.
 
   Args:
@@ -63,7 +62,6 @@ def with_margin(value: float, half_width: float, spec: str = '+.4f', unit: str =
   (['−0.0123', '±', '0.0040'], '12.3 %')
   """
   margin = '' if math.isnan(half_width) else f' ±\N{NO-BREAK SPACE}{half_width:{spec.strip("+")}}'
-  spec = spec if 'z' in spec else f'+z{spec[1:]}' if spec.startswith('+') else f'z{spec}'
   return f'{value:{spec}}{margin}{unit}'.replace('-', '−')
 
 
@@ -124,7 +122,7 @@ def difference(score: str, value: float, half_width: float) -> str:
   ('−1.23 points', '+0.5000')
   """
   if score in SHARES or score.startswith('top'):
-    return with_margin(100 * value, 100 * half_width, '+.2f', ' points')
+    return with_margin(100 * value, 100 * half_width, '+z.2f', ' points')
   return with_margin(value, half_width)
 
 

@@ -44,7 +44,7 @@ def training_curves(
   groups = list(curves.groupby('tag', sort=False))
   if not groups:
     return style.empty('nothing was logged')
-  alone = not any(re.search(r'-seed[1-9]', str(tag)) for tag, _ in groups)
+  alone = len({seed for tag, _ in groups for seed in re.findall(r'-seed(\d+)$', str(tag))}) < 2
   looks = _line_looks([str(tag) for tag, _ in groups], colours)
   with style.drawing(7.2, 3.6) as (figure, [[axes]]):
     for (tag, rows), look in zip(groups, looks):
