@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from additive_jax.experiments.contenders import DENSE
-from additive_jax.experiments.pages import by_label, curves_picture, differences_note
+from additive_jax.experiments.pages import (
+  by_label,
+  curves_picture,
+  differences_note,
+  over_seeds,
+  read_curves,
+)
 from additive_jax.experiments.session import Session
 from additive_jax.report import figures
 from additive_jax.report.figures.arms import family_colours
@@ -73,39 +79,38 @@ def comparison(session: Session, variants: pd.DataFrame, note: str) -> Piece | N
 
 
 def training(
-  curves: pd.DataFrame,
+  session: Session,
   groups: Mapping[str, Sequence[str]],
-  seeds: int,
   more: Mapping[str, tuple[str, float | None]],
   tints: Colours,
 ) -> Piece | None:
   """Returns the section of curves: training loss, and measures of the routers.
 
   Args:
-    curves: the run's metrics.
+    session: the run.
     groups: the networks that share a picture, by what is said of them.
-    seeds: how many there are.
     more: further measures: by the ending of their columns, a label and the target or None.
     tints: see `colours`.
   """
+  curves = read_curves(session)
   losses = [
     curves_picture(
       figures.mean_curves(curves, 'loss', names),
       f'Training loss{group}, with the penalties of routers where there are any'
-      f'{", mean over the seeds" if seeds > 1 else ""}.',
+      f'{over_seeds(session, ", mean over the seeds")}.',
       colours=tints,
     )
     for group, names in groups.items()
   ]
   routers = [
-    _over_time(curves, group, names, seeds, tints, ending, *measure)
+    _over_time(curves, group, names, over_seeds(session, ' and seeds'), tints, ending, *measure)
     for ending, measure in (MEASURES | dict(more)).items()
     for group, names in groups.items()
   ]
   return section('Training', *losses, *routers)
 
 
-def _over_time(curves, group, names, seeds, tints, ending, label, ideal):
+def _over_time(curves, group, names, and_seeds, tints, ending, label, ideal):
   """A measure of the routers over training, mean over sites and seeds; None where there is none."""
   columns = [column for column in curves if column.endswith(f'/{ending}')]
   frame = figures.mean_curves(curves, label, names, columns=columns)
@@ -113,8 +118,8 @@ def _over_time(curves, group, names, seeds, tints, ending, label, ideal):
     return None
   return curves_picture(
     frame,
-    f'{label[0].upper()}{label[1:]} over training{group}, mean over sites'
-    f'{" and seeds" if seeds > 1 else ""}{MEANING.get(ending, "")}.',
+    f'{label[0].upper()}{label[1:]} over training{group}, mean over sites{and_seeds}'
+    f'{MEANING.get(ending, "")}.',
     label,
     ideal,
     tints,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import contenders_of, loads
-from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.pages import over_seeds
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -44,9 +44,8 @@ def page(session: Session, result: Result, records: Records) -> Page:
     _choices(skip, records, analyses, mean, tints),
     _paths(plain(name), analysis, session.model),
     contenders_page.training(
-      read_curves(session),
+      session,
       {'': [contender.name for contender in contenders_of(records)]},
-      len(session.seeds),
       {'kept': ('share of choices that compute', 1 - skip if skip else None)},
       tints,
     ),

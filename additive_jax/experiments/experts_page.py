@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from additive_jax.experiments import contenders_page
 from additive_jax.experiments.contenders import contenders_of, loads
-from additive_jax.experiments.pages import over_seeds, read_curves
+from additive_jax.experiments.pages import over_seeds
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.study import Result
@@ -36,13 +36,12 @@ def page(session: Session, result: Result, records: Records) -> Page:
     _choices(records, routed, paths, mean, tints) if routed else None,
     _computed(paths, options.keep, tints) if options.keep < 1 else None,
     contenders_page.training(
-      read_curves(session),
+      session,
       {
         f' at equal {budget}': static
         + [name for name in routed if name.endswith(f'equal_{budget}')]
         for budget in options.budgets
       },
-      len(session.seeds),
       target if options.keep < 1 else {},
       tints,
     ),

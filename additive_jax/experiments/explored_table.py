@@ -184,9 +184,11 @@ def _scores(table, way: Way, task: Task, inverse, count: int) -> tuple[Score, ..
       found.append(Score(f'{split} {score_name(score)}', values, widths, task.sign(score) > 0))
     paired = f'{prefix}{LOSS}{DIFFERENCE}'
     if paired in table and not table[f'{paired}_ci95'].isna().all():
-      both = (table[column].to_numpy(float) for column in (paired, f'{paired}_ci95'))
-      paired_values = [_by_structure(one[rows], inverse[rows], count) for one in both]
-      found.append(Score(f'{split} {LOSS} − all-on', paired_values[0], paired_values[1]))
+      values, widths = (
+        _by_structure(table[column].to_numpy(float)[rows], inverse[rows], count)
+        for column in (paired, f'{paired}_ci95')
+      )
+      found.append(Score(f'{split} {LOSS} − all-on', values, widths, difference=True))
   return tuple(found) if f'{way.prefix}{LOSS}' in table else ()
 
 

@@ -69,8 +69,7 @@ export class Card {
     setText(this.name, judged.scores[0].label + margin);
     setText(this.told, found.told);
     const facts = [];
-    const paired = judged.scores.some((score) => score.label === `${judged.scores[0].label} − all-on`);
-    const known = found.state === 'evaluated' && paired;
+    const known = found.state === 'evaluated' && judged.scores.some(({ difference }) => difference);
     if (found.state !== 'unknown' && !Number.isNaN(full) && !known) facts.push(['against all-on', formatSigned(found.value - full)]);
     for (const { label, text } of judged.others(row)) facts.push([label, text]);
     for (const cost of costs) {

@@ -48,12 +48,14 @@ class Score:
     values: NaN where a structure was not judged.
     half_widths: of the 95 % intervals; None where there are none.
     lower_is_better: whether the best is the lowest.
+    difference: whether it is what the loss differs by from that of all-on.
   """
 
   label: str
   values: Float[np.ndarray, ' S']
   half_widths: Float[np.ndarray, ' S'] | None = None
   lower_is_better: bool = True
+  difference: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

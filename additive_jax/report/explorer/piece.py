@@ -171,6 +171,7 @@ def _score(score: Score, block) -> dict[str, Any]:
     'values': block(score.values.astype('<f4')),
     'halfWidths': block(widths.astype('<f4')) if known and widths is not None else None,
     'lowerIsBetter': score.lower_is_better,
+    'difference': score.difference,
   }
 
 

@@ -134,12 +134,10 @@ export class Rows {
 }
 
 // The columns of what was judged, and of what structures cost.
-// What a score differs by from all-on stands in the card; the table would be too wide.
-export const isDifference = (label) => label.endsWith('− all-on');
-
 export const columnsOf = (judged, costs, ranks) => [
   ...(ranks ? [{ label: 'rank', values: ranks, value: (row) => ranks[row], text: (row) => formatWhole(ranks[row]) }] : []),
-  ...judged.scores.filter(({ label }) => !isDifference(label)).map(({ label, values, halfWidths, lowerIsBetter }) => ({
+  // What a score differs by from all-on stands in the card; the table would be too wide.
+  ...judged.scores.filter(({ difference }) => !difference).map(({ label, values, halfWidths, lowerIsBetter }) => ({
     label,
     values,
     lowerIsBetter,
