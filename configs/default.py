@@ -393,6 +393,8 @@ def get_config() -> ConfigDict:
   # By how much a step moves the biases of tokens' own gates, towards `experts.keep`. 0 to
   # 1,000,000.
   config.balance.keep_rate = 0.05
+  # What multiplies the learning rate of routers, beside `train.learning_rates`. 0 to 1,000.
+  config.balance.router_rate = 1.0
 
   # DNA. Width, heads, hidden units, positions and units are those of `model`, a transformer, whose
   # num_blocks are the layers of the dense network it is compared with.

@@ -156,6 +156,7 @@ VALUES = [
   ('experts.budgets', (), 'some of flops, params, each once'),
   ('experts.keep', 0.0, 'a share in (0, 1]'),
   ('balance.auxiliary', -1.0, '0 to 1,000,000'),
+  ('balance.router_rate', -0.1, '0 to 1,000'),
   ('dna.num_steps', 0, '1 to 10,000'),
   ('dna.num_backbone', -1, '0 to 10,000'),
   ('dna.skip', 1.0, 'a share in [0, 1)'),

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import studies
@@ -182,3 +183,27 @@ def test_dnas_are_made_of_the_options(tmp_path):
     assert model.modules.renormalise
     assert model.modules.shared_keys
     assert [c.name for c in dna.make_baselines(session, {'dna': 1e5})] == ['dense']
+
+
+@pytest.mark.slow
+def test_routers_have_a_learning_rate_of_their_own(tmp_path):
+  """At a rate of 0 they stay where they began, and all else moves; dense networks have none."""
+  options = DNAS | {'balance.router_rate': 0.0, 'dna.skip': 0.0}
+  with session_of('dna', options, tmp_path) as session:
+    (found,), (dense,) = dna.make_dnas(session), dna.make_baselines(session, {'dna': 1e5})
+    assert not dense.recipe.learning_rates
+    begun = processes.to_host(found.begin(0)[0].variables)['params']
+    trained = found.train(0).variables['params']
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, begun, trained)
+  assert not moved['step_00']['router']['kernel']
+  assert not moved['step_01']['router']['kernel']
+  assert moved['embed']['kernel']
+  assert moved['pool']['mlp_mlp_in']['kernel']
+
+
+def test_networks_without_routers_have_no_rate_of_theirs(tmp_path):
+  options = SHARED | {'balance.router_rate': 0.5, 'train.learning_rates': {'embed': 0.1}}
+  options |= {'experts.variants': ('softmax', 'random'), 'experts.budgets': ('params',)}
+  with session_of('experts', options, tmp_path) as session:
+    rates = [len(c.recipe.learning_rates) for c in experts.make_contenders(session)]
+  assert rates == [1, 2, 1]  # dense, softmax, random

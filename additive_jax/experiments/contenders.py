@@ -24,6 +24,7 @@ from additive_jax.files.journal import Record
 from additive_jax.gates.structure import Structure
 from additive_jax.models import Transformer
 from additive_jax.models.active import active_flops
+from additive_jax.models.additive import initial_shapes
 from additive_jax.models.costs import num_params
 from additive_jax.models.kinds import RESIDUAL
 from additive_jax.report import comparison
@@ -31,10 +32,12 @@ from additive_jax.run.inspection import inspect
 from additive_jax.run.tasks import LOSS
 from additive_jax.train.balance import Balance, summary
 from additive_jax.train.losses import Routed
+from additive_jax.train.rule import fits, paths_of
 
 log = logging.getLogger('additive_jax')
 
 DENSE = 'dense'
+ROUTERS = '(.*/)?router'  # the paths of their leaves; a router at random has none
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,6 +90,11 @@ def make_contender(
       raise refused(changed.config, 'train.distill', expected='0 with routers')
     changed.training.check_whole('a balance of routers')
     recipe = dataclasses.replace(recipe, loss=Routed(selected(Balance, changed.config.balance)))
+    rate = changed.config.balance.router_rate
+    pool = initial_shapes(model, first_input(changed.data))['params']
+    if rate != 1 and any(fits(ROUTERS, path) for path in paths_of(pool)):
+      rates = (*recipe.learning_rates, (ROUTERS, rate))
+      recipe = dataclasses.replace(recipe, learning_rates=rates)
   structure = changed.space.all_on() if structure is None else changed.space.parse(structure)
   return Contender(
     name,

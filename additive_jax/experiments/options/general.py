@@ -26,6 +26,7 @@ from additive_jax.experiments.options.rules import (
   NotNegative,
   Placement,
   Positive,
+  RateOrNone,
   Rule,
   Share,
   ShareBelowOne,
@@ -348,3 +349,5 @@ class BalanceOptions:
   `dna.skip`; 0 is not at all."""
   keep_rate: NotNegative = 0.05
   """By how much a step moves the biases of tokens' own gates, towards `experts.keep`."""
+  router_rate: Later[RateOrNone] = 1.0
+  """What multiplies the learning rate of routers, beside `train.learning_rates`."""
