@@ -126,7 +126,7 @@ def get_config() -> ConfigDict:
   config.model.patch_size = 2
   # How a transformer knows the order of its tokens. One of learned, rope.
   config.model.positions = 'learned'
-  # Feed-forward unit of a transformer. One of gelu, swiglu.
+  # Feed-forward unit of a transformer. One of gelu, relu, swiglu.
   config.model.unit = 'gelu'
   # Channels of each stage, of convnet and vgg. Sizes of 1 to 1,000,000.
   config.model.channels = (16, 32)

@@ -102,7 +102,7 @@ VALUES = [
   ('model.gates', (), 'some of residual, sub_activation, lane, each once'),
   ('model.gates', ('residul',), 'some of residual, sub_activation, lane, each once'),
   ('model.gates', ('lane', 'lane'), 'some of residual, sub_activation, lane, each once'),
-  ('model.unit', 'relu', 'one of gelu, swiglu'),
+  ('model.unit', 'silu', 'one of gelu, relu, swiglu'),
   ('model.positions', '', 'one of learned, rope'),
   (
     'model.name',

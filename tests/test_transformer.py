@@ -24,6 +24,7 @@ TEXT = {'num_layers': 2, 'width': 8, 'num_heads': 2, 'hidden': 6, 'num_classes':
 ROWS = {
   'vit': (VIT | {'unit': 'gelu', 'positions': 'learned', 'max_tokens': 9}, IMAGES),
   'vit, rope': (VIT | {'unit': 'swiglu', 'positions': 'rope'}, IMAGES),
+  'vit, relu': (VIT | {'unit': 'relu', 'positions': 'rope'}, IMAGES),
   'text': (TEXT | {'unit': 'swiglu', 'positions': 'rope', 'causal': True}, TOKENS),
   'text, learned': (
     TEXT | {'unit': 'gelu', 'positions': 'learned', 'causal': True, 'num_layers': 1},
@@ -95,6 +96,8 @@ def feed_forward(model, pool, h, units, joins):
         p = p + joined * pool['in']['bias'][units] / m
     if model.unit == 'swiglu':
       hidden = q / (1 + np.exp(-q)) * p
+    elif model.unit == 'relu':
+      hidden = np.maximum(p, 0)
     else:
       hidden = p / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (p + 0.044715 * p**3)))
     added.append(hidden @ out[:, cuts[j]])

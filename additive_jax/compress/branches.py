@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
 
   Attributes:
     hidden: hidden units of each lane; a single number where there are no lanes.
-    unit: 'gelu' or 'swiglu'.
+    unit: 'gelu', 'relu' or 'swiglu'.
     joins: of the chunks of the stream, bools [m − 1]; () for a dense layer.
     meet: as in `Attention`.
   """

@@ -56,7 +56,7 @@ class Pool(nn.Module):
     modules: how many of each kind.
     num_heads, hidden: of attention, and H of the feed-forward modules.
     causal, rope: as in `Attention`.
-    unit: 'gelu' or 'swiglu'.
+    unit: 'gelu', 'relu' or 'swiglu'.
   """
 
   modules: Modules

@@ -38,6 +38,7 @@ POSITIONS = ('learned', 'rope')
 # The activation of a unit, and whether it is gated.
 UNITS: dict[str, tuple[Callable[[Array], Array], bool]] = {
   'gelu': (nn.gelu, False),
+  'relu': (nn.relu, False),
   'swiglu': (nn.silu, True),
 }
 
@@ -113,7 +114,7 @@ class Transformer(TokenNetwork):
     causal: whether token t sees the tokens up to t alone.
     positions: 'learned' (for at most `max_tokens` tokens) or 'rope'.
     max_tokens: the longest input of learned positions.
-    unit: 'gelu' or 'swiglu'.
+    unit: 'gelu', 'relu' or 'swiglu'.
     gates: the kinds of gates: 'residual', 'sub_activation' (feed-forward sites only), 'lane'. Those
       not chosen stay on.
     num_chunks: m, chunks of D that sub-activation gates join.
