@@ -299,7 +299,7 @@ def test_the_contract():
     ),
     ({'modules': Modules(mlp=-1)}, '-1 modules of mlp: expected 0 or more'),
     ({'positions': 'none'}, "positions 'none': expected one of learned, rope"),
-    ({'unit': 'relu'}, "unit 'relu': expected one of gelu, swiglu"),
+    ({'unit': 'silu'}, "unit 'silu': expected one of gelu, relu, swiglu"),
     ({'num_heads': 8, 'positions': 'rope'}, '1 units over 2 halves of a head: expected'),
     ({'num_backbone': -1}, 'num_backbone -1: expected 0 or more'),
     ({'num_heads': 3}, '8 units of width over 3 heads: expected a multiple of 3'),

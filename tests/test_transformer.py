@@ -306,7 +306,7 @@ def test_learned_positions_take_shorter_inputs_and_refuse_longer(random_pool):
       '3 units over 2 halves of a head: expected a multiple of 2',
     ),
     ({'positions': 'sine'}, "positions 'sine': expected one of learned, rope"),
-    ({'unit': 'relu'}, "unit 'relu': expected one of gelu, swiglu"),
+    ({'unit': 'silu'}, "unit 'silu': expected one of gelu, relu, swiglu"),
     (
       {'gates': ('residual', 'width')},
       "gate kind 'width' for transformer: expected some of residual, sub_activation, lane",
