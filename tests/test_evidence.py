@@ -1,5 +1,5 @@
-"""docs/evidence.md: each row has a command that is understood, every shipped config is in one, and the
-cheap rows come out again as they stand."""
+"""docs/evidence.md: each row has a command that is understood, every shipped config is in one, and
+the cheap rows come out again as they stand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def rows() -> list[Row]:
   lines = [line for line in PAGE.read_text().splitlines() if line.startswith('| ')]
   cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
   head = cells.index(list(Row._fields))
-  return [Row(*row) for row in cells[head + 1 :] if len(row) == len(Row._fields) and '---' not in row[0]]
+  return [
+    Row(*row) for row in cells[head + 1 :] if len(row) == len(Row._fields) and '---' not in row[0]
+  ]
 
 
 ROWS = rows()
@@ -72,7 +74,11 @@ def test_a_row_says_all_of_it(row):
 
 def test_every_config_has_a_row():
   commands = ' '.join(row.command for row in ROWS)
-  missing = [n for n in config_names() if f'--config={n}`' not in commands and f'--config={n} ' not in commands]
+  missing = [
+    n
+    for n in config_names()
+    if f'--config={n}`' not in commands and f'--config={n} ' not in commands
+  ]
   assert set(missing) <= NO_ROWS
 
 
@@ -99,7 +105,9 @@ def test_a_cheap_row_comes_out_again(name, tmp_path):
   """On another machine within its interval: rounding differs, seeds do not."""
   row = next(row for row in ROWS if row.command == f'`additive-jax --config={name}`')
   command = [sys.executable, '-m', 'additive_jax.launch', f'--config={name}', '--workdir=run']
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'PYTHONPATH': str(ROOT)}
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
+    'PYTHONPATH': str(ROOT)
+  }
   done = subprocess.run(
     command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
   )

@@ -177,7 +177,11 @@ def test_a_network_of_your_own(sets):
       {'name': 'transformer', 'num_heads': 8, 'positions': 'rope'},
       'expected a multiple of 2',
     ),
-    ('text', {'name': 'transformer', 'unit': 'silu'}, "unit 'silu': expected one of gelu, relu, swiglu"),
+    (
+      'text',
+      {'name': 'transformer', 'unit': 'silu'},
+      "unit 'silu': expected one of gelu, relu, swiglu",
+    ),
     (
       'text',
       {'name': 'transformer', 'positions': ''},
