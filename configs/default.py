@@ -512,6 +512,15 @@ def get_config() -> ConfigDict:
   # What magnitude pruning removes, a network each, beside the one that keeps as many as variational
   # dropout. Shares in (0, 1), each once.
   config.compress.sparsities = (0.5, 0.8, 0.9, 0.95)
+  # Per weight: what pruning by magnitude times input, while a network trains, removes, a network
+  # each. Shares in (0, 1), each once.
+  config.compress.gradual = ()
+  # Passes that this takes; 0 is epochs + tune_epochs. 0 to 1,000,000.
+  config.compress.gradual_epochs = 0.0
+  # Share of them after which no more is removed. A share in (0, 1].
+  config.compress.gradual_share = 0.6
+  # What multiplies the learning rate there. A positive number up to 1,000.
+  config.compress.gradual_rate = 1.0
   # Weight of what a teacher says of each training example, beside its label, in the training of
   # what is left. A share in [0, 1].
   config.compress.distill = 0.0

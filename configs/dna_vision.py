@@ -30,7 +30,9 @@ def get_config():
   config = default.get_config()
   config.experiment = 'dna'
   config.num_seeds = 3
-  config.learning_rate = 3e-3
+  config.learning_rate = 8e-3
+  config.schedule.name = 'warmup_cosine_decay_schedule'
+  config.schedule.kwargs = {'warmup_steps': 0.05, 'decay_steps': 1.0}
   name, patch_size = default.images()
   config.data.name = name
   config.data.train_examples = 4800 if name != 'digits' else 0
@@ -45,4 +47,6 @@ def get_config():
   config.train.batch_size = 32
   config.train.structures_per_step = 1
   config.balance.bias_rate = 0.01
+  config.balance.router_rate = 0.3
+  config.dna.shared_keys = True
   return config

@@ -191,6 +191,10 @@ VALUES = [
   ('compress.sparsities', (0.5, 1.0), 'shares in (0, 1), each once'),
   ('compress.sparsities', (0.5, 0.5), 'shares in (0, 1), each once'),
   ('compress.sparsities', ('a',), 'shares in (0, 1), each once'),
+  ('compress.gradual', (1.0,), 'shares in (0, 1), each once'),
+  ('compress.gradual_epochs', -1.0, '0 to 1,000,000'),
+  ('compress.gradual_share', 0.0, 'a share in (0, 1]'),
+  ('compress.gradual_rate', 0.0, 'a positive number up to 1,000'),
   ('compress.distill', 1.5, 'a share in [0, 1]'),
   ('compress.temperature', 0.0, 'a positive number up to 1,000,000'),
   ('compress.scope', 'net', 'one of global, layer'),
@@ -369,6 +373,12 @@ ROWS = [
   ('booster', {'optimizer.name': 'adafactor', 'optimizer.kwargs': {}}, 'optimizer state '),
   # Compression.
   ('compress', {'compress.level': 'gate'}, 'noise per gate in DenseStack with gates '),
+  ('compress', {'compress.gradual': (0.9, 0.9001)}, '0.9 and 0.9001 leave as many per weight'),
+  (
+    'compress',
+    {'compress.gradual': (0.9,), 'compress.level': 'unit'},
+    "config.compress.gradual (0.9,) with config.compress.level 'unit'",
+  ),
   ('compress', {'compress.sparsities': (0.9, 0.9001)}, '0.9 and 0.9001 leave as many per weight'),
   (
     'compress',

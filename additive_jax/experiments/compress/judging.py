@@ -17,7 +17,7 @@ from additive_jax.compress import cutting, exported
 from additive_jax.compress.levels import Gates, Level, Weights
 from additive_jax.compress.noise import KERNEL
 from additive_jax.experiments.arms import Trained
-from additive_jax.experiments.compress.tables import EXPORTED, VARIATIONAL
+from additive_jax.experiments.compress.tables import EXPORTED, GRADUAL, UNTUNED, VARIATIONAL
 from additive_jax.experiments.session import Session
 from additive_jax.files.rundir import WRITABLE, user_errors
 from additive_jax.gates.structure import Structure
@@ -48,7 +48,7 @@ class Network:
 
 
 def judge(session: Session, level: Level, trained: Trained, network: Network) -> dict[str, Any]:
-  """Returns the record of a network; what variational dropout leaves is also exported."""
+  """Returns the record of a network; what learnt noise and gradual pruning leave is exported."""
   name, structure = trained.arm.name, network.structure
   (variables,) = session.with_own_statistics([{'params': network.params}], [structure])
   scores = session.evaluate(variables, [structure])
@@ -76,12 +76,12 @@ def judge(session: Session, level: Level, trained: Trained, network: Network) ->
     'receipt': receipt.max_difference,
     'left': remains,
   }
-  if name != VARIATIONAL:
+  if not name.startswith((VARIATIONAL, GRADUAL)) or name == UNTUNED:
     return record
   if processes.is_primary():
     notes = {'receipt': dataclasses.asdict(receipt), 'cost': cost._asdict()}
     _export(session, smaller, f'{name}-seed{trained.seed}', notes)
-  return record | {'histogram': network.histogram}
+  return record | ({'histogram': network.histogram} if name == VARIATIONAL else {})
 
 
 def _export(session, smaller, name, notes):

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from additive_jax.compress import cutting, levels, make_level
+from additive_jax.compress.gradual import Gradual
 from additive_jax.compress.keep import below_threshold, keep_zeros, largest
 from additive_jax.compress.variational import (
   LOG_VARIANCE,
@@ -23,17 +25,18 @@ from additive_jax.compress.variational import (
 from additive_jax.data import ArraySplit, Weighted
 from additive_jax.experiments.arms import Arm, Start, Trained
 from additive_jax.experiments.compress.judging import Network, judge
-from additive_jax.experiments.compress.tables import DENSE, MATCHED, VARIATIONAL
+from additive_jax.experiments.compress.tables import DENSE, GRADUAL, MATCHED, UNTUNED, VARIATIONAL
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.session import Session, first_input
 from additive_jax.gates.structure import Structure
+from additive_jax.parallel import processes
 from additive_jax.run.objectives import Distilled, Taught
 from additive_jax.run.tasks import Task
 from additive_jax.train.optimizers import make_schedule
 from additive_jax.train.recipe import Recipe
 from additive_jax.train.state import init_state
 
-START, TEACHER, UNTUNED = 'start', 'teacher', 'variational_untuned'
+START, TEACHER = 'start', 'teacher'
 TEACHER_BATCH = 2048  # training examples that the teacher sees at once
 
 
@@ -46,7 +49,8 @@ class Compression:
         ├─────▶ dense
         ├─────▶ variational: learns its noise ──▶ loses weights ──▶ is tuned
         ├─────▶ magnitude_matched: loses as many that are small ──▶ is tuned
-        └─────▶ magnitude_0.9, …: loses that share ──▶ is tuned
+        ├─────▶ magnitude_0.9, …: loses that share ──▶ is tuned
+        └─────▶ gradual_0.9, …: loses that share while it is tuned
 
   Attributes:
     session: the run.
@@ -91,7 +95,8 @@ class Compression:
     for share in options.sparsities:
       smaller = functools.partial(self._smaller, count=self.share(share))
       arms.append(self._tuned(f'magnitude_{share:g}', smaller, whole))
-    return arms
+    gradual_steps = steps(options.gradual_epochs or options.epochs + options.tune_epochs)
+    return arms + [self._gradual(share, gradual_steps) for share in options.gradual]
 
   def share(self, sparsity: float) -> int | dict[str, int]:
     """Returns how many stay, in all, or of units in each space, where that share is removed."""
@@ -182,6 +187,34 @@ class Compression:
       tag=f'{VARIATIONAL}-seed{{seed}}',
       curves=Curves(probe=probe),
     )
+
+  def _gradual(self, share, num_steps) -> Arm:
+    """The network that loses a share of its weights while it trains, taught by the teacher."""
+    options, session = self.session.config.compress, self.session
+    rate = options.gradual_rate * session.config.learning_rate
+    faster = session.with_options({'learning_rate': rate})
+    removing = max(1, round(options.gradual_share * num_steps))
+    every = min(session.training.steps(1.0), removing)
+    loss = Gradual(level=self.level, keep=self.share(share), num_steps=removing, every=every)
+    recipe = dataclasses.replace(
+      session.training.recipe(num_steps),
+      task=self._task,
+      optimizer=faster.training.make_optimizer(num_steps),
+      loss=loss,
+      average='mean',
+    )
+
+    def start(seed: int) -> Start:
+      state = init_state(recipe, {'params': self._started(seed).params})
+      return Start(state, session=self._taught(seed))
+
+    def judged(trained: Trained) -> dict[str, Any]:
+      last = flatten_dict(processes.to_host(trained.trainer.variables)['params'], sep='/')
+      stays = {name: last[name] != 0 for name, _ in self.level.shapes}
+      return self._judge(trained, self._without(trained.variables['params'], stays))
+
+    name = f'{GRADUAL}_{share:g}'
+    return Arm(name, session, recipe, self._first.sampler, num_steps, start, judged)
 
   def _judge(self, trained, network) -> dict[str, Any]:
     return judge(self.session, self.level, trained, network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from additive_jax.compress.levels import BINS
-from additive_jax.experiments.compress.tables import DENSE, EXPORTED, MATCHED, VARIATIONAL
+from additive_jax.experiments.compress.tables import DENSE, EXPORTED, GRADUAL, MATCHED, VARIATIONAL
 from additive_jax.experiments.pages import curves_picture, intervals, over_seeds, read_curves
 from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
@@ -15,6 +15,7 @@ from additive_jax.report.wording import difference, plain, score_name
 
 NOUNS = {'weight': 'weights', 'unit': 'units', 'gate': 'gates'}
 LEFT = 'share that is left'
+_GRADUAL = ' Gradual pruning removes, while it trains, what is small beside its input.'
 
 
 def page(session: Session, result: Result, records: Records) -> Page:
@@ -38,7 +39,9 @@ def page(session: Session, result: Result, records: Records) -> Page:
         ),
         f'Test {score_name(headline)} against how many times smaller a network is{means}. All '
         'start from the network of their seed’s first epochs and take as many more; magnitude '
-        'pruning removes what is small at once, and tunes what is left.' + _taught(options.distill),
+        'pruning removes what is small at once, and tunes what is left.'
+        + (_GRADUAL if options.gradual else '')
+        + _taught(options.distill),
       ),
     ),
     section(
@@ -63,7 +66,8 @@ def page(session: Session, result: Result, records: Records) -> Page:
         variants,
         'Each network; “lost” is against the dense one of the same seed. FLOPs and bytes are those '
         'of the network that was cut out, the receipt is its largest difference in outputs. Those '
-        f'that variational dropout leaves lie in {EXPORTED}/, for additive_jax.export.load.',
+        f'that learnt noise and gradual pruning leave lie in {EXPORTED}/, for '
+        'additive_jax.export.load.',
       ),
       table(layers, f'Each layer{mean}.'),
     ),
@@ -107,7 +111,8 @@ def _lost(row, task):
 def _with_methods(variants):
   """The networks of which it is known how they were made: the picture's dots and lines."""
   method = variants['variant'].where(variants['variant'].isin((DENSE, VARIATIONAL)), '')
-  method[variants['variant'].str.startswith('magnitude')] = 'magnitude'
+  for name in ('magnitude', GRADUAL):
+    method[variants['variant'].str.startswith(name)] = name
   return variants.assign(method=method)[method != '']
 
 

@@ -26,14 +26,18 @@ def _check(session):
   if options.distill and 'mixup' in session.config.data.augment:
     expected = '0 with mixup, for the teacher has not seen mixed examples'
     raise refused(session.config, 'compress.distill', 'data.augment', expected=expected)
+  if options.gradual and options.level != 'weight':
+    raise refused(
+      session.config, 'compress.gradual', 'compress.level', expected='none but per weight'
+    )
   session.in_memory()
   compression = Compression(session)
-  counts = {share: compression.share(share) for share in options.sparsities}
-  for first, second in itertools.combinations(options.sparsities, 2):
-    if counts[first] == counts[second]:
-      counted = f'{first} and {second} leave as many per {options.level}'
-      expected = f'shares that leave different numbers, {counted}'
-      raise refused(session.config, 'compress.sparsities', expected=expected)
+  for option in ('sparsities', 'gradual'):
+    for first, second in itertools.combinations(getattr(options, option), 2):
+      if compression.share(first) == compression.share(second):
+        counted = f'{first} and {second} leave as many per {options.level}'
+        expected = f'shares that leave different numbers, {counted}'
+        raise refused(session.config, f'compress.{option}', expected=expected)
 
 
 def _stages(session: Session, records: Records) -> Iterator[list[Arm]]:

@@ -18,6 +18,8 @@ from additive_jax.run.tasks import Task
 log = logging.getLogger('additive_jax')
 
 DENSE, VARIATIONAL, MATCHED = 'dense', 'variational', 'magnitude_matched'
+UNTUNED = f'{VARIATIONAL}_untuned'
+GRADUAL = 'gradual'  # and then the share that is removed
 EXPORTED = 'exported'  # folder of the run directory
 CLASSIFICATION = Task('classification')
 
@@ -82,7 +84,7 @@ def nothing_removed(left: pd.DataFrame) -> list[str]:
   """
   sums = left.groupby('variant', sort=False)[['left', 'of']].sum()
   names = sums.index[sums['left'] == sums['of']]
-  return [name for name in names if name.startswith((VARIATIONAL, 'magnitude'))]
+  return [name for name in names if name.startswith((VARIATIONAL, 'magnitude', GRADUAL))]
 
 
 def structures(

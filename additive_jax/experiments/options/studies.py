@@ -247,6 +247,15 @@ class CompressOptions:
   sparsities: Annotated[tuple[float, ...], SPARSITIES] = (0.5, 0.8, 0.9, 0.95)
   """What magnitude pruning removes, a network each, beside the one that keeps as many as
   variational dropout."""
+  gradual: Later[Annotated[tuple[float, ...], SPARSITIES]] = ()
+  """Per weight: what pruning by magnitude times input, while a network trains, removes, a network
+  each."""
+  gradual_epochs: Later[NotNegative] = 0.0
+  """Passes that this takes; 0 is epochs + tune_epochs."""
+  gradual_share: Later[PositiveShare] = 0.6
+  """Share of them after which no more is removed."""
+  gradual_rate: Later[Rate] = 1.0
+  """What multiplies the learning rate there."""
   distill: Share = 0.0
   """Weight of what a teacher says of each training example, beside its label, in the training of
   what is left."""

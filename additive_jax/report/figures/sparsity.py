@@ -15,7 +15,12 @@ from additive_jax.report.figures import marks, style
 from additive_jax.report.wording import plain, score_name
 
 _HALF_POINT = 0.005
-METHODS = {'dense': style.INK, 'variational': style.VERMILION, 'magnitude': style.BLUE}
+METHODS = {
+  'dense': style.INK,
+  'variational': style.VERMILION,
+  'magnitude': style.BLUE,
+  'gradual': style.GREEN,
+}
 _SEEDS = ('#8a3700', '#f2a878')  # shades of what variational dropout has
 
 
@@ -35,15 +40,16 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'a
   >>> frame = frame.assign(accuracy=[0.98, 0.97], smaller=[1, 2])
   >>> figure = compression(frame, {'smaller': 'parameters, times fewer'})
   >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-  ['dense', '0.5 points below', 'magnitude', 'variational']
+  ['dense', '0.5 points below', 'magnitude']
 
   Args:
-    frame: columns `variant`, `method` ('dense', 'variational' or 'magnitude'), the score's and the
-      factors'; each may have a half width `<name>_ci95`.
+    frame: columns `variant`, `method` ('dense', 'variational', 'magnitude' or 'gradual'), the
+      score's and the factors'; each may have a half width `<name>_ci95`.
     factors: labels of the panels by column.
     score: the column of the metric; below the dense network's accuracy there is a line.
   """
-  looks = {'magnitude': '-o', 'variational': 'D'}
+  looks = {'magnitude': '-o', 'gradual': '-s', 'variational': 'D'}
+  looks = {name: mark for name, mark in looks.items() if name in set(frame['method'])}
   size = (4.6 * len(factors) + 1.2, 3.8)
   with style.drawing(*size, columns=len(factors)) as (figure, [panels]):
     for axes, (factor, label) in zip(panels, factors.items()):
