@@ -195,7 +195,10 @@ class Compression:
     faster = session.with_options({'learning_rate': rate})
     removing = max(1, round(options.gradual_share * num_steps))
     every = min(session.training.steps(1.0), removing)
-    loss = Gradual(level=self.level, keep=self.share(share), num_steps=removing, every=every)
+    level, keep = self.level, self.share(share)
+    assert isinstance(level, levels.Weights), 'another level is refused by study._check'
+    assert isinstance(keep, int)
+    loss = Gradual(level=level, keep=keep, num_steps=removing, every=every)
     recipe = dataclasses.replace(
       session.training.recipe(num_steps),
       task=self._task,
