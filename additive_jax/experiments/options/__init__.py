@@ -1,6 +1,6 @@
 """The options of a run, each declared once: name, default, meaning, and what is allowed.
 
-`general` and `studies` declare them, and `reading` makes checked `Options` of a config. The page
+`general`, `routed`, `pruning` and `studies` declare them, and `reading` makes checked `Options` of a config. The page
 `configs/default.py` shows them all; `python tests/options_page.py` writes it.
 """
 

@@ -26,7 +26,6 @@ from additive_jax.experiments.options.rules import (
   NotNegative,
   Placement,
   Positive,
-  RateOrNone,
   Rule,
   Share,
   ShareBelowOne,
@@ -334,20 +333,3 @@ class SearchOptions:
   """Structures evaluated in all."""
   population: Count = 128
   """Structures evaluated in each generation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BalanceOptions:
-  """How routers are kept balanced, in Exp 4 and DNA."""
-
-  auxiliary: NotNegative = 0.01
-  """Weight of the load-balance loss; 0 is none."""
-  z: NotNegative = 0.001
-  """Weight of the z-loss; 0 is none."""
-  bias_rate: NotNegative = 0.0
-  """By how much a step moves the biases of choices, in DNA those of the identities, towards
-  `dna.skip`; 0 is not at all."""
-  keep_rate: NotNegative = 0.05
-  """By how much a step moves the biases of tokens' own gates, towards `experts.keep`."""
-  router_rate: Later[RateOrNone] = 1.0
-  """What multiplies the learning rate of routers, beside `train.learning_rates`."""
