@@ -37,6 +37,7 @@ from additive_jax.experiments.options.rules import (
   Seed,
   Shard,
   Share,
+  ShareBelowOne,
   Structures,
   one_of,
   some_of,
