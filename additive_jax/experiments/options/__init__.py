@@ -1,7 +1,7 @@
 """The options of a run, each declared once: name, default, meaning, and what is allowed.
 
-`general`, `routed`, `pruning` and `studies` declare them, and `reading` makes checked `Options` of a config. The page
-`configs/default.py` shows them all; `python tests/options_page.py` writes it.
+`general`, `routed`, `pruning` and `studies` declare them, and `reading` makes checked `Options` of
+a config. The page `configs/default.py` shows them all; `python tests/options_page.py` writes it.
 """
 
 from additive_jax.experiments.options.general import (
