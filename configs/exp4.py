@@ -47,7 +47,9 @@ def get_config():
   config = default.get_config()
   config.experiment = 'experts'
   config.num_seeds = 3
-  config.learning_rate = 3e-3
+  config.learning_rate = 8e-3
+  config.schedule.name = 'warmup_cosine_decay_schedule'
+  config.schedule.kwargs = {'warmup_steps': 0.05, 'decay_steps': 1.0}
   config.data.name = 'stdlib'
   config.data.sequence_length = 64
   config.data.train_examples = 6400
@@ -63,4 +65,5 @@ def get_config():
   config.train.batch_size = 16
   config.train.structures_per_step = 1
   config.experts.renormalise = True
+  config.balance.router_rate = 0.3
   return config
