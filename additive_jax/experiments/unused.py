@@ -125,9 +125,10 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.sampler.name in ('fixed', 'listed') and _has_pool(o),
     "config.sampler.name 'fixed' or 'listed'",
   ),
-  **dict.fromkeys(
-    ('sampler.gate_keep_rates', 'sampler.ramp'),
-    (lambda o: o.sampler.name == 'bernoulli' and _has_pool(o), BERNOULLI),
+  'sampler.gate_keep_rates': (lambda o: o.sampler.name == 'bernoulli' and _has_pool(o), BERNOULLI),
+  'sampler.ramp': (
+    lambda o: o.sampler.name in ('bernoulli', 'progressive') and _has_pool(o),
+    f"{BERNOULLI} or 'progressive'",
   ),
   **dict.fromkeys(
     ('sampler.keep_rate', 'sampler.keep_ramp'),
