@@ -296,6 +296,11 @@ def get_config() -> ConfigDict:
   # Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
   # the K structures of a step; 0 is as many as `train.epochs`. 0 to 1,000,000.
   config.sweep.shared_epochs = 0.0
+  # Share of the shared pool's steps after which it is split in two, along the gate about which
+  # gradients of structures disagree most; each half takes half of the other steps, and structures
+  # are judged each in its own. Checkpoints shared-seedN-off and -on are the halves. 0 is no split.
+  # A share in [0, 1).
+  config.sweep.split_after = 0.0
   # How many structures count as the best, in recall, regret and pictures. 1 to 1,000,000.
   config.sweep.top_k = 8
   # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,

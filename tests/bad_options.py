@@ -142,6 +142,7 @@ VALUES = [
   ('sweep.modes', (), 'some of standalone, shared, each once'),
   ('sweep.modes', ('alone',), 'some of standalone, shared, each once'),
   ('sweep.shared_epochs', -1.0, '0 to 1,000,000'),
+  ('sweep.split_after', 1.0, 'a share in [0, 1)'),
   ('sweep.rungs', 0, '1 to 10,000'),
   ('sweep.halving', 1, '0, or 2 to 1,000'),
   ('search.method', 'evo', "one of '', evolution, random"),

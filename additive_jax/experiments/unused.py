@@ -141,7 +141,9 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.sampler.name == 'bernoulli' and o.sampler.ramp > 0 and _has_pool(o),
     f'{BERNOULLI} and config.sampler.ramp above 0',
   ),
-  'sweep.shared_epochs': (_has_pool, "'shared' among config.sweep.modes"),
+  **dict.fromkeys(
+    ('sweep.shared_epochs', 'sweep.split_after'), (_has_pool, "'shared' among config.sweep.modes")
+  ),
   **dict.fromkeys(
     ('sweep.halving', 'sweep.keep_alone'),
     (lambda o: 'standalone' in o.sweep.modes, "'standalone' among config.sweep.modes"),
