@@ -6,8 +6,8 @@ Claim: at the cost of at most two trainings of all-on, a pool ranks structures a
 ceiling or better, on spaces whose ceiling is at least 0.9.
 
 Method: two spaces of 64 structures on digits, a residual MLP of 6 blocks of 32 hidden units each
-(`equal`), and that of `configs/exp1.py`. All are trained alone with 44 seeds (exp1: 16), which is
-what a ceiling of 0.9 takes; their mean test loss is the truth. Each ranker trains 10 pools of seeds
+(`equal`), and that of `configs/exp1.py`. All are trained alone with 44 seeds (exp1: 16), for a
+ceiling near 0.9; their mean test loss is the truth. Each ranker trains 10 pools of seeds
 of their own (100 to 109), for as many steps as the FLOPs of two trainings of all-on pay, and ranks
 all structures by validation loss, as a sweep does. A backward pass counts as two forward ones; a
 distilled step pays for all-on's forward pass, and a split for its gradients. Reading a pool, which
@@ -56,8 +56,8 @@ SECONDS = flags.DEFINE_integer(
   'seconds', 10**6, 'After how many CPU seconds no other training begins.'
 )
 
-SEEDS = {'equal': range(44), 'exp1': range(16)}  # alone; as many as make a ceiling of 0.9
-POOL_SEEDS, TOP = range(100, 110), 8
+SEEDS = {'equal': range(44), 'exp1': range(16)}  # alone, for a ceiling near 0.9
+POOL_SEEDS, TOP, BASE = range(100, 110), 8, 'uniform 2'
 SPLIT_DRAWS = 4  # structures whose gates are turned to see along which one to split
 TRAININGS = 2.0  # of all-on, which a ranker may cost
 EQUAL = {
@@ -258,35 +258,42 @@ def main(argv):
 def report(space: Space, lines: Mapping[str, list[dict[str, Any]]]) -> None:
   """Prints the table of a space."""
   tests, valids = (np.array([line[part] for line in lines['alone']]) for part in ('test', 'valid'))
-  truth, ceiling = tests.mean(0), rankings.noise_ceiling(tests)
-  ranked = {f'{len(valids[0])} structures alone, one seed': (len(valids[0]), valids)}
+  truth, noise = tests.mean(0), rankings.noise_ceiling(tests)
+  ceiling = noise.tau_of_mean
+  rows = [row(f'{len(truth)} structures alone, one seed', len(truth), valids, truth, ceiling)]
+  tables_of = lambda ranker: np.array([line['valid'] for line in sorted_by_seed(lines[ranker])])
+  base = tables_of(BASE) if lines[BASE] else None
   for ranker in RANKERS:
     if found := lines[ranker]:
-      trainings = np.mean([line['trainings'] for line in found])
-      ranked[ranker] = trainings, np.array([line['valid'] for line in found])
-  rows = [row(name, *found, truth, ceiling.tau_of_mean) for name, found in ranked.items()]
+      trainings, tables = np.mean([line['trainings'] for line in found]), tables_of(ranker)
+      rows.append(row(ranker, trainings, tables, truth, ceiling, base))
   best = random_search(space, valids, truth)
   mean, half = statistics.mean_and_ci(best[:, None])
-  rows.append(['random search', TRAININGS, *[''] * 5, f'{mean[0]:.3f} ± {half[0]:.3f}'])
+  rows.append(['random search', TRAININGS, *[''] * 6, f'{mean[0]:.3f} ± {half[0]:.3f}'])
   random_regret = rankings.random_top_k_baseline(truth, 1)[1]
   title = (
-    f'{space.name}: noise ceiling τ {ceiling.tau_of_mean:.3f} ({len(tests)} seeds, '
-    f'{ceiling.tau_between_seeds:.3f} between single seeds)'
+    f'{space.name}: noise ceiling τ {ceiling:.3f} ({len(tests)} seeds, '
+    f'{noise.tau_between_seeds:.3f} between single seeds)'
   )
-  head = ['ranker', 'trainings', 'τ', 'of the ceiling', 'by main effects', 'τ of the mean']
+  head = ['ranker', 'trainings', 'τ', 'of the ceiling', f'less {BASE}', 'by main effects']
   timing.report(
     title,
-    [*head, f'top-{TOP} recall', 'regret'],
+    [*head, 'τ of the mean', f'top-{TOP} recall', 'regret'],
     rows,
     f'A structure drawn at random has a regret of {random_regret:.3f}. Intervals are of 95 %, over '
     'pools, in the first and last row over seeds. By main effects: τ, of the ceiling, where '
-    'structures are ranked by the main effects of the gates in the table of the pool.',
+    'structures are ranked by the main effects of the gates in the table of the pool. Differences '
+    f'from {BASE} are of the ceiling and paired by seed.',
     f'CPU seconds of all trainings, compile included: '
     f'{sum(line["cpu_seconds"] for of in lines.values() for line in of):.0f}.',
   )
 
 
-def row(name, trainings, tables, truth, ceiling):
+def sorted_by_seed(lines):
+  return sorted(lines, key=lambda line: line['seed'])
+
+
+def row(name, trainings, tables, truth, ceiling, base=None):
   """Returns the row of a ranker that gives these losses [pools, S]."""
   over = lambda measure, tables=tables: np.array([measure(table, truth) for table in tables])
   taus, smooth = over(rankings.kendall_tau), [main_effects(table) for table in tables]
@@ -294,9 +301,13 @@ def row(name, trainings, tables, truth, ceiling):
   text = lambda values: ' ± '.join(
     f'{part[0]:.3f}' for part in statistics.mean_and_ci(values[:, None])
   )
+  difference = ''
+  if base is not None and base is not tables and len(base) == len(tables):
+    difference = text((taus - over(rankings.kendall_tau, base)) / ceiling)
   cells = [
     text(taus),
     text(taus / ceiling),
+    difference,
     text(over(rankings.kendall_tau, smooth) / ceiling),
     f'{rankings.kendall_tau(tables.mean(0), truth):.3f}',
     f'{recall.mean():.2f}',
