@@ -7,9 +7,9 @@ ceiling or better, on spaces whose ceiling is at least 0.9.
 
 Method: two spaces of 64 structures on digits, a residual MLP of 6 blocks of 32 hidden units each
 (`equal`), and that of `configs/exp1.py`. All are trained alone with 44 seeds (exp1: 16), for a
-ceiling near 0.9; their mean test loss is the truth. Each ranker trains 10 pools of seeds
-of their own (100 to 109), for as many steps as the FLOPs of two trainings of all-on pay, and ranks
-all structures by validation loss, as a sweep does. A backward pass counts as two forward ones; a
+ceiling near 0.9; their mean test loss is the truth. Each ranker trains 10 pools of seeds of their
+own (100 to 109), for as many steps as the FLOPs of two trainings of all-on pay, and ranks all
+structures by validation loss, as a sweep does. A backward pass counts as two forward ones; a
 distilled step pays for all-on's forward pass, and a split for its gradients. Reading a pool, which
 every ranker does, is not counted. `K` in a name is the number of structures of a step. Random
 search trains structures drawn at random alone for the same FLOPs and takes the best of them by
