@@ -51,8 +51,8 @@ def get_config() -> ConfigDict:
   config.data.data_dir = ''
   # Whether a TensorFlow Datasets set that is not there may be downloaded.
   config.data.download = False
-  # Bytes up to which a set is kept on the device; a larger one is read batch by batch. By default 2
-  # GiB. 0 to 2^60.
+  # Bytes up to which a set is kept on the device, 2 GiB; a larger one is read batch by batch. 0 to
+  # 2^60.
   config.data.memory_limit = 2147483648
   # Share of the training part that is held out to choose by: structures, epochs, thresholds. -1 is
   # the source's own split, or else the last examples of the training part, as many as are tested
@@ -164,8 +164,8 @@ def get_config() -> ConfigDict:
   config.train.epochs = 10.0
   # Examples of each structure and step. 1 to 1,000,000.
   config.train.batch_size = 128
-  # K, structures that a pool trains in each step. Co-training takes its own number of structures. 1
-  # to 10,000.
+  # K, structures that a pool trains in each step. Co-training takes its own number of them. 1 to
+  # 10,000.
   config.train.structures_per_step = 4
   # Whether the K structures of a step share one batch instead of having one each.
   config.train.shared_batch = False
@@ -267,8 +267,9 @@ def get_config() -> ConfigDict:
 
   # Which structures a shared pool is trained on.
   config.sampler = ConfigDict()
-  # The distribution that structures are drawn from; with 'fixed' and 'listed' they are given. One
-  # of fixed, listed, uniform, bernoulli, sandwich, sorted.
+  # The distribution that structures are drawn from; with 'fixed' and 'listed' they are given.
+  # 'fair' draws complementary pairs, 'progressive' first all-on and then ever smaller structures.
+  # One of fixed, listed, uniform, bernoulli, sandwich, sorted, fair, progressive.
   config.sampler.name = 'uniform'
   # For fixed and listed: ('1011', '0011'). Structures as text, gate 0 first, such as ('1011',
   # '0011').
@@ -280,7 +281,8 @@ def get_config() -> ConfigDict:
   config.sampler.keep_ramp = 'uniform'
   # For bernoulli: one keep rate per gate, in place of keep_rate and keep_ramp. Shares in [0, 1].
   config.sampler.gate_keep_rates = ()
-  # For bernoulli: share of the run over which the rates fall from 1. A share in [0, 1].
+  # Share of the run: for bernoulli, over which the rates fall from 1; for progressive, over which
+  # the smallest structure that is drawn falls from all-on to all-off. A share in [0, 1].
   config.sampler.ramp = 0.0
   # For bernoulli: how they fall over the run; 'cosine' slowly at both ends, 'step' at its end. One
   # of linear, cosine, step.
@@ -294,6 +296,11 @@ def get_config() -> ConfigDict:
   # Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
   # the K structures of a step; 0 is as many as `train.epochs`. 0 to 1,000,000.
   config.sweep.shared_epochs = 0.0
+  # Share of the shared pool's steps after which it is split in two, along the gate about which
+  # gradients of structures disagree most; each half takes half of the other steps, and structures
+  # are judged each in its own. Checkpoints shared-seedN-off and -on are the halves. 0 is no split.
+  # A share in [0, 1).
+  config.sweep.split_after = 0.0
   # How many structures count as the best, in recall, regret and pictures. 1 to 1,000,000.
   config.sweep.top_k = 8
   # Successive halving of the standalone sweep: after each rung 1/halving of the structures go on,

@@ -142,6 +142,7 @@ VALUES = [
   ('sweep.modes', (), 'some of standalone, shared, each once'),
   ('sweep.modes', ('alone',), 'some of standalone, shared, each once'),
   ('sweep.shared_epochs', -1.0, '0 to 1,000,000'),
+  ('sweep.split_after', 1.0, 'a share in [0, 1)'),
   ('sweep.rungs', 0, '1 to 10,000'),
   ('sweep.halving', 1, '0, or 2 to 1,000'),
   ('search.method', 'evo', "one of '', evolution, random"),
@@ -300,6 +301,16 @@ ROWS = [
     "config.shard '0/2' with config.search.method 'random': expected no",
   ),
   ('sweep', {'search.method': 'evolution', 'search.budget': 2}, 'budget 2: expected at least one'),
+  (
+    'sweep',
+    {'sampler.name': 'fair', 'train.structures_per_step': 3},
+    "config.train.structures_per_step 3 with config.sampler.name 'fair': expected an even number",
+  ),
+  (
+    'sweep',
+    {'sampler.name': 'progressive'},
+    "config.sampler.ramp 0.0 with config.sampler.name 'progressive': expected a share above 0",
+  ),
   # Exp 2.
   ('cotrain', {'structures': ('1011',)}, 'structure 1011 has 4 gates: expected 3, one per gate'),
   ('cotrain', {'structures': ('111', '111')}, 'structure 111 occurs twice in config.structures'),

@@ -16,6 +16,7 @@ from additive_jax import UserError
 from additive_jax.gates.structure import all_bits
 from additive_jax.parallel import mesh as mesh_
 from additive_jax.train import samplers
+from additive_jax.train.ranking_samplers import Held
 from additive_jax.train.samplers import KeepRates
 
 NUM_GATES = 3
@@ -61,6 +62,8 @@ ROWS = {
   'sandwich of one': Row('sandwich', {}, counted([7]), slots=1),
   'sandwich of two': Row('sandwich', {}, counted([0, 7]), slots=2),
   'sorted': Row('sorted', {}, counted([0, 1, 3, 7])),
+  'fair': Row('fair', {}, np.full(8, 1 / 8)),
+  'progressive': Row('progressive', {'keep': KeepRates(ramp_steps=1)}, np.full(8, 1 / 8)),
 }
 
 
@@ -96,7 +99,7 @@ def test_what_is_drawn_depends_on_key_and_step_alone(row):
   steps = DRAWS // row.slots  # as above, so that both tests share a program
   first, again, other = draw(sampler, steps), draw(sampler, steps), draw(sampler, steps, seed=1)
   np.testing.assert_array_equal(first, again)
-  random = row.name in ('uniform', 'bernoulli', 'sorted') or (
+  random = row.name in ('uniform', 'bernoulli', 'sorted', 'fair', 'progressive') or (
     row.name == 'sandwich' and row.slots > 2
   )
   assert np.array_equal(first, other) != random
@@ -106,7 +109,16 @@ def test_what_is_drawn_depends_on_key_and_step_alone(row):
 
 @pytest.mark.parametrize(
   ('name', 'devices'),
-  [('listed', 4), ('uniform', 2), ('uniform', 4), ('bernoulli', 4), ('sandwich', 4), ('sorted', 4)],
+  [
+    ('listed', 4),
+    ('uniform', 2),
+    ('uniform', 4),
+    ('bernoulli', 4),
+    ('sandwich', 4),
+    ('sorted', 4),
+    ('fair', 4),
+    ('progressive', 2),
+  ],
 )
 def test_devices_have_no_say(name, devices):
   sampler = make(ROWS[name])
@@ -180,6 +192,41 @@ def test_sorted_follows_its_order():
   assert set((bits @ [1, 2, 4]).tolist()) == {0b000, 0b100, 0b101, 0b111}
 
 
+def test_fair_has_each_gate_on_in_half_of_every_step():
+  bits = draw(make(ROWS['fair']), DRAWS // 4)
+  assert (bits.sum(1) == 2).all()
+  np.testing.assert_array_equal(bits[:, :2], ~bits[:, 2:])
+  assert (draw(make(ROWS['uniform']), DRAWS // 4).sum(1) != 2).any()
+
+
+def test_progressive_draws_all_that_it_may_alike():
+  sampler = samplers.make_sampler('progressive', 3, 5000, keep=KeepRates(ramp_steps=8))
+  # Steps 0 and 1 have no gate off, 2 and 3 at most one, 4 and 5 at most two, later ones any.
+  for step, most in ((0, 0), (1, 0), (2, 1), (5, 2), (6, 3), (8, 3), (99, 3)):
+    values = np.asarray(sampler(jax.random.key(step), jnp.int32(step))) @ [1, 2, 4]
+    allowed = (~all_bits(3)).sum(1) <= most
+    share = np.bincount(values, minlength=8) / 5000
+    # Five standard deviations of a share among 5,000 draws.
+    np.testing.assert_allclose(share, allowed / allowed.sum(), atol=0.036)
+    assert not share[~allowed].any()
+
+
+def test_progressive_of_hundreds_of_gates():
+  sampler = samplers.make_sampler('progressive', 400, 200, keep=KeepRates(ramp_steps=1))
+  count = np.asarray(sampler(jax.random.key(0), jnp.int32(1))).sum(1)
+  assert abs(count.mean() - 200) < 5 * 10 / np.sqrt(200)  # five standard deviations of the mean
+  assert 5 < count.std() < 15  # of a binomial count it is 10
+
+
+def test_held_gate():
+  fair = make(ROWS['fair'])
+  held = Held(fair, jnp.int32(1), jnp.bool_(False))
+  bits, plain = draw(held, 50), draw(fair, 50)
+  assert held.num_structures == 4
+  assert not bits[..., 1].any()
+  np.testing.assert_array_equal(bits[..., [0, 2]], plain[..., [0, 2]])
+
+
 @pytest.mark.parametrize(
   ('shape', 'done'),
   [
@@ -226,6 +273,8 @@ def test_rates_of_uniform():
   [
     (('normal', 3, 2), {}, "sampler 'normal': expected one of fixed, listed, uniform"),
     (('uniform', 3, 0), {}, 'num_structures 0: expected at least 1'),
+    (('fair', 3, 3), {}, 'num_structures 3 for the sampler fair: expected pairs'),
+    (('progressive', 3, 1), {}, 'ramp_steps 0 for the sampler progressive: expected above 0'),
     (('fixed', 3, 1), {'structures': ['101', '111']}, '2 structures for the sampler fixed'),
     (('fixed', 3, 1), {'structures': ['10']}, 'structure 10 has 2 gates: expected 3'),
     (('listed', 3, 1), {}, 'an empty list of structures: expected at least one'),

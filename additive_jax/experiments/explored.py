@@ -42,6 +42,7 @@ ALONE = (
   'Networks that were trained alone are not kept by this run: a new one keeps them, with '
   '--config.sweep.keep_alone=true and another --workdir.'
 )
+SPLIT = 'Export from the half that the structure is in, --checkpoint=shared-seedN-off or -on.'
 
 
 def explored(session: Session, result: Any) -> Piece | None:
@@ -113,7 +114,7 @@ def _of_sweep(session: Session, table: pd.DataFrame) -> list[Way]:
   split, modes = session.chosen_word, session.config.sweep.modes
   further = (('test_', 'test'),) if session.data.valid is not None else ()
   alone = exporting(session, '--alone') if session.config.sweep.keep_alone else Export(reason=ALONE)
-  pool = exporting(session)
+  pool = exporting(session) if not session.config.sweep.split_after else Export(reason=SPLIT)
   if 'standalone' not in modes:
     return [Way('in the shared pool', '', split, further, pool)]
   ways = [Way('trained alone', '', split, further, alone)]

@@ -37,6 +37,7 @@ from additive_jax.experiments.shared import (
   shared_arm,
   test_pools,
 )
+from additive_jax.experiments.split_pools import GATE, check_split, split_arm
 from additive_jax.experiments.standalone import Lone, rung_sizes, rungs
 from additive_jax.experiments.stored import PREFIX, scores_with_stored, stored_table
 from additive_jax.experiments.study import Result, Study
@@ -88,6 +89,8 @@ def _check(session):
     raise UserError(f'config.shard {config.shard!r} in one of several processes: expected no shard')
   if SHARED in modes:
     check_shared(session, _shared_epochs(session))
+    if config.sweep.split_after:
+      check_split(session)
   if STANDALONE in modes:
     _check_standalone(session)
   check_cost(session, _work(session), SHORTER)
@@ -146,8 +149,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
   else:
     bits = all_networks(session.space)
     if SHARED in modes:
-      judge = functools.partial(judge_to_choose, bits)
-      pool = shared_arm(session, SHARED, epochs, judge=judge)
+      pool = _pool_of_all(session, epochs, bits)
       yield [pool]
       if STANDALONE not in modes and len(bits) > MOST_TESTED:
         by = session.task.rank_by
@@ -155,6 +157,14 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
         _test(session, pool, bits, session.task.cost({by: np.mean(values, axis=0)}))
   if STANDALONE in modes:
     yield from rungs(session, records, [Structure(tuple(row)) for row in bits])
+
+
+def _pool_of_all(session, epochs, bits):
+  """The arm of a pool in which all structures are judged."""
+  if session.config.sweep.split_after:
+    return split_arm(session, SHARED, session.training.steps(epochs), bits)
+  judge = functools.partial(judge_to_choose, bits)
+  return shared_arm(session, SHARED, epochs, judge=judge)
 
 
 def _test(session, pool, bits, cost):
@@ -221,6 +231,8 @@ def _tables(session: Session, records: Records) -> Result:
     'noise_ceiling': ceiling._asdict(),
     'shared_against_standalone': agreement,
   } | ({'diverged': diverged} if diverged else {})
+  if config.sweep.split_after and shared is not None:
+    summary['split_gates'] = [record[GATE] for record in records[SHARED]]
   tables = {'structures': table, 'effects': effects, 'interactions': interactions}
   return Result(tables | stored_table(task, {SHARED: shared or {}}), summary)
 

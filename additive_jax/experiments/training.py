@@ -159,6 +159,11 @@ class Training:
       ramp_shape=options.ramp_shape,
     )
     slots = self.config.train.structures_per_step
+    if options.name == 'fair' and slots % 2:
+      names = 'train.structures_per_step', 'sampler.name'
+      raise refused(self.config, *names, expected='an even number, for pairs')
+    if options.name == 'progressive' and not options.ramp:
+      raise refused(self.config, 'sampler.ramp', 'sampler.name', expected='a share above 0')
     space, source = space_of(self.model), 'config.sampler.structures'
     structures = different(space, options.structures, source)
     return samplers.make_sampler(options.name, len(sites), slots, structures=structures, keep=keep)

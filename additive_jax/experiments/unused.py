@@ -125,9 +125,10 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.sampler.name in ('fixed', 'listed') and _has_pool(o),
     "config.sampler.name 'fixed' or 'listed'",
   ),
-  **dict.fromkeys(
-    ('sampler.gate_keep_rates', 'sampler.ramp'),
-    (lambda o: o.sampler.name == 'bernoulli' and _has_pool(o), BERNOULLI),
+  'sampler.gate_keep_rates': (lambda o: o.sampler.name == 'bernoulli' and _has_pool(o), BERNOULLI),
+  'sampler.ramp': (
+    lambda o: o.sampler.name in ('bernoulli', 'progressive') and _has_pool(o),
+    f"{BERNOULLI} or 'progressive'",
   ),
   **dict.fromkeys(
     ('sampler.keep_rate', 'sampler.keep_ramp'),
@@ -140,7 +141,9 @@ WHEN: dict[str, tuple[Used, str]] = {
     lambda o: o.sampler.name == 'bernoulli' and o.sampler.ramp > 0 and _has_pool(o),
     f'{BERNOULLI} and config.sampler.ramp above 0',
   ),
-  'sweep.shared_epochs': (_has_pool, "'shared' among config.sweep.modes"),
+  **dict.fromkeys(
+    ('sweep.shared_epochs', 'sweep.split_after'), (_has_pool, "'shared' among config.sweep.modes")
+  ),
   **dict.fromkeys(
     ('sweep.halving', 'sweep.keep_alone'),
     (lambda o: 'standalone' in o.sweep.modes, "'standalone' among config.sweep.modes"),

@@ -14,8 +14,7 @@ Array([[1, 1, 1],
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,53 +26,24 @@ from additive_jax.errors import UserError
 from additive_jax.gates import subsets
 from additive_jax.gates.structure import Structure, StructureLike, bits_of
 from additive_jax.parallel import processes
+from additive_jax.train.ranking_samplers import Fair, Progressive
+from additive_jax.train.sampler import Bits, Sampler, pytree
 
-SAMPLERS = ('fixed', 'listed', 'uniform', 'bernoulli', 'sandwich', 'sorted')
+SAMPLERS = (
+  'fixed',
+  'listed',
+  'uniform',
+  'bernoulli',
+  'sandwich',
+  'sorted',
+  'fair',
+  'progressive',
+)
 # How keep rates fall over time: evenly, slowly at both ends, all at once at the end of the ramp.
 RAMP_SHAPES = ('linear', 'cosine', 'step')
-Bits = Bool[Array, 'K n']
 
 
-class Sampler(Protocol):
-  """A distribution over the structures of a step: a pytree, called with a key and the step.
-
-  Samplers of gates with keep rates also have a method `rates`, from the step to float [n].
-  """
-
-  @property
-  def num_structures(self) -> int:
-    """How many structures a step draws."""
-
-  def __call__(self, key: PRNGKeyArray, step: ArrayLike) -> Bits:
-    """Returns the structures of a step's slots."""
-
-
-Class = TypeVar('Class')
-
-
-def _pytree(*static: str) -> Callable[[type[Class]], type[Class]]:
-  """Registers a dataclass as a pytree whose named fields are static."""
-
-  def register(cls):
-    names = [field.name for field in dataclasses.fields(cls)]
-    data = [name for name in names if name not in static]
-
-    # The class is part of the static data: JAX 0.10.2 calls the tree structures of two registered
-    # dataclasses equal when their static fields are, and then one may run as the other's program.
-    def flatten(sampler):
-      values = tuple(getattr(sampler, name) for name in data)
-      return values, (cls, *(getattr(sampler, name) for name in static))
-
-    def unflatten(fixed, values):
-      return cls(**dict(zip(data, values)), **dict(zip(static, fixed[1:])))
-
-    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    return cls
-
-  return register
-
-
-@_pytree('num_structures')
+@pytree('num_structures')
 @dataclasses.dataclass(frozen=True)
 class Listed:
   """The rows of `bits` in turn: step s draws rows s·K … s·K + K − 1, round and round.
@@ -96,7 +66,7 @@ class Listed:
     return self.bits[rows % self.bits.shape[0]]
 
 
-@_pytree('num_gates', 'num_structures')
+@pytree('num_gates', 'num_structures')
 @dataclasses.dataclass(frozen=True)
 class Uniform:
   """Every structure equally likely: each gate on with probability one half."""
@@ -114,7 +84,7 @@ class Uniform:
     return jax.random.bernoulli(key, 0.5, (self.num_structures, self.num_gates))
 
 
-@_pytree('num_structures')
+@pytree('num_structures')
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
   """Gates on independently, gate i with its own keep rate.
@@ -149,7 +119,7 @@ class Bernoulli:
     return jax.random.bernoulli(key, self.rates(step), shape)
 
 
-@_pytree('num_gates', 'num_structures')
+@pytree('num_gates', 'num_structures')
 @dataclasses.dataclass(frozen=True)
 class Sandwich:
   """The largest structure, the smallest, and K − 2 drawn uniformly; K = 1 is all-on alone.
@@ -167,7 +137,7 @@ class Sandwich:
     return bits.at[1].set(False) if self.num_structures > 1 else bits
 
 
-@_pytree('num_structures')
+@pytree('num_structures')
 @dataclasses.dataclass(frozen=True)
 class Sorted:
   """Nested structures: the first d gates of `order` on, d uniform on 0 … n.
@@ -311,7 +281,7 @@ def make_sampler(
     num_gates: n.
     num_structures: K, structures drawn a step.
     structures: for `fixed` (exactly one, or none for all-on) and `listed`.
-    keep: for `bernoulli`; None is `KeepRates()`.
+    keep: for `bernoulli`, and its `ramp_steps` for `progressive`; None is `KeepRates()`.
 
   Raises:
     UserError: for an unknown name or options that do not fit.
@@ -333,4 +303,13 @@ def make_sampler(
       return Sandwich(num_gates, num_structures)
     case 'sorted':
       return Sorted(jnp.arange(num_gates), num_structures)
+    case 'fair':
+      if num_structures % 2:
+        raise UserError(f'num_structures {num_structures} for the sampler fair: expected pairs')
+      return Fair(num_gates, num_structures)
+    case 'progressive':
+      ramp_steps = (keep or KeepRates()).ramp_steps
+      if not ramp_steps > 0:
+        raise UserError(f'ramp_steps {ramp_steps} for the sampler progressive: expected above 0')
+      return Progressive(num_gates, jnp.float32(ramp_steps), num_structures)
   raise UserError(f'sampler {name!r}: expected one of {", ".join(SAMPLERS)}')

@@ -72,8 +72,7 @@ class DataOptions:
   download: bool = False
   """Whether a TensorFlow Datasets set that is not there may be downloaded."""
   memory_limit: Bytes = 2 * 1024**3
-  """Bytes up to which a set is kept on the device; a larger one is read
-  batch by batch. By default 2 GiB."""
+  """Bytes up to which a set is kept on the device, 2 GiB; a larger one is read batch by batch."""
   valid: HeldOut = -1.0
   """Share of the training part that is held out to choose by: structures, epochs, thresholds. -1 is
   the source's own split, or else the last examples of the training part, as many as are tested but
@@ -206,8 +205,7 @@ class TrainOptions:
   batch_size: Count = 128
   """Examples of each structure and step."""
   structures_per_step: Few = 4
-  """K, structures that a pool trains in each step. Co-training takes its own number of
-  structures."""
+  """K, structures that a pool trains in each step. Co-training takes its own number of them."""
   shared_batch: bool = False
   """Whether the K structures of a step share one batch instead of having one each."""
   average: Annotated[str, one_of(*AVERAGES)] = 'mean'
@@ -307,7 +305,8 @@ class SamplerOptions:
   """Which structures a shared pool is trained on."""
 
   name: Annotated[str, one_of(*SAMPLERS)] = 'uniform'
-  """The distribution that structures are drawn from; with 'fixed' and 'listed' they are given."""
+  """The distribution that structures are drawn from; with 'fixed' and 'listed' they are given.
+  'fair' draws complementary pairs, 'progressive' first all-on and then ever smaller structures."""
   structures: Structures = ()
   """For fixed and listed: ('1011', '0011')."""
   keep_rate: Share = 0.5
@@ -317,7 +316,8 @@ class SamplerOptions:
   gate_keep_rates: Annotated[tuple[float, ...], each('shares in [0, 1]', SHARE.allows)] = ()
   """For bernoulli: one keep rate per gate, in place of keep_rate and keep_ramp."""
   ramp: Share = 0.0
-  """For bernoulli: share of the run over which the rates fall from 1."""
+  """Share of the run: for bernoulli, over which the rates fall from 1; for progressive, over which
+  the smallest structure that is drawn falls from all-on to all-off."""
   ramp_shape: Annotated[str, one_of(*RAMP_SHAPES)] = 'linear'
   """For bernoulli: how they fall over the run; 'cosine' slowly at both ends, 'step' at its end."""
 

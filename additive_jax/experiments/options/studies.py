@@ -57,6 +57,10 @@ class SweepOptions:
   shared_epochs: NotNegative = 0.0
   """Passes over the training set of the shared pool, at batch_size·structures_per_step a step over
   the K structures of a step; 0 is as many as `train.epochs`."""
+  split_after: Later[ShareBelowOne] = 0.0
+  """Share of the shared pool's steps after which it is split in two, along the gate about which
+  gradients of structures disagree most; each half takes half of the other steps, and structures are
+  judged each in its own. Checkpoints shared-seedN-off and -on are the halves. 0 is no split."""
   top_k: Count = 8
   """How many structures count as the best, in recall, regret and pictures."""
   halving: Annotated[int, HALVING] = 0
