@@ -61,7 +61,7 @@ def test_a_row_says_all_of_it(row):
   assert NUMBER.search(row.figure)
   assert '±' in row.figure or ' to ' in row.figure or 'no interval' in row.figure
   assert re.fullmatch(r'\d{4}-\d{2}-\d{2}', row.date)
-  assert row.verdict.split(',')[0].split(':')[0] in ('met', 'missed', 'level', 'control')
+  assert re.match(r'(met|missed|level)\b', row.verdict)
   command = re.fullmatch(r'`(.+)`', row.command)
   assert command
   words = shlex.split(re.sub(r'\bPATH\b', lambda word: OWN[word[0]], command[1]))
@@ -91,11 +91,10 @@ CHEAP: dict[str, Callable[[dict[str, Any]], float]] = {
 
 def figure_of(row: Row) -> tuple[float, float]:
   """The first figure of a row, and how far from it its interval goes."""
-  numbers = [float(text.replace('−', '-')) for text in NUMBER.findall(row.figure)]
-  value = numbers[0]
-  if '±' in row.figure:
-    return value, numbers[1]
-  return value, max(abs(number - value) for number in numbers[1:3])
+  found = re.search(rf'({NUMBER.pattern})(?: ± ([\d.]+)|, ([\d.]+) to ([\d.]+))', row.figure)
+  assert found
+  value, half_width, *ends = (part and float(part.replace('−', '-')) for part in found.groups())
+  return value, half_width or max(abs(end - value) for end in ends)
 
 
 @pytest.mark.slow
