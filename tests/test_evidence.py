@@ -69,7 +69,7 @@ def test_a_row_says_all_of_it(row):
     assert (ROOT / words[1]).exists()
   else:
     assert words[0] == 'additive-jax'
-    read_options(arguments.parse(words[1:])[1])
+    read_options(arguments.parse(words)[1])
 
 
 def test_every_config_has_a_row():
