@@ -10,8 +10,8 @@ import additive_jax as aj
 from additive_jax import UserError, static
 from additive_jax.models import MLP, ConvNet
 from additive_jax.models.flops import count_flops
-from additive_jax.run.cascade import BATCH, Cascade, Costs, shared_sites
-from additive_jax.run.curve import Curve, Window, curve_of
+from additive_jax.run.cascade import BATCH, Cascade, shared_sites
+from additive_jax.run.curve import Costs, Curve, Window, curve_of
 from additive_jax.run.tasks import Task
 
 MODEL = MLP(num_blocks=4, width=8, hidden=6, num_classes=3)

@@ -39,7 +39,7 @@ from additive_jax.models.additive import (
 from additive_jax.models.contract import check_pool
 from additive_jax.models.costs import measure
 from additive_jax.models.flops import count_flops
-from additive_jax.run.curve import CONFIDENCES, Curve, Window, confidence_of, curve_of
+from additive_jax.run.curve import CONFIDENCES, Costs, Curve, Window, confidence_of, curve_of
 from additive_jax.run.evaluate import as_batch
 from additive_jax.run.expected import check_task, expected_of
 from additive_jax.run.objectives import LossFunction
@@ -59,27 +59,6 @@ class Answer(NamedTuple):
 
   log_probabilities: Float[np.ndarray, 'B C']
   went_on: Bool[np.ndarray, 'B']
-
-
-class Costs(NamedTuple):
-  """FLOPs of one example's forward pass.
-
-  >>> Costs(cheap=10.0, dear=30.0, shared=5.0).expected(0.5)
-  22.5
-
-  Attributes:
-    cheap, dear: of the structures by themselves.
-    shared: of what both begin with, which is computed once.
-  """
-
-  cheap: float
-  dear: float
-  shared: float
-
-  def expected(self, share: Any) -> Any:
-    """Returns the mean FLOPs of an example where this share of them goes on; those of the
-    confidence itself, a few for each class, do not count."""
-    return self.cheap + share * (self.dear - self.shared)
 
 
 class CascadeScores(NamedTuple):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,27 @@ class Window:
   def holds(self, confidence: Float[np.ndarray, 'N']) -> Bool[np.ndarray, 'N']:
     """Returns which of the confidences lie in the window."""
     return (confidence >= self.low) & (confidence < self.high)
+
+
+class Costs(NamedTuple):
+  """FLOPs of one example's forward pass.
+
+  >>> Costs(cheap=10.0, dear=30.0, shared=5.0).expected(0.5)
+  22.5
+
+  Attributes:
+    cheap, dear: of the structures by themselves.
+    shared: of what both begin with, which is computed once.
+  """
+
+  cheap: float
+  dear: float
+  shared: float
+
+  def expected(self, share: Any) -> Any:
+    """Returns the mean FLOPs of an example where this share of them goes on; those of the
+    confidence itself, a few for each class, do not count."""
+    return self.cheap + share * (self.dear - self.shared)
 
 
 @dataclasses.dataclass(frozen=True)
