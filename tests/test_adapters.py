@@ -1,5 +1,8 @@
 """Members of one pool with vectors of their own, against NumPy by hand and the plain pool."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,12 +48,12 @@ def params(random_pool):
 def by_hand(params, number, x, on):
   """The logits of a member, vectors applied to inputs and outputs as BatchEnsemble has them."""
   pool = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-  flat = flatten_dict(pool['pool'], sep='/')
+  flat = flatten_dict(pool, sep='/')
 
   def linear(name, x):
-    vectors = pool['adapters'][f'{name}/kernel']
-    scaled = (x * vectors['inputs'][number]) @ flat[f'{name}/kernel']
-    return scaled * vectors['outputs'][number] + flat[f'{name}/bias']
+    inputs, outputs = (flat[f'adapters/{name}/kernel/{side}'] for side in ('inputs', 'outputs'))
+    scaled = (x * inputs[number]) @ flat[f'{name}/kernel']
+    return scaled * outputs[number] + flat[f'{name}/bias']
 
   def norm(name, x):
     x = x - x.mean(-1, keepdims=True)
@@ -84,8 +87,8 @@ def test_with_ones_a_member_is_the_pool(random_pool):
 def test_start_is_the_pool_of_the_model_with_signs_in_front():
   key = jax.random.key(3)
   params = jax.jit(ADAPTED.init)(key, X)['params']
-  jax.tree.map(np.testing.assert_array_equal, params['pool'], jax.jit(MODEL.init)(key, X)['params'])
-  flat = flatten_dict(params['adapters'], sep='/')
+  flat = flatten_dict(params.pop('adapters'), sep='/')
+  jax.tree.map(np.testing.assert_array_equal, params, jax.jit(MODEL.init)(key, X)['params'])
   signs = np.asarray(flat.pop('embed/kernel/inputs'))
   assert set(signs.ravel()) == {-1.0, 1.0}
   assert len(np.unique(signs, axis=0)) == 3
@@ -157,7 +160,8 @@ def test_frozen_at_ones_a_training_is_that_of_the_plain_pool():
   made = Trainer(recipe, TRAIN, sampler, batch_size=8, seed=0, placement=placement)
   made.run(5)
   plain = trainer(MODEL, aj.train.recipe.Structures(), ('11', '01'), steps=5)
-  found, expected = made.variables['params']['pool'], plain.variables['params']
+  found, expected = dict(made.variables['params']), plain.variables['params']
+  del found['adapters']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found, expected)
 
 
@@ -185,7 +189,7 @@ def test_networks_with_heads_and_images(random_pool):
   pool = random_pool(model, tokens)['params']
   made = Adapted(model, 2).pool(pool)
   for path, shape in kernels(pool).items():
-    vectors = made['adapters'][path]
+    vectors = functools.reduce(operator.getitem, path.split('/'), made['adapters'])
     assert vectors['inputs'].shape == (2, shape[-2])
     assert vectors['outputs'].shape == (2, shape[-1])
   plain = aj.static(model, {'params': pool}, tokens, '11')

@@ -29,23 +29,24 @@ from additive_jax.models.reads import parts
 from additive_jax.train.recipe import Facts, Loss, Recipe, Slot
 from additive_jax.train.samplers import Listed, Sampler
 
-POOL, ADAPTERS = 'pool', 'adapters'
+ADAPTERS = 'adapters'
 INPUTS, OUTPUTS = 'inputs', 'outputs'
 STARTS = ('signs', 'ones')
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-  """A model with vectors for each of K members, as the trainer takes one: its pool is `{'pool':
-  pool of the model, 'adapters': {path of a kernel: {'inputs': [K, D], 'outputs': [K, E]}}}`.
+  """A model with vectors for each of K members, as the trainer takes one: its pool is that of the
+  model, and beside it `adapters`, with `{'inputs': [K, D], 'outputs': [K, E]}` in the place of each
+  kernel.
 
   Kernels are the leaves of that name with two axes or more, [..., D, E].
 
   >>> model = Adapted(aj.models.MLP(num_blocks=1, width=4, hidden=8, num_classes=3), members=2)
   >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 6)))['params']
-  >>> list(params['adapters'])
-  ['block_00/in/kernel', 'block_00/out/kernel', 'embed/kernel', 'readout/out/kernel']
-  >>> params['adapters']['embed/kernel']['inputs'].shape
+  >>> list(params)
+  ['adapters', 'block_00', 'embed', 'readout']
+  >>> params['adapters']['embed']['kernel']['inputs'].shape
   (2, 6)
 
   Attributes:
@@ -86,13 +87,15 @@ class Adapted:
       key: draws signs; None is for ones.
       first: the paths of the kernels whose inputs begin with signs.
     """
-    adapters = {}
+    if ADAPTERS in pool:
+      raise UserError(f'a pool with a part {ADAPTERS!r}: expected another name')
+    adapters: dict[str, Any] = {}
     for path, shape in kernels(pool).items():
       inputs, outputs = (jnp.ones((self.members, size), jnp.float32) for size in shape[-2:])
       if self.start == 'signs' and key is not None and path in first:
         inputs = jax.random.rademacher(key, inputs.shape, jnp.float32)
-      adapters[path] = {INPUTS: inputs, OUTPUTS: outputs}
-    return {POOL: pool, ADAPTERS: adapters}
+      adapters |= {f'{path}/{INPUTS}': inputs, f'{path}/{OUTPUTS}': outputs}
+    return {**pool, ADAPTERS: unflatten_dict(adapters, sep='/')}
 
 
 def kernels(pool: PyTree) -> dict[str, tuple[int, ...]]:
@@ -116,18 +119,19 @@ def kernels(pool: PyTree) -> dict[str, tuple[int, ...]]:
 def member(params: PyTree, number: int | Int[Array, '']) -> PyTree:
   """Returns the pool of one member: its vectors multiplied into the kernels.
 
-  >>> pool, one = {'a': {'kernel': jnp.ones((2, 2))}}, jnp.ones((1, 2))
-  >>> adapters = {'a/kernel': {'inputs': one * jnp.array([2.0, 3.0]), 'outputs': one}}
-  >>> member({'pool': pool, 'adapters': adapters}, 0)['a']['kernel'].tolist()
+  >>> ones = jnp.ones((1, 2))
+  >>> adapters = {'a': {'kernel': {'inputs': ones * jnp.array([2.0, 3.0]), 'outputs': ones}}}
+  >>> member({'a': {'kernel': jnp.ones((2, 2))}, 'adapters': adapters}, 0)['a']['kernel'].tolist()
   [[2.0, 2.0], [3.0, 3.0]]
 
   Args:
     params: of an `Adapted`.
     number: of the member; may be traced.
   """
-  flat = dict(flatten_dict(params[POOL], sep='/'))
-  for path, vectors in params[ADAPTERS].items():
-    inputs, outputs = vectors[INPUTS][number], vectors[OUTPUTS][number]
+  pool = {name: tree for name, tree in params.items() if name != ADAPTERS}
+  flat, vectors = flatten_dict(pool, sep='/'), flatten_dict(params[ADAPTERS], sep='/')
+  for path in kernels(pool):
+    inputs, outputs = (vectors[f'{path}/{side}'][number] for side in (INPUTS, OUTPUTS))
     flat[path] = flat[path] * inputs[:, None] * outputs
   return unflatten_dict(flat, sep='/')
 
@@ -141,7 +145,7 @@ def members(variables: Mapping[str, PyTree]) -> list[dict[str, PyTree]]:
   [(5, 3), (5, 3)]
   """
   params = variables['params']
-  count = len(next(iter(params[ADAPTERS].values()))[INPUTS])
+  count = len(jax.tree.leaves(params[ADAPTERS])[0])
   return [{'params': member(params, number)} for number in range(count)]
 
 
