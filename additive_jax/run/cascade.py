@@ -171,20 +171,18 @@ class Cascade:
         what the dear one does not know either.
       points: thresholds that are looked at, at most; spread evenly over the examples.
     """
-    task, of_cheap, of_dear, of_both, confidence, facts = self._judged(
-      model, variables, batch, task
-    )
+    judged = self._judged(model, variables, batch, task)
     costs = self.costs(model, as_batch(batch)[0], apart=_is_pair(variables))
-    on = of_both if self.average else of_dear
-    dear = task.finish(added_up(of_dear), facts)
-    finish = functools.partial(task.finish, facts=facts)
-    curve = curve_of(confidence, of_cheap, on, finish, two_sided=two_sided, points=points)
-    return dataclasses.replace(
-      curve,
-      flops=costs.expected(curve.share),
-      dear={name: float(value) for name, value in dear.items()},
-      task=task,
+    curve = curve_of(
+      judged.confidence,
+      judged.stays,
+      judged.goes_on,
+      functools.partial(judged.task.finish, facts=judged.facts),
+      two_sided=two_sided,
+      points=points,
     )
+    flops, dear = costs.expected(curve.share), judged.scores(judged.dear)
+    return dataclasses.replace(curve, flops=flops, dear=dear, task=judged.task)
 
   def evaluate(
     self,
@@ -200,16 +198,13 @@ class Cascade:
       batch: (x [N, ...], y [N, ...]), or a split in memory.
       task: a classification.
     """
-    task, of_cheap, of_dear, of_both, confidence, facts = self._judged(
-      model, variables, batch, task
-    )
-    goes_on = self.window.holds(confidence)
-    on = of_both if self.average else of_dear
-    parts = [np.where(goes_on[:, None], b, a) for a, b in zip(of_cheap, on)]
-    scores, share = task.finish(added_up(parts), facts), float(goes_on.mean())
+    judged = self._judged(model, variables, batch, task)
+    goes_on = self.window.holds(judged.confidence)
+    both = zip(judged.stays, judged.goes_on)
+    scores = judged.scores([np.where(goes_on[:, None], after, before) for before, after in both])
     costs = self.costs(model, as_batch(batch)[0], apart=_is_pair(variables))
-    named = {name: float(value) for name, value in scores.items()}
-    return CascadeScores(named, share, costs.expected(share))
+    share = float(goes_on.mean())
+    return CascadeScores(scores, share, costs.expected(share))
 
   def _goes_on(self, cheap):
     return self.window.holds(np.asarray(confidence_of(cheap, self.confidence)))
@@ -227,9 +222,8 @@ class Cascade:
       return _Two(model, structures, pools, 0, True)
     return _Two(model, structures, pools, shared_sites(model, *structures), False)
 
-  def _judged(self, model, variables, batch, task):
-    """Returns the task, its statistics of each example by the cheap structure, the dear one and
-    the mean of both, the confidences, and what the task's scores need to know."""
+  def _judged(self, model, variables, batch, task) -> _Judged:
+    """Returns what both structures say of examples, as the task judges it."""
     task = task_of(task)
     if task.name != 'classification':
       raise UserError(f'a cascade of a {task.name or "task of your own"}: expected classification')
@@ -244,10 +238,33 @@ class Cascade:
       dear = two.go_on(x_b, h)
       parts = [judge(outputs, y_b) for outputs in (cheap, dear, _mean(cheap, dear))]
       every.append(jax.device_get([*parts, confidence_of(cheap, self.confidence)]))
-    of_cheap, of_dear, of_both, confidence = jax.tree.map(
-      lambda *leaves: np.concatenate(leaves), *every
-    )
-    return task, of_cheap, of_dear, of_both, confidence, task.facts(y)
+    join = lambda *leaves: np.concatenate(leaves)
+    of_cheap, of_dear, of_both, confidence = jax.tree.map(join, *every)
+    on = of_both if self.average else of_dear
+    return _Judged(task, task.facts(y), confidence, of_cheap, on, of_dear)
+
+
+class _Judged(NamedTuple):
+  """What each example adds to the sums of each score, [N, K].
+
+  Attributes:
+    task, facts: what makes scores of sums.
+    confidence: of the cheap structure.
+    stays, goes_on: where the cheap structure answers, and where the example goes on.
+    dear: where the dear structure answers by itself.
+  """
+
+  task: Task
+  facts: Any
+  confidence: Float[np.ndarray, 'N']
+  stays: Sequence[Any]
+  goes_on: Sequence[Any]
+  dear: Sequence[Any]
+
+  def scores(self, parts: Sequence[Any]) -> dict[str, float]:
+    """Returns loss and metrics by name."""
+    found = self.task.finish(added_up(parts), self.facts)
+    return {name: float(value) for name, value in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
