@@ -3,7 +3,8 @@
 Claim: at equal FLOPs, or at equal parameters, which of these is the most accurate.
 
   python benchmarks/cascade.py --data=images --seeds=5      # appends to runs/cascade/images.jsonl
-  python benchmarks/cascade.py --data=tabular:breast_cancer --seeds=10
+  python benchmarks/cascade.py --data=few --seeds=5         # 10,000 examples, wider networks
+  python benchmarks/cascade.py --data=tabular:breast_cancer --seeds=5
 
 Method: a residual MLP of 4 blocks, on Fashion-MNIST (averaged to 14×14; 50,000 examples to learn
 from, 10,000 to choose by, 10,000 to test) or a table of scikit-learn's. Networks alone, pools of
@@ -31,6 +32,7 @@ import timing
 from additive_jax.configs import default
 
 import additive_jax as aj
+from additive_jax.data.splits import take
 from additive_jax.files.programs import kept_programs
 from additive_jax.gates.structure import bits_of
 from additive_jax.models import MLP
@@ -55,6 +57,7 @@ TASK = Task('classification')
 PLAIN = Structures()
 ALL, TWO, ONE, NONE = '1111', '1100', '1000', '0000'  # by how many blocks are on
 NESTED = (NONE, ONE, TWO, ALL)
+IMAGES = ('images', 'few')
 WITHOUT_ONE = ('1110', '1101', '1011', '0111')
 
 
@@ -77,14 +80,17 @@ class Setting:
 
 def setting(name: str) -> Setting:
   """Returns what is run on a data set."""
-  if name != 'images':
+  if name not in IMAGES:
     return Setting(aj.data.load(name), 16, 64, (8, 24), (32, 146), 32, 200)
   data = aj.data.load(default.images()[0])
   halved = lambda split: aj.data.ArraySplit(
     np.asarray(split.x).reshape(-1, 14, 2, 14, 2).mean((2, 4)), np.asarray(split.y)
   )
-  data = dataclasses.replace(data, **{part: halved(of) for part, of in data.splits.items()})
-  return Setting(data, 16, 128, (8, 46), (32, 300), 128, 3000)
+  splits = {part: halved(of) for part, of in data.splits.items()}
+  if name == 'images':
+    return Setting(dataclasses.replace(data, **splits), 16, 128, (8, 46), (32, 300), 128, 3000)
+  splits['train'] = take(splits['train'], 10_000)
+  return Setting(dataclasses.replace(data, **splits), 64, 128, (32, 48), (128, 288), 64, 1000)
 
 
 @functools.lru_cache(maxsize=64)
