@@ -3,15 +3,16 @@
 Claim: at equal FLOPs, or at equal parameters, which of these is the most accurate.
 
   python benchmarks/cascade.py --data=images --seeds=5      # appends to runs/cascade/images.jsonl
-  python benchmarks/cascade.py --data=few --seeds=5         # 10,000 examples, wider networks
-  python benchmarks/cascade.py --data=tabular:breast_cancer --seeds=5
+  python benchmarks/cascade.py --data=few --seeds=5
+  python benchmarks/cascade.py --data=tabular:digits --seeds=5
 
-Method: a residual MLP of 4 blocks, on Fashion-MNIST (averaged to 14×14; 50,000 examples to learn
-from, 10,000 to choose by, 10,000 to test) or a table of scikit-learn's. Networks alone, pools of
-four structures (Exp 2) and pools of four members with vectors of their own take as many steps, a
-batch for each member and step. What is chosen (learning rates, on another seed; windows of
-cascades; all by loss) is chosen on `valid`. FLOPs are those of an example's forward pass, with what
-structures share counted once. A seed that the file has is not run again.
+Method: residual MLPs on Fashion-MNIST averaged to 14×14, of 50,000 examples (4 narrow blocks, which
+are too small for them) or 10,000 (6 wider ones, which are too large), with 10,000 to choose by and
+10,000 to test; and on a table of scikit-learn's. Networks alone, pools of four structures (Exp 2)
+and pools of four members with vectors of their own take as many steps, a batch for each member and
+step. What is chosen (learning rates, on another seed; windows of cascades; all by loss) is chosen
+on `valid`. FLOPs are those of an example's forward pass, with what structures share counted once. A
+seed that the file has is not run again.
 """
 
 from __future__ import annotations
@@ -52,45 +53,74 @@ from additive_jax.train.population import Population
 from additive_jax.train.recipe import Loss, Recipe, Structures
 from additive_jax.train.trainer import Trainer
 
-BLOCKS, K, TUNING_SEED, RATES = 4, 4, 100, (1e-3, 3e-3, 1e-2)
+K, TUNING_SEED, RATES = 4, 100, (1e-3, 3e-3)
 TASK = Task('classification')
 PLAIN = Structures()
-ALL, TWO, ONE, NONE = '1111', '1100', '1000', '0000'  # by how many blocks are on
-NESTED = (NONE, ONE, TWO, ALL)
-IMAGES = ('images', 'few')
-WITHOUT_ONE = ('1110', '1101', '1011', '0111')
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A data set, its networks, and how long they learn."""
+  """A data set, its networks, and how long they learn.
+
+  Attributes:
+    data: with a split to choose by.
+    blocks: of the network.
+    sizes, narrow, wide: width and hidden units of the network, of one that costs a quarter, and of
+      one that costs four times as much.
+    cheap, dear, budget: blocks of the two structures of a cascade, and of the network whose FLOPs
+      it may cost.
+    nested: blocks of the structures of a pool, each a part of the next.
+    batch_size, steps: of each member's training.
+  """
 
   data: Any
-  width: int
-  hidden: int
-  narrow: tuple[int, int]  # width and hidden of a quarter of the network
-  wide: tuple[int, int]  # of four times the network
+  blocks: int
+  sizes: tuple[int, int]
+  narrow: tuple[int, int]
+  wide: tuple[int, int]
+  cheap: int
+  dear: int
+  budget: int
+  nested: tuple[int, ...]
   batch_size: int
   steps: int
 
-  def model(self, width: int = 0, hidden: int = 0) -> MLP:
+  def model(self, width: int, hidden: int) -> MLP:
     """Returns the network, or a narrower or wider one."""
-    return MLP(BLOCKS, width or self.width, hidden or self.hidden, self.data.num_outputs)
+    return MLP(self.blocks, width, hidden, self.data.num_outputs)
+
+  def first(self, count: int) -> str:
+    """Returns the structure of the first blocks."""
+    return '1' * count + '0' * (self.blocks - count)
+
+  @property
+  def all_on(self) -> str:
+    """The structure of all blocks."""
+    return self.first(self.blocks)
+
+  @property
+  def without_one(self) -> list[str]:
+    """K structures without one of the last blocks."""
+    places = range(self.blocks - 1, self.blocks - 1 - K, -1)
+    return [''.join('0' if i == place else '1' for i in range(self.blocks)) for place in places]
 
 
 def setting(name: str) -> Setting:
   """Returns what is run on a data set."""
-  if name not in IMAGES:
-    return Setting(aj.data.load(name), 16, 64, (8, 24), (32, 146), 32, 200)
+  if name not in ('images', 'few'):
+    data = aj.data.load(name)
+    return Setting(data, 4, (16, 64), (8, 24), (32, 146), 0, 2, 1, (0, 1, 2, 4), 32, 200)
   data = aj.data.load(default.images()[0])
   halved = lambda split: aj.data.ArraySplit(
     np.asarray(split.x).reshape(-1, 14, 2, 14, 2).mean((2, 4)), np.asarray(split.y)
   )
   splits = {part: halved(of) for part, of in data.splits.items()}
   if name == 'images':
-    return Setting(dataclasses.replace(data, **splits), 16, 128, (8, 46), (32, 300), 128, 3000)
+    data = dataclasses.replace(data, **splits)
+    return Setting(data, 4, (16, 128), (8, 46), (32, 300), 0, 2, 1, (0, 1, 2, 4), 128, 1500)
   splits['train'] = take(splits['train'], 10_000)
-  return Setting(dataclasses.replace(data, **splits), 64, 128, (32, 48), (128, 288), 64, 1000)
+  data = dataclasses.replace(data, **splits)
+  return Setting(data, 6, (64, 128), (32, 54), (128, 272), 1, 6, 3, (1, 2, 4, 6), 64, 1000)
 
 
 @functools.lru_cache(maxsize=64)
@@ -105,7 +135,7 @@ class Seed:
 
   def __init__(self, setting: Setting, seed: int, rates: dict[str, float]):
     self.setting, self.seed, self.rates = setting, seed, rates
-    self.x = setting.data.test.x[:1]
+    self.x, self.model = setting.data.test.x[:1], setting.model(*setting.sizes)
     self.rows: dict[str, dict[str, Any]] = {}
 
   def recipe(self, model: Any, kind: str, loss: Loss = PLAIN) -> Recipe:
@@ -129,9 +159,9 @@ class Seed:
   def together(self, structures: Any, kind: str, model: Any = None, loss: Loss = PLAIN) -> Any:
     """Returns `{'params': pool}` of structures trained together."""
     trainer = Trainer(
-      self.recipe(model or self.setting.model(), kind, loss),
+      self.recipe(model or self.model, kind, loss),
       self.setting.data.train,
-      samplers.listed(structures, BLOCKS),
+      samplers.listed(structures, self.setting.blocks),
       batch_size=self.setting.batch_size,
       seed=1000 * self.seed,
       placement=Placement(mesh_.make_mesh(K, self.setting.batch_size, jax.devices()[:1])),
@@ -141,99 +171,87 @@ class Seed:
 
   def ensemble(self, name: str, model: Any, pools: Any, structures: Any, **costs: float) -> None:
     """Judges the mean prediction of networks."""
-    bits = bits_of(structures, BLOCKS)
+    bits = bits_of(structures, self.setting.blocks)
     of = lambda split: evaluate_ensemble(model, pools, bits, (split.x, split.y), TASK)
     data = self.setting.data
     self.rows[name] = {'valid': of(data.valid), 'test': of(data.test), **costs}
 
-  def cascade(self, name: str, cascade: Cascade, variables: Any, **costs: Any) -> None:
-    """Judges a cascade whose window is as good as the dear structure, and those within a budget."""
-    model, data = self.setting.model(), self.setting.data
-    budget = aj.measure(model, self.x).flops(ONE)
-    curve = cascade.curve(model, variables, data.valid, task=TASK)
-    both = cascade.curve(model, variables, data.valid, task=TASK, two_sided=True, points=64)
-    windows = {'within the FLOPs of 1 block': curve.within(budget)}
-    windows['two-sided, within these'] = both.within(budget)
-    if not cascade.average:
-      windows['as good as the dear one'] = curve.cheapest()
-    for word, window in windows.items():
-      chosen = dataclasses.replace(cascade, window=window)
-      found = chosen.evaluate(model, variables, data.test, task=TASK)
-      facts = {'flops': found.flops, 'share': found.share, 'window': [window.low, window.high]}
-      self.rows[f'{name}, {word}'] = {'test': found.scores, **facts, **costs}
+  def cascades(self, name: str, variables: Any, params: int) -> None:
+    """Judges cascades that are as good as the dear structure, and those within a budget."""
+    model, data, of = self.model, self.setting.data, self.setting
+    budget = aj.measure(model, self.x).flops(of.first(of.budget))
+    for average, word in ((False, ''), (True, ' averaged')):
+      cascade = Cascade(of.first(of.cheap), of.first(of.dear), average=average)
+      curve = cascade.curve(model, variables, data.valid, task=TASK)
+      windows = {f'within {of.budget} blocks': curve.within(budget)}
+      if not average:
+        windows['as good as the dear one'] = curve.cheapest()
+      for rule, window in windows.items():
+        chosen = dataclasses.replace(cascade, window=window)
+        found = chosen.evaluate(model, variables, data.test, task=TASK)
+        facts = {'flops': found.flops, 'share': found.share, 'params': params}
+        label = f'{name}, {of.cheap} → {of.dear}{word}, {rule}'
+        self.rows[label] = {'test': found.scores, 'window': [window.low, window.high], **facts}
 
   def networks(self) -> None:
     """Trains networks alone, and judges them, their ensembles and their cascades."""
-    model, x = self.setting.model(), self.x
-    space = aj.measure(model, x)
+    model, of, space = self.model, self.setting, aj.measure(self.model, self.x)
     costs = lambda text: {'flops': space.flops(text), 'params': space.params(text)}
-    found = self.alone(model, [ALL, TWO, ONE, NONE])
-    alone = dict(zip((ALL, TWO, ONE, NONE), found))
-    for text, pool in alone.items():
-      name = BASE if text == ALL else f'one network of {text.count("1")} blocks'
-      self.ensemble(name, model, [pool], [text], **costs(text))
-    full = alone[ALL]
-    pools = [full, *(self.alone(model, [ALL], member)[0] for member in range(1, K))]
-    times = {key: K * value for key, value in costs(ALL).items()}
-    self.ensemble(f'deep ensemble of {K}', model, pools, [ALL] * K, **times)
-    for name, sizes, count in (
-      (f'deep ensemble of {K} narrow ones', self.setting.narrow, K),
-      ('one wide network', self.setting.wide, 1),
-    ):
-      other = self.setting.model(*sizes)
-      pools = [self.alone(other, [ALL], member)[0] for member in range(count)]
-      flops, params = aj.measure(other, x).flops(ALL), num_params(other, x)
-      self.ensemble(name, other, pools, [ALL] * count, flops=count * flops, params=count * params)
-    params = space.params(NONE) + space.params(TWO)
-    for average, word in ((False, ''), (True, ' averaged')):
-      cascade = Cascade(NONE, TWO, average=average)
-      self.cascade(f'alone, 0 → 2{word}', cascade, (alone[NONE], alone[TWO]), params=params)
+    counts = dict.fromkeys((of.blocks, of.dear, of.budget, of.cheap))
+    found = self.alone(model, [of.first(count) for count in counts])
+    alone = dict(zip(counts, found))
+    for count, pool in alone.items():
+      name = BASE if count == of.blocks else f'{BASE} of {count} blocks'
+      self.ensemble(name, model, [pool], [of.first(count)], **costs(of.first(count)))
+    others = [self.alone(model, [of.all_on], member)[0] for member in range(1, K)]
+    pools, times = [alone[of.blocks], *others], {k: K * v for k, v in costs(of.all_on).items()}
+    self.ensemble(DEEP, model, pools, [of.all_on] * K, **times)
+    for name, sizes, count in ((NARROW, of.narrow, K), ('one wide network', of.wide, 1)):
+      other = of.model(*sizes)
+      pools = [self.alone(other, [of.all_on], member)[0] for member in range(count)]
+      flops, params = aj.measure(other, self.x).flops(of.all_on), num_params(other, self.x)
+      costs_ = {'flops': count * flops, 'params': count * params}
+      self.ensemble(name, other, pools, [of.all_on] * count, **costs_)
+    params = space.params(of.first(of.cheap)) + space.params(of.first(of.dear))
+    self.cascades('networks alone', (alone[of.cheap], alone[of.dear]), params)
 
   def pools(self) -> None:
     """Trains structures together, and judges them, their ensembles and their cascades."""
-    model = self.setting.model()
-    space = aj.measure(model, self.x)
-    params = space.params(ALL)
-    pool = self.together(WITHOUT_ONE, 'pools')
-    flops = flops_together(model, self.x, WITHOUT_ONE)
-    self.ensemble(
-      'pool of 3 of 4 blocks, ensemble', model, [pool] * K, WITHOUT_ONE, flops=flops, params=params
-    )
-    nested = self.together(NESTED, 'pools')
-    for text in NESTED:
+    model, of, space = self.model, self.setting, aj.measure(self.model, self.x)
+    params, nested = space.params(of.all_on), [of.first(count) for count in of.nested]
+    pool = self.together(of.without_one, 'pools')
+    flops = flops_together(model, self.x, of.without_one)
+    costs = {'flops': flops, 'params': params}
+    self.ensemble(POOL, model, [pool] * K, of.without_one, **costs)
+    pool = self.together(nested, 'pools')
+    for count in (of.cheap, of.dear):
+      text = of.first(count)
       costs = {'flops': space.flops(text), 'params': params}
-      name = f'nested pool, {text.count("1")} blocks'
-      self.ensemble(name, model, [nested], [text], **costs)
-    flops = flops_together(model, self.x, NESTED)
-    self.ensemble('nested pool, ensemble', model, [nested] * K, NESTED, flops=flops, params=params)
-    for average, word in ((False, ''), (True, ' averaged')):
-      cascade = Cascade(NONE, TWO, average=average)
-      self.cascade(f'nested pool, 0 → 2{word}', cascade, nested, params=params)
+      self.ensemble(f'nested pool, {count} blocks', model, [pool], [text], **costs)
+    costs = {'flops': flops_together(model, self.x, nested), 'params': params}
+    self.ensemble('nested pool, ensemble', model, [pool] * K, nested, **costs)
+    self.cascades('nested pool', pool, params)
 
   def members(self) -> None:
     """Trains members with vectors of their own, and judges their ensembles."""
-    model = self.setting.model()
-    space, adapted = aj.measure(model, self.x), Adapted(model, K)
+    model, of, space = self.model, self.setting, aj.measure(self.model, self.x)
+    adapted, same = Adapted(model, K), [of.all_on] * K
     params = num_params(adapted, self.x)
-    for name, structures in (
-      (f'{K} members with adapters, 4 blocks', (ALL,) * K),
-      (f'{K} members with adapters, 3 of 4 blocks', WITHOUT_ONE),
-    ):
+    for name, structures in ((MEMBERS, same), (f'{MEMBERS}, without one block', of.without_one)):
       trained = self.together(structures, 'members', adapted, Members())
-      pools, flops = members(trained), float(space.costs(structures)[0].sum())
-      self.ensemble(name, model, pools, structures, flops=flops, params=params)
+      flops = float(space.costs(structures)[0].sum())
+      self.ensemble(name, model, members(trained), structures, flops=flops, params=params)
     # As many FLOPs as one network, and fewer parameters.
-    small = self.setting.model(*self.setting.narrow)
-    adapted, flops = Adapted(small, K), K * aj.measure(small, self.x).flops(ALL)
-    pools = members(self.together((ALL,) * K, 'members', adapted, Members()))
-    params = num_params(adapted, self.x)
-    name = f'{K} narrower members with adapters'
-    self.ensemble(name, small, pools, (ALL,) * K, flops=flops, params=params)
+    small = of.model(*of.narrow)
+    adapted, flops = Adapted(small, K), K * aj.measure(small, self.x).flops(of.all_on)
+    pools = members(self.together(same, 'members', adapted, Members()))
+    costs = {'flops': flops, 'params': num_params(adapted, self.x)}
+    self.ensemble(f'{MEMBERS}, narrow', small, pools, same, **costs)
 
 
 def flops_together(model: Any, x: Any, structures: Any) -> float:
   """Returns the FLOPs of several structures of one pool, with the sites that they share once."""
-  space, bits = aj.measure(model, x), np.unique(bits_of(structures, BLOCKS), axis=0)
+  space, bits = aj.measure(model, x), np.unique(bits_of(structures, model.num_blocks), axis=0)
   walk = plan(bits, rounds=1, width=len(bits), sites=sites_of(model))
   sites = float(walk.count[0] @ [gate.flops for gate in space.gates])
   variables = initial_shapes(model, x)
@@ -248,16 +266,17 @@ PARTS = {'networks': Seed.networks, 'pools': Seed.pools, 'members': Seed.members
 def tuned(setting: Setting, part: str) -> dict[str, float]:
   """Returns the learning rate that gives the least loss on `valid`, on a seed that is not reported,
   by the kind that it is of."""
-  model, losses = setting.model(), {}
+  losses, same = {}, [setting.all_on] * K
   for rate in RATES:
     seed = Seed(setting, TUNING_SEED, {part: rate})
+    model, bits = seed.model, same
     if part == 'networks':
-      seed.ensemble(part, model, seed.alone(model, [ALL]), [ALL])
+      pools, bits = seed.alone(model, [setting.all_on]), same[:1]
     elif part == 'pools':
-      seed.ensemble(part, model, [seed.together(WITHOUT_ONE, part)] * K, WITHOUT_ONE)
+      pools, bits = [seed.together(setting.without_one, part)] * K, setting.without_one
     else:
-      trained = seed.together((ALL,) * K, part, Adapted(model, K), Members())
-      seed.ensemble(part, model, members(trained), (ALL,) * K)
+      pools = members(seed.together(same, part, Adapted(model, K), Members()))
+    seed.ensemble(part, model, pools, bits)
     losses[rate] = seed.rows[part]['valid']['loss']
   return {part: min(losses, key=losses.__getitem__)}
 
@@ -267,38 +286,49 @@ def read(file: Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def report(name: str, lines: list[dict[str, Any]]) -> None:
-  """Prints the table: means over the seeds, and differences from one network, paired by seed."""
+def report(name: str, of: Setting, lines: list[dict[str, Any]]) -> None:
+  """Prints the table: means over the seeds, and differences paired by seed, each from what has as
+  many FLOPs or as many members."""
   by_seed: dict[int, dict[str, Any]] = {}
   for line in lines:
     by_seed.setdefault(line['seed'], {}).update(line['rows'])
-  seeds = [rows for rows in by_seed.values() if 'one network' in rows]
-  labels = {label: None for rows in seeds for label, row in rows.items() if 'test' in row}
+  labels = {label: None for rows in by_seed.values() for label in rows}
   table = []
   for label in labels:
-    found = [rows for rows in seeds if label in rows]
+    base = base_of(label, of)
+    found = [rows for rows in by_seed.values() if label in rows and base in rows]
+    if not found:
+      continue
     cells = [label, len(found)]
     cells += [f'{np.mean([rows[label][key] for rows in found]) / 1e3:.4g}' for key in COSTS]
     for score, scale, digits in (('accuracy', 100, 2), ('loss', 1, 4)):
-      values = [
-        [rows[label]['test'][score], rows[label]['test'][score] - rows[BASE]['test'][score]]
-        for rows in found
-      ]
-      (mean, apart), (half, margin) = mean_and_ci(np.array(values) * scale)
-      cells += [
-        f'{mean:.{digits}f} ± {half:.{digits}f}',
-        f'{apart:+.{digits}f} ± {margin:.{digits}f}',
-      ]
-    table.append(cells)
-  less = f'minus {BASE}'
-  head = ['', 'seeds', 'FLOPs, k', 'parameters, k', 'accuracy, %', less, 'loss', less]
+      both = [[rows[which]['test'][score] for which in (label, base)] for rows in found]
+      both = np.array(both) * scale
+      values = np.stack([both[:, 0], both[:, 0] - both[:, 1]], axis=1)
+      (mean, apart), (half, margin) = mean_and_ci(values)
+      cells.append(f'{mean:.{digits}f} ± {half:.{digits}f}')
+      cells.append('' if label == base else f'{apart:+.{digits}f} ± {margin:.{digits}f}')
+    table.append([*cells, '' if label == base else base])
+  head = ['', 'seeds', 'FLOPs, k', 'parameters, k', 'accuracy, %', 'difference', 'loss']
   seconds = sum(line['seconds'] for line in lines)
   rates = {kind: rate for line in lines for kind, rate in line['rates'].items()}
   said = f'CPU seconds: {seconds:.0f}. Learning rates: {rates}.'
-  timing.report(f'{name}, ± half the 95 % interval over the seeds', head, table, said)
+  title = f'{name}, ± half the 95 % interval over the seeds'
+  timing.report(title, [*head, 'difference', 'from'], table, said)
+
+
+def base_of(label: str, of: Setting) -> str:
+  """Returns what a row is compared with."""
+  if 'within' in label:
+    return f'{BASE} of {of.budget} blocks'
+  if 'as good as' in label:
+    return BASE if of.dear == of.blocks else f'{BASE} of {of.dear} blocks'
+  return DEEP if label.startswith((POOL, MEMBERS)) and 'narrow' not in label else BASE
 
 
 COSTS, BASE = ('flops', 'params'), 'one network'
+DEEP, NARROW = f'deep ensemble of {K}', f'deep ensemble of {K} narrow ones'
+POOL, MEMBERS = f'pool of {K} without one block, ensemble', f'{K} members with adapters'
 
 
 def main() -> None:
@@ -328,7 +358,7 @@ def main() -> None:
       lines.append(line | {'rows': seed.rows})
       with file.open('a') as out:
         out.write(json.dumps(lines[-1]) + '\n')
-  report(options.data, lines)
+  report(options.data, ready, lines)
 
 
 if __name__ == '__main__':
