@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from additive_jax.experiments.prune import prune
   from additive_jax.gates.structure import Gate, Space, Structure, all_structures
   from additive_jax.models import Additive, measure
+  from additive_jax.run.cascade import Cascade
   from additive_jax.run.evaluate import Evaluation, evaluate_structures
   from additive_jax.run.latency import measure_latency
   from additive_jax.run.metrics import MeanMetric, Metric
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
   'Additive',
+  'Cascade',
   'Evaluation',
   'Gate',
   'MeanMetric',
@@ -80,6 +82,7 @@ _PLACES = {
   'export': ('export_run',),
   'gates.structure': ('Gate', 'Space', 'Structure', 'all_structures'),
   'models': ('Additive', 'measure'),
+  'run.cascade': ('Cascade',),
   'run.evaluate': ('Evaluation', 'evaluate_structures'),
   'run.latency': ('measure_latency',),
   'run.metrics': ('MeanMetric', 'Metric'),

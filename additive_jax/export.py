@@ -110,7 +110,7 @@ def export_run(
     number, pool, scores = pools.read_alone(x, structure, seed)
     words, notes = f'alone, seed {number}', {'alone': True, 'seed': number, 'scores': scores}
   else:
-    name, saved = pools.read(x, checkpoint, ema=ema)
+    name, saved = pools.read(x, checkpoint, structure=structure, ema=ema)
     words, pool = f'{name}, step {saved.step}', saved.variables
     notes = {'checkpoint': name, 'step': saved.step, 'ema': ema}
   (variables,) = recalibrate(network, pool, [structure], pools.data.train)

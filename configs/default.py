@@ -331,6 +331,9 @@ def get_config() -> ConfigDict:
   # Passes over the training set of the short shared sweep that finds the structures, if none are
   # given below. A positive number up to 1,000,000.
   config.cotrain.sweep_epochs = 10.0
+  # Whether each structure scales inputs and outputs of every kernel by vectors of its own (rank-1
+  # adapters, as in TabM), for a few more parameters.
+  config.cotrain.adapters = False
 
   # Structures to co-train: ('110111', '111111'). With none, and no directory below, a short shared
   # sweep finds them. Structures as text, gate 0 first, such as ('1011', '0011').

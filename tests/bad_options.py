@@ -316,6 +316,16 @@ ROWS = [
   ('cotrain', {'structures': ('111', '111')}, 'structure 111 occurs twice in config.structures'),
   ('cotrain', {'structures': ('111',)}, 'config.cotrain.top_k 2: expected at most the 1 listed'),
   ('cotrain', {'cotrain.top_k': 9}, 'config.cotrain.top_k 9: expected at most 2^3 = 8 structures'),
+  (
+    'cotrain',
+    {'cotrain.adapters': True, 'train.distill': 0.5},
+    'config.cotrain.adapters True with config.train.distill 0.5: expected 0.0',
+  ),
+  (
+    'cotrain',
+    {'cotrain.adapters': True, 'train.average': 'coverage'},
+    "config.cotrain.adapters True with config.train.average 'coverage': expected mean",
+  ),
   ('cotrain', {'cotrain.top_k': 0}, 'config.cotrain.top_k 0: expected at least 1'),
   ('cotrain', {'structures_from': '/nowhere'}, "config.structures_from '/nowhere': expected the d"),
   ('cotrain', {'structures_from': 'a', 'structures': ('111',)}, 'expected one of the two'),

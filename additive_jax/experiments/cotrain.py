@@ -28,6 +28,14 @@ from additive_jax.errors import UserError, user_path
 from additive_jax.experiments.arms import Arm, Trained
 from additive_jax.experiments.cost import check_choice
 from additive_jax.experiments.cotrain_alone import alone_arms
+from additive_jax.experiments.cotrain_members import (
+  check_adapters,
+  judge_each,
+  pool_params,
+  pools_of,
+  recipe_of,
+  start_of,
+)
 from additive_jax.experiments.cotrain_page import page
 from additive_jax.experiments.fit import Curves
 from additive_jax.experiments.lone_pools import pool_file, read_pool
@@ -36,7 +44,6 @@ from additive_jax.experiments.records import Records
 from additive_jax.experiments.session import Session
 from additive_jax.experiments.shared import (
   check_shared,
-  judge_all,
   most_networks,
   search_pools,
   shared_arm,
@@ -65,6 +72,7 @@ COSINE_EXAMPLES = 512  # of the training split, on which gradients are compared
 def _check(session):
   """Everything about the structures that can be said before any training."""
   session.machine.check_networks([session.model])
+  check_adapters(session)
   config, k = session.config, _top_k(session.config)
   if config.structures and config.structures_from:
     raise refused(config, 'structures', 'structures_from', expected='one of the two')
@@ -169,7 +177,7 @@ def _stages(session: Session, records: Records) -> Iterator[list[Any]]:
 
 def _pool(session, records, structures, num_steps) -> Arm:
   """The structures trained together, judged beside what each became alone."""
-  recipe = session.training.recipe(num_steps)
+  recipe = recipe_of(session, num_steps, len(structures))
   labels, bits = [str(s) for s in structures], np.array([s.bits for s in structures])
 
   def probe(trainer) -> dict[str, float]:
@@ -186,7 +194,15 @@ def _pool(session, records, structures, num_steps) -> Arm:
   judge = functools.partial(_judge, records, recipe, structures)
   curves = Curves(labels=labels, probe=probe)
   return Arm(
-    POOL, session, recipe, sampler, num_steps, judge=judge, curves=curves, judged=2 * len(bits)
+    POOL,
+    session,
+    recipe,
+    sampler,
+    num_steps,
+    start=functools.partial(start_of, session, recipe),
+    judge=judge,
+    curves=curves,
+    judged=2 * len(bits),
   )
 
 
@@ -210,8 +226,9 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
   bits = np.array([s.bits for s in structures])
   alone = [records.get(str(structure), seed) for structure in structures]
   files = [pool_file(session.rundir, seed, structure) for structure in structures]
+  together = pools_of(trained.variables, len(bits))
   lone_pools = [
-    {'params': read_pool(file, record['crc32'], trained.variables['params'])}
+    {'params': read_pool(file, record['crc32'], together[0]['params'])}
     for file, record in zip(files, alone)
   ]
   matrix = _cosines(session, recipe, trained.variables['params'], bits)
@@ -221,10 +238,10 @@ def _judge(records, recipe, structures, trained: Trained) -> Record:
     return evaluate_ensemble(session.model, pools, bits, session.test, session.task)
 
   return {
-    'cotrained': judge_all(bits, trained),
+    'cotrained': judge_each(bits, trained),
     'alone': {key: [record[key] for record in alone] for key in session.task.scores},
     ENSEMBLE: {
-      'cotrained': ensemble([trained.variables] * len(bits)),
+      'cotrained': ensemble(together),
       'alone': ensemble(lone_pools),
     },
     'cosines': matrix.tolist(),
@@ -317,7 +334,7 @@ def _summary(session, table, comparison, matrix, seeds, num_steps) -> dict[str, 
     **{f'{p}ensemble_{key}': ensembles[key][v] for v, p in VARIANTS.items() for key in scores},
     mean_cosine=apart.mean() if len(apart) else None,
     training_flops_of_each_side=3 * examples * table['flops'].sum(),
-    pool_params=session.space.params(session.space.all_on()),
+    pool_params=pool_params(session, len(table)),
     alone_params=int(table['params'].sum()),
     skipped=sum(record['skipped'] for record in seeds),
   )

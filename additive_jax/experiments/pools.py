@@ -22,9 +22,13 @@ from additive_jax.experiments.options import (
   options_of,
   read_section,
 )
+from additive_jax.files.journal import Journal
 from additive_jax.files.seal import DamagedError, parsed
 from additive_jax.gates.structure import Structure
+from additive_jax.models.additive import gate_names
+from additive_jax.models.identity import describe
 from additive_jax.run.tasks import task_of
+from additive_jax.train.adapters import Adapted, members
 from additive_jax.transplant.restore import Batch, Checkpoints, Saved
 
 GIVEN = 'the data of Python, export.export_run(RUN, STRUCTURE, TO, data=DATA), of'
@@ -52,17 +56,22 @@ class Pools:
   names: tuple[str, ...]
   config: dict[str, Any] = dataclasses.field(repr=False)
 
-  def read(self, x: Batch, name: str = '', *, ema: bool = False) -> tuple[str, Saved]:
+  def read(
+    self, x: Batch, name: str = '', *, structure: Structure | None = None, ema: bool = False
+  ) -> tuple[str, Saved]:
     """Returns a pool's name and its newest sound checkpoint.
 
     Args:
       x: a batch of inputs, of which the shape matters.
       name: of the pool; '' is the first that is of the config's model, since some runs compare
         several.
+      structure: of a pool whose members have vectors of their own (`config.cotrain.adapters`),
+        whose member is read.
       ema: whether the mean of the pool over the steps is read in its place.
 
     Raises:
-      UserError: for another name, or when there is no sound checkpoint of the config's model.
+      UserError: for another name, or when there is no sound checkpoint of the config's model; or a
+        structure that is no member.
     """
     if name and name not in self.names:
       raise UserError(
@@ -72,10 +81,25 @@ class Pools:
     for pool in [name] if name else self.names:
       try:
         folder = self.path / 'checkpoints' / pool
+        if (self.config.get('cotrain') or {}).get('adapters') and pool.startswith('pool-'):
+          return pool, self._member(folder, x, structure, ema)
         return pool, Checkpoints(folder, self.model, ema=ema).read(x)
       except UserError as error:
         refused = refused or error
     raise UserError(f'{refused}; the run has {", ".join(self.names)}') from refused
+
+  def _member(self, folder: Path, x: Batch, structure: Structure | None, ema: bool) -> Saved:
+    """Returns the pool of the member that has a structure."""
+    lines = Journal(self.path / 'journals' / 'structures.jsonl').sound()
+    texts = lines[0]['structures'] if lines else []
+    if str(structure) not in texts:
+      known = ', '.join(texts)
+      raise UserError(f'structure {structure} of {self.path}: expected one of its members, {known}')
+    gates = list(gate_names(self.model))
+    identity = {'model': describe(self.model), 'gates': gates}
+    adapted = Adapted(self.model, len(texts))
+    saved = Checkpoints(folder, adapted, identity=identity, ema=ema).read(x)
+    return saved._replace(variables=members(saved.variables)[texts.index(str(structure))])
 
   def read_alone(
     self, x: Batch, structure: Structure, seed: int | None

@@ -1,5 +1,7 @@
 """Ways to run a network: one structure (static, conditional, masked), or many at once."""
 
+from additive_jax.run.cascade import Cascade
+from additive_jax.run.curve import Curve, Window
 from additive_jax.run.evaluate import Evaluation, evaluate_structures
 from additive_jax.run.prefix import shared_prefix
 from additive_jax.run.recalibration import recalibrate
@@ -14,7 +16,10 @@ from additive_jax.run.ways import (
 )
 
 __all__ = [
+  'Cascade',
+  'Curve',
   'Evaluation',
+  'Window',
   'chosen',
   'conditional',
   'evaluate_structures',

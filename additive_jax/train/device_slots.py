@@ -45,4 +45,4 @@ def device_slots(
     batch = jax.tree.map(repeat, batch)
   x, y = batch
   dropout = jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT))(keys)
-  return Slots(bits, x, y, keys, step, rates, dropout)
+  return Slots(bits, x, y, keys, step, rates, dropout, numbers)

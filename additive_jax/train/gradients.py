@@ -55,6 +55,7 @@ class Slots(NamedTuple):
     step: of the training; None likewise.
     rates: the probability that each gate is on, where structures are drawn with keep rates.
     dropout: keys like `keys`, for what the network drops; None drops nothing.
+    numbers: of the slots among those of all devices; None for networks that are trained alone.
   """
 
   bits: Bool[Array, 'slots n']
@@ -64,6 +65,7 @@ class Slots(NamedTuple):
   step: Int[Array, ''] | None = None
   rates: Float[Array, 'n'] | None = None
   dropout: Key[Array, 'slots'] | None = None
+  numbers: Int[Array, 'slots'] | None = None
 
 
 def usage(model: Any, x: Inputs | Shapes) -> PyTree:
@@ -188,12 +190,22 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs, norm_of):
   share = jax.lax.axis_index(split) if split else 0
 
   def add_slot(total, inputs):
-    structure, x, y, key, dropout = inputs
+    structure, x, y, key, dropout, number = inputs
     whole = recipe.task.total(y)
     if split and whole is not None:
       whole = jax.lax.pmean(whole, split)
     slot = Slot(
-      structure, x, y, key, slots.step, slots.rates, split, share, dropout=dropout, total=whole
+      structure,
+      x,
+      y,
+      key,
+      slots.step,
+      slots.rates,
+      split,
+      share,
+      dropout=dropout,
+      total=whole,
+      number=number,
     )
     with of_batch(split):
       (loss, facts), gradient = _gradient(recipe, params, slot, leaves)
@@ -212,7 +224,7 @@ def _sum_over_slots(recipe, params, slots, axes, leaves, specs, norm_of):
     add = lambda t, g: t + jnp.where(finite, g, 0)
     return jax.tree.map(add, total, gradient), (loss, finite, facts, None)
 
-  by_slot = slots.bits, slots.x, slots.y, slots.keys, slots.dropout
+  by_slot = slots.bits, slots.x, slots.y, slots.keys, slots.dropout, slots.numbers
   if len(slots.bits) > 1:
     return jax.lax.scan(add_slot, jax.tree.map(jnp.zeros_like, params), by_slot)
   total, values = add_slot(None, jax.tree.map(lambda a: a[0], by_slot))
@@ -275,12 +287,13 @@ def cosines(
   ([1.0, 1.0], True)
   """
 
-  def flat(structure):
+  def flat(inputs):
+    structure, number = inputs
     with of_batch():
-      _, gradient = recipe.loss.gradient(recipe, params, Slot(structure, x, y))
+      _, gradient = recipe.loss.gradient(recipe, params, Slot(structure, x, y, number=number))
     return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(gradient)])
 
-  gradient = jax.lax.map(flat, bits)
+  gradient = jax.lax.map(flat, (bits, jnp.arange(len(bits))))
   norm = jnp.linalg.norm(gradient, axis=1, keepdims=True)
   unit = gradient / jnp.maximum(norm, jnp.finfo(gradient.dtype).tiny)
   return jnp.matmul(unit, unit.T, precision='highest')

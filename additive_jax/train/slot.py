@@ -29,6 +29,7 @@ class Slot:
     pieces: into how many pieces each device's examples are cut, of which this is one, see `pieces`.
     total: what the sum of these examples' losses is divided by, see `Task.mean`: the weight of the
       whole slot over the number of its parts, on all devices; None where all examples weigh alike.
+    number: of the slot among those of the step; None for networks that are trained alone.
   """
 
   structure: Bool[Array, 'n']
@@ -42,6 +43,7 @@ class Slot:
   total: Float[Array, ''] | None = None
   dropout: PRNGKeyArray | None = None
   pieces: int = 1
+  number: Int[Array, ''] | None = None
 
   @property
   def num_shares(self) -> int:

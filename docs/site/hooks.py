@@ -54,6 +54,7 @@ PAGES = {
     'train.losses.PerSample train.losses.Routed train.losses.Piped train.samplers.Sampler '
     'train.samplers.Uniform train.samplers.Listed train.samplers.Bernoulli train.samplers.Sandwich '
     'train.samplers.KeepRates train.samplers.make_sampler train.population.Population '
+    'train.adapters.Adapted train.adapters.Members train.adapters.members '
     'train.balance.Balance train.augment.Crop train.augment.Flip train.augment.Mixup '
     'train.plan.plan train.plan.Plan',
   ),

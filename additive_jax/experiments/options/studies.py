@@ -83,6 +83,9 @@ class CotrainOptions:
   sweep_epochs: Positive = 10.0
   """Passes over the training set of the short shared sweep that finds the structures, if none are
   given below."""
+  adapters: Later[bool] = False
+  """Whether each structure scales inputs and outputs of every kernel by vectors of its own
+  (rank-1 adapters, as in TabM), for a few more parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
