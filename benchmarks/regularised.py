@@ -1,5 +1,5 @@
-"""Trainings of small networks on few examples, with some regulariser, for `regularisers`: each takes
-the FLOPs of the same number of epochs with all gates on.
+"""Trainings of small networks on few examples, with some regulariser, for `regularisers`; each
+takes the FLOPs of the same number of epochs with all gates on.
 """
 
 from __future__ import annotations
