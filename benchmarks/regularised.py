@@ -49,6 +49,11 @@ class Setting:
   last: float = 0.0
 
   @property
+  def is_ours(self) -> bool:
+    """Whether gates are random, in other ways than in stochastic depth."""
+    return self.keep < 1 and self.ramp != 'linear'
+
+  @property
   def words(self) -> str:
     """Names it in files and tables."""
     fields = [field for field in dataclasses.fields(self) if field.name != 'ramp' or self.keep < 1]
@@ -60,9 +65,12 @@ class Problem(NamedTuple):
   """What is learnt, by which network.
 
   Attributes:
+    kind: the task.
+    examples: drawn by each seed.
     epochs: with all gates on.
-    tokens: of an example.
-    judged: examples of the split that judges, a multiple of 512.
+    batch: examples of a step.
+    rate: peak of the learning rate.
+    judged: examples of the split that judges.
   """
 
   kind: str
@@ -70,40 +78,29 @@ class Problem(NamedTuple):
   epochs: int
   batch: int
   rate: float
-  tokens: int
   judged: int
-  sizes: dict[str, Any]
-
-  @property
-  def is_text(self) -> bool:
-    """Whether examples are bytes."""
-    return self.kind == 'language'
 
 
-BYTES = {'num_classes': 256, 'num_tokens': 256, 'causal': True, 'max_tokens': 32, 'hidden': 64}
 PROBLEMS = {
-  'images': Problem(
-    'classification', 1000, 40, 50, 2e-3, 16, 9728, {'num_layers': 3, 'hidden': 64}
-  ),
-  'bytes': Problem('language', 256, 30, 32, 3e-3, 32, 2048, {'num_layers': 3, **BYTES}),
+  'images': Problem('classification', 1000, 60, 100, 2e-3, 9728),
+  'bytes': Problem('language', 256, 30, 32, 3e-3, 2048),
 }
 
 
 @functools.cache
-def loaded(is_text: bool) -> tuple[Any, int]:
-  """Returns the data, and the side of its patches."""
-  if is_text:
-    return aj.data.load('stdlib', sequence_length=32), 0
-  name, patch = default.images()
-  return aj.data.load(name), 7 if patch == 4 else patch
+def loaded(kind: str) -> aj.data.Data:
+  """Returns the data of a task."""
+  if kind == 'language':
+    return aj.data.load('stdlib', sequence_length=32)
+  return aj.data.load(default.images()[0])
 
 
-def network(problem: Problem, dropout: float) -> aj.models.Transformer:
-  """Returns the network: 3 layers, 6 gates, D=32."""
-  sizes = {'width': 32, 'num_heads': 2, 'dropout': dropout, **problem.sizes}
-  if not problem.is_text:
-    sizes |= {'num_classes': 10, 'patch_size': loaded(False)[1], 'max_tokens': problem.tokens}
-  return aj.models.Transformer(**sizes)
+def network(problem: Problem, dropout: float) -> aj.Additive:
+  """Returns the network, of 6 gates: a residual MLP of D=64, or a transformer of D=32."""
+  if problem.kind == 'classification':
+    return aj.models.MLP(6, 64, 128, 10, dropout=dropout)
+  sizes = {'num_layers': 3, 'width': 32, 'num_heads': 2, 'hidden': 64, 'num_classes': 256}
+  return aj.models.Transformer(**sizes, num_tokens=256, causal=True, max_tokens=32, dropout=dropout)
 
 
 def evenly(split: Any, count: int) -> tuple[Any, Any]:
@@ -115,12 +112,12 @@ def evenly(split: Any, count: int) -> tuple[Any, Any]:
 def judges(problem_name: str, split: str) -> tuple[Any, Any]:
   """Returns the examples that judge."""
   problem = PROBLEMS[problem_name]
-  return evenly(getattr(loaded(problem.is_text)[0], split), problem.judged)
+  return evenly(getattr(loaded(problem.kind), split), problem.judged)
 
 
 def examples(problem: Problem, seed: int) -> aj.data.ArraySplit:
   """Returns the training examples that a seed draws."""
-  train = loaded(problem.is_text)[0].train
+  train = loaded(problem.kind).train
   rows = np.random.default_rng(seed).choice(len(train), problem.examples, replace=False)
   return aj.data.ArraySplit(*train[np.sort(rows)])
 
@@ -273,7 +270,7 @@ def trained(name: str, setting: Setting, seed: int, split: str) -> dict[str, Any
   all_on = np.ones((1, len(rates)), bool)
   row |= scores(all_on, judges(name, split))
   row |= scores(all_on, evenly(train, 512 if len(train) > 512 else len(train)), 'train_')
-  if split == 'test' and setting.keep < 1:
+  if split == 'test' and setting.is_ours:
     drawn = np.random.default_rng(seed).random((MEMBERS, len(rates))) < rates
     row |= scores(drawn, judges(name, split), 'ensemble_')
   return row | {'seconds': round(time.process_time() - start, 2)}
