@@ -96,10 +96,12 @@ class MLP(Additive):
   def setup(self) -> None:
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
-    kinds, drop = tuple(self.gates), {'dropout': self.dropout}
+    kinds, lanes = tuple(self.gates), self.num_lanes
     self.drop = dropping(self.dropout)
     self.sites = [
-      FeedForward(size, kinds, self.num_chunks, self.num_lanes, name=f'block_{i:0{digits}}', **drop)
+      FeedForward(
+        size, kinds, self.num_chunks, lanes, name=f'block_{i:0{digits}}', dropout=self.dropout
+      )
       for i, size in enumerate(self.sizes)
     ]
     self.head = Head(self.num_classes, name='readout')

@@ -184,7 +184,6 @@ class Transformer(TokenNetwork):
   def setup(self) -> None:
     self.set_up_ends()
     self.drop = dropping(self.dropout)
-    drop = {'dropout': self.dropout}
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
     lanes = self.num_lanes
@@ -195,7 +194,13 @@ class Transformer(TokenNetwork):
       rope = self.positions == 'rope'
       sites += [
         Attention(
-          self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention', **drop
+          self.num_heads,
+          whole,
+          lanes,
+          self.causal,
+          rope,
+          name=f'{name}__attention',
+          dropout=self.dropout,
         ),
         self._feed_forward(size, f'{name}__mlp'),
       ]
@@ -209,8 +214,9 @@ class Transformer(TokenNetwork):
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
     kinds, chunks, lanes = tuple(self.gates), self.num_chunks, self.num_lanes
-    drop = {'dropout': self.dropout}
-    return FeedForward(size, kinds, chunks, lanes, activation, gated, name=name, **drop)
+    return FeedForward(
+      size, kinds, chunks, lanes, activation, gated, name=name, dropout=self.dropout
+    )
 
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of images or tokens, with lanes [B, P, T, D]."""
