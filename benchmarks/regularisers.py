@@ -2,7 +2,7 @@
 
   python benchmarks/regularisers.py [--problem=images] [--results=FILE] [--minutes=M]
 
-Claim: where examples are few, random structures give the full network a higher test accuracy than
+Claim to test: where examples are few, random structures give the full network a higher test accuracy than
 no regulariser, and than the others at their own best settings.
 
 Method: a residual MLP on 1,000 images of Fashion-MNIST (digits where it is not installed), and a
