@@ -2,8 +2,8 @@
 
   python benchmarks/regularisers.py [--problem=images] [--results=FILE] [--minutes=M]
 
-Claim to test: where examples are few, random structures give the full network a higher test accuracy than
-no regulariser, and than the others at their own best settings.
+Claim to test: where examples are few, random structures give the full network a higher test
+accuracy than no regulariser, and than the others at their own best settings.
 
 Method: a residual MLP on 1,000 images of Fashion-MNIST (digits where it is not installed), and a
 causal transformer on 256 sequences of 32 bytes of the standard library; the seed draws the
