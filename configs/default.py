@@ -128,6 +128,9 @@ def get_config() -> ConfigDict:
   config.model.positions = 'learned'
   # Feed-forward unit of a transformer. One of gelu, relu, swiglu.
   config.model.unit = 'gelu'
+  # Probability that training drops a number after each dense layer but those of queries, keys,
+  # values and logits, and after the embedding, of mlp and transformer. A share in [0, 1).
+  config.model.dropout = 0.0
   # Channels of each stage, of convnet and vgg. Sizes of 1 to 1,000,000.
   config.model.channels = (16, 32)
   # Residual blocks of each stage, of convnet. 1 to 1,000.

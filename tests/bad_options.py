@@ -104,6 +104,7 @@ VALUES = [
   ('model.gates', ('lane', 'lane'), 'some of residual, sub_activation, lane, each once'),
   ('model.unit', 'silu', 'one of gelu, relu, swiglu'),
   ('model.positions', '', 'one of learned, rope'),
+  ('model.dropout', 1.0, 'a share in [0, 1)'),
   (
     'model.name',
     'mpl',
@@ -232,6 +233,7 @@ ROWS = [
   ('sweep', FEW, LARGE),
   ('booster', FEW, LARGE),
   # The model.
+  ('sweep', {'model.gates': ('lane',), 'model.dropout': 0.1}, 'dropout 0.1 with lane gates'),
   ('sweep', {'model.hidden': (8, 8)}, 'config.model.hidden (8, 8) has 2 sizes: expected 1 or 3'),
   ('sweep', {'model.name': 'nowhere:Net'}, "config.model.name 'nowhere:Net': No module named"),
   ('sweep', {'model.name': 'math:Net'}, "config.model.name 'math:Net': module 'math' has no att"),

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from additive_jax.gates.layers import Layer
 from additive_jax.gates.shares import sum_of_units
 from additive_jax.gates.sums import GateValue, lane
+from additive_jax.models.dropout import dropping
 from additive_jax.models.feed_forward import Linear, add_share, in_lanes
 from additive_jax.models.kinds import BRANCH, LANE, RESIDUAL, gate_names
 from additive_jax.models.norms import Norm, Scale, post_norm, rms
@@ -54,6 +55,7 @@ class Attention(nn.Module):
     norm: its kind and place.
     grouped: how heads share keys and values; None for heads of their own, in one layer `qkv`.
     window: how many tokens, itself included, a token sees at most; 0 for no limit.
+    dropout: probability that training drops a number of the branch; 0 with a lane gate.
 
   A side (see `models.WithSide`) from `models.token_inputs` says which tokens see each other.
 
@@ -71,6 +73,7 @@ class Attention(nn.Module):
   norm: Norm = Norm()
   grouped: Grouped | None = None
   window: int = 0
+  dropout: float = 0.0
 
   casts: ClassVar[bool] = True
 
@@ -88,13 +91,14 @@ class Attention(nn.Module):
     norm = self.norm.module('norm')
     x = h if self.norm.after else norm(h)
     x, layers, scales = in_branch_dtype((x, *self._layers(h.shape[-1])))
-    side = side or {}
+    side, drop = side or {}, dropping(self.dropout)
     mask = visible(h.shape[-2], self.causal, self.window, side.get('segments'))
 
     def branch(x: Array, layers: AttentionLayers | GroupedLayers) -> Array:
       scale = None if scales is None else (*scales, self.norm.epsilon)
       positions = side.get('positions')
-      return attention(x, layers, mask=mask, positions=positions, rope=self.rope, scales=scale)
+      z = attention(x, layers, mask=mask, positions=positions, rope=self.rope, scales=scale)
+      return z if drop is None else drop(z)
 
     if self.norm.after:
       gate = gates[0] if BRANCH in self.kinds and gates else True

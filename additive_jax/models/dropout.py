@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from additive_jax.errors import UserError
+from additive_jax.models.kinds import LANE
 from additive_jax.models.surrounding import DROPOUT, dropout_key, mode
+
+
+def dropping(rate: float) -> Dropout | None:
+  """Returns what drops numbers at a rate, a submodule of the compact module that calls it; None at
+  rate 0, where such a module is what it is without dropout.
+
+  >>> dropping(0.0) is None
+  True
+  """
+  return Dropout(rate) if rate else None
+
+
+def check_dropout(rate: float, kinds: Sequence[str], routing: object = None) -> None:
+  """Raises `UserError` for a rate outside [0, 1), or dropout in a network with lane gates or
+  routers.
+
+  >>> check_dropout(0.1, ('lane',))
+  Traceback (most recent call last):
+  additive_jax.errors.UserError: dropout 0.1 with lane gates: expected 0
+  """
+  if not 0 <= rate < 1:
+    raise UserError(f'dropout {rate}: expected a probability in [0, 1)')
+  if rate and LANE in kinds:
+    raise UserError(f'dropout {rate} with lane gates: expected 0')
+  if rate and routing is not None:
+    raise UserError(f'dropout {rate} with routers: expected 0')
 
 
 class Dropout(nn.Module):

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from additive_jax.gates import shares
 from additive_jax.gates.layers import Layer, LayerPair, sub_activation
 from additive_jax.gates.sums import GateValue, lane
 from additive_jax.models.axes import AxisNames
+from additive_jax.models.dropout import dropping
 from additive_jax.models.kinds import BRANCH, LANE, RESIDUAL, SUB_ACTIVATION, gate_names
 from additive_jax.models.norms import Norm, post_norm
 from additive_jax.models.surrounding import in_branch_dtype
@@ -117,6 +119,8 @@ class FeedForward(nn.Module):
     gated: SwiGLU and its kin: `W_2 (act(W_g x) · W_1 x)`. Source: Shazeer 2020 (arXiv:2002.05202).
     norm: its kind and place.
     bias: whether the layers have biases; None is all but those of a gated unit.
+    dropout: probability that training drops a hidden unit, and a number of the branch; 0 with a
+      lane gate.
 
   >>> site, h = FeedForward(hidden=8), jnp.ones((1, 5, 4))
   >>> pool = jax.eval_shape(site.init, jax.random.key(0), h)['params']
@@ -132,6 +136,7 @@ class FeedForward(nn.Module):
   gated: bool = False
   norm: Norm = Norm()
   bias: bool | None = None
+  dropout: float = 0.0
 
   casts: ClassVar[bool] = True
 
@@ -148,7 +153,16 @@ class FeedForward(nn.Module):
     x = h if self.norm.after else norm(h)
     layers = feed_forward_layers(h.shape[-1], self.hidden, self.gated, bias=self.bias)
     x, layers = in_branch_dtype((x, layers))
-    branch = lambda x, layers: sub_activation(x, layers, joins, self.activation)
+    drop = dropping(self.dropout)
+    activation = self.activation if drop is None else lambda z: drop(self.activation(z))
+
+    def branch(x: Array, layers: LayerPair) -> Array:
+      if drop is None:
+        return sub_activation(x, layers, joins, activation)
+      # Of all hidden units on every device: those of each would drop alike.
+      with shares.summing(shares.ON_ONE_DEVICE):
+        return drop(sub_activation(x, layers, joins, activation))
+
     if self.norm.after:
       gate = gates[0] if BRANCH in self.kinds and gates else True
       return post_norm(h, lambda h: branch(in_branch_dtype(h), layers), norm, gate)

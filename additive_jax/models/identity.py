@@ -12,6 +12,8 @@ from typing import Any
 _LANES: dict[str, Any] = {'lane_devices': 1, 'lane_axis': None}
 _EXPERTS: dict[str, Any] = {'expert_devices': 1, 'expert_axis': None}
 # Fields that the library's networks once had. Their descriptions keep them.
+# Fields that came later, by their defaults, at which a network is what it was without them.
+LATER: dict[str, Any] = {'dropout': 0.0}
 FORMER = {'MLP': _LANES, 'Transformer': _LANES | _EXPERTS, 'DNA': _EXPERTS}
 
 
@@ -25,7 +27,7 @@ def describe(model: Any) -> str:
   # What a network refuses changes nothing that it computes.
   others = ('parent', 'name', *getattr(model, 'limits', ()))
   fields = {name: getattr(model, name) for name in names if name not in others}
-  fields |= _former(model)
+  fields = {name: fields[name] for name in fields if name not in _later(model)} | _former(model)
   text = ', '.join(f'{name}={value!r}' for name, value in fields.items())
   # Functions among the fields show where in memory they are, and modules take several lines.
   text = re.sub(r'\s+', ' ', re.sub(r' at 0x[0-9a-f]+', '', text))
@@ -44,7 +46,18 @@ def inner(model: Any) -> str:
   )
   """
   lines = [f'    {name} = {value!r}\n' for name, value in _former(model).items()]
-  return f'{repr(model).removesuffix(")")}{"".join(lines)})'
+  text = repr(model)
+  for name, value in _later(model).items():
+    text = text.replace(f'    {name} = {value!r}\n', '')
+  return f'{text.removesuffix(")")}{"".join(lines)})'
+
+
+def _later(model: Any) -> dict[str, Any]:
+  """Returns the fields that came later to a network of the library and are at their defaults."""
+  is_ours = type(model).__module__.startswith('additive_jax.')
+  return {
+    name: value for name, value in LATER.items() if is_ours and getattr(model, name, None) == value
+  }
 
 
 def _former(model: Any) -> dict[str, Any]:

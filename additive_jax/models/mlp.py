@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive, Inputs, Stream, flat
+from additive_jax.models.dropout import check_dropout, dropping
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
   KINDS,
@@ -52,6 +53,8 @@ class MLP(Additive):
       chosen stay on.
     num_chunks: m, chunks of D that sub-activation gates join.
     num_lanes: P, lanes that lane gates join; each block's H is split over them.
+    dropout: probability that training drops a number after each dense layer but the readout; 0 with
+      lane gates.
 
   Inputs are float [B, ...]: images are flattened, rows of a table pass through.
 
@@ -67,6 +70,7 @@ class MLP(Additive):
   gates: Sequence[str] = (RESIDUAL,)
   num_chunks: int = 4
   num_lanes: int = 2
+  dropout: float = 0.0
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
@@ -74,6 +78,7 @@ class MLP(Additive):
     self.gates = check_kinds('mlp', self.gates, KINDS)
     super().__post_init__()
     check_sizes(num_blocks=self.num_blocks)
+    check_dropout(self.dropout, self.gates)
     sizes = self.sizes
     check_sizes(width=self.width, num_classes=self.num_classes, hidden=min(sizes))
     if SUB_ACTIVATION in self.gates:
@@ -91,9 +96,12 @@ class MLP(Additive):
   def setup(self) -> None:
     digits = max(2, len(str(self.num_blocks - 1)))
     self.stem = nn.Dense(self.width, name='embed')
-    kinds = tuple(self.gates)
+    kinds, lanes = tuple(self.gates), self.num_lanes
+    self.drop = dropping(self.dropout)
     self.sites = [
-      FeedForward(size, kinds, self.num_chunks, self.num_lanes, name=f'block_{i:0{digits}}')
+      FeedForward(
+        size, kinds, self.num_chunks, lanes, name=f'block_{i:0{digits}}', dropout=self.dropout
+      )
       for i, size in enumerate(self.sizes)
     ]
     self.head = Head(self.num_classes, name='readout')
@@ -101,6 +109,7 @@ class MLP(Additive):
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, D] of inputs, with lanes [B, P, D]."""
     h = self.stem(flat(x))
+    h = h if self.drop is None else self.drop(h)
     return lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
 
   def readout(self, h: Stream) -> Float[Array, 'B C']:

@@ -14,6 +14,7 @@ from additive_jax.errors import UserError
 from additive_jax.gates.sums import lane_copies, lane_mean
 from additive_jax.models.additive import Additive, Inputs, Logits, Stream
 from additive_jax.models.attention import Attention
+from additive_jax.models.dropout import check_dropout, dropping
 from additive_jax.models.experts import StructureExperts
 from additive_jax.models.feed_forward import FeedForward
 from additive_jax.models.kinds import (
@@ -122,6 +123,9 @@ class Transformer(TokenNetwork):
     routing: None, or how each token chooses among the 2^(m−1) structures of a feed-forward branch
       (`routing.Routing`) or among experts of their own weights (`moe.Experts`); the only gates are
       then residual.
+    dropout: probability that training drops a number after each dense layer but those of queries,
+      keys, values and logits, and after the embedding; 0 with lane gates or routers. Source:
+      Dosovitskiy et al. 2020, appendix B.1.
 
   A language model of bytes:
 
@@ -148,6 +152,7 @@ class Transformer(TokenNetwork):
   num_chunks: int = 4
   num_lanes: int = 2
   routing: Routing | Experts | None = None
+  dropout: float = 0.0
 
   def __post_init__(self):
     if not isinstance(self.hidden, int):
@@ -157,6 +162,7 @@ class Transformer(TokenNetwork):
     check_sizes(num_layers=self.num_layers)
     self.check_stream()
     check_sizes(hidden=min(self.sizes))
+    check_dropout(self.dropout, self.gates, self.routing)
     if SUB_ACTIVATION in self.gates or isinstance(self.routing, Routing):
       check_chunks(self.width, self.num_chunks)
     if self.routing is not None and self.gates != (RESIDUAL,):
@@ -178,6 +184,7 @@ class Transformer(TokenNetwork):
 
   def setup(self) -> None:
     self.set_up_ends()
+    self.drop = dropping(self.dropout)
     if isinstance(self.routing, Routing) and self.routing.shared:
       self.router = linear_router(self.routing.num_logits(self.num_chunks - 1), None)
     lanes = self.num_lanes
@@ -187,7 +194,15 @@ class Transformer(TokenNetwork):
       name = f'block_{i:0{digits}}'
       rope = self.positions == 'rope'
       sites += [
-        Attention(self.num_heads, whole, lanes, self.causal, rope, name=f'{name}__attention'),
+        Attention(
+          self.num_heads,
+          whole,
+          lanes,
+          self.causal,
+          rope,
+          name=f'{name}__attention',
+          dropout=self.dropout,
+        ),
         self._feed_forward(size, f'{name}__mlp'),
       ]
     self.sites = sites
@@ -200,7 +215,9 @@ class Transformer(TokenNetwork):
       how, router = self.routing, self.router if self.routing.shared else None
       return StructureExperts(size, self.num_chunks, how, activation, gated, router, name=name)
     kinds, chunks, lanes = tuple(self.gates), self.num_chunks, self.num_lanes
-    return FeedForward(size, kinds, chunks, lanes, activation, gated, name=name)
+    return FeedForward(
+      size, kinds, chunks, lanes, activation, gated, name=name, dropout=self.dropout
+    )
 
   def embed(self, x: Inputs) -> Stream:
     """Returns the stream [B, T, D] of images or tokens, with lanes [B, P, T, D]."""
@@ -208,6 +225,7 @@ class Transformer(TokenNetwork):
     if self.num_tokens and not is_array(x):
       x, side, _ = token_inputs(x)
     h = self.embedded(x, None if side is None else side['positions'])
+    h = h if self.drop is None else self.drop(h)
     h = lane_copies(h, self.num_lanes, axis=1) if LANE in self.gates else h
     return with_side(h, side)
 

@@ -184,6 +184,9 @@ class ModelOptions:
   """How a transformer knows the order of its tokens."""
   unit: Annotated[str, one_of(*UNITS)] = 'gelu'
   """Feed-forward unit of a transformer."""
+  dropout: Later[ShareBelowOne] = 0.0
+  """Probability that training drops a number after each dense layer but those of queries, keys,
+  values and logits, and after the embedding, of mlp and transformer."""
   channels: Sizes = (16, 32)
   """Channels of each stage, of convnet and vgg."""
   blocks_per_stage: Blocks = 2
