@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, PyTree
@@ -80,4 +81,5 @@ def pool_params(session: Session, count: int) -> int:
   """Returns how many parameters the pool has, vectors included."""
   if not session.config.cotrain.adapters:
     return session.space.params(session.space.all_on())
-  return num_params(Adapted(session.model, count), first_input(session.data))
+  adapted: Any = Adapted(session.model, count)  # asked for its shapes as a module is
+  return num_params(adapted, first_input(session.data))

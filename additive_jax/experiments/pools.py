@@ -97,7 +97,7 @@ class Pools:
       raise UserError(f'structure {structure} of {self.path}: expected one of its members, {known}')
     gates = list(gate_names(self.model))
     identity = {'model': describe(self.model), 'gates': gates}
-    adapted = Adapted(self.model, len(texts))
+    adapted: Any = Adapted(self.model, len(texts))  # for checkpoints a module as any other
     saved = Checkpoints(folder, adapted, identity=identity, ema=ema).read(x)
     return saved._replace(variables=members(saved.variables)[texts.index(str(structure))])
 
