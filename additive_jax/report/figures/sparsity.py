@@ -40,7 +40,7 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'a
   >>> frame = frame.assign(accuracy=[0.98, 0.97], smaller=[1, 2])
   >>> figure = compression(frame, {'smaller': 'parameters, times fewer'})
   >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-  ['dense', '0.5 points below', 'magnitude']
+  ['dense', '0.5 points below', 'magnitude', 'variational']
 
   Args:
     frame: columns `variant`, `method` ('dense', 'variational', 'magnitude' or 'gradual'), the
@@ -48,8 +48,9 @@ def compression(frame: pd.DataFrame, factors: Mapping[str, str], score: str = 'a
     factors: labels of the panels by column.
     score: the column of the metric; below the dense network's accuracy there is a line.
   """
-  looks = {'magnitude': '-o', 'gradual': '-s', 'variational': 'D'}
-  looks = {name: mark for name, mark in looks.items() if name in set(frame['method'])}
+  looks = {'magnitude': '-o', 'variational': 'D'}
+  if 'gradual' in set(frame['method']):
+    looks['gradual'] = '-s'
   size = (4.6 * len(factors) + 1.2, 3.8)
   with style.drawing(*size, columns=len(factors)) as (figure, [panels]):
     for axes, (factor, label) in zip(panels, factors.items()):
