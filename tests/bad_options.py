@@ -132,7 +132,7 @@ VALUES = [
   (
     'sampler.name',
     'unifrom',
-    'one of fixed, listed, uniform, bernoulli, sandwich, sorted; did you',
+    'one of fixed, listed, uniform, bernoulli, sandwich, sorted, fair, progressive; did you',
   ),
   ('sampler.structures', ('1x1',), 'structures as text, gate 0 first, such as'),
   ('sampler.keep_rate', 1.5, 'a share in [0, 1]'),
