@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from additive_jax.compress.levels import Batch, Weights
-from additive_jax.compress.noise import KERNEL, with_kernels
+from additive_jax.compress.noise import KERNEL, Change, StandIn, with_kernels
 from additive_jax.errors import UserError
 from additive_jax.train.recipe import Facts, Recipe, Scalar, Slot, Structures
 from additive_jax.train.samplers import Sampler, check_all_on
@@ -34,7 +34,7 @@ POWER, DUE, STEP, KEPT = 'power', 'due', 'step', 'kept'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Listening:
+class _Listening(StandIn):
   """A kernel that notes the squares of what it is multiplied by.
 
   `heard` grows by `Σ x² · v` for each product, whose slope with respect to `v`, zeros of the shape
@@ -47,21 +47,15 @@ class _Listening:
   heard: list[Float[Array, '']]
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    return self.kernel.shape
+  def array(self) -> Float[Array | np.ndarray, '...']:
+    return self.kernel
 
-  @property
-  def dtype(self) -> np.dtype[Any]:
-    return self.kernel.dtype
+  def changed(self, change: Change) -> _Listening:
+    return _Listening(change(self.kernel), change(self.v), self.heard)
 
   def astype(self, dtype: Any) -> _Listening:
+    """Returns the kernel in another dtype; squares are added up as they were."""
     return _Listening(self.kernel.astype(dtype), self.v, self.heard)
-
-  def reshape(self, *shape: int) -> _Listening:
-    return _Listening(self.kernel.reshape(*shape), self.v.reshape(*shape), self.heard)
-
-  def __getitem__(self, index) -> _Listening:
-    return _Listening(self.kernel[index], self.v[index], self.heard)
 
   def __rmatmul__(self, x: Float[Array, '... inputs']) -> Float[Array, '... outputs']:
     self.heard.append((jnp.square(x.astype(self.v.dtype)) @ self.v).sum())

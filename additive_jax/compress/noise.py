@@ -9,10 +9,11 @@ on how a batch is spread over devices.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,7 @@ from additive_jax.models.feed_forward import Linear
 
 TINY = 1e-8  # added to variances, whose root would otherwise have no finite slope at 0
 KERNEL = 'kernel'
+Change = Callable[[Array], Array]
 MOST_AXES = 2  # that a matmul sums over, of a head and its units; a convolution has more
 
 
@@ -59,8 +61,46 @@ class Draw:
     return jax.vmap(of_example)(self.keys)
 
 
+class StandIn(abc.ABC):
+  """An object in the place of a kernel, which a network cuts, reshapes and multiplies like it."""
+
+  @property
+  @abc.abstractmethod
+  def array(self) -> Float[Array | np.ndarray, '...']:
+    """The array it stands for."""
+
+  @abc.abstractmethod
+  def changed(self, change: Change) -> Self:
+    """Returns the object in the place of that array cut or reshaped."""
+
+  @abc.abstractmethod
+  def __rmatmul__(self, x: Any) -> Float[Array, 'B ... outputs']:
+    """Returns inputs [B, ..., inputs] times it."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape of the array it stands for."""
+    return self.array.shape
+
+  @property
+  def dtype(self) -> np.dtype[Any]:
+    """The dtype of the array it stands for."""
+    return self.array.dtype
+
+  def astype(self, dtype: Any) -> Self:
+    """Returns the kernel in another dtype."""
+    return self.changed(lambda array: array.astype(dtype))
+
+  def reshape(self, *shape: int) -> Self:
+    """Returns the kernel in another shape."""
+    return self.changed(lambda array: array.reshape(*shape))
+
+  def __getitem__(self, index: Any) -> Self:
+    return self.changed(lambda array: array[index])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class NoisyKernel:
+class NoisyKernel(StandIn):
   """A kernel whose every weight is normal and independent: `x @ kernel` has the mean `x·W` and the
   variance `x²·σ²`, and is drawn as such, each example and token for itself (local
   reparameterisation). Source: Kingma et al. 2015 (arXiv:1506.02557), section 2.2.
@@ -76,25 +116,13 @@ class NoisyKernel:
   draw: Draw
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    """The shape of the array it stands for."""
-    return self.mean.shape
+  def array(self) -> Float[Array | np.ndarray, '...']:
+    """The mean."""
+    return self.mean
 
-  @property
-  def dtype(self) -> np.dtype[Any]:
-    """The dtype of the array it stands for."""
-    return self.mean.dtype
-
-  def astype(self, dtype: Any) -> NoisyKernel:
-    """Returns the kernel in another dtype."""
-    return NoisyKernel(self.mean.astype(dtype), self.variance.astype(dtype), self.draw)
-
-  def reshape(self, *shape: int) -> NoisyKernel:
-    """Returns the kernel in another shape."""
-    return NoisyKernel(self.mean.reshape(*shape), self.variance.reshape(*shape), self.draw)
-
-  def __getitem__(self, index) -> NoisyKernel:
-    return NoisyKernel(self.mean[index], self.variance[index], self.draw)
+  def changed(self, change: Change) -> NoisyKernel:
+    """Returns the kernel with mean and variance changed alike."""
+    return NoisyKernel(change(self.mean), change(self.variance), self.draw)
 
   def __rmatmul__(self, x: Float[Array, 'B ... inputs']) -> Float[Array, 'B ... outputs']:
     centre = x @ self.mean
@@ -103,7 +131,7 @@ class NoisyKernel:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScaledKernel:
+class ScaledKernel(StandIn):
   """A kernel whose input is multiplied by a number for each example and unit.
 
   Attributes:
@@ -115,22 +143,17 @@ class ScaledKernel:
   scale: Float[Array, 'B inputs']
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    """The shape of the array it stands for."""
-    return self.kernel.shape
+  def array(self) -> Float[Array | np.ndarray, '...']:
+    """The kernel."""
+    return self.kernel
 
-  @property
-  def dtype(self) -> np.dtype[Any]:
-    """The dtype of the array it stands for."""
-    return self.kernel.dtype
+  def changed(self, change: Change) -> ScaledKernel:
+    """Returns the kernel changed, with the same scale of its inputs."""
+    return ScaledKernel(change(self.kernel), self.scale)
 
   def astype(self, dtype: Any) -> ScaledKernel:
-    """Returns the kernel in another dtype."""
+    """Returns kernel and scale in another dtype."""
     return ScaledKernel(self.kernel.astype(dtype), self.scale.astype(dtype))
-
-  def reshape(self, *shape: int) -> ScaledKernel:
-    """Returns the kernel in another shape."""
-    return ScaledKernel(self.kernel.reshape(*shape), self.scale)
 
   def __getitem__(self, index) -> ScaledKernel:
     rows = index[0] if isinstance(index, tuple) else index

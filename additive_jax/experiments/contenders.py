@@ -91,8 +91,7 @@ def make_contender(
     changed.training.check_whole('a balance of routers')
     recipe = dataclasses.replace(recipe, loss=Routed(selected(Balance, changed.config.balance)))
     rate = changed.config.balance.router_rate
-    pool = initial_shapes(model, first_input(changed.data))['params']
-    if rate != 1 and any(fits(ROUTERS, path) for path in paths_of(pool)):
+    if rate != 1 and _has_router(model, first_input(changed.data)):
       rates = (*recipe.learning_rates, (ROUTERS, rate))
       recipe = dataclasses.replace(recipe, learning_rates=rates)
   structure = changed.space.all_on() if structure is None else changed.space.parse(structure)
@@ -106,6 +105,11 @@ def make_contender(
     family=family,
     structure=structure,
   )
+
+
+def _has_router(model, x):
+  """Whether the pool has leaves of a router, which one at random has not."""
+  return any(fits(ROUTERS, path) for path in paths_of(initial_shapes(model, x)['params']))
 
 
 def contenders_of(records: Records) -> list[Contender]:
