@@ -43,6 +43,8 @@ CASES = [
   ({'experiment': 'dna', 'limit': 5.0}, []),
   ({'experiment': 'booster', 'booster.quorum': 0.5}, ['booster.quorum']),
   ({'experiment': 'compress', 'compress.temperature': 3.0}, ['compress.temperature']),
+  ({'experiment': 'compress', 'compress.gradual_rate': 2.0}, ['compress.gradual_rate']),
+  ({'experiment': 'compress', 'compress.gradual_rate': 2.0, 'compress.gradual': (0.9,)}, []),
   ({'experiment': 'sweep', 'schedule.name': 'constant'}, []),
   (
     {'experiment': 'sweep', 'schedule.name': 'constant', 'schedule.kwargs': {'a': 1}},

@@ -214,6 +214,10 @@ WHEN: dict[str, tuple[Used, str]] = {
   'compress.inputs': (lambda o: o.compress.level == 'unit', "config.compress.level 'unit'"),
   'compress.scope': (lambda o: o.compress.level != 'unit', 'other levels than units'),
   **dict.fromkeys(
+    ('compress.gradual_epochs', 'compress.gradual_share', 'compress.gradual_rate'),
+    (lambda o: bool(o.compress.gradual), 'shares in config.compress.gradual'),
+  ),
+  **dict.fromkeys(
     ('compress.temperature', 'compress.teacher_epochs'),
     (lambda o: o.compress.distill > 0, 'config.compress.distill above 0'),
   ),
